@@ -1,0 +1,41 @@
+"""Errors that users meet: one line that names what came, what was expected and what to do."""
+
+
+class LLMDiffError(Exception):
+    """Base of every error that LLMDiff raises on purpose; the command line prints it without a traceback."""
+
+
+class PromptError(LLMDiffError, ValueError):
+    """A prompt cannot be encoded (empty, wrong type)."""
+
+
+class LLMNotFoundError(LLMDiffError, OSError):
+    """The LLM is neither a folder, a GGUF file, a cached Hub id nor the embedded default."""
+
+
+class UnsupportedLLMError(LLMDiffError, ValueError):
+    """The model is not a decoder-only LLM whose blocks can be called on a lone token."""
+
+
+class UnsupportedPipelineError(LLMDiffError, ValueError):
+    """The diffusers pipeline belongs to no family that the adapter knows."""
+
+
+class AdapterMismatchError(LLMDiffError, ValueError):
+    """Adapter, LLM and pipeline do not fit each other (width, family, number of blocks)."""
+
+
+class AttachError(LLMDiffError, RuntimeError):
+    """Attach or detach was called in the wrong state."""
+
+
+class CorruptWeightsError(LLMDiffError, OSError):
+    """A weight file is missing, truncated or differs from its recorded SHA-256."""
+
+
+class ConfigError(LLMDiffError, ValueError):
+    """A configuration has an unknown key or a value out of range."""
+
+
+class OutputError(LLMDiffError, OSError):
+    """The place to write to cannot be written."""

@@ -1,0 +1,48 @@
+"""The values that pass between modules. Shape letters, used in every docstring:
+
+B prompts, T tokens (padded), D width of the LLM's states, L decoder blocks of the LLM,
+W width of the text states the denoiser expects.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockStates:
+    """Every block's two updates of every token of a batch of prompts.
+
+    Shapes:
+        x0: (B, T, D), what enters the first block.
+        context: (L, B, T, D), u_l = block_l(x_l | causal context) - x_l.
+        lone: (L, B, T, D), v_l = block_l(x_l | the token alone) - x_l.
+        token_mask: (B, T) bool, True = real token.
+        input_ids: (B, T) int64, 0 where padded.
+
+    Source: Dong et al. 2024 (arXiv 2502.04412), the denoising reading of decoder blocks.
+    """
+
+    x0: Tensor
+    context: Tensor
+    lone: Tensor
+    token_mask: Tensor
+    input_ids: Tensor
+
+    @property
+    def scores(self) -> Tensor:
+        """s_l = u_l - v_l, (L, B, T, D): what the context contributed in each block."""
+        return self.context - self.lone
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoding:
+    """The text encoding c of a batch of prompts.
+
+    Shapes:
+        states: (B, T, D); rows of padding tokens are exactly 0.
+        token_mask: (B, T) bool, True = real token.
+    """
+
+    states: Tensor
+    token_mask: Tensor
