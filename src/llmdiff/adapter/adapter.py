@@ -1,0 +1,263 @@
+"""LLMDiffAdapter: everything that is trained, from the text encoding to the second cross-attention branches."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, cast
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from llmdiff.adapter import families
+from llmdiff.adapter.processors import CrossAttentionBranch
+from llmdiff.adapter.storage import load_adapter_files, save_adapter_files
+from llmdiff.errors import AdapterMismatchError, ConfigError
+from llmdiff.language.encoding import ContextEncoding
+from llmdiff.types import TextEncoding
+
+LayerTable = dict[str, dict[str, Any]]
+
+# Read by the base's own text encoder when an adapter is created: how large are the text states it produces?
+_SAMPLE_PROMPTS = ("a photo of a cat", "two red apples beside a blue cup", "a house by the sea at night", "")
+
+
+class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-ignore]
+    """The adapter between an LLM and one frozen denoiser.
+
+    Modules:
+        context: the weighted sum over the LLM's blocks; None when the states come from something else.
+        norm, phi: c => norm(c) => phi(norm(c)), of the width that the denoiser expects.
+        pooled: the last real token of norm(c) => the pooled vector; None where the denoiser wants none.
+        branches: the new half of every cross-attention layer, in `cross_attention`'s order.
+
+    Raises:
+        ConfigError: an argument is out of range.
+
+    Source: Dong et al. 2024 (arXiv 2502.04412); LayerNorm on c is ours, see `ContextEncoding`.
+    """
+
+    config_name = "config.json"  # type: ignore[assignment]
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self,
+        *,
+        llm_id: str,
+        num_blocks: int,
+        hidden_size: int,
+        family: str,
+        base_model_id: str,
+        text_width: int,
+        pooled_width: int | None,
+        cross_attention: LayerTable,
+        encoding: Literal["guided", "paper"] | None = "guided",
+        lone: Literal["token", "token+bos"] = "token+bos",
+        template: str | None = None,
+        max_length: int = 512,
+        clip: float = 3.0,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        _check_choice("family", family, [row.name for row in families.FAMILIES])
+        _check_choice("encoding", encoding, ["guided", "paper", None])
+        _check_choice("lone", lone, ["token", "token+bos"])
+        widths = {"hidden_size": hidden_size, "text_width": text_width, "max_length": max_length}
+        for name, value in widths.items():
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} is {value!r}, expected a whole number of at least 1")
+        self.context: ContextEncoding | None = None
+        if encoding is not None:
+            self.context = ContextEncoding(
+                num_blocks,
+                hidden_size,
+                encoding=encoding,
+                lone=lone,
+                template=template,
+                max_length=max_length,
+                clip=clip,
+            )
+        self.norm = nn.LayerNorm(hidden_size)
+        self.phi = nn.Linear(hidden_size, text_width)
+        self.pooled = None if pooled_width is None else nn.Linear(hidden_size, pooled_width)
+        # A dot separates modules in a state dict, so layer names carry underscores here.
+        self.branches = nn.ModuleDict(
+            {
+                name.replace(".", "_"): CrossAttentionBranch(hidden_size, **row)
+                for name, row in cross_attention.items()
+            }
+        )
+
+    def branch(self, layer: str) -> CrossAttentionBranch:
+        """Return the branch of the cross-attention layer with this module name."""
+        return cast(CrossAttentionBranch, self.branches[layer.replace(".", "_")])
+
+    def condition(self, encoding: TextEncoding) -> tuple[Tensor, Tensor | None]:
+        """Return what goes through diffusers as `encoder_hidden_states`, and the pooled vector or None.
+
+        Shapes:
+            encoding.states (B, T, D) => (B, T, W + D), [phi(norm(c)) ; norm(c)], padding rows exactly 0;
+            pooled (B, pooled width), from the last real token.
+
+        Raises:
+            AdapterMismatchError: the encoding has another width than the adapter.
+        """
+        hidden_size = self.norm.normalized_shape[0]
+        if encoding.states.shape[-1] != hidden_size:
+            raise AdapterMismatchError(
+                f"encoding has width {encoding.states.shape[-1]}, the adapter was made for {hidden_size}: "
+                "use the LLM that the adapter was trained with"
+            )
+        weight = self.norm.weight
+        # A tensor made in inference mode cannot take part in a backward pass; its copy can.
+        states = encoding.states.clone() if encoding.states.is_inference() else encoding.states
+        states = self.norm(states.to(device=weight.device, dtype=weight.dtype))
+        mask = encoding.token_mask.to(weight.device)
+        # Masked after the projections: LayerNorm's and phi's biases would fill padding rows.
+        both = torch.cat([self.phi(states), states], dim=-1).masked_fill(~mask[..., None], 0)
+        if self.pooled is None:
+            return both, None
+        positions = torch.arange(mask.shape[1], device=mask.device)
+        last = torch.where(mask, positions, 0).amax(dim=1)
+        return both, self.pooled(states[torch.arange(len(last), device=last.device), last])
+
+    @classmethod
+    def create(
+        cls,
+        pipe: Any,
+        *,
+        llm_id: str,
+        hidden_size: int,
+        num_blocks: int,
+        encoding: Literal["guided", "paper"] | None = "guided",
+        lone: Literal["token", "token+bos"] = "token+bos",
+        template: str | None = None,
+        max_length: int = 512,
+        clip: float = 3.0,
+        base_model_id: str | None = None,
+        sample_prompts: Sequence[str] = _SAMPLE_PROMPTS,
+    ) -> Self:
+        """Return an untrained adapter for this pipeline, in float32 on the denoiser's device.
+
+        New query and output projections start as copies of the pretrained ones. phi, keys and values are random,
+        with the size that the base's own text encoder gives to text states, keys and values for `sample_prompts`
+        (size 1 where the pipeline has no text encoder). Gates start at a = 1, b = 0.
+
+        Raises:
+            UnsupportedPipelineError: the pipeline belongs to no known family.
+        """
+        family, denoiser = families.family_of(pipe), families.denoiser_of(pipe)
+        if base_model_id is None:
+            base_model_id = str(getattr(pipe, "name_or_path", None) or pipe.config.get("_name_or_path") or "")
+        make: Any = cls  # diffusers' config decorator hides the signature
+        adapter: Self = make(
+            llm_id=llm_id,
+            num_blocks=num_blocks,
+            hidden_size=hidden_size,
+            family=family.name,
+            base_model_id=base_model_id,
+            text_width=families.text_width(denoiser),
+            pooled_width=families.pooled_width(denoiser) if family.has_pooled else None,
+            cross_attention=families.layer_table(denoiser),
+            encoding=encoding,
+            lone=lone,
+            template=template,
+            max_length=max_length,
+            clip=clip,
+        )
+        adapter._start_like(pipe, family, denoiser, sample_prompts)
+        adapter.to(device=next(denoiser.parameters()).device)
+        return adapter
+
+    @torch.no_grad()
+    def _start_like(
+        self, pipe: Any, family: families.Family, denoiser: nn.Module, prompts: Sequence[str]
+    ) -> None:
+        states, pooled = _base_text(pipe, family, prompts)
+        # norm(c) has an rms of 1 per token, so weights of std s give an output of rms s * sqrt(D).
+        one_unit = self.norm.normalized_shape[0] ** -0.5
+        _fill(self.phi, one_unit * _rms(states))
+        if self.pooled is not None:
+            _fill(self.pooled, one_unit * _rms(pooled))
+        for name, layer in families.cross_attention_layers(denoiser).items():
+            attn: Any = layer
+            branch = self.branch(name)
+            for own, pretrained in ((branch.to_q, attn.to_q), (branch.to_out, attn.to_out[0])):
+                own.weight.copy_(pretrained.weight)
+                if own.bias is not None:
+                    own.bias.copy_(pretrained.bias)
+            _fill(branch.to_k, one_unit * _rms(None if states is None else attn.to_k(states)))
+            _fill(branch.to_v, one_unit * _rms(None if states is None else attn.to_v(states)))
+
+    def save_pretrained(  # type: ignore[override, unused-ignore]
+        self, save_directory: str | Path, *, dtype: torch.dtype | None = None
+    ) -> None:
+        """Write config.json, the weights as safetensors and a SHA-256 manifest; returns nothing.
+
+        With `dtype` the weights are stored in it, except the context encoding's few numbers (float32 always).
+
+        Raises:
+            OutputError: the folder cannot be written; nothing half written is left in it.
+        """
+        tensors = {}
+        for name, tensor in self.state_dict().items():
+            keep = dtype is None or name.startswith("context.") or not tensor.is_floating_point()
+            tensors[name] = (
+                tensor.detach().cpu().contiguous() if keep else tensor.detach().to("cpu", dtype).contiguous()
+            )
+        config = {name: value for name, value in self.config.items() if not name.startswith("_")}
+        save_adapter_files(Path(save_directory), {"_class_name": type(self).__name__, **config}, tensors)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override, unused-ignore]
+        cls,
+        name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = torch.float32,
+    ) -> Self:
+        """Return a saved adapter, from a folder or a Hub id, in eval mode; `dtype=None` keeps the stored one.
+
+        Raises:
+            CorruptWeightsError: a file is missing, truncated or differs from its recorded SHA-256, or a tensor is
+                missing, has another shape or holds values that are not finite.
+            ConfigError: config.json has an unknown key, lacks one or has a value out of range.
+        """
+        config, read_tensors = load_adapter_files(name_or_path, cls, revision=revision)
+        make: Any = cls  # diffusers' config decorator hides the signature
+        adapter: Self = make(**config)
+        tensors = read_tensors({name: tensor.shape for name, tensor in adapter.state_dict().items()})
+        adapter.load_state_dict(tensors, assign=True)
+        if dtype is not None:
+            for name, module in adapter.named_children():
+                if name != "context":
+                    module.to(dtype)
+        adapter.to(device=device).eval()
+        return adapter
+
+
+def _check_choice(name: str, value: Any, choices: list[Any]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
+
+
+def _base_text(
+    pipe: Any, family: families.Family, prompts: Sequence[str]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the base's own text states (B, T, W) and pooled vectors for the prompts, None where it has none."""
+    if getattr(pipe, "tokenizer", None) is None or getattr(pipe, "text_encoder", None) is None:
+        return None, None
+    given = {"prompt": list(prompts), "device": pipe.device, "num_images_per_prompt": 1}
+    result = type(pipe).encode_prompt(pipe, **given, do_classifier_free_guidance=False)
+    parts = dict(zip(family.encode_prompt_returns, result, strict=True))
+    return parts["positive"], parts.get("positive_pooled")
+
+
+def _rms(states: Tensor | None) -> float:
+    return 1.0 if states is None else float(states.float().square().mean().sqrt())
+
+
+def _fill(layer: nn.Linear, std: float) -> None:
+    nn.init.normal_(layer.weight, std=std)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

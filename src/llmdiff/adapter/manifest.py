@@ -1,0 +1,58 @@
+"""The SHA-256 manifest of a saved adapter: written last, checked before anything else is read."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from llmdiff.errors import CorruptWeightsError
+
+MANIFEST_NAME = "manifest.json"
+_REMEDY = "save it again or download it again"
+
+
+def sha256_of(path: Path) -> str:
+    """Return a file's SHA-256 as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path, names: Iterable[str]) -> None:
+    """Write the manifest of these files of the folder; returns nothing."""
+    entries = {name: sha256_of(folder / name) for name in sorted(names)}
+    text = json.dumps({"sha256": entries}, indent=2, sort_keys=True) + "\n"
+    (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
+
+
+def check_manifest(folder: Path, required: Iterable[str]) -> None:
+    """Check every file of the manifest against its recorded SHA-256; returns nothing.
+
+    Raises:
+        CorruptWeightsError: the manifest is missing or unreadable, a required file has no entry, or a file is
+            missing or differs from what was saved.
+    """
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise CorruptWeightsError(f"{folder} has no {MANIFEST_NAME}, expected a saved adapter: {_REMEDY}")
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["sha256"]
+        known = {str(name): str(digest) for name, digest in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptWeightsError(
+            f"{path} is not a manifest of SHA-256 sums ({error!r}): {_REMEDY}"
+        ) from error
+    for name in required:
+        if name not in known:
+            raise CorruptWeightsError(f"{path} has no entry for {name}: {_REMEDY}")
+    for name, expected in known.items():
+        # A name with a folder in it could point outside the adapter.
+        if Path(name).name != name:
+            raise CorruptWeightsError(f"{path} lists {name!r}, expected plain file names: {_REMEDY}")
+        file = folder / name
+        if not file.is_file():
+            raise CorruptWeightsError(f"{file} is missing, the manifest lists it: {_REMEDY}")
+        found = sha256_of(file)
+        if found != expected:
+            raise CorruptWeightsError(
+                f"{file} has SHA-256 {found[:12]}, the manifest says {expected[:12]}: it is damaged or was changed; {_REMEDY}"
+            )

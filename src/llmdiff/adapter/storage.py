@@ -1,0 +1,141 @@
+"""An adapter on disk: config.json, safetensors and the manifest; nothing is ever unpickled."""
+
+import inspect
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from llmdiff.adapter.manifest import MANIFEST_NAME, check_manifest, write_manifest
+from llmdiff.errors import ConfigError, CorruptWeightsError, OutputError
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+
+ReadTensors = Callable[[Mapping[str, torch.Size]], dict[str, Tensor]]
+
+
+def save_adapter_files(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write the adapter's three files into the folder, creating it if needed; returns nothing.
+
+    Raises:
+        OutputError: the folder cannot be written; nothing half written is left in it.
+    """
+    created: list[Path] = []
+    partial: Path | None = None
+    try:
+        for place in [folder, *folder.parents]:
+            if place.exists():
+                break
+            created.append(place)
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+        save_file(dict(tensors), partial / WEIGHTS_NAME, metadata={"format": "pt"})
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        (partial / CONFIG_NAME).write_text(text, encoding="utf-8")
+        write_manifest(partial, [CONFIG_NAME, WEIGHTS_NAME])
+        # The manifest moves last: stopped in between, an older adapter's folder is refused instead of mixed up.
+        for name in (WEIGHTS_NAME, CONFIG_NAME, MANIFEST_NAME):
+            (partial / name).chmod(0o644)
+            os.replace(partial / name, folder / name)
+        partial.rmdir()
+    except (OSError, SafetensorError) as error:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+        for place in created:
+            # Only folders made by this call, and only while empty.
+            if place.is_dir() and not any(place.iterdir()):
+                place.rmdir()
+        raise OutputError(
+            f"save_directory {folder} cannot be written ({error}): choose a folder you can write, on a disk with room"
+        ) from error
+
+
+def load_adapter_files(
+    name_or_path: str | Path, adapter_class: type, *, revision: str | None = None
+) -> tuple[dict[str, Any], ReadTensors]:
+    """Return the checked config and a function that reads the tensors, given the shapes that it has to find.
+
+    Raises:
+        CorruptWeightsError: see `LLMDiffAdapter.from_pretrained`.
+        ConfigError: see `LLMDiffAdapter.from_pretrained`.
+    """
+    folder = _folder(name_or_path, revision)
+    check_manifest(folder, [CONFIG_NAME, WEIGHTS_NAME])
+    path = folder / CONFIG_NAME
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON ({error}): save the adapter again") from error
+    config = {name: value for name, value in dict(stored).items() if not name.startswith("_")}
+    parameters = inspect.signature(adapter_class.__init__).parameters  # type: ignore[misc]
+    known = {name: row for name, row in parameters.items() if name != "self"}
+    unknown = sorted(set(config) - set(known))
+    if unknown:
+        raise ConfigError(
+            f"{path} has the unknown key {unknown[0]!r}, known are {', '.join(sorted(known))}: "
+            "it was made by another version of llmdiff, or by hand"
+        )
+    for name, row in known.items():
+        if name not in config and row.default is inspect.Parameter.empty:
+            raise ConfigError(f"{path} lacks the key {name!r}: save the adapter again")
+
+    def read_tensors(shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+        return _read_tensors(folder / WEIGHTS_NAME, shapes)
+
+    return config, read_tensors
+
+
+def _read_tensors(path: Path, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CorruptWeightsError(
+            f"{path} is not a readable safetensors file ({error}): download it again"
+        ) from error
+    for name in sorted(set(shapes) ^ set(tensors)):
+        what = "lacks the tensor" if name in shapes else "has the unexpected tensor"
+        raise CorruptWeightsError(f"{path} {what} {name!r}: config and weights are of different adapters")
+    for name, tensor in tensors.items():
+        if tensor.shape != shapes[name]:
+            raise CorruptWeightsError(
+                f"{path} has {name!r} of shape {tuple(tensor.shape)}, config.json says {tuple(shapes[name])}: "
+                "config and weights are of different adapters"
+            )
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CorruptWeightsError(
+                f"{path} has values that are not finite in {name!r}: the training diverged"
+            )
+    return tensors
+
+
+def _folder(name_or_path: str | Path, revision: str | None) -> Path:
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        return folder
+    # Something that looks like a path was meant as one: no question to the Hub, no misleading answer from it.
+    if isinstance(name_or_path, Path) or folder.is_absolute() or str(name_or_path).count("/") != 1:
+        raise CorruptWeightsError(
+            f"adapter {str(name_or_path)!r} is no folder, expected a saved adapter or a Hub id like 'owner/name'"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = snapshot_download(
+            str(name_or_path), revision=revision, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME]
+        )
+    except Exception as error:  # the Hub client raises a dozen kinds, for network, names, rights and caches
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CorruptWeightsError(
+            f"adapter {name_or_path!r} is neither a folder nor to be had from the Hub ({reason}): check the name and "
+            "the network"
+        ) from error
+    return Path(found)
