@@ -1,0 +1,239 @@
+"""Runs an LLM once over prompts and hands out each block's context update and lone update.
+
+    u_l = block_l(x_l | causal context) - x_l        the context update
+    v_l = block_l(x_l | the token alone) - x_l       the lone update: same block, same x_l, no other token
+
+Source: Dong et al. 2024 (arXiv 2502.04412), blocks as denoising steps of every token's state.
+"""
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache
+
+from llmdiff.errors import UnsupportedLLMError
+from llmdiff.language.prefix import PrefixStates, fixed_caches
+from llmdiff.language.tokens import PromptTokens
+
+if TYPE_CHECKING:
+    from llmdiff.language.llm import DecoderLLM
+
+Lone = Literal["token", "token+bos"]
+Visit = Callable[[int, Tensor, Tensor, Tensor | None], None]
+BlockCall = Callable[[int, nn.Module, Tensor, Tensor, dict[str, Any]], None]
+
+# Hooks sit on modules that threads share; two passes at once would see each other's blocks.
+_one_pass_at_a_time = threading.RLock()
+
+
+@torch.no_grad()
+def run_blocks(
+    llm: "DecoderLLM",
+    tokens: PromptTokens,
+    *,
+    lone: Lone | None,
+    visit: Visit,
+    on_last_hidden_state: Callable[[Tensor], None] | None = None,
+) -> Tensor:
+    """Returns x_0 of the kept tokens, after calling `visit(l, x_l, u_l, v_l)` for every block in order.
+
+    One pass over the LLM, whatever is asked for. What `visit` gets is not held here: memory stays that of one
+    block as long as `visit` keeps nothing. Only real tokens are run, except for the padding of the context
+    pass.
+
+    `lone="token"`: the token sees itself. `lone="token+bos"`: itself and BOS, at their true positions, in
+    every block (sliding windows do not hide BOS here). None: v_l is None. BOS itself has v_l = u_l, so its
+    score is 0.
+
+    `on_last_hidden_state` gets the LLM's last state after its final norm, for encodings that use only that.
+
+    Shapes:
+        x_l, u_l, v_l, the last state, result: (B, T, D) float32, laid out as `tokens`; padding rows are 0.
+    """
+    layout = _RunLayout.of(tokens, llm.device)
+    with _one_pass_at_a_time, torch.autocast(llm.device.type, enabled=False):
+        prefix = llm.prefix_states(tokens.prefix_ids)
+        x0: list[Tensor] = []
+
+        def hand_out(index: int, x: Tensor, u: Tensor, v: Tensor | None) -> None:
+            bos_x = prefix.bos_inputs[index]
+            bos_u = prefix.bos_outputs[index] - bos_x
+            x_l = layout.kept(x, bos_x)
+            if index == 0:
+                x0.append(x_l)
+            visit(index, x_l, layout.kept(u, bos_u), None if v is None else layout.kept(v, bos_u))
+
+        if layout.run_ids.shape[1] == 0:  # every prompt is empty: all there is to know is in the prefix
+            nothing = prefix.bos_inputs.new_zeros(0, prefix.bos_inputs.shape[1])
+            for index in range(llm.num_blocks):
+                hand_out(index, nothing, nothing, None if lone is None else nothing)
+            last = nothing
+        else:
+
+            def on_block(
+                index: int, block: nn.Module, x: Tensor, out: Tensor, kwargs: dict[str, Any]
+            ) -> None:
+                v = None
+                x_real = layout.real(x)
+                if lone is not None:
+                    cache = prefix.bos_cache if lone == "token+bos" else None
+                    v = _call_alone(block, x_real, kwargs, layout, cache).float() - x_real.float()
+                hand_out(index, x_real.float(), layout.real(out).float() - x_real.float(), v)
+
+            with _on_every_block(llm.blocks, on_block):
+                # Padded on the right under a causal mask: no real token sees padding, so no mask is needed.
+                result = llm.model.base_model(
+                    input_ids=layout.run_ids, past_key_values=prefix.cache, use_cache=True, return_dict=True
+                )
+            last = layout.real(result.last_hidden_state).float()
+        if on_last_hidden_state is not None:
+            on_last_hidden_state(layout.kept(last, prefix.bos_last))
+    return x0[0]
+
+
+@torch.no_grad()
+def run_prefix(llm: "DecoderLLM", prefix_ids: tuple[int, ...]) -> PrefixStates:
+    """Returns keys and values of a constant start of text, and its BOS's state at every block."""
+    inputs: list[Tensor] = []
+    outputs: list[Tensor] = []
+
+    def on_block(index: int, block: nn.Module, x: Tensor, out: Tensor, kwargs: dict[str, Any]) -> None:
+        inputs.append(x[0, 0].float())
+        outputs.append(out[0, 0].float())
+
+    # Without a config every layer keeps all its keys, those outside a sliding window too; masks do the
+    # hiding.
+    recorded = DynamicCache()
+    ids = torch.tensor([prefix_ids], device=llm.device)
+    with (
+        _one_pass_at_a_time,
+        torch.autocast(llm.device.type, enabled=False),
+        _on_every_block(llm.blocks, on_block),
+    ):
+        result = llm.model.base_model(
+            input_ids=ids, past_key_values=recorded, use_cache=True, return_dict=True
+        )
+    if len(recorded.layers) != llm.num_blocks or len(inputs) != llm.num_blocks:
+        raise UnsupportedLLMError(
+            f"{llm.id}: {len(recorded.layers)} of {llm.num_blocks} blocks keep keys and values of their own; "
+            "expected a decoder-only LLM whose every block does"
+        )
+    whole, bos = fixed_caches(recorded)
+    return PrefixStates(
+        cache=whole,
+        bos_cache=bos,
+        bos_inputs=torch.stack(inputs),
+        bos_outputs=torch.stack(outputs),
+        bos_last=result.last_hidden_state[0, 0].float(),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RunLayout:
+    """Where the tokens of one pass come from and go to.
+
+    Shapes:
+        run_ids: (B, S), what the LLM reads behind the prefix, padded on the right.
+        run_places: (N,), the kept tokens except BOS, as places in the flat (B*S).
+        kept_places: (N,), the same tokens as places in the flat (B*T); bos_places: (B,).
+    """
+
+    run_ids: Tensor
+    run_places: Tensor
+    kept_places: Tensor
+    bos_places: Tensor
+    batch: int
+    width: int
+
+    @classmethod
+    def of(cls, tokens: PromptTokens, device: torch.device) -> "_RunLayout":
+        batch, width = tokens.input_ids.shape
+        input_ids, mask = tokens.input_ids.cpu(), tokens.token_mask.cpu()
+        rows = [ids[real].tolist() for ids, real in zip(input_ids, mask, strict=True)]
+        runs = [[*context, *row[1:]] for context, row in zip(tokens.context_ids, rows, strict=True)]
+        steps = max(len(run) for run in runs)
+        run_ids = torch.zeros(batch, steps, dtype=torch.int64)
+        run_places: list[int] = []
+        for b, (run, context) in enumerate(zip(runs, tokens.context_ids, strict=True)):
+            run_ids[b, : len(run)] = torch.tensor(run, dtype=torch.int64)
+            run_places += range(b * steps + len(context), b * steps + len(run))
+        is_bos = mask & (mask.cumsum(1) == 1)
+        places = torch.arange(batch * width).reshape(batch, width)
+        return cls(
+            run_ids=run_ids.to(device),
+            run_places=torch.tensor(run_places, dtype=torch.int64, device=device),
+            kept_places=places[mask & ~is_bos].to(device),
+            bos_places=places[is_bos].to(device),
+            batch=batch,
+            width=width,
+        )
+
+    def real(self, states: Tensor) -> Tensor:
+        """(B, S, ...) => (N, ...): the kept tokens without BOS."""
+        return states.flatten(0, 1)[self.run_places.to(states.device)]
+
+    def kept(self, real: Tensor, bos: Tensor) -> Tensor:
+        """(N, D) and BOS's (D,) => (B, T, D), padding rows 0."""
+        out = real.new_zeros(self.batch * self.width, bos.shape[-1])
+        out[self.kept_places.to(out.device)] = real
+        out[self.bos_places.to(out.device)] = bos.to(out.device)
+        return out.reshape(self.batch, self.width, -1)
+
+
+def _call_alone(
+    block: nn.Module, x_real: Tensor, kwargs: dict[str, Any], layout: _RunLayout, cache: Cache | None
+) -> Tensor:
+    """Returns the block's output for every token as a text of its own, (N, D)."""
+    batch, steps = layout.run_ids.shape
+
+    def alone(name: str, value: Any) -> Any:
+        if isinstance(value, Cache):
+            return cache
+        if name == "attention_mask":
+            return None
+        if name == "use_cache":
+            return cache is not None
+        if isinstance(value, tuple):
+            return tuple(alone("", item) for item in value)
+        if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[:2] in ((1, steps), (batch, steps)):
+            # Rotary tables, position ids, per-layer inputs: every token keeps its own row.
+            return layout.real(value.expand(batch, *value.shape[1:])).unsqueeze(1)
+        return value
+
+    # forward, not __call__: the hooks of the running pass sit on the block.
+    out = block.forward(x_real.unsqueeze(1), **{name: alone(name, value) for name, value in kwargs.items()})
+    return _first(out).squeeze(1)
+
+
+@contextmanager
+def _on_every_block(blocks: nn.ModuleList, on_block: BlockCall) -> Iterator[None]:
+    """Calls `on_block(index, block, input, output, other arguments by name)` after each block, until left."""
+    handles = []
+    for index, block in enumerate(blocks):
+        names = list(inspect.signature(block.forward).parameters)
+
+        def after(
+            module: nn.Module, args: Any, kwargs: Any, out: Any, index: int = index, names: list[str] = names
+        ) -> None:
+            by_name = {**dict(zip(names, args, strict=False)), **kwargs}
+            on_block(index, module, by_name.pop(names[0]), _first(out), by_name)
+
+        handles.append(block.register_forward_hook(after, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _first(out: Any) -> Tensor:
+    """Returns a block's states; a few models still return a tuple."""
+    states = out[0] if isinstance(out, (tuple, list)) else out
+    assert isinstance(states, Tensor)
+    return states

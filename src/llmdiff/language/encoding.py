@@ -1,0 +1,240 @@
+"""The text encoding: a weighted sum of what an LLM's blocks do to each token."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from llmdiff.errors import AdapterMismatchError, ConfigError, PromptError
+from llmdiff.language.blocks import Lone, run_blocks
+from llmdiff.language.llm import DecoderLLM
+from llmdiff.types import BlockStates, TextEncoding
+
+Encoding = Literal["guided", "paper"]
+
+# The noise each block starts with, as a fraction of a typical token's x_0.
+_INITIAL_NOISE = 0.01
+_CALIBRATION_BATCH = 8
+
+
+class ContextEncoding(nn.Module):
+    """The text encoding c: x_0 plus every block's weighted score, with learned weights.
+
+        paper:   c = x_0 + sum_l ( g_l * s_l             + sqrt(2 h_l) * eps_l ),   s_l = u_l - v_l
+        guided:  c = x_0 + sum_l ( g_l * s_l + k_l * v_l + sqrt(2 h_l) * eps_l )
+
+    u_l is block l's update of a token in its context, v_l the same block's update of the token alone.
+    "guided" is ours and has the form of classifier-free guidance: v_l is the unguided part and g_l the
+    guidance weight. k = 0 is the paper's sum, k = g the plain states. The paper's sum drops what a token
+    means by itself (v_l makes "automobile" resemble "car"), which is why there are two.
+
+    The paper writes g(t) and leaves its form open. Ours is g_l = gamma_l / score_scale_l and k_l = kappa_l /
+    lone_scale_l with learned gamma, kappa and fixed scales: the median norm of a token's s_l and v_l,
+    measured once per LLM. Block updates differ by orders of magnitude (in SmolLM2, typical norms of 30 to 700
+    beside an x_0 of 2.7), so with plain weights the last blocks rule the sum and every gain needs a learning
+    rate of its own; a few attention sinks reach 25,000, so the scale is a median and not an rms, and a token
+    whose s_l or v_l exceeds `clip` scales is shortened to that. c is given in units of x_0's median norm, a
+    mere change of unit.
+
+    h_l = h_raw_l^2 / (2 D): h_raw_l is the norm of the block's noise on a token, in those units.
+
+    A prompt's first token is BOS: s = 0, so c = x_0 there in "paper"; in "guided" it is one constant vector.
+
+    Shapes:
+        gamma, kappa (guided only), h_raw, score_scale, lone_scale: (L,); x0_scale: ().
+    Source: Dong et al. 2024 (arXiv 2502.04412), the text encoding as a sum of score functions; guided, the
+        scales and the clipping are ours.
+    """
+
+    gamma: nn.Parameter
+    h_raw: nn.Parameter
+    kappa: nn.Parameter | None
+    x0_scale: Tensor
+    score_scale: Tensor
+    lone_scale: Tensor
+
+    def __init__(
+        self,
+        num_blocks: int,
+        hidden_size: int,
+        *,
+        encoding: Encoding = "guided",
+        lone: Lone = "token+bos",
+        template: str | None = None,
+        max_length: int = 512,
+        clip: float = 3.0,
+    ) -> None:
+        """Starts with all gains and scales 1; `calibrate` sets the scales. `clip=math.inf` clips nothing.
+
+        Raises:
+            ConfigError: an encoding, reading of "alone" or clip that does not exist.
+        """
+        super().__init__()
+        if encoding not in ("guided", "paper"):
+            raise ConfigError(f'encoding is {encoding!r}, expected "guided" or "paper"')
+        if lone not in ("token", "token+bos"):
+            raise ConfigError(f'lone is {lone!r}, expected "token" or "token+bos"')
+        if not clip > 0:
+            raise ConfigError(f"clip is {clip}, expected a number above 0 (math.inf clips nothing)")
+        self.num_blocks = num_blocks
+        self.hidden_size = hidden_size
+        self.encoding: Encoding = encoding
+        self.lone: Lone = lone
+        self.template = template
+        self.max_length = max_length
+        self.clip = clip
+        self.gamma = nn.Parameter(torch.ones(num_blocks))
+        self.kappa = nn.Parameter(torch.ones(num_blocks)) if encoding == "guided" else None
+        self.h_raw = nn.Parameter(torch.full((num_blocks,), _INITIAL_NOISE))
+        self.register_buffer("x0_scale", torch.ones(()))
+        self.register_buffer("score_scale", torch.ones(num_blocks))
+        self.register_buffer("lone_scale", torch.ones(num_blocks))
+
+    @property
+    def h(self) -> Tensor:
+        """h_l >= 0 in units of x_0's median norm squared, (L,)."""
+        return self.h_raw.square() / (2 * self.hidden_size)
+
+    @torch.no_grad()
+    def calibrate(self, llm: DecoderLLM, prompts: Sequence[str]) -> None:
+        """Returns None; sets the scales to median token norms over these prompts, BOS left out; once per LLM.
+
+        Raises:
+            PromptError: the prompts hold no token besides BOS.
+            AdapterMismatchError: the LLM has another number or width of blocks.
+        """
+        self._check(llm)
+        x0: list[Tensor] = []
+        scores: list[list[Tensor]] = [[] for _ in range(self.num_blocks)]
+        alone: list[list[Tensor]] = [[] for _ in range(self.num_blocks)]
+        # Similar lengths together: less padding to compute.
+        ordered = sorted(prompts, key=len)
+        for start in range(0, len(ordered), _CALIBRATION_BATCH):
+            batch = ordered[start : start + _CALIBRATION_BATCH]
+            tokens = llm.tokenize(batch, template=self.template, max_length=self.max_length)
+            words = tokens.token_mask & (tokens.token_mask.cumsum(1) > 1)
+
+            def measure(index: int, x: Tensor, u: Tensor, v: Tensor | None, words: Tensor = words) -> None:
+                assert v is not None
+                real = words.to(x.device)
+                if index == 0:
+                    x0.append(_norms(x[real]))
+                scores[index].append(_norms((u - v)[real]))
+                alone[index].append(_norms(v[real]))
+
+            run_blocks(llm, tokens, lone=self.lone, visit=measure)
+        if sum(norms.numel() for norms in x0) == 0:
+            raise PromptError(
+                "prompts hold no words to calibrate on; pass captions like those the adapter will see"
+            )
+        self.x0_scale.copy_(_median(x0))
+        self.score_scale.copy_(torch.stack([_median(norms) for norms in scores]))
+        self.lone_scale.copy_(torch.stack([_median(norms) for norms in alone]))
+
+    def sum(self, states: BlockStates, *, generator: torch.Generator | None = None) -> Tensor:
+        """Returns c of stored block states, differentiable in gamma, kappa and h_raw.
+
+        Noise is drawn only when a generator is given. Equals `encode` on the same prompts.
+
+        Shapes:
+            result: (B, T, D) float32, padding rows are exactly 0.
+        Raises:
+            AdapterMismatchError: states of an LLM with another number or width of blocks.
+        """
+        self._check_sizes(states.context.shape[0], states.x0.shape[-1], "the block states")
+        device = states.x0.device
+        alone = states.lone.float()
+        scores = self._clipped(
+            states.context.float() - alone, self.score_scale.to(device)[:, None, None, None]
+        )
+        c = states.x0.float() / self.x0_scale.to(device)
+        c = c + torch.einsum("l,lbtd->btd", self.gamma.to(device), scores)
+        if self.kappa is not None:
+            alone = self._clipped(alone, self.lone_scale.to(device)[:, None, None, None])
+            c = c + torch.einsum("l,lbtd->btd", self.kappa.to(device), alone)
+        return self._finish(c, states.token_mask, generator)
+
+    @torch.no_grad()
+    def encode(
+        self, llm: DecoderLLM, prompts: str | Sequence[str], *, generator: torch.Generator | None = None
+    ) -> TextEncoding:
+        """Returns c of the prompts, summed block by block while the LLM runs: O(B*T*D) memory, not times L.
+
+        Without a generator there is no noise, and the result is bit-for-bit repeatable.
+
+        Shapes:
+            states: (B, T, D) float32, padding rows are exactly 0.
+        Raises:
+            PromptError: no prompts, or one that is not a string.
+            AdapterMismatchError: the LLM has another number or width of blocks.
+        """
+        self._check(llm)
+        tokens = llm.tokenize(prompts, template=self.template, max_length=self.max_length)
+        total: list[Tensor] = []
+
+        def add(index: int, x: Tensor, u: Tensor, v: Tensor | None) -> None:
+            assert v is not None
+            if index == 0:
+                total.append(x / self.x0_scale.to(x.device))
+            score_scale, lone_scale = (
+                self.score_scale[index].to(x.device),
+                self.lone_scale[index].to(x.device),
+            )
+            c = total[0]
+            c += self.gamma[index].to(x.device) * self._clipped(u - v, score_scale).to(c.device)
+            if self.kappa is not None:
+                c += self.kappa[index].to(x.device) * self._clipped(v, lone_scale).to(c.device)
+
+        run_blocks(llm, tokens, lone=self.lone, visit=add)
+        mask = tokens.token_mask.to(total[0].device)
+        return TextEncoding(states=self._finish(total[0], mask, generator), token_mask=mask)
+
+    def _clipped(self, update: Tensor, scale: Tensor) -> Tensor:
+        """update / scale, tokens longer than `clip` shortened to that."""
+        update = update / scale
+        if math.isinf(self.clip):
+            return update
+        return update * (self.clip / _norms(update)[..., None]).clamp(max=1.0)
+
+    def _finish(self, c: Tensor, token_mask: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Adds the noise and makes padding rows exactly 0."""
+        if generator is not None:
+            # The blocks' noises are independent, so their sum is one draw with the sum of their variances:
+            #   sum_l sqrt(2 h_l) eps_l  ~  sqrt(2 sum_l h_l) eps
+            amplitude = (torch.linalg.vector_norm(self.h_raw.to(c.device)) / math.sqrt(self.hidden_size)).to(
+                c.dtype
+            )
+            # Drawn for real tokens in order, so padding changes nothing.
+            eps = torch.randn(
+                int(token_mask.sum()),
+                self.hidden_size,
+                generator=generator,
+                device=generator.device,
+                dtype=torch.float32,
+            )
+            noise = c.new_zeros(c.shape)
+            noise[token_mask] = eps.to(c.device)
+            c = c + amplitude * noise
+        return torch.where(token_mask[..., None], c, 0.0)
+
+    def _check(self, llm: DecoderLLM) -> None:
+        self._check_sizes(llm.num_blocks, llm.hidden_size, f"llm {llm.id!r}")
+
+    def _check_sizes(self, num_blocks: int, hidden_size: int, what: str) -> None:
+        if (num_blocks, hidden_size) != (self.num_blocks, self.hidden_size):
+            raise AdapterMismatchError(
+                f"{what} has {num_blocks} blocks of width {hidden_size}, but this encoding was made for "
+                f"{self.num_blocks} blocks of width {self.hidden_size}; use the LLM it was made for"
+            )
+
+
+def _norms(states: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(states.float(), dim=-1)
+    return norms
+
+
+def _median(norms: list[Tensor]) -> Tensor:
+    """The median of all norms; at least a tiny number, because scales divide."""
+    return torch.cat(norms).median().clamp(min=1e-6)

