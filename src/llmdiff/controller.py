@@ -95,8 +95,9 @@ class LLMController:
     ) -> Self:
         """Return a controller with a fresh, untrained adapter for this LLM and this pipeline.
 
-        `calibration_prompts` set the scales of the LLM's blocks, see `ContextEncoding`; captions like those of the
-        training are best. `base_model_id` (default: where the pipeline was loaded from) is what `load_pipeline` loads.
+        `calibration_prompts` set the scales of the LLM's blocks, see `ContextEncoding`; captions like those
+        of the training are best. `base_model_id` (default: where the pipeline was loaded from) is what
+        `load_pipeline` loads.
 
         Raises:
             UnsupportedPipelineError: the pipeline belongs to no known family.
@@ -160,8 +161,8 @@ class LLMController:
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise LLMDiffError(
-                f"base pipeline {base!r} is neither a folder nor to be had from the Hub ({reason}): get it once with "
-                f"network, or load it yourself and attach to it"
+                f"base pipeline {base!r} is neither a folder nor to be had from the Hub ({reason}): get it "
+                "once with network, or load it yourself and attach to it"
             ) from error
         return pipe.to(device)
 
@@ -175,7 +176,7 @@ class LLMController:
 
     @contextmanager
     def attached(self, pipe: Any, scale: float = 1.0) -> Iterator[Any]:
-        """Return a context in which the LLM controls the pipeline; it is detached at the end, also after an error."""
+        """Return a context where the LLM controls the pipeline; detached at its end, even after an error."""
         self.attach(pipe, scale)
         try:
             yield pipe
@@ -191,7 +192,7 @@ class LLMController:
         self.adapter.save_pretrained(save_directory, dtype=dtype)
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, dtype: torch.dtype | None = None) -> str:
-        """Upload the adapter to the Hub, creating the repository if needed, and return the commit's address."""
+        """Upload the adapter to the Hub, creating its repository if needed; return the commit's address."""
         from huggingface_hub import HfApi
 
         api = HfApi()

@@ -1,4 +1,4 @@
-"""LLMDiffAdapter: everything that is trained, from the text encoding to the second cross-attention branches."""
+"""LLMDiffAdapter: everything that is trained, from the text encoding to the second attention branches."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -138,9 +138,9 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
     ) -> Self:
         """Return an untrained adapter for this pipeline, in float32 on the denoiser's device.
 
-        New query and output projections start as copies of the pretrained ones. phi, keys and values are random,
-        with the size that the base's own text encoder gives to text states, keys and values for `sample_prompts`
-        (size 1 where the pipeline has no text encoder). Gates start at a = 1, b = 0.
+        New query and output projections start as copies of the pretrained ones. phi, keys and values are
+        random, with the size that the base's own text encoder gives to text states, keys and values for
+        `sample_prompts` (size 1 where the pipeline has no text encoder). Gates start at a = 1, b = 0.
 
         Raises:
             UnsupportedPipelineError: the pipeline belongs to no known family.
@@ -165,7 +165,8 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
             clip=clip,
         )
         adapter._start_like(pipe, family, denoiser, sample_prompts)
-        adapter.to(device=next(denoiser.parameters()).device)
+        for module in adapter.children():
+            module.to(next(denoiser.parameters()).device)
         return adapter
 
     @torch.no_grad()
@@ -219,20 +220,23 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         """Return a saved adapter, from a folder or a Hub id, in eval mode; `dtype=None` keeps the stored one.
 
         Raises:
-            CorruptWeightsError: a file is missing, truncated or differs from its recorded SHA-256, or a tensor is
-                missing, has another shape or holds values that are not finite.
+            CorruptWeightsError: a file is missing, truncated or differs from its recorded SHA-256, or a
+                tensor is missing, has another shape or holds values that are not finite.
             ConfigError: config.json has an unknown key, lacks one or has a value out of range.
         """
         config, read_tensors = load_adapter_files(name_or_path, cls, revision=revision)
-        make: Any = cls  # diffusers' config decorator hides the signature
-        adapter: Self = make(**config)
+        make: Any = cls
+        try:
+            adapter: Self = make(**config)
+        except (TypeError, AttributeError, RuntimeError) as error:
+            raise ConfigError(
+                f"config.json of {name_or_path} has a value of a wrong kind ({error})"
+            ) from error
         tensors = read_tensors({name: tensor.shape for name, tensor in adapter.state_dict().items()})
         adapter.load_state_dict(tensors, assign=True)
-        if dtype is not None:
-            for name, module in adapter.named_children():
-                if name != "context":
-                    module.to(dtype)
-        adapter.to(device=device).eval()
+        for name, module in adapter.named_children():
+            module.to(device=device, dtype=None if name == "context" else dtype)
+        adapter.eval()
         return adapter
 
 
@@ -244,7 +248,7 @@ def _check_choice(name: str, value: Any, choices: list[Any]) -> None:
 def _base_text(
     pipe: Any, family: families.Family, prompts: Sequence[str]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the base's own text states (B, T, W) and pooled vectors for the prompts, None where it has none."""
+    """Return the base's own text states (B, T, W) and pooled vectors, None where it has none."""
     if getattr(pipe, "tokenizer", None) is None or getattr(pipe, "text_encoder", None) is None:
         return None, None
     given = {"prompt": list(prompts), "device": pipe.device, "num_images_per_prompt": 1}

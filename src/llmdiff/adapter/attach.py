@@ -51,8 +51,8 @@ class Installation:
             present = cast(Any, self.denoiser.get_submodule(name)).processor
             if present is not processor:
                 raise AttachError(
-                    f"the attention processor of {name} is now {type(present).__name__}, it was replaced while the "
-                    "LLM was attached: detach, change the pipeline, attach again"
+                    f"the attention processor of {name} is now {type(present).__name__}, it was replaced "
+                    "while the LLM was attached: detach, change the pipeline, attach again"
                 )
 
     def restore(self) -> None:
@@ -72,8 +72,9 @@ class Installation:
 def install(denoiser: nn.Module, adapter: LLMDiffAdapter, *, scale: float = 1.0) -> Installation:
     """Return the installed two-branch processors; call `.restore()` on them, or use them in a `with`.
 
-    Only the processors of the cross-attention layers change: the denoiser then takes `adapter.condition(...)[0]`
-    as `encoder_hidden_states`. The branches are the adapter's own modules, so a loss reaches its parameters.
+    Only the processors of the cross-attention layers change: the denoiser then takes
+    `adapter.condition(...)[0]` as `encoder_hidden_states`. The branches are the adapter's own modules, so a
+    loss reaches its parameters.
 
     Raises:
         AdapterMismatchError: the adapter was made for another denoiser.
@@ -88,8 +89,8 @@ def install(denoiser: nn.Module, adapter: LLMDiffAdapter, *, scale: float = 1.0)
         original = attn.processor
         if isinstance(original, TwoBranchAttnProcessor):
             raise AttachError(
-                "the denoiser already carries an adapter (attached to this pipeline, or to one that shares its "
-                "denoiser): detach that first"
+                "the denoiser already carries an adapter (attached to this pipeline, or to one that shares "
+                "its denoiser): detach that first"
             )
         originals[name] = original
         processors[name] = TwoBranchAttnProcessor(
@@ -104,13 +105,14 @@ def install(denoiser: nn.Module, adapter: LLMDiffAdapter, *, scale: float = 1.0)
 def attach(pipe: Any, llm: TextSource | None, adapter: LLMDiffAdapter, *, scale: float = 1.0) -> None:
     """Put the LLM in control of the pipeline, so that plain `pipe("a prompt")` follows it; returns nothing.
 
-    `scale` between 0 and 1 mixes with the base's own text encoder in every cross-attention layer; 0 is the base
-    pipeline, bit for bit. The pipeline's weights, and what `save_pretrained` writes of it, stay the base's.
-    An adapter without a context encoding takes its states from `llm.encode(prompts) -> TextEncoding`.
+    `scale` between 0 and 1 mixes with the base's own text encoder in every cross-attention layer; 0 is the
+    base pipeline, bit for bit. The pipeline's weights, and what `save_pretrained` writes of it, stay the
+    base's. An adapter without a context encoding takes its states from `llm.encode(prompts) -> TextEncoding`.
 
     Raises:
         ConfigError: scale is not between 0 and 1.
-        UnsupportedPipelineError: the pipeline belongs to no known family, or carries another extension's processors.
+        UnsupportedPipelineError: the pipeline belongs to no known family, or carries another extension's
+            processors.
         AdapterMismatchError: the adapter was made for another family, width or LLM.
         AttachError: an LLM is attached already.
     Nothing is attached when one of these is raised.
@@ -137,7 +139,7 @@ def attach(pipe: Any, llm: TextSource | None, adapter: LLMDiffAdapter, *, scale:
 
 
 def detach(pipe: Any) -> None:
-    """Make the pipeline exactly what it was before attach: same processors, same method, same bits; returns nothing.
+    """Make the pipeline exactly what it was before attach: same processors, same bits; returns nothing.
 
     Raises:
         AttachError: no LLM is attached.
@@ -193,7 +195,8 @@ def _check_layers(denoiser: nn.Module, adapter: LLMDiffAdapter) -> None:
     found, expected = families.layer_table(denoiser), config.cross_attention
     if len(found) != len(expected):
         raise AdapterMismatchError(
-            f"pipe has {len(found)} cross-attention layers, the adapter was made for {len(expected)}: {remedy}"
+            f"pipe has {len(found)} cross-attention layers, the adapter was made for {len(expected)}: "
+            f"{remedy}"
         )
     for name in found:
         if found[name] != expected.get(name):
@@ -218,10 +221,12 @@ def check_llm(llm: TextSource | None, adapter: LLMDiffAdapter) -> None:
     ):
         if found != expected:
             raise AdapterMismatchError(
-                f"llm {llm.id!r} has {what} {found}, the adapter was made for {expected}: use {config.llm_id!r}"
+                f"llm {llm.id!r} has {what} {found}, the adapter was made for {expected}: use "
+                f"{config.llm_id!r}"
             )
     if llm.id != config.llm_id:
         warnings.warn(
-            f"llm is {llm.id!r}, the adapter was made for {config.llm_id!r}: right only if both are the same model",
+            f"llm is {llm.id!r}, the adapter was made for {config.llm_id!r}: right only if both are the same "
+            "model",
             stacklevel=3,
         )

@@ -95,8 +95,8 @@ def denoiser_of(pipe: Any) -> nn.Module:
     denoiser: Any = getattr(pipe, family.denoiser, None)
     if not isinstance(denoiser, nn.Module):
         raise UnsupportedPipelineError(
-            f"pipe.{family.denoiser} is {type(denoiser).__name__}, expected the pipeline's denoiser: load the "
-            f"pipeline with its {family.denoiser}"
+            f"pipe.{family.denoiser} is {type(denoiser).__name__}, expected the pipeline's denoiser: load "
+            f"the pipeline with its {family.denoiser}"
         )
     # Compiled modules prefix every layer's name; the module inside them is the one to work on.
     inner: nn.Module = getattr(denoiser, "_orig_mod", denoiser)

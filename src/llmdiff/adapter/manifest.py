@@ -54,5 +54,6 @@ def check_manifest(folder: Path, required: Iterable[str]) -> None:
         found = sha256_of(file)
         if found != expected:
             raise CorruptWeightsError(
-                f"{file} has SHA-256 {found[:12]}, the manifest says {expected[:12]}: it is damaged or was changed; {_REMEDY}"
+                f"{file} has SHA-256 {found[:12]}, the manifest says {expected[:12]}: it is damaged or was "
+                f"changed; {_REMEDY}"
             )

@@ -96,11 +96,11 @@ class TwoBranchAttnProcessor:
 
         out = Attn(q^(z), k^(phi(c)), v^(phi(c))) * a1*exp(b1)  +  Attn(q(z), k(c), v(c)) * a2*exp(b2)
 
-    Hats are the layer's own frozen projections, its output projection included. With `scale` below 1 the result
-    is (1 - scale) * base + scale * out, where base is the layer's attention over the base's own text states.
+    Hats are the layer's own frozen projections, its output projection included. `scale` below 1 gives
+    (1 - scale) * base + scale * out, base being the layer's attention over the base's own text states.
 
-    It is no `nn.Module` on purpose: diffusers would make the branch part of the denoiser, and a pipeline saved
-    while attached would then no longer be the base pipeline.
+    It is no `nn.Module` on purpose: diffusers would make the branch part of the denoiser, and a pipeline
+    saved while attached would then no longer be the base pipeline.
 
     Raises:
         UnsupportedPipelineError: the layer's present processor is neither plain attention (AttnProcessor,
@@ -121,8 +121,8 @@ class TwoBranchAttnProcessor:
         if not self.delegates and type(original) not in _COMPUTED_HERE:
             known = ", ".join(kind.__name__ for kind in _COMPUTED_HERE + _DELEGATED)
             raise UnsupportedPipelineError(
-                f"a cross-attention layer has the processor {type(original).__name__}, expected one of {known}: "
-                "unload what installed it (IP-Adapter, an old LoRA), attach, then try again"
+                f"a cross-attention layer has the processor {type(original).__name__}, expected one of "
+                f"{known}: unload what installed it (IP-Adapter, an old LoRA), attach, then try again"
             )
         framed = attn.residual_connection or attn.group_norm is not None or attn.spatial_norm is not None
         if self.delegates and (framed or attn.rescale_output_factor != 1):
@@ -211,7 +211,7 @@ class TwoBranchAttnProcessor:
         return result
 
     def _texts(self, attn: Any, states: Tensor, attention_mask: Tensor | None) -> _Texts:
-        """Return keys, values and masks of all texts, from the last call where that is certain to be right."""
+        """Return keys, values and masks of all texts, kept from the last call where that is safe."""
         # A LoRA on the key projection can change its strength between two steps; a tensor made in inference
         # mode does not count its changes. Both are computed afresh, like everything that needs a gradient.
         certain = not (
@@ -236,8 +236,8 @@ class TwoBranchAttnProcessor:
         width, hidden_size = self.text_width, self.branch.to_k.in_features
         if states.shape[-1] not in (width + hidden_size, 2 * width + hidden_size):
             raise ValueError(
-                f"encoder_hidden_states has width {states.shape[-1]}, expected {width} (the base's text states), "
-                f"{width + hidden_size} or {2 * width + hidden_size} (what the attached encode_prompt returns)"
+                f"encoder_hidden_states has width {states.shape[-1]}, expected {width} (the base's text states)"
+                f", {width + hidden_size} or {2 * width + hidden_size} (from the attached encode_prompt)"
             )
         own = states[..., width : width + hidden_size]
         mask = _token_mask(own, attention_mask)
@@ -277,7 +277,7 @@ def _join_heads(states: Tensor) -> Tensor:
 
 
 def _token_mask(states: Tensor, attention_mask: Tensor | None) -> Tensor | None:
-    """Return what attention may look at, (B, 1, 1, T): bool, or a bias where the caller has a mask of its own."""
+    """Return what may be looked at, (B, 1, 1, T): bool, or a bias where the caller has a mask of its own."""
     real = (states != 0).any(dim=-1)
     # A prompt without a single token sees its zero rows: softmax over nothing would not be a number.
     seen = (real | ~real.any(dim=-1, keepdim=True))[:, None, None, :]

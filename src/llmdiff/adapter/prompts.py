@@ -21,8 +21,8 @@ Parts = dict[Part, Tensor | None]
 class LLMEncodePrompt:
     """Stands in for a pipeline's `encode_prompt`: same arguments, same return, the LLM's states.
 
-    It lies in the pipeline's `__dict__` and holds all there is to know about the attachment, so a deep copy of
-    the pipeline is attached on its own (its processors and adapter are copies; the LLM is shared).
+    It lies in the pipeline's `__dict__` and holds all there is to know about the attachment, so a deep copy
+    of the pipeline is attached on its own (its processors and adapter are copies; the LLM is shared).
     """
 
     def __init__(
@@ -65,8 +65,9 @@ class LLMEncodePrompt:
         the LLM; embeddings that this method returned before are accepted again.
 
         Raises:
-            PromptError: a prompt is blank or no text, negative prompts do not match the prompts in number, a second
-                prompt for a second text encoder is given, or embeddings have a width that fits neither.
+            PromptError: a prompt is blank or no text, negative prompts do not match the prompts in number, a
+                second prompt for a second text encoder is given, or embeddings have a width that fits
+                neither.
             AttachError: an attention processor was replaced while attached.
         """
         bound = self.__signature__.bind(*args, **kwargs)
@@ -173,8 +174,9 @@ class LLMEncodePrompt:
         expected = width + hidden_size + (width if self.scale < 1 else 0)
         if embeds is not None and embeds.shape[-1] != expected:
             raise PromptError(
-                f"{name} has width {embeds.shape[-1]}, expected {expected} while the LLM is attached: make it with "
-                "this pipeline's encode_prompt, or detach to use embeddings of the base's text encoder"
+                f"{name} has width {embeds.shape[-1]}, expected {expected} while the LLM is attached: make "
+                "it with this pipeline's encode_prompt, or detach to use embeddings of the base's text "
+                "encoder"
             )
 
     def _check_arguments(self, given: dict[str, Any]) -> None:
@@ -182,15 +184,15 @@ class LLMEncodePrompt:
             first = given.get(name.removesuffix("_2"))
             if given.get(name) is not None and given[name] != first:
                 raise PromptError(
-                    f"{name} is for a second text encoder, but one LLM reads the whole prompt: write all of it in "
-                    f"{name.removesuffix('_2')}"
+                    f"{name} is for a second text encoder, but one LLM reads the whole prompt: write all of "
+                    f"it in {name.removesuffix('_2')}"
                 )
         if given.get("clip_skip") is not None and self.scale == 1:
             warnings.warn("clip_skip has no effect: the LLM stands in for CLIP", stacklevel=2)
 
 
 def encode_texts(adapter: LLMDiffAdapter, llm: Any, texts: Sequence[str]) -> TextEncoding:
-    """Return the text encoding that the adapter was made for: of its context encoding, else of `llm.encode`."""
+    """Return the encoding that the adapter was made for: its context encoding's, else `llm.encode`'s."""
     if adapter.context is not None:
         return adapter.context.encode(llm, list(texts))
     encoding: TextEncoding = llm.encode(list(texts))

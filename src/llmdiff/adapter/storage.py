@@ -42,7 +42,8 @@ def save_adapter_files(folder: Path, config: Mapping[str, Any], tensors: Mapping
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         (partial / CONFIG_NAME).write_text(text, encoding="utf-8")
         write_manifest(partial, [CONFIG_NAME, WEIGHTS_NAME])
-        # The manifest moves last: stopped in between, an older adapter's folder is refused instead of mixed up.
+        # The manifest moves last: stopped in between, an older adapter's folder is refused instead of mixed
+        # up.
         for name in (WEIGHTS_NAME, CONFIG_NAME, MANIFEST_NAME):
             (partial / name).chmod(0o644)
             os.replace(partial / name, folder / name)
@@ -55,7 +56,8 @@ def save_adapter_files(folder: Path, config: Mapping[str, Any], tensors: Mapping
             if place.is_dir() and not any(place.iterdir()):
                 place.rmdir()
         raise OutputError(
-            f"save_directory {folder} cannot be written ({error}): choose a folder you can write, on a disk with room"
+            f"save_directory {folder} cannot be written ({error}): choose a folder you can write, on a disk "
+            "with room"
         ) from error
 
 
@@ -107,8 +109,8 @@ def _read_tensors(path: Path, shapes: Mapping[str, torch.Size]) -> dict[str, Ten
     for name, tensor in tensors.items():
         if tensor.shape != shapes[name]:
             raise CorruptWeightsError(
-                f"{path} has {name!r} of shape {tuple(tensor.shape)}, config.json says {tuple(shapes[name])}: "
-                "config and weights are of different adapters"
+                f"{path} has {name!r} of shape {tuple(tensor.shape)}, config.json says "
+                f"{tuple(shapes[name])}: config and weights are of different adapters"
             )
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CorruptWeightsError(
@@ -124,7 +126,8 @@ def _folder(name_or_path: str | Path, revision: str | None) -> Path:
     # Something that looks like a path was meant as one: no question to the Hub, no misleading answer from it.
     if isinstance(name_or_path, Path) or folder.is_absolute() or str(name_or_path).count("/") != 1:
         raise CorruptWeightsError(
-            f"adapter {str(name_or_path)!r} is no folder, expected a saved adapter or a Hub id like 'owner/name'"
+            f"adapter {str(name_or_path)!r} is no folder, expected a saved adapter or a Hub id like "
+            "'owner/name'"
         )
     from huggingface_hub import snapshot_download
 
@@ -135,7 +138,7 @@ def _folder(name_or_path: str | Path, revision: str | None) -> Path:
     except Exception as error:  # the Hub client raises a dozen kinds, for network, names, rights and caches
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CorruptWeightsError(
-            f"adapter {name_or_path!r} is neither a folder nor to be had from the Hub ({reason}): check the name and "
-            "the network"
+            f"adapter {name_or_path!r} is neither a folder nor to be had from the Hub ({reason}): check the "
+            "name and the network"
         ) from error
     return Path(found)
