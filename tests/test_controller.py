@@ -1,0 +1,116 @@
+"""The front door: create, attach, save, load, encode."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import llmdiff
+from llmdiff import LLMController
+from llmdiff.errors import AdapterMismatchError, AttachError, LLMDiffError, PromptError
+
+
+@pytest.fixture
+def controller(pipe: Any, tiny_llm: Any) -> LLMController:
+    return LLMController.create(tiny_llm, pipe)
+
+
+def test_importing_the_package_does_not_load_torch() -> None:
+    code = "import sys, llmdiff; llmdiff.__version__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_public_names() -> None:
+    for name in llmdiff.__all__:
+        assert getattr(llmdiff, name) is not None and name in dir(llmdiff)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = llmdiff.nothing
+
+
+def test_create_calibrates_the_context_encoding(controller: LLMController) -> None:
+    context = controller.adapter.context
+    assert context is not None and context.encoding == "guided" and context.lone == "token+bos"
+    assert bool((context.score_scale != 1).all()) and bool((context.score_scale > 0).all())
+
+
+def test_attached_detaches_at_its_end_and_on_errors(controller: LLMController, pipe: Any, draw: Any) -> None:
+    base = draw(pipe)
+    with controller.attached(pipe) as inner:
+        assert inner is pipe
+        ours = draw(pipe)
+    assert not torch.equal(ours, base) and torch.equal(draw(pipe), base)
+    with pytest.raises(PromptError), controller.attached(pipe):
+        draw(pipe, " ")
+    assert "encode_prompt" not in vars(pipe) and torch.equal(draw(pipe), base)
+    with pytest.raises(ZeroDivisionError), controller.attached(pipe, 0.5):
+        _ = 1 / 0
+    assert torch.equal(draw(pipe), base)
+
+
+def test_a_failed_attach_detaches_nothing(controller: LLMController, pipe: Any, draw: Any) -> None:
+    controller.attach(pipe)
+    ours = draw(pipe)
+    with pytest.raises(AttachError), controller.attached(pipe):
+        pass
+    assert torch.equal(draw(pipe), ours)
+    controller.detach(pipe)
+
+
+def test_save_and_load_draw_the_same(
+    controller: LLMController, pipe: Any, tiny_llm: Any, tmp_path: Path, draw: Any
+) -> None:
+    controller.save_pretrained(tmp_path / "saved")
+    loaded = LLMController.from_pretrained(tmp_path / "saved", llm=tiny_llm)
+    with controller.attached(pipe):
+        ours = draw(pipe)
+    with loaded.attached(pipe):
+        assert torch.equal(draw(pipe), ours)
+
+
+def test_the_llm_is_found_by_the_id_in_the_config(pipe: Any, make_llm: Any, tmp_path: Path) -> None:
+    source = make_llm(id=str(tmp_path / "llm"))
+    source.model.save_pretrained(tmp_path / "llm")
+    source.tokenizer.save_pretrained(tmp_path / "llm")
+    LLMController.create(source, pipe).save_pretrained(tmp_path / "adapter")
+    loaded = LLMController.from_pretrained(tmp_path / "adapter")
+    prompts = ["a red cat", ""]
+    expected = LLMController(source, loaded.adapter).encode(prompts).states
+    assert torch.allclose(loaded.encode(prompts).states, expected, atol=1e-5)
+
+
+def test_load_pipeline_loads_the_base(pipe: Any, tiny_llm: Any, tmp_path: Path, draw: Any) -> None:
+    pipe.save_pretrained(tmp_path / "base")
+    controller = LLMController.create(tiny_llm, pipe, base_model_id=str(tmp_path / "base"))
+    loaded = controller.load_pipeline()
+    loaded.set_progress_bar_config(disable=True)
+    assert type(loaded) is type(pipe) and torch.equal(draw(loaded), draw(pipe))
+    assert LLMController.create(tiny_llm, loaded).adapter.config.base_model_id == str(tmp_path / "base")
+
+
+def test_a_base_that_is_not_there(
+    controller: LLMController, tiny_llm: Any, pipe: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(LLMDiffError, match="base_model_id of the adapter is empty"):
+        controller.load_pipeline()
+    lost = LLMController.create(tiny_llm, pipe, base_model_id=str(tmp_path / "lost"))
+    with pytest.raises(LLMDiffError, match=r"base pipeline .*lost") as caught:
+        lost.load_pipeline()
+    assert "\n" not in str(caught.value)
+
+
+def test_encode_is_repeatable_and_noise_comes_from_the_seed(controller: LLMController) -> None:
+    plain = controller.encode(["a red cat", "two dog on the left"])
+    assert plain.states.shape[:2] == plain.token_mask.shape and plain.states.shape[2] == 16
+    assert torch.equal(controller.encode(["a red cat", "two dog on the left"]).states, plain.states)
+    assert torch.allclose(controller.encode("a red cat").states[0], plain.states[0, :4], atol=1e-4)
+    noisy = controller.encode("a red cat", noise_seed=3).states
+    assert torch.equal(noisy, controller.encode("a red cat", noise_seed=3).states)
+    assert not torch.equal(noisy, controller.encode("a red cat", noise_seed=4).states)
+
+
+def test_an_llm_of_another_size_is_refused(controller: LLMController, make_llm: Any) -> None:
+    with pytest.raises(AdapterMismatchError, match="blocks: 5, the adapter was made for 3"):
+        LLMController(make_llm(num_blocks=5), controller.adapter)
