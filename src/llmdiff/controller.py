@@ -157,7 +157,7 @@ class LLMController:
         load: Any = AutoPipelineForText2Image.from_pretrained
         source = _packaged("pipeline") if base == EMBEDDED_NAME else base
         try:
-            pipe: Any = load(source, torch_dtype=dtype, use_safetensors=True)
+            pipe: Any = load(source, dtype=dtype, use_safetensors=True)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise LLMDiffError(

@@ -61,10 +61,15 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         _check_choice("family", family, [row.name for row in families.FAMILIES])
         _check_choice("encoding", encoding, ["guided", "paper", None])
         _check_choice("lone", lone, ["token", "token+bos"])
-        widths = {"hidden_size": hidden_size, "text_width": text_width, "max_length": max_length}
-        for name, value in widths.items():
-            if not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name} is {value!r}, expected a whole number of at least 1")
+        # States that come from no LLM have no blocks.
+        least_blocks = 0 if encoding is None else 1
+        _check_size("num_blocks", num_blocks, least_blocks)
+        for name, value in (
+            ("hidden_size", hidden_size),
+            ("text_width", text_width),
+            ("max_length", max_length),
+        ):
+            _check_size(name, value, 1)
         self.context: ContextEncoding | None = None
         if encoding is not None:
             self.context = ContextEncoding(
@@ -243,6 +248,11 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
 def _check_choice(name: str, value: Any, choices: list[Any]) -> None:
     if value not in choices:
         raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
+
+
+def _check_size(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} is {value!r}, expected a whole number of at least {least}")
 
 
 def _base_text(

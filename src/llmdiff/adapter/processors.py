@@ -236,7 +236,7 @@ class TwoBranchAttnProcessor:
         width, hidden_size = self.text_width, self.branch.to_k.in_features
         if states.shape[-1] not in (width + hidden_size, 2 * width + hidden_size):
             raise ValueError(
-                f"encoder_hidden_states has width {states.shape[-1]}, expected {width} (the base's text states)"
+                f"encoder_hidden_states has width {states.shape[-1]}, expected {width} (the base's states)"
                 f", {width + hidden_size} or {2 * width + hidden_size} (from the attached encode_prompt)"
             )
         own = states[..., width : width + hidden_size]
