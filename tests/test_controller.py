@@ -25,15 +25,19 @@ def test_importing_the_package_does_not_load_torch() -> None:
 
 def test_public_names() -> None:
     for name in llmdiff.__all__:
-        assert getattr(llmdiff, name) is not None and name in dir(llmdiff)
+        assert getattr(llmdiff, name) is not None
+        assert name in dir(llmdiff)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = llmdiff.nothing
 
 
 def test_create_calibrates_the_context_encoding(controller: LLMController) -> None:
     context = controller.adapter.context
-    assert context is not None and context.encoding == "guided" and context.lone == "token+bos"
-    assert bool((context.score_scale != 1).all()) and bool((context.score_scale > 0).all())
+    assert context is not None
+    assert context.encoding == "guided"
+    assert context.lone == "token+bos"
+    assert bool((context.score_scale != 1).all())
+    assert bool((context.score_scale > 0).all())
 
 
 def test_attached_detaches_at_its_end_and_on_errors(controller: LLMController, pipe: Any, draw: Any) -> None:
@@ -41,10 +45,12 @@ def test_attached_detaches_at_its_end_and_on_errors(controller: LLMController, p
     with controller.attached(pipe) as inner:
         assert inner is pipe
         ours = draw(pipe)
-    assert not torch.equal(ours, base) and torch.equal(draw(pipe), base)
+    assert not torch.equal(ours, base)
+    assert torch.equal(draw(pipe), base)
     with pytest.raises(PromptError), controller.attached(pipe):
         draw(pipe, " ")
-    assert "encode_prompt" not in vars(pipe) and torch.equal(draw(pipe), base)
+    assert "encode_prompt" not in vars(pipe)
+    assert torch.equal(draw(pipe), base)
     with pytest.raises(ZeroDivisionError), controller.attached(pipe, 0.5):
         _ = 1 / 0
     assert torch.equal(draw(pipe), base)
@@ -86,7 +92,8 @@ def test_load_pipeline_loads_the_base(pipe: Any, tiny_llm: Any, tmp_path: Path, 
     controller = LLMController.create(tiny_llm, pipe, base_model_id=str(tmp_path / "base"))
     loaded = controller.load_pipeline()
     loaded.set_progress_bar_config(disable=True)
-    assert type(loaded) is type(pipe) and torch.equal(draw(loaded), draw(pipe))
+    assert type(loaded) is type(pipe)
+    assert torch.equal(draw(loaded), draw(pipe))
     assert LLMController.create(tiny_llm, loaded).adapter.config.base_model_id == str(tmp_path / "base")
 
 
@@ -103,7 +110,8 @@ def test_a_base_that_is_not_there(
 
 def test_encode_is_repeatable_and_noise_comes_from_the_seed(controller: LLMController) -> None:
     plain = controller.encode(["a red cat", "two dog on the left"])
-    assert plain.states.shape[:2] == plain.token_mask.shape and plain.states.shape[2] == 16
+    assert plain.states.shape[:2] == plain.token_mask.shape
+    assert plain.states.shape[2] == 16
     assert torch.equal(controller.encode(["a red cat", "two dog on the left"]).states, plain.states)
     assert torch.allclose(controller.encode("a red cat").states[0], plain.states[0, :4], atol=1e-4)
     noisy = controller.encode("a red cat", noise_seed=3).states

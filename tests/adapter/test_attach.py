@@ -34,11 +34,14 @@ def test_detach_is_the_exact_inverse(
 ) -> None:
     objects, base, attributes = processors(pipe), draw(pipe), set(vars(pipe))
     attach(pipe, tiny_llm, loud_adapter)
-    assert is_attached(pipe) and "encode_prompt" in vars(pipe)
+    assert is_attached(pipe)
+    assert "encode_prompt" in vars(pipe)
     ours = draw(pipe)
     assert (ours - base).abs().max() > 0.01
     detach(pipe)
-    assert same_objects(pipe, objects) and set(vars(pipe)) == attributes and not is_attached(pipe)
+    assert same_objects(pipe, objects)
+    assert set(vars(pipe)) == attributes
+    assert not is_attached(pipe)
     assert pipe.encode_prompt.__func__ is type(pipe).encode_prompt
     assert torch.equal(draw(pipe), base)
     attach(pipe, tiny_llm, loud_adapter)
@@ -100,12 +103,14 @@ def test_deep_copies_are_attached_on_their_own(
     ours = draw(pipe)
     twin = copy.deepcopy(pipe)
     assert twin.encode_prompt.llm is tiny_llm
-    assert twin.encode_prompt.pipe is twin and twin.encode_prompt.adapter is not loud_adapter
+    assert twin.encode_prompt.pipe is twin
+    assert twin.encode_prompt.adapter is not loud_adapter
     assert torch.equal(draw(twin), ours)
     detach(pipe)
     assert torch.equal(draw(twin), ours)
     detach(twin)
-    assert torch.equal(draw(twin), base) and torch.equal(draw(pipe), base)
+    assert torch.equal(draw(twin), base)
+    assert torch.equal(draw(pipe), base)
 
 
 def test_pipelines_share_an_llm_and_an_adapter(
@@ -116,7 +121,8 @@ def test_pipelines_share_an_llm_and_an_adapter(
     attach(first, tiny_llm, adapter)
     ours = draw(first)
     attach(second, tiny_llm, adapter)
-    assert torch.equal(draw(second), ours) and torch.equal(draw(first), ours)
+    assert torch.equal(draw(second), ours)
+    assert torch.equal(draw(first), ours)
     detach(first)
     assert torch.equal(draw(second), ours)
 
@@ -164,12 +170,14 @@ def test_gradients_reach_the_adapter_and_nothing_else(
     states, pooled = loud_adapter.condition(encoding)
     if pooled is not None:
         extra["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": torch.zeros(2, 6)}
+    before = processors(pipe)
     with install(pipe.unet, loud_adapter) as installed:
         pipe.unet(
             torch.randn(2, 4, 8, 8), 10, encoder_hidden_states=states, **extra
         ).sample.square().mean().backward()
     assert all(type(processor) is AttnProcessor2_0 for processor in installed.originals.values())
-    assert same_objects(pipe, processors(pipe)) and not is_attached(pipe)
+    assert same_objects(pipe, before)
+    assert not is_attached(pipe)
     silent = [
         name for name, p in loud_adapter.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
     ]
@@ -236,11 +244,13 @@ def test_mismatches_name_both_sides_and_leave_nothing(
         before = processors(pipe)
         with pytest.raises(AdapterMismatchError, match=message):
             attach(pipe, other, adapter)
-        assert same_objects(pipe, before) and "encode_prompt" not in vars(pipe)
+        assert same_objects(pipe, before)
+        assert "encode_prompt" not in vars(pipe)
     for scale in (-0.1, 1.1):
         with pytest.raises(ConfigError, match="scale"):
             attach(sd_pipe, llm, adapter, scale=scale)
-    assert same_objects(sd_pipe, objects) and torch.equal(draw(sd_pipe), base)
+    assert same_objects(sd_pipe, objects)
+    assert torch.equal(draw(sd_pipe), base)
 
 
 def test_an_llm_of_another_name_is_warned_about(sd_pipe: Any, make_llm: Any, make_adapter: Any) -> None:
@@ -260,4 +270,5 @@ def test_foreign_processors_leave_nothing_half_attached(
     before = processors(pipe)
     with pytest.raises(UnsupportedPipelineError, match="Foreign"):
         attach(pipe, tiny_llm, loud_adapter)
-    assert same_objects(pipe, before) and "encode_prompt" not in vars(pipe)
+    assert same_objects(pipe, before)
+    assert "encode_prompt" not in vars(pipe)

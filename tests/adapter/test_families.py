@@ -23,7 +23,8 @@ def test_facts_of_sdxl(sdxl_pipe: Any) -> None:
     assert (families.text_width(unet), families.pooled_width(unet)) == (24, 20)
     for name, row in families.layer_table(unet).items():
         attn = unet.get_submodule(name)
-        assert row["query_dim"] == attn.to_q.in_features and row["heads"] == attn.heads
+        assert row["query_dim"] == attn.to_q.in_features
+        assert row["heads"] == attn.heads
 
 
 def test_subclasses_belong_to_the_family(sd_pipe: Any) -> None:

@@ -194,7 +194,8 @@ def test_keys_and_values_are_kept_for_one_tensor_only() -> None:
         assert count.calls == 4
         text.mul_(0.5)
         changed = ours(attn, image, text)
-        assert count.calls == 6 and not torch.equal(changed, first)
+        assert count.calls == 6
+        assert not torch.equal(changed, first)
         ours.branch.to_k.weight.mul_(0.5)
         assert not torch.equal(ours(attn, image, text), changed)
         assert count.calls == 8
@@ -207,7 +208,8 @@ def test_nothing_is_kept_with_gradients_or_in_inference_mode() -> None:
     image, (text, _) = torch.randn(2, 6, QUERY), padded_text(5, 3)
     ours(attn, image, text)
     ours(attn, image, text).sum().backward()
-    assert count.calls == 2 and ours.branch.to_k.weight.grad is not None
+    assert count.calls == 2
+    assert ours.branch.to_k.weight.grad is not None
     with torch.inference_mode():
         text = text.clone()
         before = ours(attn, image, text)
@@ -246,7 +248,8 @@ def test_place_copies_instead_of_moving() -> None:
     ours.place(torch.device("cpu"), torch.float32)
     assert ours.branch is shared
     ours.place(torch.device("cpu"), torch.bfloat16)
-    assert ours.branch.to_q.weight.dtype == torch.bfloat16 and shared.to_q.weight.dtype == torch.float32
+    assert ours.branch.to_q.weight.dtype == torch.bfloat16
+    assert shared.to_q.weight.dtype == torch.float32
 
 
 def test_processors_of_other_extensions_are_refused_by_name() -> None:

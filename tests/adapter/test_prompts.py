@@ -8,15 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from llmdiff.adapter import (
-    LLMDiffAdapter,
-    TwoBranchAttnProcessor,
-    attach,
-    detach,
-)
-from llmdiff.errors import (
-    PromptError,
-)
+from llmdiff.adapter import LLMDiffAdapter, TwoBranchAttnProcessor, attach, detach, families
+from llmdiff.errors import PromptError
 from llmdiff.types import TextEncoding
 
 Draw = Callable[..., torch.Tensor]
@@ -65,7 +58,8 @@ def test_keys_and_values_once_per_generation(attached: Any, draw: Draw, processo
 
                 module.register_forward_hook(count)
     draw(attached, steps=4)
-    assert calls and all(number == (4 if key.endswith(" q") else 1) for key, number in calls.items()), calls
+    assert calls == {key: 4 if key.endswith(" q") else 1 for key in calls}
+    assert len(calls) == 5 * len(families.cross_attention_layers(attached.unet))
 
 
 def test_a_prompt_is_the_same_alone_and_beside_a_longer_one(attached: Any, draw: Draw) -> None:
@@ -102,7 +96,8 @@ def test_mixing_works_for_batches_and_several_images(
     attach(pipe, tiny_llm, loud_adapter, scale=0.5)
     alone = draw(pipe, "a cat", negative_prompt="red")
     many = draw(pipe, ["a cat", "two dog and a car"], negative_prompt=["red", ""], num_images_per_prompt=2)
-    assert (many[0] - alone[0]).abs().max() < 1e-3 and (many[1] - alone[0]).abs().max() < 1e-3
+    assert (many[0] - alone[0]).abs().max() < 1e-3
+    assert (many[1] - alone[0]).abs().max() < 1e-3
     detach(pipe)
 
 
@@ -145,8 +140,8 @@ def test_embeddings_of_the_base_draw_the_base(
     given = dict(zip(names, returned, strict=False))
     attach(pipe, tiny_llm, loud_adapter)
     assert torch.allclose(draw(pipe, None, **given), base, atol=1e-6)
+    attached_call = {name: value for name, value in given.items() if name.startswith("negative")}
     with pytest.raises(PromptError, match="negative_prompt_embeds has width 24, expected 40"):
-        attached_call = {name: value for name, value in given.items() if name.startswith("negative")}
         pipe.encode_prompt(
             "a cat", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True, **attached_call
         )
@@ -197,7 +192,8 @@ def test_sdxl_pooled_vector_is_the_llms(sdxl_pipe: Any, tiny_llm: Any, make_adap
     states, expected = adapter.condition(adapter.context.encode(tiny_llm, ["a red cat"]))
     assert torch.allclose(positive[0, : states.shape[1]], states[0], atol=1e-5)
     assert torch.allclose(pooled, expected.expand(2, -1), atol=1e-5)
-    assert pooled.shape == negative_pooled.shape == (2, 20) and positive.shape == negative.shape
+    assert pooled.shape == negative_pooled.shape == (2, 20)
+    assert positive.shape == negative.shape
 
 
 def test_clip_skip_is_said_to_be_ignored(sd_pipe: Any, tiny_llm: Any, draw: Draw, make_adapter: Any) -> None:
