@@ -73,7 +73,7 @@ def run_blocks(
             nothing = prefix.bos_inputs.new_zeros(0, prefix.bos_inputs.shape[1])
             for index in range(llm.num_blocks):
                 hand_out(index, nothing, nothing, None if lone is None else nothing)
-            last = nothing
+            last = prefix.bos_last.new_zeros(0, len(prefix.bos_last))  # its width may differ (OPT)
         else:
 
             def on_block(

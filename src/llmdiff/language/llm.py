@@ -78,7 +78,10 @@ class DecoderLLM:
         source = str(_local_source(llm_id, revision=revision))
         at_hub = {"revision": revision} if revision is not None and source == name else {}
         options: dict[str, Any] = {"trust_remote_code": trust_remote_code, **at_hub}
-        if not Path(source).is_dir() and source.count("/") > 1:
+        if Path(source).is_dir():
+            if not (Path(source) / "config.json").is_file():
+                raise LLMNotFoundError(_not_found(llm_id, "no config.json"))
+        elif source.count("/") > 1:
             raise LLMNotFoundError(_not_found(llm_id, "no such folder"))
         try:
             check_supported(AutoConfig.from_pretrained(source, **options), id=llm_id)
@@ -225,12 +228,16 @@ def _not_found(llm_id: str, reason: str) -> str:
         return (
             f"llm {llm_id!r} is a folder without a whole safetensors model ({reason}); pass one that has it"
         )
-    offline = (
-        " (HF_HUB_OFFLINE is set)"
-        if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "TRUE", "YES")
-        else ""
-    )
+    offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "TRUE", "YES")
+    where = " (HF_HUB_OFFLINE is set)" if offline else ""
+    parts = llm_id.split("/")
+    if len(parts) == 3 and llm_id.endswith(".gguf"):
+        get = f'get it once with network with "hf download {parts[0]}/{parts[1]} {parts[2]}"'
+    elif len(parts) <= 2 and not llm_id.endswith(".gguf"):
+        get = f'get it once with network with "hf download {llm_id}"'
+    else:
+        get = "check the path"
     return (
-        f"llm {llm_id!r} was not found{offline}: {reason}; get it once on a machine with network with "
-        f'"hf download {llm_id}", or pass a folder, a .gguf file or "{EMBEDDED_NAME}"'
+        f"llm {llm_id!r} was not found{where}: {reason}; {get}, or pass a folder, a .gguf file, a Hub id or "
+        f'"{EMBEDDED_NAME}"'
     )

@@ -189,6 +189,6 @@ def _cut(ids: list[int], limit: int, *, row: int) -> list[int]:
         warnings.warn(
             f"prompts[{row}] has {len(ids)} tokens: the last {len(ids) - limit} were cut, the first {limit} "
             "kept; shorten the prompt or raise max_length",
-            stacklevel=5,
+            stacklevel=4,
         )
     return ids[:limit]
