@@ -1,0 +1,1 @@
+"""Measuring how well a picture shows what its prompt asks for."""

