@@ -37,7 +37,7 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
     Source: Dong et al. 2024 (arXiv 2502.04412); LayerNorm on c is ours, see `ContextEncoding`.
     """
 
-    config_name = "config.json"  # type: ignore[assignment]
+    config_name = "config.json"
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -57,7 +57,7 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         max_length: int = 512,
         clip: float = 3.0,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         _check_choice("family", family, [row.name for row in families.FAMILIES])
         _check_choice("encoding", encoding, ["guided", "paper", None])
         _check_choice("lone", lone, ["token", "token+bos"])

@@ -191,6 +191,14 @@ class ContextEncoding(nn.Module):
         mask = tokens.token_mask.to(total[0].device)
         return TextEncoding(states=self._finish(total[0], mask, generator), token_mask=mask)
 
+    def noised(self, c: Tensor, token_mask: Tensor, generator: torch.Generator) -> Tensor:
+        """Returns an encoding with a draw of every block's noise added to its real tokens, for training.
+
+        Shapes:
+            c: (B, T, D), token_mask: (B, T) => (B, T, D).
+        """
+        return self._finish(c, token_mask, generator)
+
     def _clipped(self, update: Tensor, scale: Tensor) -> Tensor:
         """update / scale, tokens longer than `clip` shortened to that."""
         update = update / scale

@@ -1,0 +1,172 @@
+"""Rebuilds the embedded default from nothing: `python -m llmdiff.openmoji.build --preset cpu`.
+
+Stages, each resumable after a kill and skipped once done: vae, scenes, text, denoiser, decoder, checker,
+adapter. Every
+stage keeps its log, its loss curve and its samples beside its weights.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from transformers import CLIPTextModel
+
+from llmdiff.errors import LLMDiffError
+from llmdiff.evaluation.scenes_check import SceneChecker
+from llmdiff.openmoji import autoencoder, checker, dataset, denoiser, text_encoder
+from llmdiff.openmoji.presets import Preset, preset
+from llmdiff.training.curves import save_curve
+
+STAGES = ("vae", "scenes", "text", "denoiser", "decoder", "checker", "adapter")
+
+
+class Build:
+    """One build of the embedded default in a folder.
+
+    Raises:
+        LLMDiffError: the folder holds a build with other settings.
+    """
+
+    def __init__(self, settings: Preset, folder: Path, device: torch.device) -> None:
+        self.preset, self.folder, self.device = settings, folder, device
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def run(self, until: str = STAGES[-1]) -> None:
+        """Runs every stage up to and including `until`."""
+        for stage in STAGES[: STAGES.index(until) + 1]:
+            getattr(self, stage)()
+
+    def vae(self) -> AutoencoderKL:
+        def make() -> dict[str, Any]:
+            model = autoencoder.train_vae(self.preset, self.folder / "vae", self.device)
+            psnr = autoencoder.held_out_psnr_db(model, self.preset)
+            _save(model, self.folder / "vae" / "model")
+            return {"held_out_psnr_db": psnr}
+
+        self._stage("vae", make)
+        return AutoencoderKL.from_pretrained(self.folder / "vae" / "model", use_safetensors=True).to(
+            self.device
+        )
+
+    def scenes(self) -> dataset.SceneData:
+        def make() -> dict[str, Any]:
+            data = dataset.load_or_make(self.preset, self.vae(), self.folder / "scenes")
+            return {"scenes": len(data.contents), "latent_std": float(data.latents.float().std())}
+
+        self._stage("scenes", make)
+        return dataset.load_or_make(self.preset, self.vae(), self.folder / "scenes")
+
+    def text(self) -> CLIPTextModel:
+        def make() -> dict[str, Any]:
+            model = text_encoder.train_text_encoder(
+                self.preset, self.scenes(), self.tokenizer(), self.folder / "text", self.device
+            )
+            _save(model, self.folder / "text" / "model")
+            return {}
+
+        self._stage("text", make)
+        return CLIPTextModel.from_pretrained(self.folder / "text" / "model", use_safetensors=True)
+
+    def tokenizer(self) -> Any:
+        return text_encoder.create_tokenizer(self.preset, self.folder / "tokenizer")
+
+    def denoiser(self) -> StableDiffusionPipeline:
+        def make() -> dict[str, Any]:
+            pipe = denoiser.train_denoiser(
+                self.preset,
+                self.scenes(),
+                self.vae(),
+                self.text(),
+                self.tokenizer(),
+                self.folder / "denoiser",
+                self.device,
+            )
+            _save(pipe, self.folder / "denoiser" / "pipeline")
+            return {}
+
+        self._stage("denoiser", make)
+        return StableDiffusionPipeline.from_pretrained(
+            self.folder / "denoiser" / "pipeline", use_safetensors=True
+        ).to(self.device)
+
+    def checker(self) -> SceneChecker:
+        def make() -> dict[str, Any]:
+            model = checker.train_checker(self.preset, self.folder / "checker", self.device)
+            model.figures = checker.held_out_exact(model, self.preset)
+            _save(model, self.folder / "checker" / "model")
+            return {"held_out": model.figures}
+
+        self._stage("checker", make)
+        return SceneChecker.from_pretrained(self.folder / "checker" / "model").to(self.device)
+
+    def decoder(self) -> AutoencoderKL:
+        def make() -> dict[str, Any]:
+            model = autoencoder.refine_decoder(self.vae(), self.preset, self.folder / "decoder", self.device)
+            psnr = autoencoder.held_out_psnr_db(model, self.preset)
+            _save(model, self.folder / "decoder" / "model")
+            return {"held_out_psnr_db": psnr}
+
+        self._stage("decoder", make)
+        return AutoencoderKL.from_pretrained(self.folder / "decoder" / "model", use_safetensors=True).to(
+            self.device
+        )
+
+    def pipeline(self) -> StableDiffusionPipeline:
+        """The base pipeline as it ships: the trained denoiser with the refined decoder."""
+        pipe = self.denoiser()
+        pipe.register_modules(vae=self.decoder())
+        return pipe
+
+    def _stage(self, name: str, make: Callable[[], dict[str, Any]]) -> None:
+        done = self.folder / name / "done.json"
+        if done.exists():
+            return
+        print(f"== {name}", flush=True)
+        started = time.monotonic()
+        figures = make()
+        log = self.folder / name / "log.jsonl"
+        if log.exists():
+            save_curve(log, self.folder / name / "loss.png")
+        record = {**figures, "last_run_s": round(time.monotonic() - started), "preset": asdict(self.preset)}
+        partial = done.with_suffix(".partial")
+        partial.write_text(json.dumps(record, indent=1))
+        os.replace(partial, done)
+        print(f"== {name}: {json.dumps(figures)}", flush=True)
+
+
+def _save(model: Any, folder: Path) -> None:
+    """Saves a diffusers or transformers object whole or not at all."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    model.save_pretrained(partial, safe_serialization=True)
+    os.replace(partial, folder)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    from llmdiff.language.gguf import llmdiff_home
+
+    parser = argparse.ArgumentParser(prog="python -m llmdiff.openmoji.build", description=__doc__)
+    parser.add_argument("--preset", default="cpu", help="cpu, gpu or test")
+    parser.add_argument("--out", type=Path, help="the folder to build in (default: the cache folder)")
+    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage to run")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    chosen = parser.parse_args(arguments)
+    try:
+        settings = preset(chosen.preset)
+        folder = chosen.out or llmdiff_home() / "builds" / f"openmoji-{settings.name}"
+        Build(settings, folder, torch.device(chosen.device)).run(chosen.until)
+    except LLMDiffError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""The embedded default's base: a U-Net trained with its text encoder, in Stable Diffusion's own format."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from llmdiff.openmoji.captions import caption
+from llmdiff.openmoji.contents import SPLITS
+from llmdiff.openmoji.dataset import SceneData
+from llmdiff.openmoji.grids import save_grid
+from llmdiff.openmoji.presets import Preset
+from llmdiff.openmoji.text_encoder import token_ids
+from llmdiff.training.loop import LoopConfig, train
+
+
+def create_scheduler() -> DDIMScheduler:
+    """v-prediction with zero terminal SNR: flat backgrounds of any brightness can be reached from pure noise.
+
+    Source: Lin et al. 2023 (arXiv 2305.08891); Salimans and Ho 2022 for v.
+    """
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=0,
+    )
+
+
+def create_unet(preset: Preset, latent_side: int) -> UNet2DConditionModel:
+    """An untrained U-Net; its finest level has no attention, where convolutions cost most."""
+    coarser = len(preset.unet_channels) - 1
+    return UNet2DConditionModel(
+        sample_size=latent_side,
+        in_channels=preset.vae_latent_channels,
+        out_channels=preset.vae_latent_channels,
+        layers_per_block=preset.unet_layers_per_block,
+        block_out_channels=preset.unet_channels,
+        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * coarser),
+        up_block_types=(*("CrossAttnUpBlock2D",) * coarser, "UpBlock2D"),
+        attention_head_dim=tuple(
+            max(1, channels // preset.unet_head_width) for channels in preset.unet_channels
+        ),
+        cross_attention_dim=preset.text_width,
+        norm_num_groups=16,
+    )
+
+
+def create_pipeline(
+    vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
+) -> StableDiffusionPipeline:
+    """The four parts as a plain Stable Diffusion pipeline."""
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=create_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def velocity_loss(
+    unet: Any,
+    scheduler: DDIMScheduler,
+    latents: Tensor,
+    encoder_hidden_states: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """The base model's own objective: the mean squared error of v.
+
+    Shapes: latents (B, C, h, w); encoder_hidden_states (B, T, W); result ().
+    """
+    noise = torch.randn(latents.shape, generator=generator).to(latents)
+    steps = scheduler.config.num_train_timesteps
+    # One timestep from each of B equal slices of the schedule: the same mean, less noise in the gradient.
+    slices = (torch.arange(len(latents)) + torch.rand(len(latents), generator=generator)) / len(latents)
+    timesteps = (slices * steps).long().clamp(max=steps - 1).to(latents.device)
+    noisy = scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
+    target = scheduler.get_velocity(latents, noise, timesteps)
+    output = unet(noisy, timesteps, encoder_hidden_states, return_dict=False)[0]
+    return F.mse_loss(output.float(), target.float())
+
+
+def train_denoiser(
+    preset: Preset,
+    data: SceneData,
+    vae: AutoencoderKL,
+    text_encoder: Any,
+    tokenizer: CLIPTokenizer,
+    folder: Path,
+    device: torch.device,
+) -> StableDiffusionPipeline:
+    """The trained base pipeline. The text encoder goes on learning, at a smaller rate, from the denoiser's loss."""
+    torch.manual_seed(preset.seed + 2)
+    unet = create_unet(preset, data.latents.shape[-1]).to(device, memory_format=torch.channels_last)
+    text_encoder = text_encoder.to(device).train()
+    pipe = create_pipeline(vae, text_encoder, tokenizer, unet)
+    pipe.set_progress_bar_config(disable=True)
+    scheduler = create_scheduler()
+    denoise = torch.compile(unet) if preset.compile else unet
+    encode = torch.compile(text_encoder) if preset.compile else text_encoder
+
+    def step_loss(step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
+        rng = np.random.default_rng([preset.seed, 7, step])
+        indices = rng.integers(len(data.contents), size=preset.unet_batch)
+        captions = data.captions(indices, rng)
+        kept = rng.random(len(captions)) >= preset.caption_dropout
+        ids = token_ids(tokenizer, [text if keep else "" for text, keep in zip(captions, kept, strict=True)])
+        states = encode(ids.to(device)).last_hidden_state
+        latents = data.latents[indices].float().to(device)
+        return velocity_loss(denoise, scheduler, latents, states, generator), {}
+
+    config = LoopConfig(
+        steps=preset.unet_steps,
+        learning_rate=preset.unet_lr,
+        lr_warmup_steps=300,
+        lr_schedule="trapezoid",
+        seed=preset.seed,
+        ema_horizon=1000,
+        sample_every=500,
+    )
+
+    def sample(step: int) -> None:
+        save_samples(pipe, data, folder / "samples" / f"step-{step:06d}.png", seed=preset.seed)
+
+    train(
+        {"unet": unet, "text": text_encoder},
+        step_loss,
+        config,
+        folder,
+        title="denoiser",
+        lr_scale=lambda name: (preset.unet_text_lr_share if name.startswith("text.") else 1.0, 1.0),
+        on_sample=sample,
+    )
+    text_encoder.eval()
+    return pipe
+
+
+@torch.no_grad()
+def save_samples(
+    pipe: StableDiffusionPipeline, data: SceneData, path: Path, *, seed: int, count: int = 24
+) -> None:
+    """Draws the same captions of every split each time and saves them as one labelled picture."""
+    rng = np.random.default_rng([seed, 8])
+    splits = [SPLITS[i % len(SPLITS)] if i % 2 else "seen" for i in range(count)]
+    captions = [caption(data.world.content(split, rng), data.world, rng, split) for split in splits]
+    pipe.unet.eval()
+    images = pipe(
+        captions,
+        num_inference_steps=20,
+        guidance_scale=4.0,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="np",
+        height=pipe.vae.config.sample_size,
+        width=pipe.vae.config.sample_size,
+    ).images
+    pipe.unet.train()
+    save_grid((images * 255).round().astype(np.uint8), captions, path, columns=6)

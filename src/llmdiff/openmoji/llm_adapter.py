@@ -1,0 +1,174 @@
+"""The embedded default's adapter: everything frozen but the adapter, trained with the base's own objective."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from llmdiff.adapter.adapter import LLMDiffAdapter
+from llmdiff.adapter.attach import install
+from llmdiff.adapter.processors import CrossAttentionBranch
+from llmdiff.language.encoding import ContextEncoding
+from llmdiff.language.llm import DecoderLLM
+from llmdiff.openmoji.dataset import SceneData
+from llmdiff.openmoji.denoiser import create_scheduler, velocity_loss
+from llmdiff.openmoji.presets import Preset
+from llmdiff.training.bank import BlockBank, Encode, EncodingBank, in_batches
+from llmdiff.training.loop import LoopConfig, train
+from llmdiff.types import TextEncoding
+
+_GAIN_CAPTIONS = 1_500
+_SCALARS = ("gamma", "kappa", "h_raw", ".a1", ".b1", ".a2", ".b2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionedScenes:
+    """Captions with the scenes they were written for; the last caption is the empty one, for guidance."""
+
+    captions: tuple[str, ...]
+    scenes: np.ndarray
+
+    @classmethod
+    def draw(cls, data: SceneData, count: int, seed: int) -> "CaptionedScenes":
+        rng = np.random.default_rng([seed, 9])
+        scenes = rng.permutation(len(data.contents))[:count]
+        return cls(captions=(*data.captions(scenes, rng), ""), scenes=scenes)
+
+    def batch(
+        self, size: int, dropout: float, rng: np.random.Generator, count: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Indices into the captions (some replaced by the empty one, index `count`) and of their scenes."""
+        chosen = rng.integers(count, size=size)
+        kept = rng.random(size) >= dropout
+        return np.where(kept, chosen, count), self.scenes[chosen]
+
+
+def train_llm_adapter(
+    preset: Preset,
+    data: SceneData,
+    pipe: StableDiffusionPipeline,
+    llm: DecoderLLM,
+    adapter: LLMDiffAdapter,
+    folder: Path,
+) -> None:
+    """Trains an adapter that reads an LLM's blocks: first with its gains, on a few captions whose block updates are
+    kept; then, gains frozen, on many captions whose encodings are summed once.
+
+    Per-block updates of every caption would not fit: 1 MB a caption for SmolLM2, 33 MB for a model of 7 B.
+    """
+    context: ContextEncoding | None = adapter.context
+    assert context is not None, "this adapter has no context encoding to learn gains for"
+    captioned = CaptionedScenes.draw(data, preset.adapter_captions, preset.seed)
+    few = CaptionedScenes(
+        captions=(*captioned.captions[: min(_GAIN_CAPTIONS, preset.adapter_captions)], ""),
+        scenes=captioned.scenes,
+    )
+    if not _finished(folder / "gains", preset.adapter_gain_steps):
+        with torch.no_grad():
+            bank = BlockBank(
+                llm.block_updates(
+                    part, lone=context.lone, template=context.template, max_length=context.max_length
+                )
+                for part in in_batches(few.captions, batch=16, title="block updates")
+            )
+    else:
+        bank = BlockBank([llm.block_updates([""], lone=context.lone, template=context.template)])
+
+    def with_gains(indices: Sequence[int], generator: torch.Generator) -> TextEncoding:
+        states = bank.batch(indices)
+        return TextEncoding(states=context.sum(states, generator=generator), token_mask=states.token_mask)
+
+    _train(
+        preset,
+        data,
+        pipe,
+        adapter,
+        few,
+        with_gains,
+        folder / "gains",
+        preset.adapter_gain_steps,
+        "adapter, gains",
+    )
+    context.requires_grad_(False)
+    encode: Encode = lambda part: context.encode(llm, part)  # noqa: E731
+    train_adapter_on(preset, data, pipe, adapter, captioned, encode, folder / "main", noise=context.noised)
+
+
+def train_adapter_on(
+    preset: Preset,
+    data: SceneData,
+    pipe: StableDiffusionPipeline,
+    adapter: LLMDiffAdapter,
+    captioned: CaptionedScenes,
+    encode: Encode,
+    folder: Path,
+    *,
+    noise: Callable[[Tensor, Tensor, torch.Generator], Tensor] | None = None,
+) -> None:
+    """Trains an adapter on encodings that do not change: each caption is encoded once."""
+    with torch.no_grad():
+        bank = EncodingBank(
+            encode(part) for part in in_batches(captioned.captions, batch=32, title="encodings")
+        )
+
+    def fixed(indices: Sequence[int], generator: torch.Generator) -> TextEncoding:
+        encoding = bank.batch(indices)
+        if noise is None:
+            return encoding
+        states = noise(encoding.states, encoding.token_mask, generator)
+        return TextEncoding(states=states, token_mask=encoding.token_mask)
+
+    _train(preset, data, pipe, adapter, captioned, fixed, folder, preset.adapter_steps, "adapter")
+
+
+def _train(
+    preset: Preset,
+    data: SceneData,
+    pipe: StableDiffusionPipeline,
+    adapter: LLMDiffAdapter,
+    captioned: CaptionedScenes,
+    encoded: Callable[[Sequence[int], torch.Generator], TextEncoding],
+    folder: Path,
+    steps: int,
+    title: str,
+) -> None:
+    unet = pipe.unet.requires_grad_(False).eval()
+    device, scheduler = unet.device, create_scheduler()
+    count = len(captioned.captions) - 1
+    branches = [cast(CrossAttentionBranch, branch) for branch in adapter.branches.values()]
+
+    def step_loss(step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
+        rng = np.random.default_rng([preset.seed, 10, step])
+        texts, scenes = captioned.batch(preset.adapter_batch, preset.caption_dropout, rng, count)
+        states, _ = adapter.condition(encoded(texts.tolist(), generator))
+        latents = data.latents[scenes].float().to(device)
+        gates = torch.stack([torch.stack(branch.gates()) for branch in branches]).mean(0)
+        figures = {"gate_pretrained": float(gates[0]), "gate_new": float(gates[1])}
+        return velocity_loss(unet, scheduler, latents, states.to(device), generator), figures
+
+    config = LoopConfig(
+        steps=steps, learning_rate=preset.adapter_lr, seed=preset.seed, ema_horizon=300, lr_schedule="cosine"
+    )
+    scalar_share = preset.adapter_scalar_lr / preset.adapter_lr
+    with install(unet, adapter):
+        train(
+            {"adapter": adapter.train()},
+            step_loss,
+            config,
+            folder,
+            title=title,
+            lr_scale=lambda name: (scalar_share, 0.0) if name.endswith(_SCALARS) else (1.0, 1.0),
+        )
+    adapter.eval()
+
+
+def _finished(folder: Path, steps: int) -> bool:
+    from llmdiff.training.checkpoint import load_checkpoint
+
+    found = load_checkpoint(folder)
+    return found is not None and int(found[0]["step"]) >= steps

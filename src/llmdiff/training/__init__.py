@@ -1,0 +1,1 @@
+"""Training: one resumable loop, its checkpoints and its curves."""

@@ -1,0 +1,99 @@
+"""Encodings of many captions, kept in half precision and handed out as padded batches."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from llmdiff.types import BlockStates, TextEncoding
+
+Encode = Callable[[Sequence[str]], TextEncoding]
+
+
+class EncodingBank:
+    """Text encodings of captions, each stored without padding.
+
+    float16 keeps a token's state to three digits, a quarter of the memory that padded float32 would take.
+
+    Shapes:
+        states: (tokens of all captions, D) float16.
+    """
+
+    def __init__(self, encodings: Iterable[TextEncoding]) -> None:
+        rows: list[Tensor] = []
+        lengths: list[Tensor] = []
+        for encoding in encodings:
+            rows.append(encoding.states[encoding.token_mask].half().cpu())
+            lengths.append(encoding.token_mask.sum(1).cpu())
+        self.states = torch.cat(rows)
+        self._index = _Ragged(torch.cat(lengths))
+
+    def __len__(self) -> int:
+        return len(self._index.lengths)
+
+    def batch(self, indices: Sequence[int]) -> TextEncoding:
+        """The encodings of these captions, padded on the right to the longest of them; (B, T, D) float32."""
+        rows, mask = self._index.rows(indices)
+        states = self.states[rows].float().masked_fill(~mask[..., None], 0)
+        return TextEncoding(states=states, token_mask=mask)
+
+
+class BlockBank:
+    """Every block's updates of captions, each stored without padding: only while gains are learned.
+
+    A caption of 15 tokens takes 1 MB for SmolLM2's 30 blocks, so this is for a few thousand captions.
+    """
+
+    def __init__(self, updates: Iterable[BlockStates]) -> None:
+        x0: list[Tensor] = []
+        context: list[Tensor] = []
+        lone: list[Tensor] = []
+        lengths: list[Tensor] = []
+        for states in updates:
+            mask = states.token_mask
+            x0.append(states.x0[mask].half().cpu())
+            context.append(states.context[:, mask].half().cpu())
+            lone.append(states.lone[:, mask].half().cpu())
+            lengths.append(mask.sum(1).cpu())
+        self.x0, self.context, self.lone = torch.cat(x0), torch.cat(context, 1), torch.cat(lone, 1)
+        self._index = _Ragged(torch.cat(lengths))
+
+    def __len__(self) -> int:
+        return len(self._index.lengths)
+
+    def batch(self, indices: Sequence[int]) -> BlockStates:
+        """The block states of these captions, padded on the right, float32; padding rows are 0, ids are not kept."""
+        rows, mask = self._index.rows(indices)
+        blank = ~mask[..., None]
+        return BlockStates(
+            x0=self.x0[rows].float().masked_fill(blank, 0),
+            context=self.context[:, rows].float().masked_fill(blank, 0),
+            lone=self.lone[:, rows].float().masked_fill(blank, 0),
+            token_mask=mask,
+            input_ids=torch.zeros_like(rows),
+        )
+
+
+def in_batches(captions: Sequence[str], *, batch: int, title: str) -> Iterable[list[str]]:
+    """The captions in order, a batch at a time, under a progress bar."""
+    with tqdm(total=len(captions), desc=title, mininterval=5) as bar:
+        for start in range(0, len(captions), batch):
+            part = list(captions[start : start + batch])
+            yield part
+            bar.update(len(part))
+
+
+class _Ragged:
+    """Where each caption's tokens lie in one long table."""
+
+    def __init__(self, lengths: Tensor) -> None:
+        self.lengths = lengths
+        self.starts = lengths.cumsum(0) - lengths
+
+    def rows(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        chosen = torch.as_tensor(indices)
+        lengths = self.lengths[chosen]
+        offsets = torch.arange(int(lengths.max()))
+        mask = offsets[None] < lengths[:, None]
+        return torch.where(mask, self.starts[chosen][:, None] + offsets[None], 0), mask

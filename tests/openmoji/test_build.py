@@ -1,0 +1,58 @@
+"""The whole build on the `test` preset: every stage runs, is skipped when done, and resumes."""
+
+import json
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from llmdiff.errors import ConfigError
+from llmdiff.openmoji.build import Build
+from llmdiff.openmoji.presets import preset
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("build")
+    build = Build(preset("test"), folder, torch.device("cpu"))
+    build.run("denoiser")
+    return build
+
+
+def test_every_stage_leaves_its_record(built):
+    for stage in ("vae", "scenes", "text", "denoiser"):
+        record = json.loads((built.folder / stage / "done.json").read_text())
+        assert record["preset"]["name"] == "test"
+    assert "held_out_psnr_db" in json.loads((built.folder / "vae" / "done.json").read_text())
+    for stage in ("vae", "text", "denoiser"):
+        assert (built.folder / stage / "loss.png").stat().st_size > 1000
+    assert list((built.folder / "denoiser" / "samples").glob("*.png"))
+
+
+def test_the_pipeline_is_plain_stable_diffusion(built):
+    folder = built.folder / "denoiser" / "pipeline"
+    assert json.loads((folder / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
+    assert not list(folder.rglob("*.bin"))
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    image = pipe("a car left of a plane", num_inference_steps=2, height=64, width=64).images[0]
+    assert image.size == (64, 64)
+
+
+def test_a_second_run_trains_nothing(built):
+    before = {path: path.stat().st_mtime_ns for path in built.folder.rglob("*") if path.is_file()}
+    Build(built.preset, built.folder, torch.device("cpu")).run("denoiser")
+    after = {path: path.stat().st_mtime_ns for path in built.folder.rglob("*") if path.is_file()}
+    assert before == after
+
+
+def test_latents_have_unit_variance(built):
+    latents = built.scenes().latents.float()
+    assert latents.std().item() == pytest.approx(1, abs=0.2)
+
+
+def test_unknown_presets_and_values_are_errors_by_name():
+    with pytest.raises(ConfigError, match="'cpus'"):
+        preset("cpus")
+    with pytest.raises(ConfigError, match="unet_step"):
+        preset("cpu", unet_step=3)
