@@ -27,7 +27,8 @@ def report_tables(report: Mapping[str, Any], *, markdown: bool = False) -> str:
     notes = [f"{report['suite']['prompts']} prompts; 95 % bootstrap intervals over prompts"]
     if "exact" in report["checker"]:
         notes.append(f"The checker reads {100 * report['checker']['exact']:.1f} % of real renders exactly")
-    return "\n\n".join([_lines(rows, markdown), _lines(parts, markdown), "\n".join(f"{note}." for note in notes)]) + "\n"
+    sections = [_lines(rows, markdown), _lines(parts, markdown), "\n".join(f"{note}." for note in notes)]
+    return "\n\n".join(sections) + "\n"
 
 
 def _percent(figures: Mapping[str, float], *, key: str = "accuracy", sign: bool = False) -> str:
