@@ -1,14 +1,18 @@
 """The whole build on the `test` preset: every stage runs, is skipped when done, and resumes."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from llmdiff.adapter.adapter import LLMDiffAdapter
+from llmdiff.controller import LLMController
 from llmdiff.errors import ConfigError
 from llmdiff.openmoji.build import Build
 from llmdiff.openmoji.presets import preset
+from llmdiff.openmoji.ship import ship
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +60,40 @@ def test_unknown_presets_and_values_are_errors_by_name():
         preset("cpus")
     with pytest.raises(ConfigError, match="unet_step"):
         preset("cpu", unet_step=3)
+
+
+@pytest.fixture
+def whole(built, make_llm, tmp_path):
+    """The same build with its adapter, on a tiny LLM."""
+    folder = tmp_path / "llm"
+    llm = make_llm()
+    llm.model.save_pretrained(folder)
+    llm.tokenizer.save_pretrained(folder)
+    build = Build(replace(built.preset, llm=str(folder)), built.folder, torch.device("cpu"))
+    build.run()
+    return build
+
+
+def test_the_adapter_stage_trains_only_the_adapter(whole):
+    adapter = whole.adapter()
+    assert isinstance(adapter, LLMDiffAdapter)
+    assert adapter.context.score_scale.min() > 0
+    assert not torch.equal(adapter.context.gamma, torch.ones_like(adapter.context.gamma))
+    fresh = StableDiffusionPipeline.from_pretrained(whole.folder / "denoiser" / "pipeline")
+    trained_on = whole.pipeline()
+    for name, value in fresh.unet.state_dict().items():
+        assert torch.equal(value, trained_on.unet.state_dict()[name]), name
+
+
+def test_what_ships_can_be_drawn_with(whole, tmp_path):
+    size = ship(whole.pipeline(), whole.adapter(), whole.checker(), tmp_path / "weights", preset=whole.preset)
+    assert 0 < size < 40_000_000
+    text = "".join(path.read_text() for path in (tmp_path / "weights").rglob("*.json"))
+    assert str(whole.folder) not in text
+    controller = LLMController.from_pretrained(tmp_path / "weights" / "adapter")
+    pipe = StableDiffusionPipeline.from_pretrained(
+        tmp_path / "weights" / "pipeline", torch_dtype=torch.float32
+    )
+    pipe.set_progress_bar_config(disable=True)
+    with controller.attached(pipe):
+        assert pipe("a car", num_inference_steps=2, height=64, width=64).images[0].size == (64, 64)

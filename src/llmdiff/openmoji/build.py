@@ -1,8 +1,8 @@
 """Rebuilds the embedded default from nothing: `python -m llmdiff.openmoji.build --preset cpu`.
 
-Stages, each resumable after a kill and skipped once done: vae, scenes, text, denoiser, decoder, checker,
-adapter. Every
-stage keeps its log, its loss curve and its samples beside its weights.
+Stages, each resumable after a kill and skipped once done: vae, scenes, text, denoiser, decoder, checker, adapter.
+Every stage keeps its log, its loss curve and its samples beside its weights; `--ship FOLDER` then writes what the
+package carries.
 """
 
 import argparse
@@ -19,10 +19,14 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from transformers import CLIPTextModel
 
+from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.errors import LLMDiffError
 from llmdiff.evaluation.scenes_check import SceneChecker
-from llmdiff.openmoji import autoencoder, checker, dataset, denoiser, text_encoder
+from llmdiff.language.gguf import llmdiff_home
+from llmdiff.language.llm import DecoderLLM
+from llmdiff.openmoji import autoencoder, checker, dataset, denoiser, llm_adapter, text_encoder
 from llmdiff.openmoji.presets import Preset, preset
+from llmdiff.openmoji.ship import ship
 from llmdiff.training.curves import save_curve
 
 STAGES = ("vae", "scenes", "text", "denoiser", "decoder", "checker", "adapter")
@@ -119,10 +123,22 @@ class Build:
             self.device
         )
 
+    def adapter(self) -> LLMDiffAdapter:
+        def make() -> dict[str, Any]:
+            llm = DecoderLLM.from_pretrained(self.preset.llm, device=self.device)
+            pipe, data = self.pipeline(), self.scenes()
+            model = llm_adapter.create_adapter(self.preset, data, pipe, llm)
+            llm_adapter.train_llm_adapter(self.preset, data, pipe, llm, model, self.folder / "adapter")
+            _save(model, self.folder / "adapter" / "model")
+            return {}
+
+        self._stage("adapter", make)
+        return LLMDiffAdapter.from_pretrained(self.folder / "adapter" / "model", device=self.device)
+
     def pipeline(self) -> StableDiffusionPipeline:
         """The base pipeline as it ships: the trained denoiser with the refined decoder."""
         pipe = self.denoiser()
-        pipe.register_modules(vae=self.decoder())
+        pipe.register_modules(vae=self.decoder(), scheduler=denoiser.create_scheduler())
         return pipe
 
     def _stage(self, name: str, make: Callable[[], dict[str, Any]]) -> None:
@@ -132,10 +148,13 @@ class Build:
         print(f"== {name}", flush=True)
         started = time.monotonic()
         figures = make()
-        log = self.folder / name / "log.jsonl"
-        if log.exists():
-            save_curve(log, self.folder / name / "loss.png")
-        record = {**figures, "last_run_s": round(time.monotonic() - started), "preset": asdict(self.preset)}
+        for log in (self.folder / name).rglob("log.jsonl"):
+            save_curve(log, log.with_name("loss.png"))
+        record: dict[str, Any] = {
+            **figures,
+            "last_run_s": round(time.monotonic() - started),
+            "preset": asdict(self.preset),
+        }
         partial = done.with_suffix(".partial")
         partial.write_text(json.dumps(record, indent=1))
         os.replace(partial, done)
@@ -145,23 +164,27 @@ class Build:
 def _save(model: Any, folder: Path) -> None:
     """Saves a diffusers or transformers object whole or not at all."""
     partial = folder.with_name(f"{folder.name}.partial")
-    model.save_pretrained(partial, safe_serialization=True)
+    model.save_pretrained(partial)
     os.replace(partial, folder)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    from llmdiff.language.gguf import llmdiff_home
-
     parser = argparse.ArgumentParser(prog="python -m llmdiff.openmoji.build", description=__doc__)
     parser.add_argument("--preset", default="cpu", help="cpu, gpu or test")
     parser.add_argument("--out", type=Path, help="the folder to build in (default: the cache folder)")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage to run")
+    parser.add_argument(
+        "--ship", type=Path, help="write pipeline, adapter and checker here, in half precision"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     chosen = parser.parse_args(arguments)
     try:
         settings = preset(chosen.preset)
         folder = chosen.out or llmdiff_home() / "builds" / f"openmoji-{settings.name}"
-        Build(settings, folder, torch.device(chosen.device)).run(chosen.until)
+        build = Build(settings, folder, torch.device(chosen.device))
+        build.run(chosen.until)
+        if chosen.ship is not None:
+            ship(build.pipeline(), build.adapter(), build.checker(), chosen.ship, preset=settings)
     except LLMDiffError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

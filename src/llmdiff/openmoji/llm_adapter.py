@@ -48,6 +48,28 @@ class CaptionedScenes:
         return np.where(kept, chosen, count), self.scenes[chosen]
 
 
+def create_adapter(
+    preset: Preset, data: SceneData, pipe: StableDiffusionPipeline, llm: DecoderLLM
+) -> LLMDiffAdapter:
+    """An untrained adapter of the preset's kind, its scales set by training captions."""
+    torch.manual_seed(preset.seed + 3)
+    captions = CaptionedScenes.draw(data, 256, preset.seed).captions[:-1]
+    adapter = LLMDiffAdapter.create(
+        pipe,
+        llm_id=llm.id,
+        hidden_size=llm.hidden_size,
+        num_blocks=llm.num_blocks,
+        encoding=preset.adapter_encoding,
+        lone=preset.adapter_lone,
+        template=preset.adapter_template,
+        base_model_id="openmoji",
+        sample_prompts=captions[:16],
+    )
+    if adapter.context is not None:
+        adapter.context.calibrate(llm, captions)
+    return adapter
+
+
 def train_llm_adapter(
     preset: Preset,
     data: SceneData,
@@ -147,7 +169,7 @@ def _train(
         texts, scenes = captioned.batch(preset.adapter_batch, preset.caption_dropout, rng, count)
         states, _ = adapter.condition(encoded(texts.tolist(), generator))
         latents = data.latents[scenes].float().to(device)
-        gates = torch.stack([torch.stack(branch.gates()) for branch in branches]).mean(0)
+        gates = torch.stack([torch.stack(branch.gates()) for branch in branches]).detach().mean(0)
         figures = {"gate_pretrained": float(gates[0]), "gate_new": float(gates[1])}
         return velocity_loss(unet, scheduler, latents, states.to(device), generator), figures
 

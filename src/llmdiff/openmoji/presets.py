@@ -1,7 +1,7 @@
 """The sizes of the embedded default: `cpu` (2 cores, a few hours) and `gpu` (one GPU), and `test` (seconds)."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from llmdiff.errors import ConfigError
 
@@ -49,6 +49,9 @@ class Preset:
     checker_lr: float = 2e-3
 
     llm: str = "smollm2-135m"
+    adapter_encoding: Literal["guided", "paper"] = "guided"
+    adapter_lone: Literal["token", "token+bos"] = "token+bos"
+    adapter_template: str | None = None
     adapter_captions: int = 24_000
     adapter_steps: int = 3_000
     adapter_gain_steps: int = 600
