@@ -108,8 +108,15 @@ def train_denoiser(
     """The trained base pipeline. The text encoder goes on learning, at a smaller rate, from the denoiser's loss."""
     torch.manual_seed(preset.seed + 2)
     unet = create_unet(preset, data.latents.shape[-1]).to(device, memory_format=torch.channels_last)
-    text_encoder = text_encoder.to(device).train()
-    pipe = create_pipeline(vae, text_encoder, tokenizer, unet)
+    pipe = create_pipeline(vae, text_encoder.to(device), tokenizer, unet)
+    train_on(preset, data, pipe, folder)
+    return pipe
+
+
+def train_on(preset: Preset, data: SceneData, pipe: StableDiffusionPipeline, folder: Path) -> None:
+    """Trains a pipeline's denoiser and text encoder, from wherever they are, for the preset's steps."""
+    unet, text_encoder, tokenizer = pipe.unet.train(), pipe.text_encoder.train(), pipe.tokenizer
+    device = unet.device
     pipe.set_progress_bar_config(disable=True)
     scheduler = create_scheduler()
     denoise = torch.compile(unet) if preset.compile else unet
@@ -147,8 +154,8 @@ def train_denoiser(
         lr_scale=lambda name: (preset.unet_text_lr_share if name.startswith("text.") else 1.0, 1.0),
         on_sample=sample,
     )
+    unet.eval()
     text_encoder.eval()
-    return pipe
 
 
 @torch.no_grad()
