@@ -1,0 +1,1 @@
+"""What an LLM's blocks hold and do: probes, scores, attention maps."""
