@@ -1,17 +1,16 @@
 """From a prompt to pictures on disk: what `llmdiff generate` and `llmdiff compare` do."""
 
-import logging
 import platform
 import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmdiff import __version__
-from llmdiff.errors import ConfigError, CorruptWeightsError, LLMDiffError, PromptError
+from llmdiff.errors import ConfigError, LLMDiffError, PromptError
+from llmdiff.loading import Models, first_line, load
 from llmdiff.pictures import Panel, check_writable, numbered, save_png, sheet
 
 if TYPE_CHECKING:
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 
 # torch, transformers and diffusers are imported where they are used: a blank prompt or an output that cannot
 # be written is refused before the seconds that these take.
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,17 +71,6 @@ class DrawingSettings:
         return range(self.seed, self.seed + self.number)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Models:
-    """Which models draw; None: those that the adapter was made with."""
-
-    adapter: str = "openmoji"
-    llm: str | None = None
-    pipeline: str | None = None
-    scale: float = 1.0
-    device: str | None = None
-
-
 def new_seed() -> int:
     """Return a seed for those who gave none; stored in the picture, so that it can be drawn again."""
     return random.SystemRandom().randrange(2**31)
@@ -101,10 +87,10 @@ def generate(settings: DrawingSettings, models: Models, out: Path) -> list[Path]
     for path in paths:
         check_writable(path)
     controller, pipe = load(models)
-    facts = _facts(settings, models, controller, pipe)
+    made_with = facts(settings, models, controller, pipe)
     with controller.attached(pipe, models.scale):
         for path, seed in zip(paths, settings.seeds, strict=True):
-            save_png(draw(pipe, settings, seed), path, {**facts, "seed": seed})
+            save_png(draw(pipe, settings, seed), path, {**made_with, "seed": seed})
     return paths
 
 
@@ -129,155 +115,72 @@ def compare(settings: DrawingSettings, models: Models, out: Path) -> Path:
             images=[draw(pipe, settings, seed) for seed in settings.seeds],
             captions=captions,
         )
-    facts = _facts(settings, models, controller, pipe)
+    made_with = facts(settings, models, controller, pipe)
     save_png(
-        sheet(settings.prompt, [base, ours]), out, {**facts, "seeds": ", ".join(map(str, settings.seeds))}
+        sheet(settings.prompt, [base, ours]), out, {**made_with, "seeds": ", ".join(map(str, settings.seeds))}
     )
     return out
 
 
-def load(models: Models) -> tuple["LLMController", Any]:
-    """Return the controller and the pipeline, on the device, with nothing attached yet.
-
-    Raises:
-        ConfigError: the device is not there.
-        LLMDiffError: an adapter, LLM or pipeline is missing, damaged or does not fit.
-    """
-    device = usable_device(models.device)
-    controller = load_controller(models, device=device)
-    adapter: Any = controller.adapter.config
-    with _damage_named(f"pipeline {models.pipeline or adapter.base_model_id!r}"):
-        if models.pipeline is None:
-            pipe = controller.load_pipeline(device=device)
-        else:
-            pipe = _load_pipeline(models.pipeline, device)
-    # On a terminal only: in a log, a bar is a page of half-finished lines.
-    pipe.set_progress_bar_config(disable=None, desc="drawing", leave=False)
-    return controller, pipe
-
-
-def load_controller(models: Models, *, device: str) -> "LLMController":
-    """Return the controller of `models`, on the device.
-
-    Raises:
-        LLMDiffError: see `LLMController.from_pretrained`.
-    """
-    from llmdiff.controller import LLMController
-    from llmdiff.language.llm import DecoderLLM
-
-    _log.info("loading %s ...", models.adapter)
-    _hide_loading_bars()
-    llm = None
-    if models.llm is not None:
-        with _damage_named(f"llm {models.llm!r}"):
-            llm = DecoderLLM.from_pretrained(models.llm, device=device)
-    with _damage_named(f"adapter {models.adapter!r}"):
-        return LLMController.from_pretrained(models.adapter, llm=llm, device=device)
-
-
 def draw(pipe: Any, settings: DrawingSettings, seed: int) -> "Image":
     """Return one picture: alone, so that memory does not grow and a seed is all it takes to redraw it."""
+    return draw_together(pipe, [settings], [seed])[0]
+
+
+def draw_together(
+    pipe: Any,
+    settings: Sequence[DrawingSettings],
+    seeds: Sequence[int],
+    *,
+    on_step: Callable[[], None] | None = None,
+) -> list["Image"]:
+    """Return one picture for each of the settings, in one pass; all but their prompts must be alike.
+
+    Every picture has a generator of its own, so it does not depend on what is drawn beside it: but for the
+    last bits of floats, which matrix products of another shape round otherwise (differences of about 1e-6 of
+    the range from black to white, measured). `on_step` runs after every denoising step; what it raises ends
+    the drawing.
+
+    Raises:
+        LLMDiffError: there is not enough memory, or a prompt cannot be encoded.
+    """
     import torch
 
-    # On the CPU, so that a seed means the same start on every machine.
-    generator = torch.Generator().manual_seed(seed)
+    first = settings[0]
+    negative = [one.negative_prompt or "" for one in settings]
+
+    def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if on_step is not None:
+            on_step()
+        return tensors
+
     try:
-        image: Image = pipe(
-            settings.prompt,
-            negative_prompt=settings.negative_prompt,
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance_scale,
-            height=settings.height_px,
-            width=settings.width_px,
-            generator=generator,
-        ).images[0]
+        images: list[Image] = pipe(
+            [one.prompt for one in settings],
+            # None is not "": some bases then take zeros instead of an encoded "".
+            negative_prompt=None if all(one.negative_prompt is None for one in settings) else negative,
+            num_inference_steps=first.steps,
+            guidance_scale=first.guidance_scale,
+            height=first.height_px,
+            width=first.width_px,
+            # On the CPU, so that a seed means the same start on every machine.
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            callback_on_step_end=after_step,
+        ).images
     except RuntimeError as error:
         # Accelerators have a class for it; the CPU's allocator only has words.
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise LLMDiffError(
-            f"not enough memory to draw ({_first_line(error)}): choose a smaller height and width"
+            f"not enough memory to draw ({first_line(error)}): choose a smaller height and width"
         ) from error
-    return image
+    return images
 
 
-def usable_device(name: str | None) -> str:
-    """Return the device's name after a trial; for None, the accelerator if there is one, else "cpu".
-
-    Raises:
-        ConfigError: there is no such device here.
-    """
-    import torch
-
-    if name is None:
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return "cpu" if accelerator is None else accelerator.type
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(
-            f'device {name!r} is not to be had here ({_first_line(error)}): leave it out, or use "cpu"'
-        ) from error
-    return name
-
-
-def _load_pipeline(name: str, device: str) -> Any:
-    from diffusers import AutoPipelineForText2Image
-
-    load_any: Any = AutoPipelineForText2Image.from_pretrained
-    try:
-        return load_any(name, use_safetensors=True).to(device)
-    except (OSError, ValueError) as error:
-        reason = _first_line(error)
-        if Path(name).is_dir():
-            raise CorruptWeightsError(
-                f"pipeline {name!r} is a folder that diffusers cannot read ({reason}): download or save it "
-                "again"
-            ) from error
-        raise LLMDiffError(
-            f"pipeline {name!r} is neither a folder nor to be had from the Hub ({reason}): get it once with "
-            f'"hf download {name}", or pass a folder'
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _hide_loading_bars() -> None:
-    """Hides the bars of steps that take less than a second, where the libraries are to be quiet."""
-    import diffusers
-    import huggingface_hub.utils
-    import transformers
-
-    logs: tuple[Any, ...] = (diffusers.utils.logging, transformers.utils.logging)
-    if logs[0].get_verbosity() <= logging.WARNING:
-        return
-    downloads: Any = huggingface_hub.utils
-    downloads_hidden = downloads.are_progress_bars_disabled()
-    for log in logs:
-        log.disable_progress_bar()
-    # transformers turned off the bars of downloads as well, and those may take an hour.
-    if not downloads_hidden:
-        downloads.enable_progress_bars()
-
-
-@contextmanager
-def _damage_named(what: str) -> Iterator[None]:
-    """Return a context where a damaged safetensors file, wherever it is read, is one of our errors."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except SafetensorError as error:
-        raise CorruptWeightsError(
-            f"{what} has a weight file that is truncated or damaged ({error}): download it again"
-        ) from error
-
-
-def _facts(
+def facts(
     settings: DrawingSettings, models: Models, controller: "LLMController", pipe: Any
-) -> Mapping[str, object]:
+) -> dict[str, object]:
+    """Return what a picture says of how it was made, its seed aside."""
     adapter: Any = controller.adapter.config
     packages = ("torch", "diffusers", "transformers")
     return {

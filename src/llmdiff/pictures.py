@@ -1,5 +1,6 @@
 """Pictures on disk: PNG files that say how they were made, and labelled sheets to compare them."""
 
+import io
 import os
 import tempfile
 import textwrap
@@ -56,6 +57,17 @@ def check_writable(path: Path) -> None:
         raise _not_writable(path, error) from error
 
 
+def png_bytes(image: Image.Image, metadata: Mapping[str, object]) -> bytes:
+    """Return the picture as a PNG file's content, its metadata as text chunks; None is left out."""
+    chunks = PngInfo()
+    for key, value in metadata.items():
+        if value is not None:
+            chunks.add_text(key, str(value))
+    file = io.BytesIO()
+    image.save(file, format="PNG", pnginfo=chunks)
+    return file.getvalue()
+
+
 def save_png(image: Image.Image, path: Path, metadata: Mapping[str, object]) -> None:
     """Write the picture with its metadata as PNG text chunks, whole or not at all; returns nothing.
 
@@ -64,15 +76,11 @@ def save_png(image: Image.Image, path: Path, metadata: Mapping[str, object]) -> 
     Raises:
         OutputError: the file cannot be written.
     """
-    chunks = PngInfo()
-    for key, value in metadata.items():
-        if value is not None:
-            chunks.add_text(key, str(value))
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            image.save(partial, format="PNG", pnginfo=chunks)
+            partial.write_bytes(png_bytes(image, metadata))
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)

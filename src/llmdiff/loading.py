@@ -1,0 +1,142 @@
+"""The models that draw, found and loaded: adapter, LLM and pipeline on a device."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmdiff.errors import ConfigError, CorruptWeightsError, LLMDiffError
+
+if TYPE_CHECKING:
+    from llmdiff.controller import LLMController
+
+# torch, transformers and diffusers are imported where they are used: seconds that `--help` does not wait for.
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """Which models draw; None: those that the adapter was made with."""
+
+    adapter: str = "openmoji"
+    llm: str | None = None
+    pipeline: str | None = None
+    scale: float = 1.0
+    device: str | None = None
+
+
+def load(models: Models) -> tuple["LLMController", Any]:
+    """Return the controller and the pipeline, on the device, with nothing attached yet.
+
+    Raises:
+        ConfigError: the device is not there.
+        LLMDiffError: an adapter, LLM or pipeline is missing, damaged or does not fit.
+    """
+    device = usable_device(models.device)
+    controller = load_controller(models, device=device)
+    adapter: Any = controller.adapter.config
+    with _damage_named(f"pipeline {models.pipeline or adapter.base_model_id!r}"):
+        if models.pipeline is None:
+            pipe = controller.load_pipeline(device=device)
+        else:
+            pipe = _load_pipeline(models.pipeline, device)
+    # On a terminal only: in a log, a bar is a page of half-finished lines.
+    pipe.set_progress_bar_config(disable=None, desc="drawing", leave=False)
+    return controller, pipe
+
+
+def load_controller(models: Models, *, device: str) -> "LLMController":
+    """Return the controller of `models`, on the device.
+
+    Raises:
+        LLMDiffError: see `LLMController.from_pretrained`.
+    """
+    from llmdiff.controller import LLMController
+    from llmdiff.language.llm import DecoderLLM
+
+    _log.info("loading %s ...", models.adapter)
+    _hide_loading_bars()
+    llm = None
+    if models.llm is not None:
+        with _damage_named(f"llm {models.llm!r}"):
+            llm = DecoderLLM.from_pretrained(models.llm, device=device)
+    with _damage_named(f"adapter {models.adapter!r}"):
+        return LLMController.from_pretrained(models.adapter, llm=llm, device=device)
+
+
+def usable_device(name: str | None) -> str:
+    """Return the device's name after a trial; for None, the accelerator if there is one, else "cpu".
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    import torch
+
+    if name is None:
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return "cpu" if accelerator is None else accelerator.type
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f'device {name!r} is not to be had here ({first_line(error)}): leave it out, or use "cpu"'
+        ) from error
+    return name
+
+
+def _load_pipeline(name: str, device: str) -> Any:
+    from diffusers import AutoPipelineForText2Image
+
+    load_any: Any = AutoPipelineForText2Image.from_pretrained
+    try:
+        return load_any(name, use_safetensors=True).to(device)
+    except (OSError, ValueError) as error:
+        reason = first_line(error)
+        if Path(name).is_dir():
+            raise CorruptWeightsError(
+                f"pipeline {name!r} is a folder that diffusers cannot read ({reason}): download or save it "
+                "again"
+            ) from error
+        raise LLMDiffError(
+            f"pipeline {name!r} is neither a folder nor to be had from the Hub ({reason}): get it once with "
+            f'"hf download {name}", or pass a folder'
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, its class's name where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _hide_loading_bars() -> None:
+    """Hides the bars of steps that take less than a second, where the libraries are to be quiet."""
+    import diffusers
+    import huggingface_hub.utils
+    import transformers
+
+    logs: tuple[Any, ...] = (diffusers.utils.logging, transformers.utils.logging)
+    if logs[0].get_verbosity() <= logging.WARNING:
+        return
+    downloads: Any = huggingface_hub.utils
+    downloads_hidden = downloads.are_progress_bars_disabled()
+    for log in logs:
+        log.disable_progress_bar()
+    # transformers turned off the bars of downloads as well, and those may take an hour.
+    if not downloads_hidden:
+        downloads.enable_progress_bars()
+
+
+@contextmanager
+def _damage_named(what: str) -> Iterator[None]:
+    """Return a context where a damaged safetensors file, wherever it is read, is one of our errors."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise CorruptWeightsError(
+            f"{what} has a weight file that is truncated or damaged ({error}): download it again"
+        ) from error
