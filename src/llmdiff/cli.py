@@ -1,5 +1,6 @@
 """The command `llmdiff`: one thin verb for each thing to do; the work is done elsewhere."""
 
+import importlib.util
 import logging
 import os
 import warnings
@@ -60,6 +61,10 @@ Adapter = Annotated[str, typer.Option("--adapter", help="A trained adapter: name
 Llm = Annotated[str | None, typer.Option("--llm", help="Name, folder, GGUF or Hub id [the adapter's own].")]
 Pipeline = Annotated[str | None, typer.Option("--pipeline", help="Folder or Hub id [the adapter's own].")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps [an accelerator, else cpu].")]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option("--token-file", help="File with the key that clients must send [$LLMDIFF_TOKEN; none]."),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show what the libraries have to say, too.")]
 
 
@@ -83,7 +88,7 @@ def generate(
 ) -> None:
     """Draw a prompt with the LLM in control. More than one picture: NAME-0.png, NAME-1.png and so on."""
     _set_up(verbose)
-    from llmdiff import drawing
+    from llmdiff import drawing, loading
 
     settings = drawing.DrawingSettings(
         prompt=prompt,
@@ -95,7 +100,7 @@ def generate(
         height_px=height,
         width_px=width,
     )
-    models = drawing.Models(adapter=adapter, llm=llm, pipeline=pipeline, scale=scale, device=device)
+    models = loading.Models(adapter=adapter, llm=llm, pipeline=pipeline, scale=scale, device=device)
     for path in drawing.generate(settings, models, out):
         typer.echo(path)
 
@@ -120,7 +125,7 @@ def compare(
 ) -> None:
     """Draw a prompt with the base text encoder and with the LLM, side by side, from the same seeds."""
     _set_up(verbose)
-    from llmdiff import drawing
+    from llmdiff import drawing, loading
 
     settings = drawing.DrawingSettings(
         prompt=prompt,
@@ -132,7 +137,7 @@ def compare(
         height_px=height,
         width_px=width,
     )
-    models = drawing.Models(adapter=adapter, llm=llm, pipeline=pipeline, scale=scale, device=device)
+    models = loading.Models(adapter=adapter, llm=llm, pipeline=pipeline, scale=scale, device=device)
     typer.echo(drawing.compare(settings, models, out))
 
 
@@ -151,17 +156,73 @@ def evaluate(
 ) -> None:
     """Measure how often the pictures show what the prompts say: base text encoder against LLM."""
     _set_up(verbose)
-    from llmdiff import drawing
+    from llmdiff import loading
     from llmdiff.evaluation.report import evaluate_scenes, writable_folder
     from llmdiff.evaluation.tables import report_tables
 
     writable_folder(out)
-    place = drawing.usable_device(device)
-    controller = drawing.load_controller(drawing.Models(adapter=adapter, llm=llm), device=place)
+    place = loading.usable_device(device)
+    controller = loading.load_controller(loading.Models(adapter=adapter, llm=llm), device=place)
     report = evaluate_scenes(
         controller, prompts, out, steps=steps, guidance_scale=guidance_scale, seed=seed, device=place
     )
     typer.echo(report_tables(report))
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    token_file: TokenFile = None,
+    max_batch: Annotated[
+        int | None,
+        typer.Option("--max-batch", min=1, max=64, help="Pictures in one pass [1 on a CPU: exact; else 8]."),
+    ] = None,
+    queue_size: Annotated[int, typer.Option("--queue-size", min=1, help="Requests that may wait.")] = 8,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="Seconds for a request.")] = 300,
+    max_body_kb: Annotated[int, typer.Option("--max-body-kb", min=1, help="Size of a request.")] = 256,
+    max_pixels: Annotated[
+        int | None, typer.Option("--max-pixels", min=64, help="Of a picture [four times the pipeline's own].")
+    ] = None,
+    public_url: Annotated[
+        str | None, typer.Option("--public-url", help="Where clients reach the server [as they say].")
+    ] = None,
+    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts to the log.")] = False,
+    scale: Scale = 1.0,
+    adapter: Adapter = "openmoji",
+    llm: Llm = None,
+    pipeline: Pipeline = None,
+    device: Device = None,
+    verbose: Verbose = False,
+) -> None:
+    """Serve pictures over HTTP, with OpenAI's images API. Ctrl-C finishes what runs, then ends."""
+    _set_up(verbose)
+    _check_extra("serve", "uvicorn", "fastapi", "prometheus_client")
+    from llmdiff import loading
+    from llmdiff.serving.server import serve_images
+    from llmdiff.serving.settings import ServeSettings, read_token
+
+    token = read_token(token_file, os.environ.get("LLMDIFF_TOKEN"))
+    place = loading.usable_device(device)
+    settings = ServeSettings(
+        model_id=Path(adapter).name if Path(adapter).is_dir() else adapter,
+        token=token,
+        max_batch=max_batch or (1 if place == "cpu" else 8),
+        queue_size=queue_size,
+        timeout_s=timeout_s,
+        max_body_bytes=max_body_kb * 1024,
+        max_pixels=max_pixels,
+        log_prompts=log_prompts,
+        public_url=public_url,
+    )
+    models = loading.Models(adapter=adapter, llm=llm, pipeline=pipeline, scale=scale, device=place)
+    serve_images(models, settings, host=host, port=port)
+
+
+def _check_extra(extra: str, *packages: str) -> None:
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise LLMDiffError(f"{missing[0]} is not installed: pip install 'llmdiff-adapter[{extra}]'")
 
 
 def _print_version(wanted: bool) -> None:

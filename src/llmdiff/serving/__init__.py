@@ -1,0 +1,1 @@
+"""LLMDiff for people: an HTTP API that draws, and the pages of a user study."""

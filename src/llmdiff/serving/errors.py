@@ -1,0 +1,128 @@
+"""Everything that goes wrong, in the JSON that OpenAI's clients understand; never a traceback."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from llmdiff.errors import ConfigError, LLMDiffError, PromptError
+
+# What the library calls it => what the API calls it.
+_PARAMS = {
+    "prompt": "prompt",
+    "negative_prompt": "negative_prompt",
+    "seed": "seed",
+    "number": "n",
+    "steps": "num_inference_steps",
+    "height": "size",
+    "width": "size",
+    "size": "size",
+}
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong: a sentence, its kind, the argument at fault and a word to test for."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorReply(BaseModel):
+    """The body of every reply that is not a success."""
+
+    error: ErrorDetail
+
+
+class ApiError(Exception):
+    """An error with its place in HTTP; handlers raise it, clients get `ErrorReply`."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.headers = dict(headers or {})
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    """Return the error as a reply in OpenAI's format."""
+    detail = ErrorDetail(message=error.message, type=_kind(error.status), param=error.param, code=error.code)
+    return JSONResponse(
+        ErrorReply(error=detail).model_dump(), status_code=error.status, headers=error.headers
+    )
+
+
+def internal_error(request_id: str) -> ApiError:
+    """Return what a client hears of a bug: nothing but the number to look up in the log."""
+    return ApiError(
+        500,
+        f"something went wrong on the server; its log has the details under request {request_id}",
+        code="internal_error",
+    )
+
+
+def from_library(error: LLMDiffError) -> ApiError:
+    """Return the library's error for clients: theirs if it is about what they asked for, else the server's."""
+    if isinstance(error, PromptError | ConfigError):
+        # Our errors begin with the name of what is wrong.
+        name = str(error).split(" ", 1)[0].split("[", 1)[0]
+        return ApiError(400, str(error), code="invalid_value", param=_PARAMS.get(name))
+    return ApiError(500, str(error), code="drawing_failed")
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Make every error of the app an `ErrorReply`; returns nothing."""
+
+    async def api(request: Request, error: Any) -> JSONResponse:
+        return error_response(error)
+
+    async def library(request: Request, error: Any) -> JSONResponse:
+        return error_response(from_library(error))
+
+    async def http(request: Request, error: Any) -> JSONResponse:
+        return error_response(_from_http(error))
+
+    async def invalid(request: Request, error: Any) -> JSONResponse:
+        return error_response(_from_validation(error))
+
+    app.add_exception_handler(ApiError, api)
+    app.add_exception_handler(LLMDiffError, library)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(RequestValidationError, invalid)
+
+
+def _kind(status: int) -> str:
+    if status == 429:
+        return "rate_limit_error"
+    return "server_error" if status >= 500 else "invalid_request_error"
+
+
+def _from_http(error: HTTPException) -> ApiError:
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+    return ApiError(error.status_code, str(error.detail), code=code, headers=error.headers)
+
+
+def _from_validation(error: RequestValidationError) -> ApiError:
+    # The first one, without what was sent: that may be long, private, or not even be text.
+    first: Mapping[str, Any] = error.errors()[0]
+    place: Sequence[Any] = [part for part in first.get("loc", ()) if part not in ("body", "query", "path")]
+    if first.get("type") == "json_invalid":
+        return ApiError(400, "the body is not valid JSON: send an object", code="invalid_json")
+    param = ".".join(str(part)[:80] for part in place) or None
+    message = f"{param or 'the body'}: {first.get('msg', 'not valid')}"
+    return ApiError(400, message, code="invalid_value", param=param)

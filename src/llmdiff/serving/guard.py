@@ -1,0 +1,157 @@
+"""What every request passes first: the token, the size of its body, a number, and a line in the log."""
+
+import asyncio
+import hmac
+import secrets
+import time
+from collections.abc import Collection
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from llmdiff.serving.errors import ApiError, error_response, internal_error
+from llmdiff.serving.logs import log
+from llmdiff.serving.metrics import Metrics
+
+_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+]
+
+
+def log_fields(scope: Any) -> dict[str, Any]:
+    """Return the fields of the request's line in the log, for its handler to add to."""
+    fields: dict[str, Any] = scope.setdefault("llmdiff.log", {})
+    return fields
+
+
+class Guard:
+    """Refuses whom it must with an `ErrorReply` before the app sees anything; catches what the app raises.
+
+    Units: `body_timeout_s` in seconds, for the whole body.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        max_body_bytes: int,
+        body_timeout_s: float,
+        token: str | None = None,
+        open_paths: Collection[str] = (),
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+        self._body_timeout_s = body_timeout_s
+        self._token = None if token is None else token.encode()
+        self._open_paths = open_paths
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; returns nothing."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = secrets.token_hex(8)
+        fields = log_fields(scope)
+        began = time.monotonic()
+        status = 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                extra = [*_HEADERS, (b"x-request-id", request_id.encode())]
+                message = {**message, "headers": [*message.get("headers", []), *extra]}
+            await send(message)
+
+        try:
+            self._check_token(scope)
+            body = await self._body(scope, receive)
+            if body is not None:
+                await self._app(scope, _replay(body, receive), answer)
+        except ApiError as error:
+            await error_response(error)(scope, receive, answer)
+        except Exception as error:
+            log("unexpected error", level=40, error=error, request_id=request_id)
+            if not status:
+                await error_response(internal_error(request_id))(scope, receive, answer)
+        finally:
+            self._write_down(scope, request_id, status, time.monotonic() - began, fields)
+
+    def _check_token(self, scope: Scope) -> None:
+        if self._token is None or scope["path"] in self._open_paths:
+            return
+        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        scheme, _, token = given.partition(b" ")
+        # In constant time, so that nobody can guess the token letter by letter.
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token):
+            raise ApiError(
+                401,
+                "the API key is missing or wrong: send it as Authorization: Bearer KEY",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
+        too_large = ApiError(
+            413,
+            f"the body is too large, expected at most {self._max_body_bytes} bytes",
+            code="request_too_large",
+            headers={"Connection": "close"},
+        )
+        length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        if length.isdigit() and int(length[:20]) > self._max_body_bytes:
+            raise too_large
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._body_timeout_s):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    body += message.get("body", b"")
+                    if len(body) > self._max_body_bytes:
+                        raise too_large
+                    if not message.get("more_body", False):
+                        return bytes(body)
+        except TimeoutError:
+            raise ApiError(
+                408,
+                f"the body did not arrive within {self._body_timeout_s:g} seconds",
+                code="timeout",
+                headers={"Connection": "close"},
+            ) from None
+
+    def _write_down(
+        self, scope: Scope, request_id: str, status: int, elapsed_s: float, fields: dict[str, Any]
+    ) -> None:
+        # The template of the route: what came may hold a secret, and there is no end of different ones.
+        route = getattr(scope.get("route"), "path", "other")
+        if self._metrics is not None:
+            self._metrics.requests.labels(route, str(status)).inc()
+            self._metrics.request_seconds.labels(route).observe(elapsed_s)
+        log(
+            "request",
+            request_id=request_id,
+            method=scope["method"],
+            route=route,
+            status=status,
+            seconds=round(elapsed_s, 3),
+            **fields,
+        )
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay

@@ -1,0 +1,111 @@
+"""Runs an app with uvicorn on one address: signals end it gently, errors before it listens are ours."""
+
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from llmdiff.errors import ConfigError
+from llmdiff.loading import Models
+from llmdiff.serving.logs import log, log_as_json
+from llmdiff.serving.settings import ServeSettings
+
+_KEEP_ALIVE_S = 30
+
+
+class GentleServer(uvicorn.Server):
+    """A server that says so at once when it is told to end, and then finishes what runs."""
+
+    def __init__(self, config: uvicorn.Config, on_closing: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_closing = on_closing
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end, at SIGTERM or SIGINT; a second SIGINT ends at once. Returns nothing."""
+        self._on_closing()
+        super().handle_exit(sig, frame)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound to the address; port 0 takes a free one.
+
+    Raises:
+        ConfigError: the address is taken, or is none of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"host, port: {host}:{port} cannot be listened on ({reason}): choose another"
+        ) from error
+    return listener
+
+
+def run_server(
+    app: ASGIApp,
+    listener: socket.socket,
+    *,
+    grace_s: float,
+    on_closing: Callable[[], None] = lambda: None,
+    on_server: Callable[[GentleServer], None] = lambda server: None,
+) -> None:
+    """Serve until a signal ends it; returns nothing. `on_server` gets the server before it starts.
+
+    Units: `grace_s` in seconds: requests that run get as long to finish.
+    """
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        lifespan="on",
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(grace_s) + 5,
+    )
+    server = GentleServer(config, on_closing)
+    on_server(server)
+    server.run(sockets=[listener])
+
+
+def serve_images(models: Models, settings: ServeSettings, *, host: str, port: int) -> None:
+    """Serve the image API until a signal ends it; returns nothing.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+        LLMDiffError: a model is missing, damaged or does not fit.
+    """
+    from llmdiff.serving.api import create_app
+    from llmdiff.serving.painter import PipelinePainter
+
+    listener = listen(host, port)
+    log_as_json()
+    servers: list[GentleServer] = []
+
+    def stop() -> None:
+        for server in servers:
+            server.should_exit = True
+
+    app = create_app(lambda: PipelinePainter.load(models), settings, on_failure=stop)
+    service = app.state.service
+
+    def close() -> None:
+        service.batcher.closing = True
+
+    address, bound_port = listener.getsockname()[:2]
+    if settings.token is None and address not in ("127.0.0.1", "::1"):
+        log("no token is set: whoever reaches this address can draw", level=30, host=address)
+    log("listening", host=address, port=bound_port)
+    # After its end uvicorn passes the signal on; by then there is nothing left to interrupt.
+    with suppress(KeyboardInterrupt):
+        run_server(app, listener, grace_s=settings.timeout_s, on_closing=close, on_server=servers.append)
+    if service.failure is not None:
+        raise service.failure
