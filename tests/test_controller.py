@@ -10,7 +10,15 @@ import torch
 
 import llmdiff
 from llmdiff import LLMController
-from llmdiff.errors import AdapterMismatchError, AttachError, LLMDiffError, PromptError
+from llmdiff.adapter.manifest import MANIFEST_NAME, write_manifest_of_all
+from llmdiff.errors import (
+    AdapterMismatchError,
+    AdapterNotFoundError,
+    AttachError,
+    CorruptWeightsError,
+    PipelineNotFoundError,
+    PromptError,
+)
 
 
 @pytest.fixture
@@ -100,10 +108,10 @@ def test_load_pipeline_loads_the_base(pipe: Any, tiny_llm: Any, tmp_path: Path, 
 def test_a_base_that_is_not_there(
     controller: LLMController, tiny_llm: Any, pipe: Any, tmp_path: Path
 ) -> None:
-    with pytest.raises(LLMDiffError, match="base_model_id of the adapter is empty"):
+    with pytest.raises(PipelineNotFoundError, match="base_model_id of the adapter is empty"):
         controller.load_pipeline()
     lost = LLMController.create(tiny_llm, pipe, base_model_id=str(tmp_path / "lost"))
-    with pytest.raises(LLMDiffError, match=r"base pipeline .*lost") as caught:
+    with pytest.raises(PipelineNotFoundError, match=r"base pipeline .*lost") as caught:
         lost.load_pipeline()
     assert "\n" not in str(caught.value)
 
@@ -122,3 +130,67 @@ def test_encode_is_repeatable_and_noise_comes_from_the_seed(controller: LLMContr
 def test_an_llm_of_another_size_is_refused(controller: LLMController, make_llm: Any) -> None:
     with pytest.raises(AdapterMismatchError, match="blocks: 5, the adapter was made for 3"):
         LLMController(make_llm(num_blocks=5), controller.adapter)
+
+
+def test_an_llm_of_another_name_needs_a_word_from_the_caller(
+    controller: LLMController, make_llm: Any, pipe: Any, tmp_path: Path, draw: Any
+) -> None:
+    controller.save_pretrained(tmp_path)
+    other = make_llm(id="other")
+    with pytest.raises(AdapterMismatchError, match="pass strict=False"):
+        LLMController.from_pretrained(tmp_path, llm=other)
+    with pytest.warns(UserWarning, match="right only if both are the same model"):
+        loaded = LLMController.from_pretrained(tmp_path, llm=other, strict=False)
+    with controller.attached(pipe):
+        ours = draw(pipe)
+    with pytest.warns(UserWarning, match="the same model"), loaded.attached(pipe):
+        assert torch.equal(draw(pipe), ours)
+
+
+def test_load_pipeline_takes_another_base_that_fits(
+    tiny_llm: Any, make_sd: Any, sdxl_pipe: Any, tmp_path: Path
+) -> None:
+    controller = LLMController.create(tiny_llm, make_sd())
+    make_sd().save_pretrained(tmp_path / "tuned")
+    assert type(controller.load_pipeline(tmp_path / "tuned")).__name__ == "StableDiffusionPipeline"
+    sdxl_pipe.save_pretrained(tmp_path / "sdxl")
+    with pytest.raises(AdapterMismatchError, match="Stable Diffusion XL"):
+        controller.load_pipeline(tmp_path / "sdxl")
+    with pytest.raises(PipelineNotFoundError, match="nobody/nothing"):
+        controller.load_pipeline("nobody/nothing")
+
+
+def test_a_damaged_base_is_refused(tiny_llm: Any, make_sd: Any, tmp_path: Path) -> None:
+    controller = LLMController.create(tiny_llm, make_sd())
+    make_sd().save_pretrained(tmp_path)
+    weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CorruptWeightsError, match=r"truncated or damaged|cannot read") as caught:
+        controller.load_pipeline(tmp_path)
+    assert "\n" not in str(caught.value)
+    # One bit that safetensors would not notice: the manifest does.
+    weights.write_bytes(whole)
+    write_manifest_of_all(tmp_path)
+    assert '"unet/config.json"' in (tmp_path / MANIFEST_NAME).read_text()
+    controller.load_pipeline(tmp_path)
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CorruptWeightsError, match="has SHA-256"):
+        controller.load_pipeline(tmp_path)
+
+
+def test_the_embedded_default_that_was_not_built_says_how(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_llm: Any, pipe: Any
+) -> None:
+    monkeypatch.setattr("llmdiff.controller.files", lambda package: tmp_path)
+    with pytest.raises(AdapterNotFoundError, match=r"python -m llmdiff\.openmoji\.build"):
+        LLMController.from_pretrained("openmoji")
+    with pytest.raises(PipelineNotFoundError, match=r"python -m llmdiff\.openmoji\.build"):
+        LLMController.create(tiny_llm, pipe, base_model_id="openmoji").load_pipeline()
+
+
+def test_an_adapter_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(AdapterNotFoundError, match="is no folder"):
+        LLMController.from_pretrained(tmp_path / "nothing")
+    with pytest.raises(AdapterNotFoundError, match="nobody/nothing"):
+        LLMController.from_pretrained("nobody/nothing")

@@ -8,11 +8,19 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
+from safetensors import SafetensorError
 
 from llmdiff.adapter.adapter import LLMDiffAdapter
-from llmdiff.adapter.attach import attach, check_llm, detach
+from llmdiff.adapter.attach import attach, check_fits, check_llm, detach
+from llmdiff.adapter.manifest import MANIFEST_NAME, check_manifest
 from llmdiff.adapter.prompts import encode_texts
-from llmdiff.errors import ConfigError, LLMDiffError
+from llmdiff.errors import (
+    AdapterNotFoundError,
+    ConfigError,
+    CorruptWeightsError,
+    LLMDiffError,
+    PipelineNotFoundError,
+)
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.types import TextEncoding
 
@@ -45,12 +53,19 @@ class LLMController:
     Fields:
         llm: the frozen `DecoderLLM`.
         adapter: the `LLMDiffAdapter`, the only part that is trained and saved.
+
+    An LLM of the right sizes but another name than the adapter's would draw, from states that the adapter has
+    never seen. So it is refused; with `strict=False` it is taken, with a warning.
+
+    Raises:
+        AdapterMismatchError: the adapter was made for another LLM.
     """
 
-    def __init__(self, llm: DecoderLLM, adapter: LLMDiffAdapter) -> None:
-        check_llm(llm, adapter)
+    def __init__(self, llm: DecoderLLM, adapter: LLMDiffAdapter, *, strict: bool = True) -> None:
+        check_llm(llm, adapter, strict=strict)
         self.llm = llm
         self.adapter = adapter
+        self._strict = strict
 
     @classmethod
     def from_pretrained(
@@ -58,26 +73,31 @@ class LLMController:
         name_or_path: str | Path,
         *,
         llm: DecoderLLM | None = None,
+        strict: bool = True,
         revision: str | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Self:
         """Return a trained controller: "openmoji" (shipped with the package), a folder or a Hub id.
 
-        The LLM is the one the adapter was trained with, loaded in `dtype` on `device`, unless `llm` is given.
-        The adapter stays in float32; attaching brings it to the pipeline's device and dtype.
+        The LLM is the one the adapter was trained with, loaded in `dtype` on `device`, unless `llm` is given;
+        `strict=False` takes one of another name, when it is the same model. The adapter stays in float32;
+        attaching brings it to the pipeline's device and dtype.
 
         Raises:
+            AdapterNotFoundError: no such folder, or no such Hub id to be had.
             CorruptWeightsError: a file of the adapter is missing or damaged.
             ConfigError: the adapter's config has an unknown key or a value out of range.
             LLMNotFoundError: the adapter's LLM is not to be had.
             AdapterMismatchError: `llm` is not what the adapter was made for.
         """
-        folder = _packaged("adapter") if name_or_path == EMBEDDED_NAME else name_or_path
+        folder = name_or_path
+        if name_or_path == EMBEDDED_NAME:
+            folder = _packaged("adapter", AdapterNotFoundError)
         adapter = LLMDiffAdapter.from_pretrained(folder, revision=revision, device=device)
         if llm is None:
             llm = DecoderLLM.from_pretrained(adapter.config.llm_id, device=device, dtype=dtype)
-        return cls(llm, adapter)
+        return cls(llm, adapter, strict=strict)
 
     @classmethod
     def create(
@@ -140,44 +160,67 @@ class LLMController:
         generator = torch.Generator().manual_seed(noise_seed)
         return self.adapter.context.encode(self.llm, texts, generator=generator)
 
-    def load_pipeline(self, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+    def load_pipeline(
+        self,
+        source: str | Path | None = None,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Any:
         """Return the base pipeline that the adapter was trained for, with nothing attached.
 
+        `source`, a folder or a Hub id, is another base of the same family, a fine-tuned one for example;
+        whether it fits is checked before it is returned. A folder with a manifest is checked against it.
+
         Raises:
-            LLMDiffError: the base pipeline is neither a folder nor to be had from the Hub.
+            PipelineNotFoundError: the pipeline is neither a folder nor to be had from the Hub.
+            CorruptWeightsError: its folder lacks a file or has a damaged one.
+            AdapterMismatchError, UnsupportedPipelineError: `source` is no pipeline for this adapter.
         """
         from diffusers import AutoPipelineForText2Image
 
         config: Any = self.adapter.config
-        base: str = config.base_model_id
+        base = str(config.base_model_id if source is None else source)
         if not base:
-            raise LLMDiffError(
+            raise PipelineNotFoundError(
                 "base_model_id of the adapter is empty: load its pipeline yourself and attach to it"
             )
+        place = _packaged("pipeline", PipelineNotFoundError) if base == EMBEDDED_NAME else Path(base)
+        if (place / MANIFEST_NAME).is_file():
+            check_manifest(place, ["model_index.json"])
         load: Any = AutoPipelineForText2Image.from_pretrained
-        source = _packaged("pipeline") if base == EMBEDDED_NAME else base
         try:
-            pipe: Any = load(source, dtype=dtype, use_safetensors=True)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise LLMDiffError(
-                f"base pipeline {base!r} is neither a folder nor to be had from the Hub ({reason}): get it "
-                "once with network, or load it yourself and attach to it"
+            pipe: Any = load(place if place.is_dir() else base, dtype=dtype, use_safetensors=True)
+        except SafetensorError as error:
+            raise CorruptWeightsError(
+                f"pipeline {base!r} has a weight file that is truncated or damaged ({error}): download it again"
             ) from error
+        except (OSError, ValueError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if place.is_dir():
+                raise CorruptWeightsError(
+                    f"base pipeline {base!r} is a folder that diffusers cannot read ({reason}): download or "
+                    "save it again"
+                ) from error
+            raise PipelineNotFoundError(
+                f"base pipeline {base!r} is neither a folder nor to be had from the Hub ({reason}): get it "
+                f'once with "hf download {base}", or load a pipeline yourself and attach to it'
+            ) from error
+        check_fits(pipe, self.adapter)
         return pipe.to(device)
 
-    def attach(self, pipe: Any, scale: float = 1.0) -> None:
+    def attach(self, pipe: Any, scale: float = 1.0, *, keep_base_text: bool = False) -> None:
         """Put the LLM in control of the pipeline; returns nothing. See `llmdiff.adapter.attach`."""
-        attach(pipe, self.llm, self.adapter, scale=scale)
+        attach(pipe, self.llm, self.adapter, scale=scale, keep_base_text=keep_base_text, strict=self._strict)
 
     def detach(self, pipe: Any) -> None:
         """Make the pipeline exactly what it was before `attach`; returns nothing."""
         detach(pipe)
 
     @contextmanager
-    def attached(self, pipe: Any, scale: float = 1.0) -> Iterator[Any]:
+    def attached(self, pipe: Any, scale: float = 1.0, *, keep_base_text: bool = False) -> Iterator[Any]:
         """Return a context where the LLM controls the pipeline; detached at its end, even after an error."""
-        self.attach(pipe, scale)
+        self.attach(pipe, scale, keep_base_text=keep_base_text)
         try:
             yield pipe
         finally:
@@ -206,5 +249,11 @@ class LLMController:
             )
 
 
-def _packaged(part: str) -> Path:
-    return Path(str(files("llmdiff"))) / "openmoji" / "weights" / part
+def _packaged(part: str, error: type[LLMDiffError]) -> Path:
+    folder = Path(str(files("llmdiff"))) / "openmoji" / "weights" / part
+    if not folder.is_dir():
+        raise error(
+            f"{EMBEDDED_NAME!r} has no {part} here: this is a source tree without the trained weights; install "
+            "the released package, or train them with `python -m llmdiff.openmoji.build`"
+        )
+    return folder

@@ -33,6 +33,14 @@ class CorruptWeightsError(LLMDiffError, OSError):
     """A weight file is missing, truncated or differs from its recorded SHA-256."""
 
 
+class AdapterNotFoundError(LLMDiffError, OSError):
+    """The adapter is neither a folder, a Hub id that is to be had nor the embedded default."""
+
+
+class PipelineNotFoundError(LLMDiffError, OSError):
+    """The base pipeline is neither a folder, a Hub id that is to be had nor the embedded default."""
+
+
 class ConfigError(LLMDiffError, ValueError):
     """A configuration has an unknown key or a value out of range."""
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from llmdiff.adapter import LLMDiffAdapter, attach, detach, is_attached
+from llmdiff.adapter import LLMDiffAdapter, attach, detach, families, is_attached, layers
 
 
 def build_adapter(pipe: Any, llm: Any, **more: Any) -> LLMDiffAdapter:
@@ -41,21 +41,27 @@ def attached(pipe: Any, tiny_llm: Any, loud_adapter: LLMDiffAdapter) -> Iterator
 
 @pytest.fixture
 def processors() -> Callable[[Any], dict[str, Any]]:
-    """Every attention layer's processor, by the layer's name."""
+    """What attaching could change on every attention layer: its processor, its forward; and the hooks."""
 
     def read(pipe: Any) -> dict[str, Any]:
-        modules = pipe.unet.named_modules()
-        return {name: module.processor for name, module in modules if hasattr(module, "set_processor")}
+        denoiser = families.denoiser_of(pipe)
+        found: dict[str, Any] = {"hooks": tuple(denoiser._forward_pre_hooks.values())}
+        for name, module in layers.attention_layers(denoiser).items():
+            found[name] = module.processor
+            found[f"{name}.forward"] = vars(module).get("forward")
+        return found
 
     return read
 
 
 @pytest.fixture
 def same_objects(processors: Callable[[Any], dict[str, Any]]) -> Callable[[Any, dict[str, Any]], bool]:
-    """Whether a pipeline has the very same processor objects as before."""
+    """Whether a pipeline has the very same objects as before."""
 
     def compare(pipe: Any, before: dict[str, Any]) -> bool:
         now = processors(pipe)
-        return now.keys() == before.keys() and all(now[name] is before[name] for name in before)
+        return now.keys() == before.keys() and all(
+            now[name] is before[name] or (name == "hooks" and now[name] == before[name]) for name in before
+        )
 
     return compare

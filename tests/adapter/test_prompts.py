@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from llmdiff.adapter import LLMDiffAdapter, TwoBranchAttnProcessor, attach, detach, families
+from llmdiff.adapter import LLMDiffAdapter, attach, detach, families, layers
 from llmdiff.errors import PromptError
 from llmdiff.types import TextEncoding
 
@@ -38,28 +38,28 @@ def test_ten_prompts_do_not_leak(pipe: Any, make_llm: Any, loud_adapter: LLMDiff
     assert len({image.numpy().tobytes() for image in in_a_row}) == len(PROMPTS)
 
 
-def test_keys_and_values_once_per_generation(attached: Any, draw: Draw, processors: Any) -> None:
+def test_keys_and_values_once_per_generation(attached: Any, draw: Draw) -> None:
     calls: dict[str, int] = {}
-    for name, processor in processors(attached).items():
-        if isinstance(processor, TwoBranchAttnProcessor):
-            attn = attached.unet.get_submodule(name)
-            for kind, module in (
-                ("old k", attn.to_k),
-                ("old v", attn.to_v),
-                ("k", processor.branch.to_k),
-                ("v", processor.branch.to_v),
-                ("q", processor.branch.to_q),
-            ):
-                key = f"{name} {kind}"
-                calls[key] = 0
+    text_layers: dict[str, Any] = layers.text_layers(families.denoiser_of(attached))
+    for name, attn in text_layers.items():
+        branch = attn.forward.__self__.branch
+        for kind, module in (
+            ("old k", attn.to_k),
+            ("old v", attn.to_v),
+            ("k", branch.to_k),
+            ("v", branch.to_v),
+            ("q", branch.to_q),
+        ):
+            key = f"{name} {kind}"
+            calls[key] = 0
 
-                def count(*_: object, key: str = key) -> None:
-                    calls[key] += 1
+            def count(*_: object, key: str = key) -> None:
+                calls[key] += 1
 
-                module.register_forward_hook(count)
+            module.register_forward_hook(count)
     draw(attached, steps=4)
     assert calls == {key: 4 if key.endswith(" q") else 1 for key in calls}
-    assert len(calls) == 5 * len(families.cross_attention_layers(attached.unet))
+    assert len(calls) == 5 * len(text_layers)
 
 
 def test_a_prompt_is_the_same_alone_and_beside_a_longer_one(attached: Any, draw: Draw) -> None:

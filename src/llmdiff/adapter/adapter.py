@@ -9,7 +9,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from llmdiff.adapter import families
+from llmdiff.adapter import families, layers
 from llmdiff.adapter.processors import CrossAttentionBranch
 from llmdiff.adapter.storage import load_adapter_files, save_adapter_files
 from llmdiff.errors import AdapterMismatchError, ConfigError
@@ -29,7 +29,7 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         context: the weighted sum over the LLM's blocks; None when the states come from something else.
         norm, phi: c => norm(c) => phi(norm(c)), of the width that the denoiser expects.
         pooled: the last real token of norm(c) => the pooled vector; None where the denoiser wants none.
-        branches: the new half of every cross-attention layer, in `cross_attention`'s order.
+        branches: the new half of every attention layer that reads text, in `cross_attention`'s order.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -93,7 +93,7 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         )
 
     def branch(self, layer: str) -> CrossAttentionBranch:
-        """Return the branch of the cross-attention layer with this module name."""
+        """Return the branch of the attention layer with this module name."""
         return cast(CrossAttentionBranch, self.branches[layer.replace(".", "_")])
 
     def condition(self, encoding: TextEncoding) -> tuple[Tensor, Tensor | None]:
@@ -160,9 +160,9 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
             hidden_size=hidden_size,
             family=family.name,
             base_model_id=base_model_id,
-            text_width=families.text_width(denoiser),
-            pooled_width=families.pooled_width(denoiser) if family.has_pooled else None,
-            cross_attention=families.layer_table(denoiser),
+            text_width=families.text_width(denoiser, family),
+            pooled_width=families.pooled_width(denoiser, family),
+            cross_attention=layers.layer_table(denoiser),
             encoding=encoding,
             lone=lone,
             template=template,
@@ -184,15 +184,17 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         _fill(self.phi, one_unit * _rms(states))
         if self.pooled is not None:
             _fill(self.pooled, one_unit * _rms(pooled))
-        for name, layer in families.cross_attention_layers(denoiser).items():
+        inside = None if states is None else layers.states_at_layers(denoiser, family, states)
+        for name, layer in layers.text_layers(denoiser).items():
             attn: Any = layer
             branch = self.branch(name)
             for own, pretrained in ((branch.to_q, attn.to_q), (branch.to_out, attn.to_out[0])):
                 own.weight.copy_(pretrained.weight)
                 if own.bias is not None:
                     own.bias.copy_(pretrained.bias)
-            _fill(branch.to_k, one_unit * _rms(None if states is None else attn.to_k(states)))
-            _fill(branch.to_v, one_unit * _rms(None if states is None else attn.to_v(states)))
+            key, value = (None, None) if inside is None else layers.text_keys_values(attn, inside)
+            _fill(branch.to_k, one_unit * _rms(key))
+            _fill(branch.to_v, one_unit * _rms(value))
 
     def save_pretrained(  # type: ignore[override, unused-ignore]
         self, save_directory: str | Path, *, dtype: torch.dtype | None = None
@@ -225,6 +227,7 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         """Return a saved adapter, from a folder or a Hub id, in eval mode; `dtype=None` keeps the stored one.
 
         Raises:
+            AdapterNotFoundError: no such folder, or no such Hub id to be had.
             CorruptWeightsError: a file is missing, truncated or differs from its recorded SHA-256, or a
                 tensor is missing, has another shape or holds values that are not finite.
             ConfigError: config.json has an unknown key, lacks one or has a value out of range.
@@ -258,13 +261,19 @@ def _check_size(name: str, value: Any, least: int) -> None:
 def _base_text(
     pipe: Any, family: families.Family, prompts: Sequence[str]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the base's own text states (B, T, W) and pooled vectors, None where it has none."""
+    """Return the base's own text states (1, T, W), padding left out, and pooled vectors; None without them."""
     if getattr(pipe, "tokenizer", None) is None or getattr(pipe, "text_encoder", None) is None:
         return None, None
-    given = {"prompt": list(prompts), "device": pipe.device, "num_images_per_prompt": 1}
-    result = type(pipe).encode_prompt(pipe, **given, do_classifier_free_guidance=False)
+    arguments: dict[str, Any] = {"prompt": list(prompts), "device": pipe.device, "num_images_per_prompt": 1}
+    if family.encodes_negative:
+        arguments["do_classifier_free_guidance"] = False
+    # Some pipelines want an argument for each of their text encoders.
+    arguments |= {name: None for name in family.second_prompts if not name.startswith("negative")}
+    result = type(pipe).encode_prompt(pipe, **arguments)
     parts = dict(zip(family.encode_prompt_returns, result, strict=True))
-    return parts["positive"], parts.get("positive_pooled")
+    states, mask = parts["positive"], parts.get("positive_mask")
+    real = torch.ones(states.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+    return states[real.to(states.device)][None], parts.get("positive_pooled")
 
 
 def _rms(states: Tensor | None) -> float:

@@ -1,14 +1,21 @@
 """attach / detach: put an LLM in control of a pipeline, and take it out again without a trace."""
 
 import warnings
-from typing import Any, Protocol, Self, cast
+import weakref
+from collections.abc import Callable
+from typing import Any, Protocol
 
-import torch
 from torch import nn
 
 from llmdiff.adapter import families
 from llmdiff.adapter.adapter import LLMDiffAdapter
-from llmdiff.adapter.processors import TwoBranchAttnProcessor
+from llmdiff.adapter.installation import (
+    Installation,
+    check_layers,
+    install,
+    install_control,
+    installation_on,
+)
 from llmdiff.adapter.prompts import LLMEncodePrompt
 from llmdiff.errors import AdapterMismatchError, AttachError, ConfigError
 
@@ -26,94 +33,33 @@ class TextSource(Protocol):
     def num_blocks(self) -> int: ...
 
 
-class Installation:
-    """The adapter's processors on a denoiser; a context manager that takes them off again when it ends."""
-
-    def __init__(
-        self, denoiser: nn.Module, originals: dict[str, Any], processors: dict[str, TwoBranchAttnProcessor]
-    ) -> None:
-        self.denoiser = denoiser
-        self.originals = originals
-        self.processors = processors
-
-    def place(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Bring every branch to this device and dtype; returns nothing."""
-        for processor in self.processors.values():
-            processor.place(device, dtype)
-
-    def check(self) -> None:
-        """Return nothing if every processor is still on its layer.
-
-        Raises:
-            AttachError: something else (attention slicing, an IP-Adapter) has replaced one.
-        """
-        for name, processor in self.processors.items():
-            present = cast(Any, self.denoiser.get_submodule(name)).processor
-            if present is not processor:
-                raise AttachError(
-                    f"the attention processor of {name} is now {type(present).__name__}, it was replaced "
-                    "while the LLM was attached: detach, change the pipeline, attach again"
-                )
-
-    def restore(self) -> None:
-        """Put back the very same processor objects that were there before; returns nothing."""
-        for name, original in self.originals.items():
-            cast(Any, self.denoiser.get_submodule(name)).set_processor(original)
-
-    __call__ = restore
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.restore()
-
-
-def install(denoiser: nn.Module, adapter: LLMDiffAdapter, *, scale: float = 1.0) -> Installation:
-    """Return the installed two-branch processors; call `.restore()` on them, or use them in a `with`.
-
-    Only the processors of the cross-attention layers change: the denoiser then takes
-    `adapter.condition(...)[0]` as `encoder_hidden_states`. The branches are the adapter's own modules, so a
-    loss reaches its parameters.
-
-    Raises:
-        AdapterMismatchError: the adapter was made for another denoiser.
-        AttachError: the denoiser already carries an adapter.
-        UnsupportedPipelineError: a layer has a processor of another extension, see `TwoBranchAttnProcessor`.
-    """
-    config: Any = adapter.config
-    _check_layers(denoiser, adapter)
-    originals, processors = {}, {}
-    for name, layer in families.cross_attention_layers(denoiser).items():
-        attn = cast(Any, layer)
-        original = attn.processor
-        if isinstance(original, TwoBranchAttnProcessor):
-            raise AttachError(
-                "the denoiser already carries an adapter (attached to this pipeline, or to one that shares "
-                "its denoiser): detach that first"
-            )
-        originals[name] = original
-        processors[name] = TwoBranchAttnProcessor(
-            adapter.branch(name), original, attn, text_width=config.text_width, scale=scale
-        )
-    # Nothing above changed the denoiser, and nothing below can fail.
-    for name, processor in processors.items():
-        cast(Any, denoiser.get_submodule(name)).set_processor(processor)
-    return Installation(denoiser, originals, processors)
-
-
-def attach(pipe: Any, llm: TextSource | None, adapter: LLMDiffAdapter, *, scale: float = 1.0) -> None:
+def attach(
+    pipe: Any,
+    llm: TextSource | None,
+    adapter: LLMDiffAdapter,
+    *,
+    scale: float = 1.0,
+    keep_base_text: bool = False,
+    strict: bool = True,
+) -> None:
     """Put the LLM in control of the pipeline, so that plain `pipe("a prompt")` follows it; returns nothing.
 
-    `scale` between 0 and 1 mixes with the base's own text encoder in every cross-attention layer; 0 is the
-    base pipeline, bit for bit. The pipeline's weights, and what `save_pretrained` writes of it, stay the
-    base's. An adapter without a context encoding takes its states from `llm.encode(prompts) -> TextEncoding`.
+    `scale` between 0 and 1 mixes with the base's own text encoder in every attention layer that reads text;
+    0 is the base pipeline, bit for bit. `keep_base_text` lets the pretrained half of every such layer see the
+    base encoder's tokens beside phi(c), in one softmax: a LoRA's trigger words keep their effect. The
+    pipeline's weights, and what `save_pretrained` writes of it, stay the base's. An adapter without a context
+    encoding takes its states from `llm.encode(prompts) -> TextEncoding`.
+
+    A pipeline that shares its denoiser with an attached one (`from_pipe`) is attached by the same call, with
+    the same adapter and settings; until then it refuses to draw. A ControlNet's own cross-attention sees
+    phi(c).
 
     Raises:
-        ConfigError: scale is not between 0 and 1.
+        ConfigError: scale is not between 0 and 1, or the base's text encoder is needed and not there.
         UnsupportedPipelineError: the pipeline belongs to no known family, or carries another extension's
             processors.
-        AdapterMismatchError: the adapter was made for another family, width or LLM.
+        AdapterMismatchError: the adapter was made for another family, width or LLM; an LLM of the right
+            sizes but another name is taken with `strict=False`.
         AttachError: an LLM is attached already.
     Nothing is attached when one of these is raised.
     """
@@ -123,32 +69,57 @@ def attach(pipe: Any, llm: TextSource | None, adapter: LLMDiffAdapter, *, scale:
         raise AttachError("pipe already has an LLM attached: detach(pipe) first")
     family, denoiser = families.family_of(pipe), families.denoiser_of(pipe)
     check_fits(pipe, adapter)
-    check_llm(llm, adapter)
-    installation = None
+    check_llm(llm, adapter, strict=strict)
+    if (0 < scale < 1 or (keep_base_text and scale > 0)) and getattr(pipe, "text_encoder", None) is None:
+        what = "keep_base_text=True" if keep_base_text else f"scale {scale}"
+        raise ConfigError(f"{what} needs the base's own text encoder, but pipe.text_encoder is None: load it")
+    installation = control = None
     if scale > 0:
-        installation = install(denoiser, adapter, scale=scale)
+        settings = {"scale": scale, "keep_base_text": keep_base_text}
+        installation, fresh = _join_or(denoiser, adapter, settings, install, strict=True)
+        try:
+            controlnet = getattr(pipe, "controlnet", None)
+            if isinstance(controlnet, nn.Module):
+                control, _ = _join_or(
+                    getattr(controlnet, "_orig_mod", controlnet), adapter, settings, install_control
+                )
+        except BaseException:
+            if fresh:
+                installation.restore()
+            raise
+        for part in (installation, control):
+            if part is not None:
+                part.users.append(weakref.ref(pipe))
     pipe.encode_prompt = LLMEncodePrompt(
         pipe,
         llm,
         adapter,
         installation,
+        control,
         family=family,
         scale=scale,
-        replaced=pipe.__dict__.get("encode_prompt"),
+        keep_base_text=keep_base_text,
+        replaced=vars(pipe).get("encode_prompt"),
     )
 
 
 def detach(pipe: Any) -> None:
-    """Make the pipeline exactly what it was before attach: same processors, same bits; returns nothing.
+    """Make the pipeline exactly what it was before attach: same objects, same bits; returns nothing.
+
+    Layers that another attached pipeline shares stay until that one is detached too.
 
     Raises:
-        AttachError: no LLM is attached.
+        AttachError: no LLM is attached, or something else has replaced an attached layer's forward.
     """
     if not is_attached(pipe):
         raise AttachError("pipe has no LLM attached: attach one first, or leave out detach(pipe)")
-    attached: LLMEncodePrompt = pipe.__dict__["encode_prompt"]
-    if attached.installation is not None:
-        attached.installation.restore()
+    attached: LLMEncodePrompt = vars(pipe)["encode_prompt"]
+    parts = [part for part in (attached.installation, attached.control) if part is not None]
+    leaving = [part for part in parts if not _other_users(part, pipe)]
+    for part in leaving:
+        part.check_in_place()
+    for part in leaving:
+        part.restore()
     if attached.replaced is None:
         del pipe.encode_prompt
     else:
@@ -170,13 +141,13 @@ def check_fits(pipe: Any, adapter: LLMDiffAdapter) -> None:
     config: Any = adapter.config
     family, denoiser = families.family_of(pipe), families.denoiser_of(pipe)
     if family.name != config.family:
-        titles = {row.name: row.title for row in families.FAMILIES}
+        made_for = families.family_named(config.family)
         raise AdapterMismatchError(
             f"pipe is of the family {family.title} ({family.name}), the adapter was made for "
-            f"{titles[config.family]} ({config.family}): use a pipeline of that family or another adapter"
+            f"{made_for.title} ({made_for.name}): use a pipeline of that family or another adapter"
         )
-    _check_layers(denoiser, adapter)
-    pooled = families.pooled_width(denoiser) if family.has_pooled else None
+    check_layers(denoiser, adapter)
+    pooled = families.pooled_width(denoiser, family)
     if pooled != config.pooled_width:
         raise AdapterMismatchError(
             f"pipe wants pooled text vectors of width {pooled}, the adapter makes {config.pooled_width}: "
@@ -184,33 +155,14 @@ def check_fits(pipe: Any, adapter: LLMDiffAdapter) -> None:
         )
 
 
-def _check_layers(denoiser: nn.Module, adapter: LLMDiffAdapter) -> None:
-    config: Any = adapter.config
-    width = families.text_width(denoiser)
-    remedy = f"use a pipeline like the adapter's own base, {config.base_model_id!r}"
-    if width != config.text_width:
-        raise AdapterMismatchError(
-            f"pipe takes text states of width {width}, the adapter makes {config.text_width}: {remedy}"
-        )
-    found, expected = families.layer_table(denoiser), config.cross_attention
-    if len(found) != len(expected):
-        raise AdapterMismatchError(
-            f"pipe has {len(found)} cross-attention layers, the adapter was made for {len(expected)}: "
-            f"{remedy}"
-        )
-    for name in found:
-        if found[name] != expected.get(name):
-            raise AdapterMismatchError(
-                f"pipe's cross-attention layer {name} has {found[name]}, the adapter was made for "
-                f"{expected.get(name, 'no such layer')}: {remedy}"
-            )
+def check_llm(llm: TextSource | None, adapter: LLMDiffAdapter, *, strict: bool = True) -> None:
+    """Return nothing if the adapter was made for this LLM.
 
-
-def check_llm(llm: TextSource | None, adapter: LLMDiffAdapter) -> None:
-    """Return nothing if the adapter was made for an LLM like this one; warn if its id is another.
+    Names that end alike ("owner/SmolLM2" and "models/smollm2") count as one: the same model loaded from a
+    folder. With `strict=False` any LLM of the right sizes passes, with a warning.
 
     Raises:
-        AdapterMismatchError: another width or number of blocks.
+        AdapterMismatchError: another width, number of blocks or name.
     """
     config: Any = adapter.config
     if llm is None:
@@ -224,9 +176,51 @@ def check_llm(llm: TextSource | None, adapter: LLMDiffAdapter) -> None:
                 f"llm {llm.id!r} has {what} {found}, the adapter was made for {expected}: use "
                 f"{config.llm_id!r}"
             )
-    if llm.id != config.llm_id:
-        warnings.warn(
-            f"llm is {llm.id!r}, the adapter was made for {config.llm_id!r}: right only if both are the same "
-            "model",
-            stacklevel=3,
+    if _last_part(llm.id) == _last_part(config.llm_id):
+        return
+    message = f"llm is {llm.id!r}, the adapter was made for {config.llm_id!r}"
+    if strict:
+        # The sizes fit, so it would draw, but from states that the adapter has never seen.
+        raise AdapterMismatchError(
+            f"{message}: use that LLM, or pass strict=False if both are the same model under two names"
         )
+    warnings.warn(f"{message}: right only if both are the same model", stacklevel=3)
+
+
+def _last_part(name: str) -> str:
+    return name.rstrip("/").rpartition("/")[2].casefold()
+
+
+def _join_or(
+    module: nn.Module,
+    adapter: LLMDiffAdapter,
+    settings: dict[str, Any],
+    make: Callable[..., Installation],
+    **more: Any,
+) -> tuple[Installation, bool]:
+    """Return the installation that the module carries, if it is just this one, else a fresh one; and which."""
+    present = installation_on(module)
+    if present is not None and present.users and not _other_users(present, None):
+        # Every pipeline that it was made for is gone.
+        present.restore()
+        present = None
+    if present is None or not present.users:
+        return make(module, adapter, **settings, **more), True
+    if present.adapter is adapter and present.settings == tuple(settings.values()):
+        return present, False
+    raise AttachError(
+        f"the {type(module).__name__} already carries another adapter or other settings, for a pipeline that "
+        "shares its denoiser: detach that one first, or attach the same adapter with the same settings"
+    )
+
+
+def _other_users(part: Installation, pipe: Any) -> bool:
+    """Return whether another living pipeline is attached through this installation."""
+    for reference in part.users:
+        user = reference()
+        if user is None or user is pipe or not is_attached(user):
+            continue
+        attached = vars(user)["encode_prompt"]
+        if part is attached.installation or part is attached.control:
+            return True
+    return False

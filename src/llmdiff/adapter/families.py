@@ -7,7 +7,15 @@ from torch import nn
 
 from llmdiff.errors import UnsupportedPipelineError
 
-Part = Literal["positive", "negative", "positive_pooled", "negative_pooled"]
+Part = Literal[
+    "positive",
+    "negative",
+    "positive_pooled",
+    "negative_pooled",
+    "positive_mask",
+    "negative_mask",
+    "text_ids",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +30,14 @@ class Family:
         objective: where the training target comes from. "scheduler" reads `prediction_type`
             (epsilon, v_prediction or sample) off the pipeline's scheduler; "flow" is velocity matching.
         encode_prompt_returns: what the pipeline's `encode_prompt` returns, in order.
+        text_width: the key of the denoiser's config that says how wide its text states are.
+        pooled_width: the key for the width of the pooled vector; None where U-Net's formula or nothing holds.
         second_prompts: arguments of `encode_prompt` for further text encoders, which one LLM replaces.
+        text_channel: how c reaches the attention layers. "states": beside phi(c), in the same tensor, because
+            the denoiser hands it on unchanged. "mask": the denoiser projects the text states first, so c
+            travels in `encoder_attention_mask`, the one argument that reaches every block unchanged.
+            "joint": text and image share their attention; c travels in `joint_attention_kwargs`.
+        text_projections: modules of the denoiser that text states pass before the attention layers.
     """
 
     name: str
@@ -31,13 +46,26 @@ class Family:
     denoiser: str
     objective: Literal["scheduler", "flow"]
     encode_prompt_returns: tuple[Part, ...]
+    text_width: str
+    pooled_width: str | None = None
     second_prompts: tuple[str, ...] = ()
+    text_channel: Literal["states", "mask", "joint"] = "states"
+    text_projections: tuple[str, ...] = ()
 
     @property
     def has_pooled(self) -> bool:
         """True where the pipeline also wants one pooled vector per prompt."""
         return "positive_pooled" in self.encode_prompt_returns
 
+    @property
+    def encodes_negative(self) -> bool:
+        """True where one `encode_prompt` call makes both sides of the guidance; else each has its own call."""
+        return "negative" in self.encode_prompt_returns
+
+
+_BOTH: tuple[Part, ...] = ("positive", "negative")
+_BOTH_POOLED: tuple[Part, ...] = ("positive", "negative", "positive_pooled", "negative_pooled")
+_BOTH_MASKED: tuple[Part, ...] = ("positive", "positive_mask", "negative", "negative_mask")
 
 FAMILIES: tuple[Family, ...] = (
     Family(
@@ -47,10 +75,14 @@ FAMILIES: tuple[Family, ...] = (
             "StableDiffusionPipeline",
             "StableDiffusionImg2ImgPipeline",
             "StableDiffusionInpaintPipeline",
+            "StableDiffusionControlNetPipeline",
+            "StableDiffusionControlNetImg2ImgPipeline",
+            "StableDiffusionControlNetInpaintPipeline",
         ),
         denoiser="unet",
         objective="scheduler",
-        encode_prompt_returns=("positive", "negative"),
+        encode_prompt_returns=_BOTH,
+        text_width="cross_attention_dim",
     ),
     Family(
         name="sdxl",
@@ -59,11 +91,67 @@ FAMILIES: tuple[Family, ...] = (
             "StableDiffusionXLPipeline",
             "StableDiffusionXLImg2ImgPipeline",
             "StableDiffusionXLInpaintPipeline",
+            "StableDiffusionXLControlNetPipeline",
+            "StableDiffusionXLControlNetImg2ImgPipeline",
+            "StableDiffusionXLControlNetInpaintPipeline",
         ),
         denoiser="unet",
         objective="scheduler",
-        encode_prompt_returns=("positive", "negative", "positive_pooled", "negative_pooled"),
+        encode_prompt_returns=_BOTH_POOLED,
+        text_width="cross_attention_dim",
         second_prompts=("prompt_2", "negative_prompt_2"),
+    ),
+    Family(
+        name="pixart",
+        title="PixArt-alpha/Sigma",
+        pipelines=("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
+        denoiser="transformer",
+        objective="scheduler",
+        encode_prompt_returns=_BOTH_MASKED,
+        text_width="caption_channels",
+        text_channel="mask",
+        text_projections=("caption_projection",),
+    ),
+    Family(
+        name="sana",
+        title="Sana",
+        pipelines=("SanaPipeline",),
+        denoiser="transformer",
+        objective="flow",
+        encode_prompt_returns=_BOTH_MASKED,
+        text_width="caption_channels",
+        text_channel="mask",
+        text_projections=("caption_projection", "caption_norm"),
+    ),
+    Family(
+        name="sd3",
+        title="Stable Diffusion 3",
+        pipelines=(
+            "StableDiffusion3Pipeline",
+            "StableDiffusion3Img2ImgPipeline",
+            "StableDiffusion3InpaintPipeline",
+        ),
+        denoiser="transformer",
+        objective="flow",
+        encode_prompt_returns=_BOTH_POOLED,
+        text_width="joint_attention_dim",
+        pooled_width="pooled_projection_dim",
+        second_prompts=("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3"),
+        text_channel="joint",
+        text_projections=("context_embedder",),
+    ),
+    Family(
+        name="flux",
+        title="Flux",
+        pipelines=("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline"),
+        denoiser="transformer",
+        objective="flow",
+        encode_prompt_returns=("positive", "positive_pooled", "text_ids"),
+        text_width="joint_attention_dim",
+        pooled_width="pooled_projection_dim",
+        second_prompts=("prompt_2",),
+        text_channel="joint",
+        text_projections=("context_embedder",),
     ),
 )
 
@@ -84,12 +172,17 @@ def family_of(pipe: Any) -> Family:
     )
 
 
+def family_named(name: str) -> Family:
+    """Return the family with this name, as adapters store it."""
+    return next(family for family in FAMILIES if family.name == name)
+
+
 def denoiser_of(pipe: Any) -> nn.Module:
     """Return the pipeline's U-Net or transformer.
 
     Raises:
-        UnsupportedPipelineError: the pipeline's class is unknown, or its denoiser reshapes the text states
-            before its cross-attention layers see them.
+        UnsupportedPipelineError: the pipeline's class is unknown, or its denoiser changes the text states in a
+            way that its family does not.
     """
     family = family_of(pipe)
     denoiser: Any = getattr(pipe, family.denoiser, None)
@@ -101,7 +194,7 @@ def denoiser_of(pipe: Any) -> nn.Module:
     # Compiled modules prefix every layer's name; the module inside them is the one to work on.
     inner: nn.Module = getattr(denoiser, "_orig_mod", denoiser)
     config: Any = inner.config
-    # A denoiser that projects or pools the text itself would meet the LLM's wider rows there and fail.
+    # A U-Net that projects or pools the text itself would meet the LLM's wider rows there and fail.
     for key, fine in (
         ("encoder_hid_dim_type", (None, "ip_image_proj")),
         ("addition_embed_type", (None, "text_time")),
@@ -111,60 +204,41 @@ def denoiser_of(pipe: Any) -> nn.Module:
                 f"pipe.{family.denoiser} has {key}={config.get(key)!r}, so it changes the text states before "
                 f"cross-attention; supported values are {', '.join(map(repr, fine))}"
             )
+    for name in family.text_projections:
+        if getattr(inner, name, None) is None:
+            raise UnsupportedPipelineError(
+                f"pipe.{family.denoiser} has no {name}, which every {family.title} has: load one that has it"
+            )
     return inner
 
 
-def text_width(denoiser: nn.Module) -> int:
+def text_width(denoiser: nn.Module, family: Family) -> int:
     """Return W, the width of the text states that the denoiser expects."""
     config: Any = denoiser.config
-    width = config.cross_attention_dim
+    width = config.get(family.text_width)
+    if width is None:
+        raise UnsupportedPipelineError(
+            f"the denoiser is no {family.title}: its config has no {family.text_width}; use a pipeline of that "
+            "family"
+        )
     if not isinstance(width, int):
         widths = set(width)
         if len(widths) != 1:
             raise UnsupportedPipelineError(
-                f"the denoiser's cross_attention_dim is {width}, expected one width for all blocks"
+                f"the denoiser's {family.text_width} is {width}, expected one width for all blocks"
             )
         width = widths.pop()
     return int(width)
 
 
-def pooled_width(denoiser: nn.Module) -> int | None:
+def pooled_width(denoiser: nn.Module, family: Family) -> int | None:
     """Return the width of the pooled text vector that the denoiser expects, None where it expects none."""
     config: Any = denoiser.config
+    if not family.has_pooled:
+        return None
+    if family.pooled_width is not None:
+        return int(config[family.pooled_width])
     if config.get("addition_embed_type") != "text_time":
         return None
     # SDXL's added embedding is [pooled text ; six sizes and crops, each as a sinusoid].
     return int(config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim)
-
-
-def cross_attention_layers(denoiser: nn.Module) -> dict[str, nn.Module]:
-    """Return every attention layer that reads the text, by its module name and in module order."""
-    return {
-        name: module
-        for name, module in denoiser.named_modules()
-        if getattr(module, "is_cross_attention", False) and hasattr(module, "set_processor")
-    }
-
-
-def layer_table(denoiser: nn.Module) -> dict[str, dict[str, int | bool]]:
-    """Return the facts that a second branch needs about every cross-attention layer, ready for JSON.
-
-    Shapes:
-        query_dim: width of the image states; inner_dim: heads times head width; out_dim: width that leaves.
-    """
-    return {
-        name: {
-            "query_dim": attn.to_q.in_features,
-            "inner_dim": attn.to_q.out_features,
-            "heads": attn.heads,
-            "out_dim": attn.to_out[0].out_features,
-            "query_bias": attn.to_q.bias is not None,
-            "out_bias": attn.to_out[0].bias is not None,
-        }
-        for name, attn in _typed(cross_attention_layers(denoiser))
-    }
-
-
-def _typed(layers: dict[str, nn.Module]) -> list[tuple[str, Any]]:
-    # diffusers sets these attributes in ways that nn.Module's type does not show.
-    return list(layers.items())

@@ -1,9 +1,9 @@
-"""The SHA-256 manifest of a saved adapter: written last, checked before anything else is read."""
+"""The SHA-256 manifest of a saved folder: written last, checked before anything else is read."""
 
 import hashlib
 import json
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from llmdiff.errors import CorruptWeightsError
 
@@ -18,10 +18,19 @@ def sha256_of(path: Path) -> str:
 
 
 def write_manifest(folder: Path, names: Iterable[str]) -> None:
-    """Write the manifest of these files of the folder; returns nothing."""
+    """Write the manifest of these files of the folder; returns nothing.
+
+    Names are relative to the folder, with "/" between folders below it ("unet/config.json").
+    """
     entries = {name: sha256_of(folder / name) for name in sorted(names)}
     text = json.dumps({"sha256": entries}, indent=2, sort_keys=True) + "\n"
     (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
+
+
+def write_manifest_of_all(folder: Path) -> None:
+    """Write the manifest of every file in the folder and below it; returns nothing."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_NAME)
+    write_manifest(folder, (path.relative_to(folder).as_posix() for path in files))
 
 
 def check_manifest(folder: Path, required: Iterable[str]) -> None:
@@ -33,7 +42,9 @@ def check_manifest(folder: Path, required: Iterable[str]) -> None:
     """
     path = folder / MANIFEST_NAME
     if not path.is_file():
-        raise CorruptWeightsError(f"{folder} has no {MANIFEST_NAME}, expected a saved adapter: {_REMEDY}")
+        raise CorruptWeightsError(
+            f"{folder} has no {MANIFEST_NAME}, expected a folder saved with one: {_REMEDY}"
+        )
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["sha256"]
         known = {str(name): str(digest) for name, digest in entries.items()}
@@ -45,9 +56,9 @@ def check_manifest(folder: Path, required: Iterable[str]) -> None:
         if name not in known:
             raise CorruptWeightsError(f"{path} has no entry for {name}: {_REMEDY}")
     for name, expected in known.items():
-        # A name with a folder in it could point outside the adapter.
-        if Path(name).name != name:
-            raise CorruptWeightsError(f"{path} lists {name!r}, expected plain file names: {_REMEDY}")
+        parts = PurePosixPath(name).parts
+        if not parts or parts[0] == "/" or ".." in parts or "\\" in name or ":" in name:
+            raise CorruptWeightsError(f"{path} lists {name!r}, expected names inside the folder: {_REMEDY}")
         file = folder / name
         if not file.is_file():
             raise CorruptWeightsError(f"{file} is missing, the manifest lists it: {_REMEDY}")

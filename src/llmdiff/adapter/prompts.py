@@ -3,26 +3,31 @@
 import copy
 import inspect
 import warnings
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.families import Family, Part
+from llmdiff.adapter.layout import beside_base, mark_base, pad_rows, real_rows
 from llmdiff.errors import PromptError
 from llmdiff.types import TextEncoding
 
 Parts = dict[Part, Tensor | None]
+
+_EMBEDS = ("prompt_embeds", "negative_prompt_embeds")
+_STATES: tuple[Part, ...] = ("positive", "negative")
+_MASKS: tuple[tuple[Part, Part], ...] = (("positive", "positive_mask"), ("negative", "negative_mask"))
 
 
 class LLMEncodePrompt:
     """Stands in for a pipeline's `encode_prompt`: same arguments, same return, the LLM's states.
 
     It lies in the pipeline's `__dict__` and holds all there is to know about the attachment, so a deep copy
-    of the pipeline is attached on its own (its processors and adapter are copies; the LLM is shared).
+    of the pipeline is attached on its own (its layers and adapter are copies; the LLM is shared).
     """
 
     def __init__(
@@ -31,17 +36,21 @@ class LLMEncodePrompt:
         llm: Any,
         adapter: LLMDiffAdapter,
         installation: Any,
+        control: Any,
         *,
         family: Family,
         scale: float,
+        keep_base_text: bool,
         replaced: Any,
     ) -> None:
         self.pipe = pipe
         self.llm = llm
         self.adapter = adapter
         self.installation = installation
+        self.control = control
         self.family = family
         self.scale = scale
+        self.reads_base = scale < 1 or keep_base_text
         self.replaced = replaced
         self.__signature__ = inspect.signature(self.base)
 
@@ -56,6 +65,9 @@ class LLMEncodePrompt:
         twin = object.__new__(type(self))
         memo[id(self)] = twin
         twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        for part in (twin.installation, twin.control):
+            if part is not None:
+                part.users.append(weakref.ref(twin.pipe))
         return twin
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
@@ -68,51 +80,94 @@ class LLMEncodePrompt:
             PromptError: a prompt is blank or no text, negative prompts do not match the prompts in number, a
                 second prompt for a second text encoder is given, or embeddings have a width that fits
                 neither.
-            AttachError: an attention processor was replaced while attached.
+            AttachError: an attached layer was replaced while attached.
         """
-        bound = self.__signature__.bind(*args, **kwargs)
-        bound.apply_defaults()
-        given = bound.arguments
+        if self.installation is None:
+            return tuple(self.base(*args, **kwargs))
+        given = self._arguments(args, kwargs)
+        self._check_embeds(given)
         embeds: Any = given.get("prompt_embeds")
-        negative_embeds: Any = given.get("negative_prompt_embeds")
-        width = self.adapter.phi.out_features
-        if self.installation is None or (embeds is not None and embeds.shape[-1] == width):
-            base: tuple[Tensor | None, ...] = self.base(*args, **kwargs)
-            return base
-        self._check_embeds("prompt_embeds", embeds)
-        self._check_embeds("negative_prompt_embeds", negative_embeds)
+        if embeds is not None and embeds.shape[-1] == self.adapter.phi.out_features:
+            parts = self._base_parts(given)
+            for name in _STATES:
+                states = parts.get(name)
+                parts[name] = None if states is None else mark_base(states)
+            return tuple(parts[name] for name in self.family.encode_prompt_returns)
         self._check_arguments(given)
 
-        guided = bool(given.get("do_classifier_free_guidance", True))
-        positive = None if embeds is not None else _texts("prompt", given.get("prompt"))
+        guided = bool(given.get("do_classifier_free_guidance", True)) and self.family.encodes_negative
+        positive = None
+        if embeds is None:
+            # Where the negative prompt has a call of its own, an empty one means "no negative prompt".
+            positive = _texts("prompt", given.get("prompt"), blank=not self.family.encodes_negative)
         count = len(positive) if positive is not None else len(embeds)
         negative = None
-        if guided and negative_embeds is None:
+        if guided and given.get("negative_prompt_embeds") is None:
             negative = _negative_texts(given.get("negative_prompt"), count)
-        denoiser = self.installation.denoiser
-        device = given.get("device") or self.pipe._execution_device
-        self.installation.check()
-        self.installation.place(torch.device(device), denoiser.dtype)
+        denoiser = self.installation.module
+        device = torch.device(given.get("device") or self.pipe._execution_device)
+        for part in (self.installation, self.control):
+            if part is not None:
+                part.check()
+                part.place(device, denoiser.dtype)
 
-        parts: Parts = {
+        parts = {
             "positive": embeds,
-            "negative": negative_embeds,
+            "negative": given.get("negative_prompt_embeds"),
             "positive_pooled": given.get("pooled_prompt_embeds"),
             "negative_pooled": given.get("negative_pooled_prompt_embeds"),
         }
         parts.update(self._encode(positive, negative))
-        if self.scale < 1 and (positive is not None or negative is not None):
-            self._mix_base(parts, given, positive, negative, count)
+        if self.reads_base and (positive is not None or negative is not None):
+            self._add_base(parts, given, positive, negative, count)
         if not guided:
             parts["negative"] = parts["negative_pooled"] = None
         _pad_alike(parts)
-        copies = given.get("num_images_per_prompt") or 1
-        return tuple(
-            part
+        return self._returned(parts, device, denoiser.dtype, given.get("num_images_per_prompt") or 1)
+
+    def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the call's arguments by name, without those that the pipeline only takes to ignore."""
+        bound = self.__signature__.bind(*args, **kwargs)
+        bound.apply_defaults()
+        kinds = {name: row.kind for name, row in self.__signature__.parameters.items()}
+        given = {
+            name: value
+            for name, value in bound.arguments.items()
+            if kinds[name] is not inspect.Parameter.VAR_KEYWORD
+        }
+        width = self.adapter.phi.out_features
+        for name in _EMBEDS:
+            embeds = given.get(name)
+            if embeds is not None and embeds.shape[-1] == width + 1:
+                given[name] = embeds[..., :width]
+        return given
+
+    def _base_parts(self, given: dict[str, Any]) -> Parts:
+        result = self.base(**given)
+        return dict(zip(self.family.encode_prompt_returns, result, strict=True))
+
+    def _returned(
+        self, parts: Parts, device: torch.device, dtype: torch.dtype, copies: int
+    ) -> tuple[Tensor | None, ...]:
+        width, hidden_size = self.adapter.phi.out_features, self.adapter.phi.in_features
+        for name, mask_name in _MASKS:
+            states = parts.get(name)
+            if states is not None:
+                # What pipelines with masks pass on; the layers themselves go by the zero rows.
+                parts[mask_name] = real_rows(states[..., width : width + hidden_size]).long()
+        parts = {
+            name: None
             if part is None
-            else part.to(device=device, dtype=denoiser.dtype).repeat_interleave(copies, dim=0)
-            for part in (parts[name] for name in self.family.encode_prompt_returns)
-        )
+            else part.to(device, dtype if part.is_floating_point() else part.dtype).repeat_interleave(
+                copies, dim=0
+            )
+            for name, part in parts.items()
+        }
+        positive = parts["positive"]
+        if positive is not None:
+            # Text has no place in the picture: Flux's position ids of it are all zero.
+            parts["text_ids"] = positive.new_zeros(positive.shape[1], 3)
+        return tuple(parts.get(name) for name in self.family.encode_prompt_returns)
 
     def _encode(self, positive: list[str] | None, negative: list[str] | None) -> Parts:
         texts = list(dict.fromkeys([*(positive or []), *(negative or [])]))
@@ -121,21 +176,18 @@ class LLMEncodePrompt:
         # One pass of the LLM for all, every different text once: negative prompts mostly repeat.
         states, pooled = self.adapter.condition(encode_texts(self.adapter, self.llm, texts))
         parts: Parts = {}
-        if positive is not None:
-            rows = [texts.index(text) for text in positive]
-            parts["positive"], parts["positive_pooled"] = (
-                states[rows],
-                None if pooled is None else pooled[rows],
-            )
-        if negative is not None:
-            rows = [texts.index(text) for text in negative]
-            parts["negative"], parts["negative_pooled"] = (
-                states[rows],
-                None if pooled is None else pooled[rows],
-            )
+        sides: tuple[tuple[Part, Part, list[str] | None], ...] = (
+            ("positive", "positive_pooled", positive),
+            ("negative", "negative_pooled", negative),
+        )
+        for name, pooled_name, wanted in sides:
+            if wanted is not None:
+                rows = [texts.index(text) for text in wanted]
+                parts[name] = states[rows]
+                parts[pooled_name] = None if pooled is None else pooled[rows]
         return parts
 
-    def _mix_base(
+    def _add_base(
         self,
         parts: Parts,
         given: dict[str, Any],
@@ -145,49 +197,53 @@ class LLMEncodePrompt:
     ) -> None:
         """Append the base's own text states to every row that was encoded from text: [phi(c) ; c ; base]."""
         arguments = dict(given)
-        unused = {name for name in given if name.endswith("prompt_embeds")} | set(self.family.second_prompts)
-        arguments.update(dict.fromkeys(unused))
-        arguments.update(
-            prompt=positive or [""] * count,
-            # None stays None: some bases then take zeros instead of an encoded "".
-            negative_prompt=None if given.get("negative_prompt") is None else negative,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=negative is not None,
-        )
-        base = dict(zip(self.family.encode_prompt_returns, self.base(**arguments), strict=True))
-        sides: tuple[tuple[Part, Part, list[str] | None], ...] = (
-            ("positive", "positive_pooled", positive),
-            ("negative", "negative_pooled", negative),
-        )
-        for name, pooled_name, texts in sides:
-            ours, pooled = parts.get(name), parts.get(pooled_name)
-            if texts is None or ours is None:
-                continue
-            theirs = base[name].to(ours)
-            tokens = max(ours.shape[1], theirs.shape[1])
-            parts[name] = torch.cat([_pad_rows(ours, tokens), _pad_rows(theirs, tokens)], dim=-1)
-            if pooled is not None:
-                parts[pooled_name] = torch.lerp(base[pooled_name].to(pooled), pooled, self.scale)
-
-    def _check_embeds(self, name: str, embeds: Tensor | None) -> None:
-        width, hidden_size = self.adapter.phi.out_features, self.adapter.phi.in_features
-        expected = width + hidden_size + (width if self.scale < 1 else 0)
-        if embeds is not None and embeds.shape[-1] != expected:
-            raise PromptError(
-                f"{name} has width {embeds.shape[-1]}, expected {expected} while the LLM is attached: make "
-                "it with this pipeline's encode_prompt, or detach to use embeddings of the base's text "
-                "encoder"
+        unused = {name for name in given if name.endswith(("prompt_embeds", "prompt_attention_mask"))}
+        arguments.update(dict.fromkeys(unused | (set(self.family.second_prompts) & set(given))))
+        arguments.update(prompt=positive or [""] * count, num_images_per_prompt=1)
+        if self.family.encodes_negative:
+            arguments.update(
+                # None stays None: some bases then take zeros instead of an encoded "".
+                negative_prompt=None if given.get("negative_prompt") is None else negative,
+                do_classifier_free_guidance=negative is not None,
             )
+        base = self._base_parts(arguments)
+        sides: tuple[tuple[Part, Part, Part, list[str] | None], ...] = (
+            ("positive", "positive_pooled", "positive_mask", positive),
+            ("negative", "negative_pooled", "negative_mask", negative),
+        )
+        for name, pooled_name, mask_name, texts in sides:
+            ours, theirs = parts.get(name), base.get(name)
+            if texts is None or ours is None or theirs is None:
+                continue
+            parts[name] = beside_base(ours, theirs.to(ours), base.get(mask_name))
+            pooled, base_pooled = parts.get(pooled_name), base.get(pooled_name)
+            if pooled is not None and base_pooled is not None:
+                parts[pooled_name] = torch.lerp(base_pooled.to(pooled), pooled, self.scale)
+
+    def _check_embeds(self, given: dict[str, Any]) -> None:
+        width, hidden_size = self.adapter.phi.out_features, self.adapter.phi.in_features
+        ours = width + hidden_size + (width + 1 if self.reads_base else 0)
+        first = given.get("prompt_embeds")
+        base = first is not None and first.shape[-1] == width
+        for name in _EMBEDS:
+            embeds = given.get(name)
+            expected = width if base else ours
+            if embeds is not None and embeds.shape[-1] != expected:
+                raise PromptError(
+                    f"{name} has width {embeds.shape[-1]}, expected {expected} while the LLM is attached: make "
+                    "it with this pipeline's encode_prompt, or detach to use embeddings of the base's text "
+                    "encoder"
+                )
 
     def _check_arguments(self, given: dict[str, Any]) -> None:
         for name in self.family.second_prompts:
-            first = given.get(name.removesuffix("_2"))
-            if given.get(name) is not None and given[name] != first:
+            first = name.rpartition("_")[0]
+            if given.get(name) is not None and given[name] != given.get(first):
                 raise PromptError(
                     f"{name} is for a second text encoder, but one LLM reads the whole prompt: write all of "
-                    f"it in {name.removesuffix('_2')}"
+                    f"it in {first}"
                 )
-        if given.get("clip_skip") is not None and self.scale == 1:
+        if given.get("clip_skip") is not None and not self.reads_base:
             warnings.warn("clip_skip has no effect: the LLM stands in for CLIP", stacklevel=2)
 
 
@@ -199,12 +255,12 @@ def encode_texts(adapter: LLMDiffAdapter, llm: Any, texts: Sequence[str]) -> Tex
     return encoding
 
 
-def _texts(name: str, prompt: Any) -> list[str]:
+def _texts(name: str, prompt: Any, *, blank: bool) -> list[str]:
     texts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) for text in texts):
         raise PromptError(f"{name} is {prompt!r}, expected a text or a list of texts")
     for index, text in enumerate(texts):
-        if not text.strip():
+        if not blank and not text.strip():
             where = name if len(texts) == 1 else f"{name}[{index}]"
             raise PromptError(
                 f"{where} is blank ({text!r}), expected a description of the picture: write one"
@@ -226,13 +282,8 @@ def _negative_texts(negative_prompt: Any, count: int) -> list[str]:
 
 
 def _pad_alike(parts: Parts) -> None:
-    # Zero rows are padding to the processors, so any two prompts can be brought to one length.
+    # Zero rows are padding to the attention layers, so any two prompts can be brought to one length.
     positive, negative = parts["positive"], parts["negative"]
     if positive is not None and negative is not None:
         tokens = max(positive.shape[1], negative.shape[1])
-        parts["positive"], parts["negative"] = (_pad_rows(positive, tokens), _pad_rows(negative, tokens))
-
-
-def _pad_rows(states: Tensor, tokens: int) -> Tensor:
-    """(B, T, width) => (B, tokens, width), zero rows appended."""
-    return F.pad(states, (0, 0, 0, tokens - states.shape[1]))
+        parts["positive"], parts["negative"] = (pad_rows(positive, tokens), pad_rows(negative, tokens))

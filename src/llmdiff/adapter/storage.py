@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llmdiff.adapter.manifest import MANIFEST_NAME, check_manifest, write_manifest
-from llmdiff.errors import ConfigError, CorruptWeightsError, OutputError
+from llmdiff.errors import AdapterNotFoundError, ConfigError, CorruptWeightsError, OutputError
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
@@ -67,6 +67,7 @@ def load_adapter_files(
     """Return the checked config and a function that reads the tensors, given the shapes that it has to find.
 
     Raises:
+        AdapterNotFoundError: see `LLMDiffAdapter.from_pretrained`.
         CorruptWeightsError: see `LLMDiffAdapter.from_pretrained`.
         ConfigError: see `LLMDiffAdapter.from_pretrained`.
     """
@@ -125,7 +126,7 @@ def _folder(name_or_path: str | Path, revision: str | None) -> Path:
         return folder
     # Something that looks like a path was meant as one: no question to the Hub, no misleading answer from it.
     if isinstance(name_or_path, Path) or folder.is_absolute() or str(name_or_path).count("/") != 1:
-        raise CorruptWeightsError(
+        raise AdapterNotFoundError(
             f"adapter {str(name_or_path)!r} is no folder, expected a saved adapter or a Hub id like "
             "'owner/name'"
         )
@@ -137,7 +138,7 @@ def _folder(name_or_path: str | Path, revision: str | None) -> Path:
         )
     except Exception as error:  # the Hub client raises a dozen kinds, for network, names, rights and caches
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CorruptWeightsError(
+        raise AdapterNotFoundError(
             f"adapter {name_or_path!r} is neither a folder nor to be had from the Hub ({reason}): check the "
             "name and the network"
         ) from error

@@ -10,6 +10,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from llmdiff.adapter.adapter import LLMDiffAdapter
+from llmdiff.adapter.manifest import write_manifest_of_all
 from llmdiff.errors import LLMDiffError
 from llmdiff.evaluation.scenes_check import SceneChecker
 from llmdiff.openmoji.scenes import artwork_version
@@ -55,6 +56,7 @@ def ship(
     adapter.save_pretrained(partial / "adapter", dtype=torch.float16)
     checker.save_pretrained(partial / "checker")
     _forget_local_paths(partial / "pipeline")
+    write_manifest_of_all(partial / "pipeline")
     (partial / "README.md").write_text(_card(pipe, adapter, checker, preset))
     size = sum(path.stat().st_size for path in partial.rglob("*.safetensors"))
     if size > MAX_SHIPPED_BYTES:

@@ -1,0 +1,270 @@
+"""The two-branch cross-attention: what an attached layer computes in place of its own `forward`."""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import (
+    AttnProcessor,
+    AttnProcessor2_0,
+    FusedAttnProcessor2_0,
+    IPAdapterAttnProcessor,
+    IPAdapterAttnProcessor2_0,
+    IPAdapterXFormersAttnProcessor,
+    SlicedAttnProcessor,
+    XFormersAttnProcessor,
+)
+from diffusers.models.transformers.sana_transformer import SanaAttnProcessor2_0
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from llmdiff.adapter.layers import heads_of, joined, text_keys_values
+from llmdiff.adapter.layout import (
+    CARRIER_NDIM,
+    TextParts,
+    base_text,
+    parts_beside,
+    real_rows,
+    split_text,
+)
+from llmdiff.adapter.processors import AttachedLayer, CrossAttentionBranch, KeysValues, as_bias, seen_by
+from llmdiff.errors import UnsupportedPipelineError
+
+# Plain softmax attention: computed here, so that its keys and values can be kept for the whole generation.
+_COMPUTED_HERE = (AttnProcessor, AttnProcessor2_0, SanaAttnProcessor2_0)
+# The same attention with another memory layout or fused weights: the pretrained branch calls them.
+_DELEGATED = (SlicedAttnProcessor, XFormersAttnProcessor, FusedAttnProcessor2_0)
+# Plain attention to the text, computed here, plus one to image tokens, which they compute.
+_WITH_PICTURES = (IPAdapterAttnProcessor, IPAdapterAttnProcessor2_0, IPAdapterXFormersAttnProcessor)
+
+
+@dataclass(frozen=True)
+class _Texts:
+    aligned: KeysValues
+    own: KeysValues | None
+    base: KeysValues | None
+
+
+class TwoBranchAttention(AttachedLayer):
+    """Cross-attention with the pretrained branch on phi(c) and the new branch on c.
+
+        out = Attn(q^(z), k^(phi(c)), v^(phi(c))) * a1*exp(b1)  +  Attn(q(z), k(c), v(c)) * a2*exp(b2)
+
+    Hats are the layer's own frozen projections, its output projection included. `scale` below 1 gives
+    (1 - scale) * base + scale * out, base being the layer's attention over the base's own text states. With
+    `keep_base_text` the pretrained branch finds the base's text states as further keys and values beside
+    phi(c). Without a branch (a ControlNet) the layer sees phi(c) only. What an IP-Adapter's image tokens add
+    stays as it is. `text_width` None: the denoiser projects the text states, see `SplitText`.
+
+    Raises:
+        UnsupportedPipelineError: the layer has a processor of an unknown kind.
+
+    Source: Dong et al. 2024 (arXiv 2502.04412), the adapter's cross-attention; scale, keep_base_text and the
+    ControlNet are ours.
+    """
+
+    def __init__(
+        self,
+        attn: Any,
+        branch: CrossAttentionBranch | None,
+        *,
+        text_width: int | None,
+        hidden_size: int,
+        scale: float = 1.0,
+        keep_base_text: bool = False,
+        strict: bool = False,
+    ) -> None:
+        super().__init__(attn, branch, scale=scale)
+        self.text_width = text_width
+        self.hidden_size = hidden_size
+        self.keep_base_text = keep_base_text
+        self.strict = strict
+        self._kept: Any = WeakTensorKeyDictionary()
+        self.check()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies start with nothing kept: the copied layer has other weights and meets other tensors.
+        return {**self.__dict__, "_kept": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._kept = WeakTensorKeyDictionary()
+
+    def check(self) -> None:
+        """Return nothing if the layer's present processor is one that can be used here.
+
+        Raises:
+            UnsupportedPipelineError: it is not.
+        """
+        attn, kind = self.attn, type(self.attn.processor)
+        if kind not in _COMPUTED_HERE + _DELEGATED + _WITH_PICTURES:
+            known = ", ".join(row.__name__ for row in _COMPUTED_HERE + _DELEGATED + _WITH_PICTURES)
+            raise UnsupportedPipelineError(
+                f"a cross-attention layer has the processor {kind.__name__}, expected one of {known}: unload "
+                "what installed it (an old LoRA, another extension), then try again"
+            )
+        framed = attn.residual_connection or attn.group_norm is not None or attn.spatial_norm is not None
+        if kind not in _COMPUTED_HERE and (framed or attn.rescale_output_factor != 1):
+            raise UnsupportedPipelineError(
+                f"a cross-attention layer normalises or adds its input itself and has the processor "
+                f"{kind.__name__}: set AttnProcessor2_0 before attaching"
+            )
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Any = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Return the layer's output, (B, N, out_dim), or (B, C, H, W) where that came in."""
+        text, pictures = encoder_hidden_states, None
+        if isinstance(text, tuple):
+            text, pictures = text
+        parts = None
+        if self.text_width is None:
+            # The denoiser has projected the text states, and c came beside them, see `SplitText`.
+            if attention_mask is not None and attention_mask.ndim == CARRIER_NDIM:
+                parts, attention_mask = parts_beside(text, attention_mask), None
+        elif text is not None:
+            parts = split_text(text, self.text_width, self.hidden_size)
+            if parts is None:
+                text = base_text(text, self.text_width, strict=self.strict)
+        if parts is None:
+            given = text if pictures is None else (text, pictures)
+            more = kwargs if temb is None else {**kwargs, "temb": temb}
+            result: Tensor = self.original(hidden_states, given, attention_mask, **more)
+            return result
+
+        attn = self.attn
+        # The frame around the attention is AttnProcessor2_0's, step by step.
+        residual = hidden_states
+        if attn.spatial_norm is not None:
+            hidden_states = attn.spatial_norm(hidden_states, temb)
+        image_shape = hidden_states.shape
+        if hidden_states.ndim == 4:
+            hidden_states = hidden_states.flatten(2).transpose(1, 2)
+        if attn.group_norm is not None:
+            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+
+        out = self._two_branches(hidden_states, self._texts(text, parts, attention_mask))
+        if pictures is not None:
+            out = out + self._pictures(hidden_states, pictures, kwargs)
+
+        if len(image_shape) == 4:
+            out = out.transpose(-1, -2).reshape(image_shape)
+        if attn.residual_connection:
+            out = out + residual
+        if attn.rescale_output_factor != 1:
+            out = out / attn.rescale_output_factor
+        return out
+
+    def _two_branches(self, hidden_states: Tensor, texts: _Texts) -> Tensor:
+        attn = self.attn
+        query = None if self._delegates else heads_of(attn.to_q(hidden_states), attn.heads, attn.norm_q)
+        # out = Attn(q^(z), k^(phi(c)), v^(phi(c))) * a1*exp(b1)  +  Attn(q(z), k(c), v(c)) * a2*exp(b2)
+        out = self._pretrained(hidden_states, query, texts.aligned)
+        if self.branch is not None and texts.own is not None:
+            pretrained_gate, own_gate = self.branch.gates()
+            own = self.branch.attend(hidden_states, texts.own, norm=attn.norm_q)
+            out = torch.addcmul(out * pretrained_gate, own, own_gate)
+        if self.scale < 1 and texts.base is not None:
+            # (1 - scale) * base + scale * out
+            out = torch.lerp(self._pretrained(hidden_states, query, texts.base), out, self.scale)
+        return out
+
+    def _pretrained(self, hidden_states: Tensor, query: Tensor | None, text: KeysValues) -> Tensor:
+        attn = self.attn
+        if query is None:
+            bias = None if text.mask is None else as_bias(text.mask, hidden_states.dtype).squeeze(1)
+            delegated: Tensor = attn.processor(attn, hidden_states, text.key, bias)
+            return delegated
+        mixed = F.scaled_dot_product_attention(
+            query, text.key, text.value, attn_mask=text.mask, scale=attn.scale
+        )
+        result: Tensor = attn.to_out[1](attn.to_out[0](joined(mixed)))
+        return result
+
+    def _pictures(self, hidden_states: Tensor, pictures: Any, kwargs: dict[str, Any]) -> Tensor:
+        """Return what the IP-Adapter's image tokens add, text aside."""
+        attn = self.attn
+        # Its processor cannot be asked for the images alone. With one all-zero token for a text, the text's
+        # half is the same everywhere, and is taken off again.
+        nothing = hidden_states.new_zeros(hidden_states.shape[0], 1, attn.to_k.in_features)
+        wanted = inspect.signature(attn.processor.__call__).parameters
+        more = {name: value for name, value in kwargs.items() if name in wanted}
+        both: Tensor = attn.processor(attn, hidden_states, (nothing, pictures), **more)
+        normed = attn.norm_encoder_hidden_states(nothing) if attn.norm_cross else nothing
+        text_half: Tensor = attn.to_out[1](attn.to_out[0](attn.to_v(normed)))
+        return both - text_half
+
+    @property
+    def _delegates(self) -> bool:
+        return type(self.attn.processor) in _DELEGATED
+
+    def _texts(self, states: Tensor, parts: TextParts, attention_mask: Tensor | None) -> _Texts:
+        """Return keys, values and masks of all texts, kept from the last call where that is safe."""
+        attn = self.attn
+        # A LoRA on the key projection can change its strength between two steps; a tensor made in inference
+        # mode does not count its changes; projected text states are new in every step. All these are computed
+        # afresh, like everything that needs a gradient.
+        certain = not (
+            torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or states.is_inference()
+            or attention_mask is not None
+            or self.text_width is None
+            or hasattr(attn.to_k, "base_layer")
+        )
+        if not certain:
+            return self._read(parts, attention_mask)
+        layers = [attn.to_k, attn.to_v]
+        if self.branch is not None:
+            layers += [self.branch.to_k, self.branch.to_v]
+        stamp = (
+            states._version,
+            type(attn.processor),
+            *((id(layer), _version(layer.weight)) for layer in layers),
+        )
+        kept = self._kept.get(states)
+        if kept is None or kept[0] != stamp:
+            kept = (stamp, self._read(parts, None))
+            self._kept[states] = kept
+        texts: _Texts = kept[1]
+        return texts
+
+    def _read(self, parts: TextParts, attention_mask: Tensor | None) -> _Texts:
+        mask = seen_by(real_rows(parts.own), attention_mask)
+        own = None if self.branch is None else self.branch.read(parts.own, mask)
+        if parts.base is None or parts.base_real is None:
+            return _Texts(self._pretrained_text(parts.aligned, mask), own, None)
+        base_mask = seen_by(parts.base_real, attention_mask)
+        base = self._pretrained_text(parts.base, base_mask)
+        if not self.keep_base_text:
+            return _Texts(self._pretrained_text(parts.aligned, mask), own, base)
+        if mask is not None or base_mask is not None:
+            sides = [(mask, parts.own), (base_mask, parts.base)]
+            mask = torch.cat([_explicit(side, like) for side, like in sides], dim=-1)
+        both = self._pretrained_text(torch.cat([parts.aligned, parts.base], dim=1), mask)
+        return _Texts(both, own, base)
+
+    def _pretrained_text(self, states: Tensor, mask: Tensor | None) -> KeysValues:
+        attn, states = self.attn, states.contiguous()
+        if self._delegates:
+            return KeysValues(states, states, mask)
+        if attn.norm_cross:
+            states = attn.norm_encoder_hidden_states(states)
+        return KeysValues(*text_keys_values(attn, states), mask)
+
+
+def _explicit(mask: Tensor | None, like: Tensor) -> Tensor:
+    if mask is not None:
+        return mask
+    return torch.ones(like.shape[0], 1, 1, like.shape[1], dtype=torch.bool, device=like.device)
+
+
+def _version(weight: Tensor) -> int:
+    return -1 if weight.is_inference() else weight._version

@@ -1,0 +1,85 @@
+"""What is read off the attention layers of a denoiser."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmdiff.adapter.families import Family
+
+
+def attention_layers(denoiser: nn.Module) -> dict[str, nn.Module]:
+    """Return every attention layer, by its module name and in module order."""
+    return {name: module for name, module in denoiser.named_modules() if hasattr(module, "set_processor")}
+
+
+def text_layers(denoiser: nn.Module) -> dict[str, nn.Module]:
+    """Return every attention layer that reads the text: cross-attention, and joint attention with its own
+    projections of the text stream."""
+    return {
+        name: module
+        for name, module in attention_layers(denoiser).items()
+        if getattr(module, "is_cross_attention", False)
+        or getattr(module, "added_kv_proj_dim", None) is not None
+    }
+
+
+def layer_table(denoiser: nn.Module) -> dict[str, dict[str, int | bool]]:
+    """Return the facts that a second branch needs about every layer that reads the text, ready for JSON.
+
+    Shapes:
+        query_dim: width of the image states; inner_dim: heads times head width; out_dim: width that leaves.
+    """
+    layers: list[tuple[str, Any]] = list(text_layers(denoiser).items())
+    return {
+        name: {
+            "query_dim": attn.to_q.in_features,
+            "inner_dim": attn.to_q.out_features,
+            "heads": attn.heads,
+            "out_dim": attn.to_out[0].out_features,
+            "query_bias": attn.to_q.bias is not None,
+            "out_bias": attn.to_out[0].bias is not None,
+        }
+        for name, attn in layers
+    }
+
+
+def states_at_layers(denoiser: Any, family: Family, states: Tensor) -> Tensor:
+    """Return text states as the attention layers meet them, (B, T, W) => (B, T, width inside)."""
+    for name in family.text_projections:
+        states = getattr(denoiser, name)(states.to(denoiser.dtype))
+    if family.text_channel == "joint":
+        # Every joint block normalises its text stream before the attention reads it.
+        states = F.layer_norm(states, states.shape[-1:])
+    return states
+
+
+def text_keys_values(attn: Any, states: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the pretrained keys and values of text states, (B, T, width) => (B, heads, T, head width)."""
+    joint = getattr(attn, "added_kv_proj_dim", None) is not None
+    to_key, to_value, norm = (
+        (attn.add_k_proj, attn.add_v_proj, getattr(attn, "norm_added_k", None))
+        if joint
+        else (attn.to_k, attn.to_v, attn.norm_k)
+    )
+    return heads_of(to_key(states), attn.heads, norm), heads_of(to_value(states), attn.heads)
+
+
+def heads_of(states: Tensor, heads: int, norm: Any = None) -> Tensor:
+    """Return the states by heads, normalised: (B, T, heads * width) => (B, heads, T, width)."""
+    # Some families normalise all heads at once (Sana), others every head alone (Stable Diffusion 3, Flux).
+    whole = norm is not None and _norm_width(norm) == states.shape[-1]
+    if whole:
+        states = norm(states)
+    split = states.view(*states.shape[:-1], heads, -1).transpose(1, 2)
+    return split if norm is None or whole else norm(split)
+
+
+def joined(states: Tensor) -> Tensor:
+    """Return the heads side by side, (B, heads, N, width) => (B, N, heads * width)."""
+    return states.transpose(1, 2).flatten(2)
+
+
+def _norm_width(norm: Any) -> int:
+    shape = norm.normalized_shape if hasattr(norm, "normalized_shape") else norm.dim
+    return int(shape[-1])

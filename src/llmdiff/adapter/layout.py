@@ -1,0 +1,124 @@
+"""The one tensor that carries a prompt through diffusers, in place of its text embeddings.
+
+Its width says what it is (W = the denoiser's text width, D = the LLM's):
+
+    W              states of the base's text encoder that did not come through an attached `encode_prompt`
+    W + 1          [base text states ; 1]                   the base's own states, passed on on purpose
+    W + D          [phi(c) ; c]                             the LLM's
+    W + D + W + 1  [phi(c) ; c ; base text states ; real]   the LLM's beside the base's
+
+c is the normalised text encoding. A row whose c part is all zeros is padding, so two prompts are brought to one
+length by appending zero rows, and no mask travels beside the tensor. The base's states may hold zero rows that
+count (Stable Diffusion 3 without its T5), so those come with a column that is 1 where the row is real.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmdiff.errors import AttachError
+
+
+@dataclass(frozen=True)
+class TextParts:
+    """What one tensor of text states holds.
+
+    Shapes:
+        aligned (B, T, W), phi(c); own (B, T, D), c; base (B, T, W) and base_real (B, T) bool, or None.
+    """
+
+    aligned: Tensor
+    own: Tensor
+    base: Tensor | None = None
+    base_real: Tensor | None = None
+
+
+def split_text(states: Tensor, width: int, hidden_size: int) -> TextParts | None:
+    """Return the parts of a tensor from an attached `encode_prompt`; None where it is only the base's.
+
+    Raises:
+        ValueError: a width that none of the layouts has.
+    """
+    found = states.shape[-1]
+    if found in (width, width + 1):
+        return None
+    if found not in (width + hidden_size, 2 * width + hidden_size + 1):
+        raise ValueError(
+            f"encoder_hidden_states has width {found}, expected {width} (the base's states), "
+            f"{width + hidden_size} or {2 * width + hidden_size + 1} (from the attached encode_prompt)"
+        )
+    aligned, own = states[..., :width], states[..., width : width + hidden_size]
+    if found == width + hidden_size:
+        return TextParts(aligned, own)
+    return TextParts(aligned, own, states[..., width + hidden_size : -1], states[..., -1] != 0)
+
+
+def base_text(states: Tensor, width: int, *, strict: bool) -> Tensor:
+    """Return the base's own states (B, T, W) of a tensor that holds nothing else.
+
+    Raises:
+        AttachError: with `strict`, the states came through no attached `encode_prompt`: a pipeline that only
+            shares the denoiser would silently draw as if there were no LLM.
+    """
+    if strict and states.shape[-1] == width:
+        raise AttachError(
+            "the denoiser is under LLM control, but this pipeline is not (from_pipe shares the denoiser only): "
+            "attach the same adapter with the same scale to this pipeline too, or detach the other one"
+        )
+    # In one piece: a slice would be added up in another order than the base pipeline does it.
+    return states[..., :width].contiguous()
+
+
+def mark_base(states: Tensor) -> Tensor:
+    """Return [base text states ; 1], (B, T, W) => (B, T, W + 1)."""
+    return F.pad(states, (0, 1), value=1.0)
+
+
+def beside_base(states: Tensor, base: Tensor, base_mask: Tensor | None) -> Tensor:
+    """Return [phi(c) ; c ; base text states ; real], with zero rows where one of them is shorter.
+
+    Shapes:
+        (B, T1, W + D), (B, T2, W), (B, T2) or None (all real) => (B, max(T1, T2), W + D + W + 1).
+    """
+    real = base.new_ones(base.shape[:2]) if base_mask is None else base_mask.to(base)
+    marked = torch.cat([base, real[..., None]], dim=-1)
+    tokens = max(states.shape[1], base.shape[1])
+    return torch.cat([pad_rows(states, tokens), pad_rows(marked, tokens)], dim=-1)
+
+
+def pad_rows(states: Tensor, tokens: int) -> Tensor:
+    """Return the states with zero rows appended, (B, T, width) => (B, tokens, width)."""
+    return F.pad(states, (0, 0, 0, tokens - states.shape[1]))
+
+
+def real_rows(own: Tensor) -> Tensor:
+    """Return which tokens are real, (B, T, D) => (B, T) bool."""
+    return (own != 0).any(dim=-1)
+
+
+# Masks have two or three dimensions, so this tells them apart from c in a mask's place.
+CARRIER_NDIM = 4
+
+
+def carrier(parts: TextParts) -> Tensor:
+    """Return c for the way in a mask's place, (B, 1, T, D + 1); its last column is 1 where a base row is real."""
+    real = (
+        parts.own.new_zeros(parts.own.shape[:2]) if parts.base_real is None else parts.base_real.to(parts.own)
+    )
+    return torch.cat([parts.own, real[..., None]], dim=-1)[:, None]
+
+
+def rows_of(parts: TextParts) -> Tensor:
+    """Return the rows that the denoiser projects: phi(c), and below it the base's states where there are any."""
+    return parts.aligned if parts.base is None else torch.cat([parts.aligned, parts.base], dim=1)
+
+
+def parts_beside(rows: Tensor, carried: Tensor) -> TextParts:
+    """Return the parts again, from projected rows and the carrier."""
+    own, real = carried[:, 0, :, :-1], carried[:, 0, :, -1] != 0
+    tokens = own.shape[1]
+    if rows.shape[1] == tokens:
+        return TextParts(rows, own)
+    return TextParts(rows[:, :tokens], own, rows[:, tokens:], real)
