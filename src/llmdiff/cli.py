@@ -1,6 +1,5 @@
 """The command `llmdiff`: one thin verb for each thing to do; the work is done elsewhere."""
 
-import importlib.util
 import logging
 import os
 import warnings
@@ -11,8 +10,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from llmdiff import __version__
+from llmdiff import __version__, cli_study
 from llmdiff.errors import LLMDiffError
+from llmdiff.extras import check_extra
 
 # Modules that import torch are imported inside the verbs: `llmdiff --help` answers at once.
 
@@ -37,6 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Draw with a decoder-only LLM in control of a diffusers text-to-image pipeline.",
 )
+app.add_typer(cli_study.app, name="study")
 
 
 class Suite(StrEnum):
@@ -197,7 +198,7 @@ def serve(
 ) -> None:
     """Serve pictures over HTTP, with OpenAI's images API. Ctrl-C finishes what runs, then ends."""
     _set_up(verbose)
-    _check_extra("serve", "uvicorn", "fastapi", "prometheus_client")
+    check_extra("serve", "uvicorn", "fastapi", "prometheus_client")
     from llmdiff import loading
     from llmdiff.serving.server import serve_images
     from llmdiff.serving.settings import ServeSettings, read_token
@@ -217,12 +218,6 @@ def serve(
     )
     models = loading.Models(adapter=adapter, llm=llm, pipeline=pipeline, scale=scale, device=place)
     serve_images(models, settings, host=host, port=port)
-
-
-def _check_extra(extra: str, *packages: str) -> None:
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    if missing:
-        raise LLMDiffError(f"{missing[0]} is not installed: pip install 'llmdiff-adapter[{extra}]'")
 
 
 def _print_version(wanted: bool) -> None:

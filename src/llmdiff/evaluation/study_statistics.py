@@ -1,0 +1,165 @@
+"""The figures of a study: win rates, Bradley-Terry strengths, agreement, each with its uncertainty."""
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmdiff.evaluation.statistics import Interval
+
+Array = NDArray[np.float64]
+
+_Z = 1.959964  # 97.5 % of a standard normal distribution lies below it.
+_RESAMPLES = 2000
+# Half a win either way for every two systems that were compared: keeps a system that won or lost all finite.
+_PRIOR_WINS = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Answers to one question about two systems, in counts by rater and prompt.
+
+    Shapes:
+        first_wins, second_wins, ties: (R raters, P prompts).
+    """
+
+    first_wins: Array
+    second_wins: Array
+    ties: Array
+
+    @property
+    def answers(self) -> Array:
+        """(R, P): all answers."""
+        return self.first_wins + self.second_wins + self.ties
+
+
+class Resampling:
+    """How often every rater and every prompt is drawn in each bootstrap resample; the same for all figures.
+
+    Raters and prompts are drawn independently, since answers are alike within both.
+
+    Source: Owen 2007, "The pigeonhole bootstrap".
+    """
+
+    def __init__(self, raters: int, prompts: int, *, seed: int = 0, resamples: int = _RESAMPLES) -> None:
+        rng = np.random.default_rng(seed)
+        self.resamples = resamples
+        self._raters = rng.multinomial(raters, np.full(raters, 1 / raters), resamples).astype(np.float64)
+        self._prompts = rng.multinomial(prompts, np.full(prompts, 1 / prompts), resamples).astype(np.float64)
+
+    def sums(self, counts: Array) -> Array:
+        """(R, P) => (resamples,): the sum over all raters and prompts in every resample."""
+        sums: Array = ((self._raters @ counts) * self._prompts).sum(1)
+        return sums
+
+
+def win_rate(comparison: Comparison, resampling: Resampling) -> Interval:
+    """The first system's share of the wins, a tie half a win to each, with its 95 % interval.
+
+    The interval is the wider, at either end, of the bootstrap's over raters and prompts and of Wilson's:
+    the first sees that answers of one rater, or about one prompt, are alike; the second does not vanish when
+    all answers are the same. Without answers, mean 0.5 and the interval 0 to 1.
+
+    Source: Owen 2007; Wilson 1927.
+    """
+    points, answers = comparison.first_wins + comparison.ties / 2, comparison.answers
+    n = int(answers.sum())
+    if not n:
+        return Interval(mean=0.5, low=0.0, high=1.0, n=0)
+    mean = float(points.sum()) / n
+    low, high = _wilson(mean, n)
+    drawn = resampling.sums(answers)
+    rates = resampling.sums(points)[drawn > 0] / drawn[drawn > 0]
+    if len(rates):
+        bootstrap_low, bootstrap_high = np.quantile(rates, [0.025, 0.975])
+        low, high = min(low, float(bootstrap_low)), max(high, float(bootstrap_high))
+    return Interval(mean=mean, low=low, high=high, n=n)
+
+
+def bradley_terry(wins: Array) -> Array:
+    """Strengths s with P(i beats j) = 1 / (1 + exp(s_j - s_i)), their mean 0: the most likely given the wins.
+
+    Half a win either way is added for every two systems with answers, so that strengths stay finite.
+
+    Shapes:
+        wins (..., S, S), wins[..., i, j] = how often i beat j, a tie half a win to each => (..., S).
+    Source: Bradley and Terry 1952; the iteration is that of Hunter 2004, "MM algorithms for generalized
+        Bradley-Terry models", equation 3.
+    """
+    compared = (wins + wins.swapaxes(-1, -2)) > 0
+    wins = wins + _PRIOR_WINS * compared
+    games = wins + wins.swapaxes(-1, -2)
+    won = wins.sum(-1)
+    strengths = np.ones(won.shape)
+    for _ in range(10_000):
+        # p_i <- w_i / sum_j n_ij / (p_i + p_j)
+        shares = (games / (strengths[..., :, None] + strengths[..., None, :])).sum(-1)
+        updated = np.where(shares > 0, won / np.where(shares > 0, shares, 1), 1.0)
+        updated /= np.exp(np.log(updated).mean(-1, keepdims=True))
+        change = float(np.abs(np.log(updated / strengths)).max(initial=0.0))
+        strengths = updated
+        if change < 1e-10:
+            break
+    logs: Array = np.log(strengths)
+    return logs - logs.mean(-1, keepdims=True)
+
+
+def bradley_terry_intervals(
+    comparisons: Mapping[tuple[int, int], Comparison], systems: int, resampling: Resampling
+) -> list[Interval]:
+    """Every system's strength with its 95 % bootstrap interval; `n` counts the answers about it."""
+    wins = np.zeros((systems, systems))
+    drawn = np.zeros((resampling.resamples, systems, systems))
+    counts = np.zeros(systems)
+    for (first, second), comparison in comparisons.items():
+        for winner, loser, won in (
+            (first, second, comparison.first_wins + comparison.ties / 2),
+            (second, first, comparison.second_wins + comparison.ties / 2),
+        ):
+            wins[winner, loser] = won.sum()
+            drawn[:, winner, loser] = resampling.sums(won)
+        counts[[first, second]] += comparison.answers.sum()
+    strengths = bradley_terry(wins)
+    low, high = np.quantile(bradley_terry(drawn), [0.025, 0.975], axis=0)
+    return [
+        Interval(mean=float(s), low=float(min(s, a)), high=float(max(s, b)), n=int(n))
+        for s, a, b, n in zip(strengths, low, high, counts, strict=True)
+    ]
+
+
+def krippendorff_alpha(units: Sequence[Sequence[Hashable]]) -> float | None:
+    """Agreement on nominal values: 1 perfect, 0 as by chance; None where nothing can be compared.
+
+    `units`: for each thing judged, the values it was given by whoever judged it.
+
+    Source: Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", nominal data.
+    """
+    counted = [Counter(unit) for unit in units if len(unit) > 1]
+    totals: Counter[Hashable] = sum(counted, Counter())
+    n = sum(totals.values())
+    expected = n * n - sum(count * count for count in totals.values())
+    if not expected:
+        return None
+    observed = sum(
+        (sum(unit.values()) ** 2 - sum(count * count for count in unit.values())) / (sum(unit.values()) - 1)
+        for unit in counted
+    )
+    return 1 - (n - 1) * observed / expected
+
+
+def percent_agreement(units: Sequence[Sequence[Hashable]]) -> float | None:
+    """The share of pairs of raters that agree, over all units; None where nobody judged the same."""
+    same = pairs = 0
+    for unit in units:
+        pairs += math.comb(len(unit), 2)
+        same += sum(math.comb(count, 2) for count in Counter(unit).values())
+    return same / pairs if pairs else None
+
+
+def _wilson(mean: float, n: int) -> tuple[float, float]:
+    centre = (mean + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * math.sqrt(mean * (1 - mean) / n + _Z**2 / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
