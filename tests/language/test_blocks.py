@@ -140,9 +140,14 @@ def test_same_alone_batched_left_or_right_padded(any_llm: DecoderLLM, template: 
     batch = any_llm.block_updates(PROMPTS, lone="token+bos", template=template)
     tokens = any_llm.tokenize(PROMPTS, template=template)
     left_context: list[Tensor] = []
-    left_x0 = run_blocks(
-        any_llm, padded_left(tokens), lone=None, visit=lambda index, x, u, v: left_context.append(u)
-    )
+    left_lone: list[Tensor] = []
+
+    def keep(index: int, x: Tensor, u: Tensor, v: Tensor | None) -> None:
+        assert v is not None
+        left_context.append(u)
+        left_lone.append(v)
+
+    left_x0 = run_blocks(any_llm, padded_left(tokens), lone="token+bos", visit=keep)
     for row, prompt in enumerate(PROMPTS):
         single = any_llm.block_updates(prompt, lone="token+bos", template=template)
         count = single.input_ids.shape[1]
@@ -151,9 +156,10 @@ def test_same_alone_batched_left_or_right_padded(any_llm: DecoderLLM, template: 
         torch.testing.assert_close(found.lone, single.lone[:, 0], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(left_x0[row, -count:], single.x0[0], atol=1e-4, rtol=1e-4)
         assert left_x0[row, :-count].abs().sum() == 0
-        torch.testing.assert_close(
-            torch.stack(left_context)[:, row, -count:], single.context[:, 0], atol=1e-4, rtol=1e-4
-        )
+        for left, expected in ((left_context, single.context), (left_lone, single.lone)):
+            torch.testing.assert_close(
+                torch.stack(left)[:, row, -count:], expected[:, 0], atol=1e-4, rtol=1e-4
+            )
 
 
 def padded_left(tokens: PromptTokens) -> PromptTokens:

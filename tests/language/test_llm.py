@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -16,8 +15,10 @@ import transformers
 from llmdiff.errors import CorruptWeightsError, LLMDiffError, LLMNotFoundError, UnsupportedLLMError
 from llmdiff.language import DecoderLLM
 from llmdiff.language import gguf as gguf_module
+from llmdiff.language.kinds import TINY_VOCAB_SIZE
+from llmdiff.language.support import REFUSED, RefusedKind
 
-from .conftest import PROMPTS, VOCAB_SIZE, tiny_llm, tiny_model, tiny_tokenizer
+from .conftest import PROMPTS, tiny_llm, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def write_gguf(llm: DecoderLLM, path: Path) -> Path:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
-    writer.add_vocab_size(VOCAB_SIZE)
+    writer.add_vocab_size(TINY_VOCAB_SIZE)
     vocabulary = sorted(llm.tokenizer.get_vocab().items(), key=lambda item: item[1])
     model = json.loads(llm.tokenizer.backend_tokenizer.to_str())["model"]
     writer.add_tokenizer_model("gpt2")
@@ -222,45 +223,11 @@ def test_damaged_embedded_llm_says_what_to_install(
         DecoderLLM.from_pretrained("smollm2-135m")
 
 
-_SMALL: dict[str, Any] = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-}
-
-
-def unsupported_configs() -> dict[str, tuple[Any, str]]:
-    """Returns configurations that must be refused, with what the message must name."""
-    tf = transformers
-    t5 = {"vocab_size": 64, "d_model": 32, "d_ff": 64, "num_layers": 2, "num_heads": 4, "d_kv": 8}
-    return {
-        "bert": (tf.BertConfig(**_SMALL), r"encoder-only model \(bert\)"),
-        "roberta": (tf.RobertaConfig(**_SMALL), r"encoder-only model \(roberta\)"),
-        "t5": (tf.T5Config(**t5), r"encoder-decoder model \(t5\)"),
-        "bart": (tf.BartConfig(vocab_size=64, d_model=32), r"encoder-decoder model \(bart\)"),
-        "bloom": (
-            tf.BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4),
-            r"\(bloom\) uses ALiBi",
-        ),
-        "mpt": (tf.MptConfig(vocab_size=64, d_model=32, n_layers=2, n_heads=4), r"\(mpt\) uses ALiBi"),
-        "falcon": (
-            tf.FalconConfig(
-                vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=True
-            ),
-            r"\(falcon\) uses ALiBi",
-        ),
-        "clip": (tf.CLIPConfig(), "cannot load it as a causal language model"),
-    }
-
-
-@pytest.mark.parametrize("kind", ["bert", "roberta", "t5", "bart", "bloom", "mpt", "falcon", "clip"])
-def test_refuses_models_that_are_not_decoder_only_by_name(kind: str, tmp_path: Path) -> None:
-    config, message = unsupported_configs()[kind]
-    config.save_pretrained(tmp_path)
+@pytest.mark.parametrize("row", REFUSED, ids=lambda row: row.name)
+def test_refuses_models_that_are_not_decoder_only_by_name(row: RefusedKind, tmp_path: Path) -> None:
+    getattr(transformers, row.config_class)(**row.config).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedLLMError, match=message) as caught:
+    with pytest.raises(UnsupportedLLMError, match=row.message) as caught:
         DecoderLLM.from_pretrained(tmp_path)
     assert isinstance(caught.value, LLMDiffError)
     assert "\n" not in str(caught.value)

@@ -4,7 +4,7 @@ import warnings
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, normalizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from llmdiff.errors import ConfigError, LLMDiffError, PromptError, UnsupportedLLMError
@@ -134,3 +134,20 @@ def test_refuses_prompts_that_are_not_text(llama: DecoderLLM, prompts: Any, mess
 def test_max_length_must_leave_a_token(llama: DecoderLLM) -> None:
     with pytest.raises(ConfigError, match="max_length is 0"):
         llama.tokenize("a dog", max_length=0)
+
+
+def test_words_that_the_tokenizer_does_not_know_are_counted_in_a_warning(llama: DecoderLLM) -> None:
+    vocabulary = {"<s>": 0, "</s>": 1, "<unk>": 2, "a": 3, "dog": 4}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    llm = DecoderLLM(llama.model, tokenizer, id="words")
+    with pytest.warns(UserWarning, match=r"prompts\[1\] has 2 of 3 tokens that the LLM's tokenizer does not"):
+        llm.tokenize(["a dog", "a purple cow"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        llm.tokenize("a dog")
+        tokenizer.unk_token = "</s>"  # as GPT-2 has it
+        llm.tokenize("a dog </s>")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
 from llmdiff.errors import UnsupportedLLMError
+from llmdiff.language.finite import FiniteWatch, non_finite_error
 from llmdiff.language.prefix import PrefixStates, fixed_caches
 from llmdiff.language.tokens import PromptTokens
 
@@ -53,11 +54,16 @@ def run_blocks(
 
     `on_last_hidden_state` gets the LLM's last state after its final norm, for encodings that use only that.
 
+    Raises:
+        CorruptWeightsError: NaN or infinite states, from a weight that is; known at the end of the pass.
+        ConfigError: the same from finite weights: the LLM's dtype overflows.
+
     Shapes:
         x_l, u_l, v_l, the last state, result: (B, T, D) float32, laid out as `tokens`; padding rows are 0.
     """
     layout = _RunLayout.of(tokens, llm.device)
-    with _one_pass_at_a_time, torch.autocast(llm.device.type, enabled=False):
+    watch = FiniteWatch(llm.num_blocks + 1, llm.device)
+    with _one_pass_at_a_time, llm.placement.in_use(), torch.autocast(llm.device.type, enabled=False):
         prefix = llm.prefix_states(tokens.prefix_ids)
         x0: list[Tensor] = []
 
@@ -67,7 +73,9 @@ def run_blocks(
             x_l = layout.kept(x, bos_x)
             if index == 0:
                 x0.append(x_l)
-            visit(index, x_l, layout.kept(u, bos_u), None if v is None else layout.kept(v, bos_u))
+            u_l, v_l = layout.kept(u, bos_u), None if v is None else layout.kept(v, bos_u)
+            watch.see(index, x_l, u_l, v_l)
+            visit(index, x_l, u_l, v_l)
 
         if layout.run_ids.shape[1] == 0:  # every prompt is empty: all there is to know is in the prefix
             nothing = prefix.bos_inputs.new_zeros(0, prefix.bos_inputs.shape[1])
@@ -93,7 +101,13 @@ def run_blocks(
                 )
             last = layout.real(result.last_hidden_state).float()
         if on_last_hidden_state is not None:
-            on_last_hidden_state(layout.kept(last, prefix.bos_last))
+            states = layout.kept(last, prefix.bos_last)
+            watch.see(llm.num_blocks, states)
+            on_last_hidden_state(states)
+        bad_step = watch.first_bad_step()
+        if bad_step is not None:
+            step = "the final norm" if bad_step == llm.num_blocks else f"block {bad_step}"
+            raise non_finite_error(step, llm.placement.named_weights(), id=llm.id, dtype=llm.dtype)
     return x0[0]
 
 
@@ -103,17 +117,20 @@ def run_prefix(llm: "DecoderLLM", prefix_ids: tuple[int, ...]) -> PrefixStates:
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
 
+    device = llm.device
+
     def on_block(index: int, block: nn.Module, x: Tensor, out: Tensor, kwargs: dict[str, Any]) -> None:
-        inputs.append(x[0, 0].float())
-        outputs.append(out[0, 0].float())
+        inputs.append(x[0, 0].float().to(device))
+        outputs.append(out[0, 0].float().to(device))
 
     # Without a config every layer keeps all its keys, those outside a sliding window too; masks do the
     # hiding.
     recorded = DynamicCache()
-    ids = torch.tensor([prefix_ids], device=llm.device)
+    ids = torch.tensor([prefix_ids], device=device)
     with (
         _one_pass_at_a_time,
-        torch.autocast(llm.device.type, enabled=False),
+        llm.placement.in_use(),
+        torch.autocast(device.type, enabled=False),
         _on_every_block(llm.blocks, on_block),
     ):
         result = llm.model.base_model(
@@ -196,7 +213,9 @@ def _call_alone(
         if isinstance(value, Cache):
             return cache
         if name == "attention_mask":
-            return None
+            # Attention that adds its mask (eager) may not take None for "all visible".
+            adds = isinstance(value, Tensor) and value.is_floating_point()
+            return value.new_zeros(1, 1, 1, 1 + (cache is not None)) if adds else None
         if name == "use_cache":
             return cache is not None
         if isinstance(value, tuple):

@@ -40,6 +40,14 @@ class ContextEncoding(nn.Module):
 
     h_l = h_raw_l^2 / (2 D): h_raw_l is the norm of the block's noise on a token, in those units.
 
+    A prompt may weigh its words, `(word:1.3)`, where the caller asks for it. The weight w_t of token t is a
+    guidance weight of its own, on top of its clipped scores:
+
+        c_t = x_0 + sum_l ( w_t * g_l * s_l + k_l * v_l )
+
+    w = 1 changes no bit; w = 0 leaves the token as it is alone. A token with no context has no score, and no
+    weight changes it: BOS, and a prompt's first word where "alone" is "token+bos" and there is no template.
+
     A prompt's first token is BOS: s = 0, so c = x_0 there in "paper"; in "guided" it is one constant vector.
 
     Shapes:
@@ -111,20 +119,23 @@ class ContextEncoding(nn.Module):
         alone: list[list[Tensor]] = [[] for _ in range(self.num_blocks)]
         # Similar lengths together: less padding to compute.
         ordered = sorted(prompts, key=len)
-        for start in range(0, len(ordered), _CALIBRATION_BATCH):
-            batch = ordered[start : start + _CALIBRATION_BATCH]
-            tokens = llm.tokenize(batch, template=self.template, max_length=self.max_length)
-            words = tokens.token_mask & (tokens.token_mask.cumsum(1) > 1)
+        with llm.placement.in_use():  # its weights move once, not once a batch
+            for start in range(0, len(ordered), _CALIBRATION_BATCH):
+                batch = ordered[start : start + _CALIBRATION_BATCH]
+                tokens = llm.tokenize(batch, template=self.template, max_length=self.max_length)
+                words = tokens.token_mask & (tokens.token_mask.cumsum(1) > 1)
 
-            def measure(index: int, x: Tensor, u: Tensor, v: Tensor | None, words: Tensor = words) -> None:
-                assert v is not None
-                real = words.to(x.device)
-                if index == 0:
-                    x0.append(_norms(x[real]))
-                scores[index].append(_norms((u - v)[real]))
-                alone[index].append(_norms(v[real]))
+                def measure(
+                    index: int, x: Tensor, u: Tensor, v: Tensor | None, words: Tensor = words
+                ) -> None:
+                    assert v is not None
+                    real = words.to(x.device)
+                    if index == 0:
+                        x0.append(_norms(x[real]))
+                    scores[index].append(_norms((u - v)[real]))
+                    alone[index].append(_norms(v[real]))
 
-            run_blocks(llm, tokens, lone=self.lone, visit=measure)
+                run_blocks(llm, tokens, lone=self.lone, visit=measure)
         if sum(norms.numel() for norms in x0) == 0:
             raise PromptError(
                 "prompts hold no words to calibrate on; pass captions like those the adapter will see"
@@ -133,10 +144,17 @@ class ContextEncoding(nn.Module):
         self.score_scale.copy_(torch.stack([_median(norms) for norms in scores]))
         self.lone_scale.copy_(torch.stack([_median(norms) for norms in alone]))
 
-    def sum(self, states: BlockStates, *, generator: torch.Generator | None = None) -> Tensor:
+    def sum(
+        self,
+        states: BlockStates,
+        *,
+        generator: torch.Generator | None = None,
+        token_weights: Tensor | None = None,
+    ) -> Tensor:
         """Returns c of stored block states, differentiable in gamma, kappa and h_raw.
 
-        Noise is drawn only when a generator is given. Equals `encode` on the same prompts.
+        Noise is drawn only when a generator is given. Equals `encode` on the same prompts; `token_weights`
+        are then those of `PromptTokens`.
 
         Shapes:
             result: (B, T, D) float32, padding rows are exactly 0.
@@ -149,6 +167,8 @@ class ContextEncoding(nn.Module):
         scores = self._clipped(
             states.context.float() - alone, self.score_scale.to(device)[:, None, None, None]
         )
+        if token_weights is not None:
+            scores = scores * token_weights.to(device)[..., None]
         c = states.x0.float() / self.x0_scale.to(device)
         c = c + torch.einsum("l,lbtd->btd", self.gamma.to(device), scores)
         if self.kappa is not None:
@@ -158,20 +178,28 @@ class ContextEncoding(nn.Module):
 
     @torch.no_grad()
     def encode(
-        self, llm: DecoderLLM, prompts: str | Sequence[str], *, generator: torch.Generator | None = None
+        self,
+        llm: DecoderLLM,
+        prompts: str | Sequence[str],
+        *,
+        generator: torch.Generator | None = None,
+        weighted: bool = False,
     ) -> TextEncoding:
         """Returns c of the prompts, summed block by block while the LLM runs: O(B*T*D) memory, not times L.
 
-        Without a generator there is no noise, and the result is bit-for-bit repeatable.
+        Without a generator there is no noise, and the result is bit-for-bit repeatable. With `weighted`,
+        `(word:1.3)` in a prompt is a weight, see `parse_weights`; without, it is text.
 
         Shapes:
             states: (B, T, D) float32, padding rows are exactly 0.
         Raises:
-            PromptError: no prompts, or one that is not a string.
+            PromptError: no prompts, one that is not a string, or a weight out of range.
             AdapterMismatchError: the LLM has another number or width of blocks.
+            CorruptWeightsError, ConfigError: the LLM's states are not finite, see `run_blocks`.
         """
         self._check(llm)
-        tokens = llm.tokenize(prompts, template=self.template, max_length=self.max_length)
+        tokens = llm.tokenize(prompts, template=self.template, max_length=self.max_length, weighted=weighted)
+        weights = None if tokens.weights is None else tokens.weights[..., None]
         total: list[Tensor] = []
 
         def add(index: int, x: Tensor, u: Tensor, v: Tensor | None) -> None:
@@ -183,9 +211,12 @@ class ContextEncoding(nn.Module):
                 self.lone_scale[index].to(x.device),
             )
             c = total[0]
-            c += self.gamma[index].to(x.device) * self._clipped(u - v, score_scale).to(c.device)
+            score = self._clipped(u - v, score_scale)
+            if weights is not None:
+                score = score * weights.to(score.device)
+            c += self.gamma[index].to(x.device) * score
             if self.kappa is not None:
-                c += self.kappa[index].to(x.device) * self._clipped(v, lone_scale).to(c.device)
+                c += self.kappa[index].to(x.device) * self._clipped(v, lone_scale)
 
         run_blocks(llm, tokens, lone=self.lone, visit=add)
         mask = tokens.token_mask.to(total[0].device)

@@ -135,7 +135,7 @@ def _check_readable(path: Path) -> None:
         Exception
     ) as error:  # the reader trips over damage wherever it happens to be: any exception means that
         raise CorruptWeightsError(
-            f"{path} is not a readable GGUF file ({_first_line(error)}): it is "
+            f"{path} is not a readable GGUF file ({first_line(error)}): it is "
             "truncated or damaged; download it again"
         ) from error
 
@@ -151,7 +151,7 @@ def _write_safetensors(path: Path, folder: Path) -> None:
         )
     except (ValueError, NotImplementedError, KeyError) as error:
         raise UnsupportedLLMError(
-            f"{path}: transformers cannot read this GGUF ({_first_line(error)}); pass the LLM as a "
+            f"{path}: transformers cannot read this GGUF ({first_line(error)}); pass the LLM as a "
             "safetensors folder or Hub id instead"
         ) from error
     # A model from GGUF counts as quantised and is saved as such; a plain one with the same weights is not.
@@ -172,5 +172,6 @@ def _write_safetensors(path: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Returns what an error says, without what follows its first line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

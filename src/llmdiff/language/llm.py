@@ -2,19 +2,18 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from llmdiff.errors import CorruptWeightsError, LLMNotFoundError, UnsupportedLLMError
+from llmdiff.errors import ConfigError
 from llmdiff.language.blocks import Lone, run_blocks, run_prefix
-from llmdiff.language.gguf import EMBEDDED_NAME, embedded_llm_folder, gguf_llm_folder
+from llmdiff.language.loading import load_llm
+from llmdiff.language.placement import Placement
 from llmdiff.language.prefix import PrefixStates
-from llmdiff.language.support import check_supported, decoder_blocks
+from llmdiff.language.support import check_stateless, check_supported, decoder_blocks
+from llmdiff.language.templates import INSTRUCTION, instruction_template
 from llmdiff.language.tokens import PromptTokens, first_token_id, tokenize
 from llmdiff.types import BlockStates, TextEncoding
 
@@ -35,11 +34,7 @@ class DecoderLLM:
             UnsupportedLLMError: not decoder-only, or its blocks cannot be called on a lone token.
         """
         check_supported(model.config, id=id)
-        if getattr(model, "_is_stateful", False):
-            raise UnsupportedLLMError(
-                f"{id} ({type(model).__name__}) carries a recurrent state from token to token; expected a "
-                "decoder-only LLM with attention in every block"
-            )
+        check_stateless(type(model), id=id)
         first_token_id(tokenizer)
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
@@ -50,6 +45,7 @@ class DecoderLLM:
         self.hidden_size = int(config.hidden_size)
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
         self._prefixes: dict[tuple[int, ...], PrefixStates] = {}
+        self.placement = Placement(model, id=id, before_move=self.forget_prefixes)
 
     @classmethod
     def from_pretrained(
@@ -62,61 +58,70 @@ class DecoderLLM:
         dtype: torch.dtype = torch.float32,
         trust_remote_code: bool = False,
         quantization_config: Any = None,
+        free_after_encoding: bool = False,
+        offload_blocks: bool = False,
     ) -> "DecoderLLM":
         """Returns the LLM: `"smollm2-135m"`, a folder, a `.gguf` file, a Hub id or its `org/name/file.gguf`.
 
         GGUF files are converted once to safetensors under `$LLMDIFF_HOME` (default ~/.cache/llmdiff). Weights
         are read from safetensors only.
 
+        The LLM computes on `device`. `free_after_encoding`: its weights rest on the CPU and are there only
+        while it encodes. `offload_blocks`: they are there one module at a time, for an LLM larger than the
+        device. `quantization_config` is one of transformers' (8 or 4 bits); packed weights stay on `device`.
+
         Raises:
             LLMNotFoundError: no such folder, file or Hub model, or no network to get it.
             CorruptWeightsError: a weight file is truncated or damaged.
-            UnsupportedLLMError: encoder-only, encoder-decoder, ALiBi or recurrent models.
+            UnsupportedLLMError: encoder-only, encoder-decoder, ALiBi or recurrent models, and those that
+                bring code of their own unless `trust_remote_code` is True.
+            ConfigError: the quantisation's package is missing, or it does not go with the rest.
         """
-        name = os.fspath(name_or_path)
-        llm_id = name if gguf_file is None else f"{name.rstrip('/')}/{gguf_file}"
-        source = str(_local_source(llm_id, revision=revision))
-        at_hub = {"revision": revision} if revision is not None and source == name else {}
-        options: dict[str, Any] = {"trust_remote_code": trust_remote_code, **at_hub}
-        if Path(source).is_dir():
-            if not (Path(source) / "config.json").is_file():
-                raise LLMNotFoundError(_not_found(llm_id, "no config.json"))
-        elif source.count("/") > 1:
-            raise LLMNotFoundError(_not_found(llm_id, "no such folder"))
-        try:
-            check_supported(AutoConfig.from_pretrained(source, **options), id=llm_id)
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            placed: dict[str, Any] = {} if quantization_config is None else {"device_map": {"": device}}
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                source,
-                dtype=dtype,
-                use_safetensors=True,
-                quantization_config=quantization_config,
-                **placed,
-                **options,
+        if offload_blocks and quantization_config is not None:
+            raise ConfigError(
+                "offload_blocks and quantization_config are given, and packed weights cannot be moved one "
+                "module at a time; pass one of the two"
             )
-        except SafetensorError as error:
-            raise CorruptWeightsError(
-                f"{llm_id}: a weight file is truncated or damaged ({error}); download or convert it again"
-            ) from error
-        except OSError as error:
-            raise LLMNotFoundError(_not_found(llm_id, str(error).strip().splitlines()[0])) from error
-        except UnsupportedLLMError:
-            raise
-        except ValueError as error:
-            raise UnsupportedLLMError(
-                f"{llm_id}: transformers cannot load it as a causal language model "
-                f"({str(error).strip().splitlines()[0]}); expected a decoder-only LLM"
-            ) from error
-        if quantization_config is None:
-            model = model.to(device)
-        return cls(model, tokenizer, id=llm_id)
+        # Straight to where the weights rest: they need not fit beside what is on the device already.
+        rest_on_cpu = offload_blocks or (free_after_encoding and quantization_config is None)
+        model, tokenizer, llm_id = load_llm(
+            name_or_path,
+            gguf_file=gguf_file,
+            revision=revision,
+            device="cpu" if rest_on_cpu else device,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            quantization_config=quantization_config,
+        )
+        llm = cls(model, tokenizer, id=llm_id)
+        if offload_blocks:
+            llm.placement.offload_blocks(torch.device(device))
+        elif free_after_encoding:
+            llm.free_after_encoding = True
+            llm.to(device)
+        return llm
 
     @property
     def device(self) -> torch.device:
-        """The device that token ids go to."""
-        device: torch.device = self.model.get_input_embeddings().weight.device
-        return device
+        """The device that the LLM computes on, and that encodings are on."""
+        return self.placement.device
+
+    def to(self, device: str | torch.device) -> "DecoderLLM":
+        """Returns itself; it computes on `device` from now on."""
+        self.placement.to(torch.device(device))
+        return self
+
+    @property
+    def free_after_encoding(self) -> bool:
+        """Whether the weights rest on the CPU and are on `device` only while the LLM encodes.
+
+        Setting it to True frees the device at once. Nothing moves where `device` is the CPU.
+        """
+        return self.placement.free_after_encoding
+
+    @free_after_encoding.setter
+    def free_after_encoding(self, free: bool) -> None:
+        self.placement.free_after_encoding = free
 
     @property
     def dtype(self) -> torch.dtype:
@@ -125,16 +130,22 @@ class DecoderLLM:
         return dtype
 
     def tokenize(
-        self, prompts: str | Sequence[str], *, template: str | None = None, max_length: int = 512
+        self,
+        prompts: str | Sequence[str],
+        *,
+        template: str | None = None,
+        max_length: int = 512,
+        weighted: bool = False,
     ) -> PromptTokens:
         """Returns the tokens of the prompts, BOS first, padded on the right; see `PromptTokens`.
 
         `template` holds `{prompt}` once or twice. What stands before the last `{prompt}` is context only: its
         tokens are seen by the prompt's and dropped. What stands after it is kept. Prompts longer than
-        `max_length` tokens are cut with a warning.
+        `max_length` tokens are cut with a warning. `weighted`: `(word:1.3)` is a weight, not text.
 
         Raises:
-            PromptError: no prompts, or one that is not a string. (An empty one is fine here: BOS alone.)
+            PromptError: no prompts, one that is not a string, or a weight out of range. (An empty prompt is
+                fine here: BOS alone.)
             ConfigError: a template without `{prompt}`, or `max_length` below 1.
         """
         return tokenize(
@@ -143,6 +154,7 @@ class DecoderLLM:
             template=template,
             max_length=max_length,
             max_positions=self.max_positions,
+            weighted=weighted,
         )
 
     def block_updates(
@@ -192,6 +204,18 @@ class DecoderLLM:
         run_blocks(self, tokens, lone=None, visit=lambda *_: None, on_last_hidden_state=last.append)
         return TextEncoding(states=last[0], token_mask=tokens.token_mask.to(last[0].device))
 
+    def instruction_template(self, instruction: str = INSTRUCTION) -> str:
+        """Returns a template with the instruction in the words this LLM was trained on, its chat format.
+
+        An LLM without a chat format gets the instruction alone. Pass it as `template`; it is stored with the
+        adapter.
+        """
+        return instruction_template(self.tokenizer, instruction)
+
+    def forget_prefixes(self) -> None:
+        """Returns None; drops what is remembered of prefixes: its keys and values are on the device."""
+        self._prefixes.clear()
+
     def prefix_states(self, prefix_ids: tuple[int, ...]) -> PrefixStates:
         """Returns the states of a constant start of text, computed on first use and remembered."""
         if prefix_ids not in self._prefixes:
@@ -199,45 +223,3 @@ class DecoderLLM:
                 del self._prefixes[next(iter(self._prefixes))]
             self._prefixes[prefix_ids] = run_prefix(self, prefix_ids)
         return self._prefixes[prefix_ids]
-
-
-def _local_source(llm_id: str, *, revision: str | None) -> str | Path:
-    """Returns the folder to load from, or the Hub id itself."""
-    if llm_id == EMBEDDED_NAME:
-        return embedded_llm_folder()
-    if not llm_id.endswith(".gguf"):
-        return llm_id
-    path = Path(llm_id)
-    if path.is_file():
-        return gguf_llm_folder(path)
-    repository, _, file = llm_id.rpartition("/")
-    if repository.count("/") != 1 or Path(repository).is_dir():
-        raise LLMNotFoundError(_not_found(llm_id, "no such file"))
-    from huggingface_hub import hf_hub_download
-
-    try:
-        path = Path(hf_hub_download(repository, file, revision=revision))
-    except OSError as error:
-        raise LLMNotFoundError(_not_found(llm_id, str(error).strip().splitlines()[0])) from error
-    return gguf_llm_folder(path)
-
-
-def _not_found(llm_id: str, reason: str) -> str:
-    reason = reason.rstrip(".")
-    if Path(llm_id).is_dir():
-        return (
-            f"llm {llm_id!r} is a folder without a whole safetensors model ({reason}); pass one that has it"
-        )
-    offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "TRUE", "YES")
-    where = " (HF_HUB_OFFLINE is set)" if offline else ""
-    parts = llm_id.split("/")
-    if len(parts) == 3 and llm_id.endswith(".gguf"):
-        get = f'get it once with network with "hf download {parts[0]}/{parts[1]} {parts[2]}"'
-    elif len(parts) <= 2 and not llm_id.endswith(".gguf"):
-        get = f'get it once with network with "hf download {llm_id}"'
-    else:
-        get = "check the path"
-    return (
-        f"llm {llm_id!r} was not found{where}: {reason}; {get}, or pass a folder, a .gguf file, a Hub id or "
-        f'"{EMBEDDED_NAME}"'
-    )

@@ -1,4 +1,4 @@
-"""From prompts to token ids: BOS, templates, cutting, padding."""
+"""From prompts to token ids: BOS, templates, weights, cutting, padding."""
 
 import warnings
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from llmdiff.errors import ConfigError, PromptError, UnsupportedLLMError
+from llmdiff.language.weights import WeightedText, parse_weights
 
 PLACEHOLDER = "{prompt}"
 
@@ -26,12 +27,15 @@ class PromptTokens:
         prefix_ids: BOS and the template's constant text, the same for every prompt. context_ids: B tuples, a
         template's first `{prompt}` and what stands between it and the last one; seen by
             the kept tokens, not kept.
+        weights: (B, T) float32, what the prompts ask for each token, 1 for BOS, templates and padding; None
+            where every weight is 1.
     """
 
     input_ids: Tensor
     token_mask: Tensor
     prefix_ids: tuple[int, ...]
     context_ids: tuple[tuple[int, ...], ...]
+    weights: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +108,11 @@ def tokenize(
     template: str | None,
     max_length: int,
     max_positions: int | None,
+    weighted: bool = False,
 ) -> PromptTokens:
     """Returns the tokens of the prompts inside the template, padded on the right.
+
+    With `weighted`, `(word:1.3)` is read as a weight, see `parse_weights`; without, as text.
 
     Every piece of text is tokenised by itself, so that the constant part has the same tokens for every
     prompt. Blanks at a piece's end go to the prompt behind it: tokenizers join a word with the blank before
@@ -114,7 +121,7 @@ def tokenize(
     Shapes:
         result.input_ids: (B, T), T = the longest row, at least 1 (BOS).
     Raises:
-        PromptError: no prompts, or one that is not a string.
+        PromptError: no prompts, one that is not a string, or a weight out of range.
         ConfigError: a template without `{prompt}`, max_length below 1, or a template too long for the LLM.
     """
     rows = checked_prompts(prompts)
@@ -140,25 +147,39 @@ def tokenize(
 
     context: list[tuple[int, ...]] = []
     kept: list[list[int]] = []
+    weights: list[list[float]] = []
+    everything: list[list[int]] = []
     for i, prompt in enumerate(rows):
-        first = _cut(_ids(tokenizer, before_blank + prompt), limit, row=i)
+        text = parse_weights(prompt) if weighted else WeightedText.plain(prompt)
+        own_ids, own_weights = _weighted_ids(tokenizer, before_blank, text)
+        everything.append(own_ids)
+        own_ids = _cut(own_ids, limit, row=i)
         if parts.between is None:
             context.append(())
-            kept.append([bos, *first, *after_ids])
         else:
+            context.append((*own_ids, *between_ids))
             # The first use has warned already.
-            again = _ids(tokenizer, between_blank + prompt)[:limit]
-            context.append((*first, *between_ids))
-            kept.append([bos, *again, *after_ids])
+            own_ids, own_weights = _weighted_ids(tokenizer, between_blank, text)
+            own_ids = own_ids[:limit]
+        kept.append([bos, *own_ids, *after_ids])
+        weights.append([1.0, *own_weights[:limit]])
+
+    _warn_of_unknown(tokenizer, everything)
 
     width = max(len(ids) for ids in kept)
     input_ids = torch.zeros(len(kept), width, dtype=torch.int64)
     token_mask = torch.zeros(len(kept), width, dtype=torch.bool)
+    token_weights = torch.ones(len(kept), width)
     for b, ids in enumerate(kept):
         input_ids[b, : len(ids)] = torch.tensor(ids)
         token_mask[b, : len(ids)] = True
+        token_weights[b, : len(weights[b])] = torch.tensor(weights[b])
     return PromptTokens(
-        input_ids=input_ids, token_mask=token_mask, prefix_ids=tuple(prefix), context_ids=tuple(context)
+        input_ids=input_ids,
+        token_mask=token_mask,
+        prefix_ids=tuple(prefix),
+        context_ids=tuple(context),
+        weights=None if bool((token_weights == 1).all()) else token_weights,
     )
 
 
@@ -167,6 +188,42 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
         return []
     # verbose=False: cutting has a warning of its own that says how much is lost.
     return [int(i) for i in tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
+
+
+def _weighted_ids(tokenizer: Any, blank: str, text: WeightedText) -> tuple[list[int], list[float]]:
+    """Returns the ids of blank + text, and every token's weight."""
+    ids = _ids(tokenizer, blank + text.text)
+    if all(weight == 1 for weight in text.weights):
+        return ids, [1.0] * len(ids)
+    if not getattr(tokenizer, "is_fast", False):
+        raise PromptError(
+            f"{type(tokenizer).__name__} does not say which characters a token stands for, and prompt weights "
+            "need that; use the LLM's fast tokenizer, or prompts without weights"
+        )
+    spans = tokenizer(
+        blank + text.text, add_special_tokens=False, verbose=False, return_offsets_mapping=True
+    )["offset_mapping"]
+    # The blank belongs to the template: it has no weight of its own.
+    shift = len(blank)
+    return ids, [text.of_span(max(start - shift, 0), max(end - shift, 0)) for start, end in spans]
+
+
+def _warn_of_unknown(tokenizer: Any, rows: list[list[int]]) -> None:
+    """Warns of words that the LLM will not read; tokenizers that split into bytes have none."""
+    unknown = tokenizer.unk_token_id
+    # GPT-2 and its kin name EOS as the unknown token, too, and never use it as such.
+    if unknown is None or unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        return
+    found = [i for i, ids in enumerate(rows) if unknown in ids]
+    if found:
+        first = found[0]
+        more = f" (and {len(found) - 1} more prompts some)" if len(found) > 1 else ""
+        warnings.warn(
+            f"prompts[{first}] has {rows[first].count(unknown)} of {len(rows[first])} tokens that the LLM's "
+            f"tokenizer does not know{more}: the LLM reads nothing there; use words or a script that it knows, "
+            "or another LLM",
+            stacklevel=4,
+        )
 
 
 def _constant_ids(tokenizer: Any, text: str) -> tuple[list[int], str]:

@@ -1,0 +1,49 @@
+"""Finds NaN and infinite values while an LLM is read, and says where they come from."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from llmdiff.errors import ConfigError, CorruptWeightsError, LLMDiffError
+
+
+class FiniteWatch:
+    """Notes for every step of a pass whether its states are finite; asks the device once, at the end."""
+
+    def __init__(self, steps: int, device: torch.device) -> None:
+        self._finite = torch.ones(steps, dtype=torch.bool, device=device)
+
+    def see(self, step: int, *states: Tensor | None) -> None:
+        """Returns None; notes whether all these states are finite, without waiting for the device."""
+        for tensor in states:
+            if tensor is not None and tensor.numel():
+                self._finite[step] &= torch.isfinite(tensor).all().to(self._finite.device)
+
+    def first_bad_step(self) -> int | None:
+        """Returns the first step that was not finite; None if all were."""
+        return next((step for step, finite in enumerate(self._finite.tolist()) if not finite), None)
+
+
+def non_finite_error(
+    step: str, weights: Iterable[tuple[str, Tensor]], *, id: str, dtype: torch.dtype
+) -> LLMDiffError:
+    """Returns the error for states that are not finite after `step`: a damaged weight, or an overflow."""
+    for name, weight in weights:
+        # Packed weights (bitsandbytes, torchao) are of classes of their own and not all can be asked.
+        plain = type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point()
+        if plain and not weight.is_meta and not bool(torch.isfinite(weight).all()):
+            return CorruptWeightsError(
+                f"llm {id!r} has NaN or infinite values in its weight {name!r}: the file is damaged or its "
+                "training diverged; use another copy of the LLM"
+            )
+    kind = str(dtype).removeprefix("torch.")
+    remedy = (
+        "load it with dtype=torch.bfloat16" if dtype == torch.float16 else "load it with dtype=torch.float32"
+    )
+    if dtype == torch.float32:
+        remedy = "use another LLM"
+    return ConfigError(
+        f"llm {id!r} computes NaN or infinite states in {step} in {kind}, though its weights are finite: "
+        f"{remedy}"
+    )

@@ -1,0 +1,132 @@
+"""Finds and loads an LLM's weights and tokenizer; every failure gets a name and a remedy."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from llmdiff.errors import ConfigError, CorruptWeightsError, LLMNotFoundError, UnsupportedLLMError
+from llmdiff.language.gguf import EMBEDDED_NAME, embedded_llm_folder, first_line, gguf_llm_folder
+from llmdiff.language.support import check_supported
+
+
+def load_llm(
+    name_or_path: str | os.PathLike[str],
+    *,
+    gguf_file: str | None,
+    revision: str | None,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+    quantization_config: Any,
+) -> tuple[Any, Any, str]:
+    """Returns the model, its tokenizer and the id to load both again; see `DecoderLLM.from_pretrained`."""
+    name = os.fspath(name_or_path)
+    llm_id = name if gguf_file is None else f"{name.rstrip('/')}/{gguf_file}"
+    if quantization_config is not None and llm_id.endswith(".gguf"):
+        raise ConfigError(
+            f"quantization_config is given for the GGUF file {llm_id!r}, whose weights are unpacked when it is "
+            "converted; pass the LLM's safetensors folder or Hub id instead"
+        )
+    source = str(_local_source(llm_id, revision=revision))
+    at_hub = {"revision": revision} if revision is not None and source == name else {}
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, **at_hub}
+    if Path(source).is_dir():
+        if not (Path(source) / "config.json").is_file():
+            raise LLMNotFoundError(_not_found(llm_id, "no config.json"))
+    elif source.count("/") > 1:
+        raise LLMNotFoundError(_not_found(llm_id, "no such folder"))
+    quantized = quantization_config is not None
+    try:
+        config: Any = AutoConfig.from_pretrained(source, **options)
+        check_supported(config, id=llm_id)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        quantized = quantized or getattr(config, "quantization_config", None) is not None
+        # Packed weights are made where they stay: not every kind can be moved.
+        packing: dict[str, Any] = {"device_map": {"": device}} if quantized else {}
+        if quantization_config is not None:  # None would overwrite what a packed checkpoint says of itself
+            packing["quantization_config"] = quantization_config
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            use_safetensors=True,
+            **packing,
+            **options,
+        )
+    except SafetensorError as error:
+        raise CorruptWeightsError(
+            f"{llm_id}: a weight file is truncated or damaged ({error}); download or convert it again"
+        ) from error
+    except OSError as error:
+        raise LLMNotFoundError(_not_found(llm_id, first_line(error))) from error
+    except UnsupportedLLMError:
+        raise
+    except ImportError as error:
+        what = "its quantised weights need" if quantized else "it needs"
+        raise ConfigError(
+            f"{llm_id}: {what} a package that is not installed ({first_line(error)}); install it"
+            + (", or load the LLM without quantization_config" if quantization_config is not None else "")
+        ) from error
+    except (ValueError, RuntimeError) as error:
+        if "trust_remote_code" in str(error):
+            raise UnsupportedLLMError(
+                f"{llm_id} brings Python code of its own, and none of it was run; read it, and if you trust it "
+                "pass trust_remote_code=True"
+            ) from error
+        if quantization_config is not None:
+            raise ConfigError(
+                f"quantization_config {type(quantization_config).__name__} cannot be used for {llm_id} on "
+                f"{device} ({first_line(error)}); use another one, or none"
+            ) from error
+        if isinstance(error, RuntimeError):
+            raise
+        raise UnsupportedLLMError(
+            f"{llm_id}: transformers cannot load it as a causal language model ({first_line(error)}); "
+            "expected a decoder-only LLM"
+        ) from error
+    return (model if quantized else model.to(device)), tokenizer, llm_id
+
+
+def _local_source(llm_id: str, *, revision: str | None) -> str | Path:
+    """Returns the folder to load from, or the Hub id itself."""
+    if llm_id == EMBEDDED_NAME:
+        return embedded_llm_folder()
+    if not llm_id.endswith(".gguf"):
+        return llm_id
+    path = Path(llm_id)
+    if path.is_file():
+        return gguf_llm_folder(path)
+    repository, _, file = llm_id.rpartition("/")
+    if repository.count("/") != 1 or Path(repository).is_dir():
+        raise LLMNotFoundError(_not_found(llm_id, "no such file"))
+    from huggingface_hub import hf_hub_download
+
+    try:
+        path = Path(hf_hub_download(repository, file, revision=revision))
+    except OSError as error:
+        raise LLMNotFoundError(_not_found(llm_id, first_line(error))) from error
+    return gguf_llm_folder(path)
+
+
+def _not_found(llm_id: str, reason: str) -> str:
+    reason = reason.rstrip(".")
+    if Path(llm_id).is_dir():
+        return (
+            f"llm {llm_id!r} is a folder without a whole safetensors model ({reason}); pass one that has it"
+        )
+    offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "TRUE", "YES")
+    where = " (HF_HUB_OFFLINE is set)" if offline else ""
+    parts = llm_id.split("/")
+    if len(parts) == 3 and llm_id.endswith(".gguf"):
+        get = f'get it once with network with "hf download {parts[0]}/{parts[1]} {parts[2]}"'
+    elif len(parts) <= 2 and not llm_id.endswith(".gguf"):
+        get = f'get it once with network with "hf download {llm_id}"'
+    else:
+        get = "check the path"
+    return (
+        f"llm {llm_id!r} was not found{where}: {reason}; {get}, or pass a folder, a .gguf file, a Hub id or "
+        f'"{EMBEDDED_NAME}"'
+    )
