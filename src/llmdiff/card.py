@@ -1,0 +1,119 @@
+"""The model card of an adapter: the README.md that goes to the Hub with it."""
+
+import re
+from typing import Any
+
+from llmdiff.adapter import families
+from llmdiff.adapter.adapter import LLMDiffAdapter
+
+_PAPER = "https://arxiv.org/abs/2502.04412"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+\Z")
+
+
+def adapter_card(adapter: LLMDiffAdapter, *, repo_id: str, license: str | None = None) -> str:
+    """Returns the card in Markdown, with the Hub's metadata at its top.
+
+    All in it comes from the adapter's config and weights, so it holds for any adapter; what it was trained on
+    and how well it does is for its author to add, and the card says so. Names of local folders are left out.
+    `license` is an identifier of the Hub, "apache-2.0" for example; without one, none is claimed.
+    """
+    from huggingface_hub import ModelCardData
+
+    config: Any = adapter.config
+    llm, base = _source(config.llm_id), _source(config.base_model_id)
+    family = next(row.title for row in families.FAMILIES if row.name == config.family)
+    models = [name for name in (config.base_model_id, config.llm_id) if _is_hub_id(name)]
+    data: Any = ModelCardData(
+        library_name="llmdiff",
+        pipeline_tag="text-to-image",
+        tags=["llmdiff", "diffusers", "text-to-image", "adapter"],
+        base_model=models or None,
+        license=license,
+    )
+    parameters = sum(parameter.numel() for parameter in adapter.parameters())
+    rows = [
+        ("LLM", llm),
+        ("its blocks, their width", f"{config.num_blocks}, {config.hidden_size}"),
+        ("diffusion pipeline", base),
+        ("family", family),
+        ("layers with a second branch", str(len(adapter.branches))),
+        ("parameters", f"{parameters:,}"),
+        ("text encoding", f"`{config.encoding}`, alone means `{config.lone}`"),
+        ("template", f"`{config.template!r}`" if config.template else "none"),
+        ("longest prompt", f"{config.max_length} tokens"),
+    ]
+    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows)
+    title = repo_id.rpartition("/")[2]
+    return f"""---
+{data.to_yaml().strip()}
+---
+
+# {title}
+
+An LLMDiff adapter: it lets the decoder-only LLM {llm} control a {family} pipeline ({base}) in place of the pipeline's own text encoder. The LLM and the pipeline stay as they are and are not part of this repository.
+
+## Use
+
+```bash
+pip install llmdiff-adapter
+```
+
+```python
+from llmdiff import LLMController
+
+controller = LLMController.from_pretrained("{repo_id}")
+pipe = controller.load_pipeline()
+with controller.attached(pipe):
+    pipe("a cat to the left of a red car").images[0].save("cat.png")
+```
+{_local_note(config)}
+## What it is
+
+| | |
+|---|---|
+{table}
+
+Method: Dong, Xiao, Wei and Lin, *Decoder-Only LLMs are Better Controllers for Diffusion Models*, ACM MM 2024, [arXiv 2502.04412]({_PAPER}). The weights are safetensors; `manifest.json` holds their SHA-256, checked at every load.
+
+## Training and results
+
+This card was generated when the adapter was uploaded. It knows neither the data nor the results: the author may add them here.
+
+## Limits
+
+The adapter fits this LLM and pipelines of this family and width only; both are checked when it is attached. What the LLM and the base pipeline get wrong, and their licences, carry over to the pictures.
+"""  # noqa: E501 (sentences of the card are not wrapped)
+
+
+def _is_hub_id(name: str) -> bool:
+    return bool(_HUB_ID.match(name)) and not name.endswith(".gguf") and not name.startswith(".")
+
+
+def _source(name: str) -> str:
+    """Returns where a model comes from, without anybody's folders."""
+    if _is_hub_id(name):
+        return f"[{name}](https://huggingface.co/{name})"
+    if not name:
+        return "not named"
+    # org/name/file.gguf is at the Hub, too
+    if name.endswith(".gguf") and name.count("/") == 2 and not name.startswith(("/", ".")):
+        return f"`{name}`"
+    if "/" in name or "\\" in name:
+        return "a local folder, not at the Hub"
+    return f"`{name}`"
+
+
+def _local_note(config: Any) -> str:
+    named = (("llm", config.llm_id), ("base", config.base_model_id))
+    local = [what for what, name in named if _source(name) in ("a local folder, not at the Hub", "not named")]
+    if not local:
+        return ""
+    notes = {
+        "llm": "Its LLM is not at the Hub: load it yourself and pass `llm=DecoderLLM.from_pretrained(folder)`.",
+        "base": "Its base pipeline is not at the Hub: load it yourself and pass it to `controller.attached`.",
+    }
+    return "\n" + " ".join(notes[what] for what in local) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", "\\n")
