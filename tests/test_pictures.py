@@ -37,11 +37,13 @@ def test_an_older_picture_is_replaced_whole_or_not_at_all(
     save_png(picture("blue"), path, {"seed": 2})
     assert read_metadata(path) == {"seed": "2"}
 
-    def full_disk(self: Image.Image, name: Path, **_: object) -> None:
-        Path(name).write_bytes(b"half")
+    write = Path.write_bytes
+
+    def full_disk(path: Path, content: bytes) -> int:
+        write(path, content[:20])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Image.Image, "save", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(OutputError, match=r"a\.png cannot be written \(No space left on device\)"):
         save_png(picture("green"), path, {"seed": 3})
     assert read_metadata(path) == {"seed": "2"}
