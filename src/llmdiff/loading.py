@@ -4,10 +4,9 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmdiff.errors import ConfigError, CorruptWeightsError, LLMDiffError
+from llmdiff.errors import ConfigError, CorruptWeightsError
 
 if TYPE_CHECKING:
     from llmdiff.controller import LLMController
@@ -37,12 +36,7 @@ def load(models: Models) -> tuple["LLMController", Any]:
     """
     device = usable_device(models.device)
     controller = load_controller(models, device=device)
-    adapter: Any = controller.adapter.config
-    with _damage_named(f"pipeline {models.pipeline or adapter.base_model_id!r}"):
-        if models.pipeline is None:
-            pipe = controller.load_pipeline(device=device)
-        else:
-            pipe = _load_pipeline(models.pipeline, device)
+    pipe = controller.load_pipeline(models.pipeline, device=device)
     # On a terminal only: in a log, a bar is a page of half-finished lines.
     pipe.set_progress_bar_config(disable=None, desc="drawing", leave=False)
     return controller, pipe
@@ -64,7 +58,8 @@ def load_controller(models: Models, *, device: str) -> "LLMController":
         with _damage_named(f"llm {models.llm!r}"):
             llm = DecoderLLM.from_pretrained(models.llm, device=device)
     with _damage_named(f"adapter {models.adapter!r}"):
-        return LLMController.from_pretrained(models.adapter, llm=llm, device=device)
+        # An LLM that was asked for by name is wanted, if only its sizes fit: a warning will do.
+        return LLMController.from_pretrained(models.adapter, llm=llm, strict=llm is None, device=device)
 
 
 def usable_device(name: str | None) -> str:
@@ -85,25 +80,6 @@ def usable_device(name: str | None) -> str:
             f'device {name!r} is not to be had here ({first_line(error)}): leave it out, or use "cpu"'
         ) from error
     return name
-
-
-def _load_pipeline(name: str, device: str) -> Any:
-    from diffusers import AutoPipelineForText2Image
-
-    load_any: Any = AutoPipelineForText2Image.from_pretrained
-    try:
-        return load_any(name, use_safetensors=True).to(device)
-    except (OSError, ValueError) as error:
-        reason = first_line(error)
-        if Path(name).is_dir():
-            raise CorruptWeightsError(
-                f"pipeline {name!r} is a folder that diffusers cannot read ({reason}): download or save it "
-                "again"
-            ) from error
-        raise LLMDiffError(
-            f"pipeline {name!r} is neither a folder nor to be had from the Hub ({reason}): get it once with "
-            f'"hf download {name}", or pass a folder'
-        ) from error
 
 
 def first_line(error: Exception) -> str:
