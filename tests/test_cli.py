@@ -270,6 +270,8 @@ def test_values_out_of_range(run: Llmdiff, tmp_path: Path) -> None:
 
 def test_help_and_version(run: Llmdiff) -> None:
     assert CliRunner().invoke(app, ["--version"]).stdout == f"llmdiff {llmdiff.__version__}\n"
+    for verb in ("serve", "study"):
+        assert verb in CliRunner().invoke(app, ["--help"]).stdout
     for verb in ("generate", "compare", "evaluate"):
         assert verb in CliRunner().invoke(app, ["--help"]).stdout
         assert "--out" in run(verb, "--help").stdout
