@@ -33,8 +33,14 @@ def t5_text(width: int = 24) -> Any:
     ).eval()
 
 
-def flow_vae() -> AutoencoderKL:
-    return tiny_vae(shift_factor=0.06, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False)
+def flow_vae(latent_channels: int = 4) -> AutoencoderKL:
+    return tiny_vae(
+        latent_channels,
+        shift_factor=0.06,
+        scaling_factor=1.5,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
 
 
 def build_pixart() -> PixArtSigmaPipeline:
@@ -125,14 +131,15 @@ def build_sd3() -> StableDiffusion3Pipeline:
     transformer = SD3Transformer2DModel(
         sample_size=8,
         patch_size=1,
-        in_channels=4,
+        # As many as the real ones: the inpainting pipeline asks.
+        in_channels=16,
         num_layers=2,
         attention_head_dim=8,
         num_attention_heads=3,
         joint_attention_dim=24,
         caption_projection_dim=24,
         pooled_projection_dim=20,
-        out_channels=4,
+        out_channels=16,
         pos_embed_max_size=16,
         dual_attention_layers=(0,),
         qk_norm="rms_norm",
@@ -140,7 +147,7 @@ def build_sd3() -> StableDiffusion3Pipeline:
     pipe = StableDiffusion3Pipeline(
         transformer=transformer.eval(),
         scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=flow_vae(),
+        vae=flow_vae(16),
         text_encoder=clip_text(12, CLIPTextModelWithProjection, projection_dim=8),
         tokenizer=word_tokenizer(),
         text_encoder_2=clip_text(12, CLIPTextModelWithProjection, projection_dim=12),

@@ -63,11 +63,11 @@ def clip_text(width: int, cls: Any = CLIPTextModel, **more: Any) -> Any:
     return cls(config).eval()
 
 
-def tiny_vae(**more: Any) -> AutoencoderKL:
+def tiny_vae(latent_channels: int = 4, **more: Any) -> AutoencoderKL:
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
-        latent_channels=4,
+        latent_channels=latent_channels,
         block_out_channels=(8, 16),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,

@@ -146,7 +146,8 @@ def test_gradients_reach_the_adapter_and_nothing_else(
 
 def predict(pipe: Any, denoiser: Any, states: Any, pooled: Any, mask: Any) -> torch.Tensor:
     """One call of the denoiser with the arguments that its pipeline gives it."""
-    name, image, time = families.family_of(pipe).name, torch.randn(2, 4, 8, 8), torch.tensor([10, 10])
+    name, time = families.family_of(pipe).name, torch.tensor([10, 10])
+    image = torch.randn(2, denoiser.config.in_channels, 8, 8)
     given: dict[str, Any] = {"encoder_hidden_states": states, "timestep": time}
     if name == "sdxl":
         given["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": torch.zeros(2, 6)}
