@@ -133,7 +133,10 @@ class Build:
             return {}
 
         self._stage("adapter", make)
-        return LLMDiffAdapter.from_pretrained(self.folder / "adapter" / "model", device=self.device)
+        adapter: LLMDiffAdapter = LLMDiffAdapter.from_pretrained(
+            self.folder / "adapter" / "model", device=self.device
+        )
+        return adapter
 
     def pipeline(self) -> StableDiffusionPipeline:
         """The base pipeline as it ships: the trained denoiser with the refined decoder."""

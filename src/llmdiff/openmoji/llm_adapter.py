@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from llmdiff.adapter.adapter import LLMDiffAdapter
-from llmdiff.adapter.attach import install
+from llmdiff.adapter.installation import install
 from llmdiff.adapter.processors import CrossAttentionBranch
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
@@ -54,7 +54,7 @@ def create_adapter(
     """An untrained adapter of the preset's kind, its scales set by training captions."""
     torch.manual_seed(preset.seed + 3)
     captions = CaptionedScenes.draw(data, 256, preset.seed).captions[:-1]
-    adapter = LLMDiffAdapter.create(
+    adapter: LLMDiffAdapter = LLMDiffAdapter.create(
         pipe,
         llm_id=llm.id,
         hidden_size=llm.hidden_size,
