@@ -15,7 +15,6 @@ from starlette.testclient import TestClient
 from llmdiff.drawing import DrawingSettings, draw
 from llmdiff.errors import PromptError
 from llmdiff.serving.painter import PipelinePainter
-from llmdiff.serving.picture_store import PictureStore
 
 ROUTES = ("/v1/models", "/v1/models/openmoji", "/ready", "/metrics", "/docs", "/openapi.json")
 ASK = {"prompt": "a red cat", "seed": 3, "num_inference_steps": 2, "response_format": "b64_json"}
@@ -85,19 +84,6 @@ def test_pictures_by_url(client: Client, painter: PipelinePainter) -> None:
     public = client(public_url="https://pictures.example/llm/")
     url = public.post("/v1/images/generations", json=ask).json()["data"][0]["url"]
     assert url.startswith("https://pictures.example/llm/v1/images/files/")
-
-
-def test_pictures_behind_urls_expire_and_are_bounded() -> None:
-    now = [0.0]
-    store = PictureStore(max_bytes=10, lifetime_s=60, clock=lambda: now[0])
-    first = store.add(b"1234")
-    now[0] = 59
-    second = store.add(b"1234")
-    assert (store.get(first), store.get(second)) == (b"1234", b"1234")
-    now[0] = 60
-    assert (store.get(first), store.get(second)) == (None, b"1234")
-    third, fourth = store.add(b"1234"), store.add(b"1234")
-    assert [store.get(name) for name in (second, third, fourth)] == [None, b"1234", b"1234"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import httpx2
 import numpy as np
 import psutil
 import pytest
-import torch
 
 from llmdiff.serving.api import create_app
 from llmdiff.serving.painter import PipelinePainter
@@ -83,6 +82,7 @@ def test_a_small_crowd(painter: PipelinePainter) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("max_batch", [1, 4])
 def test_50_clients_for_a_minute(painter: PipelinePainter, max_batch: int) -> None:
@@ -95,7 +95,6 @@ def test_50_clients_for_a_minute(painter: PipelinePainter, max_batch: int) -> No
     assert got["growth_mb"] < 20
 
 
-@pytest.mark.slow
 def test_batches_change_no_picture_by_more_than_a_level(painter: PipelinePainter) -> None:
     from llmdiff.drawing import DrawingSettings, draw_together
 
@@ -105,10 +104,10 @@ def test_batches_change_no_picture_by_more_than_a_level(painter: PipelinePainter
     for seed, (prompt, picture) in enumerate(zip(prompts, together, strict=True)):
         difference = np.abs(np.asarray(picture).astype(int) - alone(painter, seed, prompt=prompt))
         assert difference.max() <= 1
-    torch.manual_seed(0)
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_whatever_a_fuzzer_sends_nothing_breaks(painter: PipelinePainter, tmp_path: Path) -> None:
     app = create_app(lambda: painter, ServeSettings(max_steps=3, max_pixels=1024))

@@ -221,5 +221,6 @@ def test_killed_at_any_instant_no_acknowledged_answer_is_lost(folder: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_killed_at_20_random_instants(folder: Path) -> None:
     assert killed_at_random_instants(folder, times=20) > 100

@@ -103,8 +103,9 @@ def bradley_terry(wins: Array) -> Array:
         strengths = updated
         if change < 1e-10:
             break
+    # Their geometric mean is 1 after every step, so the mean of the logarithms is 0.
     logs: Array = np.log(strengths)
-    return logs - logs.mean(-1, keepdims=True)
+    return logs
 
 
 def bradley_terry_intervals(

@@ -192,16 +192,18 @@ def _install_api(app: FastAPI, store: StudyStore, pictures: Path, max_raters: in
 
 
 def _install_study_errors(app: FastAPI) -> None:
+    replies: dict[type[Exception], tuple[int, str]] = {
+        UnknownRaterError: (404, "not_found"),
+        StudyFullError: (403, "study_full"),
+        InvalidAnswerError: (400, "invalid_value"),
+    }
+
     async def refuse(request: Request, error: Exception) -> JSONResponse:
-        status, code = {
-            UnknownRaterError: (404, "not_found"),
-            StudyFullError: (403, "study_full"),
-            InvalidAnswerError: (400, "invalid_value"),
-        }[type(error)]
+        status, code = replies[type(error)]
         param = "choices" if status == 400 else None
         return error_response(ApiError(status, str(error), code=code, param=param))
 
-    for kind in (UnknownRaterError, StudyFullError, InvalidAnswerError):
+    for kind in replies:
         app.add_exception_handler(kind, refuse)
 
 
