@@ -33,11 +33,7 @@ STAGES = ("vae", "scenes", "text", "denoiser", "decoder", "checker", "adapter")
 
 
 class Build:
-    """One build of the embedded default in a folder.
-
-    Raises:
-        LLMDiffError: the folder holds a build with other settings.
-    """
+    """One build of the embedded default in a folder; each finished stage records the settings it was made with."""
 
     def __init__(self, settings: Preset, folder: Path, device: torch.device) -> None:
         self.preset, self.folder, self.device = settings, folder, device

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -90,19 +91,19 @@ def train_llm_adapter(
         captions=(*captioned.captions[: min(_GAIN_CAPTIONS, preset.adapter_captions)], ""),
         scenes=captioned.scenes,
     )
-    if not _finished(folder / "gains", preset.adapter_gain_steps):
-        with torch.no_grad():
-            bank = BlockBank(
-                llm.block_updates(
-                    part, lone=context.lone, template=context.template, max_length=context.max_length
-                )
-                for part in in_batches(few.captions, batch=16, title="block updates")
+
+    @cache  # on the first step: a finished run that only loads its weights encodes nothing
+    @torch.no_grad()
+    def bank() -> BlockBank:
+        return BlockBank(
+            llm.block_updates(
+                part, lone=context.lone, template=context.template, max_length=context.max_length
             )
-    else:
-        bank = BlockBank([llm.block_updates([""], lone=context.lone, template=context.template)])
+            for part in in_batches(few.captions, batch=16, title="block updates")
+        )
 
     def with_gains(indices: Sequence[int], generator: torch.Generator) -> TextEncoding:
-        states = bank.batch(indices)
+        states = bank().batch(indices)
         return TextEncoding(states=context.sum(states, generator=generator), token_mask=states.token_mask)
 
     _train(
@@ -133,13 +134,16 @@ def train_adapter_on(
     noise: Callable[[Tensor, Tensor, torch.Generator], Tensor] | None = None,
 ) -> None:
     """Trains an adapter on encodings that do not change: each caption is encoded once."""
-    with torch.no_grad():
-        bank = EncodingBank(
+
+    @cache  # as above
+    @torch.no_grad()
+    def bank() -> EncodingBank:
+        return EncodingBank(
             encode(part) for part in in_batches(captioned.captions, batch=32, title="encodings")
         )
 
     def fixed(indices: Sequence[int], generator: torch.Generator) -> TextEncoding:
-        encoding = bank.batch(indices)
+        encoding = bank().batch(indices)
         if noise is None:
             return encoding
         states = noise(encoding.states, encoding.token_mask, generator)
@@ -187,10 +191,3 @@ def _train(
             lr_scale=lambda name: (scalar_share, 0.0) if name.endswith(_SCALARS) else (1.0, 1.0),
         )
     adapter.eval()
-
-
-def _finished(folder: Path, steps: int) -> bool:
-    from llmdiff.training.checkpoint import load_checkpoint
-
-    found = load_checkpoint(folder)
-    return found is not None and int(found[0]["step"]) >= steps
