@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from llmdiff.openmoji.autoencoder import encode_images
 from llmdiff.openmoji.captions import caption
 from llmdiff.openmoji.contents import World, is_training_content
+from llmdiff.openmoji.maps import scene_maps
 from llmdiff.openmoji.presets import Preset
 from llmdiff.openmoji.scenes import Content, Item, draw, lay_out
 from llmdiff.openmoji.world import OPPOSITE, SIZE_WORDS
@@ -29,12 +30,13 @@ class SceneData:
     Scenes 2i and 2i+1 are near misses of each other (the relation turned round, another count, another thing),
     so that a contrastive batch of neighbours asks for more than a bag of words.
 
-    Shapes: latents (N, C, h, w) float16.
+    Shapes: latents (N, C, h, w) float16; maps (N, MAP_SIDE, MAP_SIDE) uint8, as `maps.scene_maps` gives them.
     """
 
     world: World
     contents: tuple[Content, ...]
     latents: Tensor
+    maps: Tensor
 
     def captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
         """A fresh training caption for each scene."""
@@ -57,13 +59,17 @@ def load_or_make(preset: Preset, vae: AutoencoderKL, folder: Path) -> SceneData:
         _save_whole(
             path,
             latents=torch.cat([chunk["latents"] for chunk in chunks]),
+            maps=torch.cat([chunk["maps"] for chunk in chunks]),
             contents=_as_bytes([content for chunk in chunks for content in _listed(chunk["contents"])]),
         )
         for chunk_path in folder.glob("chunk-*.safetensors"):
             chunk_path.unlink()
     saved = load_file(path)
     return SceneData(
-        world=world, contents=tuple(map(_content, _listed(saved["contents"]))), latents=saved["latents"]
+        world=world,
+        contents=tuple(map(_content, _listed(saved["contents"]))),
+        latents=saved["latents"],
+        maps=saved["maps"],
     )
 
 
@@ -95,10 +101,12 @@ def _chunk(preset: Preset, world: World, vae: AutoencoderKL, start: int, folder:
         while len(drawn) < min(_CHUNK, preset.scenes - start):
             first = world.training_content(rng)
             drawn += [first, near_miss(first, world, rng)]
-        images = np.stack([draw(lay_out(c, rng), image_size_px=preset.image_size_px) for c in drawn])
+        scenes = [lay_out(content, rng) for content in drawn]
+        images = np.stack([draw(scene, image_size_px=preset.image_size_px) for scene in scenes])
         _save_whole(
             path,
             latents=encode_images(vae, images),
+            maps=torch.from_numpy(scene_maps(scenes, world)),
             contents=_as_bytes([asdict(content) for content in drawn]),
         )
     return load_file(path)

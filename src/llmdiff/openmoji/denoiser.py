@@ -15,6 +15,7 @@ from llmdiff.openmoji.captions import caption
 from llmdiff.openmoji.contents import SPLITS
 from llmdiff.openmoji.dataset import SceneData
 from llmdiff.openmoji.grids import save_grid
+from llmdiff.openmoji.maps import MappingUNet, map_classes, map_loss
 from llmdiff.openmoji.presets import Preset
 from llmdiff.openmoji.text_encoder import token_ids
 from llmdiff.training.loop import LoopConfig, train
@@ -85,15 +86,22 @@ def velocity_loss(
 
     Shapes: latents (B, C, h, w); encoder_hidden_states (B, T, W); result ().
     """
+    noisy, timesteps, target = _noised(scheduler, latents, generator)
+    output = unet(noisy, timesteps, encoder_hidden_states, return_dict=False)[0]
+    return F.mse_loss(output.float(), target.float())
+
+
+def _noised(
+    scheduler: DDIMScheduler, latents: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Noisy latents, their timesteps (B,) and the v to be predicted."""
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     steps = scheduler.config.num_train_timesteps
     # One timestep from each of B equal slices of the schedule: the same mean, less noise in the gradient.
     slices = (torch.arange(len(latents)) + torch.rand(len(latents), generator=generator)) / len(latents)
     timesteps = (slices * steps).long().clamp(max=steps - 1).to(latents.device)
     noisy = scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
-    target = scheduler.get_velocity(latents, noise, timesteps)
-    output = unet(noisy, timesteps, encoder_hidden_states, return_dict=False)[0]
-    return F.mse_loss(output.float(), target.float())
+    return noisy, timesteps, scheduler.get_velocity(latents, noise, timesteps)
 
 
 def train_denoiser(
@@ -119,7 +127,8 @@ def train_on(preset: Preset, data: SceneData, pipe: StableDiffusionPipeline, fol
     device = unet.device
     pipe.set_progress_bar_config(disable=True)
     scheduler = create_scheduler()
-    denoise = torch.compile(unet) if preset.compile else unet
+    mapping = MappingUNet(unet, len(map_classes(data.world))).to(device)
+    denoise = torch.compile(mapping) if preset.compile else mapping
     encode = torch.compile(text_encoder) if preset.compile else text_encoder
 
     def step_loss(step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
@@ -130,7 +139,13 @@ def train_on(preset: Preset, data: SceneData, pipe: StableDiffusionPipeline, fol
         ids = token_ids(tokenizer, [text if keep else "" for text, keep in zip(captions, kept, strict=True)])
         states = encode(ids.to(device)).last_hidden_state
         latents = data.latents[indices].float().to(device)
-        return velocity_loss(denoise, scheduler, latents, states, generator), {}
+        noisy, timesteps, target = _noised(scheduler, latents, generator)
+        output, logits = denoise(noisy, timesteps, states)
+        velocity = F.mse_loss(output.float(), target.float())
+        mapped = map_loss(logits, data.maps[indices])
+        # Its weight falls to 0: in the end only the denoiser's own objective counts.
+        weight = preset.unet_map_weight * (1 - step / preset.unet_steps)
+        return velocity + weight * mapped, {"velocity": float(velocity), "map": float(mapped)}
 
     config = LoopConfig(
         steps=preset.unet_steps,
@@ -146,16 +161,23 @@ def train_on(preset: Preset, data: SceneData, pipe: StableDiffusionPipeline, fol
         save_samples(pipe, data, folder / "samples" / f"step-{step:06d}.png", seed=preset.seed)
 
     train(
-        {"unet": unet, "text": text_encoder},
+        {"unet": unet, "text": text_encoder, "map": mapping.head},
         step_loss,
         config,
         folder,
         title="denoiser",
+        muon=lambda name: preset.unet_muon and name.startswith("unet.") and _is_hidden(name),
         lr_scale=lambda name: (preset.unet_text_lr_share if name.startswith("text.") else 1.0, 1.0),
         on_sample=sample,
     )
+    mapping.hook.remove()
     unet.eval()
     text_encoder.eval()
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a matrix of the U-Net lies between others; first, last and time layers are left to AdamW."""
+    return name.split(".")[1] in ("down_blocks", "mid_block", "up_blocks") and "time_emb" not in name
 
 
 @torch.no_grad()

@@ -42,6 +42,8 @@ class Preset:
     unet_batch: int = 48
     unet_lr: float = 8e-4
     unet_text_lr_share: float = 0.3
+    unet_map_weight: float = 0.3
+    unet_muon: bool = True
     caption_dropout: float = 0.1
 
     checker_steps: int = 1_500

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from llmdiff.errors import LLMDiffError
 from llmdiff.training.checkpoint import load_checkpoint, part, restore_optimizer, save_checkpoint
+from llmdiff.training.muon import MuonAdamW
 
 StepLoss = Callable[[int, torch.Generator], tuple[Tensor, Mapping[str, float]]]
 
@@ -84,14 +85,16 @@ def train(
     *,
     title: str,
     lr_scale: Callable[[str], tuple[float, float]] = lambda name: (1.0, 1.0),
+    muon: Callable[[str], bool] = lambda name: False,
     on_sample: Callable[[int], None] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Trains the modules' parameters that require gradients and leaves the averaged weights in the modules.
 
     `step_loss(step, generator)` gives the loss and figures to log. `lr_scale(name)` gives a parameter's share of
-    the learning rate and of the weight decay. Run again, it resumes from the last checkpoint in `folder`; run after
-    the last step, it only loads. `on_sample(step)` is called with the averaged weights in place.
+    the learning rate and of the weight decay, `muon(name)` whether a matrix is updated by Muon. Run again, it
+    resumes from the last checkpoint in `folder`; run after the last step, it only loads. `on_sample(step)` is
+    called with the averaged weights in place.
 
     Raises:
         LLMDiffError: the loss is not finite; the checkpoint was made by a run with other settings.
@@ -102,8 +105,8 @@ def train(
         for name, parameter in module.named_parameters()
         if parameter.requires_grad
     }
-    optimizer = torch.optim.AdamW(
-        _groups(parameters, config, lr_scale), lr=config.learning_rate, betas=config.betas, fused=True
+    optimizer = MuonAdamW(
+        _groups(parameters, config, lr_scale, muon), lr=config.learning_rate, betas=config.betas, fused=True
     )
     shares = [group["lr"] for group in optimizer.param_groups]
     ema = Ema(parameters, config.ema_horizon)
@@ -175,16 +178,25 @@ class averaged:
 
 
 def _groups(
-    parameters: Mapping[str, nn.Parameter], config: LoopConfig, lr_scale: Callable[[str], tuple[float, float]]
+    parameters: Mapping[str, nn.Parameter],
+    config: LoopConfig,
+    lr_scale: Callable[[str], tuple[float, float]],
+    muon: Callable[[str], bool],
 ) -> list[dict[str, Any]]:
-    grouped: dict[tuple[float, float], list[nn.Parameter]] = {}
+    grouped: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         share, decay = lr_scale(name)
+        matrix = parameter.ndim > 1
         # Scalars, gains and biases are not pulled towards zero.
-        grouped.setdefault((share, decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+        grouped.setdefault((share, decay * matrix, matrix and muon(name)), []).append(parameter)
     return [
-        {"params": members, "lr": config.learning_rate * share, "weight_decay": config.weight_decay * decay}
-        for (share, decay), members in grouped.items()
+        {
+            "params": members,
+            "lr": config.learning_rate * share,
+            "weight_decay": config.weight_decay * decay,
+            "muon": by_muon,
+        }
+        for (share, decay, by_muon), members in grouped.items()
     ]
 
 

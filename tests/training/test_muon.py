@@ -1,0 +1,81 @@
+"""Muon against the singular value decomposition, and AdamW's groups against torch's own AdamW."""
+
+import pytest
+import torch
+from torch import nn
+
+from llmdiff.training.loop import LoopConfig, train
+from llmdiff.training.muon import MuonAdamW, orthogonalise
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (5, 40), (40, 5)])
+def test_orthogonalised_matrices_keep_their_singular_vectors(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    seen = left.T @ orthogonalise(matrix) @ right.T  # diagonal where the singular vectors are the same
+    values = seen.diagonal()
+    assert torch.allclose(seen, torch.diag(values), atol=1e-4)
+    assert values.min() > 0.5
+    assert values.max() < 1.3
+
+
+def _networks():
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+    second = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+    second.load_state_dict(first.state_dict())
+    return first, second
+
+
+def test_other_groups_are_torchs_adamw():
+    ours, torchs = _networks()
+    pairs = (
+        (ours, MuonAdamW([{"params": ours.parameters(), "muon": False}], lr=0.01)),
+        (torchs, torch.optim.AdamW(torchs.parameters(), lr=0.01)),
+    )
+    for step in range(3):
+        x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(step))
+        for network, optimizer in pairs:
+            network(x).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), torchs.parameters(), strict=True))
+
+
+def test_the_first_update_of_a_convolution_is_its_orthogonalised_gradient():
+    network, _ = _networks()
+    weight = network[0].weight
+    optimizer = MuonAdamW([{"params": [weight], "muon": True}], lr=0.1, weight_decay=0.0)
+    before = weight.detach().clone()
+    network(torch.ones(1, 3, 4, 4)).sum().backward()
+    u, _, v = torch.linalg.svd(weight.grad.flatten(1) + torch.zeros(4, 27), full_matrices=False)
+    rank = torch.linalg.matrix_rank(weight.grad.flatten(1))
+    optimizer.step()
+    change = (before - weight.detach()).flatten(1) / (0.1 * 0.2 * 27**0.5)
+    seen = (u.T @ change @ v.T).diagonal()[:rank]
+    assert ((seen > 0.5) & (seen < 1.3)).all()
+    assert weight.grad is None
+
+
+class _Stop(Exception):
+    pass
+
+
+def _run(folder, stop_at=None):
+    model, _ = _networks()
+
+    def step_loss(step, generator):
+        if step == stop_at:
+            raise _Stop
+        return model(torch.randn(4, 3, 4, 4, generator=generator)).square().mean(), {}
+
+    config = LoopConfig(steps=8, learning_rate=0.01, lr_warmup_steps=2, checkpoint_every_s=0.0)
+    train({"m": model}, step_loss, config, folder, title="t", muon=lambda name: name == "m.0.weight")
+    return [value.clone() for value in model.parameters()]
+
+
+def test_a_stopped_run_resumes_bit_for_bit(tmp_path):
+    whole = _run(tmp_path / "whole")
+    with pytest.raises(_Stop):
+        _run(tmp_path / "stopped", stop_at=5)
+    assert all(torch.equal(a, b) for a, b in zip(whole, _run(tmp_path / "stopped"), strict=True))
