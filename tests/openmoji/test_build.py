@@ -97,3 +97,16 @@ def test_what_ships_can_be_drawn_with(whole, tmp_path):
     pipe.set_progress_bar_config(disable=True)
     with controller.attached(pipe):
         assert pipe("a car", num_inference_steps=2, height=64, width=64).images[0].size == (64, 64)
+
+
+def test_a_build_begins_from_shipped_weights(whole, tmp_path):
+    ship(whole.pipeline(), whole.adapter(), whole.checker(), tmp_path / "weights", preset=whole.preset)
+    begun = Build(whole.preset, tmp_path / "begun", torch.device("cpu"))
+    begun.begin_from(tmp_path / "weights")
+    trained = whole.denoiser().unet.state_dict()
+    for name, value in begun.denoiser().unet.state_dict().items():
+        assert torch.equal(value, trained[name].half().float()), name
+    assert begun.tokenizer()("a car").input_ids == whole.tokenizer()("a car").input_ids
+    begun.run("checker")  # only the scenes are left to make
+    assert not list((tmp_path / "begun").rglob("log.jsonl"))
+    assert len(begun.scenes().contents) == whole.preset.scenes
