@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from llmdiff import __version__, cli_study
+from llmdiff import __version__, cli_inspect, cli_study
 from llmdiff.errors import LLMDiffError
 from llmdiff.extras import check_extra
 
@@ -38,6 +38,7 @@ app = typer.Typer(
     help="Draw with a decoder-only LLM in control of a diffusers text-to-image pipeline.",
 )
 app.add_typer(cli_study.app, name="study")
+app.add_typer(cli_inspect.app, name="inspect")
 
 
 class Suite(StrEnum):

@@ -206,21 +206,28 @@ class ContextEncoding(nn.Module):
             assert v is not None
             if index == 0:
                 total.append(x / self.x0_scale.to(x.device))
-            score_scale, lone_scale = (
-                self.score_scale[index].to(x.device),
-                self.lone_scale[index].to(x.device),
-            )
             c = total[0]
-            score = self._clipped(u - v, score_scale)
-            if weights is not None:
-                score = score * weights.to(score.device)
-            c += self.gamma[index].to(x.device) * score
-            if self.kappa is not None:
-                c += self.kappa[index].to(x.device) * self._clipped(v, lone_scale)
+            c += self.contribution(index, u, v, weights=weights)
 
         run_blocks(llm, tokens, lone=self.lone, visit=add)
         mask = tokens.token_mask.to(total[0].device)
         return TextEncoding(states=self._finish(total[0], mask, generator), token_mask=mask)
+
+    def contribution(self, index: int, u: Tensor, v: Tensor, *, weights: Tensor | None = None) -> Tensor:
+        """Returns what one block adds to c without its noise: g_l * s_l, and in "guided" k_l * v_l.
+
+        Shapes:
+            u, v: (B, T, D), weights: (B, T, 1) => (B, T, D).
+        """
+        score = self._clipped(u - v, self.score_scale[index].to(u.device))
+        if weights is not None:
+            score = score * weights.to(score.device)
+        added = self.gamma[index].to(u.device) * score
+        if self.kappa is not None:
+            added = added + self.kappa[index].to(u.device) * self._clipped(
+                v, self.lone_scale[index].to(v.device)
+            )
+        return added
 
     def noised(self, c: Tensor, token_mask: Tensor, generator: torch.Generator) -> Tensor:
         """Returns an encoding with a draw of every block's noise added to its real tokens, for training.

@@ -145,7 +145,10 @@ def train_on(preset: Preset, data: SceneData, pipe: StableDiffusionPipeline, fol
         mapped = map_loss(logits, data.maps[indices])
         # Its weight falls to 0: in the end only the denoiser's own objective counts.
         weight = preset.unet_map_weight * (1 - step / preset.unet_steps)
-        return velocity + weight * mapped, {"velocity": float(velocity), "map": float(mapped)}
+        return velocity + weight * mapped, {
+            "velocity": float(velocity.detach()),
+            "map": float(mapped.detach()),
+        }
 
     config = LoopConfig(
         steps=preset.unet_steps,

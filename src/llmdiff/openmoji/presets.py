@@ -38,7 +38,7 @@ class Preset:
     unet_channels: tuple[int, ...] = (64, 128, 192)
     unet_layers_per_block: int = 1
     unet_head_width: int = 32
-    unet_steps: int = 11_000
+    unet_steps: int = 4_000
     unet_batch: int = 48
     unet_lr: float = 8e-4
     unet_text_lr_share: float = 0.3

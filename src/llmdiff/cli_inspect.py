@@ -1,0 +1,70 @@
+"""The verbs of `llmdiff inspect`: look at what the LLM does; the work is done elsewhere."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmdiff.errors import PromptError
+from llmdiff.extras import check_extra
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Look inside: what the LLM's blocks do to every word.",
+)
+
+
+class Lone(StrEnum):
+    """The two readings of a token alone."""
+
+    token = "token"
+    with_bos = "token+bos"
+
+
+Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt to look at.", show_default=False)]
+Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where to write.", show_default=False)]
+
+
+@app.command()
+def scores(
+    prompt: Prompt,
+    out: Out,
+    adapter: Annotated[
+        str | None,
+        typer.Option("--adapter", help="Take its LLM and learned weights: name, folder or Hub id."),
+    ] = None,
+    llm: Annotated[
+        str | None, typer.Option("--llm", help="An LLM: name, folder, GGUF or Hub id [the adapter's own].")
+    ] = None,
+    lone: Annotated[Lone, typer.Option("--lone", help="What a token alone sees, if there is no adapter.")] = (
+        Lone.with_bos
+    ),
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu, cuda, mps [an accelerator, else cpu].")
+    ] = None,
+) -> None:
+    """Show every block's updates, score and share of the text encoding, as plots, a page and JSON.
+
+    With neither --adapter nor --llm: the shipped adapter.
+    """
+    check_extra("inspect", "matplotlib")
+    if not prompt.strip():
+        raise PromptError(f"prompt is blank ({prompt!r}), expected a description of the picture: write one")
+    from llmdiff import loading
+    from llmdiff.analysis.score_plots import save_scores
+    from llmdiff.analysis.scores import inspect_scores
+    from llmdiff.evaluation.report import writable_folder
+    from llmdiff.language.llm import DecoderLLM
+
+    writable_folder(out)
+    place = loading.usable_device(device)
+    if adapter is None and llm is not None:
+        report = inspect_scores(DecoderLLM.from_pretrained(llm, device=place), prompt, lone=lone.value)
+    else:
+        models = loading.Models(adapter=adapter or "openmoji", llm=llm)
+        controller = loading.load_controller(models, device=place)
+        report = inspect_scores(controller.llm, prompt, adapter=controller.adapter)
+    for path in save_scores(report, out):
+        typer.echo(path)
