@@ -12,7 +12,7 @@ from llmdiff.extras import check_extra
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Look inside: what the LLM's blocks do to every word.",
+    help="Look inside: what the LLM's blocks do to every word, and where the picture follows it.",
 )
 
 
@@ -49,9 +49,8 @@ def scores(
 
     With neither --adapter nor --llm: the shipped adapter.
     """
+    _check(prompt)
     check_extra("inspect", "matplotlib")
-    if not prompt.strip():
-        raise PromptError(f"prompt is blank ({prompt!r}), expected a description of the picture: write one")
     from llmdiff import loading
     from llmdiff.analysis.score_plots import save_scores
     from llmdiff.analysis.scores import inspect_scores
@@ -68,3 +67,42 @@ def scores(
         report = inspect_scores(controller.llm, prompt, adapter=controller.adapter)
     for path in save_scores(report, out):
         typer.echo(path)
+
+
+@app.command()
+def attention(
+    prompt: Prompt,
+    out: Out,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the picture.")] = 0,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 20,
+    guidance_scale: Annotated[
+        float, typer.Option("--guidance-scale", help="Classifier-free guidance.")
+    ] = 4.0,
+    adapter: Annotated[
+        str, typer.Option("--adapter", help="A trained adapter: name, folder or Hub id.")
+    ] = "openmoji",
+    pipeline: Annotated[
+        str | None, typer.Option("--pipeline", help="Folder or Hub id [the adapter's own].")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu, cuda, mps [an accelerator, else cpu].")
+    ] = None,
+) -> None:
+    """Draw a picture and show where each word was looked at, in all and step by step."""
+    _check(prompt)
+    check_extra("inspect", "matplotlib")
+    from llmdiff import loading
+    from llmdiff.analysis.attention_maps import draw_with_maps
+    from llmdiff.analysis.attention_plots import save_maps
+    from llmdiff.evaluation.report import writable_folder
+
+    writable_folder(out)
+    controller, pipe = loading.load(loading.Models(adapter=adapter, pipeline=pipeline, device=device))
+    maps = draw_with_maps(controller, pipe, prompt, seed=seed, steps=steps, guidance_scale=guidance_scale)
+    for path in save_maps(maps, out):
+        typer.echo(path)
+
+
+def _check(prompt: str) -> None:
+    if not prompt.strip():
+        raise PromptError(f"prompt is blank ({prompt!r}), expected a description of the picture: write one")

@@ -1,6 +1,7 @@
 """The two-branch cross-attention: what an attached layer computes in place of its own `forward`."""
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +42,9 @@ _WITH_PICTURES = (IPAdapterAttnProcessor, IPAdapterAttnProcessor2_0, IPAdapterXF
 
 
 @dataclass(frozen=True)
-class _Texts:
+class LayerTexts:
+    """The texts that a layer reads: phi(c), c itself where there is a branch, the base's where it is needed."""
+
     aligned: KeysValues
     own: KeysValues | None
     base: KeysValues | None
@@ -81,12 +84,14 @@ class TwoBranchAttention(AttachedLayer):
         self.hidden_size = hidden_size
         self.keep_base_text = keep_base_text
         self.strict = strict
+        # Called with the layer, its image states (B, N, C) and its texts, each time it looks at them.
+        self.watch: Callable[[TwoBranchAttention, Tensor, LayerTexts], None] | None = None
         self._kept: Any = WeakTensorKeyDictionary()
         self.check()
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies start with nothing kept: the copied layer has other weights and meets other tensors.
-        return {**self.__dict__, "_kept": None}
+        return {**self.__dict__, "_kept": None, "watch": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -162,9 +167,11 @@ class TwoBranchAttention(AttachedLayer):
             out = out / attn.rescale_output_factor
         return out
 
-    def _two_branches(self, hidden_states: Tensor, texts: _Texts) -> Tensor:
+    def _two_branches(self, hidden_states: Tensor, texts: LayerTexts) -> Tensor:
         attn = self.attn
-        query = None if self._delegates else heads_of(attn.to_q(hidden_states), attn.heads, attn.norm_q)
+        if self.watch is not None:
+            self.watch(self, hidden_states, texts)
+        query = None if self.delegates else heads_of(attn.to_q(hidden_states), attn.heads, attn.norm_q)
         # out = Attn(q^(z), k^(phi(c)), v^(phi(c))) * a1*exp(b1)  +  Attn(q(z), k(c), v(c)) * a2*exp(b2)
         out = self._pretrained(hidden_states, query, texts.aligned)
         if self.branch is not None and texts.own is not None:
@@ -202,10 +209,11 @@ class TwoBranchAttention(AttachedLayer):
         return both - text_half
 
     @property
-    def _delegates(self) -> bool:
+    def delegates(self) -> bool:
+        """Whether the layer's own processor computes the pretrained half; keys are then the states themselves."""
         return type(self.attn.processor) in _DELEGATED
 
-    def _texts(self, states: Tensor, parts: TextParts, attention_mask: Tensor | None) -> _Texts:
+    def _texts(self, states: Tensor, parts: TextParts, attention_mask: Tensor | None) -> LayerTexts:
         """Return keys, values and masks of all texts, kept from the last call where that is safe."""
         attn = self.attn
         # A LoRA on the key projection can change its strength between two steps; a tensor made in inference
@@ -233,27 +241,27 @@ class TwoBranchAttention(AttachedLayer):
         if kept is None or kept[0] != stamp:
             kept = (stamp, self._read(parts, None))
             self._kept[states] = kept
-        texts: _Texts = kept[1]
+        texts: LayerTexts = kept[1]
         return texts
 
-    def _read(self, parts: TextParts, attention_mask: Tensor | None) -> _Texts:
+    def _read(self, parts: TextParts, attention_mask: Tensor | None) -> LayerTexts:
         mask = seen_by(real_rows(parts.own), attention_mask)
         own = None if self.branch is None else self.branch.read(parts.own, mask)
         if parts.base is None or parts.base_real is None:
-            return _Texts(self._pretrained_text(parts.aligned, mask), own, None)
+            return LayerTexts(self._pretrained_text(parts.aligned, mask), own, None)
         base_mask = seen_by(parts.base_real, attention_mask)
         base = self._pretrained_text(parts.base, base_mask)
         if not self.keep_base_text:
-            return _Texts(self._pretrained_text(parts.aligned, mask), own, base)
+            return LayerTexts(self._pretrained_text(parts.aligned, mask), own, base)
         if mask is not None or base_mask is not None:
             sides = [(mask, parts.own), (base_mask, parts.base)]
             mask = torch.cat([_explicit(side, like) for side, like in sides], dim=-1)
         both = self._pretrained_text(torch.cat([parts.aligned, parts.base], dim=1), mask)
-        return _Texts(both, own, base)
+        return LayerTexts(both, own, base)
 
     def _pretrained_text(self, states: Tensor, mask: Tensor | None) -> KeysValues:
         attn, states = self.attn, states.contiguous()
-        if self._delegates:
+        if self.delegates:
             return KeysValues(states, states, mask)
         if attn.norm_cross:
             states = attn.norm_encoder_hidden_states(states)

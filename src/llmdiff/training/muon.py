@@ -53,7 +53,14 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     wide = matrix.shape[0] <= matrix.shape[1]
     x = matrix if wide else matrix.T
     x = x / x.norm().clamp(min=1e-7)
-    for _ in range(_ROUNDS):  # X => a X + (b A + c A^2) X with A = X X^T
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
+    # A round is X => (a + b A + c A^2) X with A = X X^T. The rounds' factors are polynomials of the first A, so
+    # they are multiplied with each other, small as they are, and only their product with X.
+    gram = x @ x.T
+    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    factors = identity
+    for _ in range(_ROUNDS):
+        factor = torch.addmm(torch.add(_A * identity, gram, alpha=_B), gram, gram, alpha=_C)
+        factors = factor @ factors
+        gram = factor @ gram @ factor
+    x = factors @ x
     return x if wide else x.T

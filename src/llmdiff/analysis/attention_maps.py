@@ -1,0 +1,214 @@
+"""Where in the picture each word of the prompt is looked at, in both branches of every attached layer."""
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from llmdiff.adapter.cross import LayerTexts, TwoBranchAttention
+from llmdiff.adapter.families import denoiser_of
+from llmdiff.adapter.installation import installation_on
+from llmdiff.adapter.layers import heads_of
+from llmdiff.adapter.processors import KeysValues
+from llmdiff.controller import LLMController
+from llmdiff.errors import ConfigError, PromptError, UnsupportedPipelineError
+
+Branch = Literal["both", "pretrained", "new"]
+_WORD_STARTS = ("\u0120", "\u2581", " ")  # byte-level BPE, SentencePiece, plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Word:
+    """A word of the prompt and its tokens, `start` to `end` (not included) in the encoded prompt."""
+
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordMaps:
+    """A picture and, for every denoising step and word, where the denoiser looked at that word.
+
+    A map is a share of attention: softmax weights averaged over heads and layers, a word's tokens added. "both"
+    weighs each layer's two branches by the size of their gates.
+
+    Shapes:
+        pretrained, new, both: (steps, words, side, side).
+
+    Source: Tang et al. 2023 (DAAM, arXiv 2210.04885), for the two branches of an LLMDiff adapter.
+    """
+
+    prompt: str
+    picture: Image.Image
+    words: tuple[Word, ...]
+    pretrained: Tensor
+    new: Tensor
+    both: Tensor
+
+    def summed(self, branch: Branch = "both") -> Tensor:
+        """The mean over steps, (words, side, side)."""
+        maps: Tensor = {"both": self.both, "pretrained": self.pretrained, "new": self.new}[branch]
+        return maps.mean(0)
+
+    def peak(self, text: str, branch: Branch = "both") -> tuple[float, float]:
+        """Where the word is looked at most: (x, y), each as a share of the picture's side from 0 to 1.
+
+        Raises:
+            PromptError: the prompt has no such word.
+        """
+        index = next((i for i, word in enumerate(self.words) if word.text == text), None)
+        if index is None:
+            raise PromptError(
+                f"word {text!r} is not in the prompt; words: {', '.join(w.text for w in self.words)}"
+            )
+        place = int(self.summed(branch)[index].argmax())
+        row, column = divmod(place, self.both.shape[-1])
+        return (column + 0.5) / self.both.shape[-1], (row + 0.5) / self.both.shape[-2]
+
+
+@torch.no_grad()
+def draw_with_maps(
+    controller: LLMController,
+    pipe: Any,
+    prompt: str,
+    *,
+    seed: int = 0,
+    steps: int = 20,
+    guidance_scale: float = 4.0,
+    side: int = 32,
+) -> WordMaps:
+    """The picture that a pipeline with nothing attached draws once the LLM is, and every word's maps.
+
+    Raises:
+        UnsupportedPipelineError: its denoiser has no cross-attention (Stable Diffusion 3, Flux).
+        ConfigError: attention slicing is on, which leaves nothing to look at.
+        PromptError: the prompt has no words.
+    """
+    context: Any = controller.adapter.context
+    limits = {} if context is None else {"template": context.template, "max_length": context.max_length}
+    tokens = controller.llm.tokenize([prompt], **limits)
+    words = words_of(controller.llm.tokenizer, tokens.input_ids[0][tokens.token_mask[0]].tolist(), prompt)
+    if not words:
+        raise PromptError(f"prompt is {prompt!r}, expected at least one word to look for")
+    with controller.attached(pipe), _watching(pipe, int(tokens.token_mask.sum())) as watcher:
+
+        def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            watcher.next_step()
+            return tensors
+
+        picture = pipe(
+            prompt,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            generator=torch.Generator().manual_seed(seed),
+            callback_on_step_end=after_step,
+        ).images[0]
+    maps = watcher.maps(picture.height / picture.width, side)
+    merged = torch.stack([maps[:, :, word.start : word.end].sum(2) for word in words], dim=2)
+    return WordMaps(
+        prompt=prompt, picture=picture, words=words, pretrained=merged[0], new=merged[1], both=merged[2]
+    )
+
+
+def words_of(tokenizer: Any, ids: Sequence[int], prompt: str) -> tuple[Word, ...]:
+    """The words of an encoded prompt: sub-word tokens joined, BOS, punctuation and a template's end left out."""
+    pieces = tokenizer.convert_ids_to_tokens(list(ids))
+    words: list[Word] = []
+    start = 1  # BOS
+    for place in range(1, len(pieces) + 1):
+        ends = place == len(pieces) or pieces[place].startswith(_WORD_STARTS) or _is_mark(pieces[place])
+        ends = ends or _is_mark(pieces[place - 1])
+        if not ends:
+            continue
+        text = tokenizer.convert_tokens_to_string(pieces[start:place]).strip()
+        if place > start and text in prompt and not _is_mark(text):
+            words.append(Word(text=text, start=start, end=place))
+        start = place
+    return tuple(words)
+
+
+def _is_mark(piece: str) -> bool:
+    letters = piece.strip("".join(_WORD_STARTS))
+    return all(unicodedata.category(letter)[0] in "PZC" for letter in letters)
+
+
+class _Watcher:
+    """Adds up, step by step and for every size of feature map, what the layers look at.
+
+    Shapes: a step's sums (3, N, T): pretrained, new, both; the conditional half of the batch only.
+    """
+
+    def __init__(self, token_count: int) -> None:
+        self._tokens = token_count
+        self._steps: list[dict[int, tuple[Tensor, int]]] = [{}]
+
+    def next_step(self) -> None:
+        self._steps.append({})
+
+    def __call__(self, layer: TwoBranchAttention, hidden_states: Tensor, texts: LayerTexts) -> None:
+        attn, branch = layer.attn, layer.branch
+        if layer.delegates or branch is None or texts.own is None:
+            raise ConfigError(
+                f"the attention of a layer is computed by {type(attn.processor).__name__}, which shows nothing: "
+                "turn attention slicing and the like off"
+            )
+        image = hidden_states[-1:]  # one prompt, one picture: the last row is the one that reads the prompt
+        pretrained = _shares(heads_of(attn.to_q(image), attn.heads, attn.norm_q), texts.aligned, attn.scale)
+        new = _shares(heads_of(branch.to_q(image), branch.heads, attn.norm_q), texts.own, None)
+        first, second = (gate.abs().float() for gate in branch.gates())
+        both = (first * pretrained + second * new) / (first + second).clamp(min=1e-9)
+        seen = torch.stack([pretrained, new, both])[..., : self._tokens].cpu()
+        sums, layers = self._steps[-1].get(seen.shape[1], (torch.zeros(()), 0))
+        self._steps[-1][seen.shape[1]] = (sums + seen, layers + 1)
+
+    def maps(self, height_by_width: float, side: int) -> Tensor:
+        """The means over layers, (3, steps, T, side, side)."""
+        steps: list[Tensor] = []
+        for sizes in self._steps:
+            if not sizes:  # opened after the last step
+                continue
+            total, count = torch.zeros(3, self._tokens, side, side), 0
+            for places, (sums, layers) in sizes.items():
+                rows = max(1, round((places * height_by_width) ** 0.5))
+                grid = sums.transpose(1, 2).reshape(3, self._tokens, rows, places // rows)
+                total += F.interpolate(grid, (side, side), mode="bilinear", align_corners=False)
+                count += layers
+            steps.append(total / count)
+        return torch.stack(steps, dim=1)
+
+
+@contextmanager
+def _watching(pipe: Any, token_count: int) -> Iterator[_Watcher]:
+    installation = installation_on(denoiser_of(pipe))
+    layers = [] if installation is None else list(installation.layers.values())
+    watched = [layer for layer in layers if isinstance(layer, TwoBranchAttention)]
+    if not watched:
+        raise UnsupportedPipelineError(
+            f"{type(pipe).__name__} has no cross-attention to watch; expected Stable Diffusion 1, 2, XL, PixArt or Sana"
+        )
+    watcher = _Watcher(token_count)
+    for layer in watched:
+        layer.watch = watcher
+    try:
+        yield watcher
+    finally:
+        for layer in watched:
+            layer.watch = None
+
+
+def _shares(query: Tensor, text: KeysValues, scale: float | None) -> Tensor:
+    """Softmax weights averaged over heads: query (1, H, N, d), keys (B, H, T, d) => (N, T) float32."""
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    logits = query.float() @ text.key[-1:].float().transpose(-1, -2) * scale
+    if text.mask is not None:
+        mask = text.mask[-1:]
+        logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask
+    weights: Tensor = logits.softmax(-1).mean(1)[0]
+    return weights
