@@ -62,5 +62,5 @@ def orthogonalise(matrix: Tensor) -> Tensor:
         factor = torch.addmm(torch.add(_A * identity, gram, alpha=_B), gram, gram, alpha=_C)
         factors = factor @ factors
         gram = factor @ gram @ factor
-    x = factors @ x
-    return x if wide else x.T
+    nearest: Tensor = factors @ x
+    return nearest if wide else nearest.T
