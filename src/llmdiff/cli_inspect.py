@@ -106,3 +106,36 @@ def attention(
 def _check(prompt: str) -> None:
     if not prompt.strip():
         raise PromptError(f"prompt is blank ({prompt!r}), expected a description of the picture: write one")
+
+
+@app.command()
+def denoising(
+    out: Out,
+    model: Annotated[
+        list[str],
+        typer.Option(
+            "--model",
+            help="A model: name, folder or Hub id, of any kind; may be repeated.",
+            show_default=False,
+        ),
+    ],
+    texts: Annotated[
+        Path | None, typer.Option("--texts", help="A file of texts, one a line [captions of emoji scenes].")
+    ] = None,
+    number: Annotated[int, typer.Option("--number", min=20, help="How many texts.")] = 1000,
+) -> None:
+    """Show how the states of decoder-only, encoder-only and encoder-decoder models approach their final ones."""
+    check_extra("inspect", "matplotlib")
+    from llmdiff.analysis.denoising import load_encoder, read_denoising
+    from llmdiff.analysis.denoising_plots import denoising_table, save_denoising
+    from llmdiff.analysis.texts import read_texts
+    from llmdiff.evaluation.report import writable_folder
+
+    writable_folder(out)
+    chosen = read_texts(texts, number)
+    reports = []
+    for name in model:
+        encoder, tokenizer, kind = load_encoder(name)
+        reports.append(read_denoising(encoder, tokenizer, chosen, name=name, kind=kind))
+    save_denoising(reports, out)
+    typer.echo(denoising_table(reports), nl=False)
