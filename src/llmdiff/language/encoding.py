@@ -184,11 +184,13 @@ class ContextEncoding(nn.Module):
         *,
         generator: torch.Generator | None = None,
         weighted: bool = False,
+        contexts: Sequence[str] | None = None,
     ) -> TextEncoding:
         """Returns c of the prompts, summed block by block while the LLM runs: O(B*T*D) memory, not times L.
 
         Without a generator there is no noise, and the result is bit-for-bit repeatable. With `weighted`,
-        `(word:1.3)` in a prompt is a weight, see `parse_weights`; without, it is text.
+        `(word:1.3)` in a prompt is a weight, see `parse_weights`; without, it is text. `contexts`, one for each
+        prompt, are read before it and not encoded.
 
         Shapes:
             states: (B, T, D) float32, padding rows are exactly 0.
@@ -198,7 +200,13 @@ class ContextEncoding(nn.Module):
             CorruptWeightsError, ConfigError: the LLM's states are not finite, see `run_blocks`.
         """
         self._check(llm)
-        tokens = llm.tokenize(prompts, template=self.template, max_length=self.max_length, weighted=weighted)
+        tokens = llm.tokenize(
+            prompts,
+            template=self.template,
+            max_length=self.max_length,
+            weighted=weighted,
+            contexts=contexts,
+        )
         weights = None if tokens.weights is None else tokens.weights[..., None]
         total: list[Tensor] = []
 

@@ -136,16 +136,18 @@ class DecoderLLM:
         template: str | None = None,
         max_length: int = 512,
         weighted: bool = False,
+        contexts: Sequence[str] | None = None,
     ) -> PromptTokens:
         """Returns the tokens of the prompts, BOS first, padded on the right; see `PromptTokens`.
 
         `template` holds `{prompt}` once or twice. What stands before the last `{prompt}` is context only: its
         tokens are seen by the prompt's and dropped. What stands after it is kept. Prompts longer than
-        `max_length` tokens are cut with a warning. `weighted`: `(word:1.3)` is a weight, not text.
+        `max_length` tokens are cut with a warning. `weighted`: `(word:1.3)` is a weight, not text. `contexts`: a
+        text for each prompt that its tokens see before them and that is dropped.
 
         Raises:
-            PromptError: no prompts, one that is not a string, or a weight out of range. (An empty prompt is
-                fine here: BOS alone.)
+            PromptError: no prompts, one that is not a string, another number of contexts, or a weight out of
+                range. (An empty prompt is fine here: BOS alone.)
             ConfigError: a template without `{prompt}`, or `max_length` below 1.
         """
         return tokenize(
@@ -155,6 +157,7 @@ class DecoderLLM:
             max_length=max_length,
             max_positions=self.max_positions,
             weighted=weighted,
+            contexts=contexts,
         )
 
     def block_updates(

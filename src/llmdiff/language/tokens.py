@@ -109,8 +109,11 @@ def tokenize(
     max_length: int,
     max_positions: int | None,
     weighted: bool = False,
+    contexts: Sequence[str] | None = None,
 ) -> PromptTokens:
     """Returns the tokens of the prompts inside the template, padded on the right.
+
+    `contexts`, one for each prompt, stand on a line of their own before the prompt: seen by its tokens, not kept.
 
     With `weighted`, `(word:1.3)` is read as a weight, see `parse_weights`; without, as text.
 
@@ -121,7 +124,7 @@ def tokenize(
     Shapes:
         result.input_ids: (B, T), T = the longest row, at least 1 (BOS).
     Raises:
-        PromptError: no prompts, one that is not a string, or a weight out of range.
+        PromptError: no prompts, one that is not a string, another number of contexts, or a weight out of range.
         ConfigError: a template without `{prompt}`, max_length below 1, or a template too long for the LLM.
     """
     rows = checked_prompts(prompts)
@@ -136,7 +139,11 @@ def tokenize(
     # A chat template may spell BOS out itself; a second one would be a token of its own.
     prefix = before_ids if before_ids[:1] == [bos] else [bos, *before_ids]
 
-    uses = 1 if parts.between is None else 2
+    if contexts is not None and len(checked_prompts(contexts)) != len(rows):
+        raise PromptError(f"contexts are {len(contexts)}, expected one for each of the {len(rows)} prompts")
+
+    # A context takes as much room as a prompt may.
+    uses = (1 if parts.between is None else 2) + (contexts is not None)
     limit = max_length
     if max_positions is not None:
         limit = min(limit, (max_positions - len(prefix) - len(between_ids) - len(after_ids)) // uses)
@@ -154,10 +161,11 @@ def tokenize(
         own_ids, own_weights = _weighted_ids(tokenizer, before_blank, text)
         everything.append(own_ids)
         own_ids = _cut(own_ids, limit, row=i)
+        seen_ids = () if contexts is None else _context_ids(tokenizer, before_blank, contexts[i], limit)
         if parts.between is None:
-            context.append(())
+            context.append(seen_ids)
         else:
-            context.append((*own_ids, *between_ids))
+            context.append((*seen_ids, *own_ids, *between_ids))
             # The first use has warned already.
             own_ids, own_weights = _weighted_ids(tokenizer, between_blank, text)
             own_ids = own_ids[:limit]
@@ -181,6 +189,12 @@ def tokenize(
         context_ids=tuple(context),
         weights=None if bool((token_weights == 1).all()) else token_weights,
     )
+
+
+def _context_ids(tokenizer: Any, blank: str, text: str, limit: int) -> tuple[int, ...]:
+    if not text.strip():
+        return ()
+    return tuple(_ids(tokenizer, f"{blank}{text.strip()}\n")[:limit])
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
