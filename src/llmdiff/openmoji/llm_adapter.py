@@ -189,5 +189,6 @@ def _train(
             folder,
             title=title,
             lr_scale=lambda name: (scalar_share, 0.0) if name.endswith(_SCALARS) else (1.0, 1.0),
+            muon=lambda name: preset.adapter_muon and ".branches." in name,
         )
     adapter.eval()

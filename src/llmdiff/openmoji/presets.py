@@ -5,6 +5,11 @@ from typing import Any, Literal
 
 from llmdiff.errors import ConfigError
 
+# Its words lift what a linear reader finds of synonyms and descriptions: benchmarks/templates.py.
+SIMPLE_WORDS = (
+    "Describe the picture in simple words: which object is where, and what is it called? Picture: {prompt}"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
@@ -38,7 +43,7 @@ class Preset:
     unet_channels: tuple[int, ...] = (64, 128, 192)
     unet_layers_per_block: int = 1
     unet_head_width: int = 32
-    unet_steps: int = 4_000
+    unet_steps: int = 2_400
     unet_batch: int = 48
     unet_lr: float = 8e-4
     unet_text_lr_share: float = 0.3
@@ -53,11 +58,12 @@ class Preset:
     llm: str = "smollm2-135m"
     adapter_encoding: Literal["guided", "paper"] = "guided"
     adapter_lone: Literal["token", "token+bos"] = "token+bos"
-    adapter_template: str | None = None
-    adapter_captions: int = 24_000
-    adapter_steps: int = 3_000
-    adapter_gain_steps: int = 600
-    adapter_batch: int = 64
+    adapter_template: str | None = SIMPLE_WORDS
+    adapter_captions: int = 10_000
+    adapter_steps: int = 1_400
+    adapter_gain_steps: int = 300
+    adapter_batch: int = 48
+    adapter_muon: bool = True
     adapter_lr: float = 1e-3
     adapter_scalar_lr: float = 3e-3
 
@@ -102,6 +108,7 @@ TEST = Preset(
     unet_batch=4,
     checker_steps=4,
     checker_batch=4,
+    adapter_template=None,
     adapter_captions=16,
     adapter_steps=4,
     adapter_gain_steps=2,
