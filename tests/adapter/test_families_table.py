@@ -27,7 +27,7 @@ def module(name: str) -> ModuleType:
     return loaded
 
 
-def tested_families(home: ModuleType, test: Any) -> set[str]:
+def covered_families(home: ModuleType, test: Any) -> set[str]:
     for mark in getattr(test, "pytestmark", []):
         if mark.name == "parametrize" and "family" in mark.args[0]:
             cases = mark.args[1]
@@ -39,7 +39,7 @@ def tested_families(home: ModuleType, test: Any) -> set[str]:
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.title)
 def test_every_check_is_a_test_of_its_families(check: FamilyCheck) -> None:
     home = module(check.module)
-    assert tested_families(home, getattr(home, check.test)) == set(check.families)
+    assert covered_families(home, getattr(home, check.test)) == set(check.families)
 
 
 def test_readme_and_docs_hold_the_tables() -> None:
