@@ -1,5 +1,6 @@
 """The command line, on tiny real models saved in folders: what it writes, and what it says to bad input."""
 
+import json
 import resource
 import shutil
 import subprocess
@@ -132,6 +133,55 @@ def test_scale_zero_draws_what_the_base_draws(run: Llmdiff, models: dict[str, Pa
     seeded = torch.Generator().manual_seed(4)
     image = pipe("a cat", num_inference_steps=2, guidance_scale=4.0, generator=seeded).images[0]
     assert (pixels(out) == np.asarray(image)).all()
+
+
+def test_weights_are_weights_only_where_asked_for(run: Llmdiff, tmp_path: Path) -> None:
+    same = ("--steps", 2, "--seed", 3)
+    plain, one, three, base = (tmp_path / f"{name}.png" for name in ("plain", "one", "three", "base"))
+    assert run("generate", "a red cat", "--out", plain, *same).exit_code == 0
+    assert run("generate", "a (red:1) cat", "--out", one, "--weighted", *same).exit_code == 0
+    assert run("generate", "a (red:3) cat", "--out", three, "--weighted", *same).exit_code == 0
+    assert (pixels(one) == pixels(plain)).all()
+    assert (pixels(three) != pixels(plain)).any()
+    assert read_metadata(three)["weighted"] == "yes"
+    assert "weighted" not in read_metadata(plain)
+    result = run("generate", "a (red:11) cat", "--out", base, "--weighted", *same)
+    refused(result, "weight 11", "0 to 10")
+    assert not base.exists()
+    assert run("compare", "a (red:3) cat", "--out", base, "--weighted", "--number", 1, *same).exit_code == 0
+    assert read_metadata(base)["weighted"] == "yes"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(run: Llmdiff, tmp_path: Path, dtype: str) -> None:
+    full, half = tmp_path / "full.png", tmp_path / "half.png"
+    same = ("--steps", 2, "--seed", 3)
+    assert run("generate", "a red cat", "--out", full, *same).exit_code == 0
+    assert run("generate", "a red cat", "--out", half, "--dtype", dtype, *same).exit_code == 0
+    assert read_metadata(half)["dtype"] == dtype
+    difference = np.abs(pixels(half).astype(int) - pixels(full))
+    assert 0 < difference.mean() < 16
+
+
+def test_code_of_an_llm_is_refused_unless_trusted(
+    run: Llmdiff, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    llm, out = tmp_path / "llm", tmp_path / "a.png"
+    shutil.copytree(models["llm"], llm)
+    (llm / "own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own-kind'\n"
+        "class OwnForCausalLM(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    config = json.loads((llm / "config.json").read_text())
+    config |= {"model_type": "own-kind", "architectures": ["OwnForCausalLM"]}
+    config["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+    (llm / "config.json").write_text(json.dumps(config))
+    command = ("generate", "a cat", "--out", out, "--steps", 1, "--llm", llm)
+    refused(run(*command), "none of it was run", "trust_remote_code=True")
+    assert not out.exists()
+    assert run(*command, "--trust-remote-code").exit_code == 0
 
 
 def test_another_pipeline_of_the_same_shape_and_a_given_llm(

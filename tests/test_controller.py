@@ -1,5 +1,6 @@
 """The front door: create, attach, save, load, encode."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from llmdiff.errors import (
     CorruptWeightsError,
     PipelineNotFoundError,
     PromptError,
+    UnsupportedPipelineError,
 )
 
 
@@ -179,10 +181,34 @@ def test_a_damaged_base_is_refused(tiny_llm: Any, make_sd: Any, tmp_path: Path) 
         controller.load_pipeline(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"unet": ["own_unet", "OwnUNet"]}, "brings Python code of its own, and none of it was run"),
+        ({"_class_name": ["own", "OwnPipeline"]}, "is no text-to-image pipeline that diffusers knows"),
+        ({"_class_name": "DDPMPipeline"}, "is no text-to-image pipeline that diffusers knows"),
+    ],
+)
+def test_a_base_with_code_of_its_own_or_of_another_kind(
+    tiny_llm: Any, make_sd: Any, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    controller = LLMController.create(tiny_llm, make_sd())
+    make_sd().save_pretrained(tmp_path)
+    code = f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n"
+    for name in ("unet/own_unet.py", "own.py"):
+        (tmp_path / name).write_text(code)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(json.dumps({**index, **change}))
+    with pytest.raises(UnsupportedPipelineError, match=message) as caught:
+        controller.load_pipeline(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_the_embedded_default_that_was_not_built_says_how(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_llm: Any, pipe: Any
 ) -> None:
-    monkeypatch.setattr("llmdiff.controller.files", lambda package: tmp_path)
+    monkeypatch.setattr("llmdiff.base_pipeline.files", lambda package: tmp_path)
     with pytest.raises(AdapterNotFoundError, match=r"python -m llmdiff\.openmoji\.build"):
         LLMController.from_pretrained("openmoji")
     with pytest.raises(PipelineNotFoundError, match=r"python -m llmdiff\.openmoji\.build"):

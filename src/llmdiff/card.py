@@ -77,7 +77,7 @@ Method: Dong, Xiao, Wei and Lin, *Decoder-Only LLMs are Better Controllers for D
 
 ## Training and results
 
-This card was generated when the adapter was uploaded. It knows neither the data nor the results: the author may add them here.
+This card was generated with the adapter's files. It knows neither the data nor the results: the author may add them here.
 
 ## Limits
 

@@ -41,6 +41,14 @@ app.add_typer(cli_study.app, name="study")
 app.add_typer(cli_inspect.app, name="inspect")
 
 
+class Dtype(StrEnum):
+    """What models compute in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
 class Suite(StrEnum):
     """The suites of prompts that `evaluate` knows."""
 
@@ -62,6 +70,13 @@ Scale = Annotated[
 Adapter = Annotated[str, typer.Option("--adapter", help="A trained adapter: name, folder or Hub id.")]
 Llm = Annotated[str | None, typer.Option("--llm", help="Name, folder, GGUF or Hub id [the adapter's own].")]
 Pipeline = Annotated[str | None, typer.Option("--pipeline", help="Folder or Hub id [the adapter's own].")]
+Weighted = Annotated[
+    bool, typer.Option("--weighted", help="(word:1.3) in a prompt is a weight for the LLM, not text.")
+]
+Computing = Annotated[Dtype, typer.Option("--dtype", help="What LLM and pipeline compute in.")]
+TrustCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the LLM.")
+]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps [an accelerator, else cpu].")]
 TokenFile = Annotated[
     Path | None,
@@ -86,6 +101,9 @@ def generate(
     llm: Llm = None,
     pipeline: Pipeline = None,
     device: Device = None,
+    dtype: Computing = Dtype.float32,
+    weighted: Weighted = False,
+    trust_remote_code: TrustCode = False,
     verbose: Verbose = False,
 ) -> None:
     """Draw a prompt with the LLM in control. More than one picture: NAME-0.png, NAME-1.png and so on."""
@@ -102,8 +120,16 @@ def generate(
         height_px=height,
         width_px=width,
     )
-    models = loading.Models(adapter=adapter, llm=llm, pipeline=pipeline, scale=scale, device=device)
-    for path in drawing.generate(settings, models, out):
+    models = loading.Models(
+        adapter=adapter,
+        llm=llm,
+        pipeline=pipeline,
+        scale=scale,
+        device=device,
+        dtype=dtype.value,
+        trust_remote_code=trust_remote_code,
+    )
+    for path in drawing.generate(settings, models, out, weighted=weighted):
         typer.echo(path)
 
 
@@ -123,6 +149,9 @@ def compare(
     llm: Llm = None,
     pipeline: Pipeline = None,
     device: Device = None,
+    dtype: Computing = Dtype.float32,
+    weighted: Weighted = False,
+    trust_remote_code: TrustCode = False,
     verbose: Verbose = False,
 ) -> None:
     """Draw a prompt with the base text encoder and with the LLM, side by side, from the same seeds."""
@@ -139,8 +168,16 @@ def compare(
         height_px=height,
         width_px=width,
     )
-    models = loading.Models(adapter=adapter, llm=llm, pipeline=pipeline, scale=scale, device=device)
-    typer.echo(drawing.compare(settings, models, out))
+    models = loading.Models(
+        adapter=adapter,
+        llm=llm,
+        pipeline=pipeline,
+        scale=scale,
+        device=device,
+        dtype=dtype.value,
+        trust_remote_code=trust_remote_code,
+    )
+    typer.echo(drawing.compare(settings, models, out, weighted=weighted))
 
 
 @app.command()

@@ -1,30 +1,26 @@
 """LLMController: an LLM and an adapter together, the front door of the library."""
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from safetensors import SafetensorError
 
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.attach import attach, check_fits, check_llm, detach
-from llmdiff.adapter.manifest import MANIFEST_NAME, check_manifest
-from llmdiff.adapter.prompts import encode_texts
+from llmdiff.adapter.texts import encode_texts
+from llmdiff.base_pipeline import EMBEDDED_NAME, load_base_pipeline, packaged
+from llmdiff.card import adapter_card
 from llmdiff.errors import (
     AdapterNotFoundError,
     ConfigError,
-    CorruptWeightsError,
-    LLMDiffError,
     PipelineNotFoundError,
+    UnsupportedLLMError,
 )
 from llmdiff.language.llm import DecoderLLM
+from llmdiff.sharing import upload_adapter
 from llmdiff.types import TextEncoding
-
-EMBEDDED_NAME = "openmoji"
 
 # The scales of an LLM's blocks are medians over a few hundred tokens of ordinary captions.
 _CALIBRATION_PROMPTS = (
@@ -77,6 +73,10 @@ class LLMController:
         revision: str | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        trust_remote_code: bool = False,
+        quantization_config: Any = None,
+        free_llm_after_encoding: bool = False,
+        offload_llm_blocks: bool = False,
     ) -> Self:
         """Return a trained controller: "openmoji" (shipped with the package), a folder or a Hub id.
 
@@ -84,19 +84,37 @@ class LLMController:
         `strict=False` takes one of another name, when it is the same model. The adapter stays in float32;
         attaching brings it to the pipeline's device and dtype.
 
+        The last four are for loading the LLM, see `DecoderLLM.from_pretrained`. With
+        `free_llm_after_encoding` its weights are on `device` only while a prompt is encoded, so that the
+        denoiser has it to itself while it draws.
+
         Raises:
             AdapterNotFoundError: no such folder, or no such Hub id to be had.
             CorruptWeightsError: a file of the adapter is missing or damaged.
-            ConfigError: the adapter's config has an unknown key or a value out of range.
+            ConfigError: the adapter's config has an unknown key or a value out of range, or an argument for
+                loading the LLM is given beside `llm` or does not go with the rest.
             LLMNotFoundError: the adapter's LLM is not to be had.
+            UnsupportedLLMError: it is none that can be used, or brings code and `trust_remote_code` is False.
             AdapterMismatchError: `llm` is not what the adapter was made for.
         """
+        loading: dict[str, Any] = {
+            "trust_remote_code": trust_remote_code,
+            "quantization_config": quantization_config,
+            "free_after_encoding": free_llm_after_encoding,
+            "offload_blocks": offload_llm_blocks,
+        }
+        given = [name for name, value in loading.items() if value]
+        if llm is not None and given:
+            raise ConfigError(
+                f"llm {llm.id!r} is given, and beside it what only loading an LLM needs: pass "
+                f"{', '.join(given)} to DecoderLLM.from_pretrained instead"
+            )
         folder = name_or_path
         if name_or_path == EMBEDDED_NAME:
-            folder = _packaged("adapter", AdapterNotFoundError)
+            folder = packaged("adapter", AdapterNotFoundError)
         adapter = LLMDiffAdapter.from_pretrained(folder, revision=revision, device=device)
         if llm is None:
-            llm = DecoderLLM.from_pretrained(adapter.config.llm_id, device=device, dtype=dtype)
+            llm = DecoderLLM.from_pretrained(adapter.config.llm_id, device=device, dtype=dtype, **loading)
         return cls(llm, adapter, strict=strict)
 
     @classmethod
@@ -120,8 +138,13 @@ class LLMController:
         `load_pipeline` loads.
 
         Raises:
+            UnsupportedLLMError: `llm` is no `DecoderLLM`.
             UnsupportedPipelineError: the pipeline belongs to no known family.
         """
+        if not isinstance(llm, DecoderLLM):
+            raise UnsupportedLLMError(
+                f"llm is a {type(llm).__name__}, expected a DecoderLLM: load it with DecoderLLM.from_pretrained"
+            )
         adapter = LLMDiffAdapter.create(
             pipe,
             llm_id=llm.id,
@@ -138,27 +161,26 @@ class LLMController:
             adapter.context.calibrate(llm, list(calibration_prompts))
         return cls(llm, adapter)
 
-    def encode(self, prompts: str | Sequence[str], *, noise_seed: int | None = None) -> TextEncoding:
+    def encode(
+        self, prompts: str | Sequence[str], *, weighted: bool = False, noise_seed: int | None = None
+    ) -> TextEncoding:
         """Return the text encoding c of the prompts; repeatable bit for bit, also with the same `noise_seed`.
+
+        With `weighted`, `(word:1.3)` in a prompt is a weight, see `ContextEncoding`; without, it is text.
 
         Shapes:
             states (B, T, D), token_mask (B, T).
 
         Raises:
-            PromptError: a prompt is no text.
+            PromptError: a prompt is no text, or a weight is out of range.
+            ConfigError: weights or noise are asked of an adapter without a context encoding.
 
         Source: Dong et al. 2024 (arXiv 2502.04412); the noise eps is drawn only when a seed is given.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if noise_seed is None:
-            return encode_texts(self.adapter, self.llm, texts)
-        if self.adapter.context is None:
-            raise ConfigError(
-                "noise_seed is given, but the adapter's states have no noise: leave noise_seed out"
-            )
         # Drawn on the CPU, so that a seed means the same on every machine.
-        generator = torch.Generator().manual_seed(noise_seed)
-        return self.adapter.context.encode(self.llm, texts, generator=generator)
+        generator = None if noise_seed is None else torch.Generator().manual_seed(noise_seed)
+        return encode_texts(self.adapter, self.llm, texts, weighted=weighted, generator=generator)
 
     def load_pipeline(
         self,
@@ -175,85 +197,73 @@ class LLMController:
         Raises:
             PipelineNotFoundError: the pipeline is neither a folder nor to be had from the Hub.
             CorruptWeightsError: its folder lacks a file or has a damaged one.
-            AdapterMismatchError, UnsupportedPipelineError: `source` is no pipeline for this adapter.
+            AdapterMismatchError, UnsupportedPipelineError: `source` is no pipeline for this adapter, or brings
+                Python code of its own.
         """
-        from diffusers import AutoPipelineForText2Image
-
         config: Any = self.adapter.config
         base = str(config.base_model_id if source is None else source)
         if not base:
             raise PipelineNotFoundError(
                 "base_model_id of the adapter is empty: load its pipeline yourself and attach to it"
             )
-        place = _packaged("pipeline", PipelineNotFoundError) if base == EMBEDDED_NAME else Path(base)
-        if (place / MANIFEST_NAME).is_file():
-            check_manifest(place, ["model_index.json"])
-        load: Any = AutoPipelineForText2Image.from_pretrained
-        try:
-            pipe: Any = load(place if place.is_dir() else base, dtype=dtype, use_safetensors=True)
-        except SafetensorError as error:
-            raise CorruptWeightsError(
-                f"pipeline {base!r} has a weight file that is truncated or damaged ({error}): download it again"
-            ) from error
-        except (OSError, ValueError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            if place.is_dir():
-                raise CorruptWeightsError(
-                    f"base pipeline {base!r} is a folder that diffusers cannot read ({reason}): download or "
-                    "save it again"
-                ) from error
-            raise PipelineNotFoundError(
-                f"base pipeline {base!r} is neither a folder nor to be had from the Hub ({reason}): get it "
-                f'once with "hf download {base}", or load a pipeline yourself and attach to it'
-            ) from error
+        pipe = load_base_pipeline(base, dtype=dtype)
         check_fits(pipe, self.adapter)
         return pipe.to(device)
 
-    def attach(self, pipe: Any, scale: float = 1.0, *, keep_base_text: bool = False) -> None:
+    def attach(
+        self, pipe: Any, scale: float = 1.0, *, keep_base_text: bool = False, weighted: bool = False
+    ) -> None:
         """Put the LLM in control of the pipeline; returns nothing. See `llmdiff.adapter.attach`."""
-        attach(pipe, self.llm, self.adapter, scale=scale, keep_base_text=keep_base_text, strict=self._strict)
+        attach(
+            pipe,
+            self.llm,
+            self.adapter,
+            scale=scale,
+            keep_base_text=keep_base_text,
+            weighted=weighted,
+            strict=self._strict,
+        )
 
     def detach(self, pipe: Any) -> None:
         """Make the pipeline exactly what it was before `attach`; returns nothing."""
         detach(pipe)
 
     @contextmanager
-    def attached(self, pipe: Any, scale: float = 1.0, *, keep_base_text: bool = False) -> Iterator[Any]:
+    def attached(
+        self, pipe: Any, scale: float = 1.0, *, keep_base_text: bool = False, weighted: bool = False
+    ) -> Iterator[Any]:
         """Return a context where the LLM controls the pipeline; detached at its end, even after an error."""
-        self.attach(pipe, scale, keep_base_text=keep_base_text)
+        self.attach(pipe, scale, keep_base_text=keep_base_text, weighted=weighted)
         try:
             yield pipe
         finally:
             self.detach(pipe)
 
     def save_pretrained(self, save_directory: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write the adapter (not the LLM, not the pipeline) with its manifest; returns nothing.
+        """Write the adapter (not the LLM, not the pipeline) with its manifest and card; returns nothing.
+
+        The card, README.md, is generated; one that is in the folder already stays.
 
         Raises:
             OutputError: the folder cannot be written; nothing half written is left in it.
         """
-        self.adapter.save_pretrained(save_directory, dtype=dtype)
+        card = adapter_card(self.adapter, repo_id=Path(save_directory).absolute().name)
+        self.adapter.save_pretrained(save_directory, dtype=dtype, card=card)
 
-    def push_to_hub(self, repo_id: str, *, private: bool = False, dtype: torch.dtype | None = None) -> str:
-        """Upload the adapter to the Hub, creating its repository if needed; return the commit's address."""
-        from huggingface_hub import HfApi
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        license: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> str:
+        """Upload the adapter to the Hub, creating its repository if needed; return the commit's address.
 
-        api = HfApi()
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, dtype=dtype)
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            return str(
-                api.upload_folder(
-                    repo_id=repo_id, folder_path=folder, commit_message="LLMDiff adapter"
-                ).commit_url
-            )
+        A generated card goes with it, unless the repository has one already. `license` is what the card
+        claims, an identifier of the Hub ("apache-2.0"); without one, none is claimed.
 
-
-def _packaged(part: str, error: type[LLMDiffError]) -> Path:
-    folder = Path(str(files("llmdiff"))) / "openmoji" / "weights" / part
-    if not folder.is_dir():
-        raise error(
-            f"{EMBEDDED_NAME!r} has no {part} here: this is a source tree without the trained weights; install "
-            "the released package, or train them with `python -m llmdiff.openmoji.build`"
-        )
-    return folder
+        Raises:
+            OutputError: the Hub does not take it: no network, no rights, a name that is none.
+        """
+        return upload_adapter(self.adapter, repo_id, private=private, license=license, dtype=dtype)

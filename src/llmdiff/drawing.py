@@ -76,8 +76,10 @@ def new_seed() -> int:
     return random.SystemRandom().randrange(2**31)
 
 
-def generate(settings: DrawingSettings, models: Models, out: Path) -> list[Path]:
+def generate(settings: DrawingSettings, models: Models, out: Path, *, weighted: bool = False) -> list[Path]:
     """Return the pictures' paths, written one by one as they are drawn; metadata tells how each was made.
+
+    With `weighted`, `(word:1.3)` in a prompt is a weight.
 
     Raises:
         OutputError: `out` cannot be written; checked before any model is loaded.
@@ -87,15 +89,17 @@ def generate(settings: DrawingSettings, models: Models, out: Path) -> list[Path]
     for path in paths:
         check_writable(path)
     controller, pipe = load(models)
-    made_with = facts(settings, models, controller, pipe)
-    with controller.attached(pipe, models.scale):
+    made_with = facts(settings, models, controller, pipe, weighted=weighted)
+    with controller.attached(pipe, models.scale, weighted=weighted):
         for path, seed in zip(paths, settings.seeds, strict=True):
             save_png(draw(pipe, settings, seed), path, {**made_with, "seed": seed})
     return paths
 
 
-def compare(settings: DrawingSettings, models: Models, out: Path) -> Path:
+def compare(settings: DrawingSettings, models: Models, out: Path, *, weighted: bool = False) -> Path:
     """Return the path of one sheet: the base text encoder's pictures beside the LLM's, from the same seeds.
+
+    With `weighted`, `(word:1.3)` in a prompt is a weight for the LLM; the base reads the word alone.
 
     Raises:
         OutputError: `out` cannot be written; checked before any model is loaded.
@@ -104,18 +108,20 @@ def compare(settings: DrawingSettings, models: Models, out: Path) -> Path:
     check_writable(out)
     controller, pipe = load(models)
     captions = [f"seed {seed}" for seed in settings.seeds]
-    base = Panel(
-        title="base text encoder",
-        images=[draw(pipe, settings, seed) for seed in settings.seeds],
-        captions=captions,
-    )
-    with controller.attached(pipe, models.scale):
+    # At scale 0 the pipeline is the base, and weights are not text to it.
+    with controller.attached(pipe, 0.0, weighted=weighted):
+        base = Panel(
+            title="base text encoder",
+            images=[draw(pipe, settings, seed) for seed in settings.seeds],
+            captions=captions,
+        )
+    with controller.attached(pipe, models.scale, weighted=weighted):
         ours = Panel(
             title=f"LLM ({controller.llm.id})",
             images=[draw(pipe, settings, seed) for seed in settings.seeds],
             captions=captions,
         )
-    made_with = facts(settings, models, controller, pipe)
+    made_with = facts(settings, models, controller, pipe, weighted=weighted)
     save_png(
         sheet(settings.prompt, [base, ours]), out, {**made_with, "seeds": ", ".join(map(str, settings.seeds))}
     )
@@ -178,7 +184,12 @@ def draw_together(
 
 
 def facts(
-    settings: DrawingSettings, models: Models, controller: "LLMController", pipe: Any
+    settings: DrawingSettings,
+    models: Models,
+    controller: "LLMController",
+    pipe: Any,
+    *,
+    weighted: bool = False,
 ) -> dict[str, object]:
     """Return what a picture says of how it was made, its seed aside."""
     adapter: Any = controller.adapter.config
@@ -192,6 +203,8 @@ def facts(
         "adapter": models.adapter,
         "pipeline": models.pipeline or adapter.base_model_id,
         "scale": models.scale,
+        "weighted": "yes" if weighted else None,
+        "dtype": models.dtype,
         "scheduler": type(pipe.scheduler).__name__,
         "Software": f"llmdiff {__version__}",
         "versions": ", ".join(

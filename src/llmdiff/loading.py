@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from llmdiff.errors import ConfigError, CorruptWeightsError
 
@@ -16,15 +16,31 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """Which models draw; None: those that the adapter was made with."""
+    """Which models draw; None: those that the adapter was made with.
+
+    `dtype` is what LLM and pipeline compute in. `trust_remote_code`: Python code that comes with the LLM may
+    run.
+
+    Raises:
+        ConfigError: a dtype that is none of these.
+    """
 
     adapter: str = "openmoji"
     llm: str | None = None
     pipeline: str | None = None
     scale: float = 1.0
     device: str | None = None
+    dtype: Dtype = "float32"
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in get_args(Dtype):
+            raise ConfigError(f"dtype is {self.dtype!r}, expected one of {', '.join(get_args(Dtype))}")
 
 
 def load(models: Models) -> tuple["LLMController", Any]:
@@ -34,9 +50,11 @@ def load(models: Models) -> tuple["LLMController", Any]:
         ConfigError: the device is not there.
         LLMDiffError: an adapter, LLM or pipeline is missing, damaged or does not fit.
     """
+    import torch
+
     device = usable_device(models.device)
     controller = load_controller(models, device=device)
-    pipe = controller.load_pipeline(models.pipeline, device=device)
+    pipe = controller.load_pipeline(models.pipeline, device=device, dtype=getattr(torch, models.dtype))
     # On a terminal only: in a log, a bar is a page of half-finished lines.
     pipe.set_progress_bar_config(disable=None, desc="drawing", leave=False)
     return controller, pipe
@@ -48,18 +66,26 @@ def load_controller(models: Models, *, device: str) -> "LLMController":
     Raises:
         LLMDiffError: see `LLMController.from_pretrained`.
     """
+    import torch
+
     from llmdiff.controller import LLMController
     from llmdiff.language.llm import DecoderLLM
 
     _log.info("loading %s ...", models.adapter)
     _hide_loading_bars()
-    llm = None
-    if models.llm is not None:
-        with _damage_named(f"llm {models.llm!r}"):
-            llm = DecoderLLM.from_pretrained(models.llm, device=device)
+    how: dict[str, Any] = {
+        "device": device,
+        "dtype": getattr(torch, models.dtype),
+        "trust_remote_code": models.trust_remote_code,
+    }
+    if models.llm is None:
+        with _damage_named(f"adapter {models.adapter!r}"):
+            return LLMController.from_pretrained(models.adapter, **how)
+    with _damage_named(f"llm {models.llm!r}"):
+        llm = DecoderLLM.from_pretrained(models.llm, **how)
     with _damage_named(f"adapter {models.adapter!r}"):
         # An LLM that was asked for by name is wanted, if only its sizes fit: a warning will do.
-        return LLMController.from_pretrained(models.adapter, llm=llm, strict=llm is None, device=device)
+        return LLMController.from_pretrained(models.adapter, llm=llm, strict=False, device=device)
 
 
 def usable_device(name: str | None) -> str:

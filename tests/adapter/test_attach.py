@@ -111,13 +111,12 @@ def test_deep_copies_are_attached_on_their_own(
 
 
 def test_pipelines_share_an_llm_and_an_adapter(
-    make_sd: Any, tiny_llm: Any, draw: Draw, make_adapter: Any
+    pipe: Any, tiny_llm: Any, loud_adapter: LLMDiffAdapter, draw: Draw
 ) -> None:
-    first, second = make_sd(), make_sd()
-    adapter = make_adapter(first, tiny_llm)
-    attach(first, tiny_llm, adapter)
+    first, second = pipe, copy.deepcopy(pipe)
+    attach(first, tiny_llm, loud_adapter)
     ours = draw(first)
-    attach(second, tiny_llm, adapter)
+    attach(second, tiny_llm, loud_adapter)
     assert torch.equal(draw(second), ours)
     assert torch.equal(draw(first), ours)
     detach(first)
@@ -206,7 +205,7 @@ def test_mismatches_name_both_sides_and_leave_nothing(
     wide = make_sd(32)
     cases = [
         (sdxl_pipe, llm, "Stable Diffusion XL .* made for Stable Diffusion 1.x/2.x"),
-        (wide, llm, "width 32, the adapter makes 24"),
+        (wide, llm, "width 32, the adapter makes 24: use a pipeline like the adapter's own base"),
         (sd_pipe, make_llm(hidden_size=20), "width 20, the adapter was made for 16"),
         (sd_pipe, make_llm(num_blocks=2), "blocks: 2, the adapter was made for 3"),
         (sd_pipe, None, "llm is None"),
@@ -222,6 +221,15 @@ def test_mismatches_name_both_sides_and_leave_nothing(
             attach(sd_pipe, llm, adapter, scale=scale)
     assert same_objects(sd_pipe, objects)
     assert torch.equal(draw(sd_pipe), base)
+
+
+@pytest.mark.parametrize("thing", [None, "stable-diffusion", torch.nn.Linear(2, 2)])
+def test_what_is_no_pipeline_is_refused_by_class(
+    sd_pipe: Any, tiny_llm: Any, make_adapter: Any, thing: Any
+) -> None:
+    name = type(thing).__name__
+    with pytest.raises(UnsupportedPipelineError, match=f"pipe is a {name}, which LLMDiff cannot control"):
+        attach(thing, tiny_llm, make_adapter(sd_pipe, tiny_llm))
 
 
 def test_an_llm_of_another_name_is_refused_unless_asked_for(

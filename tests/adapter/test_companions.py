@@ -129,6 +129,41 @@ def test_a_controlnet_sees_the_aligned_encoding_without_its_padding(
             assert (mixed - base).abs().max() < 1e-3
 
 
+def test_two_controlnets_at_once(
+    pipe: Any, controlnet: Any, tiny_llm: Any, loud_adapter: LLMDiffAdapter, draw: Draw
+) -> None:
+    other = sibling(pipe, "ControlNet", controlnet=[controlnet, copy.deepcopy(controlnet)])
+    given = {"image": [torch.rand(1, 3, 32, 32)] * 2, "height": 32, "width": 32}
+    base = draw(other, **given)
+    attach(other, tiny_llm, loud_adapter)
+    ours = draw(other, **given)
+    assert (ours - base).abs().max() > 1e-3
+    one_off = draw(other, **given, controlnet_conditioning_scale=[1.0, 0.0])
+    assert (one_off - ours).abs().max() > 1e-4
+    detach(other)
+    assert torch.equal(draw(other, **given), base)
+
+
+@pytest.mark.parametrize("kind", ["Img2Img", "Inpaint"])
+def test_a_controlnet_with_a_picture_to_start_from(
+    pipe: Any, controlnet: Any, tiny_llm: Any, loud_adapter: LLMDiffAdapter, draw: Draw, kind: str
+) -> None:
+    other = sibling(pipe, f"ControlNet{kind}", controlnet=controlnet)
+    picture = torch.rand(1, 3, 32, 32)
+    given: dict[str, Any] = {"image": picture, "control_image": picture, "strength": 0.9, "steps": 4}
+    given |= {"height": 32, "width": 32}
+    if kind == "Inpaint":
+        given["mask_image"] = torch.ones(1, 1, 32, 32)
+    torch.manual_seed(9)
+    base = draw(other, **given)
+    attach(other, tiny_llm, loud_adapter)
+    torch.manual_seed(9)
+    assert (draw(other, **given) - base).abs().max() > 1e-3
+    detach(other)
+    torch.manual_seed(9)
+    assert torch.equal(draw(other, **given), base)
+
+
 def test_a_controlnet_that_cannot_be_used_leaves_nothing_attached(
     pipe: Any,
     controlnet: Any,
@@ -181,6 +216,25 @@ def test_lora_load_fuse_and_unload(attached: Any, lora: Path, draw: Draw) -> Non
     attached.unload_lora_weights()
     assert (draw(attached) - ours).abs().max() < 1e-4
     detach(attached)
+
+
+def test_lora_loaded_before_attaching(
+    pipe: Any, tiny_llm: Any, loud_adapter: LLMDiffAdapter, lora: Path, draw: Draw
+) -> None:
+    attach(pipe, tiny_llm, loud_adapter)
+    plain = draw(pipe)
+    pipe.load_lora_weights(lora)
+    expected = draw(pipe)
+    detach(pipe)
+    base = draw(pipe)
+    attach(pipe, tiny_llm, loud_adapter)
+    assert torch.allclose(draw(pipe), expected, atol=1e-5)
+    detach(pipe)
+    assert torch.equal(draw(pipe), base)
+    attach(pipe, tiny_llm, loud_adapter)
+    pipe.unload_lora_weights()
+    assert torch.allclose(draw(pipe), plain, atol=1e-5)
+    detach(pipe)
 
 
 def test_lora_of_a_text_encoder_needs_the_base_text(

@@ -159,6 +159,14 @@ def test_blank_prompts_are_refused(attached: Any, draw: Draw, prompt: Any) -> No
         draw(attached, prompt)
 
 
+def test_a_prompt_of_10000_tokens_is_cut_with_a_warning_and_drawn(attached: Any, draw: Draw) -> None:
+    # The LLM's 128 positions, less BOS.
+    with pytest.warns(UserWarning, match=r"prompts\[1\] has 10000 tokens: the last 9873 were cut, the first"):
+        pair = draw(attached, ["a cat", "cat " * 10_000])
+    assert (pair[0] - draw(attached, "a cat")[0]).abs().max() < 1e-3
+    assert torch.equal(pair, draw(attached, ["a cat", "cat " * 127]))
+
+
 def test_wrong_negative_prompts_are_refused(attached: Any) -> None:
     def encode(**more: Any) -> Any:
         return attached.encode_prompt(

@@ -197,11 +197,12 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
             _fill(branch.to_v, one_unit * _rms(value))
 
     def save_pretrained(  # type: ignore[override, unused-ignore]
-        self, save_directory: str | Path, *, dtype: torch.dtype | None = None
+        self, save_directory: str | Path, *, dtype: torch.dtype | None = None, card: str | None = None
     ) -> None:
         """Write config.json, the weights as safetensors and a SHA-256 manifest; returns nothing.
 
         With `dtype` the weights are stored in it, except the context encoding's few numbers (float32 always).
+        `card` is written as README.md beside them, unless the folder has one already.
 
         Raises:
             OutputError: the folder cannot be written; nothing half written is left in it.
@@ -213,7 +214,8 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
                 tensor.detach().cpu().contiguous() if keep else tensor.detach().to("cpu", dtype).contiguous()
             )
         config = {name: value for name, value in self.config.items() if not name.startswith("_")}
-        save_adapter_files(Path(save_directory), {"_class_name": type(self).__name__, **config}, tensors)
+        config = {"_class_name": type(self).__name__, **config}
+        save_adapter_files(Path(save_directory), config, tensors, card=card)
 
     @classmethod
     def from_pretrained(  # type: ignore[override, unused-ignore]

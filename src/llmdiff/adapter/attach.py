@@ -17,6 +17,7 @@ from llmdiff.adapter.installation import (
     installation_on,
 )
 from llmdiff.adapter.prompts import LLMEncodePrompt
+from llmdiff.adapter.texts import check_weighable
 from llmdiff.errors import AdapterMismatchError, AttachError, ConfigError
 
 
@@ -40,22 +41,26 @@ def attach(
     *,
     scale: float = 1.0,
     keep_base_text: bool = False,
+    weighted: bool = False,
     strict: bool = True,
 ) -> None:
     """Put the LLM in control of the pipeline, so that plain `pipe("a prompt")` follows it; returns nothing.
 
     `scale` between 0 and 1 mixes with the base's own text encoder in every attention layer that reads text;
     0 is the base pipeline, bit for bit. `keep_base_text` lets the pretrained half of every such layer see the
-    base encoder's tokens beside phi(c), in one softmax: a LoRA's trigger words keep their effect. The
-    pipeline's weights, and what `save_pretrained` writes of it, stay the base's. An adapter without a context
-    encoding takes its states from `llm.encode(prompts) -> TextEncoding`.
+    base encoder's tokens beside phi(c), in one softmax: a LoRA's trigger words keep their effect. With
+    `weighted`, `(word:1.3)` in a prompt is a weight for the LLM's side, see `ContextEncoding`; the base's text
+    encoder, at every scale, reads the prompt without it. The pipeline's weights, and what `save_pretrained`
+    writes of it, stay the base's. An adapter without a context encoding takes its states from
+    `llm.encode(prompts) -> TextEncoding`.
 
     A pipeline that shares its denoiser with an attached one (`from_pipe`) is attached by the same call, with
     the same adapter and settings; until then it refuses to draw. A ControlNet's own cross-attention sees
     phi(c).
 
     Raises:
-        ConfigError: scale is not between 0 and 1, or the base's text encoder is needed and not there.
+        ConfigError: scale is not between 0 and 1, the base's text encoder is needed and not there, or weights
+            are asked of an adapter without a context encoding.
         UnsupportedPipelineError: the pipeline belongs to no known family, or carries another extension's
             processors.
         AdapterMismatchError: the adapter was made for another family, width or LLM; an LLM of the right
@@ -70,6 +75,7 @@ def attach(
     family, denoiser = families.family_of(pipe), families.denoiser_of(pipe)
     check_fits(pipe, adapter)
     check_llm(llm, adapter, strict=strict)
+    check_weighable(adapter, weighted=weighted)
     if (0 < scale < 1 or (keep_base_text and scale > 0)) and getattr(pipe, "text_encoder", None) is None:
         what = "keep_base_text=True" if keep_base_text else f"scale {scale}"
         raise ConfigError(f"{what} needs the base's own text encoder, but pipe.text_encoder is None: load it")
@@ -99,6 +105,7 @@ def attach(
         family=family,
         scale=scale,
         keep_base_text=keep_base_text,
+        weighted=weighted,
         replaced=vars(pipe).get("encode_prompt"),
     )
 
@@ -128,7 +135,7 @@ def detach(pipe: Any) -> None:
 
 def is_attached(pipe: Any) -> bool:
     """Return whether an LLM is attached to this pipeline."""
-    return isinstance(vars(pipe).get("encode_prompt"), LLMEncodePrompt)
+    return isinstance(getattr(pipe, "__dict__", {}).get("encode_prompt"), LLMEncodePrompt)
 
 
 def check_fits(pipe: Any, adapter: LLMDiffAdapter) -> None:
@@ -167,6 +174,10 @@ def check_llm(llm: TextSource | None, adapter: LLMDiffAdapter, *, strict: bool =
     config: Any = adapter.config
     if llm is None:
         raise AdapterMismatchError(f"llm is None, the adapter was made for {config.llm_id!r}: load that LLM")
+    if not all(hasattr(llm, name) for name in ("id", "hidden_size", "num_blocks")):
+        raise AdapterMismatchError(
+            f"llm is a {type(llm).__name__}, expected a DecoderLLM: load it with DecoderLLM.from_pretrained"
+        )
     for what, found, expected in (
         ("states of width", llm.hidden_size, config.hidden_size),
         ("decoder blocks:", llm.num_blocks, config.num_blocks),

@@ -4,7 +4,6 @@ import copy
 import inspect
 import warnings
 import weakref
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,8 +12,8 @@ from torch import Tensor
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.families import Family, Part
 from llmdiff.adapter.layout import beside_base, mark_base, pad_rows, real_rows
+from llmdiff.adapter.texts import encode_texts, negative_texts, plain_text, prompt_texts
 from llmdiff.errors import PromptError
-from llmdiff.types import TextEncoding
 
 Parts = dict[Part, Tensor | None]
 
@@ -41,6 +40,7 @@ class LLMEncodePrompt:
         family: Family,
         scale: float,
         keep_base_text: bool,
+        weighted: bool,
         replaced: Any,
     ) -> None:
         self.pipe = pipe
@@ -51,6 +51,7 @@ class LLMEncodePrompt:
         self.family = family
         self.scale = scale
         self.reads_base = scale < 1 or keep_base_text
+        self.weighted = weighted
         self.replaced = replaced
         self.__signature__ = inspect.signature(self.base)
 
@@ -77,13 +78,15 @@ class LLMEncodePrompt:
         the LLM; embeddings that this method returned before are accepted again.
 
         Raises:
-            PromptError: a prompt is blank or no text, negative prompts do not match the prompts in number, a
-                second prompt for a second text encoder is given, or embeddings have a width that fits
-                neither.
+            PromptError: a prompt is blank or no text, a weight is out of range, negative prompts do not match
+                the prompts in number, a second prompt for a second text encoder is given, or embeddings have
+                a width that fits neither.
             AttachError: an attached layer was replaced while attached.
         """
         if self.installation is None:
-            return tuple(self.base(*args, **kwargs))
+            if not self.weighted:
+                return tuple(self.base(*args, **kwargs))
+            return tuple(self.base(**self._without_weights(self._arguments(args, kwargs))))
         given = self._arguments(args, kwargs)
         self._check_embeds(given)
         embeds: Any = given.get("prompt_embeds")
@@ -99,11 +102,16 @@ class LLMEncodePrompt:
         positive = None
         if embeds is None:
             # Where the negative prompt has a call of its own, an empty one means "no negative prompt".
-            positive = _texts("prompt", given.get("prompt"), blank=not self.family.encodes_negative)
+            positive = prompt_texts(
+                "prompt",
+                given.get("prompt"),
+                may_be_blank=not self.family.encodes_negative,
+                weighted=self.weighted,
+            )
         count = len(positive) if positive is not None else len(embeds)
         negative = None
         if guided and given.get("negative_prompt_embeds") is None:
-            negative = _negative_texts(given.get("negative_prompt"), count)
+            negative = negative_texts(given.get("negative_prompt"), count)
         denoiser = self.installation.module
         device = torch.device(given.get("device") or self.pipe._execution_device)
         for part in (self.installation, self.control):
@@ -142,8 +150,16 @@ class LLMEncodePrompt:
                 given[name] = embeds[..., :width]
         return given
 
+    def _without_weights(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments as the base's text encoder reads them."""
+        prompts = {"prompt", "negative_prompt", *self.family.second_prompts} & set(given)
+        return {
+            **given,
+            **{name: plain_text(given[name], weighted=self.weighted) for name in prompts},
+        }
+
     def _base_parts(self, given: dict[str, Any]) -> Parts:
-        result = self.base(**given)
+        result = self.base(**self._without_weights(given))
         return dict(zip(self.family.encode_prompt_returns, result, strict=True))
 
     def _returned(
@@ -174,7 +190,8 @@ class LLMEncodePrompt:
         if not texts:
             return {}
         # One pass of the LLM for all, every different text once: negative prompts mostly repeat.
-        states, pooled = self.adapter.condition(encode_texts(self.adapter, self.llm, texts))
+        encoding = encode_texts(self.adapter, self.llm, texts, weighted=self.weighted)
+        states, pooled = self.adapter.condition(encoding)
         parts: Parts = {}
         sides: tuple[tuple[Part, Part, list[str] | None], ...] = (
             ("positive", "positive_pooled", positive),
@@ -245,40 +262,6 @@ class LLMEncodePrompt:
                 )
         if given.get("clip_skip") is not None and not self.reads_base:
             warnings.warn("clip_skip has no effect: the LLM stands in for CLIP", stacklevel=2)
-
-
-def encode_texts(adapter: LLMDiffAdapter, llm: Any, texts: Sequence[str]) -> TextEncoding:
-    """Return the encoding that the adapter was made for: its context encoding's, else `llm.encode`'s."""
-    if adapter.context is not None:
-        return adapter.context.encode(llm, list(texts))
-    encoding: TextEncoding = llm.encode(list(texts))
-    return encoding
-
-
-def _texts(name: str, prompt: Any, *, blank: bool) -> list[str]:
-    texts = [prompt] if isinstance(prompt, str) else prompt
-    if not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) for text in texts):
-        raise PromptError(f"{name} is {prompt!r}, expected a text or a list of texts")
-    for index, text in enumerate(texts):
-        if not blank and not text.strip():
-            where = name if len(texts) == 1 else f"{name}[{index}]"
-            raise PromptError(
-                f"{where} is blank ({text!r}), expected a description of the picture: write one"
-            )
-    return list(texts)
-
-
-def _negative_texts(negative_prompt: Any, count: int) -> list[str]:
-    if negative_prompt is None or isinstance(negative_prompt, str):
-        return [negative_prompt or ""] * count
-    texts = list(negative_prompt)
-    if not all(isinstance(text, str) for text in texts):
-        raise PromptError(f"negative_prompt is {negative_prompt!r}, expected a text or a list of texts")
-    if len(texts) != count:
-        raise PromptError(
-            f"negative_prompt has {len(texts)} texts, prompt has {count}: give one for each, or a single text"
-        )
-    return texts
 
 
 def _pad_alike(parts: Parts) -> None:

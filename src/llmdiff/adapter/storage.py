@@ -19,12 +19,18 @@ from llmdiff.errors import AdapterNotFoundError, ConfigError, CorruptWeightsErro
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+CARD_NAME = "README.md"
 
 ReadTensors = Callable[[Mapping[str, torch.Size]], dict[str, Tensor]]
 
 
-def save_adapter_files(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def save_adapter_files(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], *, card: str | None = None
+) -> None:
     """Write the adapter's three files into the folder, creating it if needed; returns nothing.
+
+    The card is the README.md beside them. Authors write in it, so one that is there stays, and the manifest
+    does not list it.
 
     Raises:
         OutputError: the folder cannot be written; nothing half written is left in it.
@@ -42,9 +48,13 @@ def save_adapter_files(folder: Path, config: Mapping[str, Any], tensors: Mapping
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         (partial / CONFIG_NAME).write_text(text, encoding="utf-8")
         write_manifest(partial, [CONFIG_NAME, WEIGHTS_NAME])
+        names = [WEIGHTS_NAME, CONFIG_NAME, MANIFEST_NAME]
+        if card is not None and not (folder / CARD_NAME).exists():
+            (partial / CARD_NAME).write_text(card, encoding="utf-8")
+            names.insert(0, CARD_NAME)
         # The manifest moves last: stopped in between, an older adapter's folder is refused instead of mixed
         # up.
-        for name in (WEIGHTS_NAME, CONFIG_NAME, MANIFEST_NAME):
+        for name in names:
             (partial / name).chmod(0o644)
             os.replace(partial / name, folder / name)
         partial.rmdir()

@@ -66,7 +66,22 @@ def tested_table() -> str:
         ]
         for row in KINDS
     )
-    return _markdown(header, rows)
+    return markdown_table(header, rows)
+
+
+def short_table() -> str:
+    """Returns the same table with one column for all checks, for the README."""
+    rows = (
+        [
+            row.title,
+            f"`{row.examples}`",
+            f"{len(CHECKS)} of {len(CHECKS)} checks",
+            row.real_weights or "no",
+            "yes" if row.accelerator else "no",
+        ]
+        for row in KINDS
+    )
+    return markdown_table(["LLM", "for example", "tiny random", "real weights", "GPU"], rows)
 
 
 def checks_list() -> str:
@@ -76,13 +91,14 @@ def checks_list() -> str:
 
 def refused_table() -> str:
     """Returns the table of what is refused by name, and why."""
-    return _markdown(["refused", "because"], ([row.title, row.reason] for row in REFUSED))
+    return markdown_table(["refused", "because"], ([row.title, row.reason] for row in REFUSED))
 
 
-def _markdown(header: list[str], rows: Iterable[list[str]]) -> str:
+def markdown_table(header: list[str], rows: Iterable[list[str]]) -> str:
+    """Returns a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 if __name__ == "__main__":
-    print(tested_table(), checks_list(), refused_table(), sep="\n\n")
+    print(short_table(), tested_table(), checks_list(), refused_table(), sep="\n\n")

@@ -1,0 +1,225 @@
+"""Tables in Markdown of what is tested per family, and how: `python -m llmdiff.adapter.families_table`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from llmdiff.adapter.families import FAMILIES, Family
+from llmdiff.language.kinds_table import Check, markdown_table
+
+_EVERY = tuple(family.name for family in FAMILIES)
+_UNETS = ("sd", "sdxl")
+
+# Trained weights that the tests load, and families whose tests have been seen to pass on an accelerator.
+REAL_WEIGHTS: Mapping[str, str] = {}
+ON_ACCELERATOR: tuple[str, ...] = ()
+
+_CHANNELS = {
+    "states": "the paper's two branches",
+    "mask": "the paper's two branches; phi(c) passes the denoiser's own text projection",
+    "joint": "our extension: phi(c) is the text stream, a second attention reads c from the image stream",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyCheck(Check):
+    """One row of the matrix: the test in `tests/adapter/` that fills it, and the families it is run for."""
+
+    families: tuple[str, ...] = _EVERY
+
+
+CHECKS: tuple[FamilyCheck, ...] = (
+    FamilyCheck(
+        title="attach, draw, detach",
+        what="the same objects and the same bits as before",
+        module="test_family_matrix",
+        test="test_attach_draw_detach_restores_objects_and_bits",
+    ),
+    FamilyCheck(
+        title="save, load",
+        what="a saved adapter draws the same",
+        module="test_family_matrix",
+        test="test_a_saved_adapter_draws_the_same",
+    ),
+    FamilyCheck(
+        title="guidance",
+        what="positive and negative prompts of different lengths, alone and in a batch",
+        module="test_family_matrix",
+        test="test_guidance_with_prompts_of_different_lengths",
+    ),
+    FamilyCheck(
+        title="several images",
+        what="`num_images_per_prompt` above 1, for prompts of different lengths",
+        module="test_family_matrix",
+        test="test_several_images_per_prompt",
+    ),
+    FamilyCheck(
+        title="padding",
+        what="a prompt beside a longer one gives the same picture as alone (1e-3)",
+        module="test_family_matrix",
+        test="test_padding_never_changes_a_picture",
+    ),
+    FamilyCheck(
+        title="scale",
+        what="from 0, the base bit for bit, to 1 without a step, with and without the base's text",
+        module="test_family_matrix",
+        test="test_the_scale_sweeps_from_the_base_to_the_llm",
+    ),
+    FamilyCheck(
+        title="`keep_base_text`",
+        what="the base's tokens count, and their padding does not",
+        module="test_family_matrix",
+        test="test_kept_base_text_is_read_and_never_padded_into_a_picture",
+    ),
+    FamilyCheck(
+        title="prompt weights",
+        what="`(word:1.3)` where asked for; weight 1 changes no bit",
+        module="test_weighted",
+        test="test_a_weight_changes_the_picture_and_weight_one_does_not",
+    ),
+    FamilyCheck(
+        title="gradients",
+        what="reach every parameter of the adapter and no other",
+        module="test_family_matrix",
+        test="test_gradients_reach_the_adapter_and_nothing_else",
+    ),
+    FamilyCheck(
+        title="deep copies",
+        what="are attached on their own",
+        module="test_family_matrix",
+        test="test_deep_copies_are_attached_on_their_own",
+    ),
+    FamilyCheck(
+        title="shared denoiser",
+        what="a pipeline that only shares it refuses to draw until it is attached too",
+        module="test_family_matrix",
+        test="test_a_pipeline_that_only_shares_the_denoiser_does_not_draw_the_base",
+    ),
+    FamilyCheck(
+        title="text-to-image, image-to-image, inpainting",
+        what="every pipeline of the table above draws, and draws the base again once detached",
+        module="test_pipelines_of_families",
+        test="test_the_pipeline_draws",
+    ),
+    FamilyCheck(
+        title="schedulers",
+        what="those that diffusers calls interchangeable, and few-step ones (PixArt: three)",
+        module="test_running",
+        test="test_every_scheduler",
+    ),
+    FamilyCheck(
+        title="`enable_model_cpu_offload`",
+        what="before and after attaching (on a CPU: the hooks are there, nothing moves)",
+        module="test_running",
+        test="test_model_offload_and_attach_in_any_order",
+    ),
+    FamilyCheck(
+        title="ControlNet",
+        what="sees phi(c), padding masked; with image-to-image and inpainting too",
+        module="test_companions",
+        test="test_a_controlnet_sees_the_aligned_encoding_without_its_padding",
+        families=_UNETS,
+    ),
+    FamilyCheck(
+        title="LoRA",
+        what="load, scale, fuse, unfuse, unload",
+        module="test_companions",
+        test="test_lora_load_fuse_and_unload",
+        families=_UNETS,
+    ),
+    FamilyCheck(
+        title="LoRA of a text encoder",
+        what="acts with `keep_base_text`, and only then",
+        module="test_companions",
+        test="test_lora_of_a_text_encoder_needs_the_base_text",
+        families=_UNETS,
+    ),
+    FamilyCheck(
+        title="IP-Adapter",
+        what="load, scale, unload, before and after attaching",
+        module="test_companions",
+        test="test_an_ip_adapter_on_top",
+        families=_UNETS,
+    ),
+    FamilyCheck(
+        title="`callback_on_step_end`",
+        what="reads and cuts the prompt's embeddings",
+        module="test_companions",
+        test="test_schedulers_and_callbacks",
+        families=_UNETS,
+    ),
+    FamilyCheck(
+        title="attention slicing",
+        what="on and off, before and while attached",
+        module="test_running",
+        test="test_attention_slicing_before_and_while_attached",
+        families=_UNETS,
+    ),
+    FamilyCheck(
+        title="VAE slicing and tiling",
+        what="the same picture; tiles as the VAE alone makes them",
+        module="test_running",
+        test="test_vae_slicing_and_tiling",
+        families=_UNETS,
+    ),
+    FamilyCheck(
+        title="`torch.compile`",
+        what="of the denoiser (backend aot_eager): with two adapters and with none",
+        module="test_running",
+        test="test_a_compiled_denoiser",
+        families=_UNETS,
+    ),
+    FamilyCheck(
+        title="two adapters in turn",
+        what="the first draws the same again after the second",
+        module="test_running",
+        test="test_two_adapters_in_turn",
+        families=_UNETS,
+    ),
+    FamilyCheck(
+        title="one LLM for several pipelines",
+        what="every pipeline draws as it does alone",
+        module="test_running",
+        test="test_pipelines_share_an_llm",
+        families=_UNETS,
+    ),
+)
+
+
+def families_table() -> str:
+    """Returns the table of the families, one row each: how the LLM gets in, and how much is tested."""
+    header = ["family", "pipelines", "how the LLM gets in", "tiny random", "real weights", "GPU"]
+    rows = (
+        [
+            family.title,
+            ", ".join(_uses(family)),
+            _CHANNELS[family.text_channel] + ("; pooled vector from the LLM" if family.has_pooled else ""),
+            f"{sum(family.name in check.families for check in CHECKS)} of {len(CHECKS)} checks",
+            REAL_WEIGHTS.get(family.name, "no"),
+            "yes" if family.name in ON_ACCELERATOR else "no",
+        ]
+        for family in FAMILIES
+    )
+    return markdown_table(header, rows)
+
+
+def checks_table() -> str:
+    """Returns the table of the checks, with a column for every family."""
+    header = ["check", "what holds", *(family.title for family in FAMILIES)]
+    rows = (
+        [check.title, check.what, *("yes" if name in check.families else "-" for name in _EVERY)]
+        for check in CHECKS
+    )
+    return markdown_table(header, rows)
+
+
+def _uses(family: Family) -> list[str]:
+    """Returns what the family's pipelines are for."""
+    found: dict[str, None] = {}
+    for name in family.pipelines:
+        kinds = (("ControlNet", "ControlNet"), ("Img2Img", "image-to-image"), ("Inpaint", "inpainting"))
+        found[next((use for part, use in kinds if part in name), "text-to-image")] = None
+    return list(found)
+
+
+if __name__ == "__main__":
+    print(families_table(), checks_table(), sep="\n\n")

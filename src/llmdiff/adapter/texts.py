@@ -1,0 +1,96 @@
+"""The texts of a call: checked, with or without their weights, and encoded."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from llmdiff.adapter.adapter import LLMDiffAdapter
+from llmdiff.errors import ConfigError, PromptError
+from llmdiff.language.weights import parse_weights
+from llmdiff.types import TextEncoding
+
+
+def prompt_texts(name: str, prompt: Any, *, may_be_blank: bool, weighted: bool) -> list[str]:
+    """Return the prompts of a call as a list.
+
+    Raises:
+        PromptError: they are no texts, one is blank that may not be, or a weight is out of range.
+    """
+    texts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) for text in texts):
+        raise PromptError(f"{name} is {prompt!r}, expected a text or a list of texts")
+    for index, text in enumerate(texts):
+        if not may_be_blank and not plain_text(text, weighted=weighted).strip():
+            where = name if len(texts) == 1 else f"{name}[{index}]"
+            raise PromptError(
+                f"{where} is blank ({text!r}), expected a description of the picture: write one"
+            )
+    return list(texts)
+
+
+def negative_texts(negative_prompt: Any, count: int) -> list[str]:
+    """Return the negative prompts of a call, one for each of its `count` prompts; "" where there is none.
+
+    Raises:
+        PromptError: they are no texts, or of another number than the prompts.
+    """
+    if negative_prompt is None or isinstance(negative_prompt, str):
+        return [negative_prompt or ""] * count
+    texts = list(negative_prompt)
+    if not all(isinstance(text, str) for text in texts):
+        raise PromptError(f"negative_prompt is {negative_prompt!r}, expected a text or a list of texts")
+    if len(texts) != count:
+        raise PromptError(
+            f"negative_prompt has {len(texts)} texts, prompt has {count}: give one for each, or a single text"
+        )
+    return texts
+
+
+def plain_text(text: Any, *, weighted: bool) -> Any:
+    """Return a text, or a list of them, as the base's text encoder reads it: without weights.
+
+    Raises:
+        PromptError: a weight is out of range.
+    """
+    if weighted and isinstance(text, str):
+        return parse_weights(text).text
+    if weighted and isinstance(text, list | tuple):
+        return [plain_text(one, weighted=True) for one in text]
+    return text
+
+
+def encode_texts(
+    adapter: LLMDiffAdapter,
+    llm: Any,
+    texts: Sequence[str],
+    *,
+    weighted: bool = False,
+    generator: torch.Generator | None = None,
+) -> TextEncoding:
+    """Return the encoding that the adapter was made for: its context encoding's, else `llm.encode`'s.
+
+    `weighted` and `generator` are those of `ContextEncoding.encode`.
+
+    Raises:
+        ConfigError: weights or noise are asked of states that come from no context encoding.
+    """
+    if adapter.context is not None:
+        return adapter.context.encode(llm, list(texts), weighted=weighted, generator=generator)
+    check_weighable(adapter, weighted=weighted)
+    if generator is not None:
+        raise ConfigError("noise_seed is given, but the adapter's states have no noise: leave noise_seed out")
+    encoding: TextEncoding = llm.encode(list(texts))
+    return encoding
+
+
+def check_weighable(adapter: LLMDiffAdapter, *, weighted: bool) -> None:
+    """Return nothing if prompts may be weighted, or are not to be.
+
+    Raises:
+        ConfigError: the adapter's states are no sum over an LLM's blocks, so there is nothing to weigh.
+    """
+    if weighted and adapter.context is None:
+        raise ConfigError(
+            "weighted is True, but the adapter's states have no scores to weigh: leave weighted out"
+        )
