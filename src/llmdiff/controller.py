@@ -180,7 +180,9 @@ class LLMController:
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         # Drawn on the CPU, so that a seed means the same on every machine.
         generator = None if noise_seed is None else torch.Generator().manual_seed(noise_seed)
-        return encode_texts(self.adapter, self.llm, texts, weighted=weighted, generator=generator)
+        return encode_texts(
+            self.adapter, self.llm, texts, weighted=weighted, generator=generator, ask=frozenset(texts)
+        )
 
     def load_pipeline(
         self,

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from llmdiff.controller import LLMController
 from llmdiff.errors import ConfigError, PromptError
 from llmdiff.language.advice import Advice, encode_with_advice
 from llmdiff.language.blocks import run_blocks
@@ -84,3 +85,32 @@ def test_no_answers_change_no_bit(llama, context):
 def test_kept_answers_have_no_mean():
     with pytest.raises(ConfigError, match="no mean"):
         Advice(closed=_Answers({}, answers=2))
+
+
+def test_blank_prompts_and_those_not_in_ask_are_not_asked_about(llama, context):
+    closed = _Answers({"a cat": ("a dog",), "": ("a dog",), "a red apple": ("a dog",)})
+    got = encode_with_advice(
+        context, llama, ["a cat", "", "a red apple"], Advice(closed=closed), ask={"a red apple", ""}
+    )
+    alone = context.encode(llama, ["a cat", ""])
+    for row in range(2):
+        assert torch.allclose(
+            got.states[row][got.token_mask[row]], alone.states[row][alone.token_mask[row]], atol=1e-4
+        )
+
+
+def test_an_attached_pipeline_draws_what_was_answered(tiny_llm, sd_pipe, draw):
+    controller = LLMController.create(tiny_llm, sd_pipe)
+    with controller.attached(sd_pipe):
+        expected = draw(sd_pipe, "b d f", negative_prompt="blurry")
+    controller.llm.advice = Advice(closed=_Answers({"zebra": ("b d f",), "blurry": ("sharp",)}))
+    with controller.attached(sd_pipe):
+        kept = draw(sd_pipe, "zebra", negative_prompt="blurry")
+        same = draw(sd_pipe, "b d f", negative_prompt="blurry")
+    assert torch.allclose(
+        same, expected, atol=1e-5
+    )  # nothing was answered, and the negative prompt not asked about
+    assert not torch.allclose(kept, expected, atol=1e-4)  # the prompt stands before the answer
+    states = controller.encode("zebra").states
+    by_hand = controller.adapter.context.encode(controller.llm, ["b d f"], contexts=["zebra"]).states
+    assert torch.allclose(states, by_hand, atol=1e-5)

@@ -189,8 +189,11 @@ class LLMEncodePrompt:
         texts = list(dict.fromkeys([*(positive or []), *(negative or [])]))
         if not texts:
             return {}
-        # One pass of the LLM for all, every different text once: negative prompts mostly repeat.
-        encoding = encode_texts(self.adapter, self.llm, texts, weighted=self.weighted)
+        # One pass of the LLM for all, every different text once: negative prompts mostly repeat. What is not wanted
+        # needs no advice.
+        encoding = encode_texts(
+            self.adapter, self.llm, texts, weighted=self.weighted, ask=frozenset(positive or ())
+        )
         states, pooled = self.adapter.condition(encoding)
         parts: Parts = {}
         sides: tuple[tuple[Part, Part, list[str] | None], ...] = (

@@ -1,12 +1,13 @@
 """The texts of a call: checked, with or without their weights, and encoded."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.errors import ConfigError, PromptError
+from llmdiff.language.advice import Advice, encode_with_advice
 from llmdiff.language.weights import parse_weights
 from llmdiff.types import TextEncoding
 
@@ -67,14 +68,21 @@ def encode_texts(
     *,
     weighted: bool = False,
     generator: torch.Generator | None = None,
+    ask: Collection[str] = (),
 ) -> TextEncoding:
     """Return the encoding that the adapter was made for: its context encoding's, else `llm.encode`'s.
 
-    `weighted` and `generator` are those of `ContextEncoding.encode`.
+    `weighted` and `generator` are those of `ContextEncoding.encode`. Where the LLM has a closed one to ask (see
+    `DecoderLLM.advice`), it is asked about the texts in `ask`.
 
     Raises:
         ConfigError: weights or noise are asked of states that come from no context encoding.
     """
+    advice: Advice | None = getattr(llm, "advice", None)
+    if adapter.context is not None and advice is not None and ask:
+        return encode_with_advice(
+            adapter.context, llm, list(texts), advice, ask=ask, generator=generator, weighted=weighted
+        )
     if adapter.context is not None:
         return adapter.context.encode(llm, list(texts), weighted=weighted, generator=generator)
     check_weighable(adapter, weighted=weighted)

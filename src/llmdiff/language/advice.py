@@ -1,6 +1,6 @@
 """Prompts encoded together with what a closed LLM says of them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +10,8 @@ from torch import Tensor
 from llmdiff.errors import ConfigError
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
-from llmdiff.language.proxy import ClosedLLM, proxied
+from llmdiff.language.proxy import ClosedLLM
+from llmdiff.language.weights import parse_weights
 from llmdiff.types import TextEncoding
 
 Keep = Literal["answer", "prompt"]
@@ -47,10 +48,13 @@ def encode_with_advice(
     prompts: Sequence[str],
     advice: Advice,
     *,
+    ask: Collection[str] | None = None,
     generator: torch.Generator | None = None,
     weighted: bool = False,
 ) -> TextEncoding:
-    """Returns c of the prompts after a closed LLM has been asked about each.
+    """Returns c of the prompts after a closed LLM has been asked about each, or about those in `ask`.
+
+    The closed LLM reads a prompt without its weights; an answer that is kept has none.
 
     Shapes:
         states: (B, T, D) float32, padding rows are exactly 0.
@@ -60,12 +64,14 @@ def encode_with_advice(
     texts: list[str] = []
     before: list[str] = []
     owners: list[int] = []
-    for owner, (prompt, answers) in enumerate(proxied(prompts, advice.closed)):
-        for answer in answers or ("",):
+    for owner, prompt in enumerate(prompts):
+        plain = parse_weights(prompt).text if weighted else prompt
+        asked = plain.strip() and (ask is None or prompt in ask)
+        for answer in (advice.closed.answers(plain) if asked else ()) or ("",):
             kept = answer if advice.keep == "answer" and answer else prompt
             texts.append(kept)
             # Without an answer nothing stands before the prompt: it is encoded as it would be alone.
-            before.append("" if not answer else prompt if advice.keep == "answer" else answer)
+            before.append("" if not answer else plain if advice.keep == "answer" else answer)
             owners.append(owner)
     encoding = context.encode(llm, texts, generator=generator, weighted=weighted, contexts=before)
     return _means(encoding, torch.tensor(owners), len(prompts))

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from llmdiff.language.templates import INSTRUCTION, instruction_template
 from llmdiff.language.tokens import PromptTokens, first_token_id, tokenize
 from llmdiff.types import BlockStates, TextEncoding
 
+if TYPE_CHECKING:
+    from llmdiff.language.advice import Advice
+
 _MAX_REMEMBERED_PREFIXES = 8
 
 
@@ -24,8 +27,11 @@ class DecoderLLM:
     """A frozen decoder-only LLM with its tokenizer.
 
     `model` is a transformers causal language model, `id` what `from_pretrained` takes to load it again,
-    `blocks` its decoder blocks. The language-model head is never run.
+    `blocks` its decoder blocks. The language-model head is never run. `advice`, if set, is a closed LLM that is
+    asked about every prompt that a pipeline draws with this LLM.
     """
+
+    advice: "Advice | None" = None
 
     def __init__(self, model: Any, tokenizer: Any, *, id: str) -> None:
         """Wraps a loaded model; freezes it.

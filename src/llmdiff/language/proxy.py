@@ -16,7 +16,6 @@ import random
 import time
 import unicodedata
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -302,8 +301,3 @@ def _retry_after_s(header: str | None) -> float:
         return min(max(float(header or 0), 0.0), 60.0)
     except ValueError:
         return 0.0
-
-
-def proxied(prompts: Sequence[str], closed: ClosedLLM) -> list[tuple[str, tuple[str, ...]]]:
-    """Every prompt with its answers; equal prompts are asked for once, blank ones not at all."""
-    return [(prompt, closed.answers(prompt) if prompt.strip() else ()) for prompt in prompts]
