@@ -124,6 +124,11 @@ def _install_routes(app: FastAPI, service: ImageService) -> None:
         """Whether the server answers; needs no key."""
         return Status(status="ok")
 
+    @app.get("/favicon.ico", include_in_schema=False)
+    async def icon() -> Response:
+        # Browsers on /docs ask for one; there is none, and that is no error.
+        return Response(status_code=204)
+
     @app.get("/ready", responses=errors(401, 503))
     async def ready() -> Status:
         """Whether the models are loaded and new requests are taken."""

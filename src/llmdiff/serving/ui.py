@@ -86,7 +86,6 @@ def build_page(drawer: Drawer, settings: UiSettings) -> Any:
                     draw = gr.Button("Draw", variant="primary", elem_id="draw")
                     stop = gr.Button("Stop", elem_id="stop")
                 gr.HTML(ui_html.hint(_queue_words(settings.queue_size)), **plain)
-                order = _settings_inputs(gr, settings)
             with gr.Column(scale=4, min_width=320):
                 status = gr.HTML(
                     ui_html.status("Ready. Write a prompt, or choose one below."),
@@ -94,6 +93,7 @@ def build_page(drawer: Drawer, settings: UiSettings) -> Any:
                     js_on_load=None,
                 )
                 sides = gr.HTML(ui_html.nothing_yet(), elem_id="sides", **plain)
+        order = _settings_inputs(gr, settings)
         with gr.Accordion("Examples", open=True):
             for kind, prompts in EXAMPLES.items():
                 gr.Examples([[one] for one in prompts], inputs=[prompt], label=kind, preload=False)
@@ -124,14 +124,24 @@ def build_page(drawer: Drawer, settings: UiSettings) -> Any:
 
 
 def _settings_inputs(gr: Any, settings: UiSettings) -> list[Any]:
-    with gr.Accordion("Settings", open=True):
-        seed = gr.Textbox(label="Seed", info="Empty: a new one.", max_length=19, elem_id="seed")
-        number = gr.Slider(
-            1, settings.max_number, 1, step=1, label="Number", info="From seeds in a row.", elem_id="number"
+    with gr.Accordion("Settings", open=True), gr.Row():
+        seed = gr.Textbox(
+            label="Seed", info="Empty: a new one.", max_length=19, min_width=200, elem_id="seed"
         )
-        steps = gr.Slider(1, settings.max_steps, 20, step=1, label="Steps", elem_id="steps")
-        guidance = gr.Slider(0, 20, 4, step=0.1, label="Guidance scale")
-    with gr.Accordion("Models", open=len(settings.adapters + settings.llms + settings.pipelines) > 1):
+        number = gr.Slider(
+            1,
+            settings.max_number,
+            1,
+            step=1,
+            label="Number",
+            info="From seeds in a row.",
+            min_width=200,
+            elem_id="number",
+        )
+        steps = gr.Slider(1, settings.max_steps, 20, step=1, label="Steps", min_width=200, elem_id="steps")
+        guidance = gr.Slider(0, 20, 4, step=0.1, label="Guidance scale", min_width=200)
+    choices = len(settings.adapters + settings.llms + settings.pipelines)
+    with gr.Accordion("Models", open=choices > 1), gr.Row():
         adapter = gr.Dropdown(list(settings.adapters), value=settings.adapters[0], label="Adapter")
         llm, pipeline = (
             gr.Dropdown([(_OWN, ""), *((name, name) for name in names)], value="", label=label)
