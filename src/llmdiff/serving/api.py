@@ -98,7 +98,7 @@ def _install_routes(app: FastAPI, service: ImageService) -> None:
         responses={200: {"content": {"image/png": {}}}, **errors(401, 404)},
     )
     async def file(name: str) -> Response:
-        """A picture that `generations` gave the URL of."""
+        """A picture that was given by its URL."""
         png = service.store.get(name)
         if png is None:
             raise ApiError(
