@@ -1,5 +1,6 @@
 # make demo   draws out/demo.png        make test   runs the tests
 # make setup  prepares .venv            make lint   checks style and types
+# make browser  runs the tests in Chromium (apt-get install chromium); make screenshots  redraws docs/images
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
@@ -8,7 +9,7 @@ TEST_ARGS ?=
 DEMO_PROMPT ?= a cat to the left of a red car
 SOURCES := $(shell find src -type f -not -name '*.pyc')
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test browser screenshots lint clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -30,6 +31,12 @@ out/demo.png: $(READY) $(SOURCES)
 # Workers share the cores, so each keeps to one thread.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) $(TEST_ARGS)
+
+browser: $(READY)
+	$(BIN)/python -m pytest -m browser $(TEST_ARGS)
+
+screenshots: $(READY)
+	$(BIN)/python -m pytest -m browser --screenshots docs/images $(TEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,8 +1,6 @@
 """The command `llmdiff`: one thin verb for each thing to do; the work is done elsewhere."""
 
-import logging
 import os
-import warnings
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +8,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from llmdiff import __version__, cli_inspect, cli_study
+from llmdiff import __version__, cli_inspect, cli_study, cli_ui
+from llmdiff.cli_output import set_up
 from llmdiff.errors import LLMDiffError
 from llmdiff.extras import check_extra
 
@@ -39,6 +38,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_study.app, name="study")
 app.add_typer(cli_inspect.app, name="inspect")
+app.command()(cli_ui.ui)
 
 
 class Dtype(StrEnum):
@@ -107,7 +107,7 @@ def generate(
     verbose: Verbose = False,
 ) -> None:
     """Draw a prompt with the LLM in control. More than one picture: NAME-0.png, NAME-1.png and so on."""
-    _set_up(verbose)
+    set_up(verbose)
     from llmdiff import drawing, loading
 
     settings = drawing.DrawingSettings(
@@ -155,7 +155,7 @@ def compare(
     verbose: Verbose = False,
 ) -> None:
     """Draw a prompt with the base text encoder and with the LLM, side by side, from the same seeds."""
-    _set_up(verbose)
+    set_up(verbose)
     from llmdiff import drawing, loading
 
     settings = drawing.DrawingSettings(
@@ -188,13 +188,19 @@ def evaluate(
     steps: Steps = 20,
     guidance_scale: Guidance = 4.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the suite.")] = 0,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="Keep every picture, for `llmdiff study create`.")
+    ] = False,
     adapter: Adapter = "openmoji",
     llm: Llm = None,
+    checker: Annotated[
+        str, typer.Option("--checker", help="What reads the pictures: a folder.")
+    ] = "openmoji",
     device: Device = None,
     verbose: Verbose = False,
 ) -> None:
     """Measure how often the pictures show what the prompts say: base text encoder against LLM."""
-    _set_up(verbose)
+    set_up(verbose)
     from llmdiff import loading
     from llmdiff.evaluation.report import evaluate_scenes, writable_folder
     from llmdiff.evaluation.tables import report_tables
@@ -203,7 +209,15 @@ def evaluate(
     place = loading.usable_device(device)
     controller = loading.load_controller(loading.Models(adapter=adapter, llm=llm), device=place)
     report = evaluate_scenes(
-        controller, prompts, out, steps=steps, guidance_scale=guidance_scale, seed=seed, device=place
+        controller,
+        prompts,
+        out,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        device=place,
+        checker=checker,
+        keep_pictures=pictures,
     )
     typer.echo(report_tables(report))
 
@@ -235,7 +249,7 @@ def serve(
     verbose: Verbose = False,
 ) -> None:
     """Serve pictures over HTTP, with OpenAI's images API. Ctrl-C finishes what runs, then ends."""
-    _set_up(verbose)
+    set_up(verbose)
     check_extra("serve", "uvicorn", "fastapi", "prometheus_client")
     from llmdiff import loading
     from llmdiff.serving.server import serve_images
@@ -271,27 +285,6 @@ def _options(
     ] = False,
 ) -> None:
     pass
-
-
-class _Lines(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        typer.echo(self.format(record), err=True)
-
-
-def _set_up(verbose: bool) -> None:
-    """Decides what is heard: our own messages always, the libraries' only when asked for."""
-    log = logging.getLogger("llmdiff")
-    if not any(isinstance(handler, _Lines) for handler in log.handlers):
-        log.addHandler(_Lines())
-    log.setLevel(logging.INFO)
-    if verbose:
-        return
-    # These are read when the libraries are imported, which is later.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    warnings.simplefilter("ignore")
-    warnings.filterwarnings("default", category=UserWarning, module=r"llmdiff\b")
-    warnings.showwarning = lambda message, *_, **__: typer.echo(f"warning: {message}", err=True)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from llmdiff.cli_output import set_up
 from llmdiff.errors import PromptError
 from llmdiff.extras import check_extra
 
@@ -49,6 +50,7 @@ def scores(
 
     With neither --adapter nor --llm: the shipped adapter.
     """
+    set_up(verbose=False)
     _check(prompt)
     check_extra("inspect", "matplotlib")
     from llmdiff import loading
@@ -89,6 +91,7 @@ def attention(
     ] = None,
 ) -> None:
     """Draw a picture and show where each word was looked at, in all and step by step."""
+    set_up(verbose=False)
     _check(prompt)
     check_extra("inspect", "matplotlib")
     from llmdiff import loading
@@ -125,6 +128,7 @@ def denoising(
     number: Annotated[int, typer.Option("--number", min=20, help="How many texts.")] = 1000,
 ) -> None:
     """Show how the states of decoder-only, encoder-only and encoder-decoder models approach their final ones."""
+    set_up(verbose=False)
     check_extra("inspect", "matplotlib")
     from llmdiff.analysis.denoising import load_encoder, read_denoising
     from llmdiff.analysis.denoising_plots import denoising_table, save_denoising

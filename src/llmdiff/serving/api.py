@@ -98,7 +98,7 @@ def _install_routes(app: FastAPI, service: ImageService) -> None:
         responses={200: {"content": {"image/png": {}}}, **errors(401, 404)},
     )
     async def file(name: str) -> Response:
-        """A picture that `generations` gave the URL of."""
+        """A picture that was given by its URL."""
         png = service.store.get(name)
         if png is None:
             raise ApiError(
@@ -123,6 +123,11 @@ def _install_routes(app: FastAPI, service: ImageService) -> None:
     async def health() -> Status:
         """Whether the server answers; needs no key."""
         return Status(status="ok")
+
+    @app.get("/favicon.ico", include_in_schema=False)
+    async def icon() -> Response:
+        # Browsers on /docs ask for one; there is none, and that is no error.
+        return Response(status_code=204)
 
     @app.get("/ready", responses=errors(401, 503))
     async def ready() -> Status:

@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -29,6 +29,8 @@ def log_fields(scope: Any) -> dict[str, Any]:
 class Guard:
     """Refuses whom it must with an `ErrorReply` before the app sees anything; catches what the app raises.
 
+    `headers` go with every reply that has none of that name.
+
     Units: `body_timeout_s` in seconds, for the whole body.
     """
 
@@ -41,6 +43,7 @@ class Guard:
         token: str | None = None,
         open_paths: Collection[str] = (),
         metrics: Metrics | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
@@ -48,6 +51,8 @@ class Guard:
         self._token = None if token is None else token.encode()
         self._open_paths = open_paths
         self._metrics = metrics
+        more = {name.lower().encode(): value.encode() for name, value in (headers or {}).items()}
+        self._headers = [*_HEADERS, *more.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; returns nothing."""
@@ -63,8 +68,10 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                extra = [*_HEADERS, (b"x-request-id", request_id.encode())]
-                message = {**message, "headers": [*message.get("headers", []), *extra]}
+                given = list(message.get("headers", []))
+                names = {name.lower() for name, _ in given}
+                extra = [header for header in self._headers if header[0] not in names]
+                message = {**message, "headers": [*given, *extra, (b"x-request-id", request_id.encode())]}
             await send(message)
 
         try:

@@ -1,9 +1,10 @@
-"""How to serve: addresses, limits, and what is written down."""
+"""How to serve, for programs and for people: limits, secrets, and what is written down."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmdiff.errors import ConfigError
+from llmdiff.loading import Models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,47 @@ class ServeSettings:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class UiSettings:
+    """What visitors of the page may choose, and how many may wait.
+
+    Fields:
+        adapters, llms, pipelines: what can be chosen, the first adapter at first; visitors name no other, so
+            they cannot make the machine read or download anything. An LLM or pipeline may also be the adapter's.
+        password: what visitors must know; None lets everyone in.
+        queue_size: drawings that may wait while one is drawn.
+
+    Raises:
+        ConfigError: there is no adapter, the password is short, or a number is out of range.
+    """
+
+    adapters: tuple[str, ...] = ("openmoji",)
+    llms: tuple[str, ...] = ()
+    pipelines: tuple[str, ...] = ()
+    device: str | None = None
+    password: str | None = None
+    queue_size: int = 8
+    max_number: int = 8
+    max_steps: int = 150
+
+    def __post_init__(self) -> None:
+        if not self.adapters:
+            raise ConfigError("adapters is empty, expected at least one: name an adapter")
+        for name in ("queue_size", "max_number", "max_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.password is not None and len(self.password) < 8:
+            # Never the password itself: errors end in logs.
+            raise ConfigError(
+                f"password has {len(self.password)} characters, expected at least 8: choose a longer one"
+            )
+
+    @property
+    def first_models(self) -> Models:
+        """The models that are chosen at first."""
+        return Models(adapter=self.adapters[0], device=self.device)
+
+
 def read_token(path: Path | None, value: str | None) -> str | None:
     """Return the token from the file, else the value; None for neither.
 
@@ -64,15 +106,30 @@ def read_token(path: Path | None, value: str | None) -> str | None:
     Raises:
         ConfigError: the file cannot be read, or the token is blank.
     """
+    return _read_secret("token", "key", path, value)
+
+
+def read_password(path: Path | None, value: str | None) -> str | None:
+    """Return the password from the file, else the value; None for neither.
+
+    Raises:
+        ConfigError: the file cannot be read, or the password is blank.
+    """
+    return _read_secret("password", "password", path, value)
+
+
+def _read_secret(name: str, word: str, path: Path | None, value: str | None) -> str | None:
     if path is not None:
         try:
             value = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8"
-            raise ConfigError(f"token_file {path} cannot be read ({reason}): write the key to it") from error
+            raise ConfigError(
+                f"{name}_file {path} cannot be read ({reason}): write the {word} to it"
+            ) from error
     if value is None:
         return None
     if not value.strip():
         # A blank one would leave a server open that was meant to be closed.
-        raise ConfigError("token is blank, expected a key: set one, or leave it out")
+        raise ConfigError(f"{name} is blank, expected a {word}: set one, or leave it out")
     return value.strip()

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from fastapi import FastAPI, Request
 from fastapi import Path as InPath
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 
 from llmdiff.errors import ConfigError
 from llmdiff.evaluation.study import PICTURES_NAME, open_study
@@ -144,6 +144,11 @@ def _install_page(app: FastAPI, store: StudyStore) -> None:
     @app.get("/health")
     def health() -> dict[str, str]:
         return {"status": "ok"}
+
+    @app.get("/favicon.ico")
+    def icon() -> Response:
+        # Every browser asks for one; there is none, and that is no error.
+        return Response(status_code=204)
 
 
 def _install_api(app: FastAPI, store: StudyStore, pictures: Path, max_raters: int) -> None:

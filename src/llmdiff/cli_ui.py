@@ -1,0 +1,67 @@
+"""The verb `llmdiff ui`: the page in a browser; the work is done elsewhere."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmdiff.cli_output import set_up
+from llmdiff.errors import ConfigError
+from llmdiff.extras import check_extra
+
+
+def ui(
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 7860,
+    password: Annotated[
+        bool, typer.Option("--password", help="Ask here for a password that visitors must know.")
+    ] = False,
+    password_file: Annotated[
+        Path | None,
+        typer.Option("--password-file", help="File with that password [$LLMDIFF_PASSWORD; none]."),
+    ] = None,
+    queue_size: Annotated[int, typer.Option("--queue-size", min=1, help="Drawings that may wait.")] = 8,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--adapter", help="An adapter to choose: name, folder or Hub id; may be repeated [openmoji]."
+        ),
+    ] = None,
+    llm: Annotated[
+        list[str] | None,
+        typer.Option("--llm", help="An LLM to choose beside the adapter's own; may be repeated."),
+    ] = None,
+    pipeline: Annotated[
+        list[str] | None,
+        typer.Option("--pipeline", help="A pipeline to choose beside the adapter's own; may be repeated."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu, cuda, mps [an accelerator, else cpu].")
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show what the libraries have to say, too.")
+    ] = False,
+) -> None:
+    """Open a page to draw on: base text encoder and LLM side by side, step by step. Ctrl-C ends it."""
+    set_up(verbose)
+    check_extra("ui", "gradio", "uvicorn", "fastapi", "prometheus_client")
+    from llmdiff.loading import usable_device
+    from llmdiff.serving.settings import UiSettings, read_password
+    from llmdiff.serving.ui_server import serve_ui
+
+    # A line for every request would bury the address.
+    logging.getLogger("llmdiff.serving").setLevel(logging.INFO if verbose else logging.WARNING)
+    if password and password_file is not None:
+        raise ConfigError("password and password_file are both given: choose one")
+    asked = typer.prompt("Password", hide_input=True, confirmation_prompt=True) if password else None
+    settings = UiSettings(
+        adapters=tuple(adapter or ["openmoji"]),
+        llms=tuple(llm or ()),
+        pipelines=tuple(pipeline or ()),
+        device=usable_device(device),
+        password=asked or read_password(password_file, os.environ.get("LLMDIFF_PASSWORD")),
+        queue_size=queue_size,
+    )
+    serve_ui(settings, host=host, port=port, on_start=lambda url: typer.echo(f"{url} (Ctrl-C ends it)"))

@@ -1,0 +1,98 @@
+"""A password before a page: one form, one cookie, and nothing behind it without that."""
+
+import asyncio
+import hmac
+import secrets
+from urllib.parse import parse_qs
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+LOGIN_PATH = "/login"
+_COOKIE = "llmdiff_session"
+_WRONG_S = 0.5
+_MAX_GUESSES = 16
+
+_PAGE = """<!doctype html><html lang=en><meta charset=utf-8><title>LLMDiff</title>
+<meta name=viewport content="width=device-width, initial-scale=1"><style>
+:root { color-scheme: light dark; }
+body { font: 17px/1.5 system-ui, sans-serif; display: grid; place-items: center; min-height: 90vh; margin: 0; }
+form { display: grid; gap: .8rem; width: min(20rem, 90vw); }
+h1 { margin: 0; font-size: 1.5rem; }
+input, button { font: inherit; padding: .6rem .8rem; border: 1px solid #8888; border-radius: .5rem; }
+button { background: #2f6fd0; border-color: #2f6fd0; color: #fff; cursor: pointer; }
+p { margin: 0; color: #c22; min-height: 1.5em; }
+</style><form method=post action=login><h1>LLMDiff</h1>
+<label for=password>Password</label>
+<input id=password name=password type=password autocomplete=current-password autofocus required>
+<button>Enter</button><p role=alert>MESSAGE</p></form></html>"""
+
+
+class PasswordDoor:
+    """Shows a form to whoever has not given the password yet, and lets nobody else past.
+
+    Wrong guesses are answered one at a time and slowly, so that passwords cannot be tried out by the thousand.
+    """
+
+    def __init__(self, app: ASGIApp, *, password: str, open_paths: tuple[str, ...] = ()) -> None:
+        self._app = app
+        self._password = password.encode()
+        self._open_paths = open_paths
+        # One for all who know the password: they may all do the same. A new one for every start.
+        self._session = secrets.token_urlsafe(32)
+        self._guessing = asyncio.Lock()
+        self._guesses = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; returns nothing."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            return
+        request = Request(scope, receive)
+        if scope["path"] == LOGIN_PATH:
+            response = await self._login(request)
+        elif scope["path"] in self._open_paths or self._knows(request):
+            await self._app(scope, receive, send)
+            return
+        else:
+            response = _form(401, "")
+        await response(scope, receive, send)
+
+    def _knows(self, request: Request) -> bool:
+        given = request.cookies.get(_COOKIE, "")
+        return hmac.compare_digest(given.encode(), self._session.encode())
+
+    async def _login(self, request: Request) -> Response:
+        if request.method != "POST":
+            return _form(200, "")
+        if self._guesses >= _MAX_GUESSES:
+            return _form(429, "Too many are trying at once: wait a little.")
+        given = parse_qs((await request.body()).decode("utf-8", "replace")).get("password", [""])[0]
+        self._guesses += 1
+        try:
+            async with self._guessing:
+                if not hmac.compare_digest(given.encode("utf-8", "replace"), self._password):
+                    await asyncio.sleep(_WRONG_S)
+                    return _form(401, "That is not the password.")
+        finally:
+            self._guesses -= 1
+        response = RedirectResponse(".", status_code=303)
+        response.set_cookie(
+            _COOKIE, self._session, httponly=True, samesite="strict", secure=request.url.scheme == "https"
+        )
+        return response
+
+
+def _form(status: int, message: str) -> Response:
+    return HTMLResponse(
+        _PAGE.replace("MESSAGE", message),
+        status_code=status,
+        headers={
+            "Cache-Control": "no-store",
+            "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; "
+            "base-uri 'none'; frame-ancestors 'none'",
+        },
+    )

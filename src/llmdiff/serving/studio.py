@@ -1,0 +1,174 @@
+"""The studio behind the page: base and LLM draw the same seeds, watched step by step."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from llmdiff import drawing
+from llmdiff.drawing import DrawingSettings
+from llmdiff.loading import Models, load
+from llmdiff.pictures import png_bytes
+from llmdiff.serving.preview import Previewer
+
+if TYPE_CHECKING:
+    from llmdiff.controller import LLMController
+
+System = Literal["base", "llm"]
+# Nobody can read more than this many progress reports; every one is a message to the browser.
+_REPORT_EVERY_S = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """The models are being loaded."""
+
+    models: Models
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A picture after `step` of `steps`; `preview` is a PNG file, None where there is no new one."""
+
+    system: System
+    seed: int
+    step: int
+    steps: int
+    preview: bytes | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """A picture that is done, as a PNG file that carries `facts`."""
+
+    system: System
+    seed: int
+    png: bytes
+    facts: Mapping[str, str]
+
+
+Event = Loading | Step | Drawn
+
+
+class _StoppedError(Exception):
+    """Nobody looks any more."""
+
+
+class Studio:
+    """Draws one order at a time in a thread of its own, and keeps the models that were used last."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="studio")
+        self._loaded: tuple[Models, LLMController, Any] | None = None
+        self._stops: set[threading.Event] = set()
+
+    def load(self, models: Models) -> None:
+        """Load the models, unless they are the last ones used; returns nothing.
+
+        Raises:
+            LLMDiffError: a model is missing, damaged or does not fit.
+        """
+        self._thread.submit(self._models, models, lambda event: None).result()
+
+    def draw(self, settings: DrawingSettings, models: Models) -> Generator[Event, None, None]:
+        """Return what happens, as it happens: all of the base's pictures, then the LLM's.
+
+        Closing the iterator ends the drawing at its next step. `models.scale` is the LLM's.
+
+        Raises:
+            LLMDiffError: a model is missing, damaged or does not fit, or the order cannot be drawn.
+        """
+        events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        stop = threading.Event()
+        self._stops.add(stop)
+        work = self._thread.submit(self._draw, settings, models, events.put, stop)
+        work.add_done_callback(lambda _: events.put(None))
+        try:
+            while (event := events.get()) is not None:
+                yield event
+            work.result()
+        except _StoppedError:
+            return
+        finally:
+            stop.set()
+            work.cancel()
+            self._stops.discard(stop)
+
+    def stop(self) -> None:
+        """Stop whatever is drawn, and what waits to be, at the next step; returns nothing."""
+        for stop in list(self._stops):
+            stop.set()
+
+    def close(self) -> None:
+        """Stop whatever is drawn and end the thread; returns nothing."""
+        self.stop()
+        self._thread.shutdown(cancel_futures=True)
+
+    def _models(self, models: Models, tell: Callable[[Event], None]) -> tuple["LLMController", Any]:
+        if self._loaded is None or self._loaded[0] != models:
+            # The old ones go first: there may not be memory for both.
+            self._loaded = None
+            tell(Loading(models=models))
+            controller, pipe = load(models)
+            pipe.set_progress_bar_config(disable=True)
+            self._loaded = (models, controller, pipe)
+        return self._loaded[1:]
+
+    def _draw(
+        self,
+        settings: DrawingSettings,
+        models: Models,
+        tell: Callable[[Event], None],
+        stop: threading.Event,
+    ) -> None:
+        controller, pipe = self._models(models, tell)
+
+        def picture(system: System, seed: int) -> None:
+            watched = _watched(pipe, settings, system, seed, tell, stop)
+            image = drawing.draw(watched, settings, seed)
+            # Scale 0 is the base: whoever draws the picture again from what it says gets the same one.
+            made_with = replace(models, scale=0.0) if system == "base" else models
+            facts = drawing.facts(settings, made_with, controller, pipe) | {"seed": seed}
+            words = {name: str(value) for name, value in facts.items() if value is not None}
+            tell(Drawn(system=system, seed=seed, png=png_bytes(image, words), facts=words))
+
+        for seed in settings.seeds:
+            picture("base", seed)
+        with controller.attached(pipe, models.scale):
+            for seed in settings.seeds:
+                picture("llm", seed)
+
+
+def _watched(
+    pipe: Any,
+    settings: DrawingSettings,
+    system: System,
+    seed: int,
+    tell: Callable[[Event], None],
+    stop: threading.Event,
+) -> Callable[..., Any]:
+    """Return the pipeline, but every step is told of; it draws the same bits."""
+    previewer = Previewer(pipe)
+    told_at = 0.0
+
+    def draw(prompts: list[str], *, callback_on_step_end: Callable[..., Any], **options: Any) -> Any:
+        def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            nonlocal told_at
+            if stop.is_set():
+                raise _StoppedError
+            preview = previewer.after_step(timestep, tensors["latents"])
+            now = time.monotonic()
+            if preview is not None or now - told_at >= _REPORT_EVERY_S:
+                told_at = now
+                # Some schedulers take more steps than were asked for.
+                steps = max(getattr(pipe, "num_timesteps", settings.steps), step + 1)
+                tell(Step(system=system, seed=seed, step=step + 1, steps=steps, preview=preview))
+            kept: dict[str, Any] = callback_on_step_end(pipe, step, timestep, tensors)
+            return kept
+
+        return pipe(prompts, callback_on_step_end=after_step, **options)
+
+    return draw

@@ -1,0 +1,145 @@
+"""What the page's button does: an order is read, drawn, and shown as it comes about."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import Any
+
+from llmdiff.drawing import DrawingSettings, new_seed
+from llmdiff.errors import ConfigError, LLMDiffError
+from llmdiff.loading import Models
+from llmdiff.serving import ui_html
+from llmdiff.serving.logs import log
+from llmdiff.serving.picture_store import PictureStore
+from llmdiff.serving.settings import UiSettings
+from llmdiff.serving.studio import Drawn, Loading, Step, Studio
+from llmdiff.serving.ui_html import Shown
+
+MAX_PROMPT = 8000
+_MAX_GALLERY = 60
+
+
+def gradio() -> Any:
+    """Return the module gradio, imported so that it tells nobody of its use."""
+    # Read when gradio is imported.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    import gradio
+
+    return gradio
+
+
+class Drawer:
+    """What the button does: an order is read, drawn and shown as it comes about."""
+
+    def __init__(self, studio: Studio, store: PictureStore, settings: UiSettings) -> None:
+        self._studio = studio
+        self._store = store
+        self._settings = settings
+
+    def draw(
+        self,
+        prompt: str,
+        negative_prompt: str,
+        seed: str,
+        number: float,
+        steps: float,
+        guidance_scale: float,
+        adapter: str,
+        llm: str,
+        pipeline: str,
+        kept: Sequence[Shown],
+    ) -> Iterator[tuple[Any, Any, Any, Any]]:
+        """Return what to show, again and again: the status, the two sides, the gallery, what it holds."""
+        try:
+            order = self._order(prompt, negative_prompt, seed, number, steps, guidance_scale)
+            models = Models(
+                adapter=adapter, llm=llm or None, pipeline=pipeline or None, device=self._settings.device
+            )
+            yield from self._shown(order, models, [one for one in kept if self._is_kept(one)])
+        except LLMDiffError as error:
+            yield _change(ui_html.error(str(error)))
+        except Exception as error:
+            log("drawing failed", level=40, error=error)
+            yield _change(ui_html.error("Something went wrong; the server's log has it."))
+
+    def _shown(
+        self, order: DrawingSettings, models: Models, earlier: Sequence[Shown]
+    ) -> Iterator[tuple[Any, Any, Any, Any]]:
+        pictures: list[Shown] = []
+        preview: bytes | None = None
+        total, began = 2 * order.number, time.monotonic()
+        yield _change(ui_html.status("starting ...", done=0), ui_html.sides(order.seeds, []))
+        with closing(self._studio.draw(order, models)) as events:
+            for event in events:
+                if isinstance(event, Loading):
+                    yield _change(ui_html.status(f"loading {models.adapter} ...", done=0))
+                elif isinstance(event, Step):
+                    preview = event.preview or preview
+                    words = (
+                        f"{ui_html.TITLES[event.system]}, picture {len(pictures) % order.number + 1} of "
+                        f"{order.number}: step {event.step} of {event.steps}"
+                    )
+                    done = (len(pictures) + event.step / event.steps) / total
+                    sides = ui_html.sides(order.seeds, pictures, event, preview)
+                    yield _change(ui_html.status(words, done=done), sides)
+                else:
+                    preview = None
+                    pictures.append(self._keep(event))
+                    words = f"{len(pictures)} of {total} pictures drawn"
+                    kept = [*pictures, *earlier][:_MAX_GALLERY]
+                    yield (
+                        ui_html.status(words, done=len(pictures) / total),
+                        ui_html.sides(order.seeds, pictures),
+                        ui_html.gallery(kept),
+                        kept,
+                    )
+        yield _change(ui_html.status(f"Done: {total} pictures in {time.monotonic() - began:.1f} s."))
+
+    def _order(
+        self,
+        prompt: str,
+        negative_prompt: str,
+        seed: str,
+        number: float,
+        steps: float,
+        guidance_scale: float,
+    ) -> DrawingSettings:
+        for name, value, most in (
+            ("number", number, self._settings.max_number),
+            ("steps", steps, self._settings.max_steps),
+            ("prompt's length", max(len(prompt), len(negative_prompt)), MAX_PROMPT),
+        ):
+            if value > most:
+                raise ConfigError(f"{name} is {value:g}, expected at most {most}")
+        return DrawingSettings(
+            prompt=prompt,
+            negative_prompt=negative_prompt if negative_prompt.strip() else None,
+            seed=_seed(seed),
+            number=int(number),
+            steps=int(steps),
+            guidance_scale=guidance_scale,
+        )
+
+    def _keep(self, event: Drawn) -> Shown:
+        address = f"pictures/{self._store.add(event.png)}.png"
+        return Shown(system=event.system, seed=event.seed, address=address, facts=event.facts)
+
+    def _is_kept(self, one: Shown) -> bool:
+        return self._store.get(one.address.removeprefix("pictures/").removesuffix(".png")) is not None
+
+
+def _change(status: str, sides: str | None = None) -> tuple[Any, Any, Any, Any]:
+    """Return a change of the status, and of the sides if given; the rest stays as it is."""
+    skip = gradio().skip
+    return status, skip() if sides is None else sides, skip(), skip()
+
+
+def _seed(given: str) -> int:
+    if not given.strip():
+        return new_seed()
+    try:
+        return int(given)
+    except ValueError:
+        raise ConfigError(f"seed is {given!r}, expected a whole number, or nothing for a new one") from None

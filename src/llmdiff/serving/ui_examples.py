@@ -1,0 +1,28 @@
+"""Prompts that show what the page is for: where a text encoder that only matches words goes wrong."""
+
+from collections.abc import Mapping
+
+# In words of the embedded default's world, and so that each needs one thing to be understood.
+EXAMPLES: Mapping[str, tuple[str, ...]] = {
+    "Counting": ("three bees", "four mushrooms on a green background", "exactly two penguins"),
+    "Binding: which colour is whose": (
+        "a red star to the left of a blue heart",
+        "a yellow circle above a purple square",
+    ),
+    "Relations: what is where": (
+        "a cat to the left of a car",
+        "a house below a plane",
+        "an apple with a crown above it",
+    ),
+    "Long sentences": (
+        "I would like to see a picture with a pink background, and in its left half there should be a frog, while "
+        "in its right half, next to the frog, there should be a turtle",
+        "looking from top to bottom: first a ghost, and then, underneath the ghost, a house, and everything behind "
+        "the two of them is purple",
+    ),
+    "Indirect: what is meant, not named": (
+        "the fruit that keeps the doctor away",
+        "the pet that catches mice to the left of what Santa brings",
+        "what takes off from an airport, above what a forest is made of",
+    ),
+}
