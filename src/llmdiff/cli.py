@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from llmdiff import __version__, cli_study
+from llmdiff import __version__, cli_study, cli_train
 from llmdiff.errors import LLMDiffError
 from llmdiff.extras import check_extra
 
@@ -38,6 +38,8 @@ app = typer.Typer(
     help="Draw with a decoder-only LLM in control of a diffusers text-to-image pipeline.",
 )
 app.add_typer(cli_study.app, name="study")
+app.command()(cli_train.train)
+app.command()(cli_train.prepare)
 
 
 class Suite(StrEnum):
