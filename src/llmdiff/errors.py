@@ -47,3 +47,7 @@ class ConfigError(LLMDiffError, ValueError):
 
 class OutputError(LLMDiffError, OSError):
     """The place to write to cannot be written."""
+
+
+class DataError(LLMDiffError, ValueError):
+    """Training data cannot be read, or too many of its samples are bad."""

@@ -1,13 +1,19 @@
 """The training loop: resuming gives the very same bits, settings are not mixed up, the log tells the truth."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from llmdiff.errors import LLMDiffError
-from llmdiff.training.loop import Ema, LoopConfig, lr_factor, read_log, train
+from llmdiff.errors import CorruptWeightsError, LLMDiffError
+from llmdiff.training.checkpoint import best_checkpoint, checkpoints, load_checkpoint
+from llmdiff.training.ema import Ema
+from llmdiff.training.log import read_log
+from llmdiff.training.loop import LoopConfig, step_part, train
+from llmdiff.training.optimizers import lr_factor
 
 
 class _Stop(Exception):
@@ -21,10 +27,10 @@ def _run(folder, *, steps=12, stop_at=None, checkpoint_every_s=0.0, **changes):
         steps=steps, learning_rate=0.05, lr_warmup_steps=3, checkpoint_every_s=checkpoint_every_s, **changes
     )
 
-    def step_loss(step, generator):
-        if step == stop_at:
+    def step_loss(part):
+        if part.step == stop_at:
             raise _Stop
-        x = torch.randn(16, 4, generator=generator)
+        x = torch.randn(16, 4, generator=part.generator)
         return (model(x).squeeze() - x.sum(1)).square().mean(), {"half": 0.5}
 
     train({"model": model}, step_loss, config, folder, title="test")
@@ -44,7 +50,7 @@ def test_a_run_stopped_between_checkpoints_repeats_the_lost_steps(tmp_path):
     whole = _run(tmp_path / "whole")
     with pytest.raises(_Stop):
         _run(tmp_path / "stopped", stop_at=7, checkpoint_every_s=1e9)
-    assert not (tmp_path / "stopped" / "checkpoint.json").exists()
+    assert not checkpoints(tmp_path / "stopped")
     resumed = _run(tmp_path / "stopped")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
@@ -74,11 +80,111 @@ def test_training_lowers_the_loss_and_leaves_the_average(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     model = nn.Linear(1, 1)
 
-    def step_loss(step, generator):
+    def step_loss(part):
         return model(torch.full((1, 1), float("nan"))).sum(), {}
 
     with pytest.raises(LLMDiffError, match="nan at step 0"):
         train({"m": model}, step_loss, LoopConfig(steps=2, learning_rate=0.1), tmp_path, title="t")
+
+
+def test_an_exploding_gradient_stops_before_the_weights_are_touched(tmp_path):
+    model = nn.Linear(1, 1)
+
+    def step_loss(part):
+        return model(torch.ones(1, 1)).sum() * (1e9 if part.step == 3 else 1), {}
+
+    config = LoopConfig(steps=5, learning_rate=0.1, checkpoint_every_s=0)
+    with pytest.raises(LLMDiffError, match=r"norm is 1.41e\+09 at step 3, more than stop_grad_norm 1e\+06"):
+        train({"m": model}, step_loss, config, tmp_path, title="t")
+    assert [step for step, _ in checkpoints(tmp_path)] == [2, 3]
+    kept = load_checkpoint(tmp_path)[1]["weights.m.weight"]
+    assert torch.equal(kept, model.weight)
+
+
+def test_accumulated_parts_are_the_mean_of_what_each_would_give(tmp_path):
+    _run(tmp_path, accumulation_steps=3, steps=1, max_grad_norm=1e9)
+    norm = read_log(tmp_path / "log.jsonl")[0]["grad_norm"]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    x = torch.cat([torch.randn(16, 4, generator=step_part(0, 0, i, 3).generator) for i in range(3)])
+    (model(x).squeeze() - x.sum(1)).square().mean().backward()
+    expected = torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).norm()
+    assert norm == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_bfloat16_computes_in_it_and_keeps_float32_weights(tmp_path):
+    model, seen = nn.Linear(4, 4), []
+
+    def step_loss(part):
+        output = model(torch.randn(8, 4, generator=part.generator))
+        seen.append(output.dtype)
+        return output.float().square().mean(), {}
+
+    config = LoopConfig(steps=3, learning_rate=0.1, precision="bf16")
+    train({"m": model}, step_loss, config, tmp_path, title="t")
+    assert set(seen) == {torch.bfloat16}
+    assert model.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"precision": "fp16"}, 'precision "fp16" needs an accelerator'),
+        ({"sharded": True}, "there is one process"),
+        ({"optimizer": "adamw8bit"}, "bitsandbytes is not installed, expected the extra 'adamw8bit'"),
+    ],
+)
+def test_what_cannot_be_had_is_said(tmp_path, changes, message):
+    with pytest.raises(LLMDiffError, match=message):
+        _run(tmp_path, **changes)
+
+
+def test_the_best_and_the_last_checkpoints_are_kept(tmp_path):
+    model, losses = nn.Linear(1, 1), iter([5.0, 3.0, 4.0, 6.0, 3.5, 9.0])
+
+    def step_loss(part):
+        return model(torch.ones(1, 1)).square().sum(), {}
+
+    config = LoopConfig(
+        steps=12, learning_rate=0.1, checkpoint_every_s=0, keep_last=2, validate_every=2, sample_every=100
+    )
+    train({"m": model}, step_loss, config, tmp_path, title="t", validate=lambda *_: (4 * next(losses), 4.0))
+    assert [step for step, _ in checkpoints(tmp_path)] == [4, 11, 12]
+    assert best_checkpoint(tmp_path) == (3.0, tmp_path / "checkpoints" / "step-00000004")
+    measured = [line["validation_loss"] for line in read_log(tmp_path / "log.jsonl") if "loss" not in line]
+    assert measured == [5.0, 3.0, 4.0, 6.0, 3.5, 9.0]
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_a_cut_log_line_left_out(tmp_path):
+    whole = _run(tmp_path / "whole")
+    with pytest.raises(_Stop):
+        _run(tmp_path / "cut", stop_at=8)
+    [(_, _), (step, place)] = checkpoints(tmp_path / "cut")
+    assert step == 8
+    (place / "checkpoint.safetensors").write_bytes(b"rubbish")
+    with (tmp_path / "cut" / "log.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')
+    resumed = _run(tmp_path / "cut")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step-00000011")
+    (tmp_path / "cut" / "checkpoints" / "step-00000012" / "checkpoint.json").write_text("{}")
+    with pytest.raises(CorruptWeightsError, match="damaged or was changed"):
+        _run(tmp_path / "cut")
+
+
+def test_the_old_layout_of_a_checkpoint_is_still_read(tmp_path):
+    with pytest.raises(_Stop):
+        _run(tmp_path / "new", stop_at=6)
+    state, tensors = load_checkpoint(tmp_path / "new")
+    del state["extra"]["parts_per_step"]
+    old = tmp_path / "old"
+    old.mkdir()
+    save_file(tensors, old / "step-00000006.checkpoint.safetensors")
+    (old / "checkpoint.json").write_text(
+        json.dumps({"step": 6, "tensors": "step-00000006.checkpoint.safetensors", "extra": state["extra"]})
+    )
+    whole, resumed = _run(tmp_path / "whole"), _run(old)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_ema_is_the_weighted_mean_of_what_it_saw():
@@ -110,6 +216,10 @@ def test_learning_rate_schedules(schedule, expected):
 
 def test_the_checkpoint_holds_no_pickle(tmp_path):
     _run(tmp_path)
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["checkpoint.json", "log.jsonl", "step-00000012.checkpoint.safetensors"]
-    assert json.loads((tmp_path / "checkpoint.json").read_text())["step"] == 12
+    place = tmp_path / "checkpoints" / "step-00000012"
+    assert sorted(path.name for path in place.iterdir()) == [
+        "checkpoint.json",
+        "checkpoint.safetensors",
+        "manifest.json",
+    ]
+    assert json.loads((place / "checkpoint.json").read_text())["step"] == 12

@@ -64,10 +64,10 @@ class _Stop(Exception):
 def _run(folder, stop_at=None):
     model, _ = _networks()
 
-    def step_loss(step, generator):
-        if step == stop_at:
+    def step_loss(part):
+        if part.step == stop_at:
             raise _Stop
-        return model(torch.randn(4, 3, 4, 4, generator=generator)).square().mean(), {}
+        return model(torch.randn(4, 3, 4, 4, generator=part.generator)).square().mean(), {}
 
     config = LoopConfig(steps=8, learning_rate=0.01, lr_warmup_steps=2, checkpoint_every_s=0.0)
     train({"m": model}, step_loss, config, folder, title="t", muon=lambda name: name == "m.0.weight")

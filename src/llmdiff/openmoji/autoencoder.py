@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from llmdiff.openmoji.contents import World
 from llmdiff.openmoji.presets import Preset
 from llmdiff.openmoji.scenes import draw, lay_out
-from llmdiff.training.loop import LoopConfig, train
+from llmdiff.training.loop import LoopConfig, StepPart, train
 
 _KL_WEIGHT, _DECODER_NOISE = 1e-6, 0.05
 
@@ -63,11 +63,11 @@ def train_vae(preset: Preset, folder: Path, device: torch.device) -> Autoencoder
     vae = create_vae(preset).to(device, memory_format=torch.channels_last)
     world = World(objects=preset.objects)
 
-    def step_loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        rng = np.random.default_rng([preset.seed, 1, step])
+    def step_loss(part: StepPart) -> tuple[Tensor, dict[str, float]]:
+        rng = part.rng(preset.seed, 1)
         images = scene_batch(world, rng, preset.vae_batch, preset.image_size_px).to(device)
         side = preset.image_size_px // 2 ** (len(preset.vae_channels) - 1)
-        noise = torch.randn(len(images), preset.vae_latent_channels, side, side, generator=generator).to(
+        noise = torch.randn(len(images), preset.vae_latent_channels, side, side, generator=part.generator).to(
             device
         )
         output, kl = _reconstruct(vae, images, noise)
@@ -103,12 +103,12 @@ def refine_decoder(vae: AutoencoderKL, preset: Preset, folder: Path, device: tor
     vae.decoder.requires_grad_(True).train()
     world, rms = World(objects=preset.objects), 1 / vae.config.scaling_factor
 
-    def step_loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        rng = np.random.default_rng([preset.seed, 11, step])
+    def step_loss(part: StepPart) -> tuple[Tensor, dict[str, float]]:
+        rng = part.rng(preset.seed, 11)
         images = scene_batch(world, rng, preset.vae_batch, preset.image_size_px).to(device)
         with torch.no_grad():
             latents = vae.encode(images).latent_dist.mean
-        noise = torch.randn(latents.shape, generator=generator).to(latents)
+        noise = torch.randn(latents.shape, generator=part.generator).to(latents)
         output = vae.decode(latents + _DECODER_NOISE * rms * noise).sample
         squared = F.mse_loss(output, images)
         loss = squared + 0.5 * F.l1_loss(output, images)

@@ -23,7 +23,7 @@ from llmdiff.openmoji.contents import SPLITS, World
 from llmdiff.openmoji.presets import Preset
 from llmdiff.openmoji.scenes import Content, Scene, content_of, draw, lay_out
 from llmdiff.openmoji.world import BACKGROUNDS, SHAPE_COLOURS
-from llmdiff.training.loop import LoopConfig, train
+from llmdiff.training.loop import LoopConfig, StepPart, train
 
 _REACH_PX, _MARGIN_PX = 3.2, 5.5
 _SIZE_OF_PX = {16: "small", 28: "normal", 44: "big"}
@@ -40,8 +40,8 @@ def train_checker(preset: Preset, folder: Path, device: torch.device) -> SceneCh
     checker = SceneChecker(preset.objects).to(device)
     world = World(objects=preset.objects)
 
-    def step_loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        rng = np.random.default_rng([preset.seed, 9, step])
+    def step_loss(part: StepPart) -> tuple[Tensor, dict[str, float]]:
+        rng = part.rng(preset.seed, 9)
         _, scenes, images = real_renders(world, rng, preset.checker_batch, preset.image_size_px)
         pixels = spoil(to_checker_input(images), rng)
         mush = rng.random(len(scenes)) < _MUSH_SHARE

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from llmdiff.openmoji.captions import caption
@@ -18,7 +17,8 @@ from llmdiff.openmoji.grids import save_grid
 from llmdiff.openmoji.maps import MappingUNet, map_classes, map_loss
 from llmdiff.openmoji.presets import Preset
 from llmdiff.openmoji.text_encoder import token_ids
-from llmdiff.training.loop import LoopConfig, train
+from llmdiff.training.loop import LoopConfig, StepPart, train
+from llmdiff.training.objective import Objective
 
 
 def create_scheduler() -> DDIMScheduler:
@@ -75,35 +75,6 @@ def create_pipeline(
     )
 
 
-def velocity_loss(
-    unet: Any,
-    scheduler: DDIMScheduler,
-    latents: Tensor,
-    encoder_hidden_states: Tensor,
-    generator: torch.Generator,
-) -> Tensor:
-    """The base model's own objective: the mean squared error of v.
-
-    Shapes: latents (B, C, h, w); encoder_hidden_states (B, T, W); result ().
-    """
-    noisy, timesteps, target = _noised(scheduler, latents, generator)
-    output = unet(noisy, timesteps, encoder_hidden_states, return_dict=False)[0]
-    return F.mse_loss(output.float(), target.float())
-
-
-def _noised(
-    scheduler: DDIMScheduler, latents: Tensor, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Noisy latents, their timesteps (B,) and the v to be predicted."""
-    noise = torch.randn(latents.shape, generator=generator).to(latents)
-    steps = scheduler.config.num_train_timesteps
-    # One timestep from each of B equal slices of the schedule: the same mean, less noise in the gradient.
-    slices = (torch.arange(len(latents)) + torch.rand(len(latents), generator=generator)) / len(latents)
-    timesteps = (slices * steps).long().clamp(max=steps - 1).to(latents.device)
-    noisy = scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
-    return noisy, timesteps, scheduler.get_velocity(latents, noise, timesteps)
-
-
 def train_denoiser(
     preset: Preset,
     data: SceneData,
@@ -126,29 +97,32 @@ def train_on(preset: Preset, data: SceneData, pipe: StableDiffusionPipeline, fol
     unet, text_encoder, tokenizer = pipe.unet.train(), pipe.text_encoder.train(), pipe.tokenizer
     device = unet.device
     pipe.set_progress_bar_config(disable=True)
-    scheduler = create_scheduler()
+    objective = Objective.of(create_scheduler())
     mapping = MappingUNet(unet, len(map_classes(data.world))).to(device)
     denoise = torch.compile(mapping) if preset.compile else mapping
     encode = torch.compile(text_encoder) if preset.compile else text_encoder
 
-    def step_loss(step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
-        rng = np.random.default_rng([preset.seed, 7, step])
+    def step_loss(part: StepPart) -> tuple[Tensor, Mapping[str, float]]:
+        rng = part.rng(preset.seed, 7)
         indices = rng.integers(len(data.contents), size=preset.unet_batch)
         captions = data.captions(indices, rng)
         kept = rng.random(len(captions)) >= preset.caption_dropout
         ids = token_ids(tokenizer, [text if keep else "" for text, keep in zip(captions, kept, strict=True)])
         states = encode(ids.to(device)).last_hidden_state
         latents = data.latents[indices].float().to(device)
-        noisy, timesteps, target = _noised(scheduler, latents, generator)
-        output, logits = denoise(noisy, timesteps, states)
-        velocity = F.mse_loss(output.float(), target.float())
+        noised = objective.noised(latents, part.generator)
+        noisy = noised.latents.contiguous(memory_format=torch.channels_last)
+        output, logits = denoise(noisy, noised.timesteps, states)
+        velocity = objective.loss(output, noised)
         mapped = map_loss(logits, data.maps[indices])
         # Its weight falls to 0: in the end only the denoiser's own objective counts.
-        weight = preset.unet_map_weight * (1 - step / preset.unet_steps)
-        return velocity + weight * mapped, {
+        weight = preset.unet_map_weight * (1 - part.step / preset.unet_steps)
+        figures = {
             "velocity": float(velocity.detach()),
             "map": float(mapped.detach()),
+            **objective.figures(output, noised),
         }
+        return velocity + weight * mapped, figures
 
     config = LoopConfig(
         steps=preset.unet_steps,

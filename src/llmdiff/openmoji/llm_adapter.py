@@ -17,14 +17,15 @@ from llmdiff.adapter.processors import CrossAttentionBranch
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.openmoji.dataset import SceneData
-from llmdiff.openmoji.denoiser import create_scheduler, velocity_loss
+from llmdiff.openmoji.denoiser import create_scheduler
 from llmdiff.openmoji.presets import Preset
 from llmdiff.training.bank import BlockBank, Encode, EncodingBank, in_batches
-from llmdiff.training.loop import LoopConfig, train
+from llmdiff.training.loop import LoopConfig, StepPart, train
+from llmdiff.training.objective import Objective
+from llmdiff.training.optimizers import adapter_lr_scale
 from llmdiff.types import TextEncoding
 
 _GAIN_CAPTIONS = 1_500
-_SCALARS = ("gamma", "kappa", "h_raw", ".a1", ".b1", ".a2", ".b2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,18 +165,21 @@ def _train(
     title: str,
 ) -> None:
     unet = pipe.unet.requires_grad_(False).eval()
-    device, scheduler = unet.device, create_scheduler()
+    device, objective = unet.device, Objective.of(create_scheduler())
     count = len(captioned.captions) - 1
     branches = [cast(CrossAttentionBranch, branch) for branch in adapter.branches.values()]
 
-    def step_loss(step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
-        rng = np.random.default_rng([preset.seed, 10, step])
+    def step_loss(part: StepPart) -> tuple[Tensor, Mapping[str, float]]:
+        rng = part.rng(preset.seed, 10)
         texts, scenes = captioned.batch(preset.adapter_batch, preset.caption_dropout, rng, count)
-        states, _ = adapter.condition(encoded(texts.tolist(), generator))
+        states, _ = adapter.condition(encoded(texts.tolist(), part.generator))
         latents = data.latents[scenes].float().to(device)
         gates = torch.stack([torch.stack(branch.gates()) for branch in branches]).detach().mean(0)
         figures = {"gate_pretrained": float(gates[0]), "gate_new": float(gates[1])}
-        return velocity_loss(unet, scheduler, latents, states.to(device), generator), figures
+        noised = objective.noised(latents, part.generator)
+        noisy = noised.latents.contiguous(memory_format=torch.channels_last)
+        output = unet(noisy, noised.timesteps, states.to(device), return_dict=False)[0]
+        return objective.loss(output, noised), figures | objective.figures(output, noised)
 
     config = LoopConfig(
         steps=steps, learning_rate=preset.adapter_lr, seed=preset.seed, ema_horizon=300, lr_schedule="cosine"
@@ -188,7 +192,7 @@ def _train(
             config,
             folder,
             title=title,
-            lr_scale=lambda name: (scalar_share, 0.0) if name.endswith(_SCALARS) else (1.0, 1.0),
+            lr_scale=adapter_lr_scale(scalar_share),
             muon=lambda name: preset.adapter_muon and ".branches." in name,
         )
     adapter.eval()

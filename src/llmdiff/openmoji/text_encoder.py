@@ -17,7 +17,7 @@ from llmdiff.openmoji.captions import caption
 from llmdiff.openmoji.contents import World
 from llmdiff.openmoji.dataset import SceneData
 from llmdiff.openmoji.presets import Preset
-from llmdiff.training.loop import LoopConfig, train
+from llmdiff.training.loop import LoopConfig, StepPart, train
 
 _VOCABULARY_SIZE = 1_000
 _START, _END = "<|startoftext|>", "<|endoftext|>"
@@ -124,8 +124,8 @@ def train_text_encoder(
     tower.to(device)
     head = Projections(preset.text_width, 2 * preset.text_width).to(device)
 
-    def step_loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        rng = np.random.default_rng([preset.seed, 5, step])
+    def step_loss(part: StepPart) -> tuple[Tensor, dict[str, float]]:
+        rng = part.rng(preset.seed, 5)
         indices = data.near_misses(preset.text_batch, rng)
         ids = token_ids(tokenizer, data.captions(indices, rng))
         ids = ids[:, : int((ids != tokenizer.eos_token_id).sum(1).max()) + 1].to(device)

@@ -1,1 +1,1 @@
-"""Training: one resumable loop, its checkpoints and its curves."""
+"""Training: one resumable loop, what it is fed with, its checkpoints and its curves."""

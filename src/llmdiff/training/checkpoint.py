@@ -1,70 +1,139 @@
-"""Checkpoints of a training run: safetensors and JSON only, written whole or not at all."""
+"""Checkpoints of a training run: safetensors and JSON only, written whole or not at all, with their SHA-256.
+
+FOLDER/checkpoints/step-00001000/    checkpoint.safetensors  checkpoint.json  manifest.json
+"""
 
 import json
-import os
+import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from llmdiff.adapter.manifest import check_manifest, write_manifest
+from llmdiff.atomic import whole_folder
+from llmdiff.errors import CorruptWeightsError, OutputError
+
 _TENSORS, _STATE = "checkpoint.safetensors", "checkpoint.json"
+
+_log = logging.getLogger(__name__)
 
 
 def save_checkpoint(
     folder: Path,
     *,
     step: int,
-    weights: Mapping[str, Tensor],
-    ema: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    extra: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    keep_last: int = 2,
 ) -> None:
-    """Writes one checkpoint over the last one; a kill at any instant leaves either the old or the new one.
+    """Write the checkpoint of a step, then delete older ones; returns nothing.
 
-    The tensors' file carries the step in its name, and the JSON file, replaced last and atomically, names it.
+    A kill at any instant leaves the older ones or this one besides. The last `keep_last` stay, and the one with
+    the lowest `validation_loss` in its state.
+
+    Raises:
+        OutputError: the disk is full or cannot be written; older checkpoints are as they were.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"weights.{name}": tensor for name, tensor in weights.items()}
-    tensors |= {f"ema.{name}": tensor for name, tensor in ema.items()}
-    saved = optimizer.state_dict()
-    for index, state in saved["state"].items():
-        tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
-    name = f"step-{step:08d}.{_TENSORS}"
-    save_file(
-        {key: value.detach().contiguous() for key, value in tensors.items()}, folder / f"{name}.partial"
-    )
-    os.replace(folder / f"{name}.partial", folder / name)
-    state = {"step": step, "tensors": name, "extra": dict(extra)}
-    partial = folder / f"{_STATE}.partial"
-    partial.write_text(json.dumps(state, indent=1))
-    os.replace(partial, folder / _STATE)
-    for old in folder.glob(f"step-*.{_TENSORS}*"):
-        if old.name != name:
-            old.unlink()
+    target = _folder_of(folder, step)
+    try:
+        with whole_folder(target) as partial:
+            whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            save_file(whole, partial / _TENSORS)
+            (partial / _STATE).write_text(json.dumps({"step": step, **state}, indent=1), encoding="utf-8")
+            write_manifest(partial, [_TENSORS, _STATE])
+    except (OSError, SafetensorError) as error:
+        last = [name for name, _ in checkpoints(folder)]
+        kept = f"that of step {last[-1]} is intact" if last else "there is no older one"
+        raise OutputError(
+            f"the checkpoint of step {step} cannot be written to {folder} ({error}), {kept}: make room, then run "
+            "again to go on from there"
+        ) from error
+    _prune(folder, keep_last)
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """The last checkpoint's state and tensors, or None where there is none yet."""
-    if not (folder / _STATE).exists():
-        return None
-    state = json.loads((folder / _STATE).read_text())
-    return state, load_file(folder / state["tensors"])
+    """Return the last checkpoint's state and tensors, or None where there is none yet.
+
+    A damaged checkpoint is passed over, with a warning, for the one before it.
+
+    Raises:
+        CorruptWeightsError: all checkpoints are damaged.
+    """
+    found = checkpoints(folder)
+    for step, place in reversed(found):
+        try:
+            check_manifest(place, [_TENSORS, _STATE])
+        except CorruptWeightsError as error:
+            if step == found[0][0]:
+                raise
+            _log.warning("%s; going on from the checkpoint before it", error)
+            continue
+        return _read(place / _STATE), load_file(place / _TENSORS)
+    old = folder / _STATE
+    if old.exists():  # a build that was begun before checkpoints had folders of their own
+        state = _read(old)
+        return state, load_file(folder / state["tensors"])
+    return None
+
+
+def checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """Return the steps and folders of a run's checkpoints, oldest first."""
+    places = sorted((folder / "checkpoints").glob("step-*"))
+    return [(int(place.name.removeprefix("step-")), place) for place in places]
+
+
+def best_checkpoint(folder: Path) -> tuple[float, Path] | None:
+    """Return the lowest validation loss and its checkpoint's folder, or None where none was measured."""
+    measured = [(_read(place / _STATE).get("validation_loss"), place) for _, place in checkpoints(folder)]
+    return min(((loss, place) for loss, place in measured if loss is not None), default=None)
 
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix.`, without that prefix."""
+    """Return the tensors whose names begin with `prefix.`, without that prefix."""
     return {
         name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{prefix}.")
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Puts the saved moments back; learning rates and the like stay those of the running optimiser."""
-    states: dict[int, dict[str, Tensor]] = {}
-    for name, value in part(tensors, "optimizer").items():
+def optimizer_parts(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return an optimiser's moments as tensors named `optimizer.INDEX.KEY`, and the plain numbers among them."""
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
+    for index, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            (tensors if isinstance(value, Tensor) else numbers)[f"optimizer.{index}.{key}"] = value
+    return tensors, numbers
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any] | None = None
+) -> None:
+    """Put the saved moments back; returns nothing. Learning rates and the like stay those of the optimiser."""
+    states: dict[int, dict[str, Any]] = {}
+    for name, value in (part(tensors, "optimizer") | part(numbers or {}, "optimizer")).items():
         index, key = name.split(".", 1)
         states.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _folder_of(folder: Path, step: int) -> Path:
+    return folder / "checkpoints" / f"step-{step:08d}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return state
+
+
+def _prune(folder: Path, keep_last: int) -> None:
+    places = [place for _, place in checkpoints(folder)]
+    best = best_checkpoint(folder)
+    for place in places[: -max(1, keep_last)]:
+        if best is None or place != best[1]:
+            shutil.rmtree(place)

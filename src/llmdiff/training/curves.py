@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from llmdiff.training.loop import read_log
+from llmdiff.training.log import read_log
 
 
 def save_curve(log: Path, picture: Path, *, figure: str = "loss") -> None:
     """Draws one logged figure over the steps of a run."""
     from matplotlib.figure import Figure
 
-    lines = read_log(log)
+    lines = [line for line in read_log(log) if figure in line]
     if not lines:
         return
     sheet = Figure(figsize=(7, 3.5), layout="constrained")

@@ -1,32 +1,38 @@
-"""The training loop: seeded by (seed, step), so that a run that was killed resumes bit for bit."""
+"""The training loop: seeded by (seed, step, part), so that a run that was killed resumes bit for bit."""
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from llmdiff.errors import LLMDiffError
-from llmdiff.training.checkpoint import load_checkpoint, part, restore_optimizer, save_checkpoint
-from llmdiff.training.muon import MuonAdamW
-
-StepLoss = Callable[[int, torch.Generator], tuple[Tensor, Mapping[str, float]]]
+from llmdiff.errors import ConfigError, LLMDiffError
+from llmdiff.training.checkpoint import best_checkpoint
+from llmdiff.training.ema import Ema, averaged
+from llmdiff.training.log import TrainingLog, peak_memory_gb
+from llmdiff.training.optimizers import LrScale, create_optimizer, lr_factor
+from llmdiff.training.processes import Processes, stop_requests, whole_tensor
+from llmdiff.training.resume import RunState
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """How long and how fast to train. Units: `checkpoint_every_s` in seconds, everything else in steps.
+    """How long, how fast and on what to train.
+
+    Units: `checkpoint_every_s` in seconds, `learning_rate` its maximum, everything else in steps.
 
     `trapezoid` holds the rate and brings it down over the last `lr_decay_share` of the steps, so that a run can be
     prolonged without having decayed too early. `ema_horizon` is the number of steps over which the exponential
     moving average forgets; at step n the decay is min(1 - 1/ema_horizon, (1 + n) / (10 + n)), so that early steps
-    are not remembered.
+    are not remembered. A step's batch has `accumulation_steps` parts on every process. A gradient whose norm
+    exceeds `stop_grad_norm` before clipping has exploded, and the run stops. `sharded`: parameters, gradients and
+    moments are shared out among the processes (FSDP) instead of kept by each (DDP).
     """
 
     steps: int
@@ -35,46 +41,65 @@ class LoopConfig:
     lr_schedule: Literal["constant", "cosine", "linear", "trapezoid"] = "cosine"
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     max_grad_norm: float = 1.0
+    stop_grad_norm: float = 1e6
     lr_decay_share: float = 0.25
     ema_horizon: int = 500
     seed: int = 0
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    accumulation_steps: int = 1
+    sharded: bool = False
     checkpoint_every_s: float = 180.0
+    keep_last: int = 2
     sample_every: int = 1000
+    validate_every: int = 1000
+    log_every: int = 50
 
 
-def lr_factor(config: LoopConfig, step: int) -> float:
-    """The learning rate of a step as a share of its maximum, between 0 and 1."""
-    if step < config.lr_warmup_steps:
-        return (step + 1) / config.lr_warmup_steps
-    done = (step - config.lr_warmup_steps) / max(1, config.steps - config.lr_warmup_steps)
-    if config.lr_schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-    if config.lr_schedule == "linear":
-        return 1 - min(1.0, done)
-    if config.lr_schedule == "trapezoid":
-        return min(1.0, (config.steps - step) / (config.lr_decay_share * config.steps))
-    return 1.0
+@dataclass(frozen=True, kw_only=True)
+class StepPart:
+    """The part of a step's batch that one process computes in one pass, and all the chance that it may use.
+
+    A step has `count` parts: as many as passes of all processes together. Its parts see different chance, and the
+    first part of a step sees the same however many there are.
+
+    Fields:
+        generator: of random tensors, on the CPU: the same numbers on every device.
+    """
+
+    step: int
+    index: int
+    count: int
+    generator: torch.Generator
+
+    def rng(self, *key: int) -> np.random.Generator:
+        """Return numpy's generator of this part for the use with this key."""
+        return np.random.default_rng([*key, self.step, *([self.index] if self.index else [])])
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """The random generator of one step: everything random in a step comes from it, nothing from before it."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) * 2_654_435_761 % (2**63))
+StepLoss = Callable[[StepPart], tuple[Tensor, Mapping[str, float]]]
+Validate = Callable[[int, int], tuple[float, float]]
 
 
-class Ema:
-    """An exponential moving average of parameters, kept in float32."""
+def step_part(seed: int, step: int, index: int = 0, count: int = 1) -> StepPart:
+    """The part of a step: everything random in it comes from (seed, step, index), nothing from before it."""
+    number = (seed * 1_000_003 + step) * 2_654_435_761 + index * 0x9E3779B97F4A7C15
+    generator = torch.Generator().manual_seed(number % (2**63))
+    return StepPart(step=step, index=index, count=count, generator=generator)
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], horizon: int) -> None:
-        self.horizon = horizon
-        self._live = list(parameters.values())
-        self.values = {name: parameter.detach().clone().float() for name, parameter in parameters.items()}
 
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        decay = min(1 - 1 / self.horizon, (1 + step) / (10 + step))
-        averages = list(self.values.values())
-        torch._foreach_lerp_(averages, [live.detach().float() for live in self._live], 1 - decay)
+class _Loss(nn.Module):
+    """The loss as a module that owns everything trained, as DDP and FSDP want it."""
+
+    def __init__(self, modules: Mapping[str, nn.Module], step_loss: StepLoss, processes: Processes) -> None:
+        super().__init__()
+        self.owned = nn.ModuleDict(modules)
+        self._step_loss, self._processes = step_loss, processes
+
+    def forward(self, part: StepPart) -> tuple[Tensor, Mapping[str, float]]:
+        with self._processes.accelerator.autocast():
+            return self._step_loss(part)
 
 
 def train(
@@ -84,38 +109,64 @@ def train(
     folder: Path,
     *,
     title: str,
-    lr_scale: Callable[[str], tuple[float, float]] = lambda name: (1.0, 1.0),
+    lr_scale: LrScale = lambda name: (1.0, 1.0),
     muon: Callable[[str], bool] = lambda name: False,
     on_sample: Callable[[int], None] | None = None,
+    validate: Validate | None = None,
     extra: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    samples_per_part: int | None = None,
+    trackers: Sequence[str] = (),
 ) -> None:
     """Trains the modules' parameters that require gradients and leaves the averaged weights in the modules.
 
-    `step_loss(step, generator)` gives the loss and figures to log. `lr_scale(name)` gives a parameter's share of
-    the learning rate and of the weight decay, `muon(name)` whether a matrix is updated by Muon. Run again, it
-    resumes from the last checkpoint in `folder`; run after the last step, it only loads. `on_sample(step)` is
-    called with the averaged weights in place.
+    `step_loss(part)` gives the loss and figures to log. `lr_scale(name)` gives a parameter's share of the learning
+    rate and of the weight decay, `muon(name)` whether a matrix is updated by Muon. Run again, it resumes from the
+    last checkpoint in `folder`, which all processes have to see; run after the last step, it only loads.
+    `on_sample(step)`, on the main process, and `validate(rank, processes)`, which gives the sum of that process's
+    share of losses and their number, are called with the averaged weights in place. `extra` has to be the same
+    when a run resumes; `metadata` is only kept. torch's global seed is set before every pass.
+
+    SIGTERM ends the step that runs, saves and leaves through SystemExit(0).
 
     Raises:
-        LLMDiffError: the loss is not finite; the checkpoint was made by a run with other settings.
+        LLMDiffError: the loss is not finite or the gradient explodes, before it has touched the weights; the
+            checkpoint was made by a run with other settings.
+        OutputError: a checkpoint or the log cannot be written.
     """
+    device = next(parameter.device for module in modules.values() for parameter in module.parameters())
+    processes = Processes(config, device, folder, trackers)
+    model = processes.wrap(_Loss(modules, step_loss, processes))
     parameters = {
         f"{prefix}.{name}": parameter
         for prefix, module in modules.items()
         for name, parameter in module.named_parameters()
         if parameter.requires_grad
     }
-    optimizer = MuonAdamW(
-        _groups(parameters, config, lr_scale, muon), lr=config.learning_rate, betas=config.betas, fused=True
-    )
+    scaler = getattr(processes.accelerator, "scaler", None)
+    # With a scaler, a step may have to be left out, which only a plain optimiser does for all groups alike.
+    optimizer = create_optimizer(parameters, config, lr_scale, muon, fused=scaler is None)
     shares = [group["lr"] for group in optimizer.param_groups]
     ema = Ema(parameters, config.ema_horizon)
-    extra = dict(
-        extra or {}, learning_rate=config.learning_rate, lr_schedule=config.lr_schedule, seed=config.seed
-    )
-    first = _resume(folder, parameters, ema, optimizer, extra)
+    parts = config.accumulation_steps * processes.count
+    same = dict(extra or {}, learning_rate=config.learning_rate, lr_schedule=config.lr_schedule)
+    same |= {"seed": config.seed, "parts_per_step": parts}
+    run = RunState(
+        folder, parameters, ema, optimizer, scaler, processes, same=same, keep_last=config.keep_last,
+        metadata={"loop": asdict(config), **(metadata or {})},
+    )  # fmt: skip
+    first = run.resume()
     folder.mkdir(parents=True, exist_ok=True)
-    log = _Log(folder / "log.jsonl", first)
+    processes.start_tracking(title, asdict(config))
+    log = TrainingLog(
+        folder / "log.jsonl",
+        first,
+        every=config.log_every,
+        gather=processes.gathered,
+        writes=processes.is_main,
+        track=processes.track,
+    )
+    samples = None if samples_per_part is None else samples_per_part * parts
     saved_at = time.monotonic()
     bar = tqdm(
         range(first, config.steps),
@@ -124,139 +175,109 @@ def train(
         desc=title,
         mininterval=5,
         smoothing=0.05,
+        disable=not processes.is_main,
     )
-    for step in bar:
-        factor = lr_factor(config, step)
-        for group, share in zip(optimizer.param_groups, shares, strict=True):
-            group["lr"] = share * factor
-        loss, figures = step_loss(step, step_generator(config.seed, step))
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise LLMDiffError(
-                f"{title}: the loss is {value} at step {step}; lower learning_rate and run again"
-            )
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        ema.update(step)
-        log.add(step, {"loss": value, "grad_norm": float(norm), **figures})
-        if log.shown:
-            bar.set_postfix_str(log.shown, refresh=False)
-        done = step + 1
-        if time.monotonic() - saved_at > config.checkpoint_every_s or done == config.steps:
-            log.flush()
-            save_checkpoint(
-                folder, step=done, weights=parameters, ema=ema.values, optimizer=optimizer, extra=extra
-            )
-            saved_at = time.monotonic()
-        if on_sample is not None and (done % config.sample_every == 0 or done == config.steps):
-            with averaged(parameters, ema):
-                on_sample(done)
-    log.flush()
+    with stop_requests() as asked_to_stop:
+        for step in bar:
+            factor = lr_factor(config, step)
+            for group, share in zip(optimizer.param_groups, shares, strict=True):
+                group["lr"] = share * factor
+            value = _passes(model, processes, config, step, log)
+            due = processes.is_main and time.monotonic() - saved_at > config.checkpoint_every_s
+            value, stops, dues = processes.totals([value, float(asked_to_stop()), float(due)])
+            value /= parts
+            if scaler is not None:
+                scaler.unscale_(optimizer)
+            norm = _clipped_norm(parameters.values(), config.max_grad_norm)
+            _check_finite(title, step, value, norm, config, scaled=scaler is not None)
+            if scaler is None:
+                optimizer.step()
+            else:
+                scaler.step(optimizer)
+                scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            ema.update(step)
+            log.add(step, {"grad_norm": norm})
+            done, last = step + 1, step + 1 == config.steps
+            now = {
+                "learning_rate": config.learning_rate * factor,
+                "memory_gb": round(peak_memory_gb(device), 3),
+            }
+            log.finish_step(now, samples=samples)
+            if log.shown:
+                bar.set_postfix_str(log.shown, refresh=False)
+            measured = None
+            if validate is not None and (done % config.validate_every == 0 or last):
+                measured = _validated(validate, parameters, ema, processes)
+                log.flush(now, samples=samples)
+                if processes.is_main:
+                    log.write({"step": done, "validation_loss": measured})
+            improved = measured is not None and _improved(folder, measured, processes)
+            if dues or stops or last or improved:
+                log.flush(now, samples=samples)
+                run.save(done, measured)
+                saved_at = time.monotonic()
+            if stops:
+                processes.stop_tracking()
+                raise SystemExit(0)
+            if on_sample is not None and (done % config.sample_every == 0 or last):
+                with averaged(parameters, ema), processes.whole():
+                    processes.together(lambda done=done: on_sample(done))  # type: ignore[misc]
+    log.flush({}, samples=samples)
+    processes.stop_tracking()
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(ema.values[name])
 
 
-class averaged:
-    """A context in which the parameters hold their moving averages."""
-
-    def __init__(self, parameters: Mapping[str, nn.Parameter], ema: Ema) -> None:
-        self._parameters, self._ema = parameters, ema
-
-    @torch.no_grad()
-    def __enter__(self) -> None:
-        self._live = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
-        for name, parameter in self._parameters.items():
-            parameter.copy_(self._ema.values[name])
-
-    @torch.no_grad()
-    def __exit__(self, *_: object) -> None:
-        for name, parameter in self._parameters.items():
-            parameter.copy_(self._live[name])
+def _passes(model: Any, processes: Processes, config: LoopConfig, step: int, log: TrainingLog) -> float:
+    """The sum of losses of this process's parts of a step; their gradients are left in the parameters."""
+    parts = config.accumulation_steps * processes.count
+    value = 0.0
+    for turn in range(config.accumulation_steps):
+        part = step_part(config.seed, step, turn * processes.count + processes.rank, parts)
+        torch.manual_seed(part.generator.initial_seed())  # dropout
+        with processes.adding(turn + 1 == config.accumulation_steps):
+            loss, figures = model(part)
+            processes.accelerator.backward(loss)
+        log.add(step, {"loss": float(loss.detach()), **figures})
+        value += float(loss.detach())
+    return value
 
 
-def _groups(
-    parameters: Mapping[str, nn.Parameter],
-    config: LoopConfig,
-    lr_scale: Callable[[str], tuple[float, float]],
-    muon: Callable[[str], bool],
-) -> list[dict[str, Any]]:
-    grouped: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
-    for name, parameter in parameters.items():
-        share, decay = lr_scale(name)
-        matrix = parameter.ndim > 1
-        # Scalars, gains and biases are not pulled towards zero.
-        grouped.setdefault((share, decay * matrix, matrix and muon(name)), []).append(parameter)
-    return [
-        {
-            "params": members,
-            "lr": config.learning_rate * share,
-            "weight_decay": config.weight_decay * decay,
-            "muon": by_muon,
-        }
-        for (share, decay, by_muon), members in grouped.items()
-    ]
+def _improved(folder: Path, loss: float, processes: Processes) -> bool:
+    """Whether no checkpoint has a lower validation loss; the main process looks for all, as it writes them too."""
+    best = best_checkpoint(folder) if processes.is_main else None
+    return processes.totals([float(processes.is_main and (best is None or loss < best[0]))])[0] > 0
 
 
-def _resume(
-    folder: Path,
-    parameters: Mapping[str, nn.Parameter],
-    ema: Ema,
-    optimizer: torch.optim.Optimizer,
-    extra: Mapping[str, Any],
-) -> int:
-    found = load_checkpoint(folder)
-    if found is None:
-        return 0
-    state, tensors = found
-    changed = sorted(key for key in extra if state["extra"].get(key) != extra[key])
-    if changed:
-        was = {key: state["extra"].get(key) for key in changed}
-        now = {key: extra[key] for key in changed}
+def _clipped_norm(parameters: Any, max_norm: float) -> float:
+    return float(whole_tensor(nn.utils.clip_grad_norm_(parameters, max_norm)))
+
+
+def _check_finite(
+    title: str, step: int, loss: float, norm: float, config: LoopConfig, *, scaled: bool
+) -> None:
+    """Stops before a bad gradient touches the weights, so that every checkpoint is a good one."""
+    if not math.isfinite(loss):
         raise LLMDiffError(
-            f"{folder}: its checkpoint was made with {was}, this run has {now}; use another folder"
+            f"{title}: the loss is {loss} at step {step}; the last checkpoint is from before it: lower "
+            "learning_rate and run again"
         )
-    with torch.no_grad():
-        for name, value in part(tensors, "weights").items():
-            parameters[name].copy_(value)
-        for name, value in part(tensors, "ema").items():
-            ema.values[name].copy_(value)
-    restore_optimizer(optimizer, tensors)
-    return int(state["step"])
+    # A scaler tries large factors, sees the overflow and leaves the step out.
+    if not (norm <= config.stop_grad_norm or (scaled and not math.isfinite(norm))):
+        raise LLMDiffError(
+            f"{title}: the gradient's norm is {norm:.3g} at step {step}, more than stop_grad_norm "
+            f"{config.stop_grad_norm:.3g}; the last checkpoint is from before it: lower learning_rate and run again"
+        )
 
 
-class _Log:
-    """Means of every figure over 50 steps, one JSON line each."""
-
-    def __init__(self, path: Path, first_step: int, every: int = 50) -> None:
-        self.path, self.every, self.shown = path, every, ""
-        self._sums: dict[str, float] = {}
-        self._count, self._step, self._since, self._lines = 0, first_step, time.monotonic(), list[str]()
-        if path.exists():  # a killed run logged past its last checkpoint
-            kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= first_step]
-            path.write_text("".join(f"{line}\n" for line in kept))
-
-    def add(self, step: int, figures: Mapping[str, float]) -> None:
-        for name, value in figures.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._count, self._step = self._count + 1, step + 1
-        if self._count == self.every:
-            self.flush()
-
-    def flush(self) -> None:
-        if not self._count:
-            return
-        now = time.monotonic()
-        means = {name: value / self._count for name, value in self._sums.items()}
-        line = {"step": self._step, **means, "steps_per_s": self._count / max(now - self._since, 1e-9)}
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        self.shown = f"loss {means['loss']:.4f}"
-        self._sums, self._count, self._since = {}, 0, now
-
-
-def read_log(path: Path) -> Sequence[dict[str, float]]:
-    """The lines of a run's log."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def _validated(
+    validate: Validate, parameters: Mapping[str, nn.Parameter], ema: Ema, processes: Processes
+) -> float:
+    autocast = processes.accelerator.autocast()
+    with averaged(parameters, ema), processes.whole(), autocast, torch.no_grad():
+        total, count = processes.totals(validate(processes.rank, processes.count))
+    if not count:
+        raise ConfigError("validation has no samples: set some aside, or leave it out")
+    return total / count

@@ -1,0 +1,98 @@
+"""Text encodings kept on disk: each caption is encoded once, for one LLM, dtype, template and set of gains."""
+
+import json
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llmdiff.language.encoding import ContextEncoding
+from llmdiff.language.llm import DecoderLLM
+from llmdiff.tensor_store import TensorStore
+from llmdiff.types import TextEncoding
+
+_CHUNK = 512
+
+
+class EncodingCache:
+    """A content-addressed store of text encodings under `root`.
+
+    Its folder's name is a digest of all that an encoding depends on besides the caption; an encoding's name is its
+    caption's digest. Another LLM, dtype, template, gain or scale is another folder. float16 keeps a token's state
+    to three digits.
+
+    Shapes: an entry is (tokens, D) float16.
+    """
+
+    def __init__(self, root: Path, llm: DecoderLLM, context: ContextEncoding) -> None:
+        self._llm, self._context = llm, context
+        self.key = encoding_key(llm, context)
+        self.store = TensorStore(root / "encodings" / self.key)
+
+    def fill(
+        self,
+        captions: Sequence[str],
+        *,
+        batch_size: int = 32,
+        progress: Callable[[int], object] = lambda done: None,
+    ) -> int:
+        """Encode the captions that are not there yet and return how many those were.
+
+        They are put on disk every 512 captions, so that an interrupted run goes on from there. `progress` is
+        called with the number of captions that a batch has dealt with.
+        """
+        wanted = {_name(text): text for text in captions}
+        missing = self.store.missing(wanted)
+        # Similar lengths together: less padding to compute.
+        missing.sort(key=lambda name: len(wanted[name]))
+        for start in range(0, len(missing), _CHUNK):
+            chunk: dict[str, Tensor] = {}
+            names = missing[start : start + _CHUNK]
+            for first in range(0, len(names), batch_size):
+                part = names[first : first + batch_size]
+                encoding = self._context.encode(self._llm, [wanted[name] for name in part])
+                for name, states, mask in zip(part, encoding.states, encoding.token_mask, strict=True):
+                    chunk[name] = states[mask].half().cpu()
+                progress(len(part))
+            self.store.put(chunk)
+        return len(missing)
+
+    def batch(self, captions: Sequence[str]) -> TextEncoding:
+        """Return the encodings of captions, padded on the right; what is missing is encoded first.
+
+        Shapes: states (B, T, D) float32.
+        """
+        self.fill(captions)
+        rows = [self.store.get(_name(text)) for text in captions]
+        states = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).float()
+        lengths = torch.tensor([len(row) for row in rows])
+        return TextEncoding(states=states, token_mask=torch.arange(states.shape[1]) < lengths[:, None])
+
+
+def encoding_key(llm: DecoderLLM, context: ContextEncoding) -> str:
+    """Return a digest of all that the encoding of a caption depends on: 32 hex digits."""
+    settings = {
+        "llm": llm.id.rstrip("/").rpartition("/")[2],
+        "dtype": str(llm.dtype),
+        "encoding": context.encoding,
+        "lone": context.lone,
+        "template": context.template,
+        "max_length": context.max_length,
+        "clip": str(context.clip),
+    }
+    digest = sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, tensor in sorted(context.state_dict().items()):
+        if name != "h_raw":  # noise, which is drawn anew every time
+            digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
+    # A folder of the same name may hold other weights: a few numbers of each tensor tell them apart.
+    for name, parameter in llm.model.named_parameters():
+        if parameter.device.type != "meta":
+            some = parameter.detach().flatten()[:16].cpu()
+            digest.update(name.encode() + some.to(torch.float64).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _name(caption: str) -> str:
+    return sha256(caption.encode()).hexdigest()[:32]

@@ -1,0 +1,114 @@
+"""The log of a run: means over some steps, one JSON line each, and the same figures for trackers."""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from llmdiff.atomic import write_whole_text
+from llmdiff.errors import OutputError
+
+# A figure's name => its sum and how many there were.
+Sums = dict[str, tuple[float, int]]
+
+
+class TrainingLog:
+    """Means of every figure over `every` steps; of a figure that some steps do not have, over those that do.
+
+    `gather` gives every process the sums of all. Only the main process writes.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        first_step: int,
+        *,
+        every: int,
+        gather: Callable[[Sums], list[Sums]],
+        writes: bool,
+        track: Callable[[Mapping[str, float], int], None],
+    ) -> None:
+        self.path, self.every, self.shown = path, every, ""
+        self._gather, self._writes, self._track = gather, writes, track
+        self._sums: Sums = {}
+        self._count, self._step, self._since = 0, first_step, time.monotonic()
+        if writes and path.exists():  # a killed run logged past its last checkpoint
+            write_whole_text(
+                path,
+                "".join(f"{json.dumps(line)}\n" for line in read_log(path) if line["step"] <= first_step),
+            )
+
+    def add(self, step: int, figures: Mapping[str, float]) -> None:
+        """Take in a part of a step; returns nothing."""
+        for name, value in figures.items():
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = (total + value, count + 1)
+        self._step = step + 1
+
+    def finish_step(self, last: Mapping[str, float], *, samples: int | None) -> None:
+        """End a step; writes a line when there are enough. `last` are figures whose latest value counts."""
+        self._count += 1
+        if self._count == self.every:
+            self.flush(last, samples=samples)
+
+    def flush(self, last: Mapping[str, float], *, samples: int | None) -> None:
+        """Write what has come in since the last line; returns nothing."""
+        if not self._count:
+            return
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        line = {"step": float(self._step)} | _means(self._gather(self._sums))
+        line["steps_per_s"] = self._count / seconds
+        if samples is not None:
+            line["samples_per_s"] = samples * self._count / seconds
+        line |= last
+        if self._writes:
+            self.write(line)
+        self.shown = f"loss {line['loss']:.4f}"
+        self._sums, self._count, self._since = {}, 0, time.monotonic()
+
+    def write(self, line: Mapping[str, float]) -> None:
+        """Append a line; returns nothing.
+
+        Raises:
+            OutputError: the disk is full or cannot be written.
+        """
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps({**line, "step": int(line["step"])}) + "\n")
+        except OSError as error:
+            raise OutputError(
+                f"{self.path} cannot be written ({error}): make room, then run again to go on"
+            ) from error
+        self._track({name: value for name, value in line.items() if name != "step"}, int(line["step"]))
+
+
+def _means(all_sums: Sequence[Sums]) -> dict[str, float]:
+    names = sorted({name for sums in all_sums for name in sums})
+    totals = {name: [sums[name] for sums in all_sums if name in sums] for name in names}
+    return {
+        name: sum(total for total, _ in found) / sum(count for _, count in found)
+        for name, found in totals.items()
+    }
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The lines of a run's log; one that a kill cut off is left out."""
+    lines: list[dict[str, float]] = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return lines
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """The most memory that tensors on the device, or on a CPU the process, have taken. Units: 10^9 bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -1,0 +1,189 @@
+"""What a denoiser is trained to predict, taken from its base's scheduler: epsilon, x_0, v or the flow's velocity.
+
+    diffusion:  x_t = sqrt(A_t) x_0 + sqrt(1 - A_t) eps        A_t: the scheduler's cumulative product of alphas
+                epsilon: eps      sample: x_0      v: sqrt(A_t) eps - sqrt(1 - A_t) x_0
+    flow:       x_s = (1 - s) x_0 + s eps,  t = s * T          velocity: eps - x_0
+
+Shape letters: B samples, C h w of a latent.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llmdiff.errors import ConfigError
+
+Kind = Literal["epsilon", "sample", "v_prediction", "flow"]
+BUCKETS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noised:
+    """Noisy latents and what is to be predicted from them.
+
+    Shapes: latents, target (B, C, h, w); timesteps (B,), as the denoiser takes them; shares (B,), the timesteps as
+        a share of all, from 0 (clean) to 1; weights (B,) or None where all count alike.
+    """
+
+    latents: Tensor
+    timesteps: Tensor
+    target: Tensor
+    shares: Tensor
+    weights: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """The training objective of one base.
+
+    Fields:
+        steps: T, the number of training timesteps.
+        alphas_cumprod: A_t, (T,); None for flow.
+        shift: of a flow's noise levels, s => shift s / (1 + (shift - 1) s).
+        min_snr_gamma: weighs timesteps by min(SNR, gamma); None weighs all alike.
+
+    Source: Ho et al. 2020 (epsilon); Salimans and Ho 2022 (v); Esser et al. 2024 (arXiv 2403.03206) for flow, its
+        logit-normal timesteps and shift; Hang et al. 2023 (arXiv 2303.09556) for min-SNR.
+    """
+
+    kind: Kind
+    steps: int
+    alphas_cumprod: Tensor | None
+    shift: float = 1.0
+    min_snr_gamma: float | None = None
+
+    @classmethod
+    def of(cls, scheduler: Any, *, min_snr_gamma: float | None = None) -> "Objective":
+        """Return the objective that a diffusers scheduler belongs to.
+
+        Raises:
+            ConfigError: a kind of prediction that is not known, or min-SNR for a flow.
+        """
+        config = scheduler.config
+        kind = config.get("prediction_type", "epsilon")
+        if type(scheduler).__name__.startswith("FlowMatch") or kind in ("flow_prediction", "flow"):
+            if min_snr_gamma is not None:
+                raise ConfigError(
+                    f"min_snr_gamma is {min_snr_gamma}, but the base is a flow, which has no SNR to weigh by: "
+                    "leave it out"
+                )
+            shift = config.get("shift") or config.get("flow_shift") or 1.0
+            return cls(kind="flow", steps=config.num_train_timesteps, alphas_cumprod=None, shift=float(shift))
+        if kind not in ("epsilon", "sample", "v_prediction"):
+            raise ConfigError(
+                f"the base's scheduler has prediction_type {kind!r}, expected epsilon, sample, v_prediction or a flow"
+            )
+        return cls(
+            kind=kind,
+            steps=config.num_train_timesteps,
+            alphas_cumprod=scheduler.alphas_cumprod,
+            min_snr_gamma=min_snr_gamma,
+        )
+
+    def noised(self, latents: Tensor, generator: torch.Generator) -> Noised:
+        """Return latents with fresh noise at random timesteps."""
+        noise = torch.randn(latents.shape, generator=generator).to(latents)
+        # One timestep from each of B equal slices of the schedule: the same mean, less noise in the gradient.
+        count = len(latents)
+        shares = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+        if self.kind == "flow":
+            # Logit-normal: most of the learning is at middle noise.
+            shares = torch.sigmoid(torch.special.ndtri(shares.clamp(1e-4, 1 - 1e-4)))
+        return self.noised_at(latents, noise, shares)
+
+    def noised_at(self, latents: Tensor, noise: Tensor, shares: Tensor) -> Noised:
+        """Return latents with this noise at these shares of the schedule, (B,) in 0..1."""
+        if self.kind == "flow":
+            level = self.shift * shares / (1 + (self.shift - 1) * shares)
+            sigma = level.to(latents)[:, None, None, None]
+            return Noised(
+                latents=(1 - sigma) * latents + sigma * noise,
+                timesteps=(level * self.steps).to(latents.device),
+                target=noise - latents,
+                shares=level,
+                weights=None,
+            )
+        assert self.alphas_cumprod is not None
+        timesteps = (shares * self.steps).long().clamp(max=self.steps - 1).to(latents.device)
+        alphas = self.alphas_cumprod.to(latents)[timesteps]
+        kept, added = alphas[:, None, None, None] ** 0.5, (1 - alphas)[:, None, None, None] ** 0.5
+        target = {
+            "epsilon": lambda: noise,
+            "sample": lambda: latents,
+            "v_prediction": lambda: kept * noise - added * latents,
+        }[self.kind]()
+        return Noised(
+            latents=kept * latents + added * noise,
+            timesteps=timesteps,
+            target=target,
+            shares=shares,
+            weights=self._weights(alphas.float()),
+        )
+
+    def loss(self, output: Tensor, noised: Noised) -> Tensor:
+        """Return the mean squared error of the prediction, weighed; ()."""
+        if noised.weights is None:
+            return F.mse_loss(output.float(), noised.target.float())
+        return (self.losses(output, noised) * noised.weights).mean()
+
+    def losses(self, output: Tensor, noised: Noised) -> Tensor:
+        """Return every sample's mean squared error, unweighed; (B,)."""
+        return (output.float() - noised.target.float()).square().flatten(1).mean(1)
+
+    @torch.no_grad()
+    def figures(self, output: Tensor, noised: Noised) -> dict[str, float]:
+        """Return the unweighed loss in each quarter of the timesteps that the batch reaches, from low to high noise."""
+        losses = self.losses(output, noised).cpu()
+        quarters = (noised.shares * BUCKETS).long().clamp(max=BUCKETS - 1)
+        return {
+            f"loss_quarter_{quarter + 1}": float(losses[quarters == quarter].mean())
+            for quarter in range(BUCKETS)
+            if bool((quarters == quarter).any())
+        }
+
+    def _weights(self, alphas: Tensor) -> Tensor | None:
+        """min(SNR, gamma) as a weight of x_0's error, in terms of the error of what is predicted; (B,)."""
+        if self.min_snr_gamma is None:
+            return None
+        snr = alphas / (1 - alphas)
+        capped = snr.clamp(max=self.min_snr_gamma)
+        if self.kind == "sample":
+            return capped
+        if self.kind == "v_prediction":
+            return capped / (snr + 1)
+        return (self.min_snr_gamma / snr).clamp(max=1)  # min(SNR, gamma) / SNR, also where SNR is 0
+
+
+@torch.no_grad()
+def validation_losses(
+    objective: Objective,
+    batches: Iterable[tuple[Tensor, list[int], Callable[[Noised], Tensor]]],
+    *,
+    levels: int = 8,
+) -> tuple[float, float]:
+    """Return the sum of losses over samples and noise levels, and their number.
+
+    A batch is its latents, their numbers in the validation set, and the denoiser's output for noised latents. The
+    noise of a sample and its levels depend on its number alone, so runs of any seed, batch size and number of
+    processes can be compared.
+    """
+    total, count = 0.0, 0
+    for latents, numbers, denoise in batches:
+        noise = torch.stack(
+            [torch.randn(latents.shape[1:], generator=_generator(number)) for number in numbers]
+        )
+        for level in range(levels):
+            # Each sample has its own place in the slice, so all timesteps count.
+            places = torch.tensor([(level + (number * 0.618034) % 1) / levels for number in numbers])
+            noised = objective.noised_at(latents, noise.to(latents), places)
+            losses = objective.losses(denoise(noised), noised)
+            total, count = total + float(losses.sum()), count + len(losses)
+    return total, float(count)
+
+
+def _generator(number: int) -> torch.Generator:
+    return torch.Generator().manual_seed(0x5EED + number)

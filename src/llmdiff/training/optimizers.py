@@ -1,0 +1,94 @@
+"""The optimiser of a run, its parameter groups, and the learning rate of every step."""
+
+import importlib
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from llmdiff.errors import ConfigError
+from llmdiff.extras import check_extra
+from llmdiff.training.muon import MuonAdamW
+
+if TYPE_CHECKING:
+    from llmdiff.training.loop import LoopConfig
+
+LrScale = Callable[[str], tuple[float, float]]
+
+# The adapter's single numbers, which learn at a rate of their own and are not pulled towards zero.
+_SCALARS = ("gamma", "kappa", "h_raw", ".a1", ".b1", ".a2", ".b2")
+
+
+def adapter_lr_scale(scalar_share: float) -> LrScale:
+    """Return the rates of an adapter's parameters: gains and gates get `scalar_share` of the learning rate."""
+    return lambda name: (scalar_share, 0.0) if name.endswith(_SCALARS) else (1.0, 1.0)
+
+
+def lr_factor(config: "LoopConfig", step: int) -> float:
+    """The learning rate of a step as a share of its maximum, between 0 and 1."""
+    if step < config.lr_warmup_steps:
+        return (step + 1) / config.lr_warmup_steps
+    done = (step - config.lr_warmup_steps) / max(1, config.steps - config.lr_warmup_steps)
+    if config.lr_schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    if config.lr_schedule == "linear":
+        return 1 - min(1.0, done)
+    if config.lr_schedule == "trapezoid":
+        return min(1.0, (config.steps - step) / (config.lr_decay_share * config.steps))
+    return 1.0
+
+
+def create_optimizer(
+    parameters: Mapping[str, nn.Parameter],
+    config: "LoopConfig",
+    lr_scale: LrScale,
+    muon: Callable[[str], bool],
+    *,
+    fused: bool,
+) -> torch.optim.Optimizer:
+    """Return the optimiser; `lr_scale(name)` gives a parameter's share of learning rate and weight decay.
+
+    Raises:
+        ConfigError: Muon is asked for where it cannot work.
+        LLMDiffError: the package of 8-bit AdamW is not installed.
+    """
+    groups = _groups(parameters, config, lr_scale, muon)
+    by_muon = any(group["muon"] for group in groups)
+    if by_muon and (config.sharded or config.optimizer != "adamw"):
+        raise ConfigError(
+            f"muon is asked for with optimizer {config.optimizer!r} and sharded={config.sharded}: it needs whole "
+            'matrices and optimizer "adamw"; leave out one of them'
+        )
+    if config.optimizer == "adamw8bit":
+        check_extra("adamw8bit", "bitsandbytes")
+        bitsandbytes: Any = importlib.import_module("bitsandbytes")
+        optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
+            groups, lr=config.learning_rate, betas=config.betas
+        )
+        return optimizer
+    return MuonAdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
+
+
+def _groups(
+    parameters: Mapping[str, nn.Parameter],
+    config: "LoopConfig",
+    lr_scale: LrScale,
+    muon: Callable[[str], bool],
+) -> list[dict[str, Any]]:
+    grouped: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        share, decay = lr_scale(name)
+        matrix = parameter.ndim > 1
+        # Scalars, gains and biases are not pulled towards zero.
+        grouped.setdefault((share, decay * matrix, matrix and muon(name)), []).append(parameter)
+    return [
+        {
+            "params": members,
+            "lr": config.learning_rate * share,
+            "weight_decay": config.weight_decay * decay,
+            "muon": by_muon,
+        }
+        for (share, decay, by_muon), members in grouped.items()
+    ]

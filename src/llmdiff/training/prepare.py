@@ -1,0 +1,175 @@
+"""What every run needs first, made once and kept: models, checked samples, encodings, latents."""
+
+import json
+import logging
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from llmdiff.adapter import families
+from llmdiff.adapter.adapter import LLMDiffAdapter
+from llmdiff.controller import EMBEDDED_NAME, LLMController
+from llmdiff.errors import ConfigError, PipelineNotFoundError
+from llmdiff.language.cache import EncodingCache
+from llmdiff.language.llm import DecoderLLM
+from llmdiff.tensor_store import TensorStore
+from llmdiff.training.config import TrainConfig
+from llmdiff.training.data import Samples, check_samples
+from llmdiff.training.denoise import encode_pictures, side_multiple_px
+
+_CALIBRATION_CAPTIONS, _LATENT_CHUNK = 256, 256
+_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The models and data of a run, on this process's device; all but the adapter frozen."""
+
+    llm: DecoderLLM
+    pipe: Any
+    adapter: LLMDiffAdapter
+    samples: Samples
+
+    @property
+    def family(self) -> families.Family:
+        """The family of the base."""
+        return families.family_of(self.pipe)
+
+    @property
+    def denoiser(self) -> Any:
+        """The base's U-Net or transformer."""
+        return families.denoiser_of(self.pipe)
+
+    def captions(self) -> list[str]:
+        """Return every caption of every sample, and the empty one."""
+        rows = self.samples.rows[:, 0].tolist()
+        return [*(text for row in rows for text in self.samples.source.row(row).captions), ""]
+
+
+def load_parts(config: TrainConfig, device: torch.device) -> Parts:
+    """Return the models and the checked samples of a run.
+
+    Raises:
+        LLMDiffError: a model or the data cannot be had, or they do not fit each other.
+    """
+    dtype = _DTYPES[config.training.precision]
+    llm = DecoderLLM.from_pretrained(config.models.llm, device=device, dtype=dtype)
+    pipe = load_base(config.models.base, device=device, dtype=dtype)
+    store = config.store_folder
+    multiple = side_multiple_px(pipe, families.family_of(pipe))
+    samples = check_samples(
+        config.data.source(store / "tables"),
+        config.data.shapes(multiple),
+        store / "samples",
+        max_bad_share=config.data.max_bad_share,
+        threads=config.data.threads,
+    )
+    if samples.quarantined:
+        _log.info("%d samples are in quarantine: %s", samples.quarantined, store / "samples")
+    torch.manual_seed(config.training.seed)
+    adapter = _adapter(config, llm, pipe, samples).to(device).train()
+    families.denoiser_of(pipe).requires_grad_(False).eval()
+    pipe.vae.requires_grad_(False).eval()
+    pipe.set_progress_bar_config(disable=True)
+    if adapter.context is None:
+        raise ConfigError(
+            f"models.start {config.models.start!r} reads no LLM's blocks: train it where it was made"
+        )
+    if config.training.gains == "frozen":
+        adapter.context.requires_grad_(False)
+    adapter.context.h_raw.requires_grad_(config.training.noise)
+    return Parts(llm=llm, pipe=pipe, adapter=adapter, samples=samples)
+
+
+def load_base(name: str, *, device: torch.device, dtype: torch.dtype) -> Any:
+    """Return the base pipeline: "openmoji", a folder or a Hub id.
+
+    Raises:
+        PipelineNotFoundError: it is none of these.
+    """
+    from diffusers import AutoPipelineForText2Image
+
+    embedded = Path(str(files("llmdiff"))) / "openmoji" / "weights" / "pipeline"
+    load: Any = AutoPipelineForText2Image.from_pretrained
+    try:
+        pipe: Any = load(embedded if name == EMBEDDED_NAME else name, dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise PipelineNotFoundError(
+            f"models.base {name!r} is neither a folder nor to be had from the Hub ({reason}): get it once with "
+            f'"hf download {name}"'
+        ) from error
+    return pipe.to(device)
+
+
+def prepare(config: TrainConfig, parts: Parts) -> dict[str, int]:
+    """Make what the store lacks, and return how much that was; interrupted, it goes on when run again."""
+    made = {"captions": 0, "pictures": 0}
+    if config.training.gains == "frozen":
+        captions = parts.captions()
+        cache = encoding_cache(config, parts)
+        with tqdm(desc="encoding captions", mininterval=2) as bar:
+            made["captions"] = cache.fill(captions, progress=bar.update)
+    if config.data.store_latents:
+        made["pictures"] = _fill_latents(config, parts)
+    return made
+
+
+def encoding_cache(config: TrainConfig, parts: Parts) -> EncodingCache:
+    """Return the store of encodings that fits the adapter's gains and the LLM."""
+    assert parts.adapter.context is not None
+    return EncodingCache(config.store_folder, parts.llm, parts.adapter.context)
+
+
+def latent_store(config: TrainConfig, parts: Parts) -> TensorStore:
+    """Return the store of latents for this base's VAE and this cut of the pictures; names are row numbers."""
+    vae, samples = parts.pipe.vae, parts.samples
+    settings = [config.models.base, str(vae.dtype), samples.source.fingerprint, samples.shapes.__dict__]
+    digest = sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, tensor in vae.state_dict().items():
+        digest.update(name.encode() + tensor.flatten()[:16].double().cpu().numpy().tobytes())
+    return TensorStore(config.store_folder / "latents" / digest.hexdigest()[:32])
+
+
+@torch.no_grad()
+def _fill_latents(config: TrainConfig, parts: Parts) -> int:
+    store, samples = latent_store(config, parts), parts.samples
+    missing = [int(name) for name in store.missing(map(str, range(len(samples))))]
+    rng = np.random.default_rng(0)  # a centre crop asks for no chance
+    with tqdm(total=len(missing), desc="encoding pictures", mininterval=2) as bar:
+        for start in range(0, len(missing), _LATENT_CHUNK):
+            chunk: dict[str, Tensor] = {}
+            for index in missing[start : start + _LATENT_CHUNK]:
+                pixels, _, _ = samples.load(index, rng)
+                chunk[str(index)] = encode_pictures(parts.pipe.vae, pixels[None])[0].half().cpu()
+                bar.update()
+            store.put(chunk)
+    return len(missing)
+
+
+def _adapter(config: TrainConfig, llm: DecoderLLM, pipe: Any, samples: Samples) -> LLMDiffAdapter:
+    models = config.models
+    if models.start is not None:
+        return LLMController.from_pretrained(models.start, llm=llm).adapter
+    rows = np.random.default_rng(0).permutation(len(samples))[:_CALIBRATION_CAPTIONS]
+    captions = [str(samples.source.row(int(samples.rows[row, 0])).captions[0]) for row in rows]
+    return LLMController.create(
+        llm,
+        pipe,
+        encoding=models.encoding,
+        lone=models.lone,
+        template=models.template,
+        max_length=models.max_length,
+        clip=models.clip,
+        base_model_id=models.base,
+        calibration_prompts=captions,
+    ).adapter

@@ -1,0 +1,203 @@
+"""The processes that train together, through accelerate: who I am, what all agree on, whose gradients are added."""
+
+import importlib.util
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate.state import AcceleratorState, PartialState  # type: ignore[import-untyped]
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object  # type: ignore[import-untyped]
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from llmdiff.errors import ConfigError, LLMDiffError
+from llmdiff.extras import check_extra
+
+if TYPE_CHECKING:
+    from llmdiff.training.loop import LoopConfig
+
+# One process may prepare data for as long as this while the others wait.
+_PATIENCE = timedelta(hours=2)
+
+
+_T = TypeVar("_T")
+
+
+class Processes:
+    """This process among those that a launcher (`accelerate launch`, `torch.distributed.run`) has started.
+
+    Without a launcher it is the only one, and nothing here changes a bit of what it computes.
+
+    Raises:
+        ConfigError: a precision that this device does not have.
+    """
+
+    def __init__(
+        self, config: "LoopConfig", device: torch.device, folder: Path, trackers: Sequence[str] = ()
+    ) -> None:
+        for name in trackers:
+            check_extra("train", name)
+        if config.precision == "fp16" and device.type == "cpu":  # which accelerate would pass over in silence
+            raise ConfigError(
+                'precision "fp16" needs an accelerator, and the device is cpu: use "bf16" or "no"'
+            )
+        # accelerate keeps the first run's precision for the whole Python process; a build has several runs.
+        AcceleratorState._reset_state()
+        try:
+            self.accelerator = Accelerator(
+                mixed_precision=config.precision,
+                gradient_accumulation_steps=config.accumulation_steps,
+                cpu=device.type == "cpu",
+                device_placement=False,
+                log_with=list(trackers) or None,
+                project_dir=folder,
+                kwargs_handlers=[
+                    # Some steps leave parameters out, for instance the noise's where there is none.
+                    DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False),
+                    InitProcessGroupKwargs(timeout=_PATIENCE),
+                ],
+            )
+        except ValueError as error:
+            raise ConfigError(
+                f'precision {config.precision!r} is not to be had on {device.type} ({error}): use "bf16" or "no"'
+            ) from error
+        self.device = device
+        self.sharded = config.sharded
+        self.count: int = self.accelerator.num_processes
+        self.rank: int = self.accelerator.process_index
+        self.is_main: bool = self.accelerator.is_main_process
+        self._trackers = list(trackers)
+        self._model: Any = None
+
+    def wrap(self, model: nn.Module) -> Any:
+        """Return the model with its gradients added over all processes, or with its parameters shared out."""
+        self._model = model
+        if self.sharded:
+            if not torch.distributed.is_initialized():
+                raise ConfigError(
+                    "sharded is True, but there is one process: start it with `accelerate launch`"
+                )
+            mesh = init_device_mesh(self.device.type, (self.count,))
+            self._model = fully_shard(model, mesh=mesh)
+        elif self.count > 1:
+            self._model = self.accelerator.prepare_model(model)
+        return self._model
+
+    def adding(self, last: bool) -> AbstractContextManager[Any]:
+        """Return a context for one pass; gradients go between processes in the `last` pass of a step only."""
+        if isinstance(self._model, FSDPModule):
+            self._model.set_requires_gradient_sync(last)
+            return nullcontext()
+        return nullcontext() if last or self.count == 1 else self.accelerator.no_sync(self._model)
+
+    def totals(self, values: Sequence[float]) -> list[float]:
+        """Return the sums of these figures over all processes."""
+        if self.count == 1:
+            return list(values)
+        summed = torch.tensor(values, dtype=torch.float64, device=self._exchange_device)
+        torch.distributed.all_reduce(summed)
+        return summed.tolist()
+
+    def gathered(self, value: _T) -> list[_T]:
+        """Return the values of all processes, in their order."""
+        if self.count == 1:
+            return [value]
+        found: list[_T] = gather_object([value])
+        return found
+
+    def together(self, act: Callable[[], None]) -> None:
+        """Let the main process act while the others wait; an error of its own ends all of them.
+
+        Raises:
+            LLMDiffError: what the main process raised, or that it raised.
+        """
+        failure: Exception | None = None
+        if self.is_main:
+            try:
+                act()
+            except Exception as error:
+                failure = error
+        failed = self.totals([float(failure is not None)])[0] > 0
+        if failure is not None:
+            raise failure
+        if failed:
+            raise LLMDiffError("the main process stopped; its message says why")
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Return a context in which every process holds all parameters, to draw or to measure with."""
+        if isinstance(self._model, FSDPModule):
+            self._model.unshard()
+            try:
+                yield
+            finally:
+                self._model.reshard()
+        else:
+            yield
+
+    def start_tracking(self, title: str, config: Mapping[str, Any]) -> None:
+        """Open the trackers; returns nothing."""
+        if self._trackers:
+            plain = {
+                name: value if isinstance(value, int | float | str | bool) else str(value)
+                for name, value in config.items()
+            }
+            self.accelerator.init_trackers(title.replace(" ", "-"), plain)
+
+    def track(self, figures: Mapping[str, float], step: int) -> None:
+        """Hand figures on to the trackers; returns nothing."""
+        if self._trackers:
+            self.accelerator.log(dict(figures), step=step)
+
+    def stop_tracking(self) -> None:
+        """Close the trackers; returns nothing."""
+        for tracker in self.accelerator.trackers if self._trackers else []:
+            tracker.finish()
+
+    @property
+    def _exchange_device(self) -> torch.device:
+        return self.device if torch.distributed.get_backend() != "gloo" else torch.device("cpu")
+
+
+def launched_process(device: str | None) -> Any:
+    """Return accelerate's state of this process, with the device that is its own; `device` "cpu" keeps to the CPU."""
+    return PartialState(cpu=device == "cpu", timeout=_PATIENCE)
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """Return a tensor with all its shards; all processes have to ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(value: Tensor, tensor: Tensor) -> Tensor:
+    """Return a whole tensor shared out as `tensor` is."""
+    if isinstance(tensor, DTensor):
+        return distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements)
+    return value
+
+
+def installed_trackers() -> list[str]:
+    """Return the trackers that are used unless others are asked for: tensorboard, where it is installed."""
+    return [name for name in ("tensorboard",) if importlib.util.find_spec(name) is not None]
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Return a context whose value says whether SIGTERM has come; outside the main thread it never does."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)

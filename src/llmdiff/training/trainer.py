@@ -1,0 +1,244 @@
+"""Trains an adapter as a configuration says: what `llmdiff train` does."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmdiff.adapter.adapter import LLMDiffAdapter
+from llmdiff.adapter.attach import attach, detach
+from llmdiff.adapter.installation import install
+from llmdiff.atomic import write_whole_text
+from llmdiff.errors import ConfigError
+from llmdiff.language.encoding import ContextEncoding
+from llmdiff.pictures import Panel, save_png, sheet
+from llmdiff.training.config import TrainConfig
+from llmdiff.training.data import Epochs, Prefetcher
+from llmdiff.training.denoise import Sizes, denoise, encode_pictures
+from llmdiff.training.loop import StepPart, train
+from llmdiff.training.objective import Noised, Objective, validation_losses
+from llmdiff.training.optimizers import adapter_lr_scale
+from llmdiff.training.prepare import Parts, encoding_cache, latent_store, load_parts, prepare
+from llmdiff.training.processes import installed_trackers, launched_process, whole_tensor
+from llmdiff.types import TextEncoding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Samples of one shape. Shapes: pictures (B, 3, H, W) in -1..1, or (B, C, h, w) where latents are stored."""
+
+    pictures: Tensor
+    texts: list[str]
+    sizes: list[Sizes]
+
+
+def train_adapter(config: TrainConfig) -> Path:
+    """Train, or go on training, and return the folder of the finished adapter.
+
+    Raises:
+        LLMDiffError: see `load_parts` and `loop.train`.
+    """
+    process = launched_process(config.device)
+    # The first process checks and encodes what is not in the store yet; the others then find it there.
+    with process.main_process_first():
+        parts = load_parts(config, process.device)
+        prepare(config, parts)
+    run = _Run(config, parts, process.num_processes)
+    if process.is_main_process:
+        write_whole_text(config.out / "config.yaml", config.as_yaml())
+    run.train()
+    state = {name: whole_tensor(value) for name, value in _tensors(parts.adapter).items()}
+    if process.is_main_process:
+        _copy(parts.adapter, state).save_pretrained(config.out / "adapter")
+    return config.out / "adapter"
+
+
+class _Run:
+    """One run's samples, texts and models, as the loop's functions of a step."""
+
+    def __init__(self, config: TrainConfig, parts: Parts, processes: int) -> None:
+        self.config, self.parts = config, parts
+        training = config.training
+        self.denoiser, self.family = parts.denoiser, parts.family
+        if training.gradient_checkpointing:
+            self.denoiser.enable_gradient_checkpointing()
+        self.objective = Objective.of(parts.pipe.scheduler, min_snr_gamma=training.min_snr_gamma)
+        # The same samples are set aside whatever the run's seed, so that runs can be compared.
+        order = np.random.default_rng(0).permutation(len(parts.samples))
+        held_out = config.watch.validation_samples
+        if len(order) - held_out < training.batch_size:
+            raise ConfigError(
+                f"watch.validation_samples is {held_out} of {len(order)} good samples, which leaves less than a batch: "
+                "lower it"
+            )
+        self.validation, self.kept = order[:held_out].tolist(), np.sort(order[held_out:])
+        self.epochs = Epochs(
+            rows=parts.samples.rows[self.kept], batch_size=training.batch_size, seed=training.seed
+        )
+        self.latents = latent_store(config, parts) if config.data.store_latents else None
+        self.encodings = encoding_cache(config, parts) if training.gains == "frozen" else None
+        self.batches = Prefetcher(self._batch, stride=processes)
+
+    def train(self) -> None:
+        """Run the loop; returns nothing. The adapter is then what the run leaves behind."""
+        config, training = self.config, self.config.training
+        trackers = config.watch.trackers
+        share = training.scalar_learning_rate / training.learning_rate
+        self.installed = install(self.denoiser, self.parts.adapter)
+        try:
+            train(
+                {"adapter": self.parts.adapter},
+                self._loss,
+                training.loop(config.watch),
+                config.out,
+                title=config.out.name,
+                lr_scale=adapter_lr_scale(share),
+                muon=lambda name: training.optimizer == "muon" and ".branches." in name,
+                on_sample=self._draw,
+                validate=self._validate if self.validation else None,
+                extra={
+                    "batch_size": training.batch_size,
+                    "scalar_learning_rate": training.scalar_learning_rate,
+                }
+                | {f"models.{name}": value for name, value in config.models.model_dump().items()}
+                | {"samples": self.parts.samples.source.fingerprint},
+                metadata={"config": config.model_dump(mode="json")},
+                samples_per_part=training.batch_size,
+                trackers=installed_trackers() if trackers is None else trackers,
+            )
+        finally:
+            self.installed.restore()
+        self.parts.adapter.eval()
+
+    def _batch(self, number: int) -> Batch:
+        """The batch of a part of a step; all its chance comes from its number."""
+        rng = np.random.default_rng([self.config.training.seed, 14, number])
+        batch = self._load([int(self.kept[index]) for index in self.epochs.batch(number)], rng)
+        dropped = rng.random(len(batch.texts)) < self.config.training.caption_dropout
+        texts = ["" if drop else text for drop, text in zip(dropped, batch.texts, strict=True)]
+        return Batch(pictures=batch.pictures, texts=texts, sizes=batch.sizes)
+
+    def _load(self, indices: list[int], rng: np.random.Generator) -> Batch:
+        loaded = [self.parts.samples.load(index, rng) for index in indices]
+        pictures = [pixels for pixels, _, _ in loaded]
+        if self.latents is not None:
+            pictures = [self.latents.get(str(index)) for index in indices]
+        return Batch(
+            pictures=torch.stack(pictures),
+            texts=[text for _, text, _ in loaded],
+            sizes=[sizes for _, _, sizes in loaded],
+        )
+
+    def _loss(self, part: StepPart) -> tuple[Tensor, Mapping[str, float]]:
+        batch = self.batches.get(part.step * part.count + part.index)
+        latents = self._latents(batch)
+        noise = part.generator if self.config.training.noise else None
+        states, pooled = self.parts.adapter.condition(self._encoding(batch.texts, noise))
+        noised = self.objective.noised(latents, part.generator)
+        output = self._denoise(noised, states, pooled, batch.sizes)
+        return self.objective.loss(output, noised), self.objective.figures(output, noised)
+
+    def _denoise(self, noised: Noised, states: Tensor, pooled: Tensor | None, sizes: list[Sizes]) -> Tensor:
+        return denoise(self.denoiser, self.family, noised.latents, noised.timesteps, states, pooled, sizes)
+
+    @torch.no_grad()
+    def _latents(self, batch: Batch) -> Tensor:
+        pictures = batch.pictures.to(self.parts.pipe.vae.device)
+        return (
+            pictures.float() if self.latents is not None else encode_pictures(self.parts.pipe.vae, pictures)
+        )
+
+    def _encoding(self, texts: list[str], noise: torch.Generator | None) -> TextEncoding:
+        context: ContextEncoding | None = self.parts.adapter.context
+        assert context is not None
+        if self.encodings is not None:
+            encoding = self.encodings.batch(texts)
+            if noise is None:
+                return encoding
+            states = context.noised(encoding.states, encoding.token_mask, noise)
+            return TextEncoding(states=states, token_mask=encoding.token_mask)
+        updates = self.parts.llm.block_updates(
+            texts, lone=context.lone, template=context.template, max_length=context.max_length
+        )
+        return TextEncoding(states=context.sum(updates, generator=noise), token_mask=updates.token_mask)
+
+    def _validate(self, rank: int, processes: int) -> tuple[float, float]:
+        return validation_losses(self.objective, self._validation_batches(rank, processes))
+
+    def _validation_batches(self, rank: int, processes: int) -> Iterator[Any]:
+        size = self.config.training.batch_size
+        by_bucket: dict[int, list[int]] = defaultdict(list)
+        for number in range(rank, len(self.validation), processes):
+            by_bucket[int(self.parts.samples.rows[self.validation[number], 3])].append(number)
+        for numbers in by_bucket.values():
+            for start in range(0, len(numbers), size):
+                part = numbers[start : start + size]
+                batch = self._load([self.validation[number] for number in part], np.random.default_rng(0))
+                states, pooled = self.parts.adapter.condition(self._encoding(batch.texts, None))
+
+                def predict(
+                    noised: Noised, states: Tensor = states, pooled: Any = pooled, batch: Batch = batch
+                ) -> Tensor:
+                    return self._denoise(noised, states, pooled, batch.sizes)
+
+                yield self._latents(batch), part, predict
+
+    @torch.no_grad()
+    def _draw(self, step: int) -> None:
+        """Saves pictures of the same prompts from the same seeds, as the adapter draws now."""
+        watch, pipe = self.config.watch, self.parts.pipe
+        if not watch.prompts or not watch.seeds:
+            return
+        # A copy draws: attaching may move an adapter to the pipeline's device and dtype.
+        twin = _copy(self.parts.adapter, _tensors(self.parts.adapter))
+        self.installed.restore()
+        try:
+            attach(pipe, self.parts.llm, twin)
+            try:
+                panels = [
+                    Panel(
+                        title=prompt,
+                        images=self._pictures(prompt),
+                        captions=[f"seed {s}" for s in watch.seeds],
+                    )
+                    for prompt in watch.prompts
+                ]
+            finally:
+                detach(pipe)
+        finally:
+            self.installed = install(self.denoiser, self.parts.adapter)
+        path = self.config.out / "samples" / f"step-{step:08d}.png"
+        save_png(sheet(f"{self.config.out.name}, step {step}", panels), path, {"step": step})
+
+    def _pictures(self, prompt: str) -> list[Any]:
+        watch, side = self.config.watch, self.config.data.resolution_px
+        return [
+            self.parts.pipe(
+                prompt,
+                num_inference_steps=watch.sample_steps,
+                guidance_scale=watch.guidance_scale,
+                generator=torch.Generator().manual_seed(seed),
+                height=side,
+                width=side,
+            ).images[0]
+            for seed in watch.seeds
+        ]
+
+
+def _tensors(adapter: LLMDiffAdapter) -> dict[str, Tensor]:
+    """An adapter's parameters and buffers as they are; its `state_dict` would take FSDP's whole ones apart again."""
+    return dict(adapter.named_parameters()) | dict(adapter.named_buffers())
+
+
+def _copy(adapter: LLMDiffAdapter, state: Mapping[str, Tensor]) -> LLMDiffAdapter:
+    make: Any = LLMDiffAdapter
+    device = next(iter(state.values())).device
+    config = {name: value for name, value in adapter.config.items() if not name.startswith("_")}
+    twin: LLMDiffAdapter = make(**config).to(device)
+    twin.load_state_dict({name: value.detach() for name, value in state.items()})
+    return twin.eval()

@@ -1,0 +1,222 @@
+"""`llmdiff train` and `prepare` on tiny real models: what a run leaves, resumes, and refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_families import BUILDERS
+from typer.testing import CliRunner
+
+from llmdiff.adapter.adapter import LLMDiffAdapter
+from llmdiff.cli import app
+from llmdiff.errors import ConfigError, LLMDiffError
+from llmdiff.training import trainer
+from llmdiff.training.checkpoint import checkpoints, load_checkpoint
+from llmdiff.training.config import TrainConfig, load_config
+from llmdiff.training.log import read_log
+from llmdiff.training.prepare import load_parts, prepare
+from llmdiff.training.trainer import train_adapter
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folders of a tiny LLM, of tiny pipelines and of pictures."""
+    from tiny_pipelines import build_llm
+
+    folder = tmp_path_factory.mktemp("models")
+    llm = build_llm()
+    llm.model.save_pretrained(folder / "llm")
+    llm.tokenizer.save_pretrained(folder / "llm")
+    for name in ("sd", "sdxl"):
+        BUILDERS[name]().save_pretrained(folder / name)
+    (folder / "data").mkdir()
+    for index in range(12):
+        size = (32, 32) if index % 3 else (48, 32)
+        Image.new("RGB", size, (20 * index, 255 - 20 * index, 90)).save(folder / "data" / f"{index:02d}.png")
+        (folder / "data" / f"{index:02d}.txt").write_text("a red cat\na cat" if index % 2 else "two blue dog")
+    return folder
+
+
+@pytest.fixture
+def config(models, tmp_path):
+    """A function that gives a tiny configuration with some values changed, by their dotted names."""
+
+    def make(out="run", base="sd", **changes):
+        settings = {
+            "out": str(tmp_path / out),
+            "store": str(tmp_path / "store"),
+            "device": "cpu",
+            "models": {"llm": str(models / "llm"), "base": str(models / base)},
+            "data": {
+                "kind": "folder",
+                "path": str(models / "data"),
+                "resolution_px": 32,
+                "multiple_px": 16,
+                "min_side_px": 16,
+                "store_latents": True,
+            },
+            "training": {"steps": 4, "batch_size": 2, "lr_warmup_steps": 1, "checkpoint_every_s": 0},
+            "watch": {
+                "validation_samples": 4,
+                "validate_every": 2,
+                "prompts": ["a cat"],
+                "seeds": [0],
+                "sample_every": 4,
+                "sample_steps": 1,
+                "trackers": [],
+            },
+        }
+        for name, value in changes.items():
+            section, key = name.split("__")
+            settings[section][key] = value
+        return TrainConfig.model_validate(settings)
+
+    return make
+
+
+def _weights(folder):
+    return load_file(next(Path(folder).glob("*.safetensors")))
+
+
+def test_a_run_leaves_adapter_config_samples_log_and_checkpoints(config, tmp_path):
+    settings = config(watch__trackers=None)  # tensorboard, where it is installed
+    folder = train_adapter(settings)
+    run = tmp_path / "run"
+    assert list(run.rglob("events.out.tfevents.*"))
+    assert folder == run / "adapter"
+    LLMDiffAdapter.from_pretrained(folder)
+    assert TrainConfig.model_validate(yaml.safe_load((run / "config.yaml").read_text())) == settings
+    assert [path.name for path in (run / "samples").iterdir()] == ["step-00000004.png"]
+    lines = read_log(run / "log.jsonl")
+    assert [line["step"] for line in lines if "validation_loss" in line] == [2, 4]
+    known = {"loss", "grad_norm", "samples_per_s", "memory_gb", "learning_rate"}
+    assert any(known < line.keys() and any("loss_quarter" in name for name in line) for line in lines)
+    state, tensors = load_checkpoint(run)
+    assert state["metadata"]["config"]["training"]["steps"] == 4
+    gains = [name for name in tensors if "gamma" in name]
+    assert not gains  # frozen, so that encodings stay what they are
+    assert [step for step, _ in checkpoints(run)][-1] == 4
+
+
+def test_a_stopped_run_resumes_bit_for_bit(config, monkeypatch):
+    whole = _weights(train_adapter(config("whole", training__caption_dropout=0.5)))
+    loss, steps = trainer._Run._loss, []
+
+    def stops(self, part):
+        steps.append(part.step)
+        if part.step == 3:
+            raise KeyboardInterrupt
+        return loss(self, part)
+
+    monkeypatch.setattr(trainer._Run, "_loss", stops)
+    with pytest.raises(KeyboardInterrupt):
+        train_adapter(config("cut", training__caption_dropout=0.5))
+    monkeypatch.undo()
+    resumed = _weights(train_adapter(config("cut", training__caption_dropout=0.5)))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    with pytest.raises(LLMDiffError, match="batch_size"):
+        train_adapter(config("cut", training__caption_dropout=0.5, training__batch_size=3))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {
+            "training__precision": "bf16",
+            "data__crop": "random",
+            "data__flip": True,
+            "data__store_latents": False,
+        },
+        {"training__gains": "learned", "training__optimizer": "muon", "training__accumulation_steps": 2},
+        {"base": "sdxl", "training__noise": False},
+    ],
+)
+def test_every_way_of_training_runs_and_changes_the_adapter(config, changes, tmp_path):
+    folder = train_adapter(config(**changes, watch__prompts=[]))
+    before = load_parts(config(**changes), torch.device("cpu")).adapter.state_dict()
+    after = _weights(folder)
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name].cpu())}
+    assert any("branches" in name for name in moved)
+    assert ("context.gamma" in moved) == (changes.get("training__gains") == "learned")
+    assert ("context.h_raw" in moved) == changes.get("training__noise", True)
+    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in after.values())
+
+
+def test_gradient_checkpointing_changes_no_gradient(config, tmp_path):
+    norms = []
+    for asked in (False, True):
+        train_adapter(config(f"run-{asked}", training__gradient_checkpointing=asked, watch__prompts=[]))
+        norms.append(read_log(tmp_path / f"run-{asked}" / "log.jsonl")[0]["grad_norm"])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
+def test_prepare_makes_everything_once_and_train_reads_nothing_else(config, monkeypatch):
+    settings = config()
+    parts = load_parts(settings, torch.device("cpu"))
+    assert prepare(settings, parts) == {"captions": 4, "pictures": 12}
+    assert prepare(settings, parts) == {"captions": 0, "pictures": 0}
+
+    def refuse(*_, **__):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr("llmdiff.language.encoding.ContextEncoding.encode", refuse)
+    monkeypatch.setattr("llmdiff.training.prepare.encode_pictures", refuse)
+    monkeypatch.setattr(trainer, "encode_pictures", refuse)
+    train_adapter(config(watch__prompts=[]))
+
+
+def _write(tmp_path, config, **changes):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json") | changes))
+    return path
+
+
+def test_the_command_takes_values_and_says_where_the_adapter_is(config, tmp_path):
+    path = _write(tmp_path, config(watch__prompts=[]))
+    ran = CliRunner().invoke(app, ["train", str(path), "training.steps=1", f"out={tmp_path / 'other'}"])
+    assert ran.exit_code == 0, ran.output
+    assert str(tmp_path / "other" / "adapter") in ran.output
+    assert load_checkpoint(tmp_path / "other")[0]["step"] == 1
+    ran = CliRunner().invoke(app, ["prepare", str(path)])
+    assert "12 good samples, 0 in quarantine" in ran.output
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("training.stepps=3", "unknown key 'training.stepps', known are steps, batch_size"),
+        ("colour=red", "unknown key 'colour', known are out, store"),
+        ("training.steps=0", "training.steps is 0: Input should be greater than or equal to 1"),
+        ("data.flip=true", "store_latents keeps one cut of each picture"),
+        ("training", "expected section.key=value"),
+        ("data.kind=films", "data.kind is 'films'"),
+        ("models.llm=/nowhere", "/nowhere"),
+        ("models.base=/nowhere", "models.base '/nowhere' is neither a folder"),
+        ("watch.validation_samples=11", "leaves less than a batch"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(config, tmp_path, change, message):
+    ran = CliRunner().invoke(app, ["train", str(_write(tmp_path, config())), change])
+    assert ran.exit_code == 1
+    assert message in ran.output
+    assert ran.output.splitlines()[-1].startswith("error: ")
+
+
+def test_a_file_that_is_no_config_is_said(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "none.yaml", [])
+    (tmp_path / "a.yaml").write_text("[1, 2")
+    with pytest.raises(ConfigError, match="is no YAML"):
+        load_config(tmp_path / "a.yaml", [])
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_config_is_valid_and_begins_with_its_command(path):
+    load_config(path, [])
+    assert f" train configs/{path.name}" in path.read_text().split("\n\n")[0]
+    assert json.dumps(load_config(path, []).model_dump(mode="json"))
