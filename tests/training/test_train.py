@@ -196,7 +196,7 @@ def test_the_command_takes_values_and_says_where_the_adapter_is(config, tmp_path
         ("training", "expected section.key=value"),
         ("data.kind=films", "data.kind is 'films'"),
         ("models.llm=/nowhere", "/nowhere"),
-        ("models.base=/nowhere", "models.base '/nowhere' is neither a folder"),
+        ("models.base=/nowhere", "base pipeline '/nowhere' is neither a folder"),
         ("watch.validation_samples=11", "leaves less than a batch"),
     ],
 )

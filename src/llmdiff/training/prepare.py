@@ -4,8 +4,6 @@ import json
 import logging
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +13,9 @@ from tqdm.auto import tqdm
 
 from llmdiff.adapter import families
 from llmdiff.adapter.adapter import LLMDiffAdapter
-from llmdiff.controller import EMBEDDED_NAME, LLMController
-from llmdiff.errors import ConfigError, PipelineNotFoundError
+from llmdiff.base_pipeline import load_base_pipeline
+from llmdiff.controller import LLMController
+from llmdiff.errors import ConfigError
 from llmdiff.language.cache import EncodingCache
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.tensor_store import TensorStore
@@ -63,7 +62,7 @@ def load_parts(config: TrainConfig, device: torch.device) -> Parts:
     """
     dtype = _DTYPES[config.training.precision]
     llm = DecoderLLM.from_pretrained(config.models.llm, device=device, dtype=dtype)
-    pipe = load_base(config.models.base, device=device, dtype=dtype)
+    pipe = load_base_pipeline(config.models.base, dtype=dtype).to(device)
     store = config.store_folder
     multiple = side_multiple_px(pipe, families.family_of(pipe))
     samples = check_samples(
@@ -88,27 +87,6 @@ def load_parts(config: TrainConfig, device: torch.device) -> Parts:
         adapter.context.requires_grad_(False)
     adapter.context.h_raw.requires_grad_(config.training.noise)
     return Parts(llm=llm, pipe=pipe, adapter=adapter, samples=samples)
-
-
-def load_base(name: str, *, device: torch.device, dtype: torch.dtype) -> Any:
-    """Return the base pipeline: "openmoji", a folder or a Hub id.
-
-    Raises:
-        PipelineNotFoundError: it is none of these.
-    """
-    from diffusers import AutoPipelineForText2Image
-
-    embedded = Path(str(files("llmdiff"))) / "openmoji" / "weights" / "pipeline"
-    load: Any = AutoPipelineForText2Image.from_pretrained
-    try:
-        pipe: Any = load(embedded if name == EMBEDDED_NAME else name, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PipelineNotFoundError(
-            f"models.base {name!r} is neither a folder nor to be had from the Hub ({reason}): get it once with "
-            f'"hf download {name}"'
-        ) from error
-    return pipe.to(device)
 
 
 def prepare(config: TrainConfig, parts: Parts) -> dict[str, int]:
