@@ -111,14 +111,8 @@ def build_page(drawer: Drawer, settings: UiSettings) -> Any:
             show_progress_on=status,
             api_visibility="private",
         )
-        stop.click(
-            lambda: ui_html.status("Stopped."),
-            outputs=status,
-            cancels=[drawing],
-            queue=False,
-            show_progress="hidden",
-            api_visibility="private",
-        )
+        # No words of its own: what the drawing said last may arrive after them, and would stand.
+        stop.click(None, cancels=[drawing], api_visibility="private")
     page.queue(max_size=settings.queue_size, default_concurrency_limit=1, api_open=False)
     return page
 

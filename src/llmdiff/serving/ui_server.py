@@ -26,7 +26,7 @@ _POLICY = (
 # All that the page needs. gradio has more routes (uploads, files, proxies, other programs' calls): closed.
 _OPEN = ("/", "/health", "/config", "/theme.css", "/favicon.ico")
 _OPEN_BELOW = ("/pictures/", "/assets/", "/static/", "/svelte/")
-# `run/` answers for the examples and for Stop alone: what has a queue cannot be called past it.
+# `run/` answers for the examples alone: what has a queue cannot be called past it.
 _OPEN_GRADIO = ("queue/join", "queue/data", "run/", "cancel", "reset", "heartbeat/")
 
 
