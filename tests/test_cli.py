@@ -18,6 +18,7 @@ import pytest
 import torch
 import transformers
 from click.testing import Result
+from closed_endpoint import Endpoint, says
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -192,6 +193,31 @@ def test_another_pipeline_of_the_same_shape_and_a_given_llm(
     result = run("generate", "a cat", "--out", out, "--pipeline", twin, "--llm", models["llm"], "--steps", 1)
     assert result.exit_code == 0, result.output
     assert read_metadata(out)["pipeline"] == str(twin)
+
+
+def test_a_closed_llm_is_asked_once_and_named_in_the_picture(
+    run: Llmdiff, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMDIFF_HOME", str(tmp_path / "home"))
+    endpoint = Endpoint(says("b d f"))
+    for name in ("one.png", "two.png"):
+        options = ("--steps", 2, "--seed", 1, "--via", endpoint.url, "--via-model", "closed-1")
+        result = run("generate", "zebra", "--out", tmp_path / name, *options)
+        assert result.exit_code == 0, result.output
+    endpoint.close()
+    assert len(endpoint.requests) == 1
+    assert read_metadata(tmp_path / "one.png")["via"] == "closed-1"
+    assert run("generate", "zebra", "--out", tmp_path / "plain.png", "--steps", 2, "--seed", 1).exit_code == 0
+    assert (pixels(tmp_path / "one.png") == pixels(tmp_path / "two.png")).all()
+    assert (pixels(tmp_path / "one.png") != pixels(tmp_path / "plain.png")).any()
+
+
+def test_half_an_address_is_refused(run: Llmdiff, tmp_path: Path) -> None:
+    out = tmp_path / "a.png"
+    refused(run("generate", "cat", "--out", out, "--via", "https://host/v1"), "via_model", folder=tmp_path)
+    refused(
+        run("generate", "cat", "--out", out, "--via", "host", "--via-model", "m"), "'host'", folder=tmp_path
+    )
 
 
 def test_compare_shows_base_and_llm_from_the_same_seeds(run: Llmdiff, tmp_path: Path) -> None:

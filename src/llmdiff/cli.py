@@ -79,6 +79,15 @@ Computing = Annotated[Dtype, typer.Option("--dtype", help="What LLM and pipeline
 TrustCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the LLM.")
 ]
+Via = Annotated[
+    str | None,
+    typer.Option(
+        "--via", help="OpenAI-compatible address of a closed LLM that rewords prompts in plain words."
+    ),
+]
+ViaModel = Annotated[
+    str | None, typer.Option("--via-model", help="Its name there. The key, if any: $LLMDIFF_VIA_API_KEY.")
+]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps [an accelerator, else cpu].")]
 TokenFile = Annotated[
     Path | None,
@@ -105,6 +114,8 @@ def generate(
     device: Device = None,
     dtype: Computing = Dtype.float32,
     weighted: Weighted = False,
+    via: Via = None,
+    via_model: ViaModel = None,
     trust_remote_code: TrustCode = False,
     verbose: Verbose = False,
 ) -> None:
@@ -130,6 +141,8 @@ def generate(
         device=device,
         dtype=dtype.value,
         trust_remote_code=trust_remote_code,
+        via=via,
+        via_model=via_model,
     )
     for path in drawing.generate(settings, models, out, weighted=weighted):
         typer.echo(path)
@@ -153,6 +166,8 @@ def compare(
     device: Device = None,
     dtype: Computing = Dtype.float32,
     weighted: Weighted = False,
+    via: Via = None,
+    via_model: ViaModel = None,
     trust_remote_code: TrustCode = False,
     verbose: Verbose = False,
 ) -> None:
@@ -178,6 +193,8 @@ def compare(
         device=device,
         dtype=dtype.value,
         trust_remote_code=trust_remote_code,
+        via=via,
+        via_model=via_model,
     )
     typer.echo(drawing.compare(settings, models, out, weighted=weighted))
 
@@ -198,6 +215,8 @@ def evaluate(
     checker: Annotated[
         str, typer.Option("--checker", help="What reads the pictures: a folder.")
     ] = "openmoji",
+    via: Via = None,
+    via_model: ViaModel = None,
     device: Device = None,
     verbose: Verbose = False,
 ) -> None:
@@ -209,7 +228,8 @@ def evaluate(
 
     writable_folder(out)
     place = loading.usable_device(device)
-    controller = loading.load_controller(loading.Models(adapter=adapter, llm=llm), device=place)
+    models = loading.Models(adapter=adapter, llm=llm, via=via, via_model=via_model)
+    controller = loading.load_controller(models, device=place)
     report = evaluate_scenes(
         controller,
         prompts,
@@ -247,6 +267,8 @@ def serve(
     adapter: Adapter = "openmoji",
     llm: Llm = None,
     pipeline: Pipeline = None,
+    via: Via = None,
+    via_model: ViaModel = None,
     device: Device = None,
     verbose: Verbose = False,
 ) -> None:
@@ -270,7 +292,15 @@ def serve(
         log_prompts=log_prompts,
         public_url=public_url,
     )
-    models = loading.Models(adapter=adapter, llm=llm, pipeline=pipeline, scale=scale, device=place)
+    models = loading.Models(
+        adapter=adapter,
+        llm=llm,
+        pipeline=pipeline,
+        scale=scale,
+        device=place,
+        via=via,
+        via_model=via_model,
+    )
     serve_images(models, settings, host=host, port=port)
 
 

@@ -204,6 +204,7 @@ def facts(
         "pipeline": models.pipeline or adapter.base_model_id,
         "scale": models.scale,
         "weighted": "yes" if weighted else None,
+        "via": models.via_model,
         "dtype": models.dtype,
         "scheduler": type(pipe.scheduler).__name__,
         "Software": f"llmdiff {__version__}",

@@ -10,6 +10,7 @@ from llmdiff.errors import ConfigError, CorruptWeightsError
 
 if TYPE_CHECKING:
     from llmdiff.controller import LLMController
+    from llmdiff.language.advice import Advice
 
 # torch, transformers and diffusers are imported where they are used: seconds that `--help` does not wait for.
 
@@ -24,10 +25,10 @@ class Models:
     """Which models draw; None: those that the adapter was made with.
 
     `dtype` is what LLM and pipeline compute in. `trust_remote_code`: Python code that comes with the LLM may
-    run.
+    run. `via` and `via_model`: the address and name of a closed LLM that is asked about every prompt.
 
     Raises:
-        ConfigError: a dtype that is none of these.
+        ConfigError: a dtype that is none of these, or only one of `via` and `via_model`.
     """
 
     adapter: str = "openmoji"
@@ -37,8 +38,15 @@ class Models:
     device: str | None = None
     dtype: Dtype = "float32"
     trust_remote_code: bool = False
+    via: str | None = None
+    via_model: str | None = None
 
     def __post_init__(self) -> None:
+        if (self.via is None) != (self.via_model is None):
+            raise ConfigError(
+                f"via is {self.via!r} and via_model {self.via_model!r}, expected both or none: give the address of a "
+                "closed LLM and its name there"
+            )
         if self.dtype not in get_args(Dtype):
             raise ConfigError(f"dtype is {self.dtype!r}, expected one of {', '.join(get_args(Dtype))}")
 
@@ -64,8 +72,27 @@ def load_controller(models: Models, *, device: str) -> "LLMController":
     """Return the controller of `models`, on the device.
 
     Raises:
+        ConfigError: `via` is no address, or would send its key unencrypted.
         LLMDiffError: see `LLMController.from_pretrained`.
     """
+    advice = _advice(models)  # first: what is wrong with it shows at once
+    controller = _load_controller(models, device=device)
+    controller.llm.advice = advice
+    return controller
+
+
+def _advice(models: Models) -> "Advice | None":
+    if models.via is None or models.via_model is None:
+        return None
+    from llmdiff.language.advice import Advice
+    from llmdiff.language.gguf import llmdiff_home
+    from llmdiff.language.proxy import ClosedLLM, ProxySettings
+
+    settings = ProxySettings(url=models.via, model=models.via_model)
+    return Advice(closed=ClosedLLM(settings, llmdiff_home() / "answers"))
+
+
+def _load_controller(models: Models, *, device: str) -> "LLMController":
     import torch
 
     from llmdiff.controller import LLMController

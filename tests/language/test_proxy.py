@@ -1,12 +1,9 @@
 """A closed LLM behind a real server that answers, hangs, fails, limits, rambles or means harm."""
 
-import contextlib
-import json
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from closed_endpoint import Endpoint, raw, says
 
 from llmdiff.errors import ConfigError
 from llmdiff.language.proxy import (
@@ -18,46 +15,6 @@ from llmdiff.language.proxy import (
 )
 
 SECRET = "sk-not-for-anybody"
-
-
-class _Endpoint:
-    """A server that does, request after request, what its script says."""
-
-    def __init__(self, *script):
-        self.script, self.requests = list(script), []
-        endpoint = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *_):
-                pass
-
-            def do_POST(self):
-                body = self.rfile.read(int(self.headers["content-length"]))
-                endpoint.requests.append((self.path, dict(self.headers), json.loads(body)))
-                step = endpoint.script[min(len(endpoint.requests), len(endpoint.script)) - 1]
-                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client has left
-                    step(self)
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-
-
-def says(text):
-    return raw(json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode())
-
-
-def raw(content, status=200, **headers):
-    def step(handler):
-        handler.send_response(status)
-        for name, value in headers.items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.send_header("content-length", str(len(content)))
-        handler.end_headers()
-        handler.wfile.write(content)
-
-    return step
 
 
 def hangs(handler):
@@ -80,13 +37,12 @@ def serve(monkeypatch):
     endpoints = []
 
     def start(*script):
-        endpoints.append(_Endpoint(*script))
+        endpoints.append(Endpoint(*script))
         return endpoints[-1]
 
     yield start
     for endpoint in endpoints:
-        endpoint.server.shutdown()
-        endpoint.server.server_close()
+        endpoint.close()
 
 
 def _closed(endpoint, cache=None, **changes):
