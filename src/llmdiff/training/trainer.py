@@ -241,4 +241,5 @@ def _copy(adapter: LLMDiffAdapter, state: Mapping[str, Tensor]) -> LLMDiffAdapte
     config = {name: value for name, value in adapter.config.items() if not name.startswith("_")}
     twin: LLMDiffAdapter = make(**config).to(device)
     twin.load_state_dict({name: value.detach() for name, value in state.items()})
-    return twin.eval()
+    twin.eval()
+    return twin
