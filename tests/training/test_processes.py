@@ -122,7 +122,7 @@ def test_sharded_processes_compute_what_whole_ones_do(runs, tmp_path):
 @pytest.mark.timeout(900)  # three interpreters import everything anew
 def test_a_launcher_starts_two_processes(tmp_path):
     script = Path(__file__).with_name("tiny_run.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     ran = subprocess.run(
         [*command, str(script), str(tmp_path), "steps=3"], capture_output=True, text=True, timeout=880
     )

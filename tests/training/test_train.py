@@ -9,6 +9,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_families import BUILDERS
+from tiny_run import Runs
 from typer.testing import CliRunner
 
 from llmdiff.adapter.adapter import LLMDiffAdapter
@@ -145,6 +146,22 @@ def test_every_way_of_training_runs_and_changes_the_adapter(config, changes, tmp
     assert ("context.gamma" in moved) == (changes.get("training__gains") == "learned")
     assert ("context.h_raw" in moved) == changes.get("training__noise", True)
     assert all(value.dtype == torch.float32 and value.isfinite().all() for value in after.values())
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_two_processes_train_the_adapter_that_one_would(config, tmp_path, sharded):
+    # Two parts a step either way, in turn or at once.
+    same = {"training__gains": "learned", "training__ema_horizon": 2}
+    settings = {
+        "one": config("one", training__accumulation_steps=2, **same),
+        "two": config("two", training__sharded=sharded, **same),
+    }
+    assert Runs(lambda folder: train_adapter(settings["one"])).finish(tmp_path / "logs-1", 1) == [0]
+    assert Runs(lambda folder: train_adapter(settings["two"])).finish(tmp_path / "logs-2", 2) == [0, 0]
+    one, two = (_weights(tmp_path / name / "adapter") for name in ("one", "two"))
+    for name, value in one.items():
+        assert torch.allclose(value, two[name], atol=1e-4), name
+    assert (tmp_path / "two" / "samples" / "step-00000004.png").is_file()
 
 
 def test_gradient_checkpointing_changes_no_gradient(config, tmp_path):

@@ -74,7 +74,7 @@ def final_weights(folder):
     return load_file(checkpoints(Path(folder))[-1][1] / "checkpoint.safetensors")
 
 
-def _rank(rank, processes, port, folder, options):
+def _rank(work, rank, processes, port, folder, options):
     if processes > 1:
         os.environ |= {
             "RANK": str(rank),
@@ -86,13 +86,14 @@ def _rank(rank, processes, port, folder, options):
         }
     AcceleratorState._reset_state(reset_partial_state=True)  # the test's process is another
     sys.stderr = open(Path(folder) / f"stderr-{rank}", "w")  # noqa: SIM115
-    run(folder, **options)
+    work(folder, **options)
 
 
 class Runs:
-    """Starts tiny runs of one or more processes."""
+    """Starts runs of one or more processes: of `run`, or of other work that takes a folder."""
 
-    def __init__(self):
+    def __init__(self, work=run):
+        self._work = work
         self._context = multiprocessing.get_context("fork")
 
     def start(self, folder, processes=1, **options):
@@ -101,7 +102,9 @@ class Runs:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         started = [
-            self._context.Process(target=_rank, args=(rank, processes, port, str(folder), options))
+            self._context.Process(
+                target=_rank, args=(self._work, rank, processes, port, str(folder), options)
+            )
             for rank in range(processes)
         ]
         for process in started:
@@ -112,7 +115,7 @@ class Runs:
         """The exit codes of a run that is left alone."""
         started = self.start(folder, processes, **options)
         for process in started:
-            process.join(120)
+            process.join(280)
         return [process.exitcode for process in started]
 
 

@@ -19,7 +19,11 @@ class Ema:
         """Take in the weights after a step; returns nothing."""
         decay = min(1 - 1 / self.horizon, (1 + step) / (10 + step))
         averages = list(self.values.values())
-        torch._foreach_lerp_(averages, [live.detach().float() for live in self._live], 1 - decay)
+        for kind in {type(average) for average in averages}:  # shared out among processes, or not
+            pairs = [(a, b) for a, b in zip(averages, self._live, strict=True) if type(a) is kind]
+            torch._foreach_lerp_(
+                [average for average, _ in pairs], [live.detach().float() for _, live in pairs], 1 - decay
+            )
 
 
 class averaged:

@@ -17,7 +17,7 @@ from llmdiff.training.checkpoint import best_checkpoint
 from llmdiff.training.ema import Ema, averaged
 from llmdiff.training.log import TrainingLog, peak_memory_gb
 from llmdiff.training.optimizers import LrScale, create_optimizer, lr_factor
-from llmdiff.training.processes import Processes, stop_requests, whole_tensor
+from llmdiff.training.processes import Processes, clipped_norm, stop_requests
 from llmdiff.training.resume import RunState
 
 
@@ -186,9 +186,10 @@ def train(
             due = processes.is_main and time.monotonic() - saved_at > config.checkpoint_every_s
             value, stops, dues = processes.totals([value, float(asked_to_stop()), float(due)])
             value /= parts
+            processes.add_scalars()
             if scaler is not None:
                 scaler.unscale_(optimizer)
-            norm = _clipped_norm(parameters.values(), config.max_grad_norm)
+            norm = clipped_norm(parameters.values(), config.max_grad_norm)
             _check_finite(title, step, value, norm, config, scaled=scaler is not None)
             if scaler is None:
                 optimizer.step()
@@ -249,10 +250,6 @@ def _improved(folder: Path, loss: float, processes: Processes) -> bool:
     """Whether no checkpoint has a lower validation loss; the main process looks for all, as it writes them too."""
     best = best_checkpoint(folder) if processes.is_main else None
     return processes.totals([float(processes.is_main and (best is None or loss < best[0]))])[0] > 0
-
-
-def _clipped_norm(parameters: Any, max_norm: float) -> float:
-    return float(whole_tensor(nn.utils.clip_grad_norm_(parameters, max_norm)))
 
 
 def _check_finite(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from llmdiff.errors import ConfigError
 from llmdiff.extras import check_extra
@@ -77,12 +78,13 @@ def _groups(
     lr_scale: LrScale,
     muon: Callable[[str], bool],
 ) -> list[dict[str, Any]]:
-    grouped: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+    grouped: dict[tuple[float, float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         share, decay = lr_scale(name)
         matrix = parameter.ndim > 1
         # Scalars, gains and biases are not pulled towards zero.
-        grouped.setdefault((share, decay * matrix, matrix and muon(name)), []).append(parameter)
+        shared = isinstance(parameter, DTensor)  # an optimiser's group is of one kind
+        grouped.setdefault((share, decay * matrix, matrix and muon(name), shared), []).append(parameter)
     return [
         {
             "params": members,
@@ -90,5 +92,5 @@ def _groups(
             "weight_decay": config.weight_decay * decay,
             "muon": by_muon,
         }
-        for (share, decay, by_muon), members in grouped.items()
+        for (share, decay, by_muon, _), members in grouped.items()
     ]
