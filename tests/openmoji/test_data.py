@@ -9,7 +9,9 @@ from llmdiff.openmoji import captions
 from llmdiff.openmoji.captions import caption
 from llmdiff.openmoji.contents import SPLITS, World, is_held_out_colour, is_held_out_pair, is_training_content
 from llmdiff.openmoji.dataset import near_miss
+from llmdiff.openmoji.presets import preset
 from llmdiff.openmoji.scenes import Content, Item, draw, lay_out
+from llmdiff.openmoji.text_encoder import create_tokenizer
 from llmdiff.openmoji.world import BACKGROUNDS, SHAPE_COLOURS, SHAPES, things_of
 
 WORLD = World(objects=24)
@@ -122,3 +124,15 @@ def test_a_near_miss_differs_and_stays_in_training(seed):
 def test_the_same_seed_gives_the_same_words():
     assert _drawn("seen", 50, seed=7)[1] == _drawn("seen", 50, seed=7)[1]
     assert set(BACKGROUNDS) >= {"white", "black"}
+
+
+def test_the_same_seed_gives_the_same_tokenizer(tmp_path):
+    tokenizers = [create_tokenizer(preset("test"), tmp_path / name) for name in ("one", "two")]
+    files = [(tmp_path / name / "tokenizer.json").read_bytes() for name in ("one", "two")]
+    assert files[0] == files[1]
+    vocabulary = tokenizers[0].get_vocab()
+    assert sorted(vocabulary.values()) == list(range(len(vocabulary)))
+    text = "a red car to the left of two pigs, and a zebra"
+    assert tokenizers[0].decode(tokenizers[0](text).input_ids, skip_special_tokens=True) == text.replace(
+        ",", " ,"
+    )

@@ -158,5 +158,11 @@ def _captions(preset: Preset) -> Iterator[str]:
 
 
 def _vocabulary(path: Path) -> tuple[dict[str, int], list[Any]]:
+    """Tokens with their ids, and merges; ids are given anew, because training numbers letters in any order."""
     model = json.loads(path.read_text())["model"]
-    return model["vocab"], [tuple(merge) for merge in model["merges"]]
+    merges = [tuple(merge) for merge in model["merges"]]
+    merged = ["".join(merge) for merge in merges]
+    specials = [_START, _END]
+    letters = sorted(set(model["vocab"]) - set(merged) - set(specials))
+    tokens = dict.fromkeys([*specials, *letters, *merged])
+    return {token: index for index, token in enumerate(tokens)}, merges
