@@ -1,6 +1,7 @@
-"""Files that are written whole or not at all."""
+"""Files and folders that are written whole or not at all: beside their place first, then moved there."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from llmdiff.errors import OutputError
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A context with a place beside `path` to write to; at its end that takes `path`'s place, in one step.
+    """Return a context with a place beside `path` to write to; at its end that takes `path`'s place, in one step.
 
     After an error nothing is left of it, and what stood at `path` still stands. Missing folders are made.
 
@@ -28,6 +29,43 @@ def whole_file(path: Path) -> Iterator[Path]:
     except OutputError:
         raise
     except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written ({error.strerror or error}): choose another place, on a disk with room"
-        ) from error
+        raise not_writable(path, error) from error
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file, text as UTF-8, whole or not at all; returns nothing.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    with whole_file(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Return a context with a fresh folder beside `path`, which takes `path`'s place when nothing went wrong.
+
+    A folder that is there already is moved aside first, so a kill in between leaves none: write to names that are
+    new where that matters.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial, old = (path.with_name(f".{path.name}.{kind}") for kind in ("partial", "old"))
+    for left in (partial, old):
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        partial.mkdir()
+        yield partial
+        if path.exists():
+            os.rename(path, old)
+        os.rename(partial, path)
+    finally:
+        for left in (partial, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def not_writable(path: Path, error: OSError) -> OutputError:
+    """The error of a place that cannot be written."""
+    return OutputError(
+        f"{path} cannot be written ({error.strerror or error}): choose another place, on a disk with room"
+    )

@@ -1,7 +1,6 @@
 """Pictures on disk: PNG files that say how they were made, and labelled sheets to compare them."""
 
 import io
-import os
 import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from llmdiff.errors import OutputError
+from llmdiff.files import not_writable, write_whole
 
 _SUFFIX = ".png"
 # Smaller pictures are enlarged on sheets, each pixel to a square, so that 64 x 64 can be looked at.
@@ -54,7 +54,7 @@ def check_writable(path: Path) -> None:
     except OutputError:
         raise
     except OSError as error:
-        raise _not_writable(path, error) from error
+        raise not_writable(path, error) from error
 
 
 def png_bytes(image: Image.Image, metadata: Mapping[str, object]) -> bytes:
@@ -76,16 +76,7 @@ def save_png(image: Image.Image, path: Path, metadata: Mapping[str, object]) -> 
     Raises:
         OutputError: the file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(png_bytes(image, metadata))
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise _not_writable(path, error) from error
+    write_whole(path, png_bytes(image, metadata))
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -153,11 +144,3 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
     mean_px = font.getlength("an average word") / len("an average word")
     lines = textwrap.wrap(" ".join(text.split()), max(8, int(width_px / mean_px))) or [""]
     return lines if len(lines) <= 3 else [*lines[:2], f"{lines[2][:-3]}..."]
-
-
-def _not_writable(path: Path, error: OSError) -> OutputError:
-    # The reason alone: the error's own text would name the temporary file.
-    return OutputError(
-        f"out {path} cannot be written ({error.strerror or error}): choose a folder you can write, on a disk "
-        "with room"
-    )

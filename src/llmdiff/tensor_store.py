@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llmdiff.atomic import whole_file
 from llmdiff.errors import CorruptWeightsError, OutputError
+from llmdiff.files import whole_file
 
 
 class TensorStore:

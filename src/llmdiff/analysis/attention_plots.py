@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from llmdiff.analysis.attention_maps import WordMaps
-from llmdiff.files import whole_file
+from llmdiff.files import write_whole
 
 _COLUMNS, _MOST_STEPS = 6, 8
 
@@ -37,8 +37,7 @@ def save_maps(maps: WordMaps, folder: Path) -> list[Path]:
         "attention.json": (json.dumps(record) + "\n").encode(),
     }
     for name, content in contents.items():
-        with whole_file(folder / name) as place:
-            place.write_bytes(content)
+        write_whole(folder / name, content)
     return [folder / name for name in contents]
 
 

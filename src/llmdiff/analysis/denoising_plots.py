@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmdiff.analysis.denoising import DenoisingReport
-from llmdiff.files import whole_file
+from llmdiff.files import write_whole
 
 _PANELS = (
     ("distance", "distance to the final state"),
@@ -32,8 +32,7 @@ def save_denoising(reports: Sequence[DenoisingReport], folder: Path) -> list[Pat
         "denoising.md": denoising_table(reports).encode(),
     }
     for name, content in contents.items():
-        with whole_file(folder / name) as place:
-            place.write_bytes(content)
+        write_whole(folder / name, content)
     return [folder / name for name in contents]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmdiff.analysis.scores import Rows, ScoreReport
-from llmdiff.files import whole_file
+from llmdiff.files import write_whole
 
 _PANELS = (
     ("context_norm", "context update |u|", "log", "magma"),
@@ -40,8 +40,7 @@ def save_scores(report: ScoreReport, folder: Path) -> list[Path]:
         "scores.html": score_page(report, svg.decode()).encode(),
     }
     for name, content in contents.items():
-        with whole_file(folder / name) as place:
-            place.write_bytes(content)
+        write_whole(folder / name, content)
     return [folder / name for name in contents]
 
 

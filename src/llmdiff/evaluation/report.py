@@ -1,7 +1,6 @@
 """An evaluation: systems draw one suite, the checker reads the pictures, figures and grids are written."""
 
 import json
-import os
 import platform
 import shlex
 import sys
@@ -26,6 +25,7 @@ from llmdiff.evaluation.suites import ScenePrompt, scenes_suite
 from llmdiff.evaluation.systems import System, pipeline_system
 from llmdiff.evaluation.tables import report_tables
 from llmdiff.evaluation.verdicts import RelationVerdict, SeenScene, Verdict, verdict
+from llmdiff.files import write_whole
 from llmdiff.openmoji.contents import SPLIT_MEANINGS, World
 from llmdiff.openmoji.grids import save_grid
 
@@ -150,9 +150,9 @@ def evaluate_systems(
         "command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    _write(folder / "verdicts.jsonl", "".join(f"{line}\n" for line in _verdict_lines(suite, runs)))
-    _write(folder / "report.md", report_tables(report, markdown=True))
-    _write(folder / "report.json", json.dumps(report, indent=1) + "\n")
+    write_whole(folder / "verdicts.jsonl", "".join(f"{line}\n" for line in _verdict_lines(suite, runs)))
+    write_whole(folder / "report.md", report_tables(report, markdown=True))
+    write_whole(folder / "report.json", json.dumps(report, indent=1) + "\n")
     return report
 
 
@@ -301,18 +301,4 @@ def _save_grids(folder: Path, name: str, suite: Sequence[ScenePrompt], run: Syst
             for row, result in zip(suite, run.verdicts, strict=True)
             if row.split == split
         ][: len(pictures)]
-        try:
-            save_grid(pictures, labels, folder / f"{split}-{name}.png", columns=_GRID_COLUMNS)
-        except OSError as error:
-            raise OutputError(f"out {folder} cannot be written ({error}): choose another folder") from error
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise OutputError(f"out {path} cannot be written ({error}): choose another folder") from error
+        save_grid(pictures, labels, folder / f"{split}-{name}.png", columns=_GRID_COLUMNS)

@@ -1,7 +1,6 @@
 """What a picture of the embedded default shows: a small detector of things."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -18,6 +17,7 @@ from torch.nn import functional as F
 
 from llmdiff.errors import ConfigError, CorruptWeightsError, OutputError
 from llmdiff.evaluation.verdicts import UNCLEAR, SeenScene, SeenThing
+from llmdiff.files import whole_file, write_whole
 from llmdiff.openmoji.contents import World
 from llmdiff.openmoji.scenes import SCENE_SIZE_PX
 from llmdiff.openmoji.world import BACKGROUNDS, SHAPE_COLOURS, SHAPES
@@ -116,15 +116,13 @@ class SceneChecker(nn.Module):
             "scene_size_px": SCENE_SIZE_PX,
             "figures": self.figures,
         }
+        weights = {name: value.half().contiguous().cpu() for name, value in self.state_dict().items()}
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            weights = {name: value.half().contiguous().cpu() for name, value in self.state_dict().items()}
-            save_file(weights, folder / f"{_WEIGHTS_NAME}.partial")
-            (folder / f"{_CONFIG_NAME}.partial").write_text(json.dumps(config, indent=1) + "\n")
-            for name in (_WEIGHTS_NAME, _CONFIG_NAME):
-                (folder / f"{name}.partial").chmod(0o644)
-                os.replace(folder / f"{name}.partial", folder / name)
-        except (OSError, SafetensorError) as error:
+            with whole_file(folder / _WEIGHTS_NAME) as partial:
+                save_file(weights, partial)
+                partial.chmod(0o644)
+            write_whole(folder / _CONFIG_NAME, json.dumps(config, indent=1) + "\n")
+        except SafetensorError as error:
             raise OutputError(
                 f"save_directory {folder} cannot be written ({error}): choose another folder"
             ) from error

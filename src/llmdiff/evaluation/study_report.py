@@ -4,11 +4,9 @@ import csv
 import io
 import itertools
 import json
-import os
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from llmdiff.evaluation.study_statistics import (
     percent_agreement,
     win_rate,
 )
+from llmdiff.files import write_whole
 
 METHOD = (
     "A win rate is the first system's share of the answers, a tie half a win to each. Its 95 % interval is the "
@@ -64,9 +63,9 @@ def write_report(study: str | Path, out: str | Path, *, max_failed_checks: int =
             shutil.copyfile(
                 Path(study) / PICTURES_NAME / f"{name}.png", folder / PICTURES_NAME / f"{name}.png"
             )
-        _write(folder / "answers.csv", answers_csv(answers, prompts, failed, max_failed_checks))
-        _write(folder / "report.html", report_page(report, pictures))
-        _write(folder / "report.json", json.dumps(report, indent=1) + "\n")
+        write_whole(folder / "answers.csv", answers_csv(answers, prompts, failed, max_failed_checks))
+        write_whole(folder / "report.html", report_page(report, pictures))
+        write_whole(folder / "report.json", json.dumps(report, indent=1) + "\n")
     except OSError as error:
         raise OutputError(
             f"out {folder} cannot be written ({error.strerror or error}): choose a folder you can write"
@@ -241,13 +240,3 @@ def _strength(interval: Interval) -> dict[str, float]:
 
 def _not_a_formula(text: str) -> str:
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8", newline="")
-        os.replace(partial, path)
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from typing import Any
 import httpx2
 
 from llmdiff.errors import ConfigError, LLMDiffError
-from llmdiff.files import whole_file
+from llmdiff.files import write_whole
 
 KEY_VARIABLE = "LLMDIFF_VIA_API_KEY"
 DESCRIBE = (
@@ -249,9 +249,8 @@ class ClosedLLM:
         if self.cache is None:
             return
         try:
-            with whole_file(self.cache / f"{key}.json") as place:
-                record = {"model": self.settings.model, "prompt": prompt, "answer": answer}
-                place.write_text(json.dumps(record, indent=1), encoding="utf-8")
+            record = {"model": self.settings.model, "prompt": prompt, "answer": answer}
+            write_whole(self.cache / f"{key}.json", json.dumps(record, indent=1))
         except LLMDiffError as error:
             _log.warning("answers are not kept: %s", error)
 

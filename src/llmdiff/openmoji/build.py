@@ -8,7 +8,6 @@ scenes are drawn and an adapter trained: minutes instead of hours.
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.manifest import check_manifest
 from llmdiff.errors import LLMDiffError
 from llmdiff.evaluation.scenes_check import SceneChecker
+from llmdiff.files import whole_folder, write_whole
 from llmdiff.language.gguf import llmdiff_home
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.openmoji import autoencoder, checker, dataset, denoiser, llm_adapter, text_encoder
@@ -182,18 +182,14 @@ class Build:
             "last_run_s": round(time.monotonic() - started),
             "preset": asdict(self.preset),
         }
-        partial = done.with_suffix(".partial")
-        partial.write_text(json.dumps(record, indent=1))
-        os.replace(partial, done)
+        write_whole(done, json.dumps(record, indent=1))
         print(f"== {name}: {json.dumps(figures)}", flush=True)
 
 
 def _save(model: Any, folder: Path) -> None:
     """Saves a diffusers or transformers object whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f"{folder.name}.partial")
-    model.save_pretrained(partial)
-    os.replace(partial, folder)
+    with whole_folder(folder) as partial:
+        model.save_pretrained(partial)
 
 
 def main(arguments: list[str] | None = None) -> int:

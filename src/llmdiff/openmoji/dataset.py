@@ -1,7 +1,6 @@
 """The scenes that text encoder, denoiser and adapter are trained on: contents beside the VAE's latents."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from llmdiff.files import whole_file
 from llmdiff.openmoji.autoencoder import encode_images
 from llmdiff.openmoji.captions import caption
 from llmdiff.openmoji.contents import World, is_training_content
@@ -113,10 +113,8 @@ def _chunk(preset: Preset, world: World, vae: AutoencoderKL, start: int, folder:
 
 
 def _save_whole(path: Path, **tensors: Tensor) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial)
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        save_file(tensors, partial)
 
 
 def _as_bytes(listed: list[dict[str, object]]) -> Tensor:

@@ -1,6 +1,5 @@
 """Labelled grids of small pictures."""
 
-import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from llmdiff.files import whole_file
 
 
 def save_grid(
@@ -27,7 +28,5 @@ def save_grid(
         sheet.paste(Image.fromarray(image).resize((tile_px, tile_px), Image.Resampling.NEAREST), (x, y))
         lines = textwrap.wrap(label, 28)[:3]
         pen.text((x, y + tile_px + 2), "\n".join(lines), fill="black", font=font, spacing=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.png")
-    sheet.save(partial)
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        sheet.save(partial, format="PNG")

@@ -1,8 +1,6 @@
 """Writes what the package carries: the base pipeline, the adapter and the checker, in half precision."""
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.manifest import write_manifest_of_all
 from llmdiff.errors import LLMDiffError
 from llmdiff.evaluation.scenes_check import SceneChecker
+from llmdiff.files import whole_folder
 from llmdiff.openmoji.scenes import artwork_version
 
 MAX_SHIPPED_BYTES = 40_000_000
@@ -49,21 +48,16 @@ def ship(
     Raises:
         LLMDiffError: the weights are larger than a package may carry; nothing is written then.
     """
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    pipe.to(torch.float16).save_pretrained(partial / "pipeline")
-    adapter.save_pretrained(partial / "adapter", dtype=torch.float16)
-    checker.save_pretrained(partial / "checker")
-    _forget_local_paths(partial / "pipeline")
-    write_manifest_of_all(partial / "pipeline")
-    (partial / "README.md").write_text(_card(pipe, adapter, checker, preset))
-    size = sum(path.stat().st_size for path in partial.rglob("*.safetensors"))
-    if size > MAX_SHIPPED_BYTES:
-        shutil.rmtree(partial)
-        raise LLMDiffError(f"the weights take {size:,} bytes, a package may carry {MAX_SHIPPED_BYTES:,}")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    with whole_folder(folder) as partial:
+        pipe.to(torch.float16).save_pretrained(partial / "pipeline")
+        adapter.save_pretrained(partial / "adapter", dtype=torch.float16)
+        checker.save_pretrained(partial / "checker")
+        _forget_local_paths(partial / "pipeline")
+        write_manifest_of_all(partial / "pipeline")
+        (partial / "README.md").write_text(_card(pipe, adapter, checker, preset))
+        size = sum(path.stat().st_size for path in partial.rglob("*.safetensors"))
+        if size > MAX_SHIPPED_BYTES:
+            raise LLMDiffError(f"the weights take {size:,} bytes, a package may carry {MAX_SHIPPED_BYTES:,}")
     return size
 
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llmdiff.adapter.manifest import check_manifest, write_manifest
-from llmdiff.atomic import whole_folder
 from llmdiff.errors import CorruptWeightsError, OutputError
+from llmdiff.files import whole_folder
 
 _TENSORS, _STATE = "checkpoint.safetensors", "checkpoint.json"
 

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from llmdiff.atomic import whole_folder
 from llmdiff.errors import DataError
+from llmdiff.files import whole_folder
 from llmdiff.training.denoise import Sizes
 from llmdiff.training.sources import Row, Source
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from llmdiff.atomic import write_whole_text
 from llmdiff.errors import OutputError
+from llmdiff.files import write_whole
 
 # A figure's name => its sum and how many there were.
 Sums = dict[str, tuple[float, int]]
@@ -37,7 +37,7 @@ class TrainingLog:
         self._sums: Sums = {}
         self._count, self._step, self._since = 0, first_step, time.monotonic()
         if writes and path.exists():  # a killed run logged past its last checkpoint
-            write_whole_text(
+            write_whole(
                 path,
                 "".join(f"{json.dumps(line)}\n" for line in read_log(path) if line["step"] <= first_step),
             )

@@ -13,8 +13,8 @@ from torch import Tensor
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.attach import attach, detach
 from llmdiff.adapter.installation import install
-from llmdiff.atomic import write_whole_text
 from llmdiff.errors import ConfigError
+from llmdiff.files import write_whole
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.pictures import Panel, save_png, sheet
 from llmdiff.training.config import TrainConfig
@@ -50,7 +50,7 @@ def train_adapter(config: TrainConfig) -> Path:
         prepare(config, parts)
     run = _Run(config, parts, process.num_processes)
     if process.is_main_process:
-        write_whole_text(config.out / "config.yaml", config.as_yaml())
+        write_whole(config.out / "config.yaml", config.as_yaml())
     run.train()
     state = {name: whole_tensor(value) for name, value in _tensors(parts.adapter).items()}
     if process.is_main_process:
