@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/ready
 TEST_WORKERS ?= 2
 TEST_ARGS ?=
-DEMO_PROMPT ?= a cat to the left of a red car
+DEMO_PROMPT ?= left of a gift there is a frog
 SOURCES := $(shell find src -type f -not -name '*.pyc')
 
 .PHONY: setup demo test browser screenshots lint clean
