@@ -6,7 +6,6 @@ hidden states alone.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from llmdiff.errors import ConfigError, LLMNotFoundError, PromptError
 from llmdiff.evaluation.statistics import Interval, bootstrap_mean
-from llmdiff.language.gguf import EMBEDDED_NAME, embedded_llm_folder
+from llmdiff.language.gguf import EMBEDDED_NAME, embedded_llm_folder, first_line
 
 Kind = Literal["decoder-only", "encoder-only", "encoder-decoder"]
 _BATCH = 32
@@ -80,10 +79,9 @@ def load_encoder(name_or_path: str) -> tuple[Any, Any, Kind]:
         model: Any = AutoModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True).eval()
         tokenizer = AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LLMNotFoundError(
-            f"model {name_or_path!r} is neither a folder with a model nor to be had from the Hub ({reason}): get it "
-            f'once with "hf download {Path(name_or_path).name}"'
+            f"model {name_or_path!r} is neither a folder with a model nor to be had from the Hub "
+            f'({first_line(error)}): get it once with "hf download {name_or_path}"'
         ) from error
     if getattr(config, "is_encoder_decoder", False):
         return model.get_encoder(), tokenizer, "encoder-decoder"

@@ -69,7 +69,7 @@ def score_page(report: ScoreReport, svg: str) -> str:
     """One HTML page with the figure inside it; it loads nothing from anywhere."""
     sink = report.sink
     rows = "".join(
-        f"<tr><td>{html.escape(token)!s}</td><td>{x0:.2f}</td><td>{c:.2f}</td></tr>"
+        f"<tr><td>{html.escape(token)}</td><td>{x0:.2f}</td><td>{c:.2f}</td></tr>"
         for token, x0, c in zip(report.tokens, report.x0_norm, report.encoding_norm, strict=True)
     )
     return (
@@ -156,9 +156,9 @@ def _label(token: str) -> str:
 
 def _rendered(figure: Any, kind: str) -> bytes:
     file = io.BytesIO()
-    # A fixed salt and no date: the same report gives the same bytes.
     import matplotlib
 
+    # A fixed salt and no date: the same report gives the same bytes.
     with matplotlib.rc_context({"svg.hashsalt": "llmdiff"}):
         figure.savefig(file, format=kind, dpi=90, metadata={"Date": None} if kind == "svg" else None)
     return file.getvalue()
