@@ -72,8 +72,10 @@ class Benchmark:
         source: Any = LastHiddenStates(self.llm, template=settings.adapter_template)
         if name == "base-states":
             source = BaseTextStates(self.pipe.tokenizer, self.pipe.text_encoder)
-        # The adapters that learn gains spend adapter_gain_steps on that: these get as many steps in all.
-        settings = replace(settings, adapter_steps=settings.adapter_steps + settings.adapter_gain_steps)
+        # The adapters that learn gains spend adapter_gain_steps on that: these get as many steps from text.
+        settings = replace(
+            settings, adapter_warm_steps=settings.adapter_warm_steps + settings.adapter_gain_steps
+        )
         captioned = llm_adapter.CaptionedScenes.draw(self.data, settings.adapter_captions, settings.seed)
         torch.manual_seed(settings.seed + 3)
         adapter = LLMDiffAdapter.create(
@@ -86,7 +88,7 @@ class Benchmark:
             sample_prompts=captioned.captions[:16],
         )
         llm_adapter.train_adapter_on(
-            settings, self.data, self.pipe, adapter, captioned, source.encode, folder / "main"
+            settings, self.data, self.pipe, adapter, captioned, source.encode, folder
         )
         return source, adapter
 
@@ -94,7 +96,7 @@ class Benchmark:
         settings = self.build.preset
         pipe = self.build.pipeline()
         denoiser.train_on(
-            replace(settings, unet_steps=settings.adapter_steps + settings.adapter_gain_steps),
+            replace(settings, unet_steps=settings.adapter_steps),
             self.data,
             pipe,
             self.folder / "base-longer",

@@ -20,10 +20,11 @@ from llmdiff.analysis.probes import Targets, probe_accuracy, train_probe
 from llmdiff.evaluation.statistics import bootstrap_mean
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
+from llmdiff.language.score_groups import GroupedScores, encode_groups, sum_groups
 from llmdiff.openmoji.captions import caption
 from llmdiff.openmoji.contents import World
 from llmdiff.openmoji.world import SHAPES
-from llmdiff.training.bank import BlockBank, EncodingBank, in_batches
+from llmdiff.training.bank import EncodingBank, GroupBank, in_batches
 from llmdiff.types import TextEncoding
 
 TEMPLATES = {
@@ -51,34 +52,51 @@ def pairs(world: World, split: str, count: int, seed: int) -> tuple[list[Any], l
 
 
 class Encoded:
-    """A template's captions, encoded once: every block's updates and the last hidden state."""
+    """A template's captions, encoded once: every block's scores and the last hidden state."""
 
     def __init__(
         self, llm: DecoderLLM, captions: list[str], template: str | None, lone: Any, title: str
     ) -> None:
+        self.llm, self.template, self.lone = llm, template, lone
+        self.scales = ContextEncoding(llm.num_blocks, llm.hidden_size, lone=lone, template=template)
+        self.scales.calibrate(llm, captions[:128])
+        self.scores = GroupBank(
+            encode_groups(self.scales, llm, part, groups=llm.num_blocks)
+            for part in in_batches(captions, batch=16, title=title)
+        )
         with torch.no_grad():
-            self.blocks = BlockBank(
-                llm.block_updates(part, lone=lone, template=template)
-                for part in in_batches(captions, batch=16, title=title)
-            )
             self.last = EncodingBank(
                 llm.last_hidden_states(part, template=template)
                 for part in in_batches(captions, batch=32, title=f"{title}, last")
             )
 
+    def context(self, encoding: str) -> ContextEncoding | None:
+        """Fresh gains for one encoding; "plain" has the paper's, of which each is both g and k."""
+        if encoding == "last hidden":
+            return None
+        context = ContextEncoding(
+            self.llm.num_blocks, self.llm.hidden_size, encoding="guided" if encoding == "guided" else "paper"
+        )
+        context.load_state_dict(
+            {name: value for name, value in self.scales.state_dict().items() if "scale" in name}, strict=False
+        )
+        return context
+
     def batch(self, encoding: str, context: ContextEncoding | None) -> Any:
         def encode(indices: Any) -> TextEncoding:
             if context is None:
                 return self.last.batch(indices)
-            states = self.blocks.batch(indices)
-            if encoding == "plain":
-                average = (states.context / context.score_scale[:, None, None, None]) * context.gamma[
-                    :, None, None, None
-                ]
-                return TextEncoding(
-                    states=states.x0 / context.x0_scale + average.sum(0), token_mask=states.token_mask
+            grouped = self.scores.batch(indices)
+            if encoding != "guided":
+                # parts: x_0, the scores, the lone updates
+                x0, scores, alone = grouped.parts.float().split(
+                    [1, self.llm.num_blocks, self.llm.num_blocks], 1
                 )
-            return TextEncoding(states=context.sum(states), token_mask=states.token_mask)
+                if encoding == "plain":
+                    # k = g, in units of the score's scale
+                    scores = scores + alone * (context.lone_scale / context.score_scale)[:, None]
+                grouped = GroupedScores(parts=torch.cat([x0, scores], 1), token_mask=grouped.token_mask)
+            return TextEncoding(states=sum_groups(context, grouped), token_mask=grouped.token_mask)
 
         return encode
 
@@ -92,13 +110,7 @@ def measure(llm: DecoderLLM, world: World, chosen: argparse.Namespace) -> list[d
         captions = trained[1] + [text for split in SPLITS for text in tested[split][1]]
         encoded = Encoded(llm, captions, template, chosen.lone, title)
         for encoding in ENCODINGS:
-            context = None
-            if encoding != "last hidden":
-                kind = "paper" if encoding in ("paper", "plain") else "guided"
-                context = ContextEncoding(
-                    llm.num_blocks, llm.hidden_size, encoding=kind, lone=chosen.lone, template=template
-                )
-                context.calibrate(llm, captions[:128])
+            context = encoded.context(encoding)
             gains = (
                 [] if context is None else [p for name, p in context.named_parameters() if name != "h_raw"]
             )

@@ -2,8 +2,9 @@
 
 import torch
 
-from llmdiff.training.bank import BlockBank, EncodingBank
-from llmdiff.types import BlockStates, TextEncoding
+from llmdiff.language.score_groups import GroupedScores
+from llmdiff.training.bank import EncodingBank, GroupBank
+from llmdiff.types import TextEncoding
 
 
 def _encoding(lengths, width=6, seed=0):
@@ -33,17 +34,12 @@ def test_left_padded_encodings_are_stored_without_their_padding():
     assert torch.equal(EncodingBank([left]).batch([0]).states, EncodingBank([right]).batch([0]).states)
 
 
-def test_block_updates_come_back_with_every_block():
-    e = _encoding([2, 4])
-    updates = BlockStates(
-        x0=e.states,
-        context=torch.stack([e.states * 2, e.states * 3]),
-        lone=torch.stack([e.states * 5, e.states * 7]),
-        token_mask=e.token_mask,
-        input_ids=torch.zeros_like(e.token_mask, dtype=torch.long),
-    )
-    batch = BlockBank([updates]).batch([1, 0])
-    assert batch.context.shape == (2, 2, 4, 6)
-    assert torch.allclose(batch.context[1], 3 * batch.x0, atol=2e-2)
-    assert torch.allclose(batch.lone[1], 7 * batch.x0, atol=5e-2)
-    assert (batch.lone[:, 1, 2:] == 0).all()
+def test_grouped_scores_come_back_in_any_order():
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    parts = torch.randn(5, 4, 6)
+    bank = GroupBank([GroupedScores(parts=parts, token_mask=mask)])
+    assert len(bank) == 2
+    batch = bank.batch([1, 0, 1])
+    assert batch.token_mask.sum(1).tolist() == [3, 2, 3]
+    expected = torch.cat([parts[2:], parts[:2], parts[2:]])
+    assert torch.allclose(batch.parts.float(), expected, atol=2e-3)

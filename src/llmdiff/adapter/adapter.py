@@ -10,6 +10,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from llmdiff.adapter import families, layers
+from llmdiff.adapter.base_encoder import encode_with_base, has_text_encoder
 from llmdiff.adapter.processors import CrossAttentionBranch
 from llmdiff.adapter.storage import load_adapter_files, save_adapter_files
 from llmdiff.errors import AdapterMismatchError, ConfigError
@@ -264,18 +265,11 @@ def _base_text(
     pipe: Any, family: families.Family, prompts: Sequence[str]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the base's own text states (1, T, W), padding left out, and pooled vectors; None without them."""
-    if getattr(pipe, "tokenizer", None) is None or getattr(pipe, "text_encoder", None) is None:
+    if not has_text_encoder(pipe):
         return None, None
-    arguments: dict[str, Any] = {"prompt": list(prompts), "device": pipe.device, "num_images_per_prompt": 1}
-    if family.encodes_negative:
-        arguments["do_classifier_free_guidance"] = False
-    # Some pipelines want an argument for each of their text encoders.
-    arguments |= {name: None for name in family.second_prompts if not name.startswith("negative")}
-    result = type(pipe).encode_prompt(pipe, **arguments)
-    parts = dict(zip(family.encode_prompt_returns, result, strict=True))
-    states, mask = parts["positive"], parts.get("positive_mask")
-    real = torch.ones(states.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
-    return states[real.to(states.device)][None], parts.get("positive_pooled")
+    texts = encode_with_base(pipe, family, prompts)
+    real = torch.ones(texts.states.shape[:2]) if texts.mask is None else texts.mask
+    return texts.states[real.bool().to(texts.states.device)][None], texts.pooled
 
 
 def _rms(states: Tensor | None) -> float:

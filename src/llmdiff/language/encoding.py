@@ -113,7 +113,7 @@ class ContextEncoding(nn.Module):
             PromptError: the prompts hold no token besides BOS.
             AdapterMismatchError: the LLM has another number or width of blocks.
         """
-        self._check(llm)
+        self.check_llm(llm)
         x0: list[Tensor] = []
         scores: list[list[Tensor]] = [[] for _ in range(self.num_blocks)]
         alone: list[list[Tensor]] = [[] for _ in range(self.num_blocks)]
@@ -164,7 +164,7 @@ class ContextEncoding(nn.Module):
         self._check_sizes(states.context.shape[0], states.x0.shape[-1], "the block states")
         device = states.x0.device
         alone = states.lone.float()
-        scores = self._clipped(
+        scores = self.in_scales(
             states.context.float() - alone, self.score_scale.to(device)[:, None, None, None]
         )
         if token_weights is not None:
@@ -172,7 +172,7 @@ class ContextEncoding(nn.Module):
         c = states.x0.float() / self.x0_scale.to(device)
         c = c + torch.einsum("l,lbtd->btd", self.gamma.to(device), scores)
         if self.kappa is not None:
-            alone = self._clipped(alone, self.lone_scale.to(device)[:, None, None, None])
+            alone = self.in_scales(alone, self.lone_scale.to(device)[:, None, None, None])
             c = c + torch.einsum("l,lbtd->btd", self.kappa.to(device), alone)
         return self._finish(c, states.token_mask, generator)
 
@@ -199,7 +199,7 @@ class ContextEncoding(nn.Module):
             AdapterMismatchError: the LLM has another number or width of blocks.
             CorruptWeightsError, ConfigError: the LLM's states are not finite, see `run_blocks`.
         """
-        self._check(llm)
+        self.check_llm(llm)
         tokens = llm.tokenize(
             prompts,
             template=self.template,
@@ -227,12 +227,12 @@ class ContextEncoding(nn.Module):
         Shapes:
             u, v: (B, T, D), weights: (B, T, 1) => (B, T, D).
         """
-        score = self._clipped(u - v, self.score_scale[index].to(u.device))
+        score = self.in_scales(u - v, self.score_scale[index].to(u.device))
         if weights is not None:
             score = score * weights.to(score.device)
         added = self.gamma[index].to(u.device) * score
         if self.kappa is not None:
-            added = added + self.kappa[index].to(u.device) * self._clipped(
+            added = added + self.kappa[index].to(u.device) * self.in_scales(
                 v, self.lone_scale[index].to(v.device)
             )
         return added
@@ -245,8 +245,8 @@ class ContextEncoding(nn.Module):
         """
         return self._finish(c, token_mask, generator)
 
-    def _clipped(self, update: Tensor, scale: Tensor) -> Tensor:
-        """update / scale, tokens longer than `clip` shortened to that."""
+    def in_scales(self, update: Tensor, scale: Tensor) -> Tensor:
+        """Returns update / scale, tokens longer than `clip` shortened to that; update (..., D)."""
         update = update / scale
         if math.isinf(self.clip):
             return update
@@ -273,7 +273,12 @@ class ContextEncoding(nn.Module):
             c = c + amplitude * noise
         return torch.where(token_mask[..., None], c, 0.0)
 
-    def _check(self, llm: DecoderLLM) -> None:
+    def check_llm(self, llm: DecoderLLM) -> None:
+        """Returns None if the LLM is of the sizes that this encoding was made for.
+
+        Raises:
+            AdapterMismatchError: it is not.
+        """
         self._check_sizes(llm.num_blocks, llm.hidden_size, f"llm {llm.id!r}")
 
     def _check_sizes(self, num_blocks: int, hidden_size: int, what: str) -> None:

@@ -1,10 +1,10 @@
-"""The embedded default's adapter: everything frozen but the adapter, trained with the base's own objective."""
+"""The embedded default's adapter, all else frozen: trained from text, then with the base's own objective."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,16 +16,18 @@ from llmdiff.adapter.installation import install
 from llmdiff.adapter.processors import CrossAttentionBranch
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
+from llmdiff.language.score_groups import encode_groups, sum_groups
 from llmdiff.openmoji.dataset import SceneData
 from llmdiff.openmoji.denoiser import create_scheduler
 from llmdiff.openmoji.presets import Preset
-from llmdiff.training.bank import BlockBank, Encode, EncodingBank, in_batches
+from llmdiff.training.bank import Encode, EncodingBank, GroupBank, in_batches
 from llmdiff.training.loop import LoopConfig, StepPart, train
 from llmdiff.training.objective import Objective
 from llmdiff.training.optimizers import adapter_lr_scale
+from llmdiff.training.warm_start import Encoded, draw_queries, warm_start
 from llmdiff.types import TextEncoding
 
-_GAIN_CAPTIONS = 1_500
+_GAIN_CAPTIONS, _QUERY_CAPTIONS = 1_500, 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +82,10 @@ def train_llm_adapter(
     adapter: LLMDiffAdapter,
     folder: Path,
 ) -> None:
-    """Trains an adapter that reads an LLM's blocks: first with its gains, on a few captions whose block updates are
-    kept; then, gains frozen, on many captions whose encodings are summed once.
+    """Trains an adapter that reads an LLM's blocks: its gains from text alone, on a few captions whose scores are
+    kept block by block; then, gains frozen, on many captions whose encodings are summed once.
 
-    Per-block updates of every caption would not fit: 1 MB a caption for SmolLM2, 33 MB for a model of 7 B.
+    Scores per block of every caption would not fit: 1 MB a caption for SmolLM2, 33 MB for a model of 7 B.
     """
     context: ContextEncoding | None = adapter.context
     assert context is not None, "this adapter has no context encoding to learn gains for"
@@ -94,33 +96,22 @@ def train_llm_adapter(
     )
 
     @cache  # on the first step: a finished run that only loads its weights encodes nothing
-    @torch.no_grad()
-    def bank() -> BlockBank:
-        return BlockBank(
-            llm.block_updates(
-                part, lone=context.lone, template=context.template, max_length=context.max_length
-            )
-            for part in in_batches(few.captions, batch=16, title="block updates")
+    def bank() -> GroupBank:
+        return GroupBank(
+            encode_groups(context, llm, part, groups=context.num_blocks)
+            for part in in_batches(few.captions, batch=16, title="scores")
         )
 
     def with_gains(indices: Sequence[int], generator: torch.Generator) -> TextEncoding:
-        states = bank().batch(indices)
-        return TextEncoding(states=context.sum(states, generator=generator), token_mask=states.token_mask)
+        grouped = bank().batch(indices)
+        states = sum_groups(context, grouped, generator=generator)
+        return TextEncoding(states=states, token_mask=grouped.token_mask)
 
-    _train(
-        preset,
-        data,
-        pipe,
-        adapter,
-        few,
-        with_gains,
-        folder / "gains",
-        preset.adapter_gain_steps,
-        "adapter, gains",
-    )
+    steps = preset.adapter_gain_steps
+    _warm_start(preset, pipe, adapter, few, with_gains, folder / "gains", steps, "adapter, gains")
     context.requires_grad_(False)
     encode: Encode = lambda part: context.encode(llm, part)  # noqa: E731
-    train_adapter_on(preset, data, pipe, adapter, captioned, encode, folder / "main", noise=context.noised)
+    train_adapter_on(preset, data, pipe, adapter, captioned, encode, folder, noise=context.noised)
 
 
 def train_adapter_on(
@@ -134,7 +125,8 @@ def train_adapter_on(
     *,
     noise: Callable[[Tensor, Tensor, torch.Generator], Tensor] | None = None,
 ) -> None:
-    """Trains an adapter on encodings that do not change: each caption is encoded once."""
+    """Trains an adapter on encodings that do not change, each caption encoded once: first from text, then on
+    pictures."""
 
     @cache  # as above
     @torch.no_grad()
@@ -150,7 +142,38 @@ def train_adapter_on(
         states = noise(encoding.states, encoding.token_mask, generator)
         return TextEncoding(states=states, token_mask=encoding.token_mask)
 
-    _train(preset, data, pipe, adapter, captioned, fixed, folder, preset.adapter_steps, "adapter")
+    steps = preset.adapter_warm_steps
+    _warm_start(preset, pipe, adapter, captioned, fixed, folder / "warm", steps, "adapter, from text")
+    _train(preset, data, pipe, adapter, captioned, fixed, folder / "main", preset.adapter_steps, "adapter")
+
+
+def _warm_start(
+    preset: Preset,
+    pipe: StableDiffusionPipeline,
+    adapter: LLMDiffAdapter,
+    captioned: CaptionedScenes,
+    encoded: Encoded,
+    folder: Path,
+    steps: int,
+    title: str,
+) -> None:
+    count = len(captioned.captions) - 1
+    drawn = captioned.captions[: min(_QUERY_CAPTIONS, count)]
+    warm_start(
+        pipe,
+        adapter,
+        captioned.captions,
+        encoded,
+        cache(lambda: draw_queries(pipe, drawn, seed=preset.seed)),
+        _loop(preset, steps, ema_horizon=100),
+        folder,
+        batch_size=preset.adapter_batch,
+        choose=lambda rng: captioned.batch(preset.adapter_batch, preset.caption_dropout, rng, count)[
+            0
+        ].tolist(),
+        title=title,
+        **_rates(preset),
+    )
 
 
 def _train(
@@ -159,7 +182,7 @@ def _train(
     pipe: StableDiffusionPipeline,
     adapter: LLMDiffAdapter,
     captioned: CaptionedScenes,
-    encoded: Callable[[Sequence[int], torch.Generator], TextEncoding],
+    encoded: Encoded,
     folder: Path,
     steps: int,
     title: str,
@@ -181,18 +204,30 @@ def _train(
         output = unet(noisy, noised.timesteps, states.to(device), return_dict=False)[0]
         return objective.loss(output, noised), figures | objective.figures(output, noised)
 
-    config = LoopConfig(
-        steps=steps, learning_rate=preset.adapter_lr, seed=preset.seed, ema_horizon=300, lr_schedule="cosine"
-    )
-    scalar_share = preset.adapter_scalar_lr / preset.adapter_lr
     with install(unet, adapter):
         train(
             {"adapter": adapter.train()},
             step_loss,
-            config,
+            _loop(preset, steps, ema_horizon=300),
             folder,
             title=title,
-            lr_scale=adapter_lr_scale(scalar_share),
-            muon=lambda name: preset.adapter_muon and ".branches." in name,
+            **_rates(preset),
         )
     adapter.eval()
+
+
+def _loop(preset: Preset, steps: int, *, ema_horizon: int) -> LoopConfig:
+    return LoopConfig(
+        steps=steps,
+        learning_rate=preset.adapter_lr,
+        seed=preset.seed,
+        ema_horizon=ema_horizon,
+        lr_schedule="cosine",
+    )
+
+
+def _rates(preset: Preset) -> dict[str, Any]:
+    return {
+        "lr_scale": adapter_lr_scale(preset.adapter_scalar_lr / preset.adapter_lr),
+        "muon": lambda name: preset.adapter_muon and ".branches." in name,
+    }

@@ -60,8 +60,9 @@ class Preset:
     adapter_lone: Literal["token", "token+bos"] = "token+bos"
     adapter_template: str | None = SIMPLE_WORDS
     adapter_captions: int = 10_000
-    adapter_steps: int = 1_400
-    adapter_gain_steps: int = 300
+    adapter_gain_steps: int = 800
+    adapter_warm_steps: int = 2_000
+    adapter_steps: int = 2_000
     adapter_batch: int = 48
     adapter_muon: bool = True
     adapter_lr: float = 1e-3
@@ -110,8 +111,9 @@ TEST = Preset(
     checker_batch=4,
     adapter_template=None,
     adapter_captions=16,
-    adapter_steps=4,
     adapter_gain_steps=2,
+    adapter_warm_steps=2,
+    adapter_steps=4,
     adapter_batch=4,
 )
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in (CPU, GPU, TEST)}

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from llmdiff.types import BlockStates, TextEncoding
+from llmdiff.language.score_groups import GroupedScores
+from llmdiff.types import TextEncoding
 
 Encode = Callable[[Sequence[str]], TextEncoding]
 
@@ -39,40 +40,31 @@ class EncodingBank:
         return TextEncoding(states=states, token_mask=mask)
 
 
-class BlockBank:
-    """Every block's updates of captions, each stored without padding: only while gains are learned.
+class GroupBank:
+    """Grouped scores of captions, each stored without padding: only while gains are learned.
 
-    A caption of 15 tokens takes 1 MB for SmolLM2's 30 blocks, so this is for a few thousand captions.
+    With a group for each block, a caption of 15 tokens takes 1 MB for SmolLM2's 30 blocks.
+
+    Shapes:
+        parts: (tokens of all captions, P, D) float16, see `GroupedScores`.
     """
 
-    def __init__(self, updates: Iterable[BlockStates]) -> None:
-        x0: list[Tensor] = []
-        context: list[Tensor] = []
-        lone: list[Tensor] = []
+    def __init__(self, grouped: Iterable[GroupedScores]) -> None:
+        rows: list[Tensor] = []
         lengths: list[Tensor] = []
-        for states in updates:
-            mask = states.token_mask
-            x0.append(states.x0[mask].half().cpu())
-            context.append(states.context[:, mask].half().cpu())
-            lone.append(states.lone[:, mask].half().cpu())
-            lengths.append(mask.sum(1).cpu())
-        self.x0, self.context, self.lone = torch.cat(x0), torch.cat(context, 1), torch.cat(lone, 1)
+        for scores in grouped:
+            rows.append(scores.parts.half().cpu())
+            lengths.append(scores.token_mask.sum(1).cpu())
+        self.parts = torch.cat(rows)
         self._index = _Ragged(torch.cat(lengths))
 
     def __len__(self) -> int:
         return len(self._index.lengths)
 
-    def batch(self, indices: Sequence[int]) -> BlockStates:
-        """The block states of these captions, padded on the right, float32; padding rows are 0, ids are not kept."""
+    def batch(self, indices: Sequence[int]) -> GroupedScores:
+        """The grouped scores of these captions; float16."""
         rows, mask = self._index.rows(indices)
-        blank = ~mask[..., None]
-        return BlockStates(
-            x0=self.x0[rows].float().masked_fill(blank, 0),
-            context=self.context[:, rows].float().masked_fill(blank, 0),
-            lone=self.lone[:, rows].float().masked_fill(blank, 0),
-            token_mask=mask,
-            input_ids=torch.zeros_like(rows),
-        )
+        return GroupedScores(parts=self.parts[rows[mask]], token_mask=mask)
 
 
 def in_batches(captions: Sequence[str], *, batch: int, title: str) -> Iterable[list[str]]:

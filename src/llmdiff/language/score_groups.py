@@ -1,0 +1,105 @@
+"""The scores that an encoding sums, with the blocks in groups: what is stored while gains are still learned.
+
+    S_k = sum of clip(s_l / score_scale_l),  V_k = sum of clip(v_l / lone_scale_l)      over the blocks l of group k
+    c   = x_0 / x0_scale + sum_k ( gamma_k S_k + kappa_k V_k )
+
+Scales and clipping do not learn, so they are applied once, when a caption is encoded; a step of training is then one
+weighted sum. With as many groups as blocks this is `ContextEncoding`'s own sum. With fewer, the blocks of a group
+share a gain, and a caption takes (1 + 2 K) / (1 + 2 L) of the place: of the 33 MB of a model of 7 B with 32 blocks,
+K = 4 leaves 4.6.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llmdiff.errors import ConfigError
+from llmdiff.language.blocks import run_blocks
+from llmdiff.language.encoding import ContextEncoding
+from llmdiff.language.llm import DecoderLLM
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupedScores:
+    """Grouped scores of a batch of prompts.
+
+    Shapes:
+        parts: (N, P, D), the N real tokens of all prompts in order; P = 1 + K in "paper", 1 + 2 K in "guided":
+            x_0, then S_k, then V_k.
+        token_mask: (B, T) bool, True = real token.
+    """
+
+    parts: Tensor
+    token_mask: Tensor
+
+
+def group_of(block: int, num_blocks: int, groups: int) -> int:
+    """Returns the group of a block: neighbours together, sizes that differ by one at most."""
+    return block * groups // num_blocks
+
+
+@torch.no_grad()
+def encode_groups(
+    context: ContextEncoding, llm: DecoderLLM, prompts: Sequence[str], *, groups: int
+) -> GroupedScores:
+    """Returns the grouped scores of prompts, added up while the LLM runs: memory grows with K, not with L.
+
+    Raises:
+        ConfigError: fewer than one group, or more than blocks.
+        LLMDiffError: see `ContextEncoding.encode`.
+    """
+    if not 1 <= groups <= context.num_blocks:
+        raise ConfigError(
+            f"score_groups is {groups}, expected 1 to {context.num_blocks}, the number of the LLM's blocks"
+        )
+    context.check_llm(llm)
+    tokens = llm.tokenize(prompts, template=context.template, max_length=context.max_length)
+    mask = tokens.token_mask.to(llm.device)
+    guided = context.kappa is not None
+    parts = torch.zeros(int(mask.sum()), 1 + groups * (1 + guided), context.hidden_size, device=mask.device)
+
+    def add(index: int, x: Tensor, u: Tensor, v: Tensor | None) -> None:
+        assert v is not None
+        real = mask.to(x.device)
+        if index == 0:
+            parts[:, 0] = (x[real] / context.x0_scale.to(x.device)).to(parts)
+        group = 1 + group_of(index, context.num_blocks, groups)
+        score_scale, lone_scale = context.score_scale[index], context.lone_scale[index]
+        parts[:, group] += context.in_scales((u - v)[real], score_scale.to(u.device)).to(parts)
+        if guided:
+            parts[:, groups + group] += context.in_scales(v[real], lone_scale.to(v.device)).to(parts)
+
+    run_blocks(llm, tokens, lone=context.lone, visit=add)
+    return GroupedScores(parts=parts, token_mask=mask)
+
+
+def sum_groups(
+    context: ContextEncoding, grouped: GroupedScores, *, generator: torch.Generator | None = None
+) -> Tensor:
+    """Returns c of grouped scores, differentiable in gamma and kappa; with a generator, noise is drawn.
+
+    The gain of a group is the mean of its blocks' gains, so those of a group move together.
+
+    Shapes:
+        result: (B, T, D) float32, padding rows are exactly 0.
+    """
+    per_kind = 1 if context.kappa is None else 2
+    groups = (grouped.parts.shape[1] - 1) // per_kind
+    gains = [context.gamma.new_ones(1), _group_means(context.gamma, groups)]
+    if context.kappa is not None:
+        gains.append(_group_means(context.kappa, groups))
+    rows = torch.einsum("p,npd->nd", torch.cat(gains).to(grouped.parts.device), grouped.parts.float())
+    mask = grouped.token_mask
+    c = rows.new_zeros(*mask.shape, rows.shape[-1])
+    c = c.masked_scatter(mask[..., None], rows)
+    return c if generator is None else context.noised(c, mask, generator)
+
+
+def _group_means(gains: Tensor, groups: int) -> Tensor:
+    index = torch.tensor([group_of(block, len(gains), groups) for block in range(len(gains))]).to(
+        gains.device
+    )
+    sums = gains.new_zeros(groups).index_add(0, index, gains)
+    return sums / torch.bincount(index, minlength=groups)

@@ -1,0 +1,171 @@
+"""A start from text alone: before any picture is seen, the adapter learns to say what the base's own encoder says.
+
+For queries z that the base's attention layers meet while the base draws from noise, and a caption y,
+
+    loss = mean over layers of  |TwoBranch(z, c(y)) - Attn(z, base text states(y))|^2  /  variance of the latter
+
+No denoiser runs in a step, only its text attention, on a few positions: a step costs a small part of an image step.
+The adapter then stands where the base's encoder stands on the captions both have seen, and image steps are left for
+what the base's encoder cannot do.
+
+Source: ours. A regression of a frozen layer's outputs, as in FitNets (Romero et al. 2015, arXiv 1412.6550).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from llmdiff.adapter import families, layers
+from llmdiff.adapter.adapter import LLMDiffAdapter
+from llmdiff.adapter.base_encoder import BaseTexts, encode_with_base, has_text_encoder
+from llmdiff.adapter.installation import install
+from llmdiff.errors import UnsupportedPipelineError
+from llmdiff.training.loop import LoopConfig, StepPart, train
+from llmdiff.training.optimizers import LrScale
+from llmdiff.types import TextEncoding
+
+Encoded = Callable[[Sequence[int], torch.Generator], TextEncoding]
+"""Indices of captions => their encodings, in which gains may learn; the generator is for noise."""
+
+_DRAWN_TOGETHER = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseQueries:
+    """Image states that the base's text attention met while the base drew.
+
+    Shapes: states[layer] (pictures x steps, positions, width of the layer) float16.
+    """
+
+    states: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.states.values())))
+
+
+@torch.no_grad()
+def draw_queries(
+    pipe: Any, captions: Sequence[str], *, steps: int = 8, positions: int = 16, seed: int = 0
+) -> BaseQueries:
+    """Return the queries of pictures that the base draws of these captions, from noise to picture in `steps`.
+
+    Raises:
+        UnsupportedPipelineError: the base has no text encoder, or no cross-attention that reads its states.
+    """
+    _check(pipe)
+    met: dict[str, list[Tensor]] = {}
+    generator = torch.Generator().manual_seed(seed)
+
+    def keep(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        states = args[0] if args else kwargs["hidden_states"]
+        if states.ndim == 4:
+            states = states.flatten(2).transpose(1, 2)
+        chosen = torch.randint(states.shape[1], (positions,), generator=generator)
+        met.setdefault(name, []).append(states[:, chosen.to(states.device)].half().cpu())
+
+    handles = [
+        attn.register_forward_pre_hook(
+            lambda _, args, kwargs, name=name: keep(name, args, kwargs), with_kwargs=True
+        )
+        for name, attn in layers.text_layers(families.denoiser_of(pipe)).items()
+    ]
+    try:
+        with tqdm(total=len(captions), desc="base's queries", mininterval=5) as bar:
+            for start in range(0, len(captions), _DRAWN_TOGETHER):
+                part = list(captions[start : start + _DRAWN_TOGETHER])
+                pipe(
+                    part,
+                    num_inference_steps=steps,
+                    guidance_scale=1.0,
+                    generator=torch.Generator().manual_seed(seed + 1 + start),
+                    output_type="latent",
+                )
+                bar.update(len(part))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return BaseQueries(states={name: torch.cat(parts) for name, parts in met.items()})
+
+
+def warm_start(
+    pipe: Any,
+    adapter: LLMDiffAdapter,
+    captions: Sequence[str],
+    encoded: Encoded,
+    queries: Callable[[], BaseQueries],
+    config: LoopConfig,
+    folder: Path,
+    *,
+    batch_size: int,
+    choose: Callable[[np.random.Generator], Sequence[int]] | None = None,
+    lr_scale: LrScale = lambda name: (1.0, 1.0),
+    muon: Callable[[str], bool] = lambda name: False,
+    title: str = "warm start",
+) -> None:
+    """Train what requires gradients in the adapter on captions alone; resumable as `train` is. Returns nothing.
+
+    `encoded` gives the encodings of captions by their indices; `choose(rng)` the indices of a batch, evenly drawn
+    where it is None; `queries` is called when the first step needs them. A pooled vector, where the base has one,
+    is fitted to the base's own.
+
+    Raises:
+        UnsupportedPipelineError: see `draw_queries`.
+        LLMDiffError: see `train`.
+    """
+    _check(pipe)
+    family, denoiser = families.family_of(pipe), families.denoiser_of(pipe)
+    text_layers: Mapping[str, Any] = layers.text_layers(denoiser)
+    kept: list[BaseQueries] = []
+
+    def step_loss(part: StepPart) -> tuple[Tensor, Mapping[str, float]]:
+        if not kept:
+            kept.append(queries())
+        rng = part.rng(config.seed, 15)
+        indices = rng.integers(len(captions), size=batch_size) if choose is None else choose(rng)
+        with torch.no_grad():
+            base = encode_with_base(pipe, family, [captions[i] for i in indices])
+        states, pooled = adapter.condition(encoded([int(i) for i in indices], part.generator))
+        rows = torch.from_numpy(rng.integers(len(kept[0]), size=batch_size))
+        errors = [
+            _unexplained(attn, kept[0].states[name][rows], states, base) for name, attn in text_layers.items()
+        ]
+        loss = torch.stack(errors).mean()
+        figures = {"unexplained": float(loss.detach())}
+        if pooled is not None and base.pooled is not None:
+            wrong = F.mse_loss(pooled.float(), base.pooled.float()) / base.pooled.float().var()
+            figures["unexplained_pooled"] = float(wrong.detach())
+            loss = loss + wrong
+        return loss, figures
+
+    with install(denoiser, adapter):
+        train(
+            {"adapter": adapter.train()}, step_loss, config, folder, title=title, lr_scale=lr_scale, muon=muon
+        )
+    adapter.eval()
+
+
+def _unexplained(attn: nn.Module, queries: Tensor, states: Tensor, base: BaseTexts) -> Tensor:
+    """The share of the variance of a layer's output under the base's text that the LLM's text does not give."""
+    queries = queries.to(base.states)
+    with torch.no_grad():
+        wanted = attn(queries, encoder_hidden_states=base.states).float()
+        variance = (wanted - wanted.mean((0, 1))).square().mean()
+    given = attn(queries, encoder_hidden_states=states.to(base.states)).float()
+    share: Tensor = (given - wanted).square().mean() / variance.clamp(min=1e-12)
+    return share
+
+
+def _check(pipe: Any) -> None:
+    family = families.family_of(pipe)
+    if family.text_channel != "states" or not has_text_encoder(pipe):
+        raise UnsupportedPipelineError(
+            f"a warm start needs cross-attention that reads a text encoder's states as they are, and "
+            f"{type(pipe).__name__} ({family.title}) as it is loaded has none: train it on pictures from the start"
+        )
