@@ -37,6 +37,16 @@ def ui(
         list[str] | None,
         typer.Option("--pipeline", help="A pipeline to choose beside the adapter's own; may be repeated."),
     ] = None,
+    via: Annotated[
+        str | None,
+        typer.Option(
+            "--via", help="OpenAI-compatible address of a closed LLM that rewords prompts in plain words."
+        ),
+    ] = None,
+    via_model: Annotated[
+        str | None,
+        typer.Option("--via-model", help="Its name there. The key, if any: $LLMDIFF_VIA_API_KEY."),
+    ] = None,
     device: Annotated[
         str | None, typer.Option("--device", help="cpu, cuda, mps [an accelerator, else cpu].")
     ] = None,
@@ -60,6 +70,8 @@ def ui(
         adapters=tuple(adapter or ["openmoji"]),
         llms=tuple(llm or ()),
         pipelines=tuple(pipeline or ()),
+        via=via,
+        via_model=via_model,
         device=usable_device(device),
         password=asked or read_password(password_file, os.environ.get("LLMDIFF_PASSWORD")),
         queue_size=queue_size,

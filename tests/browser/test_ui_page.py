@@ -91,7 +91,7 @@ def test_pictures_are_drawn_through_the_page(ui: Any, visit: Any, models: Models
         expected["llm"] = np.asarray(draw(pipe, order, 5))
     for system, pixels in expected.items():
         side = page.locator(f"#sides [data-system={system}]")
-        shown = side.locator("img")
+        shown = side.locator("a > img")
         assert shown.evaluate("image => image.complete && image.naturalWidth") == pixels.shape[1]
         with page.expect_download() as download:
             side.get_by_text("Download").click()
@@ -102,6 +102,15 @@ def test_pictures_are_drawn_through_the_page(ui: Any, visit: Any, models: Models
         assert picture.text["seed"] == "5"
         side.get_by_text("How it was made").click()
         expect(side.get_by_role("row", name="steps")).to_have_text(f"steps{steps}")
+
+    words = page.locator("#sides [data-system=llm] .llmdiff-words")
+    order_words = order.prompt.split()
+    words.get_by_text("Where each word is looked at").click()
+    expect(words.locator("figcaption")).to_have_text(order_words)
+    assert (
+        words.locator("img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") >= 160
+    )
+    shoot(page, "ui-words")
 
     ask(page, "two cats", seed=8, steps=2 if steps > 20 else steps, number=2)
     expect(page.locator("#gallery figure")).to_have_count(6)

@@ -44,6 +44,13 @@ def test_base_and_llm_draw_the_bits_of_drawing_alone(studio: Studio, adapter: Pa
         assert one.facts.items() >= {"prompt": "a red cat", "seed": str(one.seed)}.items()
         # What a picture says of itself draws it again: the base is scale 0.
         assert float(one.facts["scale"]) == (0.0 if one.system == "base" else 1.0)
+        # The LLM's pictures come with a map for every word; looking changes no bit of them.
+        words = ["a", "red", "cat"] if one.system == "llm" else []
+        assert [word for word, _ in one.heat] == words
+        for word, png in one.heat:
+            heat = Image.open(io.BytesIO(png))
+            assert heat.size == (160, 160)
+            assert heat.text["word"] == word
     assert (expected[0] != expected[2]).any()
 
 

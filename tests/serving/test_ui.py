@@ -76,7 +76,7 @@ class Visitor:
         return statuses
 
     def pictures(self, html: str) -> list[np.ndarray]:
-        addresses = re.findall(r'<img src="pictures/([^"]+)\.png"', html)
+        addresses = re.findall(r'noopener><img src="pictures/([^"]+)\.png"', html)
         return [np.asarray(Image.open(io.BytesIO(self.store.get(one) or b""))) for one in addresses]
 
 
@@ -94,6 +94,11 @@ def test_base_and_llm_stand_side_by_side_and_in_the_gallery(visitor: Visitor) ->
     assert [len(visitor.pictures(side)) for side in (base, llm)] == [2, 2]
     assert [one.seed for one in visitor.kept] == [5, 6, 5, 6]
     assert "seed 6" in base
+    # The LLM's words have maps, each fetched like a picture.
+    assert "llmdiff-heat" not in base
+    maps = re.findall(r'<img src="pictures/([^"]+)\.png" alt="Where (\w+) is looked at"', llm)
+    assert [word for _, word in maps] == ["a", "red", "cat"] * 2
+    assert all(visitor.store.get(name) for name, _ in maps)
     facts = visitor.kept[0].facts
     for key, value in facts.items():
         assert f"<th scope=row>{key.replace('_', ' ')}</th><td>{ui_html.text(value)}</td>" in visitor.gallery
@@ -349,3 +354,19 @@ def test_without_the_shipped_weights_the_command_says_so() -> None:
     line = refused()
     assert "'openmoji' has no adapter here" in line
     assert "llmdiff.openmoji.build" in line
+
+
+def test_every_choice_asks_the_closed_llm_that_the_command_names() -> None:
+    settings = UiSettings(
+        adapters=("one", "two"), via="http://127.0.0.1:1/v1", via_model="closed-1", device="cpu"
+    )
+    assert settings.first_models == settings.models("one")
+    chosen = settings.models("two", llm="an-llm")
+    assert (chosen.adapter, chosen.llm, chosen.via, chosen.via_model) == (
+        "two",
+        "an-llm",
+        settings.via,
+        "closed-1",
+    )
+    with pytest.raises(ConfigError, match="via_model"):
+        UiSettings(via="http://127.0.0.1:1/v1").models("one")

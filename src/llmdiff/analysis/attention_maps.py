@@ -91,16 +91,10 @@ def draw_with_maps(
         ConfigError: attention slicing is on, which leaves nothing to look at.
         PromptError: the prompt has no words.
     """
-    context: Any = controller.adapter.context
-    limits = {} if context is None else {"template": context.template, "max_length": context.max_length}
-    tokens = controller.llm.tokenize([prompt], **limits)
-    words = words_of(controller.llm.tokenizer, tokens.input_ids[0][tokens.token_mask[0]].tolist(), prompt)
-    if not words:
-        raise PromptError(f"prompt is {prompt!r}, expected at least one word to look for")
-    with controller.attached(pipe), _watching(pipe, int(tokens.token_mask.sum())) as watcher:
+    with controller.attached(pipe), watching_words(controller, pipe, prompt) as watch:
 
         def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            watcher.next_step()
+            watch.next_step()
             return tensors
 
         picture = pipe(
@@ -110,11 +104,45 @@ def draw_with_maps(
             generator=torch.Generator().manual_seed(seed),
             callback_on_step_end=after_step,
         ).images[0]
-    maps = watcher.maps(picture.height / picture.width, side)
-    merged = torch.stack([maps[:, :, word.start : word.end].sum(2) for word in words], dim=2)
-    return WordMaps(
-        prompt=prompt, picture=picture, words=words, pretrained=merged[0], new=merged[1], both=merged[2]
-    )
+    return watch.maps(picture, side=side)
+
+
+class WordWatch:
+    """What is looked at while one picture of one prompt is drawn; call `next_step` after every denoising step."""
+
+    def __init__(self, prompt: str, words: tuple[Word, ...], watcher: "_Watcher") -> None:
+        self._prompt, self._words, self._watcher = prompt, words, watcher
+        self.next_step = watcher.next_step
+
+    def maps(self, picture: Image.Image, *, side: int = 32) -> WordMaps:
+        """The maps of the picture that was drawn."""
+        maps = self._watcher.maps(picture.height / picture.width, side)
+        merged = torch.stack([maps[:, :, word.start : word.end].sum(2) for word in self._words], dim=2)
+        return WordMaps(
+            prompt=self._prompt,
+            picture=picture,
+            words=self._words,
+            pretrained=merged[0],
+            new=merged[1],
+            both=merged[2],
+        )
+
+
+@contextmanager
+def watching_words(controller: LLMController, pipe: Any, prompt: str) -> Iterator[WordWatch]:
+    """Watch a pipeline, to which the controller is attached, draw one picture of this prompt; it draws the same.
+
+    Raises:
+        LLMDiffError: see `draw_with_maps`.
+    """
+    context: Any = controller.adapter.context
+    limits = {} if context is None else {"template": context.template, "max_length": context.max_length}
+    tokens = controller.llm.tokenize([prompt], **limits)
+    words = words_of(controller.llm.tokenizer, tokens.input_ids[0][tokens.token_mask[0]].tolist(), prompt)
+    if not words:
+        raise PromptError(f"prompt is {prompt!r}, expected at least one word to look for")
+    with _watching(pipe, int(tokens.token_mask.sum())) as watcher:
+        yield WordWatch(prompt, words, watcher)
 
 
 def words_of(tokenizer: Any, ids: Sequence[int], prompt: str) -> tuple[Word, ...]:
@@ -125,6 +153,8 @@ def words_of(tokenizer: Any, ids: Sequence[int], prompt: str) -> tuple[Word, ...
     for place in range(1, len(pieces) + 1):
         ends = place == len(pieces) or pieces[place].startswith(_WORD_STARTS) or _is_mark(pieces[place])
         ends = ends or _is_mark(pieces[place - 1])
+        # A tokenizer of whole words marks no starts; its words come with spaces between them.
+        ends = ends or " " in tokenizer.convert_tokens_to_string(pieces[start : place + 1]).strip()
         if not ends:
             continue
         text = tokenizer.convert_tokens_to_string(pieces[start:place]).strip()

@@ -64,6 +64,7 @@ class UiSettings:
     Fields:
         adapters, llms, pipelines: what can be chosen, the first adapter at first; visitors name no other, so
             they cannot make the machine read or download anything. An LLM or pipeline may also be the adapter's.
+        via, via_model: a closed LLM that is asked about every prompt, see `Models`.
         password: what visitors must know; None lets everyone in.
         queue_size: drawings that may wait while one is drawn.
 
@@ -74,6 +75,8 @@ class UiSettings:
     adapters: tuple[str, ...] = ("openmoji",)
     llms: tuple[str, ...] = ()
     pipelines: tuple[str, ...] = ()
+    via: str | None = None
+    via_model: str | None = None
     device: str | None = None
     password: str | None = None
     queue_size: int = 8
@@ -95,7 +98,18 @@ class UiSettings:
     @property
     def first_models(self) -> Models:
         """The models that are chosen at first."""
-        return Models(adapter=self.adapters[0], device=self.device)
+        return self.models(self.adapters[0])
+
+    def models(self, adapter: str, *, llm: str | None = None, pipeline: str | None = None) -> Models:
+        """Return the models of a choice."""
+        return Models(
+            adapter=adapter,
+            llm=llm,
+            pipeline=pipeline,
+            device=self.device,
+            via=self.via,
+            via_model=self.via_model,
+        )
 
 
 def read_token(path: Path | None, value: str | None) -> str | None:

@@ -3,18 +3,23 @@
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmdiff import drawing
 from llmdiff.drawing import DrawingSettings
+from llmdiff.errors import PromptError, UnsupportedPipelineError
 from llmdiff.loading import Models, load
 from llmdiff.pictures import png_bytes
 from llmdiff.serving.preview import Previewer
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from llmdiff.analysis.attention_maps import WordWatch
     from llmdiff.controller import LLMController
 
 System = Literal["base", "llm"]
@@ -42,12 +47,18 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """A picture that is done, as a PNG file that carries `facts`."""
+    """A picture that is done, as a PNG file that carries `facts`.
+
+    Fields:
+        heat: for every word of the prompt, a PNG file that shows where the denoiser looked at it; empty for the
+            base, and where a pipeline shows nothing.
+    """
 
     system: System
     seed: int
     png: bytes
     facts: Mapping[str, str]
+    heat: Sequence[tuple[str, bytes]] = ()
 
 
 Event = Loading | Step | Drawn
@@ -126,20 +137,45 @@ class Studio:
     ) -> None:
         controller, pipe = self._models(models, tell)
 
-        def picture(system: System, seed: int) -> None:
-            watched = _watched(pipe, settings, system, seed, tell, stop)
+        def picture(system: System, seed: int, words_watch: "WordWatch | None" = None) -> None:
+            watched = _watched(pipe, settings, system, seed, tell, stop, words_watch)
             image = drawing.draw(watched, settings, seed)
             # Scale 0 is the base: whoever draws the picture again from what it says gets the same one.
             made_with = replace(models, scale=0.0) if system == "base" else models
             facts = drawing.facts(settings, made_with, controller, pipe) | {"seed": seed}
             words = {name: str(value) for name, value in facts.items() if value is not None}
-            tell(Drawn(system=system, seed=seed, png=png_bytes(image, words), facts=words))
+            heat = [] if words_watch is None else _heat(words_watch, image)
+            tell(Drawn(system=system, seed=seed, png=png_bytes(image, words), facts=words, heat=heat))
 
         for seed in settings.seeds:
             picture("base", seed)
         with controller.attached(pipe, models.scale):
             for seed in settings.seeds:
-                picture("llm", seed)
+                with _words_watched(controller, pipe, settings.prompt) as words_watch:
+                    picture("llm", seed, words_watch)
+
+
+@contextmanager
+def _words_watched(controller: "LLMController", pipe: Any, prompt: str) -> Iterator["WordWatch | None"]:
+    """Watch what the words do, where that can be seen."""
+    from llmdiff.analysis.attention_maps import watching_words
+
+    with ExitStack() as stack:
+        try:
+            watch = stack.enter_context(watching_words(controller, pipe, prompt))
+        except (UnsupportedPipelineError, PromptError):  # no cross-attention; a prompt of signs alone
+            watch = None
+        yield watch
+
+
+def _heat(watch: "WordWatch", image: "Image") -> list[tuple[str, bytes]]:
+    from llmdiff.analysis.heat import heat_picture
+
+    maps = watch.maps(image)
+    return [
+        (word.text, png_bytes(heat_picture(image, heat), {"prompt": maps.prompt, "word": word.text}))
+        for word, heat in zip(maps.words, maps.summed().numpy(), strict=True)
+    ]
 
 
 def _watched(
@@ -149,6 +185,7 @@ def _watched(
     seed: int,
     tell: Callable[[Event], None],
     stop: threading.Event,
+    words_watch: "WordWatch | None",
 ) -> Callable[..., Any]:
     """Return the pipeline, but every step is told of; it draws the same bits."""
     previewer = Previewer(pipe)
@@ -159,6 +196,8 @@ def _watched(
             nonlocal told_at
             if stop.is_set():
                 raise _StoppedError
+            if words_watch is not None:
+                words_watch.next_step()
             preview = previewer.after_step(timestep, tensors["latents"])
             now = time.monotonic()
             if preview is not None or now - told_at >= _REPORT_EVERY_S:

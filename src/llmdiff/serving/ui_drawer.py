@@ -54,9 +54,7 @@ class Drawer:
         """Return what to show, again and again: the status, the two sides, the gallery, what it holds."""
         try:
             order = self._order(prompt, negative_prompt, seed, number, steps, guidance_scale)
-            models = Models(
-                adapter=adapter, llm=llm or None, pipeline=pipeline or None, device=self._settings.device
-            )
+            models = self._settings.models(adapter, llm=llm or None, pipeline=pipeline or None)
             yield from self._shown(order, models, [one for one in kept if self._is_kept(one)])
         except LLMDiffError as error:
             yield _change(ui_html.error(str(error)))
@@ -123,8 +121,16 @@ class Drawer:
         )
 
     def _keep(self, event: Drawn) -> Shown:
-        address = f"pictures/{self._store.add(event.png)}.png"
-        return Shown(system=event.system, seed=event.seed, address=address, facts=event.facts)
+        return Shown(
+            system=event.system,
+            seed=event.seed,
+            address=self._address(event.png),
+            facts=event.facts,
+            heat=[(word, self._address(png)) for word, png in event.heat],
+        )
+
+    def _address(self, png: bytes) -> str:
+        return f"pictures/{self._store.add(png)}.png"
 
     def _is_kept(self, one: Shown) -> bool:
         return self._store.get(one.address.removeprefix("pictures/").removesuffix(".png")) is not None

@@ -29,6 +29,9 @@ CSS = """
 .llmdiff-pictures th, .llmdiff-pictures td { text-align: left; vertical-align: top; padding: .1rem .4rem .1rem 0;
   overflow-wrap: anywhere; border: 0; }
 .llmdiff-pictures th { width: 38%; font-weight: 600; }
+.llmdiff-heat { display: grid; grid-template-columns: repeat(auto-fill, minmax(4.5rem, 1fr)); gap: .4rem;
+  padding-top: .4rem; }
+.llmdiff-heat figcaption { justify-content: center; overflow-wrap: anywhere; }
 .llmdiff-status progress { width: 100%; height: .6rem; appearance: none; border: 0; border-radius: .3rem;
   background: #8883; overflow: hidden; }
 .llmdiff-status progress::-webkit-progress-bar { background: #8883; }
@@ -43,12 +46,13 @@ CSS = """
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """A picture that the page can show: its address, and what it says of how it was made."""
+    """A picture that the page can show: its address, what it says of how it was made, its words' maps' addresses."""
 
     system: System
     seed: int
     address: str
     facts: Mapping[str, str]
+    heat: Sequence[tuple[str, str]] = ()
 
 
 def text(words: object) -> str:
@@ -126,7 +130,22 @@ def _figure(one: Shown, *, with_prompt: bool = False) -> str:
     return (
         f'<figure><a href="{address}" target=_blank rel=noopener><img src="{address}" alt="{text(title)}"></a>'
         f'<figcaption>{prompt}<span>{caption}</span><a href="{address}" download="{name}">Download</a>'
-        f"</figcaption><details><summary>How it was made</summary><table>{rows}</table></details></figure>"
+        f"</figcaption><details><summary>How it was made</summary><table>{rows}</table></details>"
+        f"{_word_maps(one.heat)}</figure>"
+    )
+
+
+def _word_maps(heat: Sequence[tuple[str, str]]) -> str:
+    if not heat:
+        return ""
+    maps = "".join(
+        f'<figure><img src="{text(address)}" alt="Where {text(word)} is looked at" loading=lazy>'
+        f"<figcaption>{text(word)}</figcaption></figure>"
+        for word, address in heat
+    )
+    return (
+        "<details class=llmdiff-words><summary>Where each word is looked at</summary>"
+        f"<div class=llmdiff-heat>{maps}</div></details>"
     )
 
 
