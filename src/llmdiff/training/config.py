@@ -104,7 +104,9 @@ class TrainingConfig(_Strict):
     """How to train. `batch_size` is that of one pass of one process; rates are maxima.
 
     `gains: learned` trains the weights of the LLM's blocks, which takes all block updates of a batch in memory and
-    the LLM in every step; `frozen` keeps them, so each caption is encoded once and then read from the store.
+    the LLM in every step; `frozen` keeps them, so each caption is encoded once and then read from the store, or, with
+    `encodings: online`, whenever it comes up. `prefetch` batches are read and encoded while earlier ones train; 0
+    makes each when it is needed. It changes no bit.
     """
 
     steps: Count
@@ -123,6 +125,8 @@ class TrainingConfig(_Strict):
     gradient_checkpointing: bool = False
     sharded: bool = False
     gains: Literal["learned", "frozen"] = "frozen"
+    encodings: Literal["store", "online"] = "store"
+    prefetch: Annotated[int, Field(ge=0)] = 2
     noise: bool = True
     caption_dropout: Share = 0.1
     min_snr_gamma: Positive | None = None
@@ -130,6 +134,11 @@ class TrainingConfig(_Strict):
     checkpoint_every_s: Annotated[float, Field(ge=0)] = 600.0
     keep_last: Count = 2
     log_every: Count = 50
+
+    @property
+    def stores_encodings(self) -> bool:
+        """Whether every caption is encoded beforehand."""
+        return self.gains == "frozen" and self.encodings == "store"
 
     def loop(self, watch: "WatchConfig") -> LoopConfig:
         """Return the loop's part of it."""

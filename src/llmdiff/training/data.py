@@ -201,18 +201,36 @@ class Epochs:
 
 
 class Prefetcher(Generic[T]):
-    """Values by number, made in threads before they are asked for, when they are asked for in steps of `stride`."""
+    """Values by number, made in threads before they are asked for, when they are asked for in steps of `stride`.
 
-    def __init__(self, make: Callable[[int], T], *, stride: int, ahead: int = 2) -> None:
-        self._make, self._stride, self._ahead = make, stride, ahead
-        self._pool = ThreadPoolExecutor(max(1, ahead))
+    `ahead` values are under way at any time; with 0, each is made when it is asked for. None is begun from the
+    number `end` on.
+    """
+
+    def __init__(
+        self, make: Callable[[int], T], *, stride: int, ahead: int = 2, end: int | None = None
+    ) -> None:
+        self._make, self._stride, self._ahead, self._end = make, stride, ahead, end
+        self._pool = ThreadPoolExecutor(max(1, ahead), thread_name_prefix="prefetch")
         self._waiting: dict[int, Future[T]] = {}
 
     def get(self, number: int) -> T:
-        """Return the value; those that come after it are begun."""
-        wanted = [number + step * self._stride for step in range(self._ahead + 1)]
+        """Return the value; those that come after it are begun.
+
+        Raises:
+            Exception: whatever making it raised, in its thread.
+        """
+        if self._ahead == 0:
+            return self._make(number)
+        later = [number + step * self._stride for step in range(1, self._ahead + 1)]
+        wanted = [number, *(one for one in later if self._end is None or one < self._end)]
         self._waiting = {one: self._waiting.get(one) or self._pool.submit(self._make, one) for one in wanted}
         return self._waiting.pop(number).result()
+
+    def close(self) -> None:
+        """Begin nothing more, and wait for what is under way; returns nothing."""
+        self._pool.shutdown(cancel_futures=True)
+        self._waiting = {}
 
 
 def _checked(

@@ -92,7 +92,7 @@ def load_parts(config: TrainConfig, device: torch.device) -> Parts:
 def prepare(config: TrainConfig, parts: Parts) -> dict[str, int]:
     """Make what the store lacks, and return how much that was; interrupted, it goes on when run again."""
     made = {"captions": 0, "pictures": 0}
-    if config.training.gains == "frozen":
+    if config.training.stores_encodings:
         captions = parts.captions()
         cache = encoding_cache(config, parts)
         with tqdm(desc="encoding captions", mininterval=2) as bar:

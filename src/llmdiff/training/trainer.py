@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,20 @@ from llmdiff.training.objective import Noised, Objective, validation_losses
 from llmdiff.training.optimizers import adapter_lr_scale
 from llmdiff.training.prepare import Parts, encoding_cache, latent_store, load_parts, prepare
 from llmdiff.training.processes import installed_trackers, launched_process, whole_tensor
-from llmdiff.types import TextEncoding
+from llmdiff.types import BlockStates, TextEncoding
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Samples of one shape. Shapes: pictures (B, 3, H, W) in -1..1, or (B, C, h, w) where latents are stored."""
+    """Samples of one shape. Shapes: pictures (B, 3, H, W) in -1..1, or (B, C, h, w) where latents are stored.
+
+    `read` is what the LLM made of the texts: their encoding, or all block updates while gains are learned.
+    """
 
     pictures: Tensor
     texts: list[str]
     sizes: list[Sizes]
+    read: TextEncoding | BlockStates
 
 
 def train_adapter(config: TrainConfig) -> Path:
@@ -81,8 +86,12 @@ class _Run:
             rows=parts.samples.rows[self.kept], batch_size=training.batch_size, seed=training.seed
         )
         self.latents = latent_store(config, parts) if config.data.store_latents else None
-        self.encodings = encoding_cache(config, parts) if training.gains == "frozen" else None
-        self.batches = Prefetcher(self._batch, stride=processes)
+        self.encodings = encoding_cache(config, parts) if training.stores_encodings else None
+        # A copy, because FSDP shares out the adapter's own, and a thread may read while that is apart.
+        self.reading = deepcopy(self._context).requires_grad_(False)
+        every = training.steps * training.accumulation_steps * processes
+        # The LLM reads the next texts in a thread of these, while the denoiser trains.
+        self.batches = Prefetcher(self._batch, stride=processes, ahead=training.prefetch, end=every)
 
     def train(self) -> None:
         """Run the loop; returns nothing. The adapter is then what the run leaves behind."""
@@ -112,33 +121,35 @@ class _Run:
                 trackers=installed_trackers() if trackers is None else trackers,
             )
         finally:
+            self.batches.close()
             self.installed.restore()
         self.parts.adapter.eval()
 
     def _batch(self, number: int) -> Batch:
         """The batch of a part of a step; all its chance comes from its number."""
         rng = np.random.default_rng([self.config.training.seed, 14, number])
-        batch = self._load([int(self.kept[index]) for index in self.epochs.batch(number)], rng)
-        dropped = rng.random(len(batch.texts)) < self.config.training.caption_dropout
-        texts = ["" if drop else text for drop, text in zip(dropped, batch.texts, strict=True)]
-        return Batch(pictures=batch.pictures, texts=texts, sizes=batch.sizes)
+        indices = [int(self.kept[index]) for index in self.epochs.batch(number)]
+        return self._load(indices, rng, self.config.training.caption_dropout)
 
-    def _load(self, indices: list[int], rng: np.random.Generator) -> Batch:
+    def _load(self, indices: list[int], rng: np.random.Generator, caption_dropout: float = 0.0) -> Batch:
         loaded = [self.parts.samples.load(index, rng) for index in indices]
         pictures = [pixels for pixels, _, _ in loaded]
         if self.latents is not None:
             pictures = [self.latents.get(str(index)) for index in indices]
+        dropped = rng.random(len(loaded)) < caption_dropout
+        texts = ["" if drop else text for drop, (_, text, _) in zip(dropped, loaded, strict=True)]
         return Batch(
             pictures=torch.stack(pictures),
-            texts=[text for _, text, _ in loaded],
+            texts=texts,
             sizes=[sizes for _, _, sizes in loaded],
+            read=self._read(texts),
         )
 
     def _loss(self, part: StepPart) -> tuple[Tensor, Mapping[str, float]]:
         batch = self.batches.get(part.step * part.count + part.index)
         latents = self._latents(batch)
         noise = part.generator if self.config.training.noise else None
-        states, pooled = self.parts.adapter.condition(self._encoding(batch.texts, noise))
+        states, pooled = self.parts.adapter.condition(self._encoding(batch.read, noise))
         noised = self.objective.noised(latents, part.generator)
         output = self._denoise(noised, states, pooled, batch.sizes)
         return self.objective.loss(output, noised), self.objective.figures(output, noised)
@@ -153,19 +164,28 @@ class _Run:
             pictures.float() if self.latents is not None else encode_pictures(self.parts.pipe.vae, pictures)
         )
 
-    def _encoding(self, texts: list[str], noise: torch.Generator | None) -> TextEncoding:
-        context: ContextEncoding | None = self.parts.adapter.context
-        assert context is not None
+    def _read(self, texts: list[str]) -> TextEncoding | BlockStates:
+        """What the LLM makes of texts, as far as it does not depend on what is trained."""
         if self.encodings is not None:
-            encoding = self.encodings.batch(texts)
-            if noise is None:
-                return encoding
-            states = context.noised(encoding.states, encoding.token_mask, noise)
-            return TextEncoding(states=states, token_mask=encoding.token_mask)
-        updates = self.parts.llm.block_updates(
-            texts, lone=context.lone, template=context.template, max_length=context.max_length
-        )
-        return TextEncoding(states=context.sum(updates, generator=noise), token_mask=updates.token_mask)
+            return self.encodings.batch(texts)
+        llm, how = self.parts.llm, self.reading
+        if self.config.training.gains == "frozen":
+            return how.encode(llm, texts)
+        return llm.block_updates(texts, lone=how.lone, template=how.template, max_length=how.max_length)
+
+    def _encoding(self, read: TextEncoding | BlockStates, noise: torch.Generator | None) -> TextEncoding:
+        if isinstance(read, BlockStates):
+            states = self._context.sum(read, generator=noise)
+        elif noise is None:
+            return read
+        else:
+            states = self._context.noised(read.states, read.token_mask, noise)
+        return TextEncoding(states=states, token_mask=read.token_mask)
+
+    @property
+    def _context(self) -> ContextEncoding:
+        assert self.parts.adapter.context is not None  # see load_parts
+        return self.parts.adapter.context
 
     def _validate(self, rank: int, processes: int) -> tuple[float, float]:
         return validation_losses(self.objective, self._validation_batches(rank, processes))
@@ -179,7 +199,7 @@ class _Run:
             for start in range(0, len(numbers), size):
                 part = numbers[start : start + size]
                 batch = self._load([self.validation[number] for number in part], np.random.default_rng(0))
-                states, pooled = self.parts.adapter.condition(self._encoding(batch.texts, None))
+                states, pooled = self.parts.adapter.condition(self._encoding(batch.read, None))
 
                 def predict(
                     noised: Noised, states: Tensor = states, pooled: Any = pooled, batch: Batch = batch
