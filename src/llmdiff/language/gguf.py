@@ -42,7 +42,7 @@ def embedded_llm_folder() -> Path:
     folder = llmdiff_home() / "llms" / EMBEDDED_NAME
     if is_intact(folder, source_sha256=EMBEDDED_SHA256):
         return folder
-    path = _embedded_gguf()
+    path = embedded_gguf()
     digest = file_sha256(path)
     if digest != EMBEDDED_SHA256:
         raise CorruptWeightsError(
@@ -66,7 +66,12 @@ def gguf_llm_folder(path: Path) -> Path:
     return convert_gguf(path, folder, source_sha256=digest)
 
 
-def _embedded_gguf() -> Path:
+def embedded_gguf() -> Path:
+    """Returns the GGUF file in the installed package that carries SmolLM2-135M-Instruct.
+
+    Raises:
+        LLMNotFoundError: the package is not installed.
+    """
     spec = importlib.util.find_spec(EMBEDDED_MODULE)  # finds a top-level package without importing it
     for location in (spec.submodule_search_locations or []) if spec else []:
         path = Path(location) / EMBEDDED_FILE

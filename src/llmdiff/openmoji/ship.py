@@ -12,7 +12,7 @@ from llmdiff.adapter.manifest import write_manifest_of_all
 from llmdiff.errors import LLMDiffError
 from llmdiff.evaluation.scenes_check import SceneChecker
 from llmdiff.files import whole_folder
-from llmdiff.openmoji.scenes import artwork_version
+from llmdiff.openmoji.scenes import artwork_licence, artwork_version
 
 MAX_SHIPPED_BYTES = 40_000_000
 
@@ -43,7 +43,7 @@ def ship(
     *,
     preset: Any,
 ) -> int:
-    """Writes `pipeline/`, `adapter/`, `checker/` and a model card into `folder`; returns the bytes written.
+    """Writes `pipeline/`, `adapter/`, `checker/`, a model card and the licence into `folder`; returns the bytes written.
 
     Raises:
         LLMDiffError: the weights are larger than a package may carry; nothing is written then.
@@ -54,7 +54,10 @@ def ship(
         checker.save_pretrained(partial / "checker")
         _forget_local_paths(partial / "pipeline")
         write_manifest_of_all(partial / "pipeline")
+        write_manifest_of_all(partial / "checker")
         (partial / "README.md").write_text(_card(pipe, adapter, checker, preset))
+        # The weights are derived from OpenMoji's drawings, so its licence is theirs too.
+        (partial / "LICENSE").write_text(artwork_licence())
         size = sum(path.stat().st_size for path in partial.rglob("*.safetensors"))
         if size > MAX_SHIPPED_BYTES:
             raise LLMDiffError(f"the weights take {size:,} bytes, a package may carry {MAX_SHIPPED_BYTES:,}")

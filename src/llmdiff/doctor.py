@@ -1,0 +1,265 @@
+"""What `llmdiff doctor` finds: versions, devices, the embedded default, caches and extras of this machine."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+
+from llmdiff.errors import LLMDiffError
+
+# torch and what imports it is imported where it is looked at: a machine where that fails is one to examine.
+
+DISTRIBUTION = "llmdiff-adapter"
+# Extras that bring tools for changing LLMDiff, not commands of it.
+_NOT_LISTED = ("all",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that was looked at.
+
+    `broken`: something that drawing needs does not work. `remedy`: what to do, where anything is missing.
+    """
+
+    about: str
+    found: str
+    broken: bool = False
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.about}: {self.found}" + (f"; {self.remedy}" if self.remedy else "")
+
+
+def examine() -> dict[str, list[Finding]]:
+    """Return the findings by heading; nothing is downloaded or changed. A failure is a finding, not an error."""
+    return {
+        "versions": list(versions()),
+        "devices": _guarded("torch", devices),
+        "embedded default": _guarded("weights", embedded_default),
+        "caches": _guarded("caches", caches),
+        "extras": list(extras()),
+    }
+
+
+def versions() -> Iterator[Finding]:
+    """Return this Python and every package that drawing needs, held against what the package asks for."""
+    yield Finding(about="python", found=f"{platform.python_version()} on {platform.platform()}")
+    try:
+        yield Finding(about=DISTRIBUTION, found=importlib.metadata.version(DISTRIBUTION))
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding(
+            about=DISTRIBUTION, found="not installed", broken=True, remedy=f"pip install {DISTRIBUTION}"
+        )
+        return
+    for requirement in requirements_of(None):
+        yield _installed(requirement)
+
+
+def requirements_of(extra: str | None) -> list[Requirement]:
+    """Return what an extra asks for on this machine, the extras that it consists of resolved; None: no extra."""
+    wanted: list[Requirement] = []
+    for line in importlib.metadata.requires(DISTRIBUTION) or []:
+        requirement = Requirement(line)
+        marker = requirement.marker
+        if extra is None:
+            chosen = marker is None or marker.evaluate({"extra": ""})
+        else:
+            chosen = (
+                marker is not None
+                and marker.evaluate({"extra": extra})
+                and not marker.evaluate({"extra": ""})
+            )
+        if not chosen:
+            continue
+        if requirement.name == DISTRIBUTION:
+            for inner in sorted(requirement.extras):
+                wanted += requirements_of(inner)
+        else:
+            wanted.append(requirement)
+    return wanted
+
+
+def devices() -> Iterator[Finding]:
+    """Return the processor and every accelerator, each tried with one tensor."""
+    import torch
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Finding(
+        about="cpu",
+        found=f"{cores} cores, {torch.get_num_threads()} threads for torch, {_size(memory)} of memory",
+    )
+    kind = torch.accelerator.current_accelerator(check_available=True)
+    if kind is None:
+        yield Finding(
+            about="accelerator",
+            found="none that this build of torch can use",
+            remedy="with a GPU in the machine: install its driver and the build of torch for it",
+        )
+        return
+    for index in range(torch.accelerator.device_count()):
+        name = f"{kind.type}:{index}"
+        try:
+            torch.zeros(1, device=name)
+        except RuntimeError as error:
+            yield Finding(
+                about=name,
+                found=f"there, but not to be used ({_first_line(error)})",
+                broken=True,
+                remedy="free its memory or repair its driver; until then draw with --device cpu",
+            )
+        else:
+            yield Finding(about=name, found=_described(kind.type, index))
+
+
+def embedded_default(weights: Path | None = None) -> Iterator[Finding]:
+    """Return whether the shipped pipeline, adapter and checker are those of their manifests, and the LLM is here."""
+    from llmdiff.adapter.manifest import check_manifest
+
+    folder = weights or Path(str(files("llmdiff"))) / "openmoji" / "weights"
+    needed = {"pipeline": "model_index.json", "adapter": "config.json", "checker": "config.json"}
+    for part, file in needed.items():
+        try:
+            check_manifest(folder / part, [file])
+        except LLMDiffError as error:
+            yield Finding(
+                about=part,
+                found=str(error),
+                broken=True,
+                remedy=f"pip install --force-reinstall --no-deps {DISTRIBUTION}",
+            )
+        else:
+            size, count = _folder_size(folder / part)
+            yield Finding(about=part, found=f"{count} files, {_size(size)}, all as their manifest says")
+    yield _embedded_llm()
+
+
+def caches() -> Iterator[Finding]:
+    """Return where models and encodings are kept, how large that is, and whether it can be written."""
+    from huggingface_hub import constants
+
+    from llmdiff.language.gguf import llmdiff_home
+
+    yield _cache("LLMDIFF_HOME", llmdiff_home(), broken_if_closed=True)
+    hub = _cache("Hub models", Path(constants.HF_HUB_CACHE), broken_if_closed=False)
+    offline = ", offline (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else ""
+    yield Finding(about=hub.about, found=hub.found + offline, remedy=hub.remedy)
+
+
+def extras() -> Iterator[Finding]:
+    """Return every extra and what of it is missing."""
+    try:
+        known = importlib.metadata.metadata(DISTRIBUTION).get_all("Provides-Extra") or []
+    except importlib.metadata.PackageNotFoundError:
+        return
+    for extra in sorted(set(known) - set(_NOT_LISTED)):
+        missing = [finding.about for finding in map(_installed, requirements_of(extra)) if finding.broken]
+        yield Finding(
+            about=extra,
+            found="not here: " + ", ".join(missing) if missing else "installed",
+            remedy=f"pip install '{DISTRIBUTION}[{extra}]'" if missing else "",
+        )
+
+
+def _installed(requirement: Requirement) -> Finding:
+    try:
+        version = importlib.metadata.version(requirement.name)
+    except importlib.metadata.PackageNotFoundError:
+        found = "not installed"
+    else:
+        if requirement.specifier.contains(version, prereleases=True):
+            return Finding(about=requirement.name, found=version)
+        found = f"{version}, expected {requirement.specifier}"
+    return Finding(
+        about=requirement.name,
+        found=found,
+        broken=True,
+        remedy=f"pip install '{requirement.name}{requirement.specifier}'",
+    )
+
+
+def _embedded_llm() -> Finding:
+    from llmdiff.language import gguf
+
+    folder = gguf.llmdiff_home() / "llms" / gguf.EMBEDDED_NAME
+    if gguf.is_intact(folder, source_sha256=gguf.EMBEDDED_SHA256):
+        return Finding(about=f"llm {gguf.EMBEDDED_NAME}", found=f"ready in {folder}")
+    try:
+        file = gguf.embedded_gguf()
+    except LLMDiffError as error:
+        return Finding(
+            about=f"llm {gguf.EMBEDDED_NAME}",
+            found="not installed",
+            broken=True,
+            remedy=str(error).rpartition("; ")[2],
+        )
+    return Finding(about=f"llm {gguf.EMBEDDED_NAME}", found=f"in {file}, unpacked when it is first used")
+
+
+def _cache(about: str, folder: Path, *, broken_if_closed: bool) -> Finding:
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if not os.access(there, os.W_OK):
+        return Finding(
+            about=about,
+            found=f"{folder} cannot be written",
+            broken=broken_if_closed,
+            remedy="make it writable, or point LLMDIFF_HOME or HF_HOME elsewhere",
+        )
+    if not folder.is_dir():
+        return Finding(about=about, found=f"{folder}, not there yet, {_size(free)} free")
+    size, count = _folder_size(folder)
+    return Finding(about=about, found=f"{folder}, {count} files, {_size(size)}, {_size(free)} free")
+
+
+def _guarded(about: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    """Return what `look` finds; a package that cannot be imported is a finding too."""
+    found: list[Finding] = []
+    try:
+        for finding in look():
+            found.append(finding)
+    except (ImportError, OSError, RuntimeError) as error:
+        found.append(
+            Finding(
+                about=about,
+                found=f"cannot be examined ({type(error).__name__}: {_first_line(error)})",
+                broken=True,
+                remedy=f"pip install --force-reinstall {DISTRIBUTION}",
+            )
+        )
+    return found
+
+
+def _described(kind: str, index: int) -> str:
+    import torch
+
+    if kind != "cuda":
+        return "ready"
+    facts: Any = torch.cuda.get_device_properties(index)
+    bf16 = "with" if torch.cuda.is_bf16_supported() else "without"
+    return f"{facts.name}, {_size(facts.total_memory)}, {bf16} bfloat16"
+
+
+def _folder_size(folder: Path) -> tuple[int, int]:
+    """Return bytes and number of the files below a folder; links count once, where they point to."""
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    return sum(sizes), len(sizes)
+
+
+def _size(size_bytes: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size_bytes < 1024:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:.1f} TiB"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
