@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from llmdiff.errors import CorruptWeightsError
-from llmdiff.language.cache import EncodingCache, encoding_key
+from llmdiff.language.cache import EncodingCache, ScoreCache, encoding_key
 from llmdiff.language.encoding import ContextEncoding
+from llmdiff.language.score_groups import encode_groups
 
 CAPTIONS = ["a cat", "two red apple on the car", "", "a cat"]
 
@@ -34,6 +35,24 @@ def test_what_comes_back_is_what_the_llm_says(tiny_llm, tmp_path):
     assert torch.equal(kept.token_mask, fresh.token_mask)
     assert torch.allclose(kept.states, fresh.states, atol=1e-2, rtol=1e-3)
     assert kept.states[~kept.token_mask].abs().max() == 0
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_scores_come_back_whatever_the_gains(counted, tmp_path, groups):
+    llm, read = counted
+    context = _context(llm)
+    fresh = encode_groups(context, llm, CAPTIONS, groups=groups)
+    read.clear()
+    ScoreCache(tmp_path, llm, context, groups=groups).fill(CAPTIONS)
+    with torch.no_grad():
+        context.gamma.mul_(3)
+    kept = ScoreCache(tmp_path, llm, context, groups=groups).batch(CAPTIONS)
+    assert len(read) == 3
+    assert torch.equal(kept.token_mask, fresh.token_mask)
+    assert torch.allclose(kept.parts.float(), fresh.parts, atol=1e-2, rtol=1e-3)
+    context.score_scale.mul_(2)
+    others = (ScoreCache(tmp_path, llm, context, groups=n) for n in (groups, 2))
+    assert all(cache.fill(CAPTIONS) == 3 for cache in others)
 
 
 def test_a_caption_is_encoded_once(counted, tmp_path):

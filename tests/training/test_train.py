@@ -77,6 +77,7 @@ def test_a_stopped_run_resumes_bit_for_bit(config, monkeypatch):
         },
         {"training__gains": "learned", "training__optimizer": "muon", "training__accumulation_steps": 2},
         {"base": "sdxl", "training__noise": False},
+        {"training__gains": "learned", "training__score_groups": 2, "training__warm_start_steps": 2},
     ],
 )
 def test_every_way_of_training_runs_and_changes_the_adapter(config, changes, tmp_path):
@@ -104,6 +105,45 @@ def test_two_processes_train_the_adapter_that_one_would(config, tmp_path, sharde
     for name, value in one.items():
         assert torch.allclose(value, two[name], atol=1e-4), name
     assert (tmp_path / "two" / "samples" / "step-00000004.png").is_file()
+
+
+def test_stored_scores_train_what_the_llm_in_every_step_does(config, tmp_path):
+    """As many groups as blocks: the same sum, stored in half precision. One group: one gain for all blocks."""
+    learned = {"training__gains": "learned", "watch__prompts": []}
+    blocks = load_parts(config(), torch.device("cpu")).llm.num_blocks
+    online = _weights(train_adapter(config("online", **learned)))
+    stored = _weights(train_adapter(config("stored", **learned, training__score_groups=blocks)))
+    for name, value in online.items():
+        assert torch.allclose(value, stored[name], atol=2e-3), name
+    assert len(online["context.gamma"].unique()) == blocks
+    single = _weights(train_adapter(config("single", **learned, training__score_groups=1)))
+    assert len(single["context.gamma"].unique()) == 1
+    assert single["context.gamma"][0] != 1
+
+
+def test_a_warm_start_comes_first_and_resumes_bit_for_bit(config, monkeypatch, tmp_path):
+    changes = {"training__warm_start_steps": 5, "watch__prompts": []}
+    whole = _weights(train_adapter(config("whole", **changes)))
+    explained = [line["unexplained"] for line in read_log(tmp_path / "whole" / "warm-start" / "log.jsonl")]
+    assert len(explained) >= 1
+    cold = _weights(train_adapter(config("cold", watch__prompts=[])))
+    assert not torch.equal(cold["phi.weight"], whole["phi.weight"])
+
+    encoding, steps = trainer._Run._encoding, []
+
+    def stops(self, read, noise):
+        steps.append(read)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        return encoding(self, read, noise)
+
+    monkeypatch.setattr(trainer._Run, "_encoding", stops)
+    with pytest.raises(KeyboardInterrupt):
+        train_adapter(config("cut", **changes))
+    assert not (tmp_path / "cut" / "log.jsonl").exists()
+    monkeypatch.undo()
+    resumed = _weights(train_adapter(config("cut", **changes)))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_gradient_checkpointing_changes_no_gradient(config, tmp_path):

@@ -10,26 +10,20 @@ from torch import Tensor
 
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
+from llmdiff.language.score_groups import GroupedScores, encode_groups
 from llmdiff.tensor_store import TensorStore
 from llmdiff.types import TextEncoding
 
 _CHUNK = 512
 
 
-class EncodingCache:
-    """A content-addressed store of text encodings under `root`.
+class _CaptionStore:
+    """What an LLM makes of captions, each read once; entries are (tokens, ...) float16."""
 
-    Its folder's name is a digest of all that an encoding depends on besides the caption; an encoding's name is its
-    caption's digest. Another LLM, dtype, template, gain or scale is another folder. float16 keeps a token's state
-    to three digits.
-
-    Shapes: an entry is (tokens, D) float16.
-    """
-
-    def __init__(self, root: Path, llm: DecoderLLM, context: ContextEncoding) -> None:
+    def __init__(self, root: Path, llm: DecoderLLM, context: ContextEncoding, kind: str, key: str) -> None:
         self._llm, self._context = llm, context
-        self.key = encoding_key(llm, context)
-        self.store = TensorStore(root / "encodings" / self.key)
+        self.key = key
+        self.store = TensorStore(root / kind / key)
 
     def fill(
         self,
@@ -52,28 +46,74 @@ class EncodingCache:
             names = missing[start : start + _CHUNK]
             for first in range(0, len(names), batch_size):
                 part = names[first : first + batch_size]
-                encoding = self._context.encode(self._llm, [wanted[name] for name in part])
-                for name, states, mask in zip(part, encoding.states, encoding.token_mask, strict=True):
-                    chunk[name] = states[mask].half().cpu()
+                rows = self._encode([wanted[name] for name in part])
+                chunk.update({name: row.half().cpu() for name, row in zip(part, rows, strict=True)})
                 progress(len(part))
             self.store.put(chunk)
         return len(missing)
+
+    def _rows(self, captions: Sequence[str]) -> tuple[list[Tensor], Tensor]:
+        """The entries of captions, encoded first where they are missing, and their token mask (B, T)."""
+        self.fill(captions)
+        rows = [self.store.get(_name(text)) for text in captions]
+        lengths = torch.tensor([len(row) for row in rows])
+        return rows, torch.arange(int(lengths.max())) < lengths[:, None]
+
+    def _encode(self, captions: Sequence[str]) -> Sequence[Tensor]:
+        """One tensor for each caption, (tokens, ...)."""
+        raise NotImplementedError
+
+
+class EncodingCache(_CaptionStore):
+    """A content-addressed store of text encodings under `root`.
+
+    Its folder's name is a digest of all that an encoding depends on besides the caption; an encoding's name is its
+    caption's digest. Another LLM, dtype, template, gain or scale is another folder. float16 keeps a token's state
+    to three digits.
+
+    Shapes: an entry is (tokens, D) float16.
+    """
+
+    def __init__(self, root: Path, llm: DecoderLLM, context: ContextEncoding) -> None:
+        super().__init__(root, llm, context, "encodings", encoding_key(llm, context))
 
     def batch(self, captions: Sequence[str]) -> TextEncoding:
         """Return the encodings of captions, padded on the right; what is missing is encoded first.
 
         Shapes: states (B, T, D) float32.
         """
-        self.fill(captions)
-        rows = [self.store.get(_name(text)) for text in captions]
+        rows, mask = self._rows(captions)
         states = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).float()
-        lengths = torch.tensor([len(row) for row in rows])
-        return TextEncoding(states=states, token_mask=torch.arange(states.shape[1]) < lengths[:, None])
+        return TextEncoding(states=states, token_mask=mask)
+
+    def _encode(self, captions: Sequence[str]) -> Sequence[Tensor]:
+        encoding = self._context.encode(self._llm, captions)
+        return [states[mask] for states, mask in zip(encoding.states, encoding.token_mask, strict=True)]
 
 
-def encoding_key(llm: DecoderLLM, context: ContextEncoding) -> str:
-    """Return a digest of all that the encoding of a caption depends on: 32 hex digits."""
-    settings = {
+class ScoreCache(_CaptionStore):
+    """The same for grouped scores, while gains still learn: a changed gain changes nothing here, a scale does.
+
+    Shapes: an entry is (tokens, P, D) float16, see `GroupedScores`.
+    """
+
+    def __init__(self, root: Path, llm: DecoderLLM, context: ContextEncoding, *, groups: int) -> None:
+        super().__init__(root, llm, context, "scores", encoding_key(llm, context, groups=groups))
+        self._groups = groups
+
+    def batch(self, captions: Sequence[str]) -> GroupedScores:
+        """Return the grouped scores of captions; what is missing is encoded first."""
+        rows, mask = self._rows(captions)
+        return GroupedScores(parts=torch.cat(rows), token_mask=mask)
+
+    def _encode(self, captions: Sequence[str]) -> Sequence[Tensor]:
+        grouped = encode_groups(self._context, self._llm, captions, groups=self._groups)
+        return torch.split(grouped.parts, grouped.token_mask.sum(1).tolist())
+
+
+def encoding_key(llm: DecoderLLM, context: ContextEncoding, *, groups: int | None = None) -> str:
+    """Return a digest of all that the encoding of a caption depends on, or its grouped scores: 32 hex digits."""
+    settings: dict[str, object] = {
         "llm": llm.id.rstrip("/").rpartition("/")[2],
         "dtype": str(llm.dtype),
         "encoding": context.encoding,
@@ -82,9 +122,13 @@ def encoding_key(llm: DecoderLLM, context: ContextEncoding) -> str:
         "max_length": context.max_length,
         "clip": str(context.clip),
     }
+    if groups is not None:
+        settings["score_groups"] = groups
     digest = sha256(json.dumps(settings, sort_keys=True).encode())
+    # Noise is drawn anew every time, and scores are stored before gains weigh them.
+    left_out = ("h_raw",) if groups is None else ("h_raw", "gamma", "kappa")
     for name, tensor in sorted(context.state_dict().items()):
-        if name != "h_raw":  # noise, which is drawn anew every time
+        if name not in left_out:
             digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
     # A folder of the same name may hold other weights: a few numbers of each tensor tell them apart.
     for name, parameter in llm.model.named_parameters():

@@ -96,9 +96,11 @@ class Build:
             return {}
 
         self._stage("denoiser", make)
-        return StableDiffusionPipeline.from_pretrained(
+        pipe = StableDiffusionPipeline.from_pretrained(
             self.folder / "denoiser" / "pipeline", use_safetensors=True
-        ).to(self.device)
+        )
+        pipe.set_progress_bar_config(disable=True)
+        return pipe.to(self.device)
 
     def checker(self) -> SceneChecker:
         def make() -> dict[str, Any]:

@@ -103,10 +103,12 @@ class DataConfig(_Strict):
 class TrainingConfig(_Strict):
     """How to train. `batch_size` is that of one pass of one process; rates are maxima.
 
-    `gains: learned` trains the weights of the LLM's blocks, which takes all block updates of a batch in memory and
-    the LLM in every step; `frozen` keeps them, so each caption is encoded once and then read from the store, or, with
-    `encodings: online`, whenever it comes up. `prefetch` batches are read and encoded while earlier ones train; 0
-    makes each when it is needed. It changes no bit.
+    `gains: learned` trains the weights of the LLM's blocks. With `score_groups: K` each caption's scores are stored
+    as K sums of neighbouring blocks, which then share a gain; without, the LLM runs in every step and all block
+    updates of a batch are in memory. `frozen` keeps the gains, so each caption is encoded once and then read from
+    the store, or, with `encodings: online`, whenever it comes up. `prefetch` batches are read and encoded while
+    earlier ones train; 0 makes each when it is needed. It changes no bit. `warm_start_steps` before the first picture
+    bring the adapter to where the base's own text encoder is, from captions alone, see `training.warm_start`.
     """
 
     steps: Count
@@ -125,6 +127,8 @@ class TrainingConfig(_Strict):
     gradient_checkpointing: bool = False
     sharded: bool = False
     gains: Literal["learned", "frozen"] = "frozen"
+    score_groups: Count | None = None
+    warm_start_steps: Annotated[int, Field(ge=0)] = 0
     encodings: Literal["store", "online"] = "store"
     prefetch: Annotated[int, Field(ge=0)] = 2
     noise: bool = True
@@ -135,10 +139,19 @@ class TrainingConfig(_Strict):
     keep_last: Count = 2
     log_every: Count = 50
 
+    @model_validator(mode="after")
+    def _groups_learn(self) -> Self:
+        if self.score_groups is not None and (self.gains == "frozen" or self.encodings == "online"):
+            raise ValueError(
+                "score_groups stores what learned gains weigh: set gains to learned and encodings to store, "
+                "or leave score_groups out"
+            )
+        return self
+
     @property
     def stores_encodings(self) -> bool:
-        """Whether every caption is encoded beforehand."""
-        return self.gains == "frozen" and self.encodings == "store"
+        """Whether every caption is encoded beforehand, or its grouped scores."""
+        return self.encodings == "store" and (self.gains == "frozen" or self.score_groups is not None)
 
     def loop(self, watch: "WatchConfig") -> LoopConfig:
         """Return the loop's part of it."""

@@ -16,7 +16,7 @@ from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.base_pipeline import load_base_pipeline
 from llmdiff.controller import LLMController
 from llmdiff.errors import ConfigError
-from llmdiff.language.cache import EncodingCache
+from llmdiff.language.cache import EncodingCache, ScoreCache
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.tensor_store import TensorStore
 from llmdiff.training.config import TrainConfig
@@ -102,10 +102,14 @@ def prepare(config: TrainConfig, parts: Parts) -> dict[str, int]:
     return made
 
 
-def encoding_cache(config: TrainConfig, parts: Parts) -> EncodingCache:
-    """Return the store of encodings that fits the adapter's gains and the LLM."""
+def encoding_cache(config: TrainConfig, parts: Parts) -> EncodingCache | ScoreCache:
+    """Return the store of encodings that fits the adapter's gains and the LLM; of scores while gains learn."""
     assert parts.adapter.context is not None
-    return EncodingCache(config.store_folder, parts.llm, parts.adapter.context)
+    if config.training.score_groups is None:
+        return EncodingCache(config.store_folder, parts.llm, parts.adapter.context)
+    return ScoreCache(
+        config.store_folder, parts.llm, parts.adapter.context, groups=config.training.score_groups
+    )
 
 
 def latent_store(config: TrainConfig, parts: Parts) -> TensorStore:

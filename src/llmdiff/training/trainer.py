@@ -1,9 +1,9 @@
 """Trains an adapter as a configuration says: what `llmdiff train` does."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmdiff.adapter.adapter import LLMDiffAdapter
-from llmdiff.adapter.attach import attach, detach
 from llmdiff.adapter.installation import install
 from llmdiff.errors import ConfigError
 from llmdiff.files import write_whole
 from llmdiff.language.encoding import ContextEncoding
-from llmdiff.pictures import Panel, save_png, sheet
+from llmdiff.language.score_groups import GroupedScores, sum_groups
+from llmdiff.pictures import save_png
 from llmdiff.training.config import TrainConfig
 from llmdiff.training.data import Epochs, Prefetcher
 from llmdiff.training.denoise import Sizes, denoise, encode_pictures
@@ -26,20 +25,24 @@ from llmdiff.training.objective import Noised, Objective, validation_losses
 from llmdiff.training.optimizers import adapter_lr_scale
 from llmdiff.training.prepare import Parts, encoding_cache, latent_store, load_parts, prepare
 from llmdiff.training.processes import installed_trackers, launched_process, whole_tensor
+from llmdiff.training.sample_sheet import adapter_tensors, adapter_with, sample_sheet
+from llmdiff.training.warm_start import draw_queries, warm_start
 from llmdiff.types import BlockStates, TextEncoding
+
+Read = TextEncoding | GroupedScores | BlockStates
+"""What the LLM made of texts: their encoding; while gains are learned, their grouped scores or all block updates."""
+
+_QUERY_CAPTIONS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Samples of one shape. Shapes: pictures (B, 3, H, W) in -1..1, or (B, C, h, w) where latents are stored.
-
-    `read` is what the LLM made of the texts: their encoding, or all block updates while gains are learned.
-    """
+    """Samples of one shape. Shapes: pictures (B, 3, H, W) in -1..1, or (B, C, h, w) where latents are stored."""
 
     pictures: Tensor
     texts: list[str]
     sizes: list[Sizes]
-    read: TextEncoding | BlockStates
+    read: Read
 
 
 def train_adapter(config: TrainConfig) -> Path:
@@ -57,9 +60,9 @@ def train_adapter(config: TrainConfig) -> Path:
     if process.is_main_process:
         write_whole(config.out / "config.yaml", config.as_yaml())
     run.train()
-    state = {name: whole_tensor(value) for name, value in _tensors(parts.adapter).items()}
+    state = {name: whole_tensor(value) for name, value in adapter_tensors(parts.adapter).items()}
     if process.is_main_process:
-        _copy(parts.adapter, state).save_pretrained(config.out / "adapter")
+        adapter_with(parts.adapter, state).save_pretrained(config.out / "adapter")
     return config.out / "adapter"
 
 
@@ -96,6 +99,8 @@ class _Run:
     def train(self) -> None:
         """Run the loop; returns nothing. The adapter is then what the run leaves behind."""
         config, training = self.config, self.config.training
+        if training.warm_start_steps:
+            self._warm_start()
         trackers = config.watch.trackers
         share = training.scalar_learning_rate / training.learning_rate
         self.installed = install(self.denoiser, self.parts.adapter)
@@ -124,6 +129,41 @@ class _Run:
             self.batches.close()
             self.installed.restore()
         self.parts.adapter.eval()
+
+    def _warm_start(self) -> None:
+        """Trains from captions alone, or loads what an earlier start of this run has trained so."""
+        config, training = self.config, self.config.training
+        captions = self.parts.captions()
+        side, seed = config.data.resolution_px, training.seed
+        drawn = [
+            captions[i] for i in np.random.default_rng(seed).permutation(len(captions))[:_QUERY_CAPTIONS]
+        ]
+
+        def choose(rng: np.random.Generator) -> list[int]:
+            dropped = rng.random(training.batch_size) < training.caption_dropout
+            chosen = rng.integers(len(captions), size=training.batch_size)
+            return list(np.where(dropped, len(captions) - 1, chosen))  # the last caption is the empty one
+
+        def encoded(indices: Sequence[int], generator: torch.Generator) -> TextEncoding:
+            read = self._read([captions[i] for i in indices])
+            return self._encoding(read, generator if training.noise else None)
+
+        warm_start(
+            self.parts.pipe,
+            self.parts.adapter,
+            captions,
+            encoded,
+            lambda: draw_queries(self.parts.pipe, drawn, seed=seed, height=side, width=side),
+            # Every process keeps the whole adapter: without the denoiser's activations there is room.
+            replace(training.loop(config.watch), steps=training.warm_start_steps, sharded=False),
+            config.out / "warm-start",
+            batch_size=training.batch_size,
+            choose=choose,
+            lr_scale=adapter_lr_scale(training.scalar_learning_rate / training.learning_rate),
+            muon=lambda name: training.optimizer == "muon" and ".branches." in name,
+            title=f"{config.out.name}, from text",
+        )
+        self.parts.adapter.train()
 
     def _batch(self, number: int) -> Batch:
         """The batch of a part of a step; all its chance comes from its number."""
@@ -164,7 +204,7 @@ class _Run:
             pictures.float() if self.latents is not None else encode_pictures(self.parts.pipe.vae, pictures)
         )
 
-    def _read(self, texts: list[str]) -> TextEncoding | BlockStates:
+    def _read(self, texts: list[str]) -> Read:
         """What the LLM makes of texts, as far as it does not depend on what is trained."""
         if self.encodings is not None:
             return self.encodings.batch(texts)
@@ -173,9 +213,11 @@ class _Run:
             return how.encode(llm, texts)
         return llm.block_updates(texts, lone=how.lone, template=how.template, max_length=how.max_length)
 
-    def _encoding(self, read: TextEncoding | BlockStates, noise: torch.Generator | None) -> TextEncoding:
+    def _encoding(self, read: Read, noise: torch.Generator | None) -> TextEncoding:
         if isinstance(read, BlockStates):
             states = self._context.sum(read, generator=noise)
+        elif isinstance(read, GroupedScores):
+            states = sum_groups(self._context, read, generator=noise)
         elif noise is None:
             return read
         else:
@@ -211,55 +253,11 @@ class _Run:
     @torch.no_grad()
     def _draw(self, step: int) -> None:
         """Saves pictures of the same prompts from the same seeds, as the adapter draws now."""
-        watch, pipe = self.config.watch, self.parts.pipe
-        if not watch.prompts or not watch.seeds:
+        if not self.config.watch.prompts or not self.config.watch.seeds:
             return
-        # A copy draws: attaching may move an adapter to the pipeline's device and dtype.
-        twin = _copy(self.parts.adapter, _tensors(self.parts.adapter))
         self.installed.restore()
         try:
-            attach(pipe, self.parts.llm, twin)
-            try:
-                panels = [
-                    Panel(
-                        title=prompt,
-                        images=self._pictures(prompt),
-                        captions=[f"seed {s}" for s in watch.seeds],
-                    )
-                    for prompt in watch.prompts
-                ]
-            finally:
-                detach(pipe)
+            picture = sample_sheet(self.config, self.parts, title=f"{self.config.out.name}, step {step}")
         finally:
             self.installed = install(self.denoiser, self.parts.adapter)
-        path = self.config.out / "samples" / f"step-{step:08d}.png"
-        save_png(sheet(f"{self.config.out.name}, step {step}", panels), path, {"step": step})
-
-    def _pictures(self, prompt: str) -> list[Any]:
-        watch, side = self.config.watch, self.config.data.resolution_px
-        return [
-            self.parts.pipe(
-                prompt,
-                num_inference_steps=watch.sample_steps,
-                guidance_scale=watch.guidance_scale,
-                generator=torch.Generator().manual_seed(seed),
-                height=side,
-                width=side,
-            ).images[0]
-            for seed in watch.seeds
-        ]
-
-
-def _tensors(adapter: LLMDiffAdapter) -> dict[str, Tensor]:
-    """An adapter's parameters and buffers as they are; its `state_dict` would take FSDP's whole ones apart again."""
-    return dict(adapter.named_parameters()) | dict(adapter.named_buffers())
-
-
-def _copy(adapter: LLMDiffAdapter, state: Mapping[str, Tensor]) -> LLMDiffAdapter:
-    make: Any = LLMDiffAdapter
-    device = next(iter(state.values())).device
-    config = {name: value for name, value in adapter.config.items() if not name.startswith("_")}
-    twin: LLMDiffAdapter = make(**config).to(device)
-    twin.load_state_dict({name: value.detach() for name, value in state.items()})
-    twin.eval()
-    return twin
+        save_png(picture, self.config.out / "samples" / f"step-{step:08d}.png", {"step": step})

@@ -52,9 +52,11 @@ class BaseQueries:
 
 @torch.no_grad()
 def draw_queries(
-    pipe: Any, captions: Sequence[str], *, steps: int = 8, positions: int = 16, seed: int = 0
+    pipe: Any, captions: Sequence[str], *, steps: int = 8, positions: int = 16, seed: int = 0, **drawing: Any
 ) -> BaseQueries:
     """Return the queries of pictures that the base draws of these captions, from noise to picture in `steps`.
+
+    `drawing` goes to the pipeline: height and width, where its own are not those of the training.
 
     Raises:
         UnsupportedPipelineError: the base has no text encoder, or no cross-attention that reads its states.
@@ -86,6 +88,7 @@ def draw_queries(
                     guidance_scale=1.0,
                     generator=torch.Generator().manual_seed(seed + 1 + start),
                     output_type="latent",
+                    **drawing,
                 )
                 bar.update(len(part))
     finally:
