@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmdiff.analysis.probes import Targets, probe_accuracy, train_probe
+from llmdiff.analysis.probes import Targets, probe_answers, read_rightly, train_probe
 from llmdiff.evaluation.statistics import bootstrap_mean
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.language.score_groups import GroupedScores, encode_groups, sum_groups
 from llmdiff.openmoji.captions import caption
 from llmdiff.openmoji.contents import World
-from llmdiff.openmoji.world import SHAPES
 from llmdiff.training.bank import EncodingBank, GroupBank, in_batches
 from llmdiff.types import TextEncoding
 
@@ -116,23 +115,23 @@ def measure(llm: DecoderLLM, world: World, chosen: argparse.Namespace) -> list[d
             )
             batch = encoded.batch(encoding, context)
             targets = Targets.of(trained[0], world)
-            probe = train_probe(
-                batch, targets, llm.hidden_size, world.objects + len(SHAPES), gains=gains, steps=chosen.steps
-            )
+            probe = train_probe(batch, targets, llm.hidden_size, gains=gains, steps=chosen.steps)
             row: dict[str, Any] = {"template": title, "encoding": encoding, "lone": chosen.lone}
             for number, split in enumerate(SPLITS):
                 offset = chosen.captions + number * chosen.tests
-                results = probe_accuracy(
+                asked = Targets.of(tested[split][0], world)
+                answers = probe_answers(
                     probe,
                     lambda indices, offset=offset, batch=batch: batch([i + offset for i in indices]),
-                    Targets.of(tested[split][0], world),
+                    asked,
                 )
-                placed = bootstrap_mean([float(result["placed"]) for result in results])
+                right = read_rightly(answers, asked)
+                placed = bootstrap_mean(right["objects"].double().numpy())
                 row[split] = {
                     "placed": placed.mean,
                     "low": placed.low,
                     "high": placed.high,
-                    "named": float(np.mean([result["named"] for result in results])),
+                    "named": float(right["named"].double().mean()),
                 }
             rows.append(row)
             cells = "  ".join(

@@ -9,56 +9,73 @@ from torch.nn import functional as F
 
 from llmdiff.openmoji.contents import World
 from llmdiff.openmoji.scenes import Content
-from llmdiff.openmoji.world import RELATIONS, SHAPES
+from llmdiff.openmoji.world import SHAPE_COLOURS, SHAPES
 from llmdiff.types import TextEncoding
 
 Batch = Callable[[Sequence[int]], TextEncoding]
 """Indices of captions => their encodings; gains that are learned may take part in the gradient."""
 
+HEADS = ("first", "second", "first_colour", "second_colour", "count", "axis")
+_MAX_COUNT, _AXES = 4, 3
+
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """What a probe is asked for pair scenes: which thing stands first (left or top), which second, along which axis.
+    """What a probe is asked for: what stands first (left, top, or alone) and second, in which colours, how many,
+    along which axis; "none" is an answer too.
 
-    Shapes: first, second, axis (N,) int64.
+    Shapes: table (N, 6) int64, in the order of `HEADS`. `sizes`: the number of answers of each.
     """
 
-    first: Tensor
-    second: Tensor
-    axis: Tensor
+    table: Tensor
+    sizes: tuple[int, ...]
 
     @classmethod
     def of(cls, contents: Sequence[Content], world: World) -> "Targets":
-        """The targets of contents that are all pairs."""
-        names = [thing.name for thing in world.things] + list(SHAPES)
+        """The targets of contents."""
+        names = [*(thing.name for thing in world.things), *SHAPES, None]
+        colours = [*SHAPE_COLOURS, None]
         rows = []
         for content in contents:
-            assert content.relation in RELATIONS, "a probe is asked for pairs only"
-            pair = [names.index(item.name) for item in content.items]
+            items = [(item.name, item.colour) for item in content.items]
             if content.relation in ("right", "below"):
-                pair.reverse()
-            rows.append((*pair, int(content.relation in ("above", "below"))))
-        table = torch.tensor(rows)
-        return cls(first=table[:, 0], second=table[:, 1], axis=table[:, 2])
+                items.reverse()
+            (first, first_colour), (second, second_colour) = [*items, (None, None)][:2]
+            axis = 0 if content.relation is None else 1 + (content.relation in ("above", "below"))
+            rows.append(
+                (
+                    names.index(first),
+                    names.index(second),
+                    colours.index(first_colour),
+                    colours.index(second_colour),
+                    content.count - 1,
+                    axis,
+                )
+            )
+        sizes = (len(names), len(names), len(colours), len(colours), _MAX_COUNT, _AXES)
+        return cls(table=torch.tensor(rows), sizes=sizes)
+
+    def __len__(self) -> int:
+        return len(self.table)
 
     def take(self, indices: Tensor) -> "Targets":
-        return Targets(first=self.first[indices], second=self.second[indices], axis=self.axis[indices])
+        return Targets(table=self.table[indices], sizes=self.sizes)
 
 
 class AttentionProbe(nn.Module):
-    """A linear reader: three learned queries look at the tokens once, and a linear layer names what they saw.
+    """A linear reader: a learned query for each question looks at the tokens once, a linear layer names what it saw.
 
     This is the least that a denoiser's cross-attention could do, so what it cannot find is hard to draw.
 
-    Shapes: states (B, T, D), token_mask (B, T) => logits (B, things), (B, things), (B, 2).
+    Shapes: states (B, T, D), token_mask (B, T) => logits (B, size) for every head.
     """
 
-    def __init__(self, hidden_size: int, things: int, *, width: int = 128) -> None:
+    def __init__(self, hidden_size: int, sizes: Sequence[int], *, width: int = 128) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(hidden_size)
-        self.queries = nn.Parameter(torch.randn(3, width) / width**0.5)
+        self.queries = nn.Parameter(torch.randn(len(sizes), width) / width**0.5)
         self.key, self.value = nn.Linear(hidden_size, width), nn.Linear(hidden_size, width)
-        self.heads = nn.ModuleList([nn.Linear(width, things), nn.Linear(width, things), nn.Linear(width, 2)])
+        self.heads = nn.ModuleList([nn.Linear(width, size) for size in sizes])
 
     def forward(self, states: Tensor, token_mask: Tensor) -> list[Tensor]:
         states = self.norm(states)
@@ -75,7 +92,6 @@ def train_probe(
     batch: Batch,
     targets: Targets,
     hidden_size: int,
-    things: int,
     *,
     gains: Sequence[nn.Parameter] = (),
     steps: int = 800,
@@ -84,7 +100,7 @@ def train_probe(
 ) -> AttentionProbe:
     """A probe trained on captions; `gains` are trained with it, at three times its learning rate."""
     torch.manual_seed(seed)
-    probe = AttentionProbe(hidden_size, things)
+    probe = AttentionProbe(hidden_size, targets.sizes)
     groups = [
         {"params": list(probe.parameters()), "lr": 1e-3, "weight_decay": 0.05},
         {"params": list(gains), "lr": 3e-3, "weight_decay": 0.0},
@@ -92,12 +108,11 @@ def train_probe(
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
-        indices = torch.randint(len(targets.first), (batch_size,))
+        indices = torch.randint(len(targets), (batch_size,))
         encoding = batch(indices.tolist())
-        chosen = targets.take(indices)
-        first, second, axis = probe(encoding.states, encoding.token_mask)
-        loss = F.cross_entropy(first, chosen.first) + F.cross_entropy(second, chosen.second)
-        loss = loss + F.cross_entropy(axis, chosen.axis)
+        logits = probe(encoding.states, encoding.token_mask)
+        answers = targets.take(indices).table
+        loss = torch.stack([F.cross_entropy(one, answers[:, i]) for i, one in enumerate(logits)]).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -106,16 +121,36 @@ def train_probe(
 
 
 @torch.no_grad()
-def probe_accuracy(probe: AttentionProbe, batch: Batch, targets: Targets) -> list[dict[str, bool]]:
-    """For every caption: whether both things are right in their places, whether they are right in either place,
-    and whether the axis is right."""
-    results: list[dict[str, bool]] = []
-    for start in range(0, len(targets.first), 100):
-        indices = torch.arange(start, min(start + 100, len(targets.first)))
-        encoding, chosen = batch(indices.tolist()), targets.take(indices)
-        first, second, axis = (logits.argmax(1) for logits in probe(encoding.states, encoding.token_mask))
-        placed = (first == chosen.first) & (second == chosen.second)
-        turned = (first == chosen.second) & (second == chosen.first)
-        for row in zip(placed, placed | turned, axis == chosen.axis, strict=True):
-            results.append(dict(zip(("placed", "named", "axis"), map(bool, row), strict=True)))
-    return results
+def probe_answers(probe: AttentionProbe, batch: Batch, targets: Targets) -> Tensor:
+    """The probe's answers for captions, (N, 6) int64, as `Targets.table`."""
+    rows = []
+    for start in range(0, len(targets), 100):
+        encoding = batch(list(range(start, min(start + 100, len(targets)))))
+        rows.append(
+            torch.stack([one.argmax(1) for one in probe(encoding.states, encoding.token_mask)], dim=1)
+        )
+    return torch.cat(rows)
+
+
+def read_rightly(answers: Tensor, targets: Targets) -> dict[str, Tensor]:
+    """What was read rightly, by kind of content, each over the captions that have it (bool, of various lengths).
+
+    "objects": every thing by name, in its place; "named": the same in either place; "colours": of every shape that
+    has one; "count": of things of a kind, two or more; "relation": axis and order of a pair; "all": every answer.
+    """
+    true = targets.table
+    right = answers == true
+    first, second, first_colour, second_colour, count, axis = range(len(HEADS))
+    pair = true[:, axis] > 0
+    none = targets.sizes[first_colour] - 1
+    coloured = (true[:, [first_colour, second_colour]] != none).any(1)
+    turned = (answers[:, first] == true[:, second]) & (answers[:, second] == true[:, first])
+    placed = right[:, first] & right[:, second]
+    return {
+        "objects": placed,
+        "named": placed | turned,
+        "colours": right[coloured][:, [first_colour, second_colour]].all(1),
+        "count": right[true[:, count] > 0, count],
+        "relation": (right[:, axis] & placed)[pair],
+        "all": right.all(1),
+    }
