@@ -43,21 +43,24 @@ class EncodingCache:
         They are put on disk every 512 captions, so that an interrupted run goes on from there. `progress` is
         called with the number of captions that a batch has dealt with.
         """
-        wanted = {_name(text): text for text in captions}
-        missing = self.store.missing(wanted)
-        # Similar lengths together: less padding to compute.
-        missing.sort(key=lambda name: len(wanted[name]))
-        for start in range(0, len(missing), _CHUNK):
+        chunks = self.missing_chunks(captions)
+        for texts in chunks:
             chunk: dict[str, Tensor] = {}
-            names = missing[start : start + _CHUNK]
-            for first in range(0, len(names), batch_size):
-                part = names[first : first + batch_size]
-                encoding = self._context.encode(self._llm, [wanted[name] for name in part])
-                for name, states, mask in zip(part, encoding.states, encoding.token_mask, strict=True):
-                    chunk[name] = states[mask].half().cpu()
+            for first in range(0, len(texts), batch_size):
+                part = texts[first : first + batch_size]
+                encoding = self._context.encode(self._llm, part)
+                for text, states, mask in zip(part, encoding.states, encoding.token_mask, strict=True):
+                    chunk[_name(text)] = states[mask].half().cpu()
                 progress(len(part))
             self.store.put(chunk)
-        return len(missing)
+        return sum(map(len, chunks))
+
+    def missing_chunks(self, captions: Sequence[str]) -> list[list[str]]:
+        """Return the captions that are not there yet, each once, in the parts that are put on disk together."""
+        wanted = {_name(text): text for text in captions}
+        missing = [wanted[name] for name in self.store.missing(wanted)]
+        missing.sort(key=len)  # similar lengths together: less padding to compute
+        return [missing[start : start + _CHUNK] for start in range(0, len(missing), _CHUNK)]
 
     def batch(self, captions: Sequence[str]) -> TextEncoding:
         """Return the encodings of captions, padded on the right; what is missing is encoded first.

@@ -85,7 +85,9 @@ class _Run:
         self.epochs = Epochs(
             rows=parts.samples.rows[self.kept], batch_size=training.batch_size, seed=training.seed
         )
-        self.latents = latent_store(config, parts) if config.data.store_latents else None
+        self.latents = (
+            latent_store(config, parts.pipe.vae, parts.samples) if config.data.store_latents else None
+        )
         self.encodings = encoding_cache(config, parts) if training.stores_encodings else None
         # A copy, because FSDP shares out the adapter's own, and a thread may read while that is apart.
         self.reading = deepcopy(self._context).requires_grad_(False)
