@@ -1,6 +1,7 @@
 """Fixtures that all tests share: tiny random pipelines and LLMs of the real classes, see tiny_pipelines.py."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -60,3 +61,23 @@ def draw() -> Callable[..., torch.Tensor]:
         return torch.from_numpy(images)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Any]:
+    """Ray with two workers on this machine, where it is installed; workers import what they need themselves."""
+    ray = pytest.importorskip("ray", reason="the extra ray is not installed")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    small: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 2**27, "include_dashboard": False}
+    if os.environ.get("RAY_ADDRESS"):
+        small = {}  # one that runs already
+    for last_try in (False, False, True):
+        try:
+            ray.init(log_to_driver=False, logging_level="ERROR", **small)
+            break
+        except Exception:  # a loaded machine needs more than its 30 s until the files are in memory
+            ray.shutdown()
+            if last_try:
+                raise
+    yield ray
+    ray.shutdown()

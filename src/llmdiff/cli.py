@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from llmdiff import __version__, cli_doctor, cli_inspect, cli_study, cli_train, cli_ui
+from llmdiff import __version__, cli_batch, cli_doctor, cli_inspect, cli_plan, cli_study, cli_train, cli_ui
 from llmdiff.cli_output import set_up
 from llmdiff.errors import LLMDiffError
 from llmdiff.extras import check_extra
@@ -40,6 +40,8 @@ app.add_typer(cli_study.app, name="study")
 app.add_typer(cli_inspect.app, name="inspect")
 app.command()(cli_train.train)
 app.command()(cli_train.prepare)
+app.command()(cli_plan.plan)
+app.command()(cli_batch.batch)
 app.command()(cli_ui.ui)
 app.command()(cli_doctor.doctor)
 

@@ -28,7 +28,15 @@ def train(config: Config, changes: Changes = None) -> None:
     typer.echo(train_adapter(load_config(config, changes or [])))
 
 
-def prepare(config: Config, changes: Changes = None) -> None:
+def prepare(
+    config: Config,
+    changes: Changes = None,
+    ray: Annotated[
+        bool,
+        typer.Option("--ray", help="Share the work out by Ray: here, or on the cluster of $RAY_ADDRESS."),
+    ] = False,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes, with --ray.")] = 2,
+) -> None:
     """Check the samples and fill the store of encodings and latents, all that training needs beforehand."""
     check_extra("train", "pydantic", "yaml", "datasets")
     from llmdiff.training.config import load_config
@@ -38,7 +46,12 @@ def prepare(config: Config, changes: Changes = None) -> None:
 
     settings = load_config(config, changes or [])
     parts = load_parts(settings, launched_process(settings.device).device)
-    made = fill(settings, parts)
+    if ray:
+        from llmdiff.training.prepare_ray import prepare_on_workers
+
+        made = prepare_on_workers(settings, parts, workers=workers)
+    else:
+        made = fill(settings, parts)
     typer.echo(
         f"{len(parts.samples)} good samples, {parts.samples.quarantined} in quarantine; new in "
         f"{settings.store_folder}: {made['captions']} captions, {made['pictures']} pictures"

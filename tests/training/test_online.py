@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_run import Runs
 
 from llmdiff.errors import PromptError
 from llmdiff.language.encoding import ContextEncoding
@@ -114,3 +115,15 @@ def test_a_closed_prefetcher_begins_nothing_more():
     count = len(made)
     time.sleep(0.3)
     assert len(made) == count
+
+
+def test_processes_that_share_out_the_adapter_read_online_as_one_does(config, tmp_path):
+    # While the adapter's own gains are apart, a thread must not read them.
+    same = {"training__encodings": "online", "training__ema_horizon": 2, "watch__prompts": []}
+    one = config("one", training__accumulation_steps=2, **same)
+    two = config("two", training__sharded=True, **same)
+    assert Runs(lambda folder: train_adapter(one)).finish(tmp_path / "logs-1", 1) == [0]
+    assert Runs(lambda folder: train_adapter(two)).finish(tmp_path / "logs-2", 2) == [0, 0]
+    alone, shared = (_weights(tmp_path / name / "adapter") for name in ("one", "two"))
+    for name, value in alone.items():
+        assert torch.allclose(value, shared[name], atol=1e-4), name

@@ -37,20 +37,23 @@ class _CaptionStore:
         They are put on disk every 512 captions, so that an interrupted run goes on from there. `progress` is
         called with the number of captions that a batch has dealt with.
         """
-        wanted = {_name(text): text for text in captions}
-        missing = self.store.missing(wanted)
-        # Similar lengths together: less padding to compute.
-        missing.sort(key=lambda name: len(wanted[name]))
-        for start in range(0, len(missing), _CHUNK):
+        chunks = self.missing_chunks(captions)
+        for texts in chunks:
             chunk: dict[str, Tensor] = {}
-            names = missing[start : start + _CHUNK]
-            for first in range(0, len(names), batch_size):
-                part = names[first : first + batch_size]
-                rows = self._encode([wanted[name] for name in part])
-                chunk.update({name: row.half().cpu() for name, row in zip(part, rows, strict=True)})
+            for first in range(0, len(texts), batch_size):
+                part = texts[first : first + batch_size]
+                rows = self._encode(part)
+                chunk.update({_name(text): row.half().cpu() for text, row in zip(part, rows, strict=True)})
                 progress(len(part))
             self.store.put(chunk)
-        return len(missing)
+        return sum(map(len, chunks))
+
+    def missing_chunks(self, captions: Sequence[str]) -> list[list[str]]:
+        """Return the captions that are not there yet, each once, in the parts that are put on disk together."""
+        wanted = {_name(text): text for text in captions}
+        missing = [wanted[name] for name in self.store.missing(wanted)]
+        missing.sort(key=len)  # similar lengths together: less padding to compute
+        return [missing[start : start + _CHUNK] for start in range(0, len(missing), _CHUNK)]
 
     def _rows(self, captions: Sequence[str]) -> tuple[list[Tensor], Tensor]:
         """The entries of captions, encoded first where they are missing, and their token mask (B, T)."""

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -17,14 +18,16 @@ from llmdiff.base_pipeline import load_base_pipeline
 from llmdiff.controller import LLMController
 from llmdiff.errors import ConfigError
 from llmdiff.language.cache import EncodingCache, ScoreCache
+from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.tensor_store import TensorStore
-from llmdiff.training.config import TrainConfig
+from llmdiff.training.config import TrainConfig, TrainingConfig
 from llmdiff.training.data import Samples, check_samples
 from llmdiff.training.denoise import encode_pictures, side_multiple_px
 
-_CALIBRATION_CAPTIONS, _LATENT_CHUNK = 256, 256
-_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LATENT_CHUNK = 256  # pictures that are put on disk together
+_CALIBRATION_CAPTIONS = 256
+COMPUTED_IN = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +40,12 @@ class Parts:
     pipe: Any
     adapter: LLMDiffAdapter
     samples: Samples
+
+    @property
+    def context(self) -> ContextEncoding:
+        """The adapter's weighted sum over the LLM's blocks; `load_parts` refuses adapters without one."""
+        assert self.adapter.context is not None
+        return self.adapter.context
 
     @property
     def family(self) -> families.Family:
@@ -60,20 +69,12 @@ def load_parts(config: TrainConfig, device: torch.device) -> Parts:
     Raises:
         LLMDiffError: a model or the data cannot be had, or they do not fit each other.
     """
-    dtype = _DTYPES[config.training.precision]
+    dtype = COMPUTED_IN[config.training.precision]
     llm = DecoderLLM.from_pretrained(config.models.llm, device=device, dtype=dtype)
     pipe = load_base_pipeline(config.models.base, dtype=dtype).to(device)
-    store = config.store_folder
-    multiple = side_multiple_px(pipe, families.family_of(pipe))
-    samples = check_samples(
-        config.data.source(store / "tables"),
-        config.data.shapes(multiple),
-        store / "samples",
-        max_bad_share=config.data.max_bad_share,
-        threads=config.data.threads,
-    )
+    samples = load_samples(config, pipe)
     if samples.quarantined:
-        _log.info("%d samples are in quarantine: %s", samples.quarantined, store / "samples")
+        _log.info("%d samples are in quarantine: %s", samples.quarantined, config.store_folder / "samples")
     torch.manual_seed(config.training.seed)
     adapter = _adapter(config, llm, pipe, samples).to(device).train()
     families.denoiser_of(pipe).requires_grad_(False).eval()
@@ -83,10 +84,32 @@ def load_parts(config: TrainConfig, device: torch.device) -> Parts:
         raise ConfigError(
             f"models.start {config.models.start!r} reads no LLM's blocks: train it where it was made"
         )
-    if config.training.gains == "frozen":
-        adapter.context.requires_grad_(False)
-    adapter.context.h_raw.requires_grad_(config.training.noise)
+    set_trainable(adapter, config.training)
     return Parts(llm=llm, pipe=pipe, adapter=adapter, samples=samples)
+
+
+def load_samples(config: TrainConfig, pipe: Any) -> Samples:
+    """Return the good samples of a run's data, checked the first time.
+
+    Raises:
+        DataError: the data cannot be had, or too much of it is bad.
+    """
+    store = config.store_folder
+    return check_samples(
+        config.data.source(store / "tables"),
+        config.data.shapes(side_multiple_px(pipe, families.family_of(pipe))),
+        store / "samples",
+        max_bad_share=config.data.max_bad_share,
+        threads=config.data.threads,
+    )
+
+
+def set_trainable(adapter: LLMDiffAdapter, training: TrainingConfig) -> None:
+    """Let train what a run trains of an adapter; returns nothing."""
+    assert adapter.context is not None
+    if training.gains == "frozen":
+        adapter.context.requires_grad_(False)
+    adapter.context.h_raw.requires_grad_(training.noise)
 
 
 def prepare(config: TrainConfig, parts: Parts) -> dict[str, int]:
@@ -94,27 +117,30 @@ def prepare(config: TrainConfig, parts: Parts) -> dict[str, int]:
     made = {"captions": 0, "pictures": 0}
     if config.training.stores_encodings:
         captions = parts.captions()
-        cache = encoding_cache(config, parts)
+        cache = encoding_cache(config, parts.llm, parts.context)
         with tqdm(desc="encoding captions", mininterval=2) as bar:
             made["captions"] = cache.fill(captions, progress=bar.update)
     if config.data.store_latents:
-        made["pictures"] = _fill_latents(config, parts)
+        vae, samples = parts.pipe.vae, parts.samples
+        store = latent_store(config, vae, samples)
+        missing = missing_latents(store, samples)
+        with tqdm(total=len(missing), desc="encoding pictures", mininterval=2) as bar:
+            made["pictures"] = fill_latents(store, vae, samples, missing, progress=bar.update)
     return made
 
 
-def encoding_cache(config: TrainConfig, parts: Parts) -> EncodingCache | ScoreCache:
+def encoding_cache(
+    config: TrainConfig, llm: DecoderLLM, context: ContextEncoding
+) -> EncodingCache | ScoreCache:
     """Return the store of encodings that fits the adapter's gains and the LLM; of scores while gains learn."""
-    assert parts.adapter.context is not None
-    if config.training.score_groups is None:
-        return EncodingCache(config.store_folder, parts.llm, parts.adapter.context)
-    return ScoreCache(
-        config.store_folder, parts.llm, parts.adapter.context, groups=config.training.score_groups
-    )
+    groups = config.training.score_groups
+    if groups is None:
+        return EncodingCache(config.store_folder, llm, context)
+    return ScoreCache(config.store_folder, llm, context, groups=groups)
 
 
-def latent_store(config: TrainConfig, parts: Parts) -> TensorStore:
+def latent_store(config: TrainConfig, vae: Any, samples: Samples) -> TensorStore:
     """Return the store of latents for this base's VAE and this cut of the pictures; names are row numbers."""
-    vae, samples = parts.pipe.vae, parts.samples
     settings = [config.models.base, str(vae.dtype), samples.source.fingerprint, samples.shapes.__dict__]
     digest = sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in vae.state_dict().items():
@@ -122,20 +148,30 @@ def latent_store(config: TrainConfig, parts: Parts) -> TensorStore:
     return TensorStore(config.store_folder / "latents" / digest.hexdigest()[:32])
 
 
+def missing_latents(store: TensorStore, samples: Samples) -> list[int]:
+    """Return the samples whose latents are not in the store."""
+    return [int(name) for name in store.missing(map(str, range(len(samples))))]
+
+
 @torch.no_grad()
-def _fill_latents(config: TrainConfig, parts: Parts) -> int:
-    store, samples = latent_store(config, parts), parts.samples
-    missing = [int(name) for name in store.missing(map(str, range(len(samples))))]
+def fill_latents(
+    store: TensorStore,
+    vae: Any,
+    samples: Samples,
+    indices: list[int],
+    *,
+    progress: Callable[[int], object] = lambda done: None,
+) -> int:
+    """Put the latents of these samples into the store, and return how many those were."""
     rng = np.random.default_rng(0)  # a centre crop asks for no chance
-    with tqdm(total=len(missing), desc="encoding pictures", mininterval=2) as bar:
-        for start in range(0, len(missing), _LATENT_CHUNK):
-            chunk: dict[str, Tensor] = {}
-            for index in missing[start : start + _LATENT_CHUNK]:
-                pixels, _, _ = samples.load(index, rng)
-                chunk[str(index)] = encode_pictures(parts.pipe.vae, pixels[None])[0].half().cpu()
-                bar.update()
-            store.put(chunk)
-    return len(missing)
+    for start in range(0, len(indices), LATENT_CHUNK):
+        chunk: dict[str, Tensor] = {}
+        for index in indices[start : start + LATENT_CHUNK]:
+            pixels, _, _ = samples.load(index, rng)
+            chunk[str(index)] = encode_pictures(vae, pixels[None])[0].half().cpu()
+            progress(1)
+        store.put(chunk)
+    return len(indices)
 
 
 def _adapter(config: TrainConfig, llm: DecoderLLM, pipe: Any, samples: Samples) -> LLMDiffAdapter:

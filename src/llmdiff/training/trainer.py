@@ -14,7 +14,6 @@ from torch import Tensor
 from llmdiff.adapter.installation import install
 from llmdiff.errors import ConfigError
 from llmdiff.files import write_whole
-from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.score_groups import GroupedScores, sum_groups
 from llmdiff.pictures import save_png
 from llmdiff.training.config import TrainConfig
@@ -88,10 +87,14 @@ class _Run:
         self.epochs = Epochs(
             rows=parts.samples.rows[self.kept], batch_size=training.batch_size, seed=training.seed
         )
-        self.latents = latent_store(config, parts) if config.data.store_latents else None
-        self.encodings = encoding_cache(config, parts) if training.stores_encodings else None
+        self.latents = (
+            latent_store(config, parts.pipe.vae, parts.samples) if config.data.store_latents else None
+        )
+        self.encodings = (
+            encoding_cache(config, parts.llm, parts.context) if training.stores_encodings else None
+        )
         # A copy, because FSDP shares out the adapter's own, and a thread may read while that is apart.
-        self.reading = deepcopy(self._context).requires_grad_(False)
+        self.reading = deepcopy(self.parts.context).requires_grad_(False)
         every = training.steps * training.accumulation_steps * processes
         # The LLM reads the next texts in a thread of these, while the denoiser trains.
         self.batches = Prefetcher(self._batch, stride=processes, ahead=training.prefetch, end=every)
@@ -215,19 +218,14 @@ class _Run:
 
     def _encoding(self, read: Read, noise: torch.Generator | None) -> TextEncoding:
         if isinstance(read, BlockStates):
-            states = self._context.sum(read, generator=noise)
+            states = self.parts.context.sum(read, generator=noise)
         elif isinstance(read, GroupedScores):
-            states = sum_groups(self._context, read, generator=noise)
+            states = sum_groups(self.parts.context, read, generator=noise)
         elif noise is None:
             return read
         else:
-            states = self._context.noised(read.states, read.token_mask, noise)
+            states = self.parts.context.noised(read.states, read.token_mask, noise)
         return TextEncoding(states=states, token_mask=read.token_mask)
-
-    @property
-    def _context(self) -> ContextEncoding:
-        assert self.parts.adapter.context is not None  # see load_parts
-        return self.parts.adapter.context
 
     def _validate(self, rank: int, processes: int) -> tuple[float, float]:
         return validation_losses(self.objective, self._validation_batches(rank, processes))

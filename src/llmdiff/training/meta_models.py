@@ -1,0 +1,216 @@
+"""The models of a run on the meta device: of their true shapes, without weights, from their config files alone."""
+
+import importlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from llmdiff.adapter import families, layers
+from llmdiff.adapter.adapter import LLMDiffAdapter
+from llmdiff.base_pipeline import EMBEDDED_NAME, packaged
+from llmdiff.errors import (
+    AdapterNotFoundError,
+    LLMNotFoundError,
+    PipelineNotFoundError,
+    UnsupportedPipelineError,
+)
+from llmdiff.language.gguf import EMBEDDED_NAME as EMBEDDED_LLM
+from llmdiff.language.gguf import embedded_llm_folder, first_line, gguf_llm_folder, llmdiff_home
+from llmdiff.language.support import check_supported
+from llmdiff.training.config import ModelsConfig
+from llmdiff.training.published_sizes import LLMS, PIPELINES
+
+_META = torch.device("meta")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaModels:
+    """The models of a run, on the meta device.
+
+    Fields:
+        llm: the causal language model; pipe: a pipeline with its denoiser and VAE, and nothing else in it.
+        others: the pipeline's further models by name: text encoders, safety checker.
+        published: which of LLM and base were built from published sizes, because they were not to be had.
+    """
+
+    llm: Any
+    pipe: Any
+    others: Mapping[str, nn.Module]
+    adapter: LLMDiffAdapter
+    published: tuple[str, ...]
+
+    @property
+    def family(self) -> families.Family:
+        """The family of the base."""
+        return families.family_of(self.pipe)
+
+    @property
+    def denoiser(self) -> Any:
+        """The base's U-Net or transformer."""
+        return families.denoiser_of(self.pipe)
+
+
+def meta_models(models: ModelsConfig, dtype: torch.dtype) -> MetaModels:
+    """Return the models of a run; LLM and base in `dtype`, the adapter in float32.
+
+    From the Hub come config files only. Of a folder, they are all that has to be there: `config.json` of an LLM;
+    `model_index.json` and each part's `config.json` of a base.
+
+    Raises:
+        LLMNotFoundError, PipelineNotFoundError, AdapterNotFoundError: a config is not to be had, and its sizes are
+            not among the published ones.
+    """
+    published: list[str] = []
+    llm = _in(_llm(models.llm, published), dtype)
+    pipe, others = _pipeline(models.base, published)
+    denoiser: Any = families.denoiser_of(pipe)
+    for module in (denoiser, pipe.vae, *others.values()):
+        _in(module, dtype)
+    if published:
+        _log.info("not to be had here, so taken from published sizes: %s", ", ".join(published))
+    adapter = _adapter(models, llm, pipe).train()
+    return MetaModels(llm=llm, pipe=pipe, others=others, adapter=adapter, published=tuple(published))
+
+
+def _llm(name: str, published: list[str]) -> Any:
+    source: str | Path = name
+    if name == EMBEDDED_LLM:
+        folder = llmdiff_home() / "llms" / EMBEDDED_LLM
+        source = folder if (folder / "config.json").is_file() else embedded_llm_folder()
+    elif name.endswith(".gguf"):
+        source = gguf_llm_folder(Path(name))
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        if name not in LLMS:
+            raise LLMNotFoundError(
+                f"the config of llm {name!r} is not to be had ({first_line(error)}): pass a folder with its "
+                "config.json instead, models.llm=FOLDER"
+            ) from error
+        published.append(name)
+        sizes = dict(LLMS[name])
+        config = AutoConfig.for_model(sizes.pop("model_type"), **sizes)
+    check_supported(config, id=name)
+    kind: Any = AutoModelForCausalLM
+    with _META:
+        model: Any = kind.from_config(config)
+    model.tie_weights()  # an LLM whose head is its embedding has it once
+    return model
+
+
+def _pipeline(base: str, published: list[str]) -> tuple[Any, dict[str, nn.Module]]:
+    place = packaged("pipeline", PipelineNotFoundError) if base == EMBEDDED_NAME else Path(base)
+    source = str(place) if place.is_dir() else base
+    try:
+        class_name, parts = _read_parts(source)
+    except (OSError, ValueError) as error:
+        if base not in PIPELINES:
+            raise PipelineNotFoundError(
+                f"the configs of base {base!r} are not to be had ({first_line(error)}): pass a folder with "
+                "model_index.json and each part's config.json instead, models.base=FOLDER"
+            ) from error
+        published.append(base)
+        class_name = PIPELINES[base][0]
+        parts = {
+            name: (_class(library, kind), sizes)
+            for name, (library, kind, sizes) in PIPELINES[base][1].items()
+        }
+    import diffusers
+
+    kind: Any = getattr(diffusers, class_name, None)
+    if kind is None:
+        raise UnsupportedPipelineError(f"base {base!r} is a {class_name}, which diffusers does not have")
+    models = {name: _built(part, config) for name, (part, config) in parts.items()}
+    pipe = kind.__new__(kind)  # nothing but its class and these parts is looked at
+    family = families.family_of(pipe)
+    inside = {name: model for name, model in models.items() if name in (family.denoiser, "vae")}
+    vars(pipe).update(inside)
+    return pipe, {name: model for name, model in models.items() if name not in inside}
+
+
+def _read_parts(source: str) -> tuple[str, dict[str, tuple[Any, Any]]]:
+    """The class's name of a pipeline, and the class and config of each of its models."""
+    from diffusers import DiffusionPipeline
+
+    pipeline: Any = DiffusionPipeline
+    index = dict(pipeline.load_config(source))
+    parts: dict[str, tuple[Any, Any]] = {}
+    for name, entry in index.items():
+        if name.startswith("_") or not isinstance(entry, list | tuple) or entry[0] is None:
+            continue
+        kind = _class(*entry)
+        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+            continue  # schedulers and tokenizers weigh nothing
+        if issubclass(kind, PreTrainedModel):
+            config_class: Any = kind.config_class
+            parts[name] = kind, config_class.from_pretrained(source, subfolder=name).to_dict()
+        else:
+            loads: Any = kind
+            parts[name] = kind, dict(loads.load_config(source, subfolder=name))
+    return str(index["_class_name"]), parts
+
+
+def _class(library: str, name: str) -> Any:
+    # Parts that diffusers keeps with one pipeline have that pipeline's name for a library.
+    inside = library in ("diffusers", "transformers")
+    module = importlib.import_module(library if inside else f"diffusers.pipelines.{library}")
+    return getattr(module, name)
+
+
+def _built(kind: Any, config: Mapping[str, Any]) -> Any:
+    with _META:
+        if issubclass(kind, PreTrainedModel):
+            config_class: Any = kind.config_class
+            return kind(config_class(**config))
+        return kind.from_config(dict(config))
+
+
+def _in(module: Any, dtype: torch.dtype) -> Any:
+    """A frozen module in this dtype; the library's own `to` warns of what only real weights suffer from."""
+    return nn.Module.to(module, dtype).requires_grad_(False).eval()
+
+
+def _adapter(models: ModelsConfig, llm: Any, pipe: Any) -> LLMDiffAdapter:
+    make: Any = LLMDiffAdapter
+    if models.start is not None:
+        folder = (
+            packaged("adapter", AdapterNotFoundError) if models.start == EMBEDDED_NAME else Path(models.start)
+        )
+        source = str(folder) if folder.is_dir() else models.start
+        try:
+            found = dict(make.load_config(source))
+        except (OSError, ValueError) as error:
+            raise AdapterNotFoundError(
+                f"the config of adapter {models.start!r} is not to be had ({first_line(error)}): pass a folder with "
+                "its config.json instead, models.start=FOLDER"
+            ) from error
+        config = {name: value for name, value in found.items() if not name.startswith("_")}
+    else:
+        family, denoiser = families.family_of(pipe), families.denoiser_of(pipe)
+        text = llm.config.get_text_config(decoder=True)
+        config = {
+            "llm_id": models.llm,
+            "num_blocks": text.num_hidden_layers,
+            "hidden_size": text.hidden_size,
+            "family": family.name,
+            "base_model_id": models.base,
+            "text_width": families.text_width(denoiser, family),
+            "pooled_width": families.pooled_width(denoiser, family),
+            "cross_attention": layers.layer_table(denoiser),
+            "encoding": models.encoding,
+            "lone": models.lone,
+            "template": models.template,
+            "max_length": models.max_length,
+            "clip": models.clip,
+        }
+    with _META:
+        adapter: LLMDiffAdapter = make(**config)
+    return adapter

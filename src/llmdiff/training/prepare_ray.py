@@ -1,0 +1,122 @@
+"""`llmdiff prepare --ray`: the store filled by many processes or machines at once."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from llmdiff.base_pipeline import load_base_pipeline
+from llmdiff.errors import ConfigError
+from llmdiff.language.cache import EncodingCache, ScoreCache
+from llmdiff.language.encoding import ContextEncoding
+from llmdiff.language.llm import DecoderLLM
+from llmdiff.loading import usable_device
+from llmdiff.ray_workers import on_workers
+from llmdiff.training.config import TrainConfig
+from llmdiff.training.prepare import (
+    COMPUTED_IN,
+    LATENT_CHUNK,
+    Parts,
+    encoding_cache,
+    fill_latents,
+    latent_store,
+    load_samples,
+    missing_latents,
+)
+
+
+def prepare_on_workers(config: TrainConfig, parts: Parts, *, workers: int) -> dict[str, int]:
+    """Make what the store lacks, and return how much that was; interrupted, it goes on when run again.
+
+    Every worker loads the LLM or the VAE once. What it has made of a few hundred captions or pictures, it writes
+    itself, so all of them have to see the store's folder.
+
+    Raises:
+        LLMDiffError: a model or the data cannot be had on a worker, or Ray fails.
+    """
+    items: list[dict[str, Any]] = []
+    keys: dict[str, str] = {}
+    if config.training.stores_encodings:
+        cache = encoding_cache(config, parts.llm, parts.context)
+        keys["captions"] = cache.key
+        items += [{"captions": chunk} for chunk in cache.missing_chunks(parts.captions())]
+    if config.data.store_latents:
+        store = latent_store(config, parts.pipe.vae, parts.samples)
+        keys["pictures"] = store.folder.name
+        missing = missing_latents(store, parts.samples)
+        starts = range(0, len(missing), LATENT_CHUNK)
+        items += [{"pictures": missing[start : start + LATENT_CHUNK]} for start in starts]
+    context = parts.context
+    made_of = {
+        "config": config.model_dump_json(),
+        "keys": keys,
+        "settings": {
+            "num_blocks": context.num_blocks,
+            "hidden_size": context.hidden_size,
+            "encoding": context.encoding,
+            "lone": context.lone,
+            "template": context.template,
+            "max_length": context.max_length,
+            "clip": context.clip,
+        },
+        "gains": {name: value.tolist() for name, value in context.state_dict().items()},
+    }
+    gpus_each = 0.0 if usable_device(config.device) == "cpu" else 1.0
+    made = {"captions": 0, "pictures": 0}
+    with tqdm(total=len(items), desc=f"preparing on {workers} workers", mininterval=2) as bar:
+        for done in on_workers(StoreFiller, made_of, items, workers=workers, gpus_each=gpus_each):
+            made = {name: count + done.get(name, 0) for name, count in made.items()}
+            bar.update()
+    return made
+
+
+class StoreFiller:
+    """One worker's models; each is loaded when the first item needs it.
+
+    `keys` are the names of the store's folders: a worker whose models give others would fill a store that nobody reads.
+    """
+
+    def __init__(
+        self, *, config: str, keys: Mapping[str, str], settings: Mapping[str, Any], gains: Mapping[str, Any]
+    ) -> None:
+        self._config = TrainConfig.model_validate_json(config)
+        self._keys, self._settings, self._gains = keys, settings, gains
+        self._device = usable_device(self._config.device)
+        self._dtype = COMPUTED_IN[self._config.training.precision]
+        self._cache: EncodingCache | ScoreCache | None = None
+        self._latents: Any = None
+
+    def __call__(self, item: Mapping[str, Any]) -> dict[str, int]:
+        """Return how much an item has added to the store."""
+        if "captions" in item:
+            if self._cache is None:
+                self._cache = self._opened_cache()
+            return {"captions": self._cache.fill(item["captions"])}
+        if self._latents is None:
+            self._latents = self._opened_latents()
+        store, vae, samples = self._latents
+        return {"pictures": fill_latents(store, vae, samples, item["pictures"])}
+
+    def _opened_cache(self) -> EncodingCache | ScoreCache:
+        llm = DecoderLLM.from_pretrained(self._config.models.llm, device=self._device, dtype=self._dtype)
+        context = ContextEncoding(**self._settings)
+        context.load_state_dict({name: torch.tensor(value) for name, value in self._gains.items()})
+        cache = encoding_cache(self._config, llm, context.to(self._device))
+        self._check("captions", cache.key)
+        return cache
+
+    def _opened_latents(self) -> tuple[Any, Any, Any]:
+        pipe = load_base_pipeline(self._config.models.base, dtype=self._dtype)
+        vae = pipe.vae.to(self._device).requires_grad_(False).eval()
+        samples = load_samples(self._config, pipe)
+        store = latent_store(self._config, vae, samples)
+        self._check("pictures", store.folder.name)
+        return store, vae, samples
+
+    def _check(self, what: str, key: str) -> None:
+        if key != self._keys[what]:
+            raise ConfigError(
+                f"a worker's models or data give other {what} than this machine's (store {key}, expected "
+                f"{self._keys[what]}): give all machines the same models, data and device"
+            )
