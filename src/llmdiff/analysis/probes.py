@@ -42,6 +42,7 @@ class Targets:
         return cls(first=table[:, 0], second=table[:, 1], axis=table[:, 2])
 
     def take(self, indices: Tensor) -> "Targets":
+        """Return those of some captions."""
         return Targets(first=self.first[indices], second=self.second[indices], axis=self.axis[indices])
 
 
@@ -61,6 +62,7 @@ class AttentionProbe(nn.Module):
         self.heads = nn.ModuleList([nn.Linear(width, things), nn.Linear(width, things), nn.Linear(width, 2)])
 
     def forward(self, states: Tensor, token_mask: Tensor) -> list[Tensor]:
+        """Return the logits of first thing, second thing and axis."""
         states = self.norm(states)
         seen = F.scaled_dot_product_attention(
             self.queries.expand(len(states), -1, -1),
@@ -107,8 +109,10 @@ def train_probe(
 
 @torch.no_grad()
 def probe_accuracy(probe: AttentionProbe, batch: Batch, targets: Targets) -> list[dict[str, bool]]:
-    """For every caption: whether both things are right in their places, whether they are right in either place,
-    and whether the axis is right."""
+    """Return what is right of every caption.
+
+    That is: both things in their places, both things in either place, and the axis.
+    """
     results: list[dict[str, bool]] = []
     for start in range(0, len(targets.first), 100):
         indices = torch.arange(start, min(start + 100, len(targets.first)))

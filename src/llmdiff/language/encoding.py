@@ -246,7 +246,7 @@ class ContextEncoding(nn.Module):
         return self._finish(c, token_mask, generator)
 
     def _clipped(self, update: Tensor, scale: Tensor) -> Tensor:
-        """update / scale, tokens longer than `clip` shortened to that."""
+        """Update / scale, tokens longer than `clip` shortened to that."""
         update = update / scale
         if math.isinf(self.clip):
             return update

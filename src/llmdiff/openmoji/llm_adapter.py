@@ -37,6 +37,7 @@ class CaptionedScenes:
 
     @classmethod
     def draw(cls, data: SceneData, count: int, seed: int) -> "CaptionedScenes":
+        """Return captions of `count` scenes drawn at random, and the empty caption as the last."""
         rng = np.random.default_rng([seed, 9])
         scenes = rng.permutation(len(data.contents))[:count]
         return cls(captions=(*data.captions(scenes, rng), ""), scenes=scenes)
@@ -80,8 +81,10 @@ def train_llm_adapter(
     adapter: LLMDiffAdapter,
     folder: Path,
 ) -> None:
-    """Trains an adapter that reads an LLM's blocks: first with its gains, on a few captions whose block updates are
-    kept; then, gains frozen, on many captions whose encodings are summed once.
+    """Trains an adapter that reads an LLM's blocks; returns nothing.
+
+    First with its gains, on a few captions whose block updates are kept; then, gains frozen, on many captions
+    whose encodings are summed once.
 
     Per-block updates of every caption would not fit: 1 MB a caption for SmolLM2, 33 MB for a model of 7 B.
     """
