@@ -10,6 +10,8 @@ from typing import Any
 
 SECTIONS = ("Shapes", "Units", "Raises", "Source", "Fields", "Example")
 _SECTION = re.compile(rf"({'|'.join(SECTIONS)}):(?: +(.*))?$")
+# A word alone on its line, with something indented below it, is a section of the docstring's own ("Modules:").
+_OWN_SECTION = re.compile(r"([A-Z]\w+):()$")
 _ENTRY = re.compile(r"([A-Za-z_][\w., ]*?):(?: +(.*))?$")
 _LIST_ITEM = re.compile(r"([-*]|\d+\.) ")
 
@@ -21,6 +23,8 @@ def as_rst(lines: list[str]) -> list[str]:
     while index < len(lines):
         line = lines[index]
         found = _SECTION.match(line)
+        if not found and index + 1 < len(lines) and lines[index + 1].startswith("    "):
+            found = _OWN_SECTION.match(line)
         if found:
             index += 1
             body = []

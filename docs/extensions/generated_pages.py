@@ -89,7 +89,9 @@ def _verbs(path: str, group: Any) -> Iterator[str]:
         arguments = [one for one in command.params if one.param_type_name == "argument"]
         usage = " ".join([full, *(one.metavar or one.name.upper() for one in arguments), "[OPTIONS]"])
         yield from [f"{'##' if path == 'llmdiff' else '###'} `{full}`", "", _sentence(command.help), ""]
-        yield from ["```text", usage, "```", "", "| option | default | |", "|---|---|---|"]
+        yield from ["```text", usage, "```", ""]
+        if command.params:
+            yield from ["| option | default | |", "|---|---|---|"]
         for option in command.params:
             names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
             if option.param_type_name == "argument":
