@@ -1,5 +1,6 @@
 # make demo   draws out/demo.png        make test   runs the tests
 # make setup  prepares .venv            make lint   checks style and types
+# make docs   builds docs/_build    make wheel  builds dist/*.whl and *.tar.gz
 # make browser  runs the tests in Chromium (apt-get install chromium); make screenshots  redraws docs/images
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,7 +10,7 @@ TEST_ARGS ?=
 DEMO_PROMPT ?= left of a gift there is a frog
 SOURCES := $(shell find src -type f -not -name '*.pyc')
 
-.PHONY: setup demo test browser screenshots lint clean
+.PHONY: setup demo test docs wheel release browser screenshots lint clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -32,6 +33,20 @@ out/demo.png: $(READY) $(SOURCES)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) $(TEST_ARGS)
 
+# A warning is an error; a link inside that leads nowhere is a warning.
+docs: $(READY)
+	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
+	@echo docs/_build/html/index.html
+
+# With the embedded default's weights inside.
+wheel: $(READY)
+	$(BIN)/python -m build --outdir dist
+	@ls -l dist
+
+# Installs the wheel elsewhere and draws with it; runs every longer example of the documentation.
+release: $(READY)
+	$(BIN)/python -m pytest -m "release or docs" $(TEST_ARGS)
+
 browser: $(READY)
 	$(BIN)/python -m pytest -m browser $(TEST_ARGS)
 
@@ -44,4 +59,4 @@ lint: $(READY)
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv out build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv out build dist docs/_build docs/generated .mypy_cache .pytest_cache .ruff_cache

@@ -18,7 +18,9 @@ _BLOCKS_PER_WORKER = 4
 class Worker(Protocol):
     """What a process makes once, of plain arguments, and then calls with one item after the other."""
 
-    def __call__(self, item: Mapping[str, Any]) -> Mapping[str, Any]: ...
+    def __call__(self, item: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what came of an item."""
+        ...
 
 
 def on_workers(

@@ -25,13 +25,19 @@ class TextSource(Protocol):
     """What attach needs to know of an LLM, or of whatever else the adapter's states come from."""
 
     @property
-    def id(self) -> str: ...
+    def id(self) -> str:
+        """The name that an adapter remembers."""
+        ...
 
     @property
-    def hidden_size(self) -> int: ...
+    def hidden_size(self) -> int:
+        """D, the width of its states."""
+        ...
 
     @property
-    def num_blocks(self) -> int: ...
+    def num_blocks(self) -> int:
+        """L; 0 where its states are no sum over blocks."""
+        ...
 
 
 def attach(

@@ -107,6 +107,7 @@ class Installation:
         )
 
     def __call__(self) -> None:
+        """Take the layers off; returns nothing."""
         self.restore()
 
     def __enter__(self) -> Self:

@@ -14,8 +14,10 @@ def attention_layers(denoiser: nn.Module) -> dict[str, nn.Module]:
 
 
 def text_layers(denoiser: nn.Module) -> dict[str, nn.Module]:
-    """Return every attention layer that reads the text: cross-attention, and joint attention with its own
-    projections of the text stream."""
+    """Return every attention layer that reads the text, by its name.
+
+    That is cross-attention, and joint attention with its own projections of the text stream.
+    """
     return {
         name: module
         for name, module in attention_layers(denoiser).items()

@@ -21,8 +21,10 @@ _MAX_COUNT, _AXES = 4, 3
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """What a probe is asked for: what stands first (left, top, or alone) and second, in which colours, how many,
-    along which axis; "none" is an answer too.
+    """What a probe is asked for.
+
+    What stands first (left, top, or alone) and second, in which colours, how many, along which axis; "none" is an
+    answer too.
 
     Shapes: table (N, 6) int64, in the order of `HEADS`. `sizes`: the number of answers of each.
     """
@@ -59,6 +61,7 @@ class Targets:
         return len(self.table)
 
     def take(self, indices: Tensor) -> "Targets":
+        """Return those of some captions."""
         return Targets(table=self.table[indices], sizes=self.sizes)
 
 
@@ -78,6 +81,7 @@ class AttentionProbe(nn.Module):
         self.heads = nn.ModuleList([nn.Linear(width, size) for size in sizes])
 
     def forward(self, states: Tensor, token_mask: Tensor) -> list[Tensor]:
+        """Return the logits of every question, in the order of `HEADS`."""
         states = self.norm(states)
         seen = F.scaled_dot_product_attention(
             self.queries.expand(len(states), -1, -1),

@@ -81,6 +81,7 @@ class Answer:
 
     @property
     def chosen(self) -> Literal["first", "second", "tie"]:
+        """Which of the pair's pictures was chosen, whichever side it stood on."""
         if self.choice == "tie":
             return "tie"
         return "first" if (self.choice == "left") == self.first_is_left else "second"

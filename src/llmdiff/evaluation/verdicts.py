@@ -50,6 +50,7 @@ class Verdict:
 
     @property
     def exact(self) -> bool:
+        """Whether nothing that the prompt asks for is wrong."""
         parts = (self.things, self.colours, self.count, self.size, self.background)
         return all(part is not False for part in parts) and self.relation in (None, "right")
 

@@ -48,6 +48,8 @@ class Build:
             getattr(self, stage)()
 
     def vae(self) -> AutoencoderKL:
+        """Return the autoencoder."""
+
         def make() -> dict[str, Any]:
             model = autoencoder.train_vae(self.preset, self.folder / "vae", self.device)
             psnr = autoencoder.held_out_psnr_db(model, self.preset)
@@ -60,6 +62,8 @@ class Build:
         )
 
     def scenes(self) -> dataset.SceneData:
+        """Return the training scenes with their latents."""
+
         def make() -> dict[str, Any]:
             data = dataset.load_or_make(self.preset, self.vae(), self.folder / "scenes")
             return {"scenes": len(data.contents), "latent_std": float(data.latents.float().std())}
@@ -68,6 +72,8 @@ class Build:
         return dataset.load_or_make(self.preset, self.vae(), self.folder / "scenes")
 
     def text(self) -> CLIPTextModel:
+        """Return the base's text encoder, as trained on captions and latents alone."""
+
         def make() -> dict[str, Any]:
             model = text_encoder.train_text_encoder(
                 self.preset, self.scenes(), self.tokenizer(), self.folder / "text", self.device
@@ -79,9 +85,12 @@ class Build:
         return CLIPTextModel.from_pretrained(self.folder / "text" / "model", use_safetensors=True)
 
     def tokenizer(self) -> Any:
+        """Return the base's tokenizer."""
         return text_encoder.create_tokenizer(self.preset, self.folder / "tokenizer")
 
     def denoiser(self) -> StableDiffusionPipeline:
+        """Return the base pipeline before its decoder is refined."""
+
         def make() -> dict[str, Any]:
             pipe = denoiser.train_denoiser(
                 self.preset,
@@ -103,6 +112,8 @@ class Build:
         return pipe.to(self.device)
 
     def checker(self) -> SceneChecker:
+        """Return what reads pictures back."""
+
         def make() -> dict[str, Any]:
             model = checker.train_checker(self.preset, self.folder / "checker", self.device)
             model.figures = checker.held_out_exact(model, self.preset)
@@ -113,6 +124,8 @@ class Build:
         return SceneChecker.from_pretrained(self.folder / "checker" / "model").to(self.device)
 
     def decoder(self) -> AutoencoderKL:
+        """Return the autoencoder with its decoder trained on."""
+
         def make() -> dict[str, Any]:
             model = autoencoder.refine_decoder(self.vae(), self.preset, self.folder / "decoder", self.device)
             psnr = autoencoder.held_out_psnr_db(model, self.preset)
@@ -125,6 +138,8 @@ class Build:
         )
 
     def adapter(self) -> LLMDiffAdapter:
+        """Return the trained adapter."""
+
         def make() -> dict[str, Any]:
             llm = DecoderLLM.from_pretrained(self.preset.llm, device=self.device)
             pipe, data = self.pipeline(), self.scenes()
@@ -194,7 +209,8 @@ def _save(model: Any, folder: Path) -> None:
         model.save_pretrained(partial)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def arguments() -> argparse.ArgumentParser:
+    """Return the parser of the build's own command line."""
     parser = argparse.ArgumentParser(prog="python -m llmdiff.openmoji.build", description=__doc__)
     parser.add_argument("--preset", default="cpu", help="cpu, gpu or test")
     parser.add_argument("--out", type=Path, help="the folder to build in (default: the cache folder)")
@@ -206,7 +222,12 @@ def main(arguments: list[str] | None = None) -> int:
         "--ship", type=Path, help="write pipeline, adapter and checker here, in half precision"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    chosen = parser.parse_args(arguments)
+    return parser
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the build that the command line asks for; return its exit status."""
+    chosen = arguments().parse_args(words)
     try:
         settings = preset(chosen.preset)
         folder = chosen.out or llmdiff_home() / "builds" / f"openmoji-{settings.name}"

@@ -46,6 +46,7 @@ class World:
 
     @property
     def things(self) -> tuple[Thing, ...]:
+        """The objects of this world."""
         return things_of(self.objects)
 
     def training_content(self, rng: np.random.Generator) -> Content:

@@ -39,6 +39,7 @@ class CaptionedScenes:
 
     @classmethod
     def draw(cls, data: SceneData, count: int, seed: int) -> "CaptionedScenes":
+        """Return captions of `count` scenes drawn at random, and the empty caption as the last."""
         rng = np.random.default_rng([seed, 9])
         scenes = rng.permutation(len(data.contents))[:count]
         return cls(captions=(*data.captions(scenes, rng), ""), scenes=scenes)
@@ -82,8 +83,10 @@ def train_llm_adapter(
     adapter: LLMDiffAdapter,
     folder: Path,
 ) -> None:
-    """Trains an adapter that reads an LLM's blocks: its gains from text alone, on a few captions whose scores are
-    kept block by block; then, gains frozen, on many captions whose encodings are summed once.
+    """Trains an adapter that reads an LLM's blocks; returns nothing.
+
+    First its gains from text alone, on a few captions whose scores are kept block by block; then, gains frozen, on
+    many captions whose encodings are summed once.
 
     Scores per block of every caption would not fit: 1 MB a caption for SmolLM2, 33 MB for a model of 7 B.
     """
@@ -125,8 +128,7 @@ def train_adapter_on(
     *,
     noise: Callable[[Tensor, Tensor, torch.Generator], Tensor] | None = None,
 ) -> None:
-    """Trains an adapter on encodings that do not change, each caption encoded once: first from text, then on
-    pictures."""
+    """Trains an adapter on encodings that do not change, first from text, then on pictures; returns nothing."""
 
     @cache  # as above
     @torch.no_grad()

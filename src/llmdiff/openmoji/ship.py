@@ -43,7 +43,7 @@ def ship(
     *,
     preset: Any,
 ) -> int:
-    """Writes `pipeline/`, `adapter/`, `checker/`, a model card and the licence into `folder`; returns the bytes.
+    """Writes pipeline, adapter, checker, their card and their licence into `folder`; returns the bytes written.
 
     Raises:
         LLMDiffError: the weights are larger than a package may carry; nothing is written then.

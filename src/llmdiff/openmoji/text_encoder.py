@@ -46,6 +46,7 @@ class ImageTower(nn.Module):
         )
 
     def forward(self, latents: Tensor) -> Tensor:
+        """Return what the latents show, as one vector each."""
         output: Tensor = self.layers(latents)
         return output
 

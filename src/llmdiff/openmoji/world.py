@@ -23,6 +23,7 @@ class Thing:
 
     @property
     def name(self) -> str:
+        """The name that training captions use."""
         return self.names[0]
 
 

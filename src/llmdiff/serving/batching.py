@@ -19,7 +19,9 @@ class Painter(Protocol):
 
     def draw(
         self, settings: Sequence[DrawingSettings], seeds: Sequence[int], *, on_step: Callable[[], None]
-    ) -> list[bytes]: ...
+    ) -> list[bytes]:
+        """Return a PNG for each of the settings; `on_step` is called after every denoising step."""
+        ...
 
 
 class QueueFullError(LLMDiffError):

@@ -43,7 +43,9 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def row(self, index: int) -> Row: ...
+    def row(self, index: int) -> Row:
+        """Return one sample."""
+        ...
 
 
 class TableSource:

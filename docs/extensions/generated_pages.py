@@ -1,0 +1,289 @@
+"""Pages that are made from the code and from docs/results/*.json while the documentation is built."""
+
+import importlib
+import json
+import pkgutil
+import types
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import typer.main
+
+DOCS = Path(__file__).parents[1]
+RESULTS = DOCS / "results"
+
+PACKAGES = {
+    "language": "from prompts to text encodings",
+    "adapter": "from text encodings to the denoiser",
+    "rivals": "other ways to condition",
+    "training": "training an adapter",
+    "evaluation": "measuring, and asking people",
+    "analysis": "looking inside",
+    "serving": "the page, the image API and the study's server",
+    "openmoji": "the embedded default",
+}
+
+
+def write_pages(folder: Path) -> None:
+    """Write every generated page into a folder; returns nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pages = {
+        "command-line.md": command_line(),
+        "configuration.md": configuration(),
+        "findings.inc": findings(),
+    }
+    pages["api-top.md"] = api_page("llmdiff", "the front door and what it stands on")
+    for package, what in PACKAGES.items():
+        pages[f"api-{package}.md"] = api_page(f"llmdiff.{package}", what)
+    for path in sorted(RESULTS.glob("*.json")):
+        pages[f"results-{path.stem}.md"] = result_page(path)
+    for name, text in pages.items():
+        place = folder / name
+        if not place.exists() or place.read_text(encoding="utf-8") != text:
+            place.write_text(text, encoding="utf-8")
+    for old in set(folder.iterdir()) - {folder / name for name in pages}:
+        old.unlink()
+
+
+# The reference.
+
+
+def api_page(package: str, what: str) -> str:
+    """Return a page with every public name of a package; of `llmdiff`, of its modules that are no package."""
+    top = importlib.import_module(package)
+    found = pkgutil.iter_modules(top.__path__, f"{package}.")
+    names = [one.name for one in found if not one.ispkg]
+    names = [name for name in names if not name.rpartition(".")[2].startswith("cli")]
+    lines = [f"# `{package}`: {what}", ""]
+    if package == "llmdiff":
+        lines += ["`from llmdiff import ...` gives:", ""]
+        lines += [f"- `{name}`" for name in top.__all__ if not name.startswith("_")] + [""]
+    elif top.__doc__:
+        lines += ["```{eval-rst}", f".. automodule:: {package}", "   :no-members:", "```", ""]
+    for name in names:
+        lines += [f"## `{name}`", "", "```{eval-rst}", f".. automodule:: {name}", "   :members:", "```", ""]
+    return "\n".join(lines)
+
+
+def command_line() -> str:
+    """Return a page with every verb of `llmdiff`, its arguments and options."""
+    from llmdiff.cli import app
+
+    root = typer.main.get_command(app)
+    lines = ["# The command line", "", _sentence(root.help), ""]
+    lines += [
+        "What goes wrong is one line that begins with `error:`, and exit status 1; a wrong option is 2.",
+        "",
+    ]
+    return "\n".join([*lines, *_verbs("llmdiff", root)])
+
+
+def _verbs(path: str, group: Any) -> Iterator[str]:
+    for name, command in group.commands.items():
+        full = f"{path} {name}"
+        if hasattr(command, "commands"):
+            yield from [f"## `{full}`", "", _sentence(command.help), ""]
+            yield from _verbs(full, command)
+            continue
+        arguments = [one for one in command.params if one.param_type_name == "argument"]
+        usage = " ".join([full, *(one.metavar or one.name.upper() for one in arguments), "[OPTIONS]"])
+        yield from [f"{'##' if path == 'llmdiff' else '###'} `{full}`", "", _sentence(command.help), ""]
+        yield from ["```text", usage, "```", ""]
+        if command.params:
+            yield from ["| option | default | |", "|---|---|---|"]
+        for option in command.params:
+            names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
+            if option.param_type_name == "argument":
+                names = f"`{option.metavar or option.name.upper()}`"
+            yield f"| {names} | {_default(option)} | {_cell(getattr(option, 'help', '') or '')} |"
+        yield ""
+
+
+def _default(option: Any) -> str:
+    if option.required:
+        return "needed"
+    value = option.default
+    if value is None or value == () or "Sentinel" in type(value).__name__:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    return f"`{getattr(value, 'value', value)}`"
+
+
+def configuration() -> str:
+    """Return a page with every key of a training run's configuration."""
+    from llmdiff.training import config
+
+    lines = ["# The configuration of a training run", ""]
+    lines += ["`llmdiff train CONFIG.yaml section.key=value ...` reads these keys, and no others; see ", ""]
+    lines[-2] = lines[-2].rstrip() + " [how to train](../how-to/train.md)."
+    sections = {"": config.TrainConfig, "models": config.ModelsConfig, "data": config.DataConfig}
+    sections |= {"training": config.TrainingConfig, "watch": config.WatchConfig}
+    for name, model in sections.items():
+        lines += [f"## {f'`{name}`' if name else 'At the top'}", ""]
+        lines += [*(model.__doc__ or "").replace("\n    ", "\n").strip().splitlines(), ""]
+        lines += ["| key | default | values |", "|---|---|---|"]
+        for key, field in model.model_fields.items():
+            if key in sections:
+                lines.append(f"| `{key}` | | the section below |")
+                continue
+            default = "needed" if field.is_required() else f"`{_yaml(field.default)}`"
+            limits = ", ".join(_limit(one) for one in field.metadata)
+            lines.append(
+                f"| `{key}` | {default} | {_cell(_kind(field.annotation))}{limits and ', ' + limits} |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _yaml(value: Any) -> str:
+    return json.dumps(value, default=str)
+
+
+def _limit(constraint: Any) -> str:
+    signs = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+    return ", ".join(
+        f"{word} {getattr(constraint, name)}" for name, word in signs.items() if hasattr(constraint, name)
+    )
+
+
+def _kind(annotation: Any) -> str:
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is types.UnionType or str(origin) == "typing.Union":
+        return " or ".join(_kind(one) for one in inner)
+    if str(origin) == "typing.Literal":
+        return ", ".join(f"`{one}`" for one in inner)
+    if str(origin) == "typing.Annotated" or getattr(annotation, "__metadata__", None):
+        limits = [
+            _limit(one) for part in annotation.__metadata__ for one in getattr(part, "metadata", [part])
+        ]
+        return ", ".join([_kind(inner[0]), *filter(None, limits)])
+    if origin is tuple:
+        return f"a list: {_kind(inner[0])}"
+    names = {type(None): "null", str: "text", int: "a whole number", float: "a number", bool: "yes or no"}
+    return names.get(
+        annotation, "a path" if annotation is Path else getattr(annotation, "__name__", str(annotation))
+    )
+
+
+# The results.
+
+
+def result_page(path: Path) -> str:
+    """Return the page of one recorded result."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    lines = [f"# {path.stem}", ""]
+    command = record.get("command")
+    if command:
+        lines += ["Made with", "", "```text", command, "```", ""]
+    if record.get("date"):
+        lines += [f"on {record['date'][:10]}.", ""]
+    if "systems" in record and "suite" in record:
+        lines += [*_evaluation(record)]
+    else:
+        lines += [*_record(record, 2)]
+    source = f"[`docs/results/{path.name}`](../results/{path.name})"
+    return "\n".join([*lines, "", f"All that was recorded: {source}.", ""])
+
+
+def _evaluation(record: Mapping[str, Any]) -> Iterator[str]:
+    from llmdiff.evaluation.tables import report_tables
+
+    yield report_tables(record, markdown=True)
+    yield from ["## What the splits are", "", "| split | what is new in it |", "|---|---|"]
+    yield from (f"| {split} | {_cell(what)} |" for split, what in record["suite"]["splits"].items())
+    yield from ["", "## Where the intervals leave no doubt", "", *_verdicts(record), ""]
+    for heading in ("settings", "seconds_per_image", "checker", "versions"):
+        if isinstance(record.get(heading), dict):
+            yield from [f"## {heading.replace('_', ' ').capitalize()}", "", *_table(record[heading]), ""]
+
+
+def _verdicts(record: Mapping[str, Any]) -> Iterator[str]:
+    """Say of every difference whether its interval holds zero."""
+    for name, figures in record["systems"].items():
+        gaps = figures.get("differences_to_base")
+        if gaps is None:
+            continue
+        verdicts: dict[str, list[str]] = {
+            f"`{name}` follows better": [],
+            "`base` follows better": [],
+            "not decided": [],
+        }
+        better, worse, open_ = verdicts
+        for split, gap in {"all": gaps["overall"], **gaps["splits"]}.items():
+            key = better if gap["low"] > 0 else worse if gap["high"] < 0 else open_
+            verdicts[key].append(f"{split} ({100 * gap['difference']:+.1f} points)")
+        yield from (f"- {verdict}: {', '.join(splits) or 'nowhere'}" for verdict, splits in verdicts.items())
+
+
+def _record(record: Mapping[str, Any], level: int) -> Iterator[str]:
+    """Return any nested record: numbers as a table, records of like records as one table, others as sections."""
+    plain = {key: value for key, value in record.items() if not isinstance(value, dict | list)}
+    plain = {key: value for key, value in plain.items() if key not in ("command", "date")}
+    if plain:
+        yield from [*_table(plain), ""]
+    for key, value in record.items():
+        if not isinstance(value, dict | list) or not value:
+            continue
+        yield from [f"{'#' * min(level, 6)} {_cell(str(key).replace('_', ' '))}", ""]
+        rows = dict(enumerate(value)) if isinstance(value, list) else value
+        if all(
+            isinstance(row, dict) and not any(isinstance(x, dict) for x in row.values())
+            for row in rows.values()
+        ):
+            columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+            yield f"| | {' | '.join(_cell(str(column)) for column in columns)} |"
+            yield f"|---|{'---:|' * len(columns)}"
+            for name, row in rows.items():
+                yield f"| {_cell(str(name))} | {' | '.join(_number(row.get(column, '')) for column in columns)} |"
+            yield ""
+        elif isinstance(value, dict):
+            yield from _record(value, level + 1)
+        else:
+            yield from [", ".join(_number(one) for one in value), ""]
+
+
+def _table(values: Mapping[str, Any]) -> Iterator[str]:
+    yield from ["| | |", "|---|---|"]
+    yield from (
+        f"| {_cell(str(name).replace('_', ' '))} | {_number(value)} |" for name, value in values.items()
+    )
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else _cell(str(value))
+
+
+def findings() -> str:
+    """Return what was measured for and against the method, from every recorded evaluation."""
+    lines: list[str] = []
+    for path in sorted(RESULTS.glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if "systems" in record and "suite" in record:
+            lines += [
+                f"**[{path.stem}](../generated/results-{path.stem}.md)**, {record['suite']['prompts']} prompts:",
+                "",
+            ]
+            lines += [*_verdicts(record), ""]
+        else:
+            lines += [f"**[{path.stem}](../generated/results-{path.stem}.md)**", ""]
+    return "\n".join(lines)
+
+
+def _sentence(text: str | None) -> str:
+    return " ".join((text or "").replace("[bold]", "").split())
+
+
+def _cell(text: str) -> str:
+    return _sentence(text).replace("|", "\\|").replace("<", "&lt;").replace("$", "\\$").replace("*", "\\*")
+
+
+def _write(app: Any) -> None:
+    write_pages(DOCS / "generated")
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Register with Sphinx."""
+    app.connect("builder-inited", _write)
+    return {"parallel_read_safe": True}
