@@ -17,12 +17,24 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from llmdiff.errors import ConfigError, LLMDiffError, OutputError
+from llmdiff.errors import ConfigError, OutputError
+from llmdiff.evaluation.drawn import (
+    DRAWN_NAME,
+    DrawnPictures,
+    PictureJob,
+    Shard,
+    check_pictures,
+    draw_missing,
+    stored_system,
+)
+from llmdiff.evaluation.metrics.kinds import Metric
+from llmdiff.evaluation.metrics.tally import Tally
 from llmdiff.evaluation.scenes_check import SceneChecker
+from llmdiff.evaluation.scenes_metrics import add_metrics
 from llmdiff.evaluation.study_pictures import Keep, keep_in
 from llmdiff.evaluation.suites import ScenePrompt, scenes_suite
-from llmdiff.evaluation.summary import BASE, OURS, summarise
-from llmdiff.evaluation.systems import System, pipeline_system
+from llmdiff.evaluation.summary import summarise
+from llmdiff.evaluation.systems import System, adapter_digest, controller_systems
 from llmdiff.evaluation.tables import report_tables
 from llmdiff.evaluation.verdicts import SeenScene, Verdict, verdict
 from llmdiff.files import write_whole
@@ -59,10 +71,15 @@ def evaluate_scenes(
     device: str = "cpu",
     checker: SceneChecker | str | Path = "openmoji",
     more_systems: Mapping[str, System] | None = None,
+    metrics: Sequence[Metric] = (),
+    shard: Shard | None = None,
     keep_pictures: bool = False,
     command: str | None = None,
 ) -> dict[str, Any]:
     """The report of a controller's base pipeline (`base`) against the same one with the LLM attached (`llm`).
+
+    With a shard, pictures are kept in `out`, and one that is there is not drawn again; one of several only draws its
+    share, and its report is empty. Without one, what shards have drawn there is used, and missing pictures are drawn.
 
     Raises:
         OutputError: `out` cannot be written; nothing is drawn then.
@@ -74,15 +91,10 @@ def evaluate_scenes(
         checker = SceneChecker.from_pretrained(checker)
     checker.to(device)
     suite = scenes_suite(prompts_per_split, seed, World(objects=checker.objects))
-    pipe = controller.load_pipeline(device=device)
-    draw = pipeline_system(pipe, steps=steps, guidance_scale=guidance_scale, batch=batch)
-
-    def draw_controlled(prompts: list[str], seeds: list[int]) -> NDArray[np.uint8]:
-        with controller.attached(pipe):
-            return draw(prompts, seeds)
-
-    systems: dict[str, System] = {BASE: draw, OURS: draw_controlled, **(more_systems or {})}
-    settings = {
+    systems = controller_systems(
+        controller, steps=steps, guidance_scale=guidance_scale, batch=batch, device=device
+    ) | dict(more_systems or {})
+    settings: dict[str, Any] = {
         "steps": steps,
         "guidance_scale": guidance_scale,
         "suite_seed": seed,
@@ -90,6 +102,18 @@ def evaluate_scenes(
         "llm": controller.llm.id,
         "base_model": controller.adapter.config.base_model_id,
     }
+    failed, seconds = None, None
+    if shard is not None or (folder / DRAWN_NAME).is_dir():
+        store, jobs = DrawnPictures(folder), _jobs(suite)
+        made_with = settings | {"prompts": prompts_per_split, "adapter": adapter_digest(controller)}
+        del made_with["device"]  # shards may run on different ones
+        store.check_settings(made_with | {"suite": "scenes"})
+        draw_missing(systems, [[job] for job in jobs], store, batch=batch, shard=shard)
+        if shard is not None and shard.count > 1:
+            return {}
+        failed = {name: len(store.failed(name, jobs)) for name in systems}
+        seconds = {name: store.seconds_per_image(name, jobs) for name in systems}
+        systems = {name: stored_system(store, name, jobs) for name in systems}
     return evaluate_systems(
         systems,
         suite,
@@ -97,6 +121,9 @@ def evaluate_scenes(
         folder,
         batch=batch,
         settings=settings,
+        metrics=metrics,
+        failed=failed,
+        seconds_per_image=seconds,
         keep_pictures=keep_pictures,
         command=command,
     )
@@ -110,10 +137,16 @@ def evaluate_systems(
     *,
     batch: int = 16,
     settings: Mapping[str, Any] | None = None,
+    metrics: Sequence[Metric] = (),
+    failed: Mapping[str, int] | None = None,
+    seconds_per_image: Mapping[str, float] | None = None,
     keep_pictures: bool = False,
     command: str | None = None,
 ) -> dict[str, Any]:
     """The report of these systems over a suite, with prompts and seeds the same for all.
+
+    `metrics` are measured besides; those of sets against renders of the suite's own scenes. `failed` and
+    `seconds_per_image` are for systems whose pictures were drawn before.
 
     Also written to `out`: report.json, report.md, verdicts.jsonl and grids/SPLIT-SYSTEM.png; with
     `keep_pictures` every picture too, as pictures/SYSTEM/NUMBER.png, for `llmdiff study create`.
@@ -128,13 +161,15 @@ def evaluate_systems(
             f"systems, suite: got {len(systems)} and {len(suite)}, expected at least one of each"
         )
     folder = writable_folder(out)
+    tallies = {name: Tally(metrics) for name in systems}
     runs: dict[str, SystemRun] = {}
     for name, system in systems.items():
         facts = {"system": name, **(settings or {})}
         keep = keep_in(folder / PICTURES_NAME / name, facts) if keep_pictures else None
-        runs[name] = run_system(name, system, suite, checker, batch=batch, keep=keep)
+        watch: list[Keep] = [tallies[name], keep] if keep else [tallies[name]]
+        runs[name] = run_system(name, system, suite, checker, batch=batch, watch=watch)
         _save_grids(folder / "grids", name, suite, runs[name])
-    report = {
+    report: dict[str, Any] = {
         "systems": summarise(suite, {name: run.verdicts for name, run in runs.items()}),
         "suite": {
             "name": "scenes",
@@ -143,11 +178,19 @@ def evaluate_systems(
         },
         "settings": dict(settings or {}),
         "checker": dict(checker.figures),
-        "seconds_per_image": {name: round(run.seconds_per_image, 4) for name, run in runs.items()},
+        "seconds_per_image": {
+            name: round((seconds_per_image or {}).get(name, run.seconds_per_image), 4)
+            for name, run in runs.items()
+        },
         "versions": versions(),
         "command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    if failed is not None:
+        report["failed_pictures"] = dict(failed)
+    if metrics:
+        report["metrics"] = {metric.name: metric.model_id for metric in metrics}
+        add_metrics(report["systems"], tallies, suite)
     write_whole(folder / "verdicts.jsonl", "".join(f"{line}\n" for line in _verdict_lines(suite, runs)))
     write_whole(folder / "report.md", report_tables(report, markdown=True))
     write_whole(folder / "report.json", json.dumps(report, indent=1) + "\n")
@@ -161,9 +204,9 @@ def run_system(
     checker: SceneChecker,
     *,
     batch: int = 16,
-    keep: Keep | None = None,
+    watch: Sequence[Keep] = (),
 ) -> SystemRun:
-    """What a system draws for a suite, read by the checker; shows a progress bar. `keep` gets every picture.
+    """What a system draws for a suite, read by the checker; shows a progress bar. `watch` are given every picture.
 
     Raises:
         LLMDiffError: the system gave something else than one picture for every prompt.
@@ -177,13 +220,9 @@ def run_system(
             began = time.monotonic()
             images = system([row.prompt for row in rows], [row.seed for row in rows])
             drawing_s += time.monotonic() - began
-            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[::3] != (len(rows), 3):
-                raise LLMDiffError(
-                    f"system {name}: gave {images.dtype} of shape {images.shape}, expected uint8 of shape "
-                    f"({len(rows)}, height, width, 3)"
-                )
-            if keep is not None:
-                keep(rows, images)
+            check_pictures(name, images, len(rows))
+            for look in watch:
+                look(rows, images)
             seen += checker.read(images)
             for row, image in zip(rows, images, strict=True):
                 pictures = kept.setdefault(row.split, [])
@@ -224,6 +263,13 @@ def writable_folder(out: str | Path) -> Path:
             f"out {folder} cannot be written ({error.strerror or error}): choose a folder you can write"
         ) from error
     return folder
+
+
+def _jobs(suite: Sequence[ScenePrompt]) -> list[PictureJob]:
+    return [
+        PictureJob(name=f"{index:05d}", prompt=row.prompt, seed=row.seed, facts={"split": row.split})
+        for index, row in enumerate(suite)
+    ]
 
 
 def _verdict_lines(suite: Sequence[ScenePrompt], runs: Mapping[str, SystemRun]) -> list[str]:

@@ -7,9 +7,9 @@ import numpy as np
 
 from llmdiff.evaluation.statistics import Interval, bootstrap_mean, paired_difference
 from llmdiff.evaluation.suites import ScenePrompt
+from llmdiff.evaluation.systems import BASE
 from llmdiff.evaluation.verdicts import RelationVerdict, Verdict
 
-BASE, OURS = "base", "llm"
 _PARTS = ("things", "colours", "count", "size", "background")
 
 
