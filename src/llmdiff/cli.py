@@ -8,7 +8,17 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from llmdiff import __version__, cli_batch, cli_doctor, cli_inspect, cli_plan, cli_study, cli_train, cli_ui
+from llmdiff import (
+    __version__,
+    cli_batch,
+    cli_doctor,
+    cli_evaluate,
+    cli_inspect,
+    cli_plan,
+    cli_study,
+    cli_train,
+    cli_ui,
+)
 from llmdiff.cli_output import set_up
 from llmdiff.errors import LLMDiffError
 from llmdiff.extras import check_extra
@@ -38,6 +48,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_study.app, name="study")
 app.add_typer(cli_inspect.app, name="inspect")
+app.command()(cli_evaluate.evaluate)
 app.command()(cli_train.train)
 app.command()(cli_train.prepare)
 app.command()(cli_plan.plan)
@@ -52,12 +63,6 @@ class Dtype(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
-
-
-class Suite(StrEnum):
-    """The suites of prompts that `evaluate` knows."""
-
-    scenes = "scenes"
 
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)]
@@ -200,51 +205,6 @@ def compare(
         via_model=via_model,
     )
     typer.echo(drawing.compare(settings, models, out, weighted=weighted))
-
-
-@app.command()
-def evaluate(
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the report goes.")],
-    suite: Annotated[Suite, typer.Option("--suite", help="The suite of prompts.")] = Suite.scenes,
-    prompts: Annotated[int, typer.Option("--prompts", min=1, help="Prompts of every split.")] = 100,
-    steps: Steps = 20,
-    guidance_scale: Guidance = 4.0,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the suite.")] = 0,
-    pictures: Annotated[
-        bool, typer.Option("--pictures", help="Keep every picture, for `llmdiff study create`.")
-    ] = False,
-    adapter: Adapter = "openmoji",
-    llm: Llm = None,
-    checker: Annotated[
-        str, typer.Option("--checker", help="What reads the pictures: a folder.")
-    ] = "openmoji",
-    via: Via = None,
-    via_model: ViaModel = None,
-    device: Device = None,
-    verbose: Verbose = False,
-) -> None:
-    """Measure how often the pictures show what the prompts say: base text encoder against LLM."""
-    set_up(verbose)
-    from llmdiff import loading
-    from llmdiff.evaluation.report import evaluate_scenes, writable_folder
-    from llmdiff.evaluation.tables import report_tables
-
-    writable_folder(out)
-    place = loading.usable_device(device)
-    models = loading.Models(adapter=adapter, llm=llm, via=via, via_model=via_model)
-    controller = loading.load_controller(models, device=place)
-    report = evaluate_scenes(
-        controller,
-        prompts,
-        out,
-        steps=steps,
-        guidance_scale=guidance_scale,
-        seed=seed,
-        device=place,
-        checker=checker,
-        keep_pictures=pictures,
-    )
-    typer.echo(report_tables(report))
 
 
 @app.command()

@@ -51,3 +51,7 @@ class OutputError(LLMDiffError, OSError):
 
 class DataError(LLMDiffError, ValueError):
     """Training data cannot be read, or too many of its samples are bad."""
+
+
+class MetricError(LLMDiffError, ValueError):
+    """A metric is unknown, its model cannot be loaded, or it cannot score what it is given."""

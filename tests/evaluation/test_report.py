@@ -12,9 +12,10 @@ from PIL import Image
 
 from llmdiff.controller import LLMController
 from llmdiff.errors import ConfigError, LLMDiffError, OutputError
-from llmdiff.evaluation.report import evaluate_scenes, evaluate_systems, summarise
+from llmdiff.evaluation.report import evaluate_scenes, evaluate_systems
 from llmdiff.evaluation.scenes_check import SceneChecker
 from llmdiff.evaluation.suites import ScenePrompt, scenes_suite
+from llmdiff.evaluation.summary import summarise
 from llmdiff.evaluation.systems import System, pipeline_system
 from llmdiff.evaluation.tables import report_tables
 from llmdiff.evaluation.verdicts import Verdict

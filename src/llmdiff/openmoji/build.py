@@ -1,6 +1,7 @@
 """Rebuilds the embedded default from nothing: `python -m llmdiff.openmoji.build --preset cpu`.
 
-Stages, each resumable after a kill and skipped once done: vae, scenes, text, denoiser, decoder, checker, adapter.
+Stages, each resumable after a kill and skipped once done: vae, scenes, text, denoiser, decoder, checker, adapter,
+siglip. `--only STAGE` runs one, and before it only those that it takes something from.
 Every stage keeps its log, its loss curve and its samples beside its weights; `--ship FOLDER` then writes what the
 package carries. `--from shipped` begins with the base and the checker that the package carries, so that only
 scenes are drawn and an adapter trained: minutes instead of hours.
@@ -23,16 +24,17 @@ from transformers import CLIPTextModel
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.manifest import check_manifest
 from llmdiff.errors import LLMDiffError
+from llmdiff.evaluation.metrics.models import ImageTextModel
 from llmdiff.evaluation.scenes_check import SceneChecker
 from llmdiff.files import whole_folder, write_whole
 from llmdiff.language.gguf import llmdiff_home
 from llmdiff.language.llm import DecoderLLM
-from llmdiff.openmoji import autoencoder, checker, dataset, denoiser, llm_adapter, text_encoder
+from llmdiff.openmoji import autoencoder, checker, dataset, denoiser, llm_adapter, siglip, text_encoder
 from llmdiff.openmoji.presets import Preset, preset
 from llmdiff.openmoji.ship import ship
 from llmdiff.training.curves import save_curve
 
-STAGES = ("vae", "scenes", "text", "denoiser", "decoder", "checker", "adapter")
+STAGES = ("vae", "scenes", "text", "denoiser", "decoder", "checker", "adapter", "siglip")
 
 
 class Build:
@@ -123,6 +125,18 @@ class Build:
         self._stage("checker", make)
         return SceneChecker.from_pretrained(self.folder / "checker" / "model").to(self.device)
 
+    def siglip(self) -> ImageTextModel:
+        """Return the SigLIP of scenes and captions, trained first if it is not there."""
+        def make() -> dict[str, Any]:
+            model = siglip.train_siglip(self.preset, self.tokenizer(), self.folder / "siglip", self.device)
+            figures = siglip.held_out_order(model, self.preset)
+            model.model.half()
+            _save(model, self.folder / "siglip" / "model")
+            return {"held_out": figures}
+
+        self._stage("siglip", make)
+        return ImageTextModel.from_pretrained(self.folder / "siglip" / "model", device=str(self.device))
+
     def decoder(self) -> AutoencoderKL:
         """Return the autoencoder with its decoder trained on."""
 
@@ -161,7 +175,7 @@ class Build:
         return pipe
 
     def begin_from(self, weights: Path) -> None:
-        """Takes base and checker from a folder that `ship` wrote; stages already done in this build stay.
+        """Takes base, checker and SigLIP from a folder that `ship` wrote; stages already done in this build stay.
 
         Raises:
             LLMDiffError: the folder lacks a part, or its weights are damaged.
@@ -177,6 +191,8 @@ class Build:
             "decoder": (pipe.vae, "model"),
             "checker": (SceneChecker.from_pretrained(weights / "checker"), "model"),
         }
+        if (weights / "siglip").is_dir():
+            parts["siglip"] = (ImageTextModel.from_pretrained(weights / "siglip"), "model")
         for stage, (model, name) in parts.items():
 
             def take(model: Any = model, place: Path = self.folder / stage / name) -> dict[str, Any]:
@@ -215,11 +231,12 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--preset", default="cpu", help="cpu, gpu or test")
     parser.add_argument("--out", type=Path, help="the folder to build in (default: the cache folder)")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage to run")
+    parser.add_argument("--only", choices=STAGES, help="run this stage and what it takes something from")
     parser.add_argument(
         "--from", dest="begin", help='take base and checker from here: "shipped", or a folder made by --ship'
     )
     parser.add_argument(
-        "--ship", type=Path, help="write pipeline, adapter and checker here, in half precision"
+        "--ship", type=Path, help="write pipeline, adapter, checker and SigLIP here, in half precision"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser
@@ -235,9 +252,13 @@ def main(words: list[str] | None = None) -> int:
         if chosen.begin is not None:
             shipped = Path(str(files("llmdiff"))) / "openmoji" / "weights"
             build.begin_from(shipped if chosen.begin == "shipped" else Path(chosen.begin))
-        build.run(chosen.until)
+        if chosen.only is not None:
+            getattr(build, chosen.only)()
+        else:
+            build.run(chosen.until)
         if chosen.ship is not None:
-            ship(build.pipeline(), build.adapter(), build.checker(), chosen.ship, preset=settings)
+            parts = build.pipeline(), build.adapter(), build.checker()
+            ship(*parts, chosen.ship, preset=settings, siglip=build.siglip())
     except LLMDiffError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -18,7 +18,7 @@ from llmdiff.evaluation.scenes_check import (
     SceneChecker,
     to_checker_input,
 )
-from llmdiff.evaluation.verdicts import verdict
+from llmdiff.evaluation.verdicts import SIZE_OF_PX, verdict
 from llmdiff.openmoji.contents import SPLITS, World
 from llmdiff.openmoji.presets import Preset
 from llmdiff.openmoji.scenes import Content, Scene, content_of, draw, lay_out
@@ -26,7 +26,6 @@ from llmdiff.openmoji.world import BACKGROUNDS, SHAPE_COLOURS
 from llmdiff.training.loop import LoopConfig, StepPart, train
 
 _REACH_PX, _MARGIN_PX = 3.2, 5.5
-_SIZE_OF_PX = {16: "small", 28: "normal", 44: "big"}
 _IGNORE = -1
 _MUSH_SHARE, _CLEAN_SHARE = 0.08, 0.25
 
@@ -72,7 +71,7 @@ def held_out_exact(checker: SceneChecker, preset: Preset, count: int = 2000) -> 
     asked_of: Counter[str] = Counter()
     for start in range(0, count, 200):
         contents, scenes, images = real_renders(world, rng, min(200, count - start), preset.image_size_px)
-        asked = [_full(content, scene) for content, scene in zip(contents, scenes, strict=True)]
+        asked = [full_content(content, scene) for content, scene in zip(contents, scenes, strict=True)]
         seen = checker.read(images)
         for content, one in zip(asked, seen, strict=True):
             result = verdict(content, one)
@@ -84,7 +83,7 @@ def held_out_exact(checker: SceneChecker, preset: Preset, count: int = 2000) -> 
             tally.update(name for name, part in parts.items() if part)
         pixels = to_checker_input(images)
         for name, changed in (("spoilt", spoil(pixels, rng, clean_share=0.0)), ("mush", _mush(pixels, rng))):
-            again = checker.read(_to_uint8(changed))
+            again = checker.read(to_uint8(changed))
             asked_of[name] += len(again)
             if name == "mush":
                 tally[name] += sum(bool(one.things) for one in again)
@@ -118,7 +117,7 @@ def spoil(pixels: Tensor, rng: np.random.Generator, *, clean_share: float = _CLE
         return torch.from_numpy(values.astype(np.float32))
 
     # The picture and its (1, 2, 1) / 4 blur, mixed: a standard deviation of 0 to 0.7 pixels, often the most.
-    soft = _blur(pixels, torch.tensor([1.0, 2.0, 1.0]) / 4)
+    soft = blur(pixels, torch.tensor([1.0, 2.0, 1.0]) / 4)
     pixels = torch.lerp(pixels, soft, strength(1.2).clamp(max=1.0))
     noise = torch.from_numpy(rng.standard_normal(tuple(pixels.shape), dtype=np.float32))
     shift = torch.from_numpy(rng.uniform(-1, 1, size=(count, 3, 1, 1)).astype(np.float32))
@@ -131,14 +130,15 @@ def spoil(pixels: Tensor, rng: np.random.Generator, *, clean_share: float = _CLE
 def _mush(pixels: Tensor, rng: np.random.Generator) -> Tensor:
     """Pictures of nothing: half one scene and half another, or blurred until nothing is left to recognise."""
     kernel = torch.exp(-(torch.arange(-8, 9).float() ** 2) / (2 * 4.0**2))
-    blurred = _blur(pixels, kernel / kernel.sum())
+    blurred = blur(pixels, kernel / kernel.sum())
     share = torch.from_numpy(rng.uniform(0.4, 0.6, size=(len(pixels), 1, 1, 1)).astype(np.float32))
     blend = torch.lerp(pixels, pixels.roll(1, dims=0).flip(-1), share)
     chosen = torch.from_numpy(rng.random((len(pixels), 1, 1, 1)) < 0.4)
     return torch.where(chosen, blurred, blend)
 
 
-def _blur(pixels: Tensor, kernel: Tensor) -> Tensor:
+def blur(pixels: Tensor, kernel: Tensor) -> Tensor:
+    """Pictures blurred down and across with this kernel. Shapes: (N, 3, H, W), as the result; kernel (K,), K odd."""
     reach = len(kernel) // 2
     rows = kernel.view(1, 1, -1, 1).expand(3, 1, -1, 1)
     padded = F.pad(pixels, (reach, reach, reach, reach), mode="replicate")
@@ -172,7 +172,7 @@ def _targets(checker: SceneChecker, scenes: list[Scene], mush: NDArray[np.bool_]
             things[i][distance < _MARGIN_PX] = _IGNORE
             here = distance < _REACH_PX
             things[i][here] = index_of[placed.item.name]
-            sizes[i][here] = SIZES.index(_SIZE_OF_PX.get(placed.size_px, "other"))
+            sizes[i][here] = SIZES.index(SIZE_OF_PX.get(placed.size_px, "other"))
             if placed.item.colour is not None:
                 colours[i][here] = list(SHAPE_COLOURS).index(placed.item.colour)
     names = list(BACKGROUNDS)
@@ -199,13 +199,14 @@ def _losses(output: CheckerOutput, targets: _Targets, mush: Tensor) -> dict[str,
     }
 
 
-def _full(content: Content, scene: Scene) -> Content:
+def full_content(content: Content, scene: Scene) -> Content:
     """Everything that a scene shows: the background and a single thing's size filled in."""
     full = content_of(scene, content)
     if content.relation is None and content.count == 1 and content.size is None:
-        return replace(full, size=_SIZE_OF_PX.get(scene.placed[0].size_px))
+        return replace(full, size=SIZE_OF_PX.get(scene.placed[0].size_px))
     return full
 
 
-def _to_uint8(pixels: Tensor) -> NDArray[np.uint8]:
+def to_uint8(pixels: Tensor) -> NDArray[np.uint8]:
+    """Pictures of pixels in -1..1: (N, 3, H, W) => (N, H, W, 3)."""
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()

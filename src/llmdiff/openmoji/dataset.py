@@ -73,8 +73,8 @@ def load_or_make(preset: Preset, vae: AutoencoderKL, folder: Path) -> SceneData:
     )
 
 
-def near_miss(content: Content, world: World, rng: np.random.Generator) -> Content:
-    """A training content that differs from this one in a single respect."""
+def near_miss(content: Content, world: World, rng: np.random.Generator, *, held_out: bool = False) -> Content:
+    """A content that differs from this one in a single respect; with `held_out`, also one that training never shows."""
     while True:
         other = world.training_content(rng)
         kind = rng.random()
@@ -88,7 +88,8 @@ def near_miss(content: Content, world: World, rng: np.random.Generator) -> Conte
             changed = replace(content, size=[None, *SIZE_WORDS][int(rng.integers(3))])
         else:
             changed = replace(content, items=other.items[:1])
-        if changed != content and is_training_content(changed):
+        allowed = len(set(changed.items)) == len(changed.items) if held_out else is_training_content(changed)
+        if changed != content and allowed:
             return changed
 
 

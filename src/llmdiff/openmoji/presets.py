@@ -55,6 +55,12 @@ class Preset:
     checker_batch: int = 32
     checker_lr: float = 2e-3
 
+    siglip_width: int = 128
+    siglip_layers: int = 4
+    siglip_steps: int = 600
+    siglip_batch: int = 96
+    siglip_lr: float = 2e-3
+
     llm: str = "smollm2-135m"
     adapter_encoding: Literal["guided", "paper"] = "guided"
     adapter_lone: Literal["token", "token+bos"] = "token+bos"
@@ -88,6 +94,11 @@ GPU = Preset(
     unet_steps=60_000,
     unet_batch=256,
     checker_steps=4_000,
+    siglip_width=256,
+    siglip_layers=6,
+    siglip_steps=6_000,
+    siglip_batch=256,
+    siglip_lr=1e-3,
     adapter_captions=100_000,
     adapter_steps=10_000,
 )
@@ -109,6 +120,10 @@ TEST = Preset(
     unet_batch=4,
     checker_steps=4,
     checker_batch=4,
+    siglip_width=16,
+    siglip_layers=1,
+    siglip_steps=4,
+    siglip_batch=8,
     adapter_template=None,
     adapter_captions=16,
     adapter_gain_steps=2,

@@ -1,4 +1,4 @@
-"""Writes what the package carries: the base pipeline, the adapter and the checker, in half precision."""
+"""Writes what the package carries, in half precision: base pipeline, adapter, checker and the scenes' SigLIP."""
 
 import json
 from pathlib import Path
@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.manifest import write_manifest_of_all
 from llmdiff.errors import LLMDiffError
+from llmdiff.evaluation.metrics.models import ImageTextModel
 from llmdiff.evaluation.scenes_check import SceneChecker
 from llmdiff.files import whole_folder
 from llmdiff.openmoji.scenes import artwork_licence, artwork_version
@@ -19,7 +20,7 @@ MAX_SHIPPED_BYTES = 40_000_000
 _CARD = """# OpenMoji scenes: LLMDiff's embedded default
 
 A tiny Stable Diffusion of emoji scenes at {size} x {size} pixels, an LLMDiff adapter that puts {llm} in control of
-it, and the detector that scores its pictures. All of it was trained from nothing by
+it, and what scores its pictures. All of it was trained from nothing by
 `python -m llmdiff.openmoji.build --preset {preset}` on scenes composed of OpenMoji drawings.
 
 | part | what it is | parameters |
@@ -42,8 +43,9 @@ def ship(
     folder: Path,
     *,
     preset: Any,
+    siglip: ImageTextModel | None = None,
 ) -> int:
-    """Writes pipeline, adapter, checker, their card and their licence into `folder`; returns the bytes written.
+    """Writes pipeline, adapter, checker, siglip if given, card and licence into `folder`; returns the bytes written.
 
     Raises:
         LLMDiffError: the weights are larger than a package may carry; nothing is written then.
@@ -52,10 +54,13 @@ def ship(
         pipe.to(torch.float16).save_pretrained(partial / "pipeline")
         adapter.save_pretrained(partial / "adapter", dtype=torch.float16)
         checker.save_pretrained(partial / "checker")
+        if siglip is not None:
+            siglip.model.half()
+            siglip.save_pretrained(partial / "siglip")
         _forget_local_paths(partial / "pipeline")
         write_manifest_of_all(partial / "pipeline")
         write_manifest_of_all(partial / "checker")
-        (partial / "README.md").write_text(_card(pipe, adapter, checker, preset))
+        (partial / "README.md").write_text(_card(pipe, adapter, checker, siglip, preset))
         # The weights are derived from OpenMoji's drawings, so its licence is theirs too.
         (partial / "LICENSE").write_text(artwork_licence())
         size = sum(path.stat().st_size for path in partial.rglob("*.safetensors"))
@@ -64,7 +69,13 @@ def ship(
     return size
 
 
-def _card(pipe: StableDiffusionPipeline, adapter: LLMDiffAdapter, checker: SceneChecker, preset: Any) -> str:
+def _card(
+    pipe: StableDiffusionPipeline,
+    adapter: LLMDiffAdapter,
+    checker: SceneChecker,
+    siglip: ImageTextModel | None,
+    preset: Any,
+) -> str:
     parts: dict[str, tuple[str, Any]] = {
         "pipeline/unet": ("denoiser, v-prediction with zero terminal SNR", pipe.unet),
         "pipeline/text_encoder": ("CLIP-style text encoder, trained on the same captions", pipe.text_encoder),
@@ -72,6 +83,8 @@ def _card(pipe: StableDiffusionPipeline, adapter: LLMDiffAdapter, checker: Scene
         "adapter": ("LLMDiff adapter", adapter),
         "checker": ("detector of things in scenes, for scoring", checker),
     }
+    if siglip is not None:
+        parts["siglip"] = ("SigLIP of scenes and captions, for scoring", siglip.model)
     rows = [
         f"| {name} | {what} | {sum(p.numel() for p in module.parameters()):,} |"
         for name, (what, module) in parts.items()

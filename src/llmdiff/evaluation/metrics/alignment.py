@@ -1,0 +1,70 @@
+"""How well pictures fit their prompts, by a model of pictures and texts: SigLIP score and CLIPScore."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmdiff.errors import MetricError
+from llmdiff.evaluation.metrics.kinds import Pictures
+from llmdiff.evaluation.metrics.models import ImageTextModel
+
+
+class SigLIPScore:
+    """The cosine of picture and prompt in a SigLIP or SigLIP 2 model, and the probability that they belong together.
+
+        siglip = cos(x, y)        siglip_probability = sigmoid(exp(t) * cos(x, y) + b)
+
+    Units: -1..1 and 0..1.
+
+    Source: Zhai et al. 2023 (arXiv 2303.15343), the loss of a positive pair; Tschannen et al. 2025 (SigLIP 2, arXiv
+    2502.14786). The probability is what the loss trains; the cosine keeps differences where it saturates.
+    """
+
+    name, failed_score = "siglip", 0.0
+
+    def __init__(self, model: ImageTextModel) -> None:
+        if model.bias is None:
+            raise MetricError(
+                f"metric siglip: model {model.id!r} has no logit bias, expected a SigLIP or SigLIP 2 model; for a "
+                "CLIP model use the metric clip-score"
+            )
+        self.model, self.model_id, self._bias = model, model.id, model.bias
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
+        """The metric with the model of a folder or Hub id."""
+        return cls(ImageTextModel.from_pretrained(name_or_path, device=device))
+
+    def score(self, pictures: Pictures, prompts: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+        """Both figures of every picture. Shapes: (N,) each."""
+        cosine = self.model.cosines(pictures, prompts)
+        logits = self.model.scale * cosine + self._bias
+        # In this form neither a large nor a small logit overflows.
+        return {"siglip": cosine, "siglip_probability": (1 + np.tanh(logits / 2)) / 2}
+
+
+class CLIPScore:
+    """100 * max(cos, 0) of picture and prompt in a CLIP model.
+
+    Units: 0..100.
+
+    Source: Hessel et al. 2021 (arXiv 2104.08718), equation 1, with the factor 100 that text-to-image papers use in
+    place of its 2.5, and without its prefix "A photo depicts".
+    """
+
+    name, failed_score = "clip-score", 0.0
+
+    def __init__(self, model: ImageTextModel) -> None:
+        self.model, self.model_id = model, model.id
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
+        """The metric with the model of a folder or Hub id."""
+        return cls(ImageTextModel.from_pretrained(name_or_path, device=device))
+
+    def score(self, pictures: Pictures, prompts: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+        """The score of every picture. Shapes: (N,)."""
+        return {"clip_score": 100 * np.maximum(self.model.cosines(pictures, prompts), 0)}

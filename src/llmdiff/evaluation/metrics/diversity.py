@@ -1,0 +1,60 @@
+"""How much pictures of one prompt differ: a perceptual distance on the layers of a vision model."""
+
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch.nn import functional as F
+
+from llmdiff.errors import MetricError
+from llmdiff.evaluation.metrics.kinds import Pictures
+from llmdiff.evaluation.metrics.models import VisionModel
+
+
+class Diversity:
+    """The mean distance of every two pictures of a prompt, drawn from different seeds. More is not always better.
+
+        d(x, y) = mean over layers l of  mean over places p of  | u_lp(x) - u_lp(y) |^2,    u = f / |f|
+
+    Units: 0 (the same picture) to 4.
+
+    Source: Zhang et al. 2018 (LPIPS, arXiv 1801.03924), equation 1 with all channel weights 1 (its uncalibrated form),
+    on the layers of the model that is given: not comparable with distances on other features.
+    """
+
+    name = "diversity"
+
+    def __init__(self, model: VisionModel, layers: Sequence[int] | None = None) -> None:
+        self.model, self.model_id, self.layers = model, model.id, layers
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
+        """The metric on all layers of the model of a folder or Hub id."""
+        return cls(VisionModel.from_pretrained(name_or_path, device=device))
+
+    @torch.no_grad()
+    def diversity(self, pictures: Pictures) -> float:
+        """The mean distance of every two of these pictures.
+
+        Raises:
+            MetricError: there is but one, or a layer that the model does not have.
+        """
+        if len(pictures) < 2:
+            raise MetricError(
+                f"metric diversity: got {len(pictures)} picture of a prompt, expected at least two: draw more with "
+                "--images-per-prompt"
+            )
+        states = self.model.layers(pictures)
+        chosen = range(len(states)) if self.layers is None else self.layers
+        if any(not -len(states) <= layer < len(states) for layer in chosen):
+            raise MetricError(
+                f"layers: got {list(chosen)}, expected numbers below {len(states)}, the layers of {self.model_id}"
+            )
+        units = [F.normalize(states[layer], dim=-1) for layer in chosen]
+        distances = [
+            torch.stack([(unit[i] - unit[j]).square().sum(-1).mean() for unit in units]).mean()
+            for i, j in combinations(range(len(pictures)), 2)
+        ]
+        return float(torch.stack(distances).mean())

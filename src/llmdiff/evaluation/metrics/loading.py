@@ -1,0 +1,57 @@
+"""Metrics by their names: the library's own, and those that other packages bring."""
+
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from llmdiff.base_pipeline import packaged
+from llmdiff.errors import MetricError
+from llmdiff.evaluation.metrics.alignment import CLIPScore, SigLIPScore
+from llmdiff.evaluation.metrics.distribution import CMMD, FID, KID
+from llmdiff.evaluation.metrics.diversity import Diversity
+from llmdiff.evaluation.metrics.kinds import DiversityMetric, Metric, PictureMetric, SetMetric
+from llmdiff.evaluation.metrics.preference import HPSv2, PickScore
+from llmdiff.evaluation.metrics.quality import CLIPIQA
+
+PLUGIN_GROUP = "llmdiff.metrics"
+EMBEDDED_NAME = "openmoji"
+_OWN: tuple[Any, ...] = (SigLIPScore, CLIPScore, CLIPIQA, FID, KID, CMMD, Diversity, PickScore, HPSv2)
+METRICS: dict[str, Any] = {kind.name: kind for kind in _OWN}
+
+
+def load_metric(name: str, model: str | Path | None = None, *, device: str = "cpu") -> Metric:
+    """The metric of this name with the model of a folder or Hub id; "openmoji" is the embedded default's SigLIP.
+
+    Other packages bring metrics by an entry point of the group `llmdiff.metrics`: its object is called with the
+    model (None where none was given) and `device=`, and gives a PictureMetric, SetMetric or DiversityMetric.
+
+    Raises:
+        MetricError: no such metric, no model for it, or one that does not fit.
+    """
+    if name not in METRICS:
+        return _from_plugin(name, model, device)
+    if model is None:
+        raise MetricError(
+            f"metric {name}: no model, expected a folder or Hub id of a model of transformers (--metric-model)"
+        )
+    source = packaged("siglip", MetricError) if str(model) == EMBEDDED_NAME else model
+    metric: Metric = METRICS[name].from_pretrained(source, device=device)
+    # As the user called it: "openmoji", not where this machine keeps it.
+    metric.model_id = str(model)
+    return metric
+
+
+def _from_plugin(name: str, model: str | Path | None, device: str) -> Metric:
+    plugins = {point.name: point for point in metadata.entry_points(group=PLUGIN_GROUP)}
+    if name not in plugins:
+        raise MetricError(
+            f"metric: got {name!r}, expected one of {', '.join([*METRICS, *plugins])}, or one that a package brings "
+            f"by an entry point of the group {PLUGIN_GROUP}"
+        )
+    metric = plugins[name].load()(model, device=device)
+    if not isinstance(metric, PictureMetric | SetMetric | DiversityMetric):
+        raise MetricError(
+            f"metric {name}: {plugins[name].value} gave a {type(metric).__name__}, expected a PictureMetric, SetMetric "
+            "or DiversityMetric of llmdiff.evaluation.metrics.kinds"
+        )
+    return metric

@@ -1,0 +1,167 @@
+"""Models of transformers that see pictures, and texts too: loaded from a folder or the Hub, and asked for features."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+from llmdiff.errors import MetricError
+from llmdiff.evaluation.metrics.kinds import Pictures
+from llmdiff.language.gguf import first_line
+
+_BATCH = 64
+
+
+class VisionModel:
+    """Any vision model of transformers with its image processor.
+
+    Fields:
+        id: the folder or Hub id that it was loaded from.
+    """
+
+    def __init__(self, model: Any, image_processor: Any, *, id: str = "given") -> None:
+        self.model, self.image_processor, self.id = model.eval(), image_processor, id
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
+        """The model of a folder or Hub id, in float32; its weights are read from safetensors only.
+
+        Raises:
+            MetricError: there is none, or it is not of this kind.
+        """
+        name = str(name_or_path)
+        model = load_part(AutoModel, name, use_safetensors=True, dtype=torch.float32)
+        # Pillow's resizing on every machine: a figure may not depend on what else is installed.
+        processor = load_part(AutoImageProcessor, name, backend="pil")
+        return cls(model.to(device), processor, id=name)
+
+    @torch.no_grad()
+    def features(self, pictures: Pictures) -> Tensor:
+        """One vector of every picture, on the CPU: the projected embedding, the pooled state or the mean state.
+
+        Shapes: (N, D) float32.
+        """
+        found = []
+        for start in range(0, len(pictures), _BATCH):
+            inputs = self._inputs(pictures[start : start + _BATCH])
+            embed = getattr(self.model, "get_image_features", None)
+            output = self.model(**inputs) if embed is None else embed(**inputs)
+            pooled = getattr(output, "pooler_output", None)
+            if pooled is None:
+                states = output.last_hidden_state
+                pooled = states.mean(1) if states.ndim == 3 else states.mean((2, 3))
+            found.append(pooled.flatten(1).float().cpu())
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def layers(self, pictures: Pictures) -> list[Tensor]:
+        """The states of every layer at every place of the pictures, from the first to the last.
+
+        Shapes: one (N, places, channels) float32 for each layer.
+        """
+        vision = getattr(self.model, "vision_model", self.model)
+        states = vision(**self._inputs(pictures), output_hidden_states=True).hidden_states
+        # Convolutional models give (N, channels, h, w), transformers (N, places, channels).
+        return [(s.flatten(2).transpose(1, 2) if s.ndim == 4 else s).float() for s in states]
+
+    def _inputs(self, pictures: Pictures) -> dict[str, Any]:
+        images = [Image.fromarray(picture) for picture in pictures]
+        return dict(self.image_processor(images=images, return_tensors="pt").to(self.model.device))
+
+
+class ImageTextModel(VisionModel):
+    """A CLIP, SigLIP or SigLIP 2 model: pictures and texts as unit vectors in one space.
+
+    Fields:
+        scale: the learned factor of their cosine, `exp(logit_scale)`.
+        bias: what SigLIP adds to that; None for CLIP.
+    """
+
+    def __init__(self, model: Any, image_processor: Any, tokenizer: Any, *, id: str = "given") -> None:
+        super().__init__(model, image_processor, id=id)
+        _check_reads_texts(model, id)
+        self.tokenizer = tokenizer
+        self.scale = float(model.logit_scale.detach().exp())
+        bias = getattr(model, "logit_bias", None)
+        self.bias = None if bias is None else float(bias.detach())
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
+        """See `VisionModel.from_pretrained`."""
+        vision = VisionModel.from_pretrained(name_or_path, device=device)
+        _check_reads_texts(vision.model, vision.id)
+        tokenizer = load_part(AutoTokenizer, vision.id)
+        return cls(vision.model, vision.image_processor, tokenizer, id=vision.id)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the model as it is, its image processor and its tokenizer into a folder; returns nothing."""
+        for part in (self.model, self.image_processor, self.tokenizer):
+            part.save_pretrained(folder)
+
+    def embed_pictures(self, pictures: Pictures) -> Tensor:
+        """Unit vectors of pictures, on the CPU. Shapes: (N, E)."""
+        return F.normalize(self.features(pictures), dim=-1)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors of texts, on the CPU; what is longer than the model reads is cut. Shapes: (N, E)."""
+        found = []
+        for start in range(0, len(texts), _BATCH):
+            # SigLIP reads its padding too and was trained on full length, without a mask.
+            inputs = self.tokenizer(
+                list(texts[start : start + _BATCH]),
+                padding=True if self.bias is None else "max_length",
+                truncation=True,
+                max_length=self.model.config.text_config.max_position_embeddings,
+                return_tensors="pt",
+            ).to(self.model.device)
+            kept = ("input_ids", "attention_mask") if self.bias is None else ("input_ids",)
+            output = self.model.get_text_features(**{name: inputs[name] for name in kept})
+            found.append(output.pooler_output.float().cpu())
+        return F.normalize(torch.cat(found), dim=-1)
+
+    def cosines(self, pictures: Pictures, prompts: Sequence[str]) -> NDArray[np.float64]:
+        """The cosine of every picture with its own prompt. Shapes: (N,).
+
+        Raises:
+            MetricError: not one prompt for every picture.
+        """
+        if len(pictures) != len(prompts):
+            raise MetricError(
+                f"pictures, prompts: got {len(pictures)} and {len(prompts)}, expected one prompt for every picture"
+            )
+        if not len(prompts):
+            return np.zeros(0)
+        products = self.embed_pictures(pictures) * self.embed_texts(prompts)
+        return products.double().sum(1).numpy()
+
+
+def _check_reads_texts(model: Any, id: str) -> None:
+    if not hasattr(model, "get_text_features") or not hasattr(model, "logit_scale"):
+        raise MetricError(
+            f"metric model {id!r} is a {type(model).__name__}, expected a model of pictures and texts: give a CLIP, "
+            "SigLIP or SigLIP 2 model"
+        )
+
+
+def load_part(kind: Any, name: str, **options: Any) -> Any:
+    """A part of transformers, `kind`, from a folder or Hub id.
+
+    Raises:
+        MetricError: it cannot be loaded.
+    """
+    try:
+        return kind.from_pretrained(name, **options)
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
+        raise MetricError(
+            f"metric model {name!r}: {kind.__name__} cannot load it ({first_line(error)}); give a folder of "
+            f'transformers with safetensors weights, or get it once with "hf download {name}"'
+        ) from error

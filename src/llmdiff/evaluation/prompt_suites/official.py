@@ -1,0 +1,72 @@
+"""What goes between this library and a benchmark's own scorer: pictures and scores in its formats, its figures back."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmdiff.errors import ConfigError
+from llmdiff.evaluation.drawn import DrawnPictures, PictureJob, stored_system
+from llmdiff.evaluation.metrics.kinds import PictureMetric
+from llmdiff.evaluation.metrics.tally import as_figure
+from llmdiff.evaluation.prompt_suites.benchmarks import BENCHMARKS
+from llmdiff.evaluation.prompt_suites.scores import ScoreBook
+from llmdiff.evaluation.prompt_suites.suite import PromptSuite, SuitePrompt, SuiteScorer
+from llmdiff.evaluation.prompt_suites.tables import NOT_COMPARABLE
+from llmdiff.evaluation.statistics import bootstrap_mean
+from llmdiff.files import write_whole
+
+
+def write_official(
+    suite: PromptSuite,
+    system: str,
+    rows: Sequence[SuitePrompt],
+    jobs: Sequence[Sequence[PictureJob]],
+    store: DrawnPictures,
+    book: ScoreBook,
+    metrics: Sequence[PictureMetric | SuiteScorer],
+    folder: Path,
+) -> None:
+    """Writes SYSTEM/pictures as the benchmark's scorer reads them, and our own scores in its file's format.
+
+    A picture that could not be drawn is black there, so that no scorer leaves it out.
+    """
+    benchmark = BENCHMARKS[suite.name]
+    read = stored_system(store, system, [job for row in jobs for job in row])
+    pictures = [read([job.prompt for job in row], [job.seed for job in row]) for row in jobs]
+    benchmark.export_pictures(rows, pictures, folder / system / "pictures")
+    for metric in metrics:
+        if metric.name != suite.name:
+            continue
+        found = book.read(metric.name, metric.model_id, system)
+        judged = [[found.get(job.name, {"score": 0.0}) for job in row] for row in jobs]
+        place = folder / system / "scores-of-another-model"
+        benchmark.write_scores(rows, judged, place / benchmark.scores_name)
+        write_whole(place / "README.txt", f"Scored with {metric.model_id}: {NOT_COMPARABLE}.\n")
+
+
+def official_figures(suite: PromptSuite, rows: Sequence[SuitePrompt], file: Path) -> dict[str, Any]:
+    """The figures of a score file that the published scorer wrote; a prompt that it lacks counts 0.
+
+    Raises:
+        ConfigError: it is no such file, or has none of these prompts.
+    """
+    found = BENCHMARKS[suite.name].read_scores(file)
+    ids = [row.id for row in rows]
+    if not any(one in found for one in ids):  # T2I-CompBench numbers pictures through
+        if any(not key.isdecimal() for key in found) or not found:
+            raise ConfigError(f"official scores {file}: none of its names is a prompt's, such as {ids[0]!r}")
+        return {"overall": as_figure(bootstrap_mean(list(found.values()))), "missing": 0}
+    scores = np.array([found.get(one, 0.0) for one in ids])
+    tags: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        for tag in row.tags:
+            tags.setdefault(tag, []).append(index)
+    by_tag = {tag: as_figure(bootstrap_mean(scores[at])) for tag, at in tags.items()}
+    return {
+        "overall": as_figure(bootstrap_mean(scores)),
+        "by_tag": by_tag,
+        "mean_over_tags": float(np.mean([one["mean"] for one in by_tag.values()])) if by_tag else None,
+        "missing": sum(one not in found for one in ids),
+    }

@@ -1,0 +1,112 @@
+"""A suite of prompts as it is drawn: every prompt with its name, its tags and the seeds of its pictures."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from llmdiff.errors import ConfigError
+from llmdiff.evaluation.metrics.kinds import Pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuitePrompt:
+    """One prompt: its name in the suite, what groups it belongs to, and what a benchmark's scorer has to know of it."""
+
+    id: str
+    prompt: str
+    tags: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def seeds(self, count: int, seed: int) -> list[int]:
+        """The seeds of its pictures: the same for every system, in whatever order and company it is drawn."""
+        keys = [f"{seed}|{self.id}|{number}".encode() for number in range(count)]
+        return [int.from_bytes(hashlib.sha256(key).digest()[:4], "big") >> 1 for key in keys]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSuite:
+    """Prompts in their order, how many pictures each asks for, and the hash of the files that they were read from.
+
+    `benchmark`: the published benchmark whose files these are; None for a user's own prompts.
+    """
+
+    name: str
+    prompts: tuple[SuitePrompt, ...]
+    sha256: str
+    images_per_prompt: int = 1
+    benchmark: str | None = None
+
+    def first(self, count: int) -> tuple[SuitePrompt, ...]:
+        """The first `count` prompts of every group of tags, in the suite's order."""
+        taken: dict[tuple[str, ...], int] = {}
+        kept = []
+        for row in self.prompts:
+            taken[row.tags] = taken.get(row.tags, 0) + 1
+            if taken[row.tags] <= count:
+                kept.append(row)
+        return tuple(kept)
+
+
+class SuiteScorer(Protocol):
+    """What scores the pictures of a benchmark, knowing more than their prompts. More is better, 0 is worst.
+
+    Fields:
+        name: what it is called on the command line.
+        model_id: the models that it scores with, as they were loaded.
+    """
+
+    name: str
+    model_id: str
+
+    def judge(self, pictures: Pictures, rows: Sequence[SuitePrompt]) -> list[dict[str, Any]]:
+        """What it found in every picture; `score` in each is the picture's score in 0..1."""
+        ...
+
+
+def suite_of(
+    name: str,
+    rows: Sequence[SuitePrompt],
+    files: Sequence[Path],
+    *,
+    images_per_prompt: int = 1,
+    benchmark: str | None = None,
+) -> PromptSuite:
+    """The suite of these rows, read from these files.
+
+    Raises:
+        ConfigError: no prompts, an empty one, or two of one name.
+    """
+    place = files[0] if files else name
+    if not rows:
+        raise ConfigError(f"suite {place}: holds no prompts, expected at least one")
+    seen: set[str] = set()
+    for row in rows:
+        if not row.prompt.strip():
+            raise ConfigError(f"suite {place}: prompt {row.id!r} is empty")
+        if row.id in seen:
+            raise ConfigError(f"suite {place}: two prompts are called {row.id!r}; names have to differ")
+        seen.add(row.id)
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.read_bytes())
+    return PromptSuite(
+        name=name,
+        prompts=tuple(rows),
+        sha256=digest.hexdigest(),
+        images_per_prompt=images_per_prompt,
+        benchmark=benchmark,
+    )
+
+
+def read_text(path: Path) -> str:
+    """The text of a suite's file.
+
+    Raises:
+        ConfigError: it cannot be read as UTF-8 text.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"suite {path}: cannot be read ({error}); expected a UTF-8 text file") from error

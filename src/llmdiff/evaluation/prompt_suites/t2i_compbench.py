@@ -1,0 +1,126 @@
+"""T2I-CompBench: prompts about attributes and relations; those about attributes are scored by questions.
+
+Source: Huang et al. 2023 (arXiv 2307.06350), section 4.1; formats: examples/ of its repository.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from PIL import Image
+
+from llmdiff.errors import ConfigError
+from llmdiff.evaluation.metrics.kinds import Pictures
+from llmdiff.evaluation.prompt_suites.questions import Answerer, BlipAnswerer
+from llmdiff.evaluation.prompt_suites.suite import PromptSuite, SuitePrompt, read_text, suite_of
+from llmdiff.files import whole_file, write_whole
+
+NAME = "t2i-compbench"
+IMAGES_PER_PROMPT = 10
+# Words that end a noun phrase where nothing parses the sentence.
+_ENDS = (
+    "and", "or", "but", "with", "on", "in", "at", "of", "to", "from", "by", "under", "over", "above", "below",
+    "behind", "beside", "near", "next", "is", "are", "was", "were", "has", "have", "that", "which", "while",
+)  # fmt: skip
+
+
+def read_t2i_compbench(path: Path) -> PromptSuite:
+    """The suite of a prompt file such as `color_val.txt`, or of all `*_val.txt` of a folder; ten pictures of each.
+
+    Every prompt's tag is its file's category.
+
+    Raises:
+        ConfigError: no such files, or prompts in them twice.
+    """
+    files = sorted(path.glob("*_val.txt")) if path.is_dir() else [path]
+    if not files:
+        raise ConfigError(f"suite {path}: no *_val.txt in it, expected T2I-CompBench's examples/dataset")
+    rows: list[SuitePrompt] = []
+    for file in files:
+        category = file.stem.removesuffix("_val").removesuffix("_train")
+        for line in read_text(file).splitlines():
+            # Some lists carry the parts of a prompt behind a tab.
+            prompt = line.split("\t")[0].strip()
+            if prompt:
+                rows.append(SuitePrompt(id=f"{category}-{len(rows):05d}", prompt=prompt, tags=(category,)))
+    return suite_of(NAME, rows, files, images_per_prompt=IMAGES_PER_PROMPT, benchmark="T2I-CompBench")
+
+
+def noun_phrases(prompt: str) -> list[str]:
+    """The pieces of a prompt between commas, prepositions and the like: what its questions are about."""
+    ends = rf"[,.;:]|\b(?:{'|'.join(_ENDS)})\b"
+    return [piece for piece in (" ".join(part.split()) for part in re.split(ends, prompt)) if piece]
+
+
+class CompBenchScorer:
+    """The product over a prompt's noun phrases of how probable "yes" is to the question "PHRASE?".
+
+    For the categories color, shape and texture. The published scorer finds noun phrases with spaCy; this one cuts
+    sentences at commas, prepositions and the like. Spatial and other relations are scored by other models in the
+    published benchmark; score those with `clip-score`, or with the published scorer.
+    """
+
+    name = NAME
+
+    def __init__(self, answerer: Answerer) -> None:
+        self.answerer, self.model_id = answerer, answerer.model_id
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
+        """The scorer with the BLIP of a folder or Hub id."""
+        return cls(BlipAnswerer.from_pretrained(name_or_path, device=device))
+
+    def judge(self, pictures: Pictures, rows: Sequence[SuitePrompt]) -> list[dict[str, Any]]:
+        """The score of every picture, and the answer about every phrase."""
+        judged = []
+        for picture, row in zip(pictures, rows, strict=True):
+            phrases = noun_phrases(row.prompt) or [row.prompt]
+            yes = self.answerer.yes(
+                np.repeat(picture[None], len(phrases), axis=0), [f"{phrase}?" for phrase in phrases]
+            )
+            judged.append(
+                {
+                    "score": float(np.prod(yes)),
+                    "answers": {phrase: float(p) for phrase, p in zip(phrases, yes, strict=True)},
+                }
+            )
+        return judged
+
+
+def export_pictures(rows: Sequence[SuitePrompt], pictures: Sequence[Pictures], folder: Path) -> None:
+    """Writes CATEGORY/samples/PROMPT_NUMBER.png, numbered through a category, as the published scorers read them."""
+    numbers: dict[str, int] = {}
+    for row, images in zip(rows, pictures, strict=True):
+        (category,) = row.tags
+        for image in images:
+            number = numbers[category] = numbers.get(category, -1) + 1
+            # The published scorers read the prompt from the file's name, up to the first underscore.
+            name = f"{re.sub(r'[/_]', ' ', row.prompt)}_{number:06d}.png"
+            with whole_file(folder / category / "samples" / name) as partial:
+                Image.fromarray(image).save(partial, format="PNG")
+
+
+def write_scores(
+    rows: Sequence[SuitePrompt], judged: Sequence[Sequence[Mapping[str, Any]]], file: Path
+) -> None:
+    """Writes the published format: a list with the question_id and answer of every picture, in the suite's order."""
+    scores = [one["score"] for found in judged for one in found]
+    lines = [{"question_id": number, "answer": f"{score:.4f}"} for number, score in enumerate(scores)]
+    write_whole(file, json.dumps(lines))
+
+
+def read_scores(file: Path) -> dict[str, float]:
+    """The score of every picture by its number, from a vqa_result.json that a published scorer wrote.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        return {str(one["question_id"]): float(one["answer"]) for one in json.loads(read_text(file))}
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"official scores {file}: {error}, expected T2I-CompBench's vqa_result.json"
+        ) from error
