@@ -1,10 +1,10 @@
-"""The embedded default's adapter: everything frozen but the adapter, trained with the base's own objective."""
+"""Training on the embedded default's scenes: everything frozen but the adapter, or any rival of it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,18 +12,17 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from llmdiff.adapter.adapter import LLMDiffAdapter
-from llmdiff.adapter.installation import install
-from llmdiff.adapter.processors import CrossAttentionBranch
-from llmdiff.language.encoding import ContextEncoding
+from llmdiff.errors import ConfigError
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.openmoji.dataset import SceneData
 from llmdiff.openmoji.denoiser import create_scheduler
 from llmdiff.openmoji.presets import Preset
-from llmdiff.training.bank import BlockBank, Encode, EncodingBank, in_batches
+from llmdiff.rivals.conditioning import Conditioning, Stage
+from llmdiff.rivals.two_branch import AdapterConditioning
+from llmdiff.training.bank import BlockBank, EncodingBank, TextBank, in_batches
 from llmdiff.training.loop import LoopConfig, StepPart, train
 from llmdiff.training.objective import Objective
 from llmdiff.training.optimizers import adapter_lr_scale
-from llmdiff.types import TextEncoding
 
 _GAIN_CAPTIONS = 1_500
 
@@ -85,114 +84,118 @@ def train_llm_adapter(
 
     Per-block updates of every caption would not fit: 1 MB a caption for SmolLM2, 33 MB for a model of 7 B.
     """
-    context: ContextEncoding | None = adapter.context
-    assert context is not None, "this adapter has no context encoding to learn gains for"
+    train_conditioning(preset, data, pipe, AdapterConditioning(adapter, llm), folder)
+
+
+def train_conditioning(
+    preset: Preset, data: SceneData, pipe: StableDiffusionPipeline, conditioning: Conditioning, folder: Path
+) -> int:
+    """How many numbers were trained. Trains any way to condition, stage by stage; each caption is read once.
+
+    Every way gets the same captions, batches, noise and steps: `adapter_gain_steps` plus `adapter_steps`, in one
+    stage or in two.
+    """
     captioned = CaptionedScenes.draw(data, preset.adapter_captions, preset.seed)
     few = CaptionedScenes(
         captions=(*captioned.captions[: min(_GAIN_CAPTIONS, preset.adapter_captions)], ""),
         scenes=captioned.scenes,
     )
-
-    @cache  # on the first step: a finished run that only loads its weights encodes nothing
-    @torch.no_grad()
-    def bank() -> BlockBank:
-        return BlockBank(
-            llm.block_updates(
-                part, lone=context.lone, template=context.template, max_length=context.max_length
-            )
-            for part in in_batches(few.captions, batch=16, title="block updates")
-        )
-
-    def with_gains(indices: Sequence[int], generator: torch.Generator) -> TextEncoding:
-        states = bank().batch(indices)
-        return TextEncoding(states=context.sum(states, generator=generator), token_mask=states.token_mask)
-
-    _train(
-        preset,
-        data,
-        pipe,
-        adapter,
-        few,
-        with_gains,
-        folder / "gains",
-        preset.adapter_gain_steps,
-        "adapter, gains",
-    )
-    context.requires_grad_(False)
-    encode: Encode = lambda part: context.encode(llm, part)  # noqa: E731
-    train_adapter_on(preset, data, pipe, adapter, captioned, encode, folder / "main", noise=context.noised)
+    sizes: dict[str, int] = {}
+    left = preset.adapter_gain_steps + preset.adapter_steps
+    for stage in conditioning.stages():
+        sizes |= conditioning.trainable()
+        steps = preset.adapter_gain_steps if stage.name == "gains" else left
+        left -= steps
+        part = few if stage.name == "gains" else captioned
+        _train(preset, data, pipe, conditioning, stage, part, folder / stage.name, steps)
+    conditioning.train(False)
+    return sum(sizes.values())
 
 
-def train_adapter_on(
+@torch.no_grad()
+def held_out_loss(
     preset: Preset,
     data: SceneData,
     pipe: StableDiffusionPipeline,
-    adapter: LLMDiffAdapter,
-    captioned: CaptionedScenes,
-    encode: Encode,
-    folder: Path,
+    conditioning: Conditioning,
     *,
-    noise: Callable[[Tensor, Tensor, torch.Generator], Tensor] | None = None,
-) -> None:
-    """Trains an adapter on encodings that do not change: each caption is encoded once."""
-
-    @cache  # as above
-    @torch.no_grad()
-    def bank() -> EncodingBank:
-        return EncodingBank(
-            encode(part) for part in in_batches(captioned.captions, batch=32, title="encodings")
+    batches: int,
+) -> float:
+    """The mean loss on scenes that no adapter is trained on, with the same noise for every way to condition."""
+    conditioning.train(False)
+    *_, stage = conditioning.stages()
+    unet, objective = pipe.unet, Objective.of(create_scheduler())
+    rng = np.random.default_rng([preset.seed, 12])
+    taken = CaptionedScenes.draw(data, preset.adapter_captions, preset.seed).scenes
+    held_out = np.setdiff1d(np.arange(len(data.contents)), taken)
+    if not len(held_out):
+        raise ConfigError(
+            f"adapter_captions is {preset.adapter_captions}, and there are {len(data.contents)} scenes: leave some "
+            "for measuring"
         )
-
-    def fixed(indices: Sequence[int], generator: torch.Generator) -> TextEncoding:
-        encoding = bank().batch(indices)
-        if noise is None:
-            return encoding
-        states = noise(encoding.states, encoding.token_mask, generator)
-        return TextEncoding(states=states, token_mask=encoding.token_mask)
-
-    _train(preset, data, pipe, adapter, captioned, fixed, folder, preset.adapter_steps, "adapter")
+    losses: list[float] = []
+    with conditioning.installed(unet):
+        for index in range(batches):
+            generator = torch.Generator().manual_seed(index)
+            scenes = rng.choice(held_out, preset.adapter_batch)
+            noised = objective.noised(data.latents[scenes].float().to(unet.device), generator)
+            states = stage.condition(stage.read(data.captions(scenes, rng)), None).to(unet.device)
+            output = unet(noised.latents, noised.timesteps, states, return_dict=False)[0]
+            losses.append(float(objective.loss(output, noised)))
+    return float(np.mean(losses))
 
 
 def _train(
     preset: Preset,
     data: SceneData,
     pipe: StableDiffusionPipeline,
-    adapter: LLMDiffAdapter,
+    conditioning: Conditioning,
+    stage: Stage,
     captioned: CaptionedScenes,
-    encoded: Callable[[Sequence[int], torch.Generator], TextEncoding],
     folder: Path,
     steps: int,
-    title: str,
 ) -> None:
     unet = pipe.unet.requires_grad_(False).eval()
     device, objective = unet.device, Objective.of(create_scheduler())
     count = len(captioned.captions) - 1
-    branches = [cast(CrossAttentionBranch, branch) for branch in adapter.branches.values()]
+
+    @cache  # on the first step: a finished run that only loads its weights encodes nothing
+    @torch.no_grad()
+    def bank() -> Any:
+        return _bank(stage, captioned.captions)
 
     def step_loss(part: StepPart) -> tuple[Tensor, Mapping[str, float]]:
         rng = part.rng(preset.seed, 10)
         texts, scenes = captioned.batch(preset.adapter_batch, preset.caption_dropout, rng, count)
-        states, _ = adapter.condition(encoded(texts.tolist(), part.generator))
+        states = stage.condition(bank().batch(texts.tolist()), part.generator)
         latents = data.latents[scenes].float().to(device)
-        gates = torch.stack([torch.stack(branch.gates()) for branch in branches]).detach().mean(0)
-        figures = {"gate_pretrained": float(gates[0]), "gate_new": float(gates[1])}
+        figures = conditioning.figures()
         noised = objective.noised(latents, part.generator)
         noisy = noised.latents.contiguous(memory_format=torch.channels_last)
         output = unet(noisy, noised.timesteps, states.to(device), return_dict=False)[0]
-        return objective.loss(output, noised), figures | objective.figures(output, noised)
+        return objective.loss(output, noised), {**figures, **objective.figures(output, noised)}
 
     config = LoopConfig(
         steps=steps, learning_rate=preset.adapter_lr, seed=preset.seed, ema_horizon=300, lr_schedule="cosine"
     )
     scalar_share = preset.adapter_scalar_lr / preset.adapter_lr
-    with install(unet, adapter):
+    conditioning.train()
+    with conditioning.installed(unet):
         train(
-            {"adapter": adapter.train()},
+            conditioning.modules,
             step_loss,
             config,
             folder,
-            title=title,
+            title=stage.name,
             lr_scale=adapter_lr_scale(scalar_share),
-            muon=lambda name: preset.adapter_muon and ".branches." in name,
+            muon=lambda name: preset.adapter_muon and conditioning.is_hidden(name),
         )
-    adapter.eval()
+
+
+def _bank(stage: Stage, captions: Sequence[str]) -> Any:
+    """What the stage reads of all captions; `.batch(indices)` hands it out."""
+    if stage.keeps == "texts":
+        return TextBank(captions)
+    size = 16 if stage.name == "gains" else 32
+    parts = (stage.read(part) for part in in_batches(captions, batch=size, title=f"reading for {stage.name}"))
+    return BlockBank(parts) if stage.keeps == "blocks" else EncodingBank(parts)
