@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from llmdiff import __version__, cli_inspect, cli_study, cli_train, cli_ui
+from llmdiff import __version__, cli_benchmark, cli_inspect, cli_study, cli_train, cli_ui
 from llmdiff.cli_output import set_up
 from llmdiff.errors import LLMDiffError
 from llmdiff.extras import check_extra
@@ -41,6 +41,7 @@ app.add_typer(cli_inspect.app, name="inspect")
 app.command()(cli_train.train)
 app.command()(cli_train.prepare)
 app.command()(cli_ui.ui)
+app.command()(cli_benchmark.benchmark)
 
 
 class Dtype(StrEnum):
