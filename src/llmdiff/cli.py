@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from llmdiff import (
     __version__,
     cli_batch,
+    cli_benchmark,
     cli_doctor,
     cli_evaluate,
     cli_inspect,
@@ -55,6 +56,7 @@ app.command()(cli_plan.plan)
 app.command()(cli_batch.batch)
 app.command()(cli_ui.ui)
 app.command()(cli_doctor.doctor)
+app.command()(cli_benchmark.benchmark)
 
 
 class Dtype(StrEnum):

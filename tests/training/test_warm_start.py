@@ -27,12 +27,13 @@ def _run(pipe, llm, folder, steps, **more):
     bank = EncodingBank([adapter.context.encode(llm, CAPTIONS)])
     warm_start(
         pipe,
-        adapter,
+        {"adapter": adapter},
         CAPTIONS,
-        lambda indices, generator: bank.batch(indices),
+        lambda indices, generator: adapter.condition(bank.batch(indices)),
         cache(lambda: draw_queries(pipe, CAPTIONS, steps=2, positions=4)),
         LoopConfig(steps=steps, learning_rate=1e-2, lr_warmup_steps=1, log_every=10, ema_horizon=5),
         folder,
+        installed=lambda denoiser: install(denoiser, adapter),
         batch_size=4,
         **more,
     )

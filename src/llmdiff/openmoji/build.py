@@ -127,6 +127,7 @@ class Build:
 
     def siglip(self) -> ImageTextModel:
         """Return the SigLIP of scenes and captions, trained first if it is not there."""
+
         def make() -> dict[str, Any]:
             model = siglip.train_siglip(self.preset, self.tokenizer(), self.folder / "siglip", self.device)
             figures = siglip.held_out_order(model, self.preset)

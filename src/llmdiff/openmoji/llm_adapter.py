@@ -1,10 +1,10 @@
-"""The embedded default's adapter, all else frozen: trained from text, then with the base's own objective."""
+"""Training on the embedded default's scenes: everything frozen but the adapter, or any rival of it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,20 +12,18 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from llmdiff.adapter.adapter import LLMDiffAdapter
-from llmdiff.adapter.installation import install
-from llmdiff.adapter.processors import CrossAttentionBranch
-from llmdiff.language.encoding import ContextEncoding
+from llmdiff.errors import ConfigError
 from llmdiff.language.llm import DecoderLLM
-from llmdiff.language.score_groups import encode_groups, sum_groups
 from llmdiff.openmoji.dataset import SceneData
 from llmdiff.openmoji.denoiser import create_scheduler
 from llmdiff.openmoji.presets import Preset
-from llmdiff.training.bank import Encode, EncodingBank, GroupBank, in_batches
+from llmdiff.rivals.conditioning import Conditioning, Stage
+from llmdiff.rivals.two_branch import AdapterConditioning
+from llmdiff.training.bank import EncodingBank, GroupBank, TextBank, in_batches
 from llmdiff.training.loop import LoopConfig, StepPart, train
 from llmdiff.training.objective import Objective
 from llmdiff.training.optimizers import adapter_lr_scale
-from llmdiff.training.warm_start import Encoded, draw_queries, warm_start
-from llmdiff.types import TextEncoding
+from llmdiff.training.warm_start import draw_queries, warm_start
 
 _GAIN_CAPTIONS, _QUERY_CAPTIONS = 1_500, 256
 
@@ -39,7 +37,7 @@ class CaptionedScenes:
 
     @classmethod
     def draw(cls, data: SceneData, count: int, seed: int) -> "CaptionedScenes":
-        """Return captions of `count` scenes drawn at random, and the empty caption as the last."""
+        """Return a fresh caption for each of `count` scenes, the same for the same seed."""
         rng = np.random.default_rng([seed, 9])
         scenes = rng.permutation(len(data.contents))[:count]
         return cls(captions=(*data.captions(scenes, rng), ""), scenes=scenes)
@@ -83,153 +81,169 @@ def train_llm_adapter(
     adapter: LLMDiffAdapter,
     folder: Path,
 ) -> None:
-    """Trains an adapter that reads an LLM's blocks; returns nothing.
+    """Trains an adapter that reads an LLM's blocks, see `train_conditioning`; returns nothing."""
+    train_conditioning(preset, data, pipe, AdapterConditioning(adapter, llm), folder)
 
-    First its gains from text alone, on a few captions whose scores are kept block by block; then, gains frozen, on
-    many captions whose encodings are summed once.
+
+def train_conditioning(
+    preset: Preset, data: SceneData, pipe: StableDiffusionPipeline, conditioning: Conditioning, folder: Path
+) -> int:
+    """How many numbers were trained. Trains any way to condition, stage by stage; each caption is read once.
+
+    With `adapter_warm_steps`, what can start from text alone does: its gains, where it has some, on a few captions
+    whose scores are kept block by block; then all but the gains on all captions; then pictures. Without, every way
+    gets the same captions, batches, noise and image steps: `adapter_gain_steps` plus `adapter_steps`, in one stage
+    or in two.
 
     Scores per block of every caption would not fit: 1 MB a caption for SmolLM2, 33 MB for a model of 7 B.
     """
-    context: ContextEncoding | None = adapter.context
-    assert context is not None, "this adapter has no context encoding to learn gains for"
     captioned = CaptionedScenes.draw(data, preset.adapter_captions, preset.seed)
     few = CaptionedScenes(
         captions=(*captioned.captions[: min(_GAIN_CAPTIONS, preset.adapter_captions)], ""),
         scenes=captioned.scenes,
     )
-
-    @cache  # on the first step: a finished run that only loads its weights encodes nothing
-    def bank() -> GroupBank:
-        return GroupBank(
-            encode_groups(context, llm, part, groups=context.num_blocks)
-            for part in in_batches(few.captions, batch=16, title="scores")
-        )
-
-    def with_gains(indices: Sequence[int], generator: torch.Generator) -> TextEncoding:
-        grouped = bank().batch(indices)
-        states = sum_groups(context, grouped, generator=generator)
-        return TextEncoding(states=states, token_mask=grouped.token_mask)
-
-    steps = preset.adapter_gain_steps
-    _warm_start(preset, pipe, adapter, few, with_gains, folder / "gains", steps, "adapter, gains")
-    context.requires_grad_(False)
-    encode: Encode = lambda part: context.encode(llm, part)  # noqa: E731
-    train_adapter_on(preset, data, pipe, adapter, captioned, encode, folder, noise=context.noised)
+    from_text = conditioning.starts_from_text and preset.adapter_warm_steps > 0
+    sizes: dict[str, int] = {}
+    left = preset.adapter_steps + (0 if from_text else preset.adapter_gain_steps)
+    for stage in conditioning.stages():
+        sizes |= conditioning.trainable()
+        is_gains = stage.name == "gains"
+        run = _Stage(preset, pipe, conditioning, stage, few if is_gains else captioned)
+        if from_text:
+            steps = preset.adapter_gain_steps if is_gains else preset.adapter_warm_steps
+            run.from_text(folder / (stage.name if is_gains else "warm"), steps)
+        if not (from_text and is_gains):
+            steps = preset.adapter_gain_steps if is_gains else left
+            left -= steps
+            run.on_pictures(data, folder / stage.name, steps)
+    conditioning.train(False)
+    return sum(sizes.values())
 
 
-def train_adapter_on(
+@torch.no_grad()
+def held_out_loss(
     preset: Preset,
     data: SceneData,
     pipe: StableDiffusionPipeline,
-    adapter: LLMDiffAdapter,
-    captioned: CaptionedScenes,
-    encode: Encode,
-    folder: Path,
+    conditioning: Conditioning,
     *,
-    noise: Callable[[Tensor, Tensor, torch.Generator], Tensor] | None = None,
-) -> None:
-    """Trains an adapter on encodings that do not change, first from text, then on pictures; returns nothing."""
-
-    @cache  # as above
-    @torch.no_grad()
-    def bank() -> EncodingBank:
-        return EncodingBank(
-            encode(part) for part in in_batches(captioned.captions, batch=32, title="encodings")
+    batches: int,
+) -> float:
+    """The mean loss on scenes that no adapter is trained on, with the same noise for every way to condition."""
+    conditioning.train(False)
+    *_, stage = conditioning.stages()
+    unet, objective = pipe.unet, Objective.of(create_scheduler())
+    rng = np.random.default_rng([preset.seed, 12])
+    taken = CaptionedScenes.draw(data, preset.adapter_captions, preset.seed).scenes
+    held_out = np.setdiff1d(np.arange(len(data.contents)), taken)
+    if not len(held_out):
+        raise ConfigError(
+            f"adapter_captions is {preset.adapter_captions}, and there are {len(data.contents)} scenes: leave some "
+            "for measuring"
         )
-
-    def fixed(indices: Sequence[int], generator: torch.Generator) -> TextEncoding:
-        encoding = bank().batch(indices)
-        if noise is None:
-            return encoding
-        states = noise(encoding.states, encoding.token_mask, generator)
-        return TextEncoding(states=states, token_mask=encoding.token_mask)
-
-    steps = preset.adapter_warm_steps
-    _warm_start(preset, pipe, adapter, captioned, fixed, folder / "warm", steps, "adapter, from text")
-    _train(preset, data, pipe, adapter, captioned, fixed, folder / "main", preset.adapter_steps, "adapter")
-
-
-def _warm_start(
-    preset: Preset,
-    pipe: StableDiffusionPipeline,
-    adapter: LLMDiffAdapter,
-    captioned: CaptionedScenes,
-    encoded: Encoded,
-    folder: Path,
-    steps: int,
-    title: str,
-) -> None:
-    count = len(captioned.captions) - 1
-    drawn = captioned.captions[: min(_QUERY_CAPTIONS, count)]
-    warm_start(
-        pipe,
-        adapter,
-        captioned.captions,
-        encoded,
-        cache(lambda: draw_queries(pipe, drawn, seed=preset.seed)),
-        _loop(preset, steps, ema_horizon=100),
-        folder,
-        batch_size=preset.adapter_batch,
-        choose=lambda rng: captioned.batch(preset.adapter_batch, preset.caption_dropout, rng, count)[
-            0
-        ].tolist(),
-        title=title,
-        **_rates(preset),
-    )
+    losses: list[float] = []
+    with conditioning.installed(unet):
+        for index in range(batches):
+            generator = torch.Generator().manual_seed(index)
+            scenes = rng.choice(held_out, preset.adapter_batch)
+            noised = objective.noised(data.latents[scenes].float().to(unet.device), generator)
+            states = stage.condition(stage.read(data.captions(scenes, rng)), None).to(unet.device)
+            output = unet(noised.latents, noised.timesteps, states, return_dict=False)[0]
+            losses.append(float(objective.loss(output, noised)))
+    return float(np.mean(losses))
 
 
-def _train(
-    preset: Preset,
-    data: SceneData,
-    pipe: StableDiffusionPipeline,
-    adapter: LLMDiffAdapter,
-    captioned: CaptionedScenes,
-    encoded: Encoded,
-    folder: Path,
-    steps: int,
-    title: str,
-) -> None:
-    unet = pipe.unet.requires_grad_(False).eval()
-    device, objective = unet.device, Objective.of(create_scheduler())
-    count = len(captioned.captions) - 1
-    branches = [cast(CrossAttentionBranch, branch) for branch in adapter.branches.values()]
+class _Stage:
+    """One stage of a training: what it reads of all its captions is read once, at the first step that needs it."""
 
-    def step_loss(part: StepPart) -> tuple[Tensor, Mapping[str, float]]:
-        rng = part.rng(preset.seed, 10)
-        texts, scenes = captioned.batch(preset.adapter_batch, preset.caption_dropout, rng, count)
-        states, _ = adapter.condition(encoded(texts.tolist(), part.generator))
-        latents = data.latents[scenes].float().to(device)
-        gates = torch.stack([torch.stack(branch.gates()) for branch in branches]).detach().mean(0)
-        figures = {"gate_pretrained": float(gates[0]), "gate_new": float(gates[1])}
-        noised = objective.noised(latents, part.generator)
-        noisy = noised.latents.contiguous(memory_format=torch.channels_last)
-        output = unet(noisy, noised.timesteps, states.to(device), return_dict=False)[0]
-        return objective.loss(output, noised), figures | objective.figures(output, noised)
+    def __init__(
+        self,
+        preset: Preset,
+        pipe: StableDiffusionPipeline,
+        conditioning: Conditioning,
+        stage: Stage,
+        captioned: CaptionedScenes,
+    ) -> None:
+        self.preset, self.pipe, self.conditioning, self.stage = preset, pipe, conditioning, stage
+        self.captioned, self.count = captioned, len(captioned.captions) - 1
+        self._bank = cache(torch.no_grad()(lambda: _bank(stage, captioned.captions)))
 
-    with install(unet, adapter):
-        train(
-            {"adapter": adapter.train()},
-            step_loss,
-            _loop(preset, steps, ema_horizon=300),
+    def states(self, texts: Sequence[int], generator: torch.Generator) -> Tensor:
+        """What goes through diffusers as `encoder_hidden_states` for these captions."""
+        return self.stage.condition(self._bank().batch(texts), generator)
+
+    def from_text(self, folder: Path, steps: int) -> None:
+        """Trains on captions alone; returns nothing."""
+        preset, captioned = self.preset, self.captioned
+        drawn = captioned.captions[: min(_QUERY_CAPTIONS, self.count)]
+        self.conditioning.train()
+        warm_start(
+            self.pipe,
+            self.conditioning.modules,
+            captioned.captions,
+            lambda texts, generator: (self.states(texts, generator), None),
+            lambda: draw_queries(self.pipe, drawn, seed=preset.seed),
+            self._loop(steps, ema_horizon=100),
             folder,
-            title=title,
-            **_rates(preset),
+            installed=self.conditioning.installed,
+            batch_size=preset.adapter_batch,
+            choose=lambda rng: self._chosen(rng)[0].tolist(),
+            title=f"{self.stage.name}, from text",
+            **self._rates(),
         )
-    adapter.eval()
+
+    def on_pictures(self, data: SceneData, folder: Path, steps: int) -> None:
+        """Trains with the base's own objective; returns nothing."""
+        unet = self.pipe.unet.requires_grad_(False).eval()
+        device, objective = unet.device, Objective.of(create_scheduler())
+
+        def step_loss(part: StepPart) -> tuple[Tensor, Mapping[str, float]]:
+            texts, scenes = self._chosen(part.rng(self.preset.seed, 10))
+            states = self.states(texts.tolist(), part.generator)
+            latents = data.latents[scenes].float().to(device)
+            figures = self.conditioning.figures()
+            noised = objective.noised(latents, part.generator)
+            noisy = noised.latents.contiguous(memory_format=torch.channels_last)
+            output = unet(noisy, noised.timesteps, states.to(device), return_dict=False)[0]
+            return objective.loss(output, noised), {**figures, **objective.figures(output, noised)}
+
+        self.conditioning.train()
+        with self.conditioning.installed(unet):
+            train(
+                self.conditioning.modules,
+                step_loss,
+                self._loop(steps, ema_horizon=300),
+                folder,
+                title=self.stage.name,
+                **self._rates(),
+            )
+
+    def _chosen(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        preset = self.preset
+        return self.captioned.batch(preset.adapter_batch, preset.caption_dropout, rng, self.count)
+
+    def _loop(self, steps: int, *, ema_horizon: int) -> LoopConfig:
+        preset = self.preset
+        return LoopConfig(
+            steps=steps,
+            learning_rate=preset.adapter_lr,
+            seed=preset.seed,
+            ema_horizon=ema_horizon,
+            lr_schedule="cosine",
+        )
+
+    def _rates(self) -> dict[str, Any]:
+        preset = self.preset
+        return {
+            "lr_scale": adapter_lr_scale(preset.adapter_scalar_lr / preset.adapter_lr),
+            "muon": lambda name: preset.adapter_muon and self.conditioning.is_hidden(name),
+        }
 
 
-def _loop(preset: Preset, steps: int, *, ema_horizon: int) -> LoopConfig:
-    return LoopConfig(
-        steps=steps,
-        learning_rate=preset.adapter_lr,
-        seed=preset.seed,
-        ema_horizon=ema_horizon,
-        lr_schedule="cosine",
-    )
-
-
-def _rates(preset: Preset) -> dict[str, Any]:
-    return {
-        "lr_scale": adapter_lr_scale(preset.adapter_scalar_lr / preset.adapter_lr),
-        "muon": lambda name: preset.adapter_muon and ".branches." in name,
-    }
+def _bank(stage: Stage, captions: Sequence[str]) -> Any:
+    """What the stage reads of all captions; `.batch(indices)` hands it out."""
+    if stage.keeps == "texts":
+        return TextBank(captions)
+    size = 16 if stage.name == "gains" else 32
+    parts = (stage.read(part) for part in in_batches(captions, batch=size, title=f"reading for {stage.name}"))
+    return GroupBank(parts) if stage.keeps == "scores" else EncodingBank(parts)

@@ -1,5 +1,6 @@
-"""Other ways to turn a prompt into states for the same adapter: what the paper's method is measured against.
+"""Other ways to condition a denoiser on a prompt: what the paper's method is measured against.
 
-Each has `id`, `hidden_size`, `num_blocks` (0: its states are no sum over blocks) and `encode(prompts)`, which is
-all that `attach` and the training ask of a source of states.
+`registry` names them all; every one is a `Conditioning`, which training, drawing and saving use alike. Sources of
+states for our own adapter have `id`, `hidden_size`, `num_blocks` (0: their states are no sum over blocks) and
+`encode(prompts)`; a `LearnedSource` has trained weights besides. A `Connector` takes the adapter's place.
 """

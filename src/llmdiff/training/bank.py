@@ -1,6 +1,6 @@
 """Encodings of many captions, kept in half precision and handed out as padded batches."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -8,8 +8,6 @@ from tqdm.auto import tqdm
 
 from llmdiff.language.score_groups import GroupedScores
 from llmdiff.types import TextEncoding
-
-Encode = Callable[[Sequence[str]], TextEncoding]
 
 
 class EncodingBank:
@@ -38,6 +36,20 @@ class EncodingBank:
         rows, mask = self._index.rows(indices)
         states = self.states[rows].float().masked_fill(~mask[..., None], 0)
         return TextEncoding(states=states, token_mask=mask)
+
+
+class TextBank:
+    """The captions themselves, for what has to read them anew in every step."""
+
+    def __init__(self, captions: Sequence[str]) -> None:
+        self.captions = list(captions)
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def batch(self, indices: Sequence[int]) -> list[str]:
+        """The captions at these places."""
+        return [self.captions[index] for index in indices]
 
 
 class GroupBank:

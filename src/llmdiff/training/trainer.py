@@ -147,26 +147,26 @@ class _Run:
             chosen = rng.integers(len(captions), size=training.batch_size)
             return list(np.where(dropped, len(captions) - 1, chosen))  # the last caption is the empty one
 
-        def encoded(indices: Sequence[int], generator: torch.Generator) -> TextEncoding:
+        def conditioned(indices: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
             read = self._read([captions[i] for i in indices])
-            return self._encoding(read, generator if training.noise else None)
+            return self.parts.adapter.condition(self._encoding(read, generator if training.noise else None))
 
         warm_start(
             self.parts.pipe,
-            self.parts.adapter,
+            {"adapter": self.parts.adapter},
             captions,
-            encoded,
+            conditioned,
             lambda: draw_queries(self.parts.pipe, drawn, seed=seed, height=side, width=side),
             # Every process keeps the whole adapter: without the denoiser's activations there is room.
             replace(training.loop(config.watch), steps=training.warm_start_steps, sharded=False),
             config.out / "warm-start",
+            installed=lambda denoiser: install(denoiser, self.parts.adapter),
             batch_size=training.batch_size,
             choose=choose,
             lr_scale=adapter_lr_scale(training.scalar_learning_rate / training.learning_rate),
             muon=lambda name: training.optimizer == "muon" and ".branches." in name,
             title=f"{config.out.name}, from text",
         )
-        self.parts.adapter.train()
 
     def _batch(self, number: int) -> Batch:
         """The batch of a part of a step; all its chance comes from its number."""

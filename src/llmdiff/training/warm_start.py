@@ -12,6 +12,7 @@ Source: ours. A regression of a frozen layer's outputs, as in FitNets (Romero et
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,13 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from llmdiff.adapter import families, layers
-from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.base_encoder import BaseTexts, encode_with_base, has_text_encoder
-from llmdiff.adapter.installation import install
 from llmdiff.errors import UnsupportedPipelineError
 from llmdiff.training.loop import LoopConfig, StepPart, train
 from llmdiff.training.optimizers import LrScale
-from llmdiff.types import TextEncoding
 
-Encoded = Callable[[Sequence[int], torch.Generator], TextEncoding]
-"""Indices of captions => their encodings, in which gains may learn; the generator is for noise."""
+Conditioned = Callable[[Sequence[int], torch.Generator], tuple[Tensor, Tensor | None]]
+"""Indices of captions => `encoder_hidden_states` and a pooled vector or None; the generator is for noise."""
 
 _DRAWN_TOGETHER = 16
 
@@ -99,24 +97,25 @@ def draw_queries(
 
 def warm_start(
     pipe: Any,
-    adapter: LLMDiffAdapter,
+    modules: Mapping[str, nn.Module],
     captions: Sequence[str],
-    encoded: Encoded,
+    conditioned: Conditioned,
     queries: Callable[[], BaseQueries],
     config: LoopConfig,
     folder: Path,
     *,
+    installed: Callable[[nn.Module], AbstractContextManager[Any]],
     batch_size: int,
     choose: Callable[[np.random.Generator], Sequence[int]] | None = None,
     lr_scale: LrScale = lambda name: (1.0, 1.0),
     muon: Callable[[str], bool] = lambda name: False,
     title: str = "warm start",
 ) -> None:
-    """Train what requires gradients in the adapter on captions alone; resumable as `train` is. Returns nothing.
+    """Train what requires gradients in `modules` on captions alone; resumable as `train` is. Returns nothing.
 
-    `encoded` gives the encodings of captions by their indices; `choose(rng)` the indices of a batch, evenly drawn
-    where it is None; `queries` is called when the first step needs them. A pooled vector, where the base has one,
-    is fitted to the base's own.
+    While `installed(denoiser)` lasts, the denoiser's text attention takes what `conditioned` gives for captions by
+    their indices. `choose(rng)` gives the indices of a batch, evenly drawn where it is None; `queries` is called
+    when the first step needs them. A pooled vector, where the base has one, is fitted to the base's own.
 
     Raises:
         UnsupportedPipelineError: see `draw_queries`.
@@ -134,7 +133,7 @@ def warm_start(
         indices = rng.integers(len(captions), size=batch_size) if choose is None else choose(rng)
         with torch.no_grad():
             base = encode_with_base(pipe, family, [captions[i] for i in indices])
-        states, pooled = adapter.condition(encoded([int(i) for i in indices], part.generator))
+        states, pooled = conditioned([int(i) for i in indices], part.generator)
         rows = torch.from_numpy(rng.integers(len(kept[0]), size=batch_size))
         errors = [
             _unexplained(attn, kept[0].states[name][rows], states, base) for name, attn in text_layers.items()
@@ -147,11 +146,8 @@ def warm_start(
             loss = loss + wrong
         return loss, figures
 
-    with install(denoiser, adapter):
-        train(
-            {"adapter": adapter.train()}, step_loss, config, folder, title=title, lr_scale=lr_scale, muon=muon
-        )
-    adapter.eval()
+    with installed(denoiser):
+        train(modules, step_loss, config, folder, title=title, lr_scale=lr_scale, muon=muon)
 
 
 def _unexplained(attn: nn.Module, queries: Tensor, states: Tensor, base: BaseTexts) -> Tensor:

@@ -1,0 +1,56 @@
+"""The most memory that a part of a run takes."""
+
+import resource
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+
+_STATM = Path("/proc/self/statm")
+
+
+class PeakMemory:
+    """A context that measures the peak of the device's memory, on a CPU that of the whole process.
+
+    On a CPU under Linux the process is looked at ten times a second; elsewhere its peak since it began is taken.
+
+    Fields:
+        peak_gb: the peak so far. Units: 10^9 bytes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.peak_gb = 0.0
+        self._ended = threading.Event()
+        self._watch = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> Self:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            self.peak_gb = _resident_gb()
+            self._watch.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.device.type == "cuda":
+            self.peak_gb = torch.cuda.max_memory_allocated(self.device) / 1e9
+        else:
+            self._ended.set()
+            self._watch.join()
+
+    def _look(self) -> None:
+        while not self._ended.wait(0.1):
+            self.peak_gb = max(self.peak_gb, _resident_gb())
+
+
+def _resident_gb() -> float:
+    if _STATM.exists():
+        return int(_STATM.read_text().split()[1]) * resource.getpagesize() / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -1,0 +1,219 @@
+"""A benchmark's figures, from what its runs left behind."""
+
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from llmdiff.benchmark.settings import BenchmarkSettings, group_of, title_of
+from llmdiff.errors import ConfigError
+from llmdiff.evaluation.report import PICTURES_NAME, versions
+from llmdiff.evaluation.statistics import bootstrap_mean
+from llmdiff.training.log import read_log
+
+# Student's t, two-sided 95 %, for 1, 2, 3 ... degrees of freedom; beyond the table the normal's 1.96.
+_T_95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+_SEEN = "seen"
+_RELATIONS = ("right", "swapped", "wrong")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One system, trained and evaluated with one seed.
+
+    Fields:
+        report: of its evaluation. verdicts: a line for every prompt, in the suite's order.
+        trained: what its training cost. curve: (step, loss).
+        pictures: the folder with a picture of every prompt, NUMBER.png.
+    """
+
+    system: str
+    seed: int
+    report: Mapping[str, Any]
+    verdicts: Sequence[Mapping[str, Any]]
+    trained: Mapping[str, Any]
+    curve: Sequence[tuple[int, float]]
+    pictures: Path
+
+
+def read_run(place: Path, system: str, seed: int) -> Run:
+    """Return what a finished run left in its folder."""
+    evaluation = place / "evaluation"
+    lines = (evaluation / "verdicts.jsonl").read_text(encoding="utf-8").splitlines()
+    return Run(
+        system=system,
+        seed=seed,
+        report=json.loads((evaluation / "report.json").read_text(encoding="utf-8")),
+        verdicts=[json.loads(line) for line in lines],
+        trained=json.loads((place / "trained.json").read_text(encoding="utf-8")),
+        curve=_curve(place / "training"),
+        pictures=evaluation / PICTURES_NAME / system,
+    )
+
+
+def seed_interval(values: Sequence[float]) -> dict[str, float]:
+    """Return mean, low, high and n of one figure over seeds: mean +- t s / sqrt(n), within 0 and 1.
+
+    Raises:
+        ConfigError: fewer than two values, which have no spread.
+
+    Source: Student 1908; values of few seeds, taken as normal.
+    """
+    n = len(values)
+    if n < 2:
+        raise ConfigError(f"values: got {n}, expected at least 2 seeds for an interval over seeds")
+    mean, spread = float(np.mean(values)), float(np.std(values, ddof=1))
+    reach = (_T_95[n - 2] if n - 1 <= len(_T_95) else 1.96) * spread / math.sqrt(n)
+    return {"accuracy": mean, "low": max(0.0, mean - reach), "high": min(1.0, mean + reach), "n": n}
+
+
+def summarise_runs(
+    runs: Sequence[Run], settings: BenchmarkSettings, *, command: str, left_out: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return the report: figures by system, cost, curves, and how all were treated alike."""
+    names = list(dict.fromkeys(run.system for run in runs))
+    first = runs[0].report
+    return {
+        "systems": {name: _system([run for run in runs if run.system == name]) for name in names},
+        "suite": first["suite"],
+        "checker": first["checker"],
+        "settings": asdict(settings),
+        "treatment": treatment(settings),
+        "left_out": dict(left_out),
+        "hardware": hardware(),
+        "versions": versions(),
+        "command": command,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def treatment(settings: BenchmarkSettings) -> list[str]:
+    """Return how the systems were treated alike, in sentences."""
+    rates = ", ".join(f"{rate:g}" for rate in settings.learning_rates)
+    search = (
+        f"No learning rate was searched for: all use {rates}, which was found with our own adapter."
+        if len(settings.learning_rates) == 1
+        else f"Each rival tried the learning rates {rates}, {settings.search_steps} steps each with the first seed; "
+        "the lowest loss on scenes that none is trained on decided."
+    )
+    return [
+        f"Every rival is trained for {settings.steps} steps of {settings.batch} captions, on the same "
+        f"{settings.captions} captions and their scenes; in a step all see the same captions and pictures. Those that "
+        "learn weights for every block of their reader do so in the first 3/17 of the steps, on at most 1,500 of the "
+        "captions, whose block states fit into memory.",
+        "The base's denoiser, its text encoder and the readers of the prompts are frozen; what is trained, and how "
+        "much of it, is in the table of costs.",
+        "Optimiser (AdamW, with Muon for matrices inside a trained part), schedule, weight decay, clipping and the "
+        "average of the weights are the same.",
+        search,
+        "All that reads the LLM reads it under the same template.",
+        "Pictures: the same prompts, noise, number of denoising steps and guidance for every system and seed; seeds "
+        "differ in the random weights at the start, and in the captions and noise of the training.",
+        "base-longer trains the base's own denoiser and text encoder instead, at the base's own learning rate, for as "
+        "many steps of as many captions.",
+    ]
+
+
+def ranking(report: Mapping[str, Any]) -> str:
+    """Return the systems with their held-out accuracy in percent, best first, as lines for the screen."""
+    systems: Mapping[str, Any] = report["systems"]
+    ranked = sorted(systems, key=lambda name: -systems[name]["held_out"]["accuracy"])
+    width = max(map(len, ranked))
+    lines = [f"{'exact match, %'.ljust(width)}  held out              seen"]
+    for name in ranked:
+        cells = [systems[name]["held_out"], systems[name]["splits"].get(_SEEN)]
+        shown = [
+            "" if c is None else f"{100 * c['accuracy']:.1f} [{100 * c['low']:.1f}, {100 * c['high']:.1f}]"
+            for c in cells
+        ]
+        lines.append(f"{name.ljust(width)}  {shown[0].ljust(20)}  {shown[1]}".rstrip())
+    return "\n".join(lines)
+
+
+def hardware() -> dict[str, Any]:
+    """Return what the benchmark ran on."""
+    found: dict[str, Any] = {
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def _system(runs: Sequence[Run]) -> dict[str, Any]:
+    name = runs[0].system
+    figures = [run.report["systems"][name] for run in runs]
+    splits = list(figures[0]["splits"])
+    held_out = [split for split in splits if split != _SEEN]
+    relations = [row["parts"]["relation"] for row in figures if "relation" in row["parts"]]
+    parts = [key for key in figures[0]["parts"] if key != "relation"]
+    result: dict[str, Any] = {
+        "title": title_of(name),
+        "group": group_of(name),
+        "overall": _over_seeds([row["overall"] for row in figures]),
+        "held_out": _held_out(runs, held_out),
+        "splits": {split: _over_seeds([row["splits"][split] for row in figures]) for split in splits},
+        "parts": {part: _over_seeds([row["parts"][part] for row in figures]) for part in parts},
+        "seeds": [row["overall"]["accuracy"] for row in figures],
+        "interval_over": "seeds" if len(runs) > 1 else "prompts",
+        "cost": _cost(runs),
+        "curves": [[list(point) for point in run.curve] for run in runs],
+    }
+    if relations:
+        result["relation"] = {kind: float(np.mean([row[kind] for row in relations])) for kind in _RELATIONS}
+    for key in ("learning_rate", "held_out_loss"):
+        found = [run.trained[key] for run in runs if key in run.trained]
+        if found:
+            result[key] = found if key == "held_out_loss" else found[0]
+    return result
+
+
+def _over_seeds(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Over seeds where there are several, else the interval over prompts that the evaluation found."""
+    return dict(rows[0]) if len(rows) == 1 else seed_interval([row["accuracy"] for row in rows])
+
+
+def _held_out(runs: Sequence[Run], splits: Sequence[str]) -> dict[str, float]:
+    """All prompts but those of the seen split."""
+    exact = [
+        [float(line["verdict"]["exact"]) for line in run.verdicts if line["split"] in splits] for run in runs
+    ]
+    if len(runs) > 1:
+        return seed_interval([float(np.mean(row)) for row in exact])
+    interval = bootstrap_mean(exact[0])
+    return {"accuracy": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
+
+
+def _cost(runs: Sequence[Run]) -> dict[str, Any]:
+    cost: dict[str, Any] = {"trained_parameters": runs[0].trained["trained_parameters"]}
+    for key in ("seconds_per_step", "peak_memory_gb"):
+        found = [run.trained[key] for run in runs if key in run.trained]
+        cost[key] = round(float(np.mean(found)), 4) if found else None
+    drawing = [run.report["seconds_per_image"][run.system] for run in runs]
+    cost["seconds_per_image"] = round(float(np.mean(drawing)), 4)
+    return cost
+
+
+def _curve(training: Path) -> list[tuple[int, float]]:
+    """The losses of all stages, one after the other."""
+    points: list[tuple[int, float]] = []
+    for stage in ("gains", "main"):
+        log = training / stage / "log.jsonl"
+        before = points[-1][0] if points else 0
+        if log.exists():
+            lines = [line for line in read_log(log) if "loss" in line]
+            points += [(before + int(line["step"]), float(line["loss"])) for line in lines]
+    return points

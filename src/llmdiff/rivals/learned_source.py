@@ -1,0 +1,38 @@
+"""Sources of states with a few trainable numbers of their own, before the adapter."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from llmdiff.types import TextEncoding
+
+
+class LearnedSource(nn.Module, ABC):
+    """A frozen reader whose many states per token are brought together with trained weights.
+
+    To `attach` it is a source like any other: `id`, `hidden_size`, `num_blocks` (0) and `encode`. To training it
+    has two halves: `read`, the same for a caption in every step, and `combine`, which has the weights.
+    """
+
+    id: str
+    hidden_size: int
+    num_blocks = 0
+
+    @abstractmethod
+    def read(self, prompts: Sequence[str]) -> TextEncoding:
+        """Return the frozen states side by side. Shapes: (B, T, many * D), (B, T); padding rows are 0."""
+
+    @abstractmethod
+    def combine(self, raw: TextEncoding) -> TextEncoding:
+        """Return the states that the adapter reads. Shapes: (B, T, many * D) => (B, T, D)."""
+
+    @abstractmethod
+    def calibrate(self, prompts: Sequence[str]) -> None:
+        """Set fixed scales from ordinary captions, once; returns nothing."""
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> TextEncoding:
+        """Return the states of the prompts. Shapes: (B, T, D), (B, T); padding rows are 0."""
+        return self.combine(self.read(prompts))

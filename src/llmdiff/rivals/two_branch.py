@@ -1,0 +1,148 @@
+"""The library's own adapter as a way to condition, on states from any source, with single parts removed."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from llmdiff.adapter.adapter import LLMDiffAdapter
+from llmdiff.adapter.attach import attach, detach
+from llmdiff.adapter.installation import install
+from llmdiff.adapter.processors import CrossAttentionBranch
+from llmdiff.language.score_groups import GroupedScores, encode_groups, sum_groups
+from llmdiff.rivals.conditioning import Conditioning, Stage
+from llmdiff.rivals.learned_source import LearnedSource
+from llmdiff.types import TextEncoding
+
+Branches = Literal["both", "pretrained", "new"]
+
+
+class AdapterConditioning(Conditioning):
+    """An `LLMDiffAdapter` behind a source of states.
+
+    The source is a `DecoderLLM` where the adapter has a context encoding; a `LearnedSource`, trained along; or
+    anything frozen with `encode`.
+
+    `learn_gains=False`: the gains g (and k) stay as they are. `noise=False`: eps is 0 in training too.
+    `branches`: "pretrained" is the sum without its second term (a2 = 0), "new" without its first (a1 = 0).
+    """
+
+    starts_from_text = True
+
+    def __init__(
+        self,
+        adapter: LLMDiffAdapter,
+        source: Any,
+        *,
+        learn_gains: bool = True,
+        noise: bool = True,
+        branches: Branches = "both",
+    ) -> None:
+        self.adapter = adapter
+        self.source = source
+        self.source_id = source.id
+        self.learn_gains = learn_gains
+        self.noise = noise
+        self.modules: dict[str, nn.Module] = {"adapter": adapter}
+        if isinstance(source, LearnedSource):
+            self.modules["source"] = source
+        if adapter.context is not None and not noise:
+            adapter.context.h_raw.requires_grad_(False).zero_()
+        self._remove_half(branches)
+
+    @torch.no_grad()
+    def _remove_half(self, branches: Branches) -> None:
+        for branch in self._branches():
+            if branches == "pretrained":
+                # Nothing of the second branch is trained or computed with any effect.
+                branch.requires_grad_(False)
+                branch.a2.zero_()
+                branch.a1.requires_grad_(True)
+                branch.b1.requires_grad_(True)
+            elif branches == "new":
+                branch.a1.zero_()
+                branch.a1.requires_grad_(False)
+                branch.b1.requires_grad_(False)
+        if branches == "new":
+            self.adapter.phi.requires_grad_(False)
+
+    def stages(self) -> Iterator[Stage]:
+        """Yield "gains" where the source or the context encoding has some, then "main"."""
+        if self.adapter.context is not None:
+            yield from self._context_stages()
+            return
+        if isinstance(self.source, LearnedSource):
+            source = self.source
+            yield Stage(
+                name="gains",
+                keeps="encodings",
+                read=source.read,
+                condition=lambda raw, _: self._condition(source.combine(raw)),
+            )
+            source.requires_grad_(False)
+        yield Stage(
+            name="main",
+            keeps="encodings",
+            read=self.source.encode,
+            condition=lambda raw, _: self._condition(raw),
+        )
+
+    def _context_stages(self) -> Iterator[Stage]:
+        context, llm = self.adapter.context, self.source
+        assert context is not None
+
+        def with_gains(raw: GroupedScores, generator: torch.Generator | None) -> Tensor:
+            states = sum_groups(context, raw, generator=generator if self.noise else None)
+            return self._condition(TextEncoding(states=states, token_mask=raw.token_mask))
+
+        def with_noise(raw: TextEncoding, generator: torch.Generator | None) -> Tensor:
+            if not self.noise or generator is None:
+                return self._condition(raw)
+            states = context.noised(raw.states, raw.token_mask, generator)
+            return self._condition(TextEncoding(states=states, token_mask=raw.token_mask))
+
+        if self.learn_gains:
+            yield Stage(
+                name="gains",
+                keeps="scores",
+                read=lambda part: encode_groups(context, llm, part, groups=context.num_blocks),
+                condition=with_gains,
+            )
+        context.requires_grad_(False)
+        yield Stage(
+            name="main",
+            keeps="encodings",
+            read=lambda part: context.encode(llm, part),
+            condition=with_noise,
+        )
+
+    def _condition(self, encoding: TextEncoding) -> Tensor:
+        return self.adapter.condition(encoding)[0]
+
+    def installed(self, denoiser: nn.Module) -> AbstractContextManager[Any]:
+        """Return the adapter's two-branch layers on the denoiser."""
+        return install(denoiser, self.adapter)
+
+    @contextmanager
+    def attached(self, pipe: Any) -> Iterator[Any]:
+        """Return a context where the pipeline draws with this adapter and source."""
+        self.train(False)
+        attach(pipe, self.source, self.adapter)
+        try:
+            yield pipe
+        finally:
+            detach(pipe)
+
+    def is_hidden(self, name: str) -> bool:
+        """Return whether it is a matrix of a second branch."""
+        return ".branches." in name
+
+    def figures(self) -> Mapping[str, float]:
+        """Return the mean gates of both halves."""
+        gates = torch.stack([torch.stack(branch.gates()) for branch in self._branches()]).detach().mean(0)
+        return {"gate_pretrained": float(gates[0]), "gate_new": float(gates[1])}
+
+    def _branches(self) -> list[CrossAttentionBranch]:
+        return [cast(CrossAttentionBranch, branch) for branch in self.adapter.branches.values()]

@@ -1,0 +1,212 @@
+"""The whole benchmark on the test preset: trained, killed, gone on, reported."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from typer.testing import CliRunner
+
+from llmdiff.benchmark import run as running
+from llmdiff.benchmark.prepare import choose_rivals, prepare_benchmark
+from llmdiff.cli import app
+from llmdiff.errors import ConfigError
+from llmdiff.openmoji import llm_adapter
+
+SMALL = {"steps": 6, "prompts_per_split": 1, "drawing_steps": 1}
+NAMES = ("base", "base-longer", "base-states", "layer-weights", "ella", "lavi-bridge", "guided")
+
+
+def benchmark(build, out, names, **changes):
+    return prepare_benchmark(build, out, choose_rivals(names), **{**SMALL, **changes})
+
+
+@pytest.fixture(scope="module")
+def done(built, tmp_path_factory):
+    out = tmp_path_factory.mktemp("benchmark")
+    plan = benchmark(built, out, NAMES, seeds=2)
+    return plan, plan.run(command="llmdiff benchmark --out x")
+
+
+def test_every_system_has_figures_intervals_and_costs(done):
+    _, report = done
+    assert set(report["systems"]) == set(NAMES)
+    for name, system in report["systems"].items():
+        assert set(system["splits"]) == {"seen", "pairs", "colours", "phrasings", "synonyms", "indirect"}
+        for figures in (system["overall"], system["held_out"], *system["splits"].values()):
+            assert 0 <= figures["low"] <= figures["accuracy"] <= figures["high"] <= 1
+        assert system["interval_over"] == ("prompts" if name == "base" else "seeds")
+        cost = system["cost"]
+        assert cost["seconds_per_image"] > 0
+        if name == "base":
+            assert cost["trained_parameters"] == 0
+            assert cost["seconds_per_step"] is None
+            continue
+        assert cost["trained_parameters"] > 0
+        assert cost["seconds_per_step"] > 0
+        assert cost["peak_memory_gb"] > 0.05
+        assert [len(curve) > 0 for curve in system["curves"]] == [True, True]
+        assert system["curves"][0][-1][0] == SMALL["steps"]
+    assert report["systems"]["guided"]["splits"]["seen"]["n"] == 2
+    assert json.loads((done[0].folder / "report.json").read_text()) == json.loads(json.dumps(report))
+    assert report["left_out"]["t5-encoder"] == "no t5 was given"
+    assert report["left_out"]["paper"] == "not asked for"
+
+
+def test_parameters_are_counted_of_all_stages(done):
+    plan, report = done
+    costs = {name: system["cost"]["trained_parameters"] for name, system in report["systems"].items()}
+    # Three blocks: a weight for each; ours has gamma, kappa and h_raw for each.
+    assert costs["guided"] - costs["layer-weights"] == 9 - 3
+    pipe = plan.pipe
+    assert costs["base-longer"] == sum(
+        p.numel() for part in (pipe.unet, pipe.text_encoder) for p in part.parameters()
+    )
+
+
+def test_seeds_differ_and_their_seed_is_all_that_does(done):
+    plan, _ = done
+    first, second = (
+        plan.folder / "runs" / "guided" / f"seed-{seed}" / "model" / "diffusion_pytorch_model.safetensors"
+        for seed in (0, 1)
+    )
+    assert first.read_bytes() != second.read_bytes()
+    prompts = [
+        [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
+        for path in sorted(plan.folder.glob("runs/*/seed-*/evaluation/verdicts.jsonl"))
+    ]
+    assert all(one == prompts[0] for one in prompts)
+
+
+class _Links(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.found, self.tags = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.found += [value for key, value in attrs if key in ("src", "href", "srcset", "data")]
+
+
+def test_the_page_holds_everything_itself(done):
+    plan, report = done
+    page = (plan.folder / "report.html").read_text()
+    links = _Links()
+    links.feed(page)
+    assert links.found
+    assert all(link.startswith("data:image/png;base64,") for link in links.found)
+    assert not {"script", "link", "iframe"} & set(links.tags)
+    assert "default-src 'none'" in page
+    assert "http" not in re.sub(r"data:image/png;base64,[^'\"]*|http-equiv", "", page)
+    # Two plots; of every split one prompt, a picture by each system.
+    assert links.found
+    assert len(links.found) >= 2 + 6 * len(NAMES)
+    for name in NAMES:
+        assert f"<td>{name}</td>" in page
+    for line in report["treatment"]:
+        assert line.split("'")[0][:60] in page
+
+
+def test_a_second_run_does_nothing_again(done):
+    plan, report = done
+    before = {path: path.stat().st_mtime_ns for path in (plan.folder / "runs").rglob("*") if path.is_file()}
+    again = plan.run(command="llmdiff benchmark --out x")
+    assert {p: p.stat().st_mtime_ns for p in (plan.folder / "runs").rglob("*") if p.is_file()} == before
+    assert {**again, "date": None} == {**report, "date": None}
+
+
+@pytest.mark.parametrize(
+    "where", ["save_rival", "held_out_loss", "evaluate_systems", "benchmark_page", "train"]
+)
+def test_killed_anywhere_it_goes_on_to_the_same_figures(built, tmp_path, monkeypatch, done, where):
+    plan, _ = done
+    stopped = benchmark(built, tmp_path, ["guided"], seeds=1)
+    with monkeypatch.context() as broken:
+
+        def killed(*args, **kwargs):
+            raise KeyboardInterrupt
+
+        if where == "train":
+            # In the second stage: the first one is not trained again.
+            calls = []
+
+            def few_steps(stage, captions):
+                bank = kept(stage, captions)
+                batch = bank.batch
+
+                def counted(indices):
+                    calls.append(indices)
+                    if len(calls) == 3:
+                        raise KeyboardInterrupt
+                    return batch(indices)
+
+                bank.batch = counted
+                return bank
+
+            kept = llm_adapter._bank
+            broken.setattr(llm_adapter, "_bank", few_steps)
+        else:
+            broken.setattr(running, where, killed)
+        with pytest.raises(KeyboardInterrupt):
+            stopped.run(command="")
+    assert not (tmp_path / "report.json").exists()
+    plan_again = benchmark(built, tmp_path, ["guided"], seeds=1)
+    plan_again.run(command="")
+    place = "runs/guided/seed-0/evaluation/pictures/guided"
+    drawn = {path.name: path.read_bytes() for path in (tmp_path / place).iterdir()}
+    assert drawn == {path.name: path.read_bytes() for path in (plan.folder / place).iterdir()}
+    assert (tmp_path / "report.html").exists()
+
+
+def test_other_settings_need_another_folder_and_more_seeds_do_not(built, done):
+    plan, _ = done
+    with pytest.raises(ConfigError, match="steps 6, this one has 7"):
+        benchmark(built, plan.folder, NAMES, seeds=2, steps=7)
+    assert benchmark(built, plan.folder, NAMES, seeds=3).settings.seeds == 3
+    benchmark(built, plan.folder, NAMES, seeds=2)
+
+
+def test_a_reader_may_come_later_but_not_change(built, tmp_path):
+    def kept(**readers):
+        return prepare_benchmark(built, tmp_path, choose_rivals(["base"], **readers), **SMALL).settings
+
+    kept(encoder="one")
+    assert kept(encoder="one", t5="two").t5 == "two"
+    with pytest.raises(ConfigError, match="t5 'two', this one has 'three'"):
+        kept(encoder="one", t5="three")
+
+
+def test_the_command_does_it_all(built, llm_folder, tmp_path):
+    arguments = ["benchmark", "--out", str(tmp_path / "figures"), "--rivals", "base, guided", "--seeds", "1"]
+    arguments += ["--preset", "test", "--build", str(built.folder), "--llm", llm_folder, "--device", "cpu"]
+    arguments += ["--steps", "6", "--prompts", "1", "--drawing-steps", "1"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "exact match, %" in result.output
+    assert (tmp_path / "figures" / "report.html").stat().st_size > 10_000
+    refused = CliRunner().invoke(app, [*arguments, "--rivals", "elly"])
+    assert refused.exit_code == 1
+    assert "error: rivals: got 'elly'" in refused.output
+
+
+def test_each_rival_takes_the_best_of_the_same_learning_rates(built, tmp_path):
+    plan = benchmark(
+        built, tmp_path, ["base-states", "ella"], seeds=1, learning_rates=(1e-3, 1e-9), search_steps=4
+    )
+    report = plan.run(command="")
+    for name in ("base-states", "ella"):
+        losses = json.loads((tmp_path / "runs" / name / "search.json").read_text())
+        assert set(losses) == {"0.001", "1e-09"}
+        assert losses["0.001"] != losses["1e-09"]
+        assert report["systems"][name]["learning_rate"] == float(min(losses, key=losses.get))
+    assert any("0.001, 1e-09" in line for line in report["treatment"])
+
+
+def test_what_cannot_be_run_is_refused_by_name():
+    with pytest.raises(ConfigError, match="'t5-blocks' cannot be run: no t5"):
+        choose_rivals(["t5-blocks"])
+    with pytest.raises(ConfigError, match=r"'elly'.*ella"):
+        choose_rivals(["elly"])
+    everything = choose_rivals()
+    assert everything.rivals[:2] == ("base", "base-longer")
+    assert set(everything.left_out) >= {"t5-encoder", "t5-blocks"}

@@ -1,0 +1,123 @@
+"""The report of runs whose verdicts are known: figures, order, right beside swapped."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llmdiff.benchmark.page import benchmark_page
+from llmdiff.benchmark.settings import BenchmarkSettings
+from llmdiff.benchmark.summary import Run, ranking, summarise_runs
+from llmdiff.errors import ConfigError
+
+PROMPTS = [("seen", "a car"), ("pairs", "a cat left of a dog"), ("pairs", "a bee above a cup")]
+SETTINGS = BenchmarkSettings(
+    rivals=("base", "ella", "guided"),
+    seeds=2,
+    llm="tiny",
+    steps=10,
+    batch=4,
+    captions=20,
+    learning_rates=(1e-3,),
+)
+
+
+def run_of(system, seed, relations, folder, *, exact_seen=True):
+    """A run where each pair prompt has this relation; the picture's colour says which prompt it is."""
+    folder.mkdir(parents=True)
+    verdicts = []
+    for index, ((split, prompt), relation) in enumerate(zip(PROMPTS, (None, *relations), strict=True)):
+        exact = exact_seen if relation is None else relation == "right"
+        verdicts.append({"split": split, "prompt": prompt, "verdict": {"exact": exact, "relation": relation}})
+        Image.fromarray(np.full((4, 4, 3), 40 * index, np.uint8)).save(folder / f"{index:05d}.png")
+    right = [line["verdict"]["exact"] for line in verdicts]
+
+    def share(values):
+        return {"accuracy": sum(values) / len(values), "low": 0.0, "high": 1.0, "n": len(values)}
+
+    kinds = {kind: relations.count(kind) / 2 for kind in ("right", "swapped", "wrong")}
+    figures = {
+        "overall": share(right),
+        "splits": {"seen": share(right[:1]), "pairs": share(right[1:])},
+        "parts": {"things": share([1.0]), "relation": {**kinds, "n": 2}},
+    }
+    report = {
+        "systems": {system: figures},
+        "suite": {"name": "scenes", "prompts": 3, "splits": {"seen": "as trained", "pairs": "new <pairs>"}},
+        "checker": {"exact": 0.99},
+        "seconds_per_image": {system: 0.5 + seed},
+    }
+    trained = {"trained_parameters": 1234567, "seconds_per_step": 2.0 + seed, "peak_memory_gb": 1.5}
+    curve = [] if system == "base" else [(5, 1.0 + seed), (10, 0.5)]
+    return Run(
+        system=system,
+        seed=seed,
+        report=report,
+        verdicts=verdicts,
+        trained=trained,
+        curve=curve,
+        pictures=folder,
+    )
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return [
+        run_of("base", 0, ["wrong", "swapped"], tmp_path / "base"),
+        run_of("ella", 0, ["swapped", "wrong"], tmp_path / "ella0"),
+        run_of("guided", 0, ["right", "right"], tmp_path / "guided0"),
+        run_of("ella", 1, ["swapped", "right"], tmp_path / "ella1", exact_seen=False),
+        run_of("guided", 1, ["right", "wrong"], tmp_path / "guided1"),
+    ]
+
+
+@pytest.fixture
+def report(runs):
+    return summarise_runs(
+        runs, SETTINGS, command="llmdiff benchmark", left_out={"t5-encoder": "no t5 was given"}
+    )
+
+
+def test_figures_are_means_over_seeds(report):
+    guided, ella, base = (report["systems"][name] for name in ("guided", "ella", "base"))
+    assert guided["held_out"]["accuracy"] == pytest.approx(0.75)
+    # 0.5 and 1.0: t with one degree of freedom is 12.7, so the interval is everything.
+    assert (guided["held_out"]["low"], guided["held_out"]["high"], guided["held_out"]["n"]) == (0.0, 1.0, 2)
+    assert ella["splits"]["seen"]["accuracy"] == pytest.approx(0.5)
+    assert ella["overall"]["accuracy"] == pytest.approx((1 / 3 + 1 / 3) / 2)
+    assert ella["relation"] == pytest.approx({"right": 0.25, "swapped": 0.5, "wrong": 0.25})
+    assert base["interval_over"] == "prompts"
+    assert guided["cost"] == {
+        "trained_parameters": 1234567,
+        "seconds_per_step": 2.5,
+        "peak_memory_gb": 1.5,
+        "seconds_per_image": 1.0,
+    }
+    assert guided["curves"] == [[[5, 1.0], [10, 0.5]], [[5, 2.0], [10, 0.5]]]
+    lines = ranking(report).splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["guided", "ella", "base"]
+    assert "75.0 [0.0, 100.0]" in lines[1]
+
+
+def test_the_page_shows_the_best_first_and_right_beside_swapped(report, runs):
+    page = benchmark_page(report, runs)
+    assert page.index("<td>guided</td>") < page.index("<td>ella</td>") < page.index("<td>base</td>")
+    assert "new &lt;pairs&gt;" in page
+    assert "<pairs>" not in page
+    swaps = page[page.index("right beside swapped") : page.index("Settings and versions")]
+    first, second = swaps.index("a cat left of a dog"), swaps.index("a bee above a cup")
+    assert swaps[first:second].index("guided") < swaps[first:second].index("<td>swapped</td>")
+    assert swaps[first:second].index("<td>swapped</td>") < swaps[first:second].index("ella")
+    assert "base" not in swaps[first:second].replace("base64", "")  # it drew neither
+    assert swaps[second:].index("<td>swapped</td>") < swaps[second:].replace("base64", "xxxxxx").index("base")
+    samples = page[page.index("<h2>Samples") : page.index("right beside swapped")]
+    assert samples.count("<tr><td>guided</td>") == 2
+    assert samples.count("class='picture right'") == 3 + 2  # seen: all three; pairs: guided's two
+    assert "1,234,567" in page
+    assert "t5-encoder: no t5 was given" in page
+
+
+def test_settings_out_of_range_are_named():
+    for changes, named in (({"seeds": 0}, "seeds"), ({"learning_rates": (1.0, 2.0)}, "search_steps")):
+        values = {**vars(SETTINGS), **changes}
+        with pytest.raises(ConfigError, match=named):
+            BenchmarkSettings(**values)

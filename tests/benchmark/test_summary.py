@@ -1,0 +1,35 @@
+"""Intervals over seeds by hand, and the memory that is measured."""
+
+import math
+
+import pytest
+import torch
+
+from llmdiff.benchmark.memory import PeakMemory
+from llmdiff.benchmark.summary import seed_interval
+from llmdiff.errors import ConfigError
+
+
+def test_the_interval_over_seeds_is_students():
+    values = [0.50, 0.56, 0.53]
+    spread = math.sqrt(sum((v - 0.53) ** 2 for v in values) / 2)
+    reach = 4.302653 * spread / math.sqrt(3)
+    found = seed_interval(values)
+    assert found["accuracy"] == pytest.approx(0.53)
+    assert (found["low"], found["high"]) == pytest.approx((0.53 - reach, 0.53 + reach), abs=1e-4)
+    assert found["n"] == 3
+    assert seed_interval([0.0, 0.2])["low"] == 0.0
+    many = seed_interval([0.4, 0.6] * 50)
+    assert many["high"] - 0.5 == pytest.approx(1.96 * math.sqrt(100 * 0.01 / 99) / 10, rel=1e-3)
+    with pytest.raises(ConfigError, match="at least 2"):
+        seed_interval([0.5])
+
+
+def test_the_peak_counts_what_is_gone_at_the_end():
+    with PeakMemory(torch.device("cpu")) as before:
+        pass
+    with PeakMemory(torch.device("cpu")) as memory:
+        big = torch.ones(75_000_000)
+        assert memory._ended.wait(0.5) is False
+        del big
+    assert memory.peak_gb > before.peak_gb + 0.2

@@ -1,0 +1,123 @@
+"""Every row of the registry: made, trained for a step, saved, loaded and attached through one interface."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_readers import PROMPTS, shaken
+
+from llmdiff.errors import AdapterMismatchError, ConfigError, CorruptWeightsError
+from llmdiff.rivals.registry import RIVALS, create
+from llmdiff.rivals.storage import load_rival, save_rival
+from llmdiff.training.bank import EncodingBank, GroupBank, TextBank
+
+
+def batch_of(stage):
+    with torch.no_grad():
+        raw = stage.read(PROMPTS)
+    bank = {"encodings": EncodingBank, "scores": GroupBank, "texts": TextBank}[stage.keeps]
+    return bank(raw if stage.keeps == "texts" else [raw]).batch([0, 1, 2])
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_a_step_of_every_stage_moves_only_the_rivals_own_parameters(parts, name):
+    conditioning, unet = create(name, parts), parts.pipe.unet.requires_grad_(False)
+    frozen = {key: value.clone() for key, value in unet.state_dict().items()}
+    names = []
+    for stage in conditioning.stages():
+        names.append(stage.name)
+        trained = {
+            f"{prefix}.{key}": parameter
+            for prefix, module in conditioning.modules.items()
+            for key, parameter in module.named_parameters()
+            if parameter.requires_grad
+        }
+        assert conditioning.trainable() == {key: value.numel() for key, value in trained.items()}
+        conditioning.train()
+        with conditioning.installed(unet):
+            states = stage.condition(batch_of(stage), torch.Generator().manual_seed(0))
+            unet(
+                torch.randn(3, 4, 8, 8), torch.tensor([5, 300, 900]), states
+            ).sample.square().mean().backward()
+        moved = {key for key, value in trained.items() if value.grad is not None and value.grad.any()}
+        assert moved, "nothing learns"
+        if stage.name == "gains":
+            assert any(key.endswith("gamma") for key in moved)
+        else:
+            assert not any(key.endswith(("gamma", "kappa")) for key in moved)
+        conditioning.modules[next(iter(conditioning.modules))].zero_grad()
+    assert names in (["main"], ["gains", "main"])
+    after = unet.state_dict()
+    assert list(after) == list(frozen)
+    assert all(torch.equal(after[key], value) for key, value in frozen.items())
+    assert all(parameter.grad is None for parameter in parts.llm.model.parameters())
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_a_saved_rival_draws_the_same_after_loading(parts, draw, tmp_path, name):
+    conditioning = create(name, parts)
+    for module in conditioning.modules.values():
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.05 * torch.randn(
+                    parameter.shape, generator=torch.Generator().manual_seed(1)
+                )
+    with conditioning.attached(parts.pipe):
+        expected = draw(parts.pipe, "a red cat")
+    save_rival(conditioning, name, parts, tmp_path / name)
+    assert sorted(path.suffix for path in (tmp_path / name).iterdir()) == [".json", ".json", ".safetensors"]
+    loaded = load_rival(tmp_path / name, replace(parts, captions=(), seed=9))
+    with loaded.attached(parts.pipe):
+        assert torch.equal(draw(parts.pipe, "a red cat"), expected)
+
+
+def test_the_same_seed_makes_the_same_weights_and_leaves_the_global_state(parts):
+    state = torch.get_rng_state()
+    first, second, other = (create("ella", replace(parts, seed=seed)).tensors() for seed in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not torch.equal(first["connector.queries"], other["connector.queries"])
+
+
+def test_what_does_not_fit_is_named(parts, tmp_path):
+    with pytest.raises(ConfigError, match=r"'elly'.*ella"):
+        create("elly", parts)
+    with pytest.raises(ConfigError, match="needs t5"):
+        create("t5-encoder", replace(parts, t5=None))
+    save_rival(create("penultimate", parts), "penultimate", parts, tmp_path / "saved")
+    with pytest.raises(AdapterMismatchError, match="template"):
+        load_rival(tmp_path / "saved", replace(parts, template="a photo of {prompt}"))
+    weights = next((tmp_path / "saved").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-3])
+    with pytest.raises(CorruptWeightsError, match="damaged"):
+        load_rival(tmp_path / "saved", parts)
+
+
+def test_one_branch_is_the_sum_without_the_other_term(parts):
+    latents, step = torch.randn(1, 4, 8, 8), torch.tensor(5)
+
+    def drawn(name, shake=()):
+        conditioning = create(name, parts)
+        for branch in conditioning._branches():
+            for part in shake:
+                shaken(getattr(branch, part))
+        *_, stage = conditioning.stages()
+        with torch.no_grad(), conditioning.installed(parts.pipe.unet):
+            return parts.pipe.unet(latents, step, stage.condition(stage.read(PROMPTS[:1]), None)).sample
+
+    inside = ("to_q", "to_k", "to_v", "to_out")
+    assert torch.equal(drawn("pretrained-branch"), drawn("pretrained-branch", inside))
+    assert not torch.equal(drawn("guided"), drawn("pretrained-branch"))
+    assert not torch.equal(drawn("new-branch"), drawn("new-branch", inside))
+    assert not torch.equal(drawn("guided"), drawn("new-branch"))
+    new = create("new-branch", parts)
+    assert all(float(branch.gates()[0]) == 0 for branch in new._branches())
+    assert not any(".phi." in key or key.endswith((".a1", ".b1")) for key in new.trainable())
+
+
+def test_noise_is_drawn_in_training_only_and_only_where_it_is_on(parts):
+    for name, noisy in (("guided", True), ("no-noise", False)):
+        *_, stage = create(name, parts).stages()
+        raw = stage.read(PROMPTS)
+        plain = stage.condition(raw, None)
+        assert torch.equal(stage.condition(raw, torch.Generator().manual_seed(1)), plain) is not noisy
