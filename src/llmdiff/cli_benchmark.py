@@ -31,6 +31,9 @@ def benchmark(
     ] = None,
     t5: Annotated[str | None, typer.Option("--t5", help="Of the T5 family: folder or Hub id [none].")] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Of training [the preset's].")] = None,
+    text_steps: Annotated[
+        int, typer.Option("--text-steps", min=0, help="Steps before these, from text where that can be.")
+    ] = 0,
     batch: Annotated[
         int | None, typer.Option("--batch", min=1, help="Captions a step [the preset's].")
     ] = None,
@@ -79,6 +82,7 @@ def benchmark(
         seeds=seeds,
         llm=llm,
         steps=steps,
+        text_steps=text_steps,
         batch=batch,
         captions=captions,
         learning_rates=learning_rate or (),

@@ -63,13 +63,12 @@ class Benchmark:
         self._readers: dict[str, Any] = {}
         self.folder = writable_folder(folder)
         keep_settings(settings, self.folder)
-        gain_steps = round(settings.steps * _GAIN_SHARE)
+        gain_steps = round((settings.text_steps or settings.steps) * _GAIN_SHARE)
         self.preset: Preset = replace(
             build.preset,
             adapter_gain_steps=gain_steps,
-            # Not every rival can start from text alone, so none does here.
-            adapter_warm_steps=0,
-            adapter_steps=settings.steps - gain_steps,
+            adapter_warm_steps=settings.text_steps and settings.text_steps - gain_steps,
+            adapter_steps=settings.steps if settings.text_steps else settings.steps - gain_steps,
             adapter_batch=settings.batch,
             adapter_captions=settings.captions,
         )
@@ -159,7 +158,7 @@ class Benchmark:
         settings = replace(
             self.build.preset,
             seed=self.build.preset.seed + seed,
-            unet_steps=self.settings.steps,
+            unet_steps=self.settings.steps + self.settings.text_steps,
             unet_batch=self.settings.batch,
         )
         with PeakMemory(self.build.device) as memory:
@@ -200,7 +199,8 @@ class Benchmark:
                 self.preset,
                 adapter_lr=rate,
                 adapter_gain_steps=round(self.preset.adapter_gain_steps * share),
-                adapter_steps=self.settings.search_steps - round(self.preset.adapter_gain_steps * share),
+                adapter_warm_steps=round(self.preset.adapter_warm_steps * share),
+                adapter_steps=round(self.preset.adapter_steps * share),
             )
             conditioning = create(name, self._parts(name, preset))
             folder = self.folder / "runs" / name / "search" / f"lr-{rate}"

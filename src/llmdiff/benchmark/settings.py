@@ -27,7 +27,10 @@ class BenchmarkSettings:
     `learning_rates` are tried by every rival alike: with the first seed, for `search_steps` steps each; the one
     with the lowest loss on held-out scenes is taken. With a single one there is no search.
 
-    Units: `steps` and `search_steps` in optimiser steps, `drawing_steps` in denoising steps.
+    `text_steps` come before `steps`: from text alone for what can start so (`training.warm_start`), on pictures for
+    all others.
+
+    Units: `steps`, `text_steps` and `search_steps` in optimiser steps, `drawing_steps` in denoising steps.
 
     Raises:
         ConfigError: an unknown rival, or a number out of range.
@@ -40,6 +43,7 @@ class BenchmarkSettings:
     encoder: str | None = None
     t5: str | None = None
     steps: int
+    text_steps: int = 0
     batch: int
     captions: int
     learning_rates: tuple[float, ...]

@@ -107,10 +107,16 @@ def treatment(settings: BenchmarkSettings) -> list[str]:
         else f"Each rival tried the learning rates {rates}, {settings.search_steps} steps each with the first seed; "
         "the lowest loss on scenes that none is trained on decided."
     )
+    first = (
+        f"{settings.text_steps} steps from captions alone, where a rival can learn so what the base's own text encoder "
+        f"gives, and on pictures where it cannot; then {settings.steps} steps on pictures, each"
+        if settings.text_steps
+        else f"{settings.steps} steps"
+    )
     return [
-        f"Every rival is trained for {settings.steps} steps of {settings.batch} captions, on the same "
+        f"Every rival is trained for {first} of {settings.batch} captions, on the same "
         f"{settings.captions} captions and their scenes; in a step all see the same captions and pictures. Those that "
-        "learn weights for every block of their reader do so in the first 3/17 of the steps, on at most 1,500 of the "
+        "learn weights for every block of their reader do so in the first 3/17 of these steps, on at most 1,500 of the "
         "captions, whose block states fit into memory.",
         "The base's denoiser, its text encoder and the readers of the prompts are frozen; what is trained, and how "
         "much of it, is in the table of costs.",

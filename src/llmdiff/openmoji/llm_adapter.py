@@ -90,10 +90,10 @@ def train_conditioning(
 ) -> int:
     """How many numbers were trained. Trains any way to condition, stage by stage; each caption is read once.
 
-    With `adapter_warm_steps`, what can start from text alone does: its gains, where it has some, on a few captions
-    whose scores are kept block by block; then all but the gains on all captions; then pictures. Without, every way
-    gets the same captions, batches, noise and image steps: `adapter_gain_steps` plus `adapter_steps`, in one stage
-    or in two.
+    With `adapter_warm_steps`, what can start from text alone does, for `adapter_gain_steps` plus
+    `adapter_warm_steps`: its gains, where it has some, on a few captions whose scores are kept block by block, then
+    the rest on all captions; `adapter_steps` on pictures follow. What cannot, and everything without
+    `adapter_warm_steps`, trains as many steps on pictures. All get the same captions, batches and noise.
 
     Scores per block of every caption would not fit: 1 MB a caption for SmolLM2, 33 MB for a model of 7 B.
     """
@@ -104,13 +104,15 @@ def train_conditioning(
     )
     from_text = conditioning.starts_from_text and preset.adapter_warm_steps > 0
     sizes: dict[str, int] = {}
-    left = preset.adapter_steps + (0 if from_text else preset.adapter_gain_steps)
+    before = preset.adapter_gain_steps + preset.adapter_warm_steps
+    text_left, left = (before, preset.adapter_steps) if from_text else (0, before + preset.adapter_steps)
     for stage in conditioning.stages():
         sizes |= conditioning.trainable()
         is_gains = stage.name == "gains"
         run = _Stage(preset, pipe, conditioning, stage, few if is_gains else captioned)
         if from_text:
-            steps = preset.adapter_gain_steps if is_gains else preset.adapter_warm_steps
+            steps = preset.adapter_gain_steps if is_gains else text_left
+            text_left -= steps
             run.from_text(folder / (stage.name if is_gains else "warm"), steps)
         if not (from_text and is_gains):
             steps = preset.adapter_gain_steps if is_gains else left
