@@ -12,6 +12,7 @@ from llmdiff.benchmark.prepare import choose_rivals, prepare_benchmark
 from llmdiff.cli import app
 from llmdiff.errors import ConfigError
 from llmdiff.openmoji import llm_adapter
+from llmdiff.training.log import read_log
 
 SMALL = {"steps": 6, "prompts_per_split": 1, "drawing_steps": 1}
 NAMES = ("base", "base-longer", "base-states", "layer-weights", "ella", "lavi-bridge", "guided")
@@ -210,3 +211,19 @@ def test_what_cannot_be_run_is_refused_by_name():
     everything = choose_rivals()
     assert everything.rivals[:2] == ("base", "base-longer")
     assert set(everything.left_out) >= {"t5-encoder", "t5-blocks"}
+
+
+def test_a_start_from_text_takes_as_many_steps_as_pictures_do_elsewhere(built, tmp_path):
+    names = ["base-longer", "last-hidden", "guided", "ella"]
+    plan = benchmark(built, tmp_path, names, seeds=1, steps=2, text_steps=6)
+    report = plan.run(command="")
+
+    def steps(name):
+        logs = (tmp_path / "runs" / name / "seed-0" / "training").glob("*/log.jsonl")
+        return {log.parent.name: max(line["step"] for line in read_log(log)) for log in logs}
+
+    assert steps("guided") == {"gains": 1, "warm": 5, "main": 2}
+    assert steps("last-hidden") == {"warm": 6, "main": 2}
+    assert steps("ella") == {"main": 8}
+    assert steps("base-longer") == {"main": 8}
+    assert any("from captions alone" in sentence for sentence in report["treatment"])
