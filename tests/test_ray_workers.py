@@ -60,8 +60,6 @@ def test_an_error_of_a_worker_is_the_users_error(ray_cluster):
 
 
 def test_a_worker_that_dies_is_said(ray_cluster):
-    context = ray_cluster.data.DataContext.get_current()
-    context.max_errored_blocks = 0
     with pytest.raises(LLMDiffError, match="a Ray worker failed"):
         list(on_workers(_squares(), {"add": 0}, [{"number": 14}], workers=1))
 
