@@ -1,6 +1,8 @@
 """Work on a local Ray of two workers: every item once, errors in one line, what is done is kept."""
 
 import os
+import time
+from pathlib import Path
 
 import pytest
 
@@ -13,11 +15,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 def _squares():
     # Defined in here, a class travels to other processes as it is.
     class Squares:
-        def __init__(self, *, add):
-            self.add, self.calls = add, 0
+        def __init__(self, *, add, folder=None):
+            self.add = add
+            if folder is None:
+                return
+            # No one begins before both are there: the first would do it all.
+            (Path(folder) / str(os.getpid())).touch()
+            for _ in range(1200):
+                if len(list(Path(folder).iterdir())) == 2:
+                    return
+                time.sleep(0.5)
+            raise LLMDiffError("the other worker never came")
 
         def __call__(self, item):
-            self.calls += 1
             if item["number"] == 13:
                 raise LLMDiffError("13 cannot be squared: leave it out")
             if item["number"] == 14:
@@ -31,14 +41,16 @@ def _squares():
     return Squares
 
 
-def test_every_item_is_worked_on_once_by_two_processes(ray_cluster):
+def test_every_item_is_worked_on_once_by_two_processes(ray_cluster, tmp_path):
     items = [{"number": number} for number in range(12)]
-    found = list(on_workers(_squares(), {"add": 1}, items, workers=2))
+    made_of = {"add": 1, "folder": str(tmp_path)}
+    found = list(on_workers(_squares(), made_of, items, workers=2))
     assert {one["number"]: one["square"] for one in found} == {number: number**2 + 1 for number in range(12)}
     assert len(found) == 12
     processes = {one["process"] for one in found}
-    assert len(processes) == 2
     assert os.getpid() not in processes
+    assert {str(process) for process in processes} <= {path.name for path in tmp_path.iterdir()}
+    assert len(list(tmp_path.iterdir())) == 2
     assert ray_cluster.is_initialized()  # one that was there before stays
 
 
@@ -48,8 +60,6 @@ def test_an_error_of_a_worker_is_the_users_error(ray_cluster):
 
 
 def test_a_worker_that_dies_is_said(ray_cluster):
-    context = ray_cluster.data.DataContext.get_current()
-    context.max_errored_blocks = 0
     with pytest.raises(LLMDiffError, match="a Ray worker failed"):
         list(on_workers(_squares(), {"add": 0}, [{"number": 14}], workers=1))
 

@@ -13,6 +13,8 @@ from llmdiff.extras import check_extra
 # What passes through is a few lines of JSON for each item; results lie on disk.
 _OBJECT_STORE_BYTES = 2**28
 _BLOCKS_PER_WORKER = 4
+# A worker that dies may have been taken away by its machine; twice on one item is no accident.
+_RETRIES = 1
 
 
 class Worker(Protocol):
@@ -55,6 +57,9 @@ def on_workers(
             concurrency=workers,
             num_cpus=1,
             num_gpus=gpus_each,
+            # Ray's own default is to try for ever an item that kills its worker.
+            max_restarts=_RETRIES,
+            max_task_retries=_RETRIES,
         )
         try:
             for row in answers.iter_rows():

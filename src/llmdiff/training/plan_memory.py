@@ -40,8 +40,9 @@ def memory_of(
     }
     chosen = activations[training.gradient_checkpointing]
     trained = [one for one in models.adapter.parameters() if one.requires_grad]
-    weights = 4 * sum(one.numel() for one in trained)
-    single: int = 4 * sum(one.numel() for one in trained if one.ndim == 0)  # FSDP leaves single numbers whole
+    weights: int = 4 * sum(one.numel() for one in trained)
+    # FSDP leaves single numbers whole.
+    single: int = 4 * sum(one.numel() for one in trained if one.ndim == 0)
     moments = moments_bytes(models.adapter, training.optimizer)
 
     def shared(size: int) -> int:
