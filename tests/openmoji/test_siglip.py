@@ -18,6 +18,7 @@ from llmdiff.openmoji.siglip import (
     create_siglip,
     fits,
     held_out_order,
+    scene_facts,
     sigmoid_loss,
     to_pixels,
     train_siglip,
@@ -46,6 +47,18 @@ def test_a_caption_is_true_of_every_scene_that_shows_what_it_says() -> None:
     expected = np.eye(5, dtype=bool)
     expected[0, 1] = True  # "a cat" is true of a small cat on blue, not the other way round
     assert (fits(renders) == expected).all()
+
+
+def test_facts_are_what_is_stated_whichever_thing_is_named_first() -> None:
+    first, second = (Item(name=thing.name) for thing in WORLD.things[:2])
+    left = Content(items=(first, second), relation="left", background="blue")
+    same = Content(items=(second, first), relation="right")
+    turned = Content(items=(first, second), relation="right")
+    three = Content(items=(first,), count=3)
+    facts = scene_facts([left, same, turned, three], WORLD)
+    assert facts.sum(1).tolist() == [2, 2, 2, 1]
+    assert torch.equal(facts[0], facts[1])
+    assert (facts[0] * facts[2]).sum() == (facts[0] * facts[3]).sum() == 0
 
 
 def test_renders_are_pairs_of_near_misses_that_hold_what_is_held_out() -> None:

@@ -57,8 +57,8 @@ class Preset:
 
     siglip_width: int = 128
     siglip_layers: int = 4
-    siglip_steps: int = 600
-    siglip_batch: int = 96
+    siglip_steps: int = 700
+    siglip_batch: int = 128
     siglip_lr: float = 2e-3
 
     llm: str = "smollm2-135m"

@@ -1,6 +1,7 @@
 """A small SigLIP of scenes and captions, trained on real renders: the SigLIP score of the embedded default."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,14 @@ from llmdiff.openmoji.contents import SPLITS, World
 from llmdiff.openmoji.dataset import near_miss
 from llmdiff.openmoji.maps import MAP_SIDE, map_classes, map_loss, scene_maps
 from llmdiff.openmoji.presets import Preset
-from llmdiff.openmoji.scenes import Content, Scene, draw, lay_out
+from llmdiff.openmoji.scenes import Content, Item, Scene, draw, lay_out
 from llmdiff.openmoji.text_encoder import token_ids
+from llmdiff.openmoji.world import OPPOSITE, RELATIONS
 from llmdiff.training.loop import LoopConfig, StepPart, train
 
-_MAP_WEIGHT = 1.0
+_MAP_WEIGHT, _FACT_WEIGHT = 1.0, 0.5
+# Where a thing may be said to be: alone or one of several, or on a side of another thing.
+_PLACES = ("1", "2", "3", "4", *RELATIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +82,24 @@ def fits(renders: CaptionedRenders) -> NDArray[np.bool_]:
     return true
 
 
+def scene_facts(contents: Sequence[Content], world: World) -> Tensor:
+    """What is stated of things, each fact a class: a thing with its number alone, or with its side of a pair.
+
+    "A cat left of a car" and "a car right of a cat" state the same two facts. Shapes: (N, facts), 0 or 1.
+    """
+    things = [shown for shown in map_classes(world) if isinstance(shown, Item)]
+    facts = torch.zeros(len(contents), len(things), len(_PLACES))
+    for row, content in zip(facts, contents, strict=True):
+        places = (
+            [str(content.count)]
+            if content.relation is None
+            else [content.relation, OPPOSITE[content.relation]]
+        )
+        for item, place in zip(content.items, places, strict=True):
+            row[things.index(item), _PLACES.index(place)] = 1
+    return facts.flatten(1)
+
+
 def create_siglip(preset: Preset, tokenizer: CLIPTokenizer) -> ImageTextModel:
     """An untrained SigLIP of the preset's size, with its image processor and this tokenizer."""
     size = {
@@ -109,29 +131,41 @@ def train_siglip(
     """A trained SigLIP of scenes; run again after a kill, the training resumes.
 
     Source: Zhai et al. 2023 (arXiv 2303.15343), its sigmoid loss over all pairs of a batch. Deviations: a caption is
-    right for every scene that shows what it says, not for its own alone; the patches are asked what lies where, because
-    a vision transformer learns that slowly from captions; and pictures are spoilt a little, as drawn ones are.
+    right for every scene that shows what it says, not for its own alone; the patches are asked what lies where, and
+    both embeddings, through one linear layer, which thing is where, because small transformers learn that slowly
+    from captions; and pictures are spoilt a little, as drawn ones are.
     """
     torch.manual_seed(preset.seed + 4)
     created = create_siglip(preset, tokenizer)
     model = created.model.to(device).train()
     world = World(objects=preset.objects)
     mapping = nn.Linear(preset.siglip_width, len(map_classes(world))).to(device)
+    telling = nn.Linear(preset.siglip_width, scene_facts([], world).shape[1]).to(device)
+    nn.init.constant_(telling.bias, -math.log(telling.out_features))  # a fact is rare: one or two of all
 
     def step_loss(part: StepPart) -> tuple[Tensor, dict[str, float]]:
         rng = part.rng(preset.seed, 12)
         renders = captioned_renders(world, rng, preset.siglip_batch, preset.image_size_px)
         vision = model.vision_model(pixel_values=spoil(renders.pixels, rng).to(device))
         ids = token_ids(tokenizer, list(renders.captions)).to(device)
-        texts = F.normalize(model.text_model(input_ids=ids).pooler_output, dim=-1)
+        read = model.text_model(input_ids=ids).pooler_output
+        texts = F.normalize(read, dim=-1)
         images = F.normalize(vision.pooler_output, dim=-1)
         logits = model.logit_scale.exp() * texts @ images.T + model.logit_bias
         matching = sigmoid_loss(logits, torch.from_numpy(fits(renders)).to(device))
         cells = mapping(vision.last_hidden_state).transpose(1, 2).unflatten(2, (MAP_SIDE, MAP_SIDE))
         mapped = map_loss(cells, torch.from_numpy(scene_maps(renders.scenes, world)))
+        stated = scene_facts(renders.contents, world).to(device)
+        told = torch.stack(
+            [
+                F.binary_cross_entropy_with_logits(telling(one), stated, reduction="sum") / len(stated)
+                for one in (vision.pooler_output, read)
+            ]
+        ).mean()
         right = (logits.argmax(0) == torch.arange(len(ids), device=device)).float().mean()
-        figures = {"matching": float(matching.detach()), "map": float(mapped.detach())}
-        return matching + _MAP_WEIGHT * mapped, figures | {"accuracy": float(right)}
+        losses = {"matching": matching, "map": mapped, "facts": told}
+        figures = {name: float(loss.detach()) for name, loss in losses.items()} | {"accuracy": float(right)}
+        return matching + _MAP_WEIGHT * mapped + _FACT_WEIGHT * told, figures
 
     config = LoopConfig(
         steps=preset.siglip_steps,
@@ -141,7 +175,7 @@ def train_siglip(
         ema_horizon=60,
     )
     train(
-        {"siglip": model, "map": mapping},
+        {"siglip": model, "map": mapping, "facts": telling},
         step_loss,
         config,
         folder,

@@ -18,6 +18,7 @@ from llmdiff.evaluation.metrics.diversity import Diversity
 from llmdiff.evaluation.metrics.kinds import Pictures
 from llmdiff.evaluation.prompt_suites.benchmarks import read_suite
 from llmdiff.evaluation.prompt_suites.dpg_bench import DPGScorer
+from llmdiff.evaluation.prompt_suites.official import official_figures
 from llmdiff.evaluation.prompt_suites.report import evaluate_suite, read_reference
 from llmdiff.evaluation.prompt_suites.suite import PromptSuite
 from llmdiff.pictures import read_metadata
@@ -161,6 +162,15 @@ def test_failed_pictures_count_and_are_tried_again(suite: PromptSuite, tmp_path:
     assert mended["systems"]["base"]["metrics"]["red"]["mean"] == pytest.approx(0.2)
     with pytest.raises(LLMDiffError, match="none of its 5 pictures could be drawn; the first: out of paint"):
         evaluate_suite({"base": Painter(1, fails_at="thing")}, suite, tmp_path / "none")
+
+
+def test_official_scores_that_number_pictures_through(compbench_folder: Path, tmp_path: Path) -> None:
+    suite = read_suite("t2i-compbench", compbench_folder)
+    scores = [{"question_id": number, "answer": "0.5000"} for number in range(16)]
+    (tmp_path / "vqa_result.json").write_text(json.dumps(scores))
+    # Two prompts of colour, ten pictures of each: four are missing.
+    found = official_figures(suite, suite.prompts, tmp_path / "vqa_result.json")
+    assert (found["overall"]["mean"], found["overall"]["n"], found["missing"]) == (pytest.approx(0.4), 20, 4)
 
 
 def test_metrics_of_sets_and_of_several_pictures(suite: PromptSuite, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What goes between this library and a benchmark's own scorer: pictures and scores in its formats, its figures back."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def write_official(
 
 
 def official_figures(suite: PromptSuite, rows: Sequence[SuitePrompt], file: Path) -> dict[str, Any]:
-    """The figures of a score file that the published scorer wrote; a prompt that it lacks counts 0.
+    """The figures of a score file that the published scorer wrote; a prompt or picture that it lacks counts 0.
 
     Raises:
         ConfigError: it is no such file, or has none of these prompts.
@@ -57,7 +58,11 @@ def official_figures(suite: PromptSuite, rows: Sequence[SuitePrompt], file: Path
     if not any(one in found for one in ids):  # T2I-CompBench numbers pictures through
         if any(not key.isdecimal() for key in found) or not found:
             raise ConfigError(f"official scores {file}: none of its names is a prompt's, such as {ids[0]!r}")
-        return {"overall": as_figure(bootstrap_mean(list(found.values()))), "missing": 0}
+        # A file is of one category, and does not say of which: it lacks what the next larger category has more.
+        prompts = Counter(tag for row in rows for tag in row.tags)
+        sizes = [count * suite.images_per_prompt for count in prompts.values()]
+        missing = min((size - len(found) for size in sizes if size >= len(found)), default=0)
+        return {"overall": as_figure(bootstrap_mean([*found.values(), *[0.0] * missing])), "missing": missing}
     scores = np.array([found.get(one, 0.0) for one in ids])
     tags: dict[str, list[int]] = {}
     for index, row in enumerate(rows):

@@ -23,7 +23,7 @@ def suite_tables(report: Mapping[str, Any], *, markdown: bool = False) -> str:
         tables.append(text_table(rows, markdown))
     official = {name: one["official"] for name, one in systems.items() if "official" in one}
     if official:
-        rows = [["by the published scorer", "all", "prompts without a score"]]
+        rows = [["by the published scorer", "all", "without a score"]]
         rows += [[name, figure_text(one["overall"]), str(one["missing"])] for name, one in official.items()]
         tables.append(text_table(rows, markdown))
     notes = [
