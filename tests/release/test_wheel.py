@@ -46,7 +46,7 @@ def test_wheel_and_source_carry_the_embedded_default_and_nothing_that_is_not_the
     assert not [name for name in wheel if not name.startswith(("llmdiff/", "llmdiff_adapter-"))]
     for part in ("tests/test_cli.py", "docs/conf.py", "configs/openmoji-smollm2.yaml", "CITATION.cff"):
         assert any(member.endswith(f"/{part}") for member in source)
-    assert not [member for member in source if "_build" in member or "__pycache__" in member]
+    assert not [member for member in source if "/docs/_build" in member or "__pycache__" in member]
 
 
 def test_the_installed_wheel_draws_from_another_folder(built: dict[str, Path], tmp_path: Path) -> None:
@@ -60,14 +60,15 @@ def test_the_installed_wheel_draws_from_another_folder(built: dict[str, Path], t
     python = folder / "bin" / "python"
     site = next(folder.glob("lib/python*/site-packages"))
     pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check"]
-    subprocess.run([*pip, "install", "--no-deps", "--no-index", str(built["wheel"])], check=True, timeout=600)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    install = [*pip, "install", "--no-deps", "--no-index", str(built["wheel"])]
+    subprocess.run(install, env=environment, check=True, timeout=600)
     # Behind the environment's own packages, so that the editable llmdiff-adapter among them is not seen.
     dependencies = Path(distribution("torch").locate_file("."))
     (site / "dependencies.pth").write_text(f"{dependencies}\n")
 
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
     def run(*words: str) -> str:
         done = subprocess.run(
