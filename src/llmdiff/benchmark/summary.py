@@ -126,8 +126,8 @@ def treatment(settings: BenchmarkSettings) -> list[str]:
         "All that reads the LLM reads it under the same template.",
         "Pictures: the same prompts, noise, number of denoising steps and guidance for every system and seed; seeds "
         "differ in the random weights at the start, and in the captions and noise of the training.",
-        "base-longer trains the base's own denoiser and text encoder instead, at the base's own learning rate, for as "
-        "many steps of as many captions.",
+        "base-longer trains the base's own denoiser and text encoder instead, as the base was trained, for as many "
+        "steps of as many captions, drawn from all the build's scenes.",
     ]
 
 
@@ -214,12 +214,15 @@ def _cost(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _curve(training: Path) -> list[tuple[int, float]]:
-    """The losses of all stages, one after the other."""
+    """The denoising losses of all stages, one after the other."""
     points: list[tuple[int, float]] = []
     for stage in ("gains", "main"):
         log = training / stage / "log.jsonl"
         before = points[-1][0] if points else 0
         if log.exists():
             lines = [line for line in read_log(log) if "loss" in line]
-            points += [(before + int(line["step"]), float(line["loss"])) for line in lines]
+            # The base's training adds a second loss to its own objective, which is "velocity".
+            points += [
+                (before + int(line["step"]), float(line.get("velocity", line["loss"]))) for line in lines
+            ]
     return points

@@ -80,8 +80,8 @@ class _AdaLayerNorm(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         shift, scale = self.linear(nn.functional.silu(time)).chunk(2, dim=-1)
-        normed: Tensor = self.norm(x)
-        return normed * (1 + scale) + shift
+        modulated: Tensor = self.norm(x) * (1 + scale) + shift
+        return modulated
 
 
 class _SquaredReLU(nn.Module):

@@ -49,6 +49,6 @@ class LayerWeights(LearnedSource):
 
     def combine(self, raw: TextEncoding) -> TextEncoding:
         """Return the mixture. Shapes: (B, T, L * D) => (B, T, D)."""
-        layers = raw.states.to(self.gamma.device).unflatten(-1, (-1, self.hidden_size))
+        layers = torch.unflatten(raw.states.to(self.gamma.device), -1, (-1, self.hidden_size))
         mixed = torch.einsum("l,btld->btd", self.gamma.softmax(0), layers)
         return TextEncoding(states=mixed, token_mask=raw.token_mask)

@@ -67,8 +67,11 @@ class Llm4GenConnector(Connector):
         clip, y = states[:, :count, : self.width], self.llm_proj(states[:, count:, : self.hidden_size])
         # The release normalises the LLM's side with its kv_norm and CLIP's with its q_norm.
         texts = self.q_norm(clip)
-        query, key, value = self.q_proj(self.kv_norm(y)), self.k_proj(texts), self.v_proj(texts)
-        looked_up = F.scaled_dot_product_attention(*(self._heads(part) for part in (query, key, value)))
+        looked_up = F.scaled_dot_product_attention(
+            self._heads(self.q_proj(self.kv_norm(y))),
+            self._heads(self.k_proj(texts)),
+            self._heads(self.v_proj(texts)),
+        )
         y = y + self.out_proj(looked_up.transpose(1, 2).flatten(2))
         inner = self.fc1(self.norm(y))
         y = y + self.fc2(inner * torch.sigmoid(1.702 * inner))
@@ -77,7 +80,7 @@ class Llm4GenConnector(Connector):
         return TextEncoding(states=both, token_mask=mask)
 
     def _heads(self, states: Tensor) -> Tensor:
-        return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return torch.unflatten(states, -1, (self.heads, -1)).transpose(1, 2)
 
     def is_hidden(self, name: str) -> bool:
         """Return whether it is a matrix behind the first."""

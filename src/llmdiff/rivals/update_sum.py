@@ -36,7 +36,7 @@ class UpdateSum(LearnedSource):
     def combine(self, raw: TextEncoding) -> TextEncoding:
         """Return c. Shapes: (B, T, (1 + L) * D) => (B, T, D)."""
         states = raw.states.to(self.context.gamma.device)
-        x0, *updates = states.split(self.hidden_size, dim=-1)
+        x0, *updates = torch.split(states, self.hidden_size, dim=-1)
         context = torch.stack(updates)
         blocks = BlockStates(
             x0=x0,
@@ -54,7 +54,7 @@ class UpdateSum(LearnedSource):
         for start in range(0, len(prompts), 16):
             raw = self.read(prompts[start : start + 16])
             words = raw.token_mask & (raw.token_mask.cumsum(1) > 1)
-            parts = raw.states[words].unflatten(-1, (-1, self.hidden_size))
+            parts = torch.unflatten(raw.states[words], -1, (-1, self.hidden_size))
             norms.append(torch.linalg.vector_norm(parts.float(), dim=-1))
         scales = torch.cat(norms).median(dim=0).values.clamp(min=1e-6)
         self.context.x0_scale.copy_(scales[0])
