@@ -13,7 +13,9 @@ import typer.main
 DOCS = Path(__file__).parents[1]
 RESULTS = DOCS / "results"
 
-PACKAGES = {
+# What the pages of packages are headed; a package that is not here is headed by its name alone.
+HEADINGS = {
+    "llmdiff": "the front door and what it stands on",
     "language": "from prompts to text encodings",
     "adapter": "from text encodings to the denoiser",
     "rivals": "other ways to condition",
@@ -33,9 +35,9 @@ def write_pages(folder: Path) -> None:
         "configuration.md": configuration(),
         "findings.inc": findings(),
     }
-    pages["api-top.md"] = api_page("llmdiff", "the front door and what it stands on")
-    for package, what in PACKAGES.items():
-        pages[f"api-{package}.md"] = api_page(f"llmdiff.{package}", what)
+    pages["api.md"] = api_page("llmdiff")
+    for package in packages():
+        pages[f"api-{package}.md"] = api_page(f"llmdiff.{package}")
     for path in sorted(RESULTS.glob("*.json")):
         pages[f"results-{path.stem}.md"] = result_page(path)
     for name, text in pages.items():
@@ -49,13 +51,24 @@ def write_pages(folder: Path) -> None:
 # The reference.
 
 
-def api_page(package: str, what: str) -> str:
-    """Return a page with every public name of a package; of `llmdiff`, of its modules that are no package."""
+def packages() -> list[str]:
+    """Return the packages inside `llmdiff`: those of the headings in their order, then what others there are."""
+    found = {
+        one.name for one in pkgutil.iter_modules(importlib.import_module("llmdiff").__path__) if one.ispkg
+    }
+    return [*(name for name in HEADINGS if name in found), *sorted(found - set(HEADINGS))]
+
+
+def api_page(package: str) -> str:
+    """Return a page with every public name of a package and those in it; of `llmdiff`, of its modules only."""
     top = importlib.import_module(package)
-    found = pkgutil.iter_modules(top.__path__, f"{package}.")
-    names = [one.name for one in found if not one.ispkg]
+    walk = pkgutil.iter_modules if package == "llmdiff" else pkgutil.walk_packages
+    names = [
+        one.name for one in walk(top.__path__, f"{package}.") if not (package == "llmdiff" and one.ispkg)
+    ]
     names = [name for name in names if not name.rpartition(".")[2].startswith("cli")]
-    lines = [f"# `{package}`: {what}", ""]
+    heading = HEADINGS.get(package.rpartition(".")[2])
+    lines = [f"# `{package}`" + (f": {heading}" if heading else ""), ""]
     if package == "llmdiff":
         lines += ["`from llmdiff import ...` gives:", ""]
         lines += [f"- `{name}`" for name in top.__all__ if not name.startswith("_")] + [""]

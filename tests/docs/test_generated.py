@@ -73,6 +73,17 @@ def test_every_option_of_every_verb_is_in_the_reference() -> None:
     assert all(f"`{option}`" in page for verb in verbs.values() for option in options(verb))
 
 
+def test_every_module_but_the_command_line_is_in_the_reference() -> None:
+    pages = generated.api_page("llmdiff") + "".join(
+        generated.api_page(f"llmdiff.{one}") for one in generated.packages()
+    )
+    source = ROOT / "src"
+    for path in (source / "llmdiff").rglob("*.py"):
+        module = ".".join(path.relative_to(source).with_suffix("").parts)
+        if not path.stem.startswith(("cli", "__")):
+            assert f".. automodule:: {module}\n   :members:" in pages
+
+
 def test_every_key_of_the_configuration_is_in_the_reference() -> None:
     page = generated.configuration()
     for name, field in TrainConfig.model_fields.items():

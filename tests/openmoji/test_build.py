@@ -93,7 +93,11 @@ def test_what_ships_can_be_drawn_with(whole, tmp_path):
     assert "| siglip |" in (tmp_path / "weights" / "README.md").read_text()
     text = "".join(path.read_text() for path in (tmp_path / "weights").rglob("*.json"))
     assert str(whole.folder) not in text
-    for part, file in {"pipeline": "model_index.json", "adapter": "config.json", "checker": "config.json"}.items():
+    for part, file in {
+        "pipeline": "model_index.json",
+        "adapter": "config.json",
+        "checker": "config.json",
+    }.items():
         check_manifest(tmp_path / "weights" / part, [file])
     assert "Attribution-ShareAlike 4.0" in (tmp_path / "weights" / "LICENSE").read_text()
     controller = LLMController.from_pretrained(tmp_path / "weights" / "adapter")
