@@ -220,7 +220,8 @@ def _curve(training: Path) -> list[tuple[int, float]]:
         log = training / stage / "log.jsonl"
         before = points[-1][0] if points else 0
         if log.exists():
-            lines = [line for line in read_log(log) if "loss" in line]
+            # What a start from text logs is no denoising loss.
+            lines = [line for line in read_log(log) if "loss" in line and "unexplained" not in line]
             # The base's training adds a second loss to its own objective, which is "velocity".
             points += [
                 (before + int(line["step"]), float(line.get("velocity", line["loss"]))) for line in lines
