@@ -118,6 +118,7 @@ def test_a_build_begins_from_shipped_weights(whole, tmp_path):
     for name, value in begun.denoiser().unet.state_dict().items():
         assert torch.equal(value, trained[name].half().float()), name
     assert begun.tokenizer()("a car").input_ids == whole.tokenizer()("a car").input_ids
+    assert begun.pipeline().text_encoder.dtype == torch.float32  # as the adapter's stage needs it
     begun.run("checker")  # only the scenes are left to make
     begun.siglip()
     assert not list((tmp_path / "begun").rglob("log.jsonl"))

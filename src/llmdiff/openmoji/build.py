@@ -182,7 +182,10 @@ class Build:
             LLMDiffError: the folder lacks a part, or its weights are damaged.
         """
         check_manifest(weights / "pipeline", ["model_index.json"])
-        pipe = StableDiffusionPipeline.from_pretrained(weights / "pipeline", use_safetensors=True)
+        # What ships is in half precision, and transformers would keep its text encoder so.
+        pipe = StableDiffusionPipeline.from_pretrained(
+            weights / "pipeline", dtype=torch.float32, use_safetensors=True
+        )
         if not (self.folder / "tokenizer").exists():
             _save(pipe.tokenizer, self.folder / "tokenizer")
         parts = {
