@@ -110,7 +110,7 @@ def prepare_benchmark(
         llm=llm or made_with.llm,
         encoder=choice.encoder,
         t5=choice.t5,
-        steps=steps or made_with.adapter_steps,
+        steps=steps or made_with.adapter_gain_steps + made_with.adapter_warm_steps + made_with.adapter_steps,
         text_steps=text_steps,
         batch=batch or made_with.adapter_batch,
         captions=captions or made_with.adapter_captions,

@@ -117,7 +117,9 @@ def train_conditioning(
         if not (from_text and is_gains):
             steps = preset.adapter_gain_steps if is_gains else left
             left -= steps
-            run.on_pictures(data, folder / stage.name, steps)
+            # What has found its place from text is only moved on.
+            share = preset.adapter_lr_share_after_text if from_text else 1.0
+            run.on_pictures(data, folder / stage.name, steps, lr_share=share)
     conditioning.train(False)
     return sum(sizes.values())
 
@@ -194,7 +196,7 @@ class _Stage:
             **self._rates(),
         )
 
-    def on_pictures(self, data: SceneData, folder: Path, steps: int) -> None:
+    def on_pictures(self, data: SceneData, folder: Path, steps: int, *, lr_share: float) -> None:
         """Trains with the base's own objective; returns nothing."""
         unet = self.pipe.unet.requires_grad_(False).eval()
         device, objective = unet.device, Objective.of(create_scheduler())
@@ -214,7 +216,7 @@ class _Stage:
             train(
                 self.conditioning.modules,
                 step_loss,
-                self._loop(steps, ema_horizon=300),
+                self._loop(steps, ema_horizon=200, lr_share=lr_share),
                 folder,
                 title=self.stage.name,
                 **self._rates(),
@@ -224,11 +226,11 @@ class _Stage:
         preset = self.preset
         return self.captioned.batch(preset.adapter_batch, preset.caption_dropout, rng, self.count)
 
-    def _loop(self, steps: int, *, ema_horizon: int) -> LoopConfig:
+    def _loop(self, steps: int, *, ema_horizon: int, lr_share: float = 1.0) -> LoopConfig:
         preset = self.preset
         return LoopConfig(
             steps=steps,
-            learning_rate=preset.adapter_lr,
+            learning_rate=preset.adapter_lr * lr_share,
             seed=preset.seed,
             ema_horizon=ema_horizon,
             lr_schedule="cosine",

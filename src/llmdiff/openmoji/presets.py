@@ -66,9 +66,10 @@ class Preset:
     adapter_lone: Literal["token", "token+bos"] = "token+bos"
     adapter_template: str | None = SIMPLE_WORDS
     adapter_captions: int = 10_000
-    adapter_gain_steps: int = 800
+    adapter_gain_steps: int = 600
     adapter_warm_steps: int = 2_000
-    adapter_steps: int = 2_000
+    adapter_steps: int = 300
+    adapter_lr_share_after_text: float = 0.3
     adapter_batch: int = 48
     adapter_muon: bool = True
     adapter_lr: float = 1e-3
