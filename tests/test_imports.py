@@ -58,7 +58,14 @@ from packaging.requirements import Requirement
 
 OWN = "llmdiff-adapter"
 # The modules that are for one verb; all others are for everybody.
-PLACES = {"ui": "serving.ui", "serve": "serving", "inspect": "analysis", "train": "training|openmoji"}
+PLACES = {
+    "benchmark": "benchmark|rivals.lora|rivals.lavi_bridge",
+    "ray": "ray_workers|batch_drawing|training.prepare_ray",
+    "ui": "serving.ui",
+    "serve": "serving",
+    "inspect": "analysis",
+    "train": "training|openmoji",
+}
 
 
 def canonical(name):
