@@ -17,7 +17,7 @@ def batch(
     steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 20,
     guidance_scale: Annotated[
         float, typer.Option("--guidance-scale", help="Classifier-free guidance.")
-    ] = 4.0,
+    ] = 3.0,
     negative_prompt: Annotated[
         str | None, typer.Option("--negative-prompt", help="What not to draw.")
     ] = None,

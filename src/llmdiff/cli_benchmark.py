@@ -51,7 +51,7 @@ def benchmark(
     drawing_steps: Annotated[int, typer.Option("--drawing-steps", min=1, help="Denoising steps.")] = 20,
     guidance_scale: Annotated[
         float, typer.Option("--guidance-scale", help="Classifier-free guidance.")
-    ] = 4.0,
+    ] = 3.0,
     device: Annotated[
         str | None, typer.Option("--device", help="cpu, cuda, mps [an accelerator, else cpu].")
     ] = None,

@@ -64,7 +64,7 @@ def evaluate(
     steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 20,
     guidance_scale: Annotated[
         float, typer.Option("--guidance-scale", help="Classifier-free guidance.")
-    ] = 4.0,
+    ] = 3.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the suite.")] = 0,
     pictures: Annotated[
         bool, typer.Option("--pictures", help="Scenes: keep every picture, for `llmdiff study create`.")

@@ -79,7 +79,7 @@ def attention(
     steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 20,
     guidance_scale: Annotated[
         float, typer.Option("--guidance-scale", help="Classifier-free guidance.")
-    ] = 4.0,
+    ] = 3.0,
     adapter: Annotated[
         str, typer.Option("--adapter", help="A trained adapter: name, folder or Hub id.")
     ] = "openmoji",

@@ -38,7 +38,7 @@ class DrawingSettings:
     seed: int
     number: int = 1
     steps: int = 20
-    guidance_scale: float = 4.0
+    guidance_scale: float = 3.0
     height_px: int | None = None
     width_px: int | None = None
 

@@ -81,7 +81,7 @@ def draw_with_maps(
     *,
     seed: int = 0,
     steps: int = 20,
-    guidance_scale: float = 4.0,
+    guidance_scale: float = 3.0,
     side: int = 32,
 ) -> WordMaps:
     """The picture that a pipeline with nothing attached draws once the LLM is, and every word's maps.

@@ -94,7 +94,7 @@ def prepare_benchmark(
     search_steps: int = 0,
     prompts_per_split: int = 100,
     drawing_steps: int = 20,
-    guidance_scale: float = 4.0,
+    guidance_scale: float = 3.0,
 ) -> Benchmark:
     """Return the benchmark, ready to run or to go on; what is None is the preset's.
 

@@ -50,7 +50,7 @@ class BenchmarkSettings:
     search_steps: int = 0
     prompts_per_split: int = 100
     drawing_steps: int = 20
-    guidance_scale: float = 4.0
+    guidance_scale: float = 3.0
 
     def __post_init__(self) -> None:
         check_names(self.rivals)

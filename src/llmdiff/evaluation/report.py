@@ -65,7 +65,7 @@ def evaluate_scenes(
     out: str | Path,
     *,
     steps: int = 20,
-    guidance_scale: float = 4.0,
+    guidance_scale: float = 3.0,
     batch: int = 16,
     seed: int = 0,
     device: str = "cpu",

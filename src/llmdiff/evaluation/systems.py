@@ -13,7 +13,7 @@ System = Callable[[list[str], list[int]], NDArray[np.uint8]]
 """Prompts and one seed for each => pictures (N, H, W, 3) uint8."""
 
 
-def pipeline_system(pipe: Any, *, steps: int = 20, guidance_scale: float = 4.0, batch: int = 16) -> System:
+def pipeline_system(pipe: Any, *, steps: int = 20, guidance_scale: float = 3.0, batch: int = 16) -> System:
     """A system that draws with a diffusers pipeline, with or without an LLM attached to it.
 
     Every prompt has a generator of its own, so a picture does not depend on which prompts share its batch.
@@ -40,7 +40,7 @@ def pipeline_system(pipe: Any, *, steps: int = 20, guidance_scale: float = 4.0, 
 
 
 def controller_systems(
-    controller: Any, *, steps: int = 20, guidance_scale: float = 4.0, batch: int = 16, device: str = "cpu"
+    controller: Any, *, steps: int = 20, guidance_scale: float = 3.0, batch: int = 16, device: str = "cpu"
 ) -> dict[str, System]:
     """The two systems of a controller: its base pipeline (`base`), and the same one with the LLM attached (`llm`).
 

@@ -169,7 +169,7 @@ def save_samples(
     images = pipe(
         captions,
         num_inference_steps=20,
-        guidance_scale=4.0,
+        guidance_scale=3.0,
         generator=torch.Generator().manual_seed(seed),
         output_type="np",
         height=pipe.vae.config.sample_size,

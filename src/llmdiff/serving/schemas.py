@@ -29,7 +29,7 @@ class ImageRequest(BaseModel):
     num_inference_steps: Annotated[int, Field(ge=1, le=1000, description="Denoising steps.")] = 20
     guidance_scale: Annotated[
         float, Field(ge=0, le=100, allow_inf_nan=False, description="Classifier-free guidance.")
-    ] = 4.0
+    ] = 3.0
     negative_prompt: Annotated[str | None, Field(max_length=32_000, description="What not to draw.")] = None
     user: Annotated[str | None, Field(max_length=512, description="Not used.")] = None
     quality: Literal["auto", "standard"] | None = None

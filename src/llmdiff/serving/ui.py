@@ -133,7 +133,7 @@ def _settings_inputs(gr: Any, settings: UiSettings) -> list[Any]:
             elem_id="number",
         )
         steps = gr.Slider(1, settings.max_steps, 20, step=1, label="Steps", min_width=200, elem_id="steps")
-        guidance = gr.Slider(0, 20, 4, step=0.1, label="Guidance scale", min_width=200)
+        guidance = gr.Slider(0, 20, 3, step=0.1, label="Guidance scale", min_width=200)
     choices = len(settings.adapters + settings.llms + settings.pipelines)
     with gr.Accordion("Models", open=choices > 1), gr.Row():
         adapter = gr.Dropdown(list(settings.adapters), value=settings.adapters[0], label="Adapter")

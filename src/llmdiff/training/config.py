@@ -177,7 +177,7 @@ class WatchConfig(_Strict):
     seeds: tuple[int, ...] = (0, 1)
     sample_every: Count = 1000
     sample_steps: Count = 20
-    guidance_scale: float = 4.0
+    guidance_scale: float = 3.0
     trackers: tuple[Literal["tensorboard", "wandb"], ...] | None = None
 
 
