@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/ready
 TEST_WORKERS ?= 2
 TEST_ARGS ?=
-DEMO_PROMPT ?= left of a gift there is a frog
+DEMO_PROMPT ?= looking from left to right: a mushroom, then a house
 SOURCES := $(shell find src -type f -not -name '*.pyc')
 
 .PHONY: setup demo test docs wheel release browser screenshots lint clean

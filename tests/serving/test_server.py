@@ -175,7 +175,7 @@ def test_the_openai_client(running: Any, painter: PipelinePainter) -> None:
             prompt="a red cat",
             n=2,
             response_format="b64_json",
-            extra_body={"seed": 3, "num_inference_steps": 2, "guidance_scale": 4.0},
+            extra_body={"seed": 3, "num_inference_steps": 2, "guidance_scale": 3.0},
         )
         for seed, image in zip((3, 4), reply.data, strict=True):
             assert (pixels(base64.b64decode(image.b64_json)) == alone(painter, seed)).all()

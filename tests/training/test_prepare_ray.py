@@ -21,7 +21,9 @@ from llmdiff.training.prepare_ray import StoreFiller
 
 
 def _stores(settings, parts):
-    return encoding_cache(settings, parts).store, latent_store(settings, parts.pipe.vae, parts.samples)
+    return encoding_cache(settings, parts.llm, parts.context).store, latent_store(
+        settings, parts.pipe.vae, parts.samples
+    )
 
 
 def _all(store):
@@ -44,7 +46,9 @@ def test_two_workers_fill_the_store_as_one_process_does(config, tmp_path, ray_cl
     assert prepare(alone, parts) == {"captions": 4, "pictures": 12}
     # One part of each is there already, as a run that was killed leaves it.
     latents = _stores(shared, parts)[1]
-    encoding_cache(shared, parts).fill(encoding_cache(shared, parts).missing_chunks(parts.captions())[0])
+    encoding_cache(shared, parts.llm, parts.context).fill(
+        encoding_cache(shared, parts).missing_chunks(parts.captions())[0]
+    )
     fill_latents(latents, parts.pipe.vae, parts.samples, missing_latents(latents, parts.samples)[:5])
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(shared.model_dump(mode="json")))
@@ -66,7 +70,7 @@ def test_a_worker_whose_llm_is_another_one_is_refused(config, make_llm, tmp_path
     other = {"num_blocks": context.num_blocks, "hidden_size": context.hidden_size, "clip": 2.0}
     filler = StoreFiller(
         config=settings.model_dump_json(),
-        keys={"captions": encoding_cache(settings, parts).key},
+        keys={"captions": encoding_cache(settings, parts.llm, parts.context).key},
         settings=other,
         gains={name: value.tolist() for name, value in context.state_dict().items()},
     )

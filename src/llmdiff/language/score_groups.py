@@ -40,6 +40,11 @@ def group_of(block: int, num_blocks: int, groups: int) -> int:
     return block * groups // num_blocks
 
 
+def group_parts(context: ContextEncoding, groups: int) -> int:
+    """Returns P, how many states are kept of a token."""
+    return 1 + groups * (1 if context.kappa is None else 2)
+
+
 @torch.no_grad()
 def encode_groups(
     context: ContextEncoding, llm: DecoderLLM, prompts: Sequence[str], *, groups: int
@@ -58,7 +63,8 @@ def encode_groups(
     tokens = llm.tokenize(prompts, template=context.template, max_length=context.max_length)
     mask = tokens.token_mask.to(llm.device)
     guided = context.kappa is not None
-    parts = torch.zeros(int(mask.sum()), 1 + groups * (1 + guided), context.hidden_size, device=mask.device)
+    size = (int(mask.sum()), group_parts(context, groups), context.hidden_size)
+    parts = torch.zeros(size, device=mask.device)
 
     def add(index: int, x: Tensor, u: Tensor, v: Tensor | None) -> None:
         assert v is not None

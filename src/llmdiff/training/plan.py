@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import DynamicCache
 
 from llmdiff.adapter.installation import install
+from llmdiff.language.score_groups import group_parts
 from llmdiff.training.config import TrainConfig
 from llmdiff.training.counting import Cost, LikeGpu
 from llmdiff.training.denoise import Sizes, denoise, encode_pictures, side_multiple_px
@@ -104,8 +105,9 @@ def make_plan(config: TrainConfig, assumed: Assumptions) -> Plan:
     if not data.store_latents:
         parts["vae"] = count_vae(models, training.batch_size, side_px, half).calls
     samples = assumed.samples or (data.scenes if data.kind == "scenes" else 1_000_000)
-    cache = _cache(models, latents, assumed.tokens)
-    stored = training.stores_encodings * cache["encodings"] + data.store_latents * cache["latents"]
+    cache = _cache(models, config, latents, assumed.tokens)
+    read = cache["encodings"] if training.score_groups is None else cache["grouped scores"]
+    stored = training.stores_encodings * read + data.store_latents * cache["latents"]
     memory = memory_of(
         models, training, assumed.processes, {asked: cost.peak_bytes for asked, cost in step.items()}
     )
@@ -207,6 +209,13 @@ def _encoding(models: MetaModels, config: TrainConfig, count: int, tokens: int) 
     shape = (count, tokens, context.hidden_size)
     if config.training.gains == "frozen":
         return TextEncoding(states=torch.empty(shape, device="meta"), token_mask=mask)
+    groups = config.training.score_groups
+    if groups is not None:
+        parts = torch.empty(count * tokens, group_parts(context, groups), context.hidden_size, device="meta")
+        # sum_groups puts every token in its place by the mask's values, which the meta device has not.
+        gains = context.gamma[:1].expand(parts.shape[1])
+        states = torch.einsum("p,npd->nd", gains, parts).reshape(shape)
+        return TextEncoding(states=states, token_mask=mask)
     updates = [torch.empty(context.num_blocks, *shape, device="meta") for _ in range(2)]
     read = BlockStates(
         x0=torch.empty(shape, device="meta"),
@@ -230,14 +239,18 @@ def _latent_shape(models: MetaModels, config: TrainConfig) -> tuple[int, ...]:
     return tuple(found.shape[1:])
 
 
-def _cache(models: MetaModels, latents: tuple[int, ...], tokens: int) -> dict[str, int]:
+def _cache(models: MetaModels, config: TrainConfig, latents: tuple[int, ...], tokens: int) -> dict[str, int]:
     text = models.llm.config.get_text_config(decoder=True)
     half = 2  # bytes: everything in the store is float16
     states = half * tokens * text.hidden_size
     channels, height, width = latents
+    groups = config.training.score_groups
+    context = models.adapter.context
+    assert context is not None
     return {
         "latents": half * channels * height * width,
         "encodings": states,
+        **({} if groups is None else {"grouped scores": group_parts(context, groups) * states}),
         # For comparison; no setting keeps them: x_0, and two updates of every block.
         "all block updates": (2 * text.num_hidden_layers + 1) * states,
     }
