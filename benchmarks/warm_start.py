@@ -51,6 +51,8 @@ def main() -> None:
     parser.add_argument("--warm-steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--scenes", type=int, default=1500)
+    parser.add_argument("--measurements", type=int, default=15, help="validations of a run")
+    parser.add_argument("--validation", type=int, default=96, help="scenes set aside for them")
     parser.add_argument("--runs", type=Path, default=Path("runs/warm-start"), help="where the runs are kept")
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
@@ -58,7 +60,7 @@ def main() -> None:
     for seed in range(chosen.seeds):
         found: dict[str, Any] = {"seed": seed}
         for name, warm_steps in (("cold", 0), ("warm", chosen.warm_steps)):
-            every = max(1, chosen.steps // 15)
+            every = max(1, chosen.steps // chosen.measurements)
             changes = {
                 "out": chosen.runs / f"{name}-{seed}",
                 "store": chosen.runs / "store",
@@ -71,7 +73,7 @@ def main() -> None:
                 "training.lr_schedule": "constant",
                 "training.warm_start_steps": warm_steps,
                 "watch.validate_every": every,
-                "watch.validation_samples": 96,
+                "watch.validation_samples": chosen.validation,
                 "watch.prompts": "[]",
             }
             config = load_config(chosen.config, [f"{key}={value}" for key, value in changes.items()])
