@@ -46,9 +46,8 @@ def test_two_workers_fill_the_store_as_one_process_does(config, tmp_path, ray_cl
     assert prepare(alone, parts) == {"captions": 4, "pictures": 12}
     # One part of each is there already, as a run that was killed leaves it.
     latents = _stores(shared, parts)[1]
-    encoding_cache(shared, parts.llm, parts.context).fill(
-        encoding_cache(shared, parts).missing_chunks(parts.captions())[0]
-    )
+    encodings = encoding_cache(shared, parts.llm, parts.context)
+    encodings.fill(encodings.missing_chunks(parts.captions())[0])
     fill_latents(latents, parts.pipe.vae, parts.samples, missing_latents(latents, parts.samples)[:5])
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(shared.model_dump(mode="json")))
