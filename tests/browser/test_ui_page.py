@@ -113,9 +113,9 @@ def test_pictures_are_drawn_through_the_page(ui: Any, visit: Any, models: Models
     shoot(page, "ui-words")
 
     ask(page, "two cats", seed=8, steps=2 if steps > 20 else steps, number=2)
-    expect(page.locator("#gallery figure")).to_have_count(6)
+    expect(page.locator("#gallery .llmdiff-pictures > figure")).to_have_count(6)
     status(page).to_have_text(DONE)
-    expect(page.locator("#gallery figure").first).to_contain_text("two cats")
+    expect(page.locator("#gallery .llmdiff-pictures > figure").first).to_contain_text("two cats")
     shoot(page, "ui", full_page=True)
 
 
@@ -125,7 +125,7 @@ def test_what_is_wrong_is_said_and_nothing_that_is_typed_runs(ui: Any, visit: An
     page = visit(ui())
     ask(page, INJECTED, seed=1, steps=1)
     status(page).to_have_text(DONE)
-    expect(page.locator("#gallery figure").first).to_contain_text(INJECTED)
+    expect(page.locator("#gallery .llmdiff-pictures > figure").first).to_contain_text(INJECTED)
     assert page.locator("#gallery img[src=x], #sides img[src=x]").count() == 0
     ask(page, "   ", seed=1, steps=1)
     status(page).to_contain_text("prompt is blank")
@@ -152,7 +152,7 @@ def test_stop_and_the_queue(ui: Any, visit: Any) -> None:
     # The thread is free for who waits, and the first one's page has ended where it was.
     status(second).to_have_text(DONE)
     assert not DONE.search(first.locator("#status").inner_text())
-    assert first.locator("#gallery figure").count() < 16
+    assert first.locator("#gallery .llmdiff-pictures > figure").count() < 16
 
 
 def test_the_password(ui: Any, visit: Any, shoot: Any) -> None:
