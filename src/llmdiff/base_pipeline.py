@@ -13,8 +13,8 @@ from llmdiff.errors import (
     LLMDiffError,
     PipelineNotFoundError,
     UnsupportedPipelineError,
+    first_line,
 )
-from llmdiff.language.gguf import first_line
 
 EMBEDDED_NAME = "openmoji"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from llmdiff.errors import LLMDiffError
+from llmdiff.errors import LLMDiffError, first_line
 
 # torch and what imports it is imported where it is looked at: a machine where that fails is one to examine.
 
@@ -111,7 +111,7 @@ def devices() -> Iterator[Finding]:
         except RuntimeError as error:
             yield Finding(
                 about=name,
-                found=f"there, but not to be used ({_first_line(error)})",
+                found=f"there, but not to be used ({first_line(error)})",
                 broken=True,
                 remedy="free its memory or repair its driver; until then draw with --device cpu",
             )
@@ -229,7 +229,7 @@ def _guarded(about: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]
         found.append(
             Finding(
                 about=about,
-                found=f"cannot be examined ({type(error).__name__}: {_first_line(error)})",
+                found=f"cannot be examined ({type(error).__name__}: {first_line(error)})",
                 broken=True,
                 remedy=f"pip install --force-reinstall {DISTRIBUTION}",
             )
@@ -259,7 +259,3 @@ def _size(size_bytes: float) -> str:
             return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
         size_bytes /= 1024
     return f"{size_bytes:.1f} TiB"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

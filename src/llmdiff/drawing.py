@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmdiff import __version__
-from llmdiff.errors import ConfigError, LLMDiffError, PromptError
-from llmdiff.loading import Models, first_line, load
+from llmdiff.errors import ConfigError, LLMDiffError, PromptError, first_line
+from llmdiff.loading import Models, load
 from llmdiff.pictures import Panel, check_writable, numbered, save_png, sheet
 
 if TYPE_CHECKING:

@@ -55,3 +55,8 @@ class DataError(LLMDiffError, ValueError):
 
 class MetricError(LLMDiffError, ValueError):
     """A metric is unknown, its model cannot be loaded, or it cannot score what it is given."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, its class's name where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

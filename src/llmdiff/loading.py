@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from llmdiff.errors import ConfigError, CorruptWeightsError
+from llmdiff.errors import ConfigError, CorruptWeightsError, first_line
 
 if TYPE_CHECKING:
     from llmdiff.controller import LLMController
@@ -133,11 +133,6 @@ def usable_device(name: str | None) -> str:
             f'device {name!r} is not to be had here ({first_line(error)}): leave it out, or use "cpu"'
         ) from error
     return name
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, its class's name where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _hide_loading_bars() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from llmdiff.errors import ConfigError, LLMDiffError
+from llmdiff.errors import ConfigError, LLMDiffError, first_line
 from llmdiff.extras import check_extra
 
 # What passes through is a few lines of JSON for each item; results lie on disk.
@@ -111,10 +111,9 @@ def _cluster(workers: int) -> Iterator[Any]:
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **here)
     except Exception as error:  # Ray has no class of its own for it
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LLMDiffError(
-            f"Ray does not start ({reason}): mend $RAY_ADDRESS, or leave it out to use this machine; under heavy "
-            "load, try again"
+            f"Ray does not start ({first_line(error)}): mend $RAY_ADDRESS, or leave it out to use this machine; under "
+            "heavy load, try again"
         ) from error
     try:
         yield ray

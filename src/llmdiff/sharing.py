@@ -7,8 +7,7 @@ import torch
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.storage import CARD_NAME
 from llmdiff.card import adapter_card
-from llmdiff.errors import OutputError
-from llmdiff.language.gguf import first_line
+from llmdiff.errors import OutputError, first_line
 
 
 def upload_adapter(

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llmdiff.adapter.manifest import MANIFEST_NAME, check_manifest, write_manifest
-from llmdiff.errors import AdapterNotFoundError, ConfigError, CorruptWeightsError, OutputError
+from llmdiff.errors import AdapterNotFoundError, ConfigError, CorruptWeightsError, OutputError, first_line
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
@@ -147,9 +147,8 @@ def _folder(name_or_path: str | Path, revision: str | None) -> Path:
             str(name_or_path), revision=revision, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME]
         )
     except Exception as error:  # the Hub client raises a dozen kinds, for network, names, rights and caches
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise AdapterNotFoundError(
-            f"adapter {name_or_path!r} is neither a folder nor to be had from the Hub ({reason}): check the "
+            f"adapter {name_or_path!r} is neither a folder nor to be had from the Hub ({first_line(error)}): check the "
             "name and the network"
         ) from error
     return Path(found)

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmdiff.errors import ConfigError, LLMNotFoundError, PromptError
+from llmdiff.errors import ConfigError, LLMNotFoundError, PromptError, first_line
 from llmdiff.evaluation.statistics import Interval, bootstrap_mean
-from llmdiff.language.gguf import EMBEDDED_NAME, embedded_llm_folder, first_line
+from llmdiff.language.gguf import EMBEDDED_NAME, embedded_llm_folder
 
 Kind = Literal["decoder-only", "encoder-only", "encoder-decoder"]
 _BATCH = 32

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmdiff.errors import ConfigError, CorruptWeightsError, OutputError
+from llmdiff.errors import ConfigError, CorruptWeightsError, OutputError, first_line
 from llmdiff.evaluation.verdicts import UNCLEAR, SeenScene, SeenThing
 from llmdiff.files import whole_file, write_whole
 from llmdiff.openmoji.contents import World
@@ -145,9 +145,8 @@ class SceneChecker(nn.Module):
         except ConfigError:
             raise
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CorruptWeightsError(
-                f"checker {folder}: not a readable scene checker ({reason}); train it with: "
+                f"checker {folder}: not a readable scene checker ({first_line(error)}); train it with: "
                 "python -m llmdiff.openmoji.build --until checker"
             ) from error
         checker.figures = dict(config.get("figures", {}))

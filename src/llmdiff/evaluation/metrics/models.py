@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-from llmdiff.errors import MetricError
+from llmdiff.errors import MetricError, first_line
 from llmdiff.evaluation.metrics.kinds import Pictures
-from llmdiff.language.gguf import first_line
 
 _BATCH = 64
 
