@@ -20,6 +20,22 @@ from llmdiff import (
     cli_train,
     cli_ui,
 )
+from llmdiff.cli_options import (
+    Adapter,
+    Device,
+    Guidance,
+    Height,
+    Llm,
+    Negative,
+    Number,
+    Pipeline,
+    Scale,
+    Steps,
+    Verbose,
+    Via,
+    ViaModel,
+    Width,
+)
 from llmdiff.cli_output import set_up
 from llmdiff.errors import LLMDiffError
 from llmdiff.extras import check_extra
@@ -70,18 +86,6 @@ class Dtype(StrEnum):
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)]
 Out = Annotated[Path, typer.Option("--out", metavar="FILE.png", help="Where to write.", show_default=False)]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the first picture [random].")]
-Steps = Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")]
-Guidance = Annotated[float, typer.Option("--guidance-scale", help="Classifier-free guidance.")]
-Negative = Annotated[str | None, typer.Option("--negative-prompt", help="What not to draw.")]
-Number = Annotated[int, typer.Option("--number", min=1, help="Pictures to draw, from seeds in a row.")]
-Height = Annotated[int | None, typer.Option("--height", help="Pixels [the pipeline's own].")]
-Width = Annotated[int | None, typer.Option("--width", help="Pixels [the pipeline's own].")]
-Scale = Annotated[
-    float, typer.Option("--scale", min=0.0, max=1.0, help="From 0, the base text encoder, to 1, the LLM.")
-]
-Adapter = Annotated[str, typer.Option("--adapter", help="A trained adapter: name, folder or Hub id.")]
-Llm = Annotated[str | None, typer.Option("--llm", help="Name, folder, GGUF or Hub id [the adapter's own].")]
-Pipeline = Annotated[str | None, typer.Option("--pipeline", help="Folder or Hub id [the adapter's own].")]
 Weighted = Annotated[
     bool, typer.Option("--weighted", help="(word:1.3) in a prompt is a weight for the LLM, not text.")
 ]
@@ -89,21 +93,10 @@ Computing = Annotated[Dtype, typer.Option("--dtype", help="What LLM and pipeline
 TrustCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the LLM.")
 ]
-Via = Annotated[
-    str | None,
-    typer.Option(
-        "--via", help="OpenAI-compatible address of a closed LLM that rewords prompts in plain words."
-    ),
-]
-ViaModel = Annotated[
-    str | None, typer.Option("--via-model", help="Its name there. The key, if any: $LLMDIFF_VIA_API_KEY.")
-]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps [an accelerator, else cpu].")]
 TokenFile = Annotated[
     Path | None,
     typer.Option("--token-file", help="File with the key that clients must send [$LLMDIFF_TOKEN; none]."),
 ]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Show what the libraries have to say, too.")]
 
 
 @app.command()

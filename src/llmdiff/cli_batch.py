@@ -5,6 +5,19 @@ from typing import Annotated
 
 import typer
 
+from llmdiff.cli_options import (
+    Adapter,
+    Device,
+    Guidance,
+    Height,
+    Llm,
+    Negative,
+    Pipeline,
+    Scale,
+    Steps,
+    Verbose,
+    Width,
+)
 from llmdiff.cli_output import set_up
 
 
@@ -14,40 +27,23 @@ def batch(
     ],
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where pictures go: 000000.png ...")],
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of every prompt's first picture.")] = 0,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 20,
-    guidance_scale: Annotated[
-        float, typer.Option("--guidance-scale", help="Classifier-free guidance.")
-    ] = 3.0,
-    negative_prompt: Annotated[
-        str | None, typer.Option("--negative-prompt", help="What not to draw.")
-    ] = None,
+    steps: Steps = 20,
+    guidance_scale: Guidance = 3.0,
+    negative_prompt: Negative = None,
     number: Annotated[int, typer.Option("--number", min=1, help="Pictures of every prompt.")] = 1,
-    height: Annotated[int | None, typer.Option("--height", help="Pixels [the pipeline's own].")] = None,
-    width: Annotated[int | None, typer.Option("--width", help="Pixels [the pipeline's own].")] = None,
-    scale: Annotated[
-        float,
-        typer.Option("--scale", min=0.0, max=1.0, help="From 0, the base text encoder, to 1, the LLM."),
-    ] = 1.0,
-    adapter: Annotated[
-        str, typer.Option("--adapter", help="A trained adapter: name, folder or Hub id.")
-    ] = "openmoji",
-    llm: Annotated[
-        str | None, typer.Option("--llm", help="Name, folder, GGUF or Hub id [the adapter's own].")
-    ] = None,
-    pipeline: Annotated[
-        str | None, typer.Option("--pipeline", help="Folder or Hub id [the adapter's own].")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", help="cpu, cuda, mps [an accelerator, else cpu].")
-    ] = None,
+    height: Height = None,
+    width: Width = None,
+    scale: Scale = 1.0,
+    adapter: Adapter = "openmoji",
+    llm: Llm = None,
+    pipeline: Pipeline = None,
+    device: Device = None,
     ray: Annotated[
         bool,
         typer.Option("--ray", help="Share the work out by Ray: here, or on the cluster of $RAY_ADDRESS."),
     ] = False,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes, with --ray.")] = 2,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", help="Show what the libraries have to say, too.")
-    ] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Draw every prompt of a file. Run again, it draws what is not there yet."""
     set_up(verbose)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from llmdiff.cli_options import Device, Guidance, Verbose
 from llmdiff.cli_output import set_up
 from llmdiff.extras import check_extra
 
@@ -49,13 +50,9 @@ def benchmark(
     ] = 0,
     prompts: Annotated[int, typer.Option("--prompts", min=1, help="Prompts of every split.")] = 100,
     drawing_steps: Annotated[int, typer.Option("--drawing-steps", min=1, help="Denoising steps.")] = 20,
-    guidance_scale: Annotated[
-        float, typer.Option("--guidance-scale", help="Classifier-free guidance.")
-    ] = 3.0,
-    device: Annotated[
-        str | None, typer.Option("--device", help="cpu, cuda, mps [an accelerator, else cpu].")
-    ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show what the libraries have to say.")] = False,
+    guidance_scale: Guidance = 3.0,
+    device: Device = None,
+    verbose: Verbose = False,
 ) -> None:
     """Train every way to condition alike, measure all, write report.html and report.json.
 

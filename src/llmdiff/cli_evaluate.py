@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmdiff.cli_options import Adapter, Device, Guidance, Llm, Steps, Verbose, Via, ViaModel
 from llmdiff.cli_output import set_up
 from llmdiff.errors import ConfigError
 
@@ -61,33 +62,21 @@ def evaluate(
         str | None,
         typer.Option("--shard", metavar="I/N", help="Draw only this share; then once without, to report."),
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 20,
-    guidance_scale: Annotated[
-        float, typer.Option("--guidance-scale", help="Classifier-free guidance.")
-    ] = 3.0,
+    steps: Steps = 20,
+    guidance_scale: Guidance = 3.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the suite.")] = 0,
     pictures: Annotated[
         bool, typer.Option("--pictures", help="Scenes: keep every picture, for `llmdiff study create`.")
     ] = False,
-    adapter: Annotated[
-        str, typer.Option("--adapter", help="A trained adapter: name, folder or Hub id.")
-    ] = "openmoji",
-    llm: Annotated[
-        str | None, typer.Option("--llm", help="Name, folder, GGUF or Hub id [the adapter's own].")
-    ] = None,
+    adapter: Adapter = "openmoji",
+    llm: Llm = None,
     checker: Annotated[
         str, typer.Option("--checker", help="What reads pictures of scenes: a folder.")
     ] = "openmoji",
-    via: Annotated[
-        str | None, typer.Option("--via", help="Address of a closed LLM that rewords prompts in plain words.")
-    ] = None,
-    via_model: Annotated[str | None, typer.Option("--via-model", help="Its name there.")] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", help="cpu, cuda, mps [an accelerator, else cpu].")
-    ] = None,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", help="Show what the libraries have to say, too.")
-    ] = False,
+    via: Via = None,
+    via_model: ViaModel = None,
+    device: Device = None,
+    verbose: Verbose = False,
 ) -> None:
     """Measure how well the pictures show what the prompts say: base text encoder against LLM.
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from llmdiff.cli_options import Adapter, Device, Guidance, Pipeline, Steps
 from llmdiff.cli_output import set_up
 from llmdiff.errors import PromptError
 from llmdiff.extras import check_extra
@@ -42,9 +43,7 @@ def scores(
     lone: Annotated[Lone, typer.Option("--lone", help="What a token alone sees, if there is no adapter.")] = (
         Lone.with_bos
     ),
-    device: Annotated[
-        str | None, typer.Option("--device", help="cpu, cuda, mps [an accelerator, else cpu].")
-    ] = None,
+    device: Device = None,
 ) -> None:
     """Show every block's updates, score and share of the text encoding, as plots, a page and JSON.
 
@@ -76,19 +75,11 @@ def attention(
     prompt: Prompt,
     out: Out,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the picture.")] = 0,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 20,
-    guidance_scale: Annotated[
-        float, typer.Option("--guidance-scale", help="Classifier-free guidance.")
-    ] = 3.0,
-    adapter: Annotated[
-        str, typer.Option("--adapter", help="A trained adapter: name, folder or Hub id.")
-    ] = "openmoji",
-    pipeline: Annotated[
-        str | None, typer.Option("--pipeline", help="Folder or Hub id [the adapter's own].")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", help="cpu, cuda, mps [an accelerator, else cpu].")
-    ] = None,
+    steps: Steps = 20,
+    guidance_scale: Guidance = 3.0,
+    adapter: Adapter = "openmoji",
+    pipeline: Pipeline = None,
+    device: Device = None,
 ) -> None:
     """Draw a picture and show where each word was looked at, in all and step by step."""
     set_up(verbose=False)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from llmdiff.cli_options import Device, Verbose, Via, ViaModel
 from llmdiff.cli_output import set_up
 from llmdiff.errors import ConfigError
 from llmdiff.extras import check_extra
@@ -37,22 +38,10 @@ def ui(
         list[str] | None,
         typer.Option("--pipeline", help="A pipeline to choose beside the adapter's own; may be repeated."),
     ] = None,
-    via: Annotated[
-        str | None,
-        typer.Option(
-            "--via", help="OpenAI-compatible address of a closed LLM that rewords prompts in plain words."
-        ),
-    ] = None,
-    via_model: Annotated[
-        str | None,
-        typer.Option("--via-model", help="Its name there. The key, if any: $LLMDIFF_VIA_API_KEY."),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", help="cpu, cuda, mps [an accelerator, else cpu].")
-    ] = None,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", help="Show what the libraries have to say, too.")
-    ] = False,
+    via: Via = None,
+    via_model: ViaModel = None,
+    device: Device = None,
+    verbose: Verbose = False,
 ) -> None:
     """Open a page to draw on: base text encoder and LLM side by side, step by step. Ctrl-C ends it."""
     set_up(verbose)
