@@ -7,8 +7,37 @@ from torch import Tensor
 
 from llmdiff.language.blocks import run_blocks
 from llmdiff.language.llm import DecoderLLM
+from llmdiff.types import TextEncoding
 
 Pick = Callable[[int, Tensor, Tensor], None]
+
+
+class LLMStates:
+    """An LLM as a source of states for our adapter, with nothing to train; `encode` says which states."""
+
+    num_blocks = 0
+
+    def __init__(self, llm: DecoderLLM, *, template: str | None = None, max_length: int = 512) -> None:
+        self.llm = llm
+        self.id = llm.id
+        self.hidden_size = llm.hidden_size
+        self.template = template
+        self.max_length = max_length
+
+    def read(self, prompts: Sequence[str], visit: Pick) -> Tensor:
+        """Return the token mask, see `read_blocks`."""
+        return read_blocks(self.llm, prompts, visit, template=self.template, max_length=self.max_length)
+
+    def entering(self, block: int, prompts: Sequence[str]) -> TextEncoding:
+        """Return x_l, what enters block l. Shapes: (B, T, D), (B, T); padding rows are 0."""
+        kept: list[Tensor] = []
+
+        def keep(index: int, x: Tensor, u: Tensor) -> None:
+            if index == block:
+                kept.append(x)
+
+        mask = self.read(prompts, keep)
+        return TextEncoding(states=kept[0], token_mask=mask)
 
 
 def read_blocks(

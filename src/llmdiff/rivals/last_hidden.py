@@ -2,21 +2,12 @@
 
 from collections.abc import Sequence
 
-from llmdiff.language.llm import DecoderLLM
+from llmdiff.rivals.block_inputs import LLMStates
 from llmdiff.types import TextEncoding
 
 
-class LastHiddenStates:
+class LastHiddenStates(LLMStates):
     """The states after the LLM's final norm, for the same tokens that `ContextEncoding` keeps."""
-
-    num_blocks = 0
-
-    def __init__(self, llm: DecoderLLM, *, template: str | None = None, max_length: int = 512) -> None:
-        self.llm = llm
-        self.id = llm.id
-        self.hidden_size = llm.hidden_size
-        self.template = template
-        self.max_length = max_length
 
     def encode(self, prompts: Sequence[str]) -> TextEncoding:
         """The states of the prompts. Shapes: (B, T, D), (B, T); padding rows are 0."""

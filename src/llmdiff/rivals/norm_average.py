@@ -4,12 +4,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from llmdiff.language.llm import DecoderLLM
-from llmdiff.rivals.block_inputs import layer_normed, read_blocks
+from llmdiff.rivals.block_inputs import LLMStates, layer_normed
 from llmdiff.types import TextEncoding
 
 
-class NormAverageStates:
+class NormAverageStates(LLMStates):
     """The mean over the L blocks of their layer-normalised outputs:
 
         c = 1/L sum_{l=1..L} LN(x_l),   LN(x) = (x - mean x) / sqrt(var x + 1e-5), no weights
@@ -17,15 +16,6 @@ class NormAverageStates:
     Source: Wang et al. 2025 (arXiv 2506.08210), "norm-avg"; x_L is taken before the LLM's own last norm, which
         LN replaces.
     """
-
-    num_blocks = 0
-
-    def __init__(self, llm: DecoderLLM, *, template: str | None = None, max_length: int = 512) -> None:
-        self.llm = llm
-        self.id = llm.id
-        self.hidden_size = llm.hidden_size
-        self.template = template
-        self.max_length = max_length
 
     def encode(self, prompts: Sequence[str]) -> TextEncoding:
         """Return the states of the prompts. Shapes: (B, T, D), (B, T); padding rows are 0."""
@@ -35,5 +25,5 @@ class NormAverageStates:
             normed = layer_normed(x + u)
             total[:] = [normed if not total else total[0] + normed]
 
-        mask = read_blocks(self.llm, prompts, add, template=self.template, max_length=self.max_length)
+        mask = self.read(prompts, add)
         return TextEncoding(states=total[0] / self.llm.num_blocks, token_mask=mask)
