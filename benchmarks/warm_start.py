@@ -8,7 +8,6 @@ the image steps that the warm run of the same seed takes to reach it, the second
 import argparse
 import json
 import platform
-import time
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -20,11 +19,8 @@ from llmdiff.training.trainer import train_adapter
 
 def run(config: TrainConfig) -> tuple[list[dict[str, float]], float]:
     """Return the validation losses of a run by image step, and the seconds that its warm start took."""
-    started = time.monotonic()
     train_adapter(config)
-    total_s = time.monotonic() - started
     lines = read_log(config.out / "log.jsonl")
-    (config.out / "seconds.json").write_text(json.dumps({"total_s": total_s}))
     warm = config.out / "warm-start" / "log.jsonl"
     warm_s = 0.0
     if warm.is_file():

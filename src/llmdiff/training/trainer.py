@@ -105,7 +105,6 @@ class _Run:
         if training.warm_start_steps:
             self._warm_start()
         trackers = config.watch.trackers
-        share = training.scalar_learning_rate / training.learning_rate
         self.installed = install(self.denoiser, self.parts.adapter)
         try:
             train(
@@ -114,8 +113,7 @@ class _Run:
                 training.loop(config.watch),
                 config.out,
                 title=config.out.name,
-                lr_scale=adapter_lr_scale(share),
-                muon=lambda name: training.optimizer == "muon" and ".branches." in name,
+                **self._rates(),
                 on_sample=self._draw,
                 validate=self._validate if self.validation else None,
                 extra={
@@ -163,10 +161,17 @@ class _Run:
             installed=lambda denoiser: install(denoiser, self.parts.adapter),
             batch_size=training.batch_size,
             choose=choose,
-            lr_scale=adapter_lr_scale(training.scalar_learning_rate / training.learning_rate),
-            muon=lambda name: training.optimizer == "muon" and ".branches." in name,
+            **self._rates(),
             title=f"{config.out.name}, from text",
         )
+
+    def _rates(self) -> dict[str, Any]:
+        """How fast each parameter learns, from text as on pictures."""
+        training = self.config.training
+        return {
+            "lr_scale": adapter_lr_scale(training.scalar_learning_rate / training.learning_rate),
+            "muon": lambda name: training.optimizer == "muon" and ".branches." in name,
+        }
 
     def _batch(self, number: int) -> Batch:
         """The batch of a part of a step; all its chance comes from its number."""
