@@ -50,7 +50,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     new where that matters.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial, old = (path.with_name(f".{path.name}.{kind}") for kind in ("partial", "old"))
+    partial, old = path.with_name(f".{path.name}.partial"), _old(path)
     for left in (partial, old):
         shutil.rmtree(left, ignore_errors=True)
     try:
@@ -62,6 +62,24 @@ def whole_folder(path: Path) -> Iterator[Path]:
     finally:
         for left in (partial, old):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def delete_folder(path: Path) -> None:
+    """Delete a folder whole or not at all: a kill leaves it as it was, or a hidden rest that `sweep` deletes."""
+    old = _old(path)
+    shutil.rmtree(old, ignore_errors=True)
+    os.rename(path, old)
+    shutil.rmtree(old)
+
+
+def sweep(parent: Path) -> None:
+    """Delete what kills have left of folders that were being deleted; returns nothing."""
+    for rest in parent.glob(".*.old"):
+        shutil.rmtree(rest, ignore_errors=True)
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
 
 
 def not_writable(path: Path, error: OSError) -> OutputError:

@@ -155,6 +155,27 @@ def test_the_best_and_the_last_checkpoints_are_kept(tmp_path):
     assert measured == [5.0, 3.0, 4.0, 6.0, 3.5, 9.0]
 
 
+def test_a_kill_while_an_old_checkpoint_is_deleted_stops_nothing(tmp_path, monkeypatch):
+    whole = _run(tmp_path / "whole", keep_last=1)
+    rmtree = shutil.rmtree
+
+    def dies(path, ignore_errors=False):
+        files = sorted(path.iterdir()) if path.is_dir() else []
+        if files:
+            files[0].unlink()
+            raise KeyboardInterrupt
+        rmtree(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", dies)
+    with pytest.raises(KeyboardInterrupt):
+        _run(tmp_path / "cut", keep_last=1)
+    monkeypatch.undo()
+    assert best_checkpoint(tmp_path / "cut") is None  # every one that is listed can be read
+    resumed = _run(tmp_path / "cut", keep_last=1)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == ["step-00000012"]
+
+
 def test_a_damaged_checkpoint_is_passed_over_and_a_cut_log_line_left_out(tmp_path):
     whole = _run(tmp_path / "whole")
     with pytest.raises(_Stop):

@@ -5,7 +5,6 @@ FOLDER/checkpoints/step-00001000/    checkpoint.safetensors  checkpoint.json  ma
 
 import json
 import logging
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from llmdiff.adapter.manifest import check_manifest, write_manifest
 from llmdiff.errors import CorruptWeightsError, OutputError
-from llmdiff.files import whole_folder
+from llmdiff.files import delete_folder, sweep, whole_folder
 
 _TENSORS, _STATE = "checkpoint.safetensors", "checkpoint.json"
 
@@ -136,4 +135,6 @@ def _prune(folder: Path, keep_last: int) -> None:
     best = best_checkpoint(folder)
     for place in places[: -max(1, keep_last)]:
         if best is None or place != best[1]:
-            shutil.rmtree(place)
+            # Not file by file: a kill would leave a checkpoint that is listed and cannot be read.
+            delete_folder(place)
+    sweep(folder / "checkpoints")
