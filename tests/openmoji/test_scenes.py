@@ -34,23 +34,50 @@ def test_there_are_enough_templates_objects_and_held_out_things():
     assert len(held_out) == len(SHAPE_COLOURS)
 
 
-def test_training_captions_never_use_held_out_words():
+@pytest.mark.parametrize("wording", get_args(Wording))
+def test_captions_of_training_never_use_held_out_words(wording):
     rng = np.random.default_rng(1)
-    text = "\n".join(f" {caption(WORLD.training_content(rng), WORLD, rng)} " for _ in range(5000))
+    text = "\n".join(
+        f" {caption(WORLD.training_content(rng), WORLD, rng, wording=wording)} " for _ in range(5000)
+    )
     for thing in WORLD.things:
         for phrase in thing.synonyms + thing.held_out_descriptions:
             assert f" {phrase} " not in text, phrase
 
 
-def test_held_out_sentence_forms_share_no_form_with_training():
-    trained = set(
-        captions._SINGLE + captions._COUNT + captions._LEFT + captions._ABOVE + captions._BACKGROUND
+def test_reworded_captions_use_all_their_words_and_forms_and_plain_ones_none():
+    rng = np.random.default_rng(1)
+    contents = [WORLD.training_content(rng) for _ in range(8000)]
+    reworded, plain = (
+        "\n".join(caption(content, WORLD, rng, wording=wording) for content in contents)
+        for wording in ("reworded", "plain")
     )
-    held_out = (
-        captions._SINGLE_HELD_OUT + captions._COUNT_HELD_OUT + captions._LEFT_HELD_OUT
-        + captions._ABOVE_HELD_OUT + captions._BACKGROUND_HELD_OUT
-    )  # fmt: skip
-    assert not trained & set(held_out)
+    phrases = [
+        phrase
+        for words in (more_words.NAMES, more_words.DESCRIPTIONS, more_words.COLOUR_WORDS, more_words.SHAPE_WORDS)
+        for name, several in words.items()
+        for phrase in several
+    ]
+    assert len(phrases) == len(set(phrases)) > 150
+    for phrase in phrases:
+        assert phrase in reworded or phrase.replace(" with", "s with") in reworded, phrase
+        assert f" {phrase}" not in plain, phrase
+    for thing in WORLD.things:
+        assert not any(description in plain for description in thing.descriptions)
+    assert set(more_words.NAMES) | set(more_words.DESCRIPTIONS) <= {thing.name for thing in WORLD.things}
+
+
+def test_a_coloured_shape_keeps_its_colour_however_it_is_said():
+    content = Content(items=(Item(name="circle", colour="red"),), count=3)
+    rng = np.random.default_rng(0)
+    said = {caption(content, WORLD, rng, wording="reworded") for _ in range(400)}
+    assert {True} == {any(word in text for word in ("red", *more_words.COLOUR_WORDS["red"])) for text in said}
+    assert any("circles in red" in text for text in said)
+    assert any("scarlet circles" in text for text in said)
+
+
+def test_held_out_sentence_forms_share_no_form_with_training():
+    assert not set((TRAINING + REWORDED).all()) & set(HELD_OUT.all())
 
 
 @pytest.mark.parametrize("split", SPLITS)

@@ -162,7 +162,9 @@ class Benchmark:
             unet_batch=self.settings.batch,
         )
         with PeakMemory(self.build.device) as memory:
-            denoiser.train_on(settings, self._data, pipe, place / "training" / "main")
+            denoiser.train_on(
+                settings, self._data, pipe, place / "training" / "main", wording=settings.adapter_wording
+            )
         with whole_folder(place / "model") as partial:
             pipe.save_pretrained(partial)
         trained = sum(
@@ -212,7 +214,9 @@ class Benchmark:
         return min(rates, key=lambda rate: losses[str(rate)])
 
     def _parts(self, name: str, preset: Preset, *, calibrate: bool = True) -> Parts:
-        captions = CaptionedScenes.draw(self._data, _CALIBRATION_CAPTIONS, preset.seed).captions[:-1]
+        captions = CaptionedScenes.draw(
+            self._data, _CALIBRATION_CAPTIONS, preset.seed, preset.adapter_wording
+        ).captions[:-1]
         return Parts(
             pipe=self.pipe,
             template=preset.adapter_template,

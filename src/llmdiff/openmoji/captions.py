@@ -1,67 +1,32 @@
-"""Captions of scenes: sentence forms and words that training uses, and those held out for the evaluation."""
+"""Captions of scenes: in the words that training uses, in other words, or in words held out for the evaluation."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from llmdiff.openmoji import more_words
 from llmdiff.openmoji.contents import Split, World
 from llmdiff.openmoji.scenes import Content, Item
-from llmdiff.openmoji.world import COUNT_WORDS, OPPOSITE, SIZE_WORDS
+from llmdiff.openmoji.sentence_forms import HELD_OUT, PREFIXES, REWORDED, TRAINING, Forms
+from llmdiff.openmoji.world import COUNT_WORDS, OPPOSITE, SIZE_WORDS, Thing
 
-_SINGLE = (
-    "{a}", "a picture of {a}", "a photo of {a}", "an emoji of {a}", "there is {a}", "an image that shows {a}",
-    "a drawing of {a}", "just {a}", "{a} in the middle", "one can see {a}",
-)  # fmt: skip
-_COUNT = (
-    "{a}", "a picture of {a}", "there are {a}", "a group of {a}", "{a} together", "an image with {a}",
-    "exactly {a}", "a drawing of {a}",
-)  # fmt: skip
-_LEFT = (
-    "{a} to the left of {b}", "{a} left of {b}", "{a} on the left and {b} on the right",
-    "on the left {a}, on the right {b}", "{b} to the right of {a}", "{b} with {a} on its left side",
-    "there is {a} on the left of {b}", "{b} on the right, {a} on the left", "{b} right of {a}",
-    "the left side shows {a}, the right side {b}", "{a} is left of {b}", "{a} with {b} on its right side",
-)  # fmt: skip
-_ABOVE = (
-    "{a} above {b}", "{a} on top of {b}", "{a} over {b}", "{b} below {a}", "{b} under {a}",
-    "at the top {a}, at the bottom {b}", "{a} at the top and {b} at the bottom", "{b} with {a} above it",
-    "{a} is above {b}", "{b} at the bottom, {a} at the top", "there is {a} above {b}", "{a} with {b} below it",
-)  # fmt: skip
-_PREFIXES = ("a picture of ", "a photo of ", "an image of ", "a drawing of ")
-_BACKGROUND = (
-    "{x} on a {c} background", "{x} with a {c} background", "{x}, {c} background", "{x} in front of a {c} background",
-    "on a {c} background, {x}", "{c} background, {x}",
-)  # fmt: skip
+Wording = Literal["training", "plain", "reworded"]
+"""How a caption of training speaks.
 
-_SINGLE_HELD_OUT = (
-    "what you see here is {a}", "somebody painted {a}", "please draw {a} for me", "nothing but {a}",
-    "I would like to see {a}", "here we have {a}",
-)  # fmt: skip
-_COUNT_HELD_OUT = (
-    "what you see here are {a}", "please draw {a} for me", "I would like to see {a}", "here we have {a}",
-    "nothing but {a}",
-)  # fmt: skip
-_LEFT_HELD_OUT = (
-    "left of {b} there is {a}", "{a} stands at the left hand of {b}", "looking from left to right: {a}, then {b}",
-    "{b} has {a} as its left neighbor", "in the left half {a}, in the right half {b}",
-    "to the right of {a} you can find {b}",
-)  # fmt: skip
-_ABOVE_HELD_OUT = (
-    "above {b} there is {a}", "{a} hovers higher than {b}", "{b} sits beneath {a}",
-    "looking from top to bottom: {a}, then {b}", "in the upper half {a}, in the lower half {b}",
-    "underneath {a} there is {b}",
-)  # fmt: skip
-_BACKGROUND_HELD_OUT = (
-    "{x}, and the backdrop is {c}", "{x} against a {c} wall", "{x}, everything behind it is {c}",
-    "the picture is {c} and shows {x}",
-)  # fmt: skip
+training: what the base reads in training: several names, now and then a description.
+plain: the same sentence forms, each thing by its first name.
+reworded: also in the forms of `sentence_forms.REWORDED` and the words of `more_words`, which the base never reads.
+"""
+
 _ALTERNATIVE_NAME_SHARE, _DESCRIPTION_SHARE, _PREFIX_SHARE = 0.4, 0.12, 0.3
+_REWORDED_DESCRIPTION_SHARE, _COLOUR_BEHIND_SHARE, _COLOUR_WORD_SHARE = 0.25, 0.3, 0.2
 _IRREGULAR_PLURALS = {"aircraft": "aircraft", "spacecraft": "spacecraft", "swine": "swine", "fungus": "fungi"}
 
 
 def training_template_count() -> int:
     """How many sentence forms training captions are made of."""
-    return sum(map(len, (_SINGLE, _COUNT, _LEFT, _ABOVE, _BACKGROUND)))
+    return len(TRAINING.all())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,48 +34,90 @@ class _Words:
     """How items may be called: which list of words of a thing is used."""
 
     split: Split
+    wording: Wording
     described: int | None = None  # index of the item that is described rather than named
 
+    @property
+    def forms(self) -> Forms:
+        if self.split == "phrasings":
+            return HELD_OUT
+        return TRAINING + REWORDED if self.wording == "reworded" else TRAINING
 
-def caption(content: Content, world: World, rng: np.random.Generator, split: Split = "seen") -> str:
+    def names(self, thing: Thing) -> tuple[str, ...]:
+        if self.split == "synonyms" and thing.synonyms:
+            return thing.synonyms
+        if self.wording == "plain":
+            return thing.names[:1]
+        if self.wording == "reworded":
+            return thing.names + more_words.NAMES.get(thing.name, ())
+        return thing.names
+
+    def descriptions(self, thing: Thing) -> tuple[str, ...]:
+        if self.split not in ("seen", "pairs") or self.wording == "plain":
+            return ()
+        if self.wording == "reworded":
+            return thing.descriptions + more_words.DESCRIPTIONS.get(thing.name, ())
+        return thing.descriptions
+
+    @property
+    def description_share(self) -> float:
+        return _REWORDED_DESCRIPTION_SHARE if self.wording == "reworded" else _DESCRIPTION_SHARE
+
+
+@dataclass(frozen=True)
+class _Noun:
+    """What an item is called: the noun that takes article, size and plural, and what stands behind it."""
+
+    noun: str
+    behind: str = ""
+
+    def with_article(self, size: str | None = None) -> str:
+        noun = self.noun if size is None else f"{size} {self.noun}"
+        article = "an" if noun[0] in "aeiou" and not noun.startswith("uni") else "a"
+        return f"{article} {noun}{self.behind}"
+
+    def plural(self) -> str:
+        head, joint, rest = self.noun.partition(" with ")
+        return f"{_plural(head)}{joint}{rest}{self.behind}"
+
+
+def caption(
+    content: Content,
+    world: World,
+    rng: np.random.Generator,
+    split: Split = "seen",
+    *,
+    wording: Wording = "training",
+) -> str:
     """A sentence that asks for `content`, in the words and forms of a split; `seen` is what training uses."""
-    held_out_form = split == "phrasings"
     described = int(rng.integers(len(content.items))) if split == "indirect" else None
-    words = _Words(split=split, described=described)
+    words = _Words(split=split, wording=wording, described=described)
     if content.relation is not None:
-        text = _pair(content, world, words, rng, held_out_form)
+        text = _pair(content, world, words, rng)
     elif content.count > 1:
-        forms: tuple[str, ...] = _COUNT_HELD_OUT if held_out_form else _COUNT
-        number = (
-            str(content.count) if rng.random() < 0.25 and not held_out_form else COUNT_WORDS[content.count]
-        )
-        text = _pick(forms, rng).format(
-            a=f"{number} {_plural(_name(content.items[0], 0, world, words, rng))}"
+        digits = rng.random() < 0.25 and split != "phrasings"
+        number = str(content.count) if digits else COUNT_WORDS[content.count]
+        text = _pick(words.forms.count, rng).format(
+            a=f"{number} {_noun(content.items[0], world, words, rng).plural()}"
         )
     else:
-        forms = _SINGLE_HELD_OUT if held_out_form else _SINGLE
         size = _pick(SIZE_WORDS[content.size], rng) if content.size else None
-        text = _pick(forms, rng).format(a=_phrase(content.items[0], 0, world, words, rng, size=size))
+        text = _pick(words.forms.single, rng).format(
+            a=_phrase(content.items[0], 0, world, words, rng, size=size)
+        )
     if content.background is None:
         return text
-    forms = _BACKGROUND_HELD_OUT if held_out_form else _BACKGROUND
-    return _pick(forms, rng).format(x=text, c=content.background)
+    return _pick(words.forms.background, rng).format(x=text, c=content.background)
 
 
-def _pair(
-    content: Content, world: World, words: _Words, rng: np.random.Generator, held_out_form: bool
-) -> str:
+def _pair(content: Content, world: World, words: _Words, rng: np.random.Generator) -> str:
     first, second = (_phrase(item, i, world, words, rng) for i, item in enumerate(content.items))
     relation: str = content.relation or "left"
     if relation in ("right", "below"):  # the forms say left and above: a right of b is b left of a
         first, second, relation = second, first, OPPOSITE[relation]
-    if relation == "left":
-        forms = _LEFT_HELD_OUT if held_out_form else _LEFT
-    else:
-        forms = _ABOVE_HELD_OUT if held_out_form else _ABOVE
-    form = _pick(forms, rng)
-    if not held_out_form and form.startswith("{") and rng.random() < _PREFIX_SHARE:
-        form = _pick(_PREFIXES, rng) + form
+    form = _pick(words.forms.left if relation == "left" else words.forms.above, rng)
+    if words.split != "phrasings" and form.startswith("{") and rng.random() < _PREFIX_SHARE:
+        form = _pick(PREFIXES, rng) + form
     return form.format(a=first, b=second)
 
 
@@ -121,25 +128,35 @@ def _phrase(
     if thing is not None and size is None:
         if words.described == index:
             return _pick(thing.held_out_descriptions, rng)
-        if words.split in ("seen", "pairs") and thing.descriptions and rng.random() < _DESCRIPTION_SHARE:
-            return _pick(thing.descriptions, rng)
-    noun = _name(item, index, world, words, rng)
-    if size is not None:
-        noun = f"{size} {noun}"
-    article = "an" if noun[0] in "aeiou" and not noun.startswith("uni") else "a"
-    return f"{article} {noun}"
+        descriptions = words.descriptions(thing)
+        if descriptions and rng.random() < words.description_share:
+            return _pick(descriptions, rng)
+    return _noun(item, world, words, rng).with_article(size)
 
 
-def _name(item: Item, index: int, world: World, words: _Words, rng: np.random.Generator) -> str:
+def _noun(item: Item, world: World, words: _Words, rng: np.random.Generator) -> _Noun:
     if item.colour is not None:
-        return f"{item.colour} {item.name}"
+        return _coloured(item.name, item.colour, words, rng)
     thing = world.thing(item.name)
     assert thing is not None, f"{item.name} is not in a world of {world.objects} objects"
-    if words.split == "synonyms" and thing.synonyms:
-        return _pick(thing.synonyms, rng)
-    if len(thing.names) > 1 and rng.random() < _ALTERNATIVE_NAME_SHARE:
-        return _pick(thing.names[1:], rng)
-    return thing.name
+    names = words.names(thing)
+    if names is thing.synonyms:
+        return _Noun(_pick(names, rng))
+    if len(names) > 1 and rng.random() < _ALTERNATIVE_NAME_SHARE:
+        return _Noun(_pick(names[1:], rng))
+    return _Noun(names[0])
+
+
+def _coloured(shape: str, colour: str, words: _Words, rng: np.random.Generator) -> _Noun:
+    if words.wording != "reworded":
+        return _Noun(f"{colour} {shape}")
+    if rng.random() < _COLOUR_WORD_SHARE:
+        colour = _pick(more_words.COLOUR_WORDS[colour], rng)
+    if rng.random() < _COLOUR_WORD_SHARE:
+        shape = _pick(more_words.SHAPE_WORDS[shape], rng)
+    if rng.random() < _COLOUR_BEHIND_SHARE:
+        return _Noun(shape, _pick((" in {c}", " coloured {c}", " painted {c}"), rng).format(c=colour))
+    return _Noun(f"{colour} {shape}")
 
 
 def _plural(noun: str) -> str:

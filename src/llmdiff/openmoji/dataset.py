@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from llmdiff.files import whole_file
 from llmdiff.openmoji.autoencoder import encode_images
-from llmdiff.openmoji.captions import caption
+from llmdiff.openmoji.captions import Wording, caption
 from llmdiff.openmoji.contents import World, is_training_content
 from llmdiff.openmoji.maps import scene_maps
 from llmdiff.openmoji.presets import Preset
@@ -38,9 +38,11 @@ class SceneData:
     latents: Tensor
     maps: Tensor
 
-    def captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
+    def captions(
+        self, indices: np.ndarray, rng: np.random.Generator, wording: Wording = "training"
+    ) -> list[str]:
         """A fresh training caption for each scene."""
-        return [caption(self.contents[i], self.world, rng) for i in indices]
+        return [caption(self.contents[i], self.world, rng, wording=wording) for i in indices]
 
     def near_misses(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """Indices of `count` scenes in neighbouring pairs."""

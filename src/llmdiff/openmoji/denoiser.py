@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from llmdiff.openmoji.captions import caption
+from llmdiff.openmoji.captions import Wording, caption
 from llmdiff.openmoji.contents import SPLITS
 from llmdiff.openmoji.dataset import SceneData
 from llmdiff.openmoji.grids import save_grid
@@ -92,7 +92,14 @@ def train_denoiser(
     return pipe
 
 
-def train_on(preset: Preset, data: SceneData, pipe: StableDiffusionPipeline, folder: Path) -> None:
+def train_on(
+    preset: Preset,
+    data: SceneData,
+    pipe: StableDiffusionPipeline,
+    folder: Path,
+    *,
+    wording: Wording = "training",
+) -> None:
     """Trains a pipeline's denoiser and text encoder, from wherever they are, for the preset's steps."""
     unet, text_encoder, tokenizer = pipe.unet.train(), pipe.text_encoder.train(), pipe.tokenizer
     device = unet.device
@@ -105,7 +112,7 @@ def train_on(preset: Preset, data: SceneData, pipe: StableDiffusionPipeline, fol
     def step_loss(part: StepPart) -> tuple[Tensor, Mapping[str, float]]:
         rng = part.rng(preset.seed, 7)
         indices = rng.integers(len(data.contents), size=preset.unet_batch)
-        captions = data.captions(indices, rng)
+        captions = data.captions(indices, rng, wording)
         kept = rng.random(len(captions)) >= preset.caption_dropout
         ids = token_ids(tokenizer, [text if keep else "" for text, keep in zip(captions, kept, strict=True)])
         states = encode(ids.to(device)).last_hidden_state

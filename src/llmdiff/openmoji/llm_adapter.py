@@ -14,12 +14,13 @@ from torch import Tensor
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.errors import ConfigError
 from llmdiff.language.llm import DecoderLLM
+from llmdiff.openmoji.captions import Wording
 from llmdiff.openmoji.dataset import SceneData
 from llmdiff.openmoji.denoiser import create_scheduler
 from llmdiff.openmoji.presets import Preset
 from llmdiff.rivals.conditioning import Conditioning, Stage
 from llmdiff.rivals.two_branch import AdapterConditioning
-from llmdiff.training.bank import EncodingBank, GroupBank, TextBank, in_batches
+from llmdiff.training.bank import EncodingBank, GroupBank, TextBank, by_length, in_batches
 from llmdiff.training.loop import LoopConfig, StepPart, train
 from llmdiff.training.objective import Objective
 from llmdiff.training.optimizers import adapter_lr_scale
@@ -30,17 +31,31 @@ _GAIN_CAPTIONS, _QUERY_CAPTIONS = 1_500, 256
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionedScenes:
-    """Captions with the scenes they were written for; the last caption is the empty one, for guidance."""
+    """Captions with the scenes they were written for; the last caption is the empty one, for guidance.
+
+    `plain` says the same as `captions`, as the base was taught to read it.
+    """
 
     captions: tuple[str, ...]
+    plain: tuple[str, ...]
     scenes: np.ndarray
 
     @classmethod
-    def draw(cls, data: SceneData, count: int, seed: int) -> "CaptionedScenes":
-        """Return a fresh caption for each of `count` scenes, the same for the same seed."""
+    def draw(cls, data: SceneData, count: int, seed: int, wording: Wording = "training") -> "CaptionedScenes":
+        """Return a fresh caption for each of `count` scenes, the same for the same seed and wording."""
         rng = np.random.default_rng([seed, 9])
         scenes = rng.permutation(len(data.contents))[:count]
-        return cls(captions=(*data.captions(scenes, rng), ""), scenes=scenes)
+        captions = data.captions(scenes, rng, wording)
+        plain = data.captions(scenes, rng, "plain") if wording == "reworded" else captions
+        return cls(captions=(*captions, ""), plain=(*plain, ""), scenes=scenes)
+
+    def first(self, count: int) -> "CaptionedScenes":
+        """Return the first `count` of them, and the empty one."""
+        return CaptionedScenes(
+            captions=(*self.captions[:-1][:count], ""),
+            plain=(*self.plain[:-1][:count], ""),
+            scenes=self.scenes,
+        )
 
     def batch(
         self, size: int, dropout: float, rng: np.random.Generator, count: int
@@ -56,7 +71,7 @@ def create_adapter(
 ) -> LLMDiffAdapter:
     """An untrained adapter of the preset's kind, its scales set by training captions."""
     torch.manual_seed(preset.seed + 3)
-    captions = CaptionedScenes.draw(data, 256, preset.seed).captions[:-1]
+    captions = CaptionedScenes.draw(data, 256, preset.seed, preset.adapter_wording).captions[:-1]
     adapter: LLMDiffAdapter = LLMDiffAdapter.create(
         pipe,
         llm_id=llm.id,
@@ -97,11 +112,8 @@ def train_conditioning(
 
     Scores per block of every caption would not fit: 1 MB a caption for SmolLM2, 33 MB for a model of 7 B.
     """
-    captioned = CaptionedScenes.draw(data, preset.adapter_captions, preset.seed)
-    few = CaptionedScenes(
-        captions=(*captioned.captions[: min(_GAIN_CAPTIONS, preset.adapter_captions)], ""),
-        scenes=captioned.scenes,
-    )
+    captioned = CaptionedScenes.draw(data, preset.adapter_captions, preset.seed, preset.adapter_wording)
+    few = captioned.first(_GAIN_CAPTIONS)
     from_text = conditioning.starts_from_text and preset.adapter_warm_steps > 0
     sizes: dict[str, int] = {}
     before = preset.adapter_gain_steps + preset.adapter_warm_steps
@@ -179,12 +191,12 @@ class _Stage:
     def from_text(self, folder: Path, steps: int) -> None:
         """Trains on captions alone; returns nothing."""
         preset, captioned = self.preset, self.captioned
-        drawn = captioned.captions[: min(_QUERY_CAPTIONS, self.count)]
+        drawn = captioned.plain[: min(_QUERY_CAPTIONS, self.count)]
         self.conditioning.train()
         warm_start(
             self.pipe,
             self.conditioning.modules,
-            captioned.captions,
+            captioned.plain,
             lambda texts, generator: (self.states(texts, generator), None),
             lambda: draw_queries(self.pipe, drawn, seed=preset.seed),
             self._loop(steps, ema_horizon=100),
@@ -249,5 +261,7 @@ def _bank(stage: Stage, captions: Sequence[str]) -> Any:
     if stage.keeps == "texts":
         return TextBank(captions)
     size = 16 if stage.name == "gains" else 32
-    parts = (stage.read(part) for part in in_batches(captions, batch=size, title=f"reading for {stage.name}"))
-    return GroupBank(parts) if stage.keeps == "scores" else EncodingBank(parts)
+    order = by_length(captions)
+    batches = in_batches([captions[i] for i in order], batch=size, title=f"reading for {stage.name}")
+    parts = (stage.read(part) for part in batches)
+    return GroupBank(parts, order) if stage.keeps == "scores" else EncodingBank(parts, order)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from llmdiff.errors import ConfigError
+from llmdiff.openmoji.captions import Wording
 
 # Its words lift what a linear reader finds of synonyms and descriptions: benchmarks/templates.py.
 SIMPLE_WORDS = (
@@ -65,10 +66,11 @@ class Preset:
     adapter_encoding: Literal["guided", "paper"] = "guided"
     adapter_lone: Literal["token", "token+bos"] = "token+bos"
     adapter_template: str | None = SIMPLE_WORDS
-    adapter_captions: int = 10_000
-    adapter_gain_steps: int = 600
-    adapter_warm_steps: int = 2_000
-    adapter_steps: int = 300
+    adapter_wording: Wording = "reworded"
+    adapter_captions: int = 24_000
+    adapter_gain_steps: int = 400
+    adapter_warm_steps: int = 4_000
+    adapter_steps: int = 200
     adapter_lr_share_after_text: float = 0.3
     adapter_batch: int = 48
     adapter_muon: bool = True
