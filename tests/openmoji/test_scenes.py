@@ -1,16 +1,18 @@
 """The scenes' data: held-out contents and words stay out of training, pictures show what the content says."""
 
 from collections import Counter
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from llmdiff.openmoji import captions
-from llmdiff.openmoji.captions import caption
+from llmdiff.openmoji import captions, more_words
+from llmdiff.openmoji.captions import Wording, caption
 from llmdiff.openmoji.contents import SPLITS, World, is_held_out_colour, is_held_out_pair, is_training_content
 from llmdiff.openmoji.dataset import near_miss
 from llmdiff.openmoji.presets import preset
 from llmdiff.openmoji.scenes import Content, Item, draw, lay_out
+from llmdiff.openmoji.sentence_forms import HELD_OUT, REWORDED, TRAINING
 from llmdiff.openmoji.text_encoder import create_tokenizer
 from llmdiff.openmoji.world import BACKGROUNDS, SHAPE_COLOURS, SHAPES, things_of
 
@@ -54,7 +56,12 @@ def test_reworded_captions_use_all_their_words_and_forms_and_plain_ones_none():
     )
     phrases = [
         phrase
-        for words in (more_words.NAMES, more_words.DESCRIPTIONS, more_words.COLOUR_WORDS, more_words.SHAPE_WORDS)
+        for words in (
+            more_words.NAMES,
+            more_words.DESCRIPTIONS,
+            more_words.COLOUR_WORDS,
+            more_words.SHAPE_WORDS,
+        )
         for name, several in words.items()
         for phrase in several
     ]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_readers import PROMPTS, shaken
 
+from llmdiff.adapter import layers
 from llmdiff.errors import AdapterMismatchError, ConfigError, CorruptWeightsError
 from llmdiff.rivals.registry import RIVALS, create
 from llmdiff.rivals.storage import load_rival, save_rival
@@ -69,6 +70,34 @@ def test_a_saved_rival_draws_the_same_after_loading(parts, draw, tmp_path, name)
     loaded = load_rival(tmp_path / name, replace(parts, captions=(), seed=9))
     with loaded.attached(parts.pipe):
         assert torch.equal(draw(parts.pipe, "a red cat"), expected)
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_a_layer_asked_alone_reads_what_the_denoiser_hands_it(parts, name):
+    conditioning, unet = create(name, parts), parts.pipe.unet.requires_grad_(False)
+    *_, stage = conditioning.stages()
+    timesteps = torch.tensor([5, 300, 900])
+    met, alone = {}, {}
+
+    def keep(layer):
+        def hook(attn, args, output):
+            met[layer] = args[0], output
+
+        return hook
+
+    with torch.no_grad(), conditioning.installed(unet):
+        states = stage.condition(batch_of(stage), None)
+        text_layers = layers.text_layers(unet)
+        handles = [attn.register_forward_hook(keep(key)) for key, attn in text_layers.items()]
+        unet(torch.randn(3, 4, 8, 8), timesteps, states)
+        for handle in handles:
+            handle.remove()
+        read, mask = conditioning.layer_inputs(states, timesteps)
+        for key, attn in text_layers.items():
+            alone[key] = attn(met[key][0], encoder_hidden_states=read, attention_mask=mask)
+    assert len(alone) >= 2
+    for key, (_, output) in met.items():
+        torch.testing.assert_close(alone[key], output, rtol=1e-5, atol=1e-6)
 
 
 def test_the_same_seed_makes_the_same_weights_and_leaves_the_global_state(parts):

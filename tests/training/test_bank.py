@@ -3,7 +3,7 @@
 import torch
 
 from llmdiff.language.score_groups import GroupedScores
-from llmdiff.training.bank import EncodingBank, GroupBank
+from llmdiff.training.bank import EncodingBank, GroupBank, by_length
 from llmdiff.types import TextEncoding
 
 
@@ -43,3 +43,20 @@ def test_grouped_scores_come_back_in_any_order():
     assert batch.token_mask.sum(1).tolist() == [3, 2, 3]
     expected = torch.cat([parts[2:], parts[:2], parts[2:]])
     assert torch.allclose(batch.parts.float(), expected, atol=2e-3)
+
+
+def test_captions_read_in_another_order_are_handed_out_under_their_own_index():
+    generator = torch.Generator().manual_seed(0)
+    captions = ["a long caption of a house", "a", "middle one", "bb"]
+    order = by_length(captions)
+    assert order == [1, 3, 2, 0]
+
+    def encoding(index):
+        length = len(captions[index])
+        states = torch.randn(1, length, 4, generator=generator)
+        return TextEncoding(states=states, token_mask=torch.ones(1, length, dtype=torch.bool))
+
+    encodings = {index: encoding(index) for index in range(4)}
+    bank = EncodingBank([encodings[index] for index in order], order)
+    for index in range(4):
+        torch.testing.assert_close(bank.batch([index]).states, encodings[index].states, rtol=1e-3, atol=1e-3)

@@ -45,6 +45,8 @@ def test_queries_are_what_the_layers_meet(pipe):
     denoiser = families.denoiser_of(pipe)
     assert set(queries.states) == set(layers.text_layers(denoiser))
     assert len(queries) == len(CAPTIONS) * 3
+    steps = pipe.scheduler.timesteps[:3].float()
+    assert torch.equal(queries.timesteps, steps.repeat_interleave(len(CAPTIONS)))
     for name, attn in layers.text_layers(denoiser).items():
         assert queries.states[name].shape == (15, 5, attn.to_q.in_features)
         # No two pictures or steps are alike, and nothing hooks the layers any more.

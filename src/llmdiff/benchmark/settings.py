@@ -27,8 +27,7 @@ class BenchmarkSettings:
     `learning_rates` are tried by every rival alike: with the first seed, for `search_steps` steps each; the one
     with the lowest loss on held-out scenes is taken. With a single one there is no search.
 
-    `text_steps` come before `steps`: from text alone for what can start so (`training.warm_start`), on pictures for
-    all others.
+    `text_steps` come before `steps`, from text alone (`training.warm_start`); base-longer takes them on pictures.
 
     Units: `steps`, `text_steps` and `search_steps` in optimiser steps, `drawing_steps` in denoising steps.
 

@@ -108,8 +108,8 @@ def treatment(settings: BenchmarkSettings) -> list[str]:
         "the lowest loss on scenes that none is trained on decided."
     )
     first = (
-        f"{settings.text_steps} steps from captions alone, where a rival can learn so what the base's own text encoder "
-        f"gives, and on pictures where it cannot; then {settings.steps} steps on pictures, each"
+        f"{settings.text_steps} steps from captions alone, where it learns what the base's own text encoder gives its "
+        f"attention layers for the plain wording, then {settings.steps} steps on pictures, each"
         if settings.text_steps
         else f"{settings.steps} steps"
     )
@@ -127,7 +127,8 @@ def treatment(settings: BenchmarkSettings) -> list[str]:
         "Pictures: the same prompts, noise, number of denoising steps and guidance for every system and seed; seeds "
         "differ in the random weights at the start, and in the captions and noise of the training.",
         "base-longer trains the base's own denoiser and text encoder instead, as the base was trained, for as many "
-        "steps of as many captions, drawn from all the build's scenes.",
+        "steps of as many captions, in the same wording, drawn from all the build's scenes; all its steps are on "
+        "pictures.",
     ]
 
 

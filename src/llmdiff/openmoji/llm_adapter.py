@@ -105,16 +105,16 @@ def train_conditioning(
 ) -> int:
     """How many numbers were trained. Trains any way to condition, stage by stage; each caption is read once.
 
-    With `adapter_warm_steps`, what can start from text alone does, for `adapter_gain_steps` plus
-    `adapter_warm_steps`: its gains, where it has some, on a few captions whose scores are kept block by block, then
-    the rest on all captions; `adapter_steps` on pictures follow. What cannot, and everything without
-    `adapter_warm_steps`, trains as many steps on pictures. All get the same captions, batches and noise.
+    With `adapter_warm_steps`, it starts from text alone, for `adapter_gain_steps` plus `adapter_warm_steps`: its
+    gains, where it has some, on a few captions whose scores are kept block by block, then the rest on all captions;
+    `adapter_steps` on pictures follow. Without `adapter_warm_steps`, all those steps are on pictures. All ways to
+    condition get the same captions, batches and noise.
 
     Scores per block of every caption would not fit: 1 MB a caption for SmolLM2, 33 MB for a model of 7 B.
     """
     captioned = CaptionedScenes.draw(data, preset.adapter_captions, preset.seed, preset.adapter_wording)
     few = captioned.first(_GAIN_CAPTIONS)
-    from_text = conditioning.starts_from_text and preset.adapter_warm_steps > 0
+    from_text = preset.adapter_warm_steps > 0
     sizes: dict[str, int] = {}
     before = preset.adapter_gain_steps + preset.adapter_warm_steps
     text_left, left = (before, preset.adapter_steps) if from_text else (0, before + preset.adapter_steps)
@@ -204,6 +204,7 @@ class _Stage:
             installed=self.conditioning.installed,
             batch_size=preset.adapter_batch,
             choose=lambda rng: self._chosen(rng)[0].tolist(),
+            layer_inputs=self.conditioning.layer_inputs,
             title=f"{self.stage.name}, from text",
             **self._rates(),
         )

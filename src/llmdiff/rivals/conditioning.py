@@ -37,11 +37,8 @@ class Conditioning(ABC):
     Fields:
         source_id: the name of what reads the prompts.
         modules: everything that is trained and saved, by name.
-        starts_from_text: whether a layer of the denoiser, while installed, can be asked with these states alone, as
-            `training.warm_start` does.
     """
 
-    starts_from_text: bool = False
     source_id: str
     modules: Mapping[str, nn.Module]
 
@@ -56,6 +53,13 @@ class Conditioning(ABC):
     @abstractmethod
     def attached(self, pipe: Any) -> AbstractContextManager[Any]:
         """Return a context where plain `pipe("a prompt")` is conditioned this way; undone exactly at its end."""
+
+    def layer_inputs(self, states: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return what a text layer of the denoiser, while installed, reads of `Stage.condition`'s states.
+
+        Shapes: timesteps (B,) => states (B, T, any width), an additive mask (B, 1, T) or None.
+        """
+        return states, None
 
     def is_hidden(self, name: str) -> bool:
         """Return whether the parameter of this name ("module.path") is a matrix between others, as Muon wants it."""

@@ -18,6 +18,8 @@ from llmdiff.errors import AttachError, UnsupportedPipelineError
 from llmdiff.rivals.conditioning import Conditioning, Keeps, Stage
 from llmdiff.types import TextEncoding
 
+_HIDDEN = -10_000.0  # as diffusers' U-Net adds to the scores of what it may not see
+
 
 class Connector(nn.Module, ABC):
     """What stands between frozen text states and the denoiser.
@@ -73,6 +75,11 @@ class ConnectorConditioning(Conditioning):
             read=connector.read,
             condition=lambda raw, _: packed(connector.carried(raw)),
         )
+
+    def layer_inputs(self, states: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return what the connector makes of packed states at these time steps, and the mask of what is real."""
+        read = _at_step(self.connector, states, timesteps)
+        return read.states, (1 - read.token_mask.to(read.states))[:, None] * _HIDDEN
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Tensor:
@@ -156,14 +163,19 @@ class _AtStep:
         names = list(inspect.signature(type(denoiser).forward).parameters)[1:]
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         states, sample = given["encoder_hidden_states"], given["sample"]
-        weight = next(self.connector.parameters())
-        states = states.to(weight.device, weight.dtype)
-        timesteps = torch.as_tensor(given["timestep"], device=weight.device).float().expand(len(states))
-        encoding = TextEncoding(states=states[..., :-1], token_mask=states[..., -1] != 0)
-        read = self.connector.at_step(encoding, timesteps)
+        read = _at_step(self.connector, states, torch.as_tensor(given["timestep"]))
         given["encoder_hidden_states"] = read.states.to(sample)
         given["encoder_attention_mask"] = read.token_mask.to(sample.device)
         return (), given
+
+
+def _at_step(connector: Connector, states: Tensor, timesteps: Tensor) -> TextEncoding:
+    """Return what cross-attention reads of packed states."""
+    weight = next(connector.parameters())
+    states = states.to(weight.device, weight.dtype)
+    timesteps = timesteps.to(weight.device).float().expand(len(states))
+    encoding = TextEncoding(states=states[..., :-1], token_mask=states[..., -1] != 0)
+    return connector.at_step(encoding, timesteps)
 
 
 class _Share:

@@ -29,8 +29,6 @@ class AdapterConditioning(Conditioning):
     `branches`: "pretrained" is the sum without its second term (a2 = 0), "new" without its first (a1 = 0).
     """
 
-    starts_from_text = True
-
     def __init__(
         self,
         adapter: LLMDiffAdapter,

@@ -11,9 +11,11 @@ what the base's encoder cannot do.
 Source: ours. A regression of a frozen layer's outputs, as in FitNets (Romero et al. 2015, arXiv 1412.6550).
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from llmdiff.adapter import families, layers
-from llmdiff.adapter.base_encoder import BaseTexts, encode_with_base, has_text_encoder
+from llmdiff.adapter.base_encoder import encode_with_base, has_text_encoder
 from llmdiff.errors import UnsupportedPipelineError
 from llmdiff.training.loop import LoopConfig, StepPart, train
 from llmdiff.training.optimizers import LrScale
@@ -32,17 +34,22 @@ from llmdiff.training.optimizers import LrScale
 Conditioned = Callable[[Sequence[int], torch.Generator], tuple[Tensor, Tensor | None]]
 """Indices of captions => `encoder_hidden_states` and a pooled vector or None; the generator is for noise."""
 
+LayerInputs = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
+"""`encoder_hidden_states` and time steps (B,) => what a layer's attention reads of them, and an additive mask
+(B, 1, T) or None."""
+
 _DRAWN_TOGETHER = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class BaseQueries:
-    """Image states that the base's text attention met while the base drew.
+    """Image states that the base's text attention met while the base drew, and the time steps they belong to.
 
-    Shapes: states[layer] (pictures x steps, positions, width of the layer) float16.
+    Shapes: states[layer] (pictures x steps, positions, width of the layer) float16; timesteps (pictures x steps,).
     """
 
     states: Mapping[str, Tensor]
+    timesteps: Tensor
 
     def __len__(self) -> int:
         return len(next(iter(self.states.values())))
@@ -61,6 +68,7 @@ def draw_queries(
     """
     _check(pipe)
     met: dict[str, list[Tensor]] = {}
+    timesteps: list[Tensor] = []
     generator = torch.Generator().manual_seed(seed)
 
     def keep(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -70,12 +78,24 @@ def draw_queries(
         chosen = torch.randint(states.shape[1], (positions,), generator=generator)
         met.setdefault(name, []).append(states[:, chosen.to(states.device)].half().cpu())
 
+    denoiser = families.denoiser_of(pipe)
+
+    def keep_timestep(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        given = inspect.signature(type(denoiser).forward).bind_partial(denoiser, *args, **kwargs).arguments
+        rows = len(next(given[name] for name in ("sample", "hidden_states") if name in given))
+        timesteps.append(torch.as_tensor(given["timestep"]).float().cpu().expand(rows))
+
     handles = [
         attn.register_forward_pre_hook(
             lambda _, args, kwargs, name=name: keep(name, args, kwargs), with_kwargs=True
         )
-        for name, attn in layers.text_layers(families.denoiser_of(pipe)).items()
+        for name, attn in layers.text_layers(denoiser).items()
     ]
+    handles.append(
+        denoiser.register_forward_pre_hook(
+            lambda _, args, kwargs: keep_timestep(args, kwargs), with_kwargs=True
+        )
+    )
     try:
         with tqdm(total=len(captions), desc="base's queries", mininterval=5) as bar:
             for start in range(0, len(captions), _DRAWN_TOGETHER):
@@ -92,7 +112,13 @@ def draw_queries(
     finally:
         for handle in handles:
             handle.remove()
-    return BaseQueries(states={name: torch.cat(parts) for name, parts in met.items()})
+    return BaseQueries(
+        states={name: torch.cat(parts) for name, parts in met.items()}, timesteps=torch.cat(timesteps)
+    )
+
+
+def _as_they_are(states: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor | None]:
+    return states, None
 
 
 def warm_start(
@@ -107,15 +133,17 @@ def warm_start(
     installed: Callable[[nn.Module], AbstractContextManager[Any]],
     batch_size: int,
     choose: Callable[[np.random.Generator], Sequence[int]] | None = None,
+    layer_inputs: LayerInputs = _as_they_are,
     lr_scale: LrScale = lambda name: (1.0, 1.0),
     muon: Callable[[str], bool] = lambda name: False,
     title: str = "warm start",
 ) -> None:
     """Train what requires gradients in `modules` on captions alone; resumable as `train` is. Returns nothing.
 
-    While `installed(denoiser)` lasts, the denoiser's text attention takes what `conditioned` gives for captions by
-    their indices. `choose(rng)` gives the indices of a batch, evenly drawn where it is None; `queries` is called
-    when the first step needs them. A pooled vector, where the base has one, is fitted to the base's own.
+    In a step, while `installed(denoiser)` lasts, the denoiser's text attention takes what `conditioned` gives for
+    captions by their indices. `choose(rng)` gives the indices of a batch, evenly drawn where it is None; `queries` is called
+    when the first step needs them. `layer_inputs` stands in for what the denoiser would do to `conditioned`'s states
+    on their way to a layer. A pooled vector, where the base has one, is fitted to the base's own.
 
     Raises:
         UnsupportedPipelineError: see `draw_queries`.
@@ -124,20 +152,31 @@ def warm_start(
     _check(pipe)
     family, denoiser = families.family_of(pipe), families.denoiser_of(pipe)
     text_layers: Mapping[str, Any] = layers.text_layers(denoiser)
-    kept: list[BaseQueries] = []
+    asked = cache(queries)
 
     def step_loss(part: StepPart) -> tuple[Tensor, Mapping[str, float]]:
-        if not kept:
-            kept.append(queries())
         rng = part.rng(config.seed, 15)
         indices = rng.integers(len(captions), size=batch_size) if choose is None else choose(rng)
+        rows = torch.from_numpy(rng.integers(len(asked()), size=batch_size))
+        # The base answers as it is; what is installed may stand inside its layers (LoRA).
         with torch.no_grad():
             base = encode_with_base(pipe, family, [captions[i] for i in indices])
-        states, pooled = conditioned([int(i) for i in indices], part.generator)
-        rows = torch.from_numpy(rng.integers(len(kept[0]), size=batch_size))
-        errors = [
-            _unexplained(attn, kept[0].states[name][rows], states, base) for name, attn in text_layers.items()
-        ]
+            put = {name: asked().states[name][rows].to(base.states) for name in text_layers}
+            wanted = {
+                name: attn(put[name], encoder_hidden_states=base.states).float()
+                for name, attn in text_layers.items()
+            }
+        with installed(denoiser):
+            states, pooled = conditioned([int(i) for i in indices], part.generator)
+            read, mask = layer_inputs(states, asked().timesteps[rows].to(states.device))
+            seen = {
+                "encoder_hidden_states": read.to(base.states),
+                "attention_mask": None if mask is None else mask.to(base.states),
+            }
+            errors = [
+                _unexplained(attn(put[name], **seen).float(), wanted[name])
+                for name, attn in text_layers.items()
+            ]
         loss = torch.stack(errors).mean()
         figures = {"unexplained": float(loss.detach())}
         if pooled is not None and base.pooled is not None:
@@ -146,17 +185,12 @@ def warm_start(
             loss = loss + wrong
         return loss, figures
 
-    with installed(denoiser):
-        train(modules, step_loss, config, folder, title=title, lr_scale=lr_scale, muon=muon)
+    train(modules, step_loss, config, folder, title=title, lr_scale=lr_scale, muon=muon)
 
 
-def _unexplained(attn: nn.Module, queries: Tensor, states: Tensor, base: BaseTexts) -> Tensor:
+def _unexplained(given: Tensor, wanted: Tensor) -> Tensor:
     """The share of the variance of a layer's output under the base's text that the LLM's text does not give."""
-    queries = queries.to(base.states)
-    with torch.no_grad():
-        wanted = attn(queries, encoder_hidden_states=base.states).float()
-        variance = (wanted - wanted.mean((0, 1))).square().mean()
-    given = attn(queries, encoder_hidden_states=states.to(base.states)).float()
+    variance = (wanted - wanted.mean((0, 1))).square().mean()
     share: Tensor = (given - wanted).square().mean() / variance.clamp(min=1e-12)
     return share
 
