@@ -141,9 +141,10 @@ def warm_start(
     """Train what requires gradients in `modules` on captions alone; resumable as `train` is. Returns nothing.
 
     In a step, while `installed(denoiser)` lasts, the denoiser's text attention takes what `conditioned` gives for
-    captions by their indices. `choose(rng)` gives the indices of a batch, evenly drawn where it is None; `queries` is called
-    when the first step needs them. `layer_inputs` stands in for what the denoiser would do to `conditioned`'s states
-    on their way to a layer. A pooled vector, where the base has one, is fitted to the base's own.
+    captions by their indices. `choose(rng)` gives the indices of a batch, evenly drawn where it is None; `queries`
+    is called when the first step needs them. `layer_inputs` stands in for what the denoiser would do to
+    `conditioned`'s states on their way to a layer. A pooled vector, where the base has one, is fitted to the base's
+    own.
 
     Raises:
         UnsupportedPipelineError: see `draw_queries`.
