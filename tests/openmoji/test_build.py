@@ -51,6 +51,19 @@ def test_a_second_run_trains_nothing(built):
     assert before == after
 
 
+@pytest.mark.parametrize("value", ["vae_steps", "unet_lr", "seed", "scenes"])
+def test_a_stage_made_with_other_values_is_refused_by_name(built, value):
+    changed = replace(built.preset, **{value: getattr(built.preset, value) * 2 + 1})
+    with pytest.raises(ConfigError, match=rf"was made with {value} .*delete that folder"):
+        Build(changed, built.folder, torch.device("cpu")).run("denoiser")
+
+
+def test_values_of_stages_that_are_not_done_may_change(built):
+    Build(replace(built.preset, adapter_steps=9, checker_steps=7), built.folder, torch.device("cpu")).run(
+        "denoiser"
+    )
+
+
 def test_latents_have_unit_variance(built):
     latents = built.scenes().latents.float()
     assert latents.std().item() == pytest.approx(1, abs=0.2)

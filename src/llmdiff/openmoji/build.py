@@ -23,7 +23,7 @@ from transformers import CLIPTextModel
 
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.manifest import check_manifest
-from llmdiff.errors import LLMDiffError
+from llmdiff.errors import ConfigError, LLMDiffError
 from llmdiff.evaluation.metrics.models import ImageTextModel
 from llmdiff.evaluation.scenes_check import SceneChecker
 from llmdiff.files import whole_folder, write_whole
@@ -33,6 +33,10 @@ from llmdiff.openmoji import autoencoder, checker, dataset, denoiser, llm_adapte
 from llmdiff.openmoji.presets import Preset, preset
 from llmdiff.openmoji.ship import ship
 from llmdiff.training.curves import save_curve
+
+# Which values of a preset make a stage what it is, by how their names begin; beside those that all stages share.
+_SHARED_VALUES = ("objects", "image_size_px", "seed")
+_OWN_VALUES = {"denoiser": ("unet_",), "scenes": ("scenes",), "adapter": ("adapter_", "llm")}
 
 STAGES = ("vae", "scenes", "text", "denoiser", "decoder", "checker", "adapter", "siglip")
 
@@ -208,6 +212,7 @@ class Build:
     def _stage(self, name: str, make: Callable[[], dict[str, Any]]) -> None:
         done = self.folder / name / "done.json"
         if done.exists():
+            self._check_values(name, json.loads(done.read_text()).get("preset", {}))
             return
         print(f"== {name}", flush=True)
         started = time.monotonic()
@@ -221,6 +226,16 @@ class Build:
         }
         write_whole(done, json.dumps(record, indent=1))
         print(f"== {name}: {json.dumps(figures)}", flush=True)
+
+    def _check_values(self, stage: str, was: dict[str, Any]) -> None:
+        begins = (*_SHARED_VALUES, *_OWN_VALUES.get(stage, (f"{stage}_",)))
+        now = json.loads(json.dumps(asdict(self.preset)))
+        for value in now:
+            if value.startswith(begins) and value in was and was[value] != now[value]:
+                raise ConfigError(
+                    f"{self.folder / stage} was made with {value} {was[value]!r}, the preset has {now[value]!r}: "
+                    "delete that folder to make it anew, or build in another one"
+                )
 
 
 def _save(model: Any, folder: Path) -> None:
