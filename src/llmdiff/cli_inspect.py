@@ -1,5 +1,7 @@
 """The verbs of `llmdiff inspect`: look at what the LLM does; the work is done elsewhere."""
 
+import shlex
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -134,3 +136,49 @@ def denoising(
         reports.append(read_denoising(encoder, tokenizer, chosen, name=name, kind=kind))
     save_denoising(reports, out)
     typer.echo(denoising_table(reports), nl=False)
+
+
+@app.command()
+def probes(
+    out: Out,
+    llm: Annotated[str, typer.Option("--llm", help="Name, folder, GGUF or Hub id.")] = "smollm2-135m",
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            "--encoder", help='Sentence encoder: "none", folder or Hub id [minilm, where installed].'
+        ),
+    ] = None,
+    captions: Annotated[int, typer.Option("--captions", min=1, help="To train each probe on.")] = 1500,
+    tests: Annotated[int, typer.Option("--tests", min=1, help="Captions of every split.")] = 150,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Of training each probe.")] = 600,
+    lone: Annotated[Lone, typer.Option("--lone", help="What a token alone sees.")] = Lone.with_bos,
+    template: Annotated[
+        str | None, typer.Option("--template", help="What the LLM reads, with {prompt} in it [the caption].")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of captions and probes.")] = 0,
+) -> None:
+    """Show what linear probes recover of captions from scores, the last layer, all layers and an encoder.
+
+    Run again in the same folder, it measures what is not there yet.
+    """
+    set_up(verbose=False)
+    check_extra("inspect", "matplotlib")
+    from llmdiff.analysis.probe_plots import probe_tables, save_probes
+    from llmdiff.analysis.probe_table import ProbeSettings, measure_probes
+    from llmdiff.evaluation.report import writable_folder
+    from llmdiff.rivals.encoder import chosen_encoder
+
+    writable_folder(out)
+    settings = ProbeSettings(
+        llm=llm,
+        encoder=chosen_encoder(encoder),
+        captions=captions,
+        tests=tests,
+        steps=steps,
+        lone=lone.value,
+        template=template,
+        seed=seed,
+    )
+    record = measure_probes(settings, out)
+    save_probes(record | {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}, out)
+    typer.echo(probe_tables(record), nl=False)
