@@ -12,6 +12,7 @@ from llmdiff import (
     __version__,
     cli_batch,
     cli_benchmark,
+    cli_compare_llms,
     cli_doctor,
     cli_evaluate,
     cli_inspect,
@@ -33,6 +34,7 @@ from llmdiff.cli_options import (
     Steps,
     Verbose,
     Via,
+    ViaAnswers,
     ViaModel,
     Width,
 )
@@ -73,6 +75,7 @@ app.command()(cli_batch.batch)
 app.command()(cli_ui.ui)
 app.command()(cli_doctor.doctor)
 app.command()(cli_benchmark.benchmark)
+app.command("compare-llms")(cli_compare_llms.compare_llms)
 
 
 class Dtype(StrEnum):
@@ -119,6 +122,7 @@ def generate(
     weighted: Weighted = False,
     via: Via = None,
     via_model: ViaModel = None,
+    via_answers: ViaAnswers = 1,
     trust_remote_code: TrustCode = False,
     verbose: Verbose = False,
 ) -> None:
@@ -146,6 +150,7 @@ def generate(
         trust_remote_code=trust_remote_code,
         via=via,
         via_model=via_model,
+        via_answers=via_answers,
     )
     for path in drawing.generate(settings, models, out, weighted=weighted):
         typer.echo(path)
@@ -171,6 +176,7 @@ def compare(
     weighted: Weighted = False,
     via: Via = None,
     via_model: ViaModel = None,
+    via_answers: ViaAnswers = 1,
     trust_remote_code: TrustCode = False,
     verbose: Verbose = False,
 ) -> None:
@@ -198,6 +204,7 @@ def compare(
         trust_remote_code=trust_remote_code,
         via=via,
         via_model=via_model,
+        via_answers=via_answers,
     )
     typer.echo(drawing.compare(settings, models, out, weighted=weighted))
 
@@ -227,6 +234,7 @@ def serve(
     pipeline: Pipeline = None,
     via: Via = None,
     via_model: ViaModel = None,
+    via_answers: ViaAnswers = 1,
     device: Device = None,
     verbose: Verbose = False,
 ) -> None:
@@ -258,6 +266,7 @@ def serve(
         device=place,
         via=via,
         via_model=via_model,
+        via_answers=via_answers,
     )
     serve_images(models, settings, host=host, port=port)
 
