@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from llmdiff.cli_options import Adapter, Device, Guidance, Pipeline, Steps
+from llmdiff.cli_options import Adapter, Device, Guidance, Pipeline, Steps, Via, ViaAnswers, ViaModel
 from llmdiff.cli_output import set_up
 from llmdiff.errors import PromptError
 from llmdiff.extras import check_extra
@@ -45,6 +45,8 @@ def scores(
     lone: Annotated[Lone, typer.Option("--lone", help="What a token alone sees, if there is no adapter.")] = (
         Lone.with_bos
     ),
+    via: Via = None,
+    via_model: ViaModel = None,
     device: Device = None,
 ) -> None:
     """Show every block's updates, score and share of the text encoding, as plots, a page and JSON.
@@ -62,10 +64,13 @@ def scores(
 
     writable_folder(out)
     place = loading.usable_device(device)
+    models = loading.Models(adapter=adapter or "openmoji", llm=llm, via=via, via_model=via_model)
     if adapter is None and llm is not None:
-        report = inspect_scores(DecoderLLM.from_pretrained(llm, device=place), prompt, lone=lone.value)
+        advice = loading.advice_of(models)
+        alone = DecoderLLM.from_pretrained(llm, device=place)
+        alone.advice = advice
+        report = inspect_scores(alone, prompt, lone=lone.value)
     else:
-        models = loading.Models(adapter=adapter or "openmoji", llm=llm)
         controller = loading.load_controller(models, device=place)
         report = inspect_scores(controller.llm, prompt, adapter=controller.adapter)
     for path in save_scores(report, out):
@@ -81,6 +86,9 @@ def attention(
     guidance_scale: Guidance = 3.0,
     adapter: Adapter = "openmoji",
     pipeline: Pipeline = None,
+    via: Via = None,
+    via_model: ViaModel = None,
+    via_answers: ViaAnswers = 1,
     device: Device = None,
 ) -> None:
     """Draw a picture and show where each word was looked at, in all and step by step."""
@@ -93,7 +101,15 @@ def attention(
     from llmdiff.evaluation.report import writable_folder
 
     writable_folder(out)
-    controller, pipe = loading.load(loading.Models(adapter=adapter, pipeline=pipeline, device=device))
+    models = loading.Models(
+        adapter=adapter,
+        pipeline=pipeline,
+        device=device,
+        via=via,
+        via_model=via_model,
+        via_answers=via_answers,
+    )
+    controller, pipe = loading.load(models)
     maps = draw_with_maps(controller, pipe, prompt, seed=seed, steps=steps, guidance_scale=guidance_scale)
     for path in save_maps(maps, out):
         typer.echo(path)

