@@ -13,7 +13,7 @@ import shlex
 import sys
 import warnings
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,18 @@ from llmdiff.openmoji.contents import World
 SHORT = "Rewrite the description as one short sentence with simple words. Answer with that sentence alone."
 
 
+@dataclass
+class AskedOnce(ClosedLLM):
+    """A closed LLM that is not asked again where it failed: what is counted is what was drawn."""
+
+    told: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+
+    def answers(self, prompt: str) -> tuple[str, ...]:
+        if prompt not in self.told:
+            self.told[prompt] = super().answers(prompt)
+        return self.told[prompt]
+
+
 def compare(
     controller: LLMController, checker: SceneChecker, advice: Advice, chosen: argparse.Namespace
 ) -> dict[str, Any]:
@@ -47,11 +59,8 @@ def compare(
         splits=chosen.splits.split(","),  # type: ignore[arg-type]
     )
     base, llm = controller_systems(controller, steps=chosen.steps).values()
-    answers: dict[str, str] = {}
 
     def via(prompts: list[str], seeds: list[int]) -> Any:
-        for prompt in prompts:
-            answers[prompt] = next(iter(advice.closed.answers(prompt)), "")
         controller.llm.advice = advice
         try:
             return llm(prompts, seeds)
@@ -62,6 +71,7 @@ def compare(
         name: [float(one.exact) for one in run_system(name, system, suite, checker).verdicts]
         for name, system in {"base": base, "llm": llm, "llm via": via}.items()
     }
+    answers = {row.prompt: next(iter(advice.closed.answers(row.prompt)), "") for row in suite}
     splits = {
         split: [at for at, row in enumerate(suite) if row.split == split]
         for split in dict.fromkeys(row.split for row in suite)
@@ -123,7 +133,7 @@ def main() -> None:
             retries=0 if local else 3,
         )
         warnings.simplefilter("ignore", UserWarning)  # a refused answer is counted, not told one by one
-        record = compare(controller, checker, Advice(closed=ClosedLLM(settings, chosen.answers)), chosen)
+        record = compare(controller, checker, Advice(closed=AskedOnce(settings, chosen.answers)), chosen)
     for split, row in record["splits"].items():
         shown = "  ".join(f"{name} {100 * figures['mean']:.1f}" for name, figures in row["accuracy"].items())
         gain, low, high = (100 * row["gain"][key] for key in ("mean", "low", "high"))

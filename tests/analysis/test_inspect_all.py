@@ -1,39 +1,15 @@
-"""The script that writes what docs/results says of the insides of an LLM, whole, on a tiny random LLM."""
+"""The scripts that write what docs/results says of the insides of an LLM, whole, on a tiny random LLM."""
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
-import torch
-from language.conftest import tiny_llm
-
-from llmdiff.base_pipeline import load_base_pipeline
-from llmdiff.controller import LLMController
-from llmdiff.language.llm import DecoderLLM
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from closed_endpoint import Endpoint, raw, says
 
 
-@pytest.fixture
-def inspect_all(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    spec = importlib.util.spec_from_file_location("inspect_all", BENCHMARKS / "inspect_all.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_every_part_is_written_once_and_none_is_large(inspect_all, tmp_path, monkeypatch, capsys):
-    llm = tiny_llm("llama")
-    llm.model.save_pretrained(tmp_path / "llm")
-    llm.tokenizer.save_pretrained(tmp_path / "llm")
-    loaded = DecoderLLM.from_pretrained(tmp_path / "llm")
-    pipe = load_base_pipeline("openmoji", dtype=torch.float32)
-    LLMController.create(loaded, pipe, base_model_id="openmoji").save_pretrained(tmp_path / "adapter")
-    out = tmp_path / "results"
-    arguments = {"out": out, "adapter": tmp_path / "adapter", "llm": tmp_path / "llm", "encoder": "none"}
+def test_every_part_is_written_once_and_none_is_large(script, reading_adapter, tmp_path, monkeypatch, capsys):
+    inspect_all, out = script("inspect_all"), tmp_path / "results"
+    arguments = {"out": out, "adapter": reading_adapter, "llm": tmp_path / "llm", "encoder": "none"}
     arguments |= {"steps": 1, "scenes": 2, "texts": 24, "captions": 8, "tests": 2, "probe-steps": 1}
     words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
 
@@ -61,3 +37,29 @@ def test_every_part_is_written_once_and_none_is_large(inspect_all, tmp_path, mon
     with pytest.raises(SystemExit):
         run("--only", "nothing")
     assert "expected some of scores, attention" in capsys.readouterr().err
+
+
+def test_the_proxy_is_measured_against_the_llm_alone_on_the_same_prompts(
+    script, reading_adapter, tmp_path, monkeypatch, capsys
+):
+    endpoint = Endpoint(says("a red car"), raw(b"", 401), says("a dog"))
+    arguments = {"via": endpoint.url, "via-model": "closed-1", "prompts": 2, "steps": 1}
+    arguments |= {"adapter": reading_adapter, "answers": tmp_path / "kept", "out": tmp_path / "proxy.json"}
+    words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["proxy.py", *words])
+    try:
+        script("proxy").main()
+    finally:
+        endpoint.close()
+    record = json.loads((tmp_path / "proxy.json").read_text())
+    assert set(record["splits"]) == {"synonyms", "indirect"}
+    for row in record["splits"].values():
+        assert set(row["accuracy"]) == {"base", "llm", "llm via"}
+        assert all(figures["n"] == 2 for figures in row["accuracy"].values())
+        difference = row["accuracy"]["llm via"]["mean"] - row["accuracy"]["llm"]["mean"]
+        assert row["gain"]["mean"] == pytest.approx(difference)
+    # One of the four was refused when it was asked.
+    assert [row["answer"] for row in record["examples"]].count("") == 1
+    assert record["splits"]["synonyms"]["answered"] == 0.5
+    assert record["splits"]["indirect"]["answered"] == 1.0
+    assert "gain" in capsys.readouterr().out
