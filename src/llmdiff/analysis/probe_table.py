@@ -218,5 +218,7 @@ def _kept(place: Path, settings: ProbeSettings) -> dict[str, dict[str, list[int]
         record = json.loads(place.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    same = isinstance(record, dict) and record.get("settings") == _plain(settings)
-    return record["right"] if same else None
+    if not isinstance(record, dict) or record.get("settings") != _plain(settings):
+        return None
+    right: dict[str, dict[str, list[int]]] = record["right"]
+    return right

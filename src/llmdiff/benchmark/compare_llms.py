@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmdiff.benchmark.run import Benchmark
 from llmdiff.benchmark.settings import BASE, BenchmarkSettings
@@ -32,6 +33,9 @@ from llmdiff.openmoji.build import Build
 from llmdiff.openmoji.contents import World
 from llmdiff.openmoji.presets import Preset, preset
 from llmdiff.rivals.registry import rival
+
+Exact = NDArray[np.float64]
+"""By prompt the share of seeds in which the picture is exactly as asked for."""
 
 _SEEN = "seen"
 _TIMED_PROMPTS = 16
@@ -100,7 +104,7 @@ def compare_llms(
     base_figures = base.run(command=command)["systems"][BASE]
     base_right = _exact(out / "base", BASE, 1)
     rows: dict[str, dict[str, Any]] = {}
-    first: dict[str, np.ndarray] | None = None
+    first: dict[str, Exact] | None = None
     for name in sorted(llms, key=lambda one: sizes[one]["parameters"]):
         benchmark = Benchmark(build, replace(settings, llm=name), folders[name], left_out={})
         figures = benchmark.run(command=command)["systems"][system]
@@ -179,8 +183,8 @@ def seconds_per_encoding(llm: DecoderLLM, made_with: Preset) -> float:
     return statistics.median(seconds)
 
 
-def _exact(folder: Path, system: str, seeds: int) -> dict[str, np.ndarray]:
-    """By split the share of seeds in which each prompt's picture is exactly as asked for."""
+def _exact(folder: Path, system: str, seeds: int) -> dict[str, Exact]:
+    """The prompts of each split."""
     found: dict[str, list[list[float]]] = {}
     for seed in range(seeds):
         run = read_run(folder / "runs" / system / f"seed-{seed}", system, seed)
@@ -190,7 +194,7 @@ def _exact(folder: Path, system: str, seeds: int) -> dict[str, np.ndarray]:
     return {split: np.asarray(rows).mean(0) for split, rows in found.items()}
 
 
-def _differences(ours: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _differences(ours: Mapping[str, Exact], other: Mapping[str, Exact]) -> dict[str, Any]:
     """Ours less the other's, prompt by prompt, in all splits, all but "seen", and each."""
     chosen = {"overall": list(ours), "held_out": [split for split in ours if split != _SEEN]}
     chosen |= {split: [split] for split in ours}
