@@ -7,6 +7,8 @@ import pytest
 from closed_endpoint import Endpoint, raw, says
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_part_is_written_once_and_none_is_large(script, reading_adapter, tmp_path, monkeypatch, capsys):
     inspect_all, out = script("inspect_all"), tmp_path / "results"
     arguments = {"out": out, "adapter": reading_adapter, "llm": tmp_path / "llm", "encoder": "none"}

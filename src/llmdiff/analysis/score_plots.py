@@ -143,8 +143,9 @@ def _sink(place: Any, report: ScoreReport) -> None:
     place.plot(sink["without"], marker=".", label="without subtraction, |u|")
     place.plot(sink["with"], marker=".", label="with, |u - v|")
     place.axhline(1, color="gray", linewidth=0.5)
-    place.set(title=f"sink {_label(sink['text'])}: norm by other tokens' median", xlabel="block")
+    place.set(title=f"sink {_label(sink['text'])}, others' median = 1", xlabel="block")
     place.set_yscale("symlog", linthresh=1)
+    place.set_ylim(bottom=0)
     place.legend(fontsize=8)
 
 
