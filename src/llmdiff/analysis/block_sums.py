@@ -62,7 +62,8 @@ class BlockSums:
         if kind != "guided":
             blocks = self.llm.num_blocks
             # parts: x_0, the scores, the lone updates
-            x0, scores, alone = grouped.parts.float().split([1, blocks, blocks], 1)
+            parts = grouped.parts.float()
+            x0, scores, alone = parts[:, :1], parts[:, 1 : 1 + blocks], parts[:, 1 + blocks :]
             if kind == "plain":
                 # k = g, in units of the score's scale
                 scores = scores + alone * (gains.lone_scale / gains.score_scale)[:, None]

@@ -30,14 +30,14 @@ from llmdiff.files import write_whole
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.openmoji.build import Build
-from llmdiff.openmoji.contents import World
+from llmdiff.openmoji.contents import Split, World
 from llmdiff.openmoji.presets import Preset, preset
 from llmdiff.rivals.registry import rival
 
 Exact = NDArray[np.float64]
 """By prompt the share of seeds in which the picture is exactly as asked for."""
 
-_SEEN = "seen"
+_SEEN: Split = "seen"
 _TIMED_PROMPTS = 16
 
 
