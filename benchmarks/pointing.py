@@ -19,11 +19,47 @@ from llmdiff.controller import LLMController
 from llmdiff.evaluation.scenes_check import SceneChecker
 from llmdiff.evaluation.statistics import bootstrap_mean
 from llmdiff.evaluation.suites import scenes_suite
+from llmdiff.files import write_whole
 from llmdiff.openmoji.contents import World
 from llmdiff.openmoji.scenes import SCENE_SIZE_PX
 
 BRANCHES: tuple[Branch, ...] = ("both", "pretrained", "new")
 _REACH_PX = 12.5  # half of a pair's size
+
+
+def play(
+    controller: LLMController, pipe: Any, checker: SceneChecker, *, scenes: int, steps: int
+) -> dict[str, Any]:
+    """The record of the game: accuracy of every branch over the objects that were drawn, with intervals."""
+    world = World(objects=checker.objects)
+    hits: dict[str, list[float]] = {branch: [] for branch in BRANCHES}
+    drawn = 0
+    with tqdm(total=scenes, desc="scenes") as bar:
+        for row in scenes_suite(20 * scenes, 1, world, splits=("seen",)):
+            named = [(item, _name_in(row.prompt, world.thing(item.name))) for item in row.content.items]
+            if row.content.relation is None or not all(name for _, name in named):
+                continue
+            maps = draw_with_maps(controller, pipe, row.prompt, seed=row.seed, steps=steps)
+            seen = {thing.name: thing for thing in checker.read(np.asarray(maps.picture)[None])[0].things}
+            drawn += 1
+            bar.update()
+            for item, name in named:
+                if item.name in seen and any(word.text == name for word in maps.words):
+                    thing = seen[item.name]
+                    for branch in BRANCHES:
+                        x, y = (share * SCENE_SIZE_PX for share in maps.peak(str(name), branch))
+                        hits[branch].append(max(abs(x - thing.x_px), abs(y - thing.y_px)) <= _REACH_PX)
+            if drawn == scenes:
+                break
+    chance = (2 * _REACH_PX / SCENE_SIZE_PX) ** 2
+    record: dict[str, Any] = {"scenes": drawn, "chance": round(chance, 4), "steps": steps}
+    for branch, values in hits.items():
+        if not values:  # the checker saw none of the objects
+            record[branch] = {"n": 0}
+            continue
+        found = bootstrap_mean(values)
+        record[branch] = {"accuracy": found.mean, "low": found.low, "high": found.high, "n": found.n}
+    return record
 
 
 def main() -> None:
@@ -39,36 +75,10 @@ def main() -> None:
     pipe = controller.load_pipeline()
     pipe.set_progress_bar_config(disable=True)
     checker = SceneChecker.from_pretrained("openmoji")
-    world = World(objects=checker.objects)
-    hits: dict[str, list[float]] = {branch: [] for branch in BRANCHES}
-    drawn = 0
-    with tqdm(total=chosen.scenes, desc="scenes") as bar:
-        for row in scenes_suite(20 * chosen.scenes, 1, world, splits=("seen",)):
-            named = [(item, _name_in(row.prompt, world.thing(item.name))) for item in row.content.items]
-            if row.content.relation is None or not all(name for _, name in named):
-                continue
-            maps = draw_with_maps(controller, pipe, row.prompt, seed=row.seed, steps=chosen.steps)
-            seen = {thing.name: thing for thing in checker.read(np.asarray(maps.picture)[None])[0].things}
-            drawn += 1
-            bar.update()
-            for item, name in named:
-                if item.name in seen and any(word.text == name for word in maps.words):
-                    thing = seen[item.name]
-                    for branch in BRANCHES:
-                        x, y = (share * SCENE_SIZE_PX for share in maps.peak(str(name), branch))
-                        hits[branch].append(max(abs(x - thing.x_px), abs(y - thing.y_px)) <= _REACH_PX)
-            if drawn == chosen.scenes:
-                break
-    chance = (2 * _REACH_PX / SCENE_SIZE_PX) ** 2
-    record: dict[str, Any] = {"scenes": drawn, "chance": round(chance, 4), "adapter": chosen.adapter}
-    for branch, values in hits.items():
-        found = bootstrap_mean(values)
-        record[branch] = {"accuracy": found.mean, "low": found.low, "high": found.high, "n": found.n}
-        print(
-            f"{branch:12s} {found.mean:.3f} [{found.low:.3f}, {found.high:.3f}] of {found.n}; chance {chance:.3f}"
-        )
-    chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    chosen.out.write_text(json.dumps(record, indent=1) + "\n")
+    record = play(controller, pipe, checker, scenes=chosen.scenes, steps=chosen.steps)
+    for branch in BRANCHES:
+        print(f"{branch:12s} {record[branch]}; chance {record['chance']:.3f}")
+    write_whole(chosen.out, json.dumps(record | {"adapter": chosen.adapter}, indent=1) + "\n")
 
 
 def _name_in(prompt: str, thing: Any) -> str | None:

@@ -16,15 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from llmdiff.analysis.block_sums import BlockSums
 from llmdiff.analysis.probes import Targets, probe_answers, read_rightly, train_probe
 from llmdiff.evaluation.statistics import bootstrap_mean
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
-from llmdiff.language.score_groups import GroupedScores, encode_groups, sum_groups
 from llmdiff.openmoji.captions import caption
 from llmdiff.openmoji.contents import World
-from llmdiff.training.bank import EncodingBank, GroupBank, in_batches
-from llmdiff.types import TextEncoding
+from llmdiff.training.bank import EncodingBank, by_length, in_batches
 
 TEMPLATES = {
     "none": None,
@@ -51,53 +50,26 @@ def pairs(world: World, split: str, count: int, seed: int) -> tuple[list[Any], l
 
 
 class Encoded:
-    """A template's captions, encoded once: every block's scores and the last hidden state."""
+    """A template's captions, read once: every block's scores and the last hidden state."""
 
     def __init__(
         self, llm: DecoderLLM, captions: list[str], template: str | None, lone: Any, title: str
     ) -> None:
-        self.llm, self.template, self.lone = llm, template, lone
-        self.scales = ContextEncoding(llm.num_blocks, llm.hidden_size, lone=lone, template=template)
-        self.scales.calibrate(llm, captions[:128])
-        self.scores = GroupBank(
-            encode_groups(self.scales, llm, part, groups=llm.num_blocks)
-            for part in in_batches(captions, batch=16, title=title)
-        )
+        self.sums = BlockSums(llm, captions, template=template, lone=lone, title=title)
+        order = by_length(captions)
+        batches = in_batches([captions[i] for i in order], batch=32, title=f"{title}, last")
         with torch.no_grad():
             self.last = EncodingBank(
-                llm.last_hidden_states(part, template=template)
-                for part in in_batches(captions, batch=32, title=f"{title}, last")
+                (llm.last_hidden_states(part, template=template) for part in batches), order
             )
 
     def context(self, encoding: str) -> ContextEncoding | None:
-        """Fresh gains for one encoding; "plain" has the paper's, of which each is both g and k."""
-        if encoding == "last hidden":
-            return None
-        context = ContextEncoding(
-            self.llm.num_blocks, self.llm.hidden_size, encoding="guided" if encoding == "guided" else "paper"
-        )
-        context.load_state_dict(
-            {name: value for name, value in self.scales.state_dict().items() if "scale" in name}, strict=False
-        )
-        return context
+        return None if encoding == "last hidden" else self.sums.fresh_gains(encoding)  # type: ignore[arg-type]
 
     def batch(self, encoding: str, context: ContextEncoding | None) -> Any:
-        def encode(indices: Any) -> TextEncoding:
-            if context is None:
-                return self.last.batch(indices)
-            grouped = self.scores.batch(indices)
-            if encoding != "guided":
-                # parts: x_0, the scores, the lone updates
-                x0, scores, alone = grouped.parts.float().split(
-                    [1, self.llm.num_blocks, self.llm.num_blocks], 1
-                )
-                if encoding == "plain":
-                    # k = g, in units of the score's scale
-                    scores = scores + alone * (context.lone_scale / context.score_scale)[:, None]
-                grouped = GroupedScores(parts=torch.cat([x0, scores], 1), token_mask=grouped.token_mask)
-            return TextEncoding(states=sum_groups(context, grouped), token_mask=grouped.token_mask)
-
-        return encode
+        if context is None:
+            return self.last.batch
+        return lambda indices: self.sums.encode(indices, encoding, context)  # type: ignore[arg-type]
 
 
 def measure(llm: DecoderLLM, world: World, chosen: argparse.Namespace) -> list[dict[str, Any]]:

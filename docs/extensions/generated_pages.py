@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import typer.main
+from inside_pages import inside_findings, inside_page, kind_of
 
 DOCS = Path(__file__).parents[1]
 RESULTS = DOCS / "results"
@@ -194,6 +195,8 @@ def result_page(path: Path) -> str:
         lines += [f"on {record['date'][:10]}.", ""]
     if "systems" in record and "suite" in record:
         lines += [*_evaluation(record)]
+    elif kind_of(record) is not None:
+        lines += inside_page(record, path)
     else:
         lines += [*_record(record, 2)]
     source = f"[`docs/results/{path.name}`](../results/{path.name})"
@@ -279,6 +282,8 @@ def findings() -> str:
                 "",
             ]
             lines += [*_verdicts(record), ""]
+        elif inside := inside_findings(record):
+            lines += [f"**[{path.stem}](../generated/results-{path.stem}.md)**:", "", *inside, ""]
         else:
             lines += [f"**[{path.stem}](../generated/results-{path.stem}.md)**", ""]
     return "\n".join(lines)

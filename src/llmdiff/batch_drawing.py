@@ -14,7 +14,18 @@ from llmdiff.pictures import check_writable, numbered, read_metadata, save_png
 from llmdiff.ray_workers import on_workers
 
 # Of what a picture says of itself: all that decides what is on it, besides versions.
-_SAME = ("prompt", "negative_prompt", "seed", "steps", "guidance_scale", "adapter", "scale", "dtype")
+_SAME = (
+    "prompt",
+    "negative_prompt",
+    "seed",
+    "steps",
+    "guidance_scale",
+    "adapter",
+    "scale",
+    "dtype",
+    "via",
+    "via_answers",
+)
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -101,7 +112,9 @@ def _is_there(item: Mapping[str, Any], settings: DrawingSettings, models: Models
             width_px, height_px = image.size
     except (OSError, SyntaxError):  # none, or a damaged one
         return False
-    wanted = {**asdict(settings), **asdict(models), **item}
+    wanted = {**asdict(settings), **asdict(models), **item, "via": models.via_model}
+    if models.via_answers == 1:
+        wanted["via_answers"] = None  # not worth saying
     named = [name for name in ("llm", "pipeline") if wanted[name] is not None]
     return (
         all(

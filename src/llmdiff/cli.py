@@ -9,6 +9,7 @@ from llmdiff import (
     __version__,
     cli_batch,
     cli_benchmark,
+    cli_compare_llms,
     cli_doctor,
     cli_draw,
     cli_evaluate,
@@ -57,6 +58,7 @@ app.command()(cli_batch.batch)
 app.command()(cli_ui.ui)
 app.command()(cli_doctor.doctor)
 app.command()(cli_benchmark.benchmark)
+app.command("compare-llms")(cli_compare_llms.compare_llms)
 
 
 def _print_version(wanted: bool) -> None:

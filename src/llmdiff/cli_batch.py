@@ -16,6 +16,9 @@ from llmdiff.cli_options import (
     Scale,
     Steps,
     Verbose,
+    Via,
+    ViaAnswers,
+    ViaModel,
     Width,
 )
 from llmdiff.cli_output import set_up
@@ -37,6 +40,9 @@ def batch(
     adapter: Adapter = "openmoji",
     llm: Llm = None,
     pipeline: Pipeline = None,
+    via: Via = None,
+    via_model: ViaModel = None,
+    via_answers: ViaAnswers = 1,
     device: Device = None,
     ray: Annotated[
         bool,
@@ -62,7 +68,16 @@ def batch(
         height_px=height,
         width_px=width,
     )
-    models = Models(adapter=adapter, llm=llm, pipeline=pipeline, scale=scale, device=device)
+    models = Models(
+        adapter=adapter,
+        llm=llm,
+        pipeline=pipeline,
+        scale=scale,
+        device=device,
+        via=via,
+        via_model=via_model,
+        via_answers=via_answers,
+    )
     drawn = draw_prompts(texts, settings, models, out, workers=workers if ray else None)
     for path in drawn:
         typer.echo(path)

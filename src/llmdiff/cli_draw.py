@@ -20,6 +20,7 @@ from llmdiff.cli_options import (
     Steps,
     Verbose,
     Via,
+    ViaAnswers,
     ViaModel,
     Width,
 )
@@ -74,6 +75,7 @@ def _verb(draw: Draw, pictures: int) -> Callable[..., None]:
         weighted: Weighted = False,
         via: Via = None,
         via_model: ViaModel = None,
+        via_answers: ViaAnswers = 1,
         trust_remote_code: TrustCode = False,
         verbose: Verbose = False,
     ) -> None:
@@ -100,6 +102,7 @@ def _verb(draw: Draw, pictures: int) -> Callable[..., None]:
             trust_remote_code=trust_remote_code,
             via=via,
             via_model=via_model,
+            via_answers=via_answers,
         )
         for path in draw(settings, models, out, weighted):
             typer.echo(path)

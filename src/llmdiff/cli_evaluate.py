@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmdiff.cli_options import Adapter, Device, Guidance, Llm, Steps, Verbose, Via, ViaModel
+from llmdiff.cli_options import Adapter, Device, Guidance, Llm, Steps, Verbose, Via, ViaAnswers, ViaModel
 from llmdiff.cli_output import set_up
 from llmdiff.errors import ConfigError
 
@@ -75,6 +75,7 @@ def evaluate(
     ] = "openmoji",
     via: Via = None,
     via_model: ViaModel = None,
+    via_answers: ViaAnswers = 1,
     device: Device = None,
     verbose: Verbose = False,
 ) -> None:
@@ -89,7 +90,7 @@ def evaluate(
     from llmdiff.evaluation.tables import report_tables
 
     share = None if shard is None else Shard.parse(shard)
-    models = loading.Models(adapter=adapter, llm=llm, via=via, via_model=via_model)
+    models = loading.Models(adapter=adapter, llm=llm, via=via, via_model=via_model, via_answers=via_answers)
     place = loading.usable_device(device)
     # Everything that is asked for is found, or refused, before minutes of drawing.
     if suite != _SCENES:
@@ -133,6 +134,7 @@ def evaluate(
             "base_model": controller.adapter.config.base_model_id,
             "adapter": adapter_digest(controller),
             "via": via_model,
+            **({"via_answers": via_answers} if via_answers > 1 else {}),
         },
         **chosen,
     )

@@ -1,12 +1,14 @@
 """The verbs of `llmdiff inspect`: look at what the LLM does; the work is done elsewhere."""
 
+import shlex
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from llmdiff.cli_options import Adapter, Device, Guidance, Pipeline, Steps
+from llmdiff.cli_options import Adapter, Device, Guidance, Pipeline, Steps, Via, ViaAnswers, ViaModel
 from llmdiff.cli_output import set_up
 from llmdiff.errors import PromptError
 from llmdiff.extras import check_extra
@@ -43,6 +45,8 @@ def scores(
     lone: Annotated[Lone, typer.Option("--lone", help="What a token alone sees, if there is no adapter.")] = (
         Lone.with_bos
     ),
+    via: Via = None,
+    via_model: ViaModel = None,
     device: Device = None,
 ) -> None:
     """Show every block's updates, score and share of the text encoding, as plots, a page and JSON.
@@ -60,10 +64,13 @@ def scores(
 
     writable_folder(out)
     place = loading.usable_device(device)
+    models = loading.Models(adapter=adapter or "openmoji", llm=llm, via=via, via_model=via_model)
     if adapter is None and llm is not None:
-        report = inspect_scores(DecoderLLM.from_pretrained(llm, device=place), prompt, lone=lone.value)
+        advice = loading.advice_of(models)
+        alone = DecoderLLM.from_pretrained(llm, device=place)
+        alone.advice = advice
+        report = inspect_scores(alone, prompt, lone=lone.value)
     else:
-        models = loading.Models(adapter=adapter or "openmoji", llm=llm)
         controller = loading.load_controller(models, device=place)
         report = inspect_scores(controller.llm, prompt, adapter=controller.adapter)
     for path in save_scores(report, out):
@@ -79,6 +86,9 @@ def attention(
     guidance_scale: Guidance = 3.0,
     adapter: Adapter = "openmoji",
     pipeline: Pipeline = None,
+    via: Via = None,
+    via_model: ViaModel = None,
+    via_answers: ViaAnswers = 1,
     device: Device = None,
 ) -> None:
     """Draw a picture and show where each word was looked at, in all and step by step."""
@@ -91,7 +101,15 @@ def attention(
     from llmdiff.evaluation.report import writable_folder
 
     writable_folder(out)
-    controller, pipe = loading.load(loading.Models(adapter=adapter, pipeline=pipeline, device=device))
+    models = loading.Models(
+        adapter=adapter,
+        pipeline=pipeline,
+        device=device,
+        via=via,
+        via_model=via_model,
+        via_answers=via_answers,
+    )
+    controller, pipe = loading.load(models)
     maps = draw_with_maps(controller, pipe, prompt, seed=seed, steps=steps, guidance_scale=guidance_scale)
     for path in save_maps(maps, out):
         typer.echo(path)
@@ -134,3 +152,49 @@ def denoising(
         reports.append(read_denoising(encoder, tokenizer, chosen, name=name, kind=kind))
     save_denoising(reports, out)
     typer.echo(denoising_table(reports), nl=False)
+
+
+@app.command()
+def probes(
+    out: Out,
+    llm: Annotated[str, typer.Option("--llm", help="Name, folder, GGUF or Hub id.")] = "smollm2-135m",
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            "--encoder", help='Sentence encoder: "none", folder or Hub id [minilm, where installed].'
+        ),
+    ] = None,
+    captions: Annotated[int, typer.Option("--captions", min=1, help="To train each probe on.")] = 1500,
+    tests: Annotated[int, typer.Option("--tests", min=1, help="Captions of every split.")] = 150,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Of training each probe.")] = 600,
+    lone: Annotated[Lone, typer.Option("--lone", help="What a token alone sees.")] = Lone.with_bos,
+    template: Annotated[
+        str | None, typer.Option("--template", help="What the LLM reads, with {prompt} in it [the caption].")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of captions and probes.")] = 0,
+) -> None:
+    """Show what linear probes recover of captions from scores, the last layer, all layers and an encoder.
+
+    Run again in the same folder, it measures what is not there yet.
+    """
+    set_up(verbose=False)
+    check_extra("inspect", "matplotlib")
+    from llmdiff.analysis.probe_plots import probe_tables, save_probes
+    from llmdiff.analysis.probe_table import ProbeSettings, measure_probes
+    from llmdiff.evaluation.report import writable_folder
+    from llmdiff.rivals.encoder import chosen_encoder
+
+    writable_folder(out)
+    settings = ProbeSettings(
+        llm=llm,
+        encoder=chosen_encoder(encoder),
+        captions=captions,
+        tests=tests,
+        steps=steps,
+        lone=lone.value,
+        template=template,
+        seed=seed,
+    )
+    record = measure_probes(settings, out)
+    save_probes(record | {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}, out)
+    typer.echo(probe_tables(record), nl=False)

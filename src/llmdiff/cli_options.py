@@ -25,5 +25,11 @@ Via = Annotated[
 ViaModel = Annotated[
     str | None, typer.Option("--via-model", help="Its name there. The key, if any: $LLMDIFF_VIA_API_KEY.")
 ]
+ViaAnswers = Annotated[
+    int,
+    typer.Option(
+        "--via-answers", min=1, help="Ask it so often and average what the LLM makes of each answer."
+    ),
+]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps [an accelerator, else cpu].")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show what the libraries have to say, too.")]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from llmdiff.cli_options import Adapter, Device, Llm, Pipeline, Scale, Verbose, Via, ViaModel
+from llmdiff.cli_options import Adapter, Device, Llm, Pipeline, Scale, Verbose, Via, ViaAnswers, ViaModel
 from llmdiff.cli_output import set_up
 from llmdiff.extras import check_extra
 
@@ -40,6 +40,7 @@ def serve(
     pipeline: Pipeline = None,
     via: Via = None,
     via_model: ViaModel = None,
+    via_answers: ViaAnswers = 1,
     device: Device = None,
     verbose: Verbose = False,
 ) -> None:
@@ -71,5 +72,6 @@ def serve(
         device=place,
         via=via,
         via_model=via_model,
+        via_answers=via_answers,
     )
     serve_images(models, settings, host=host, port=port)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llmdiff.cli_options import Device, Verbose, Via, ViaModel
+from llmdiff.cli_options import Device, Verbose, Via, ViaAnswers, ViaModel
 from llmdiff.cli_output import set_up
 from llmdiff.errors import ConfigError
 from llmdiff.extras import check_extra
@@ -40,6 +40,7 @@ def ui(
     ] = None,
     via: Via = None,
     via_model: ViaModel = None,
+    via_answers: ViaAnswers = 1,
     device: Device = None,
     verbose: Verbose = False,
 ) -> None:
@@ -61,6 +62,7 @@ def ui(
         pipelines=tuple(pipeline or ()),
         via=via,
         via_model=via_model,
+        via_answers=via_answers,
         device=usable_device(device),
         password=asked or read_password(password_file, os.environ.get("LLMDIFF_PASSWORD")),
         queue_size=queue_size,

@@ -138,7 +138,7 @@ def embedded_default(weights: Path | None = None) -> Iterator[Finding]:
         else:
             size, count = _folder_size(folder / part)
             yield Finding(about=part, found=f"{count} files, {_size(size)}, all as their manifest says")
-    yield _embedded_llm()
+    yield from _packaged_llms()
 
 
 def caches() -> Iterator[Finding]:
@@ -185,22 +185,23 @@ def _installed(requirement: Requirement) -> Finding:
     )
 
 
-def _embedded_llm() -> Finding:
-    from llmdiff.language import gguf
+def _packaged_llms() -> Iterator[Finding]:
+    """Return of every LLM that has a package whether it is here; drawing needs the embedded default alone."""
+    from llmdiff.language.packaged import EMBEDDED_NAME, PACKAGED
 
-    folder = gguf.llmdiff_home() / "llms" / gguf.EMBEDDED_NAME
-    if gguf.is_intact(folder, source_sha256=gguf.EMBEDDED_SHA256):
-        return Finding(about=f"llm {gguf.EMBEDDED_NAME}", found=f"ready in {folder}")
-    try:
-        file = gguf.embedded_gguf()
-    except LLMDiffError as error:
-        return Finding(
-            about=f"llm {gguf.EMBEDDED_NAME}",
-            found="not installed",
-            broken=True,
-            remedy=str(error).rpartition("; ")[2],
-        )
-    return Finding(about=f"llm {gguf.EMBEDDED_NAME}", found=f"in {file}, unpacked when it is first used")
+    for row in PACKAGED.values():
+        about, terms = f"llm {row.name}", f"({row.terms})"
+        if row.is_ready():
+            yield Finding(about=about, found=f"ready in {row.folder} {terms}")
+            continue
+        try:
+            file = row.files()[0]
+        except LLMDiffError:
+            needed = row.name == EMBEDDED_NAME
+            found = "not installed" if needed else "not installed, not needed"
+            yield Finding(about=about, found=f"{found} {terms}", broken=needed, remedy=row.install)
+        else:
+            yield Finding(about=about, found=f"in {file.parent}, unpacked when it is first used {terms}")
 
 
 def _cache(about: str, folder: Path, *, broken_if_closed: bool) -> Finding:

@@ -205,6 +205,7 @@ def facts(
         "scale": models.scale,
         "weighted": "yes" if weighted else None,
         "via": models.via_model,
+        "via_answers": models.via_answers if models.via_answers > 1 else None,
         "dtype": models.dtype,
         "scheduler": type(pipe.scheduler).__name__,
         "Software": f"llmdiff {__version__}",

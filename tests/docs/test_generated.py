@@ -25,6 +25,8 @@ def extension(name: str) -> ModuleType:
     return module
 
 
+# First what the pages are made with.
+inside = extension("inside_pages")
 generated, docstrings = extension("generated_pages"), extension("docstrings")
 
 

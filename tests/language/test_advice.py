@@ -2,13 +2,16 @@
 
 import pytest
 import torch
+import typer.main
 
+from llmdiff.cli import app
 from llmdiff.controller import LLMController
 from llmdiff.errors import ConfigError, PromptError
 from llmdiff.language.advice import Advice, encode_with_advice
 from llmdiff.language.blocks import run_blocks
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.proxy import ClosedLLM, ProxySettings
+from llmdiff.loading import Models, advice_of
 
 from .conftest import PROMPTS
 
@@ -80,6 +83,30 @@ def test_several_answers_are_the_mean_over_the_prompts_own_tokens(llama, context
 def test_no_answers_change_no_bit(llama, context):
     got = encode_with_advice(context, llama, PROMPTS, Advice(closed=_Answers({})))
     assert torch.equal(got.states, context.encode(llama, PROMPTS).states)
+
+
+def test_an_ensemble_is_asked_for_with_answers_that_differ_and_the_prompt_is_kept():
+    via = {"via": "http://127.0.0.1:9/v1", "via_model": "m"}
+    assert advice_of(Models()) is None
+    one, three = advice_of(Models(**via)), advice_of(Models(**via, via_answers=3))
+    assert (one.keep, one.closed.settings.answers, one.closed.settings.temperature) == ("answer", 1, 0.0)
+    assert (three.keep, three.closed.settings.answers) == ("prompt", 3)
+    assert three.closed.settings.temperature > 0
+    with pytest.raises(ConfigError, match="via_answers is 0"):
+        Models(**via, via_answers=0)
+
+
+@pytest.mark.parametrize(
+    "verb",
+    ["generate", "compare", "batch", "evaluate", "serve", "ui", "inspect scores", "inspect attention"],
+)
+def test_every_command_that_reads_prompts_takes_a_closed_llm(verb):
+    command = typer.main.get_command(app)
+    for name in verb.split():
+        command = command.commands[name]
+    options = {option for one in command.params for option in one.opts}
+    assert {"--via", "--via-model"} <= options
+    assert "--via-answers" in options or verb == "inspect scores"  # which shows one reading
 
 
 def test_kept_answers_have_no_mean():

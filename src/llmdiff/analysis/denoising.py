@@ -14,7 +14,8 @@ from torch import Tensor
 
 from llmdiff.errors import ConfigError, LLMNotFoundError, PromptError, first_line
 from llmdiff.evaluation.statistics import Interval, bootstrap_mean
-from llmdiff.language.gguf import EMBEDDED_NAME, embedded_llm_folder
+from llmdiff.language.packaged import PACKAGED, packaged_llm_folder
+from llmdiff.rivals.encoder import MINILM_NAME, minilm_folder
 
 Kind = Literal["decoder-only", "encoder-only", "encoder-decoder"]
 _BATCH = 32
@@ -73,7 +74,7 @@ def load_encoder(name_or_path: str) -> tuple[Any, Any, Kind]:
     from transformers import AutoConfig, AutoModel, AutoTokenizer
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-    place = str(embedded_llm_folder()) if name_or_path == EMBEDDED_NAME else name_or_path
+    place = _folder_of(name_or_path)
     try:
         config = AutoConfig.from_pretrained(place)
         model: Any = AutoModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True).eval()
@@ -87,6 +88,13 @@ def load_encoder(name_or_path: str) -> tuple[Any, Any, Kind]:
         return model.get_encoder(), tokenizer, "encoder-decoder"
     kind: Kind = "encoder-only" if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "decoder-only"
     return model, tokenizer, kind
+
+
+def _folder_of(name_or_path: str) -> str:
+    """The folder of what is known by name, anything else as it is."""
+    if name_or_path == MINILM_NAME:
+        return minilm_folder()
+    return str(packaged_llm_folder(name_or_path)) if name_or_path in PACKAGED else name_or_path
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,21 @@ _PANELS = (
 )
 
 
-def save_denoising(reports: Sequence[DenoisingReport], folder: Path) -> list[Path]:
+def save_denoising(
+    reports: Sequence[DenoisingReport], folder: Path, *, made_with: Mapping[str, Any] | None = None
+) -> list[Path]:
     """The paths written into `folder`: denoising.json, denoising.png and denoising.md.
+
+    `made_with`: what else the JSON says, its command for instance.
 
     Raises:
         OutputError: the folder cannot be written.
     """
+    record = {**(made_with or {}), "models": [report.to_json() for report in reports]}
     file = io.BytesIO()
     denoising_figure(reports).savefig(file, format="png", dpi=90)
     contents = {
-        "denoising.json": (json.dumps([report.to_json() for report in reports], indent=1) + "\n").encode(),
+        "denoising.json": (json.dumps(record, indent=1) + "\n").encode(),
         "denoising.png": file.getvalue(),
         "denoising.md": denoising_table(reports).encode(),
     }

@@ -48,7 +48,7 @@ def score_figure(report: ScoreReport) -> Any:
     """A matplotlib figure: blocks against tokens for every quantity, and the learned weights below."""
     from matplotlib.figure import Figure
 
-    tokens, rows = len(report.tokens), 3 if report.gates is None else 4
+    tokens, rows = len(report.tokens), 4
     figure = Figure(figsize=(max(11.0, 0.36 * tokens * 3 + 4), 4.2 * rows), layout="constrained")
     axes = figure.subplots(rows, 3)
     figure.suptitle(f"{report.prompt}\n{report.llm}, alone = {report.lone}, encoding = {report.encoding}")
@@ -57,11 +57,12 @@ def score_figure(report: ScoreReport) -> Any:
     _gains(axes[2, 0], report)
     _approach(axes[2, 1], report)
     _states(axes[2, 2], report)
+    _sink(axes[3, 0], report)
+    grid = axes[3, 0].get_gridspec()
+    for place in axes[3, 1:]:
+        place.remove()
     if report.gates is not None:
-        grid = axes[3, 0].get_gridspec()
-        for place in axes[3]:
-            place.remove()
-        _gates(figure.add_subplot(grid[3, :]), report.gates)
+        _gates(figure.add_subplot(grid[3, 1:]), report.gates)
     return figure
 
 
@@ -134,6 +135,18 @@ def _states(place: Any, report: ScoreReport) -> None:
     place.set(title="norm of the token's state |x|", xlabel="block", yscale="log")
     if len(report.tokens) <= 12:
         place.legend(fontsize=7, ncols=2)
+
+
+def _sink(place: Any, report: ScoreReport) -> None:
+    """The attention sink beside the other tokens, without and with the subtraction of the lone update."""
+    sink = report.sink
+    place.plot(sink["without"], marker=".", label="without subtraction, |u|")
+    place.plot(sink["with"], marker=".", label="with, |u - v|")
+    place.axhline(1, color="gray", linewidth=0.5)
+    place.set(title=f"sink {_label(sink['text'])}, others' median = 1", xlabel="block")
+    place.set_yscale("symlog", linthresh=1)
+    place.set_ylim(bottom=0)
+    place.legend(fontsize=8)
 
 
 def _gates(place: Any, gates: dict[str, tuple[float, float]]) -> None:

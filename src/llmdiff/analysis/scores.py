@@ -12,6 +12,7 @@ from torch import Tensor
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.processors import CrossAttentionBranch
 from llmdiff.errors import ConfigError
+from llmdiff.language.advice import readings
 from llmdiff.language.blocks import Lone, run_blocks
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
@@ -24,11 +25,14 @@ class Gains:
     """The learned weights of a `ContextEncoding`, one number for each block; kappa is None in "paper".
 
     gamma, kappa: weights of scores and lone updates in units of their median norms; h: variance of the noise.
+    g, k: the same weights as they stand before s_l and v_l themselves.
     """
 
     gamma: tuple[float, ...]
     kappa: tuple[float, ...] | None
     h: tuple[float, ...]
+    g: tuple[float, ...]
+    k: tuple[float, ...] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +47,14 @@ class ScoreReport:
         running: cosine between c after this block and the finished c.
         state_norm: norm of the token's state x_l, (L + 1, T): with the one after the last block.
     Fields:
-        gates: (pretrained, new) of every attached layer by name; None without an adapter.
+        gates: (pretrained, new) of every attached layer by name, a1 e^b1 and a2 e^b2; None without an adapter.
+        text, before: what was encoded and what was read before it: the prompt and nothing, unless a closed LLM
+            answered.
     """
 
     prompt: str
+    text: str
+    before: str
     llm: str
     lone: str
     encoding: str
@@ -66,18 +74,21 @@ class ScoreReport:
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON takes it."""
-        return asdict(self)
+        return asdict(self) | {"sink": self.sink}
 
     @property
     def sink(self) -> dict[str, Any]:
         """The token and block of the largest context update, and how large that and its score are.
 
         Attention sinks are answered with massive activations; the score of one that arises in the lone pass
-        as well is small, which is what the subtraction is good for.
+        as well is small, which is what the subtraction is good for. By block, for this token: "without" is its
+        context update in units of the other tokens' median, "with" its score in units of theirs.
         """
         norms = torch.tensor(self.context_norm)
         block, token = divmod(int(norms.argmax()), norms.shape[1])
         return {
+            "without": _beside_others(self.context_norm, token),
+            "with": _beside_others(self.score_norm, token),
             "block": block,
             "token": token,
             "text": self.tokens[token],
@@ -99,7 +110,8 @@ def inspect_scores(
 ) -> ScoreReport:
     """The report of one prompt: with an adapter's gains, or with all gains 1 for an LLM alone.
 
-    Without an adapter, scales are calibrated on `calibration_prompts`, or on the prompt itself.
+    Without an adapter, scales are calibrated on `calibration_prompts`, or on the prompt itself. Where a closed LLM
+    answers (`llm.advice`), the first answer and the prompt are read together, as for a picture.
 
     Raises:
         ConfigError: the adapter does not read blocks (it was made on states of another kind).
@@ -115,12 +127,15 @@ def inspect_scores(
         raise ConfigError("the adapter sums no blocks (its encoding is None): there are no scores to look at")
     else:
         context = adapter.context
-    tokens = llm.tokenize([prompt], template=context.template, max_length=context.max_length)
+    text, before = readings(prompt, prompt, llm.advice)[0]
+    tokens = llm.tokenize([text], template=context.template, max_length=context.max_length, contexts=[before])
     seen = _Seen(context)
     run_blocks(llm, tokens, lone=context.lone, visit=seen.visit)
     ids = tokens.input_ids[0][tokens.token_mask[0]].tolist()
     return ScoreReport(
         prompt=prompt,
+        text=text,
+        before=before,
         llm=llm.id,
         lone=context.lone,
         encoding=context.encoding,
@@ -131,6 +146,8 @@ def inspect_scores(
             gamma=_row(context.gamma),
             kappa=None if context.kappa is None else _row(context.kappa),
             h=_row(context.h),
+            g=_row(context.gamma / context.score_scale),
+            k=None if context.kappa is None else _row(context.kappa / context.lone_scale),
         ),
         gates=None if adapter is None else _gates(adapter),
         **seen.rows(),
@@ -182,6 +199,14 @@ class _Seen:
             "along": tuple(map(_row, F.cosine_similarity(added, final, dim=-1))),
             "running": tuple(map(_row, F.cosine_similarity(running, final, dim=-1))),
         }
+
+
+def _beside_others(rows: Rows, token: int) -> tuple[float, ...]:
+    """Every block's norm at one token in units of the median of the others, BOS left out of these."""
+    table = torch.tensor(rows)
+    others = [index for index in range(table.shape[1]) if index not in (0, token)]
+    medians = table[:, others].median(1).values if others else table.new_ones(len(table))
+    return _row(table[:, token] / medians.clamp(min=1e-9))
 
 
 def _row(values: Tensor) -> tuple[float, ...]:

@@ -1,6 +1,5 @@
 """What a benchmark needs before it runs: a build with a base and a checker, and the rivals that can be run."""
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from llmdiff.errors import ConfigError, PipelineNotFoundError
 from llmdiff.language.gguf import llmdiff_home
 from llmdiff.openmoji.build import Build
 from llmdiff.openmoji.presets import CPU, preset
-from llmdiff.rivals.encoder import MINILM_MODULE, MINILM_NAME
+from llmdiff.rivals.encoder import chosen_encoder
 from llmdiff.rivals.registry import RIVALS
 
 SHIPPED = "shipped"
@@ -58,8 +57,7 @@ def choose_rivals(rivals: Sequence[str] = (), *, encoder: str | None = None, t5:
         ConfigError: an unknown system, or one that was named and cannot be run.
     """
     check_names(rivals)
-    if encoder is None and importlib.util.find_spec(MINILM_MODULE) is not None:
-        encoder = MINILM_NAME
+    encoder = chosen_encoder(encoder)
     missing = {
         name: f"no {row.needs} was given"
         for name, row in RIVALS.items()

@@ -100,6 +100,7 @@ def evaluate_scenes(
         "suite_seed": seed,
         "device": device,
         "llm": controller.llm.id,
+        **_asked(controller),
         "base_model": controller.adapter.config.base_model_id,
     }
     failed, seconds = None, None
@@ -295,3 +296,12 @@ def _save_grids(folder: Path, name: str, suite: Sequence[ScenePrompt], run: Syst
             if row.split == split
         ][: len(pictures)]
         save_grid(pictures, labels, folder / f"{split}-{name}.png", columns=_GRID_COLUMNS)
+
+
+def _asked(controller: Any) -> dict[str, Any]:
+    """What a closed LLM that is asked about every prompt adds to the settings; nothing where none is."""
+    advice = controller.llm.advice
+    if advice is None:
+        return {}
+    settings = advice.closed.settings
+    return {"via": settings.model, "via_answers": settings.answers, "via_keep": advice.keep}

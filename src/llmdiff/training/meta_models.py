@@ -21,8 +21,8 @@ from llmdiff.errors import (
     UnsupportedPipelineError,
     first_line,
 )
-from llmdiff.language.gguf import EMBEDDED_NAME as EMBEDDED_LLM
-from llmdiff.language.gguf import embedded_llm_folder, gguf_llm_folder, llmdiff_home
+from llmdiff.language.gguf import gguf_llm_folder
+from llmdiff.language.packaged import PACKAGED, packaged_llm_folder
 from llmdiff.language.support import check_supported
 from llmdiff.training.config import ModelsConfig
 from llmdiff.training.published_sizes import LLMS, PIPELINES
@@ -83,9 +83,9 @@ def meta_models(models: ModelsConfig, dtype: torch.dtype) -> MetaModels:
 
 def _llm(name: str, published: list[str]) -> Any:
     source: str | Path = name
-    if name == EMBEDDED_LLM:
-        folder = llmdiff_home() / "llms" / EMBEDDED_LLM
-        source = folder if (folder / "config.json").is_file() else embedded_llm_folder()
+    if name in PACKAGED:
+        folder = PACKAGED[name].folder
+        source = folder if (folder / "config.json").is_file() else packaged_llm_folder(name)
     elif name.endswith(".gguf"):
         source = gguf_llm_folder(Path(name))
     try:

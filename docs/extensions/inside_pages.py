@@ -1,0 +1,193 @@
+"""Pages and findings of what was seen inside LLMs, from docs/results: probes, denoising, pointing, scores, LLMs."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Record = Mapping[str, Any]
+
+
+def kind_of(record: Any) -> str | None:
+    """Return which of these records it is, None for any other."""
+    if not isinstance(record, Mapping):
+        return None
+    marks = {
+        "probes": ("table", "differences", "reference"),
+        "denoising": ("models",),
+        "pointing": ("scenes", "chance", "both"),
+        "compare-llms": ("llms", "base", "system"),
+        "proxy": ("via", "splits", "examples"),
+        "scores": ("score_norm", "gains", "sink"),
+        "attention": ("words", "side", "both"),
+    }
+    return next((kind for kind, keys in marks.items() if all(key in record for key in keys)), None)
+
+
+def inside_page(record: Record, path: Path) -> list[str]:
+    """Return the lines of a record's page, its plot first where there is one beside it."""
+    kind = kind_of(record)
+    picture = path.with_suffix(".png")
+    lines = [f"![{path.stem}](../results/{picture.name})", ""] if picture.exists() else []
+    if kind == "probes":
+        from llmdiff.analysis.probe_plots import probe_tables
+
+        lines += [probe_tables(record), "", *_settings(record)]
+    elif kind == "compare-llms":
+        from llmdiff.benchmark.compare_page import comparison_tables
+
+        lines += [comparison_tables(record), "", *(f"- {one}" for one in record["treatment"])]
+    elif kind == "denoising":
+        lines += list(_denoising_table(record))
+    elif kind == "pointing":
+        lines += ["| branch | hits, % | objects |", "|---|---:|---:|"]
+        lines += [
+            f"| {name} | {_accuracy(record[name])} | {record[name]['n']} |" for name in _branches(record)
+        ]
+        lines += ["", f"{record['scenes']} scenes; chance: {100 * record['chance']:.1f} %."]
+    elif kind == "proxy":
+        lines += list(_proxy_table(record))
+    elif kind == "scores":
+        lines += [f"Prompt: {record['prompt']}", "", _sink(record)]
+    else:
+        lines += [f"Prompt: {record['prompt']}"]
+    return lines
+
+
+def inside_findings(record: Record) -> list[str]:
+    """Return what a record says for and against the paper's reading, as list items; none for a mere picture."""
+    findings = {
+        "probes": _probe_findings,
+        "denoising": _denoising_findings,
+        "pointing": _pointing_findings,
+        "compare-llms": _llm_findings,
+        "proxy": _proxy_findings,
+        "scores": lambda record: iter([f"- {_sink(record)}"]),
+    }
+    kind = kind_of(record)
+    return list(findings[kind](record)) if kind in findings else []
+
+
+def _probe_findings(record: Record) -> Iterator[str]:
+    """The claim is that scores estimate the context: they should hold at least what the last layer holds."""
+    reference = record["reference"]
+    for encoding, splits in record["differences"].items():
+        verdicts: dict[str, list[str]] = {"more": [], "less": [], "not decided": []}
+        for split, kinds in splits.items():
+            gap = kinds.get("objects")
+            if gap is not None:
+                verdict = "more" if gap["low"] > 0 else "less" if gap["high"] < 0 else "not decided"
+                verdicts[verdict].append(f"{split} ({100 * gap['mean']:+.0f} points)")
+        said = "; ".join(f"{name}: {', '.join(splits)}" for name, splits in verdicts.items() if splits)
+        yield f"- objects that a linear probe reads from {encoding}, against {reference}: {said}"
+
+
+def _denoising_findings(record: Record) -> Iterator[str]:
+    for report in record["models"]:
+        blocks = len(report["blocks"]) - 1
+        yield (
+            f"- {_short(report['model'])} ({report['kind']}): {100 * report['monotone']:.1f} % of tokens come nearer "
+            f"to their final state in every block; {report['steps_back']:.1f} of {blocks} blocks lead away, on average"
+        )
+
+
+def _denoising_table(record: Record) -> Iterator[str]:
+    yield "| model | kind | before block | distance | cosine | final state, R2 | own token, % | next token, % |"
+    yield "|---|---|---:|---:|---:|---:|---:|---:|"
+    for report in record["models"]:
+        last = len(report["blocks"]) - 1
+        for depth in sorted({0, last // 4, last // 2, 3 * last // 4, last}):
+            block = report["blocks"][depth]
+            cells = [f"{block[name]['mean']:.2f}" for name in ("distance", "cosine")]
+            cells += [f"{block['final_r2']:.2f}"]
+            cells += [_share(block[name]) for name in ("own_token", "next_token")]
+            yield f"| {_short(report['model'])} | {report['kind']} | {depth} | {' | '.join(cells)} |"
+
+
+def _pointing_findings(record: Record) -> Iterator[str]:
+    for name in _branches(record):
+        row = record[name]
+        if not row["n"]:
+            continue
+        verdict = "above chance" if row["low"] > record["chance"] else "not above chance"
+        yield (
+            f"- attention maps ({name}) point at the named object in {_accuracy(row)} % of {row['n']} objects; "
+            f"chance {100 * record['chance']:.0f} %: {verdict}"
+        )
+
+
+def _llm_findings(record: Record) -> Iterator[str]:
+    for name, row in record["llms"].items():
+        size = f"{row['parameters'] / 1e6:,.0f} M parameters"
+        text = f"- {_short(name)} ({size}): {_accuracy(row['held_out'])} % of held-out prompts exact"
+        if row["differences_to_smallest"] is not None:
+            gap = row["differences_to_smallest"]["held_out"]
+            word = "better" if gap["low"] > 0 else "worse" if gap["high"] < 0 else "not decided"
+            text += f"; against the smallest LLM {100 * gap['mean']:+.1f} points, {word}"
+        yield text
+
+
+def _proxy_findings(record: Record) -> Iterator[str]:
+    for split, row in record["splits"].items():
+        gain = row["gain"]
+        word = "a gain" if gain["low"] > 0 else "a loss" if gain["high"] < 0 else "not decided"
+        yield (
+            f"- {split}: {_short(record['via'])} by proxy answers {100 * row['answered']:.0f} % of the prompts and "
+            f"brings {100 * gain['mean']:+.1f} points over the LLM alone, {word}"
+        )
+
+
+def _proxy_table(record: Record) -> Iterator[str]:
+    yield from [
+        "| exact match, % | base | llm | llm via | gain, points | answered, % |",
+        "|---|" + "---:|" * 5,
+    ]
+    for split, row in record["splits"].items():
+        cells = [_share(row["accuracy"][name]) for name in ("base", "llm", "llm via")]
+        cells += [_share(row["gain"]), f"{100 * row['answered']:.0f}"]
+        yield f"| {split} | {' | '.join(cells)} |"
+    yield from ["", f"Closed LLM: {_short(record['via'])}.", "", "| prompt | answer |", "|---|---|"]
+    for row in record["examples"]:
+        yield f"| {_plain(row['prompt'])} | {_plain(row['answer']) or '(none)'} |"
+
+
+def _plain(text: str) -> str:
+    """A closed LLM's words as a cell's text: nothing in them is markup."""
+    return "".join(f"\\{letter}" if letter in "\\`*_{}[]<>()#|$~" else letter for letter in text)
+
+
+def _sink(record: Record) -> str:
+    sink = record["sink"]
+    return (
+        f"The largest context update of the prompt has {sink['text'].strip()!r} in block {sink['block']}: "
+        f"{sink['context_norm']:,.0f}, against a median of {sink['median_context_norm']:,.1f}; once the lone update is "
+        f"subtracted, {sink['score_norm']:,.0f} is left."
+    )
+
+
+def _settings(record: Record) -> Iterator[str]:
+    yield from ["| setting | |", "|---|---|"]
+    for name, value in record["settings"].items():
+        text = (
+            ", ".join(map(str, value))
+            if isinstance(value, Sequence) and not isinstance(value, str)
+            else value
+        )
+        yield f"| {name} | {text} |"
+
+
+def _branches(record: Record) -> list[str]:
+    return [name for name in ("both", "pretrained", "new") if name in record]
+
+
+def _accuracy(row: Mapping[str, float]) -> str:
+    if not row["n"]:
+        return "-"
+    return f"{100 * row['accuracy']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+
+
+def _share(row: Mapping[str, float]) -> str:
+    return f"{100 * row['mean']:.0f} [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
+
+
+def _short(name: str) -> str:
+    return Path(name).name

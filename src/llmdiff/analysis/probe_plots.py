@@ -1,0 +1,104 @@
+"""A table of probes as files: JSON, Markdown and a plot."""
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmdiff.files import write_whole
+
+KINDS = {
+    "objects": "every thing by name and in its place",
+    "named": "every thing by name, in either place",
+    "colours": "the colour of every shape",
+    "count": "how many, of two and more",
+    "relation": "both things of a pair, their axis and order",
+    "all": "every answer right",
+}
+_PLOTTED = ("objects", "colours", "count", "relation")
+
+
+def save_probes(record: Mapping[str, Any], folder: Path, *, name: str = "probes") -> list[Path]:
+    """The paths written into `folder`: NAME.json, NAME.md, NAME.png and NAME.svg.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    figure = probe_figure(record)
+    contents: dict[str, str | bytes] = {
+        f"{name}.json": json.dumps(record, indent=1) + "\n",
+        f"{name}.md": probe_tables(record),
+        f"{name}.png": _rendered(figure, "png"),
+        f"{name}.svg": _rendered(figure, "svg"),
+    }
+    for file, content in contents.items():
+        write_whole(folder / file, content)
+    return [folder / file for file in contents]
+
+
+def probe_tables(record: Mapping[str, Any]) -> str:
+    """Markdown: for every kind of content a table, an encoding a row, a split a column."""
+    splits = list(record["settings"]["splits"])
+    reference = record["reference"]
+    lines = [
+        "Share of captions that a linear probe reads rightly, in percent, with 95 % bootstrap intervals."
+    ]
+    lines += [f"Bold: the interval of the difference to {reference} does not hold zero.", ""]
+    for kind, meaning in KINDS.items():
+        shown = [split for split in splits if kind in record["table"][reference][split]]
+        if not shown:
+            continue
+        lines += [f"**{kind}**: {meaning}", "", f"| | {' | '.join(shown)} |", f"|---|{'---:|' * len(shown)}"]
+        for encoding, row in record["table"].items():
+            gaps = record["differences"].get(encoding, {})
+            cells = [_cell(row[split][kind], gaps.get(split, {}).get(kind)) for split in shown]
+            lines.append(f"| {encoding} | {' | '.join(cells)} |")
+        lines.append("")
+    lines += [f"- {encoding}: {title}" for encoding, title in record["titles"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def probe_figure(record: Mapping[str, Any]) -> Any:
+    """A matplotlib figure: bars with intervals, a panel for every kind of content."""
+    from matplotlib.figure import Figure
+
+    splits, encodings = list(record["settings"]["splits"]), list(record["table"])
+    figure = Figure(figsize=(13, 8), layout="constrained")
+    width = 0.8 / len(encodings)
+    for place, kind in zip(figure.subplots(2, 2).flat, _PLOTTED, strict=True):
+        for number, encoding in enumerate(encodings):
+            found = [
+                (x, record["table"][encoding][split][kind])
+                for x, split in enumerate(splits)
+                if kind in record["table"][encoding][split]
+            ]
+            means = [100 * row["mean"] for _, row in found]
+            reach = [
+                [100 * (row["mean"] - row["low"]) for _, row in found],
+                [100 * (row["high"] - row["mean"]) for _, row in found],
+            ]
+            at = [x + (number - (len(encodings) - 1) / 2) * width for x, _ in found]
+            place.bar(at, means, width, yerr=reach, label=encoding, error_kw={"linewidth": 0.8})
+        place.set_xticks(range(len(splits)), splits)
+        place.set(title=f"{kind}: {KINDS[kind]}", ylabel="read rightly, %", ylim=(0, 105))
+        place.grid(axis="y", alpha=0.3)
+    figure.axes[0].legend(fontsize=8)
+    return figure
+
+
+def _cell(row: Mapping[str, float], gap: Mapping[str, float] | None) -> str:
+    mean = f"{100 * row['mean']:.0f}"
+    if gap is not None and (gap["low"] > 0 or gap["high"] < 0):
+        mean = f"**{mean}**"
+    return f"{mean} [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
+
+
+def _rendered(figure: Any, kind: str) -> bytes:
+    import matplotlib
+
+    file = io.BytesIO()
+    # A fixed salt and no date: the same table gives the same bytes.
+    with matplotlib.rc_context({"svg.hashsalt": "llmdiff"}):
+        figure.savefig(file, format=kind, dpi=90, metadata={"Date": None} if kind == "svg" else None)
+    return file.getvalue()

@@ -1,0 +1,84 @@
+"""The verb `llmdiff compare-llms`; the work is done elsewhere."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmdiff.cli_options import Device, Guidance, Verbose
+from llmdiff.cli_output import set_up
+from llmdiff.extras import check_extra
+
+
+def compare_llms(
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where everything goes.")],
+    llms: Annotated[
+        str, typer.Option("--llms", help="Names, folders, GGUF files or Hub ids, separated by commas.")
+    ] = "smollm2-135m,gemma3-270m",
+    system: Annotated[
+        str, typer.Option("--system", help="What is trained on each: a rival that reads an LLM.")
+    ] = "guided",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Trainings on every LLM.")] = 1,
+    preset: Annotated[str, typer.Option("--preset", help="The embedded default's: cpu, gpu, test.")] = "cpu",
+    build: Annotated[
+        Path | None, typer.Option("--build", help="Folder of its build [in the cache folder].")
+    ] = None,
+    begin: Annotated[
+        str | None,
+        typer.Option("--from", help='Base and checker: "shipped" or a folder [shipped, if of the preset].'),
+    ] = None,
+    text_steps: Annotated[
+        int | None, typer.Option("--text-steps", min=0, help="Steps from captions alone [the preset's].")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Steps on pictures [the preset's].")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=1, help="Captions a step [the preset's].")
+    ] = None,
+    captions: Annotated[
+        int | None, typer.Option("--captions", min=1, help="Of training [the preset's].")
+    ] = None,
+    prompts: Annotated[int, typer.Option("--prompts", min=1, help="Prompts of every split.")] = 100,
+    drawing_steps: Annotated[int, typer.Option("--drawing-steps", min=1, help="Denoising steps.")] = 20,
+    guidance_scale: Guidance = 3.0,
+    device: Device = None,
+    verbose: Verbose = False,
+) -> None:
+    """Train the same adapter on several LLMs and show how accuracy goes with their size.
+
+    Run again, it goes on where it was. An LLM may be added later, in the same folder.
+    """
+    set_up(verbose)
+    check_extra("benchmark", "matplotlib", "resvg_py", "peft")
+    import torch
+
+    from llmdiff import loading
+    from llmdiff.benchmark.compare_llms import compare_llms as compare
+    from llmdiff.benchmark.compare_llms import comparison_settings
+    from llmdiff.benchmark.compare_page import comparison_tables, save_comparison
+    from llmdiff.benchmark.prepare import prepare_build
+    from llmdiff.evaluation.report import writable_folder
+
+    writable_folder(out)
+    settings = comparison_settings(
+        preset,
+        system=system,
+        seeds=seeds,
+        text_steps=text_steps,
+        steps=steps,
+        batch=batch,
+        captions=captions,
+        prompts_per_split=prompts,
+        drawing_steps=drawing_steps,
+        guidance_scale=guidance_scale,
+    )
+    place = torch.device(loading.usable_device(device))
+    names = [name.strip() for name in llms.split(",") if name.strip()]
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    report = compare(prepare_build(preset, build, begin, place), out, names, settings, command=command)
+    paths = save_comparison(report, out)
+    typer.echo(comparison_tables(report), nl=False)
+    typer.echo(paths[-1])

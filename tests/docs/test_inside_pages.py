@@ -1,0 +1,130 @@
+"""Pages and findings of what was seen inside LLMs: figures as recorded, verdicts by their intervals."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .test_generated import generated, inside
+
+
+def gap(mean: float, reach: float = 0.05) -> dict[str, float]:
+    return {"mean": mean, "low": mean - reach, "high": mean + reach, "n": 100}
+
+
+def share(mean: float) -> dict[str, float]:
+    return {"accuracy": mean, "low": mean - 0.1, "high": mean + 0.1, "n": 50}
+
+
+PROBES: dict[str, Any] = {
+    "settings": {"llm": "x", "splits": ["seen", "synonyms", "pairs"]},
+    "titles": {"paper": "the paper's", "last layer": "the last"},
+    "reference": "last layer",
+    "table": {
+        name: {split: {"objects": gap(0.5)} for split in ("seen", "synonyms", "pairs")}
+        for name in ("paper", "last layer")
+    },
+    "differences": {
+        "paper": {
+            "seen": {"objects": gap(0.2)},
+            "synonyms": {"objects": gap(-0.2)},
+            "pairs": {"objects": gap(0.01)},
+        }
+    },
+}
+POINTING = {"scenes": 10, "chance": 0.15, "both": share(0.6), "new": share(0.2), "pretrained": {"n": 0}}
+BLOCK = {
+    "distance": gap(0.5),
+    "cosine": gap(0.5),
+    "final_r2": 0.5,
+    "own_token": gap(0.5),
+    "next_token": gap(0.25),
+}
+DENOISING = {
+    "models": [
+        {
+            "model": "some/llm",
+            "kind": "decoder-only",
+            "blocks": [BLOCK] * 5,
+            "monotone": 0.25,
+            "steps_back": 1.5,
+        }
+    ]
+}
+LLMS = {
+    "system": "guided",
+    "base": {},
+    "llms": {
+        "small": {"parameters": 135e6, "held_out": share(0.4), "differences_to_smallest": None},
+        "a/large": {
+            "parameters": 268e6,
+            "held_out": share(0.5),
+            "differences_to_smallest": {"held_out": gap(0.1)},
+        },
+    },
+}
+
+
+def test_probes_say_where_scores_hold_more_and_where_less_than_the_last_layer() -> None:
+    (line,) = inside.inside_findings(PROBES)
+    assert "more: seen (+20 points); less: synonyms (-20 points); not decided: pairs (+1 points)" in line
+    assert "from paper, against last layer" in line
+
+
+def test_pointing_is_held_against_chance() -> None:
+    both, new = inside.inside_findings(POINTING)
+    assert "60.0 [50.0, 70.0] % of 50 objects" in both
+    assert both.endswith("chance 15 %: above chance")
+    assert new.endswith("not above chance")
+
+
+def test_denoising_and_llms_are_said_in_numbers() -> None:
+    (line,) = inside.inside_findings(DENOISING)
+    assert "llm (decoder-only): 25.0 % of tokens" in line
+    assert "1.5 of 4 blocks lead away" in line
+    small, large = inside.inside_findings(LLMS)
+    assert small == "- small (135 M parameters): 40.0 [30.0, 50.0] % of held-out prompts exact"
+    assert "against the smallest LLM +10.0 points, better" in large
+
+
+def test_pages_have_tables_and_the_plot_that_lies_beside_them(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(generated, "RESULTS", tmp_path)
+    for name, record in {"probes": PROBES, "pointing": POINTING, "denoising": DENOISING}.items():
+        (tmp_path / f"{name}.json").write_text(
+            json.dumps(record | {"command": "python x", "date": "2026-01-01"})
+        )
+    (tmp_path / "probes.png").write_bytes(b"")
+    page = generated.result_page(tmp_path / "probes.json")
+    assert "![probes](../results/probes.png)" in page
+    assert "| paper | **50** [45, 55] |" in page
+    assert "```text\npython x\n```" in page
+    assert "| both | 60.0 [50.0, 70.0] | 50 |" in generated.result_page(tmp_path / "pointing.json")
+    page = generated.result_page(tmp_path / "denoising.json")
+    assert "![" not in page
+    assert "| llm | decoder-only | 4 | 0.50 |" in page
+    found = generated.findings()
+    assert found.count("](../generated/results-") == 3
+    assert "above chance" in found
+
+
+def test_a_proxys_gain_is_said_and_its_words_are_no_markup(tmp_path: Path) -> None:
+    row = {"accuracy": dict.fromkeys(("base", "llm", "llm via"), gap(0.3)), "answered": 0.9}
+    record = {
+        "via": "smollm2-135m",
+        "splits": {"synonyms": row | {"gain": gap(0.1)}, "indirect": row | {"gain": gap(0.0)}},
+        "examples": [{"prompt": "a [dog]", "answer": "<b>|x|</b> `y`"}, {"prompt": "a", "answer": ""}],
+    }
+    synonyms, indirect = inside.inside_findings(record)
+    assert synonyms.endswith("90 % of the prompts and brings +10.0 points over the LLM alone, a gain")
+    assert indirect.endswith("not decided")
+    path = tmp_path / "proxy.json"
+    path.write_text(json.dumps(record))
+    page = generated.result_page(path)
+    assert r"| a \[dog\] | \<b\>\|x\|\</b\> \`y\` |" in page
+    assert "| a | (none) |" in page
+    assert "| synonyms | 30 [25, 35] |" in page
+
+
+def test_other_records_are_none_of_these() -> None:
+    assert inside.kind_of({"rows": []}) is None
+    assert inside.kind_of([1]) is None
+    assert inside.inside_findings({"rows": []}) == []
