@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,13 @@ from transformers.cache_utils import Cache, DynamicCache
 from llmdiff.errors import UnsupportedLLMError
 from llmdiff.language.finite import FiniteWatch, non_finite_error
 from llmdiff.language.prefix import PrefixStates, fixed_caches
-from llmdiff.language.tokens import PromptTokens
+from llmdiff.language.tokens import PromptTokens, first_token_id
 
 if TYPE_CHECKING:
     from llmdiff.language.llm import DecoderLLM
 
-Lone = Literal["token", "token+bos"]
+Lone = Literal["token", "token+bos", "vocabulary"]
+LONES: tuple[Lone, ...] = get_args(Lone)
 Visit = Callable[[int, Tensor, Tensor, Tensor | None], None]
 BlockCall = Callable[[int, nn.Module, Tensor, Tensor, dict[str, Any]], None]
 
@@ -52,6 +53,16 @@ def run_blocks(
     every block (sliding windows do not hide BOS here). None: v_l is None. BOS itself has v_l = u_l, so its
     score is 0.
 
+    `lone="vocabulary"`: v_l is that of another trajectory, of the token as a text of its own behind BOS,
+
+        y_{l+1} = block_l(y_l | BOS and the token),   y_0 its embedding,   v_l = y_{l+1} - y_l
+
+    so it depends on the token alone, is remembered by token id, and a pass over known tokens costs what the
+    LLM's own pass does. It is another quantity: u_l - v_l is no longer what the context contributes to one
+    block's answer about one state, but how far the update in context is from the one that the bare token
+    gets at that depth, which carries what earlier blocks made of the context. It is 0 throughout for a prompt of one
+    token without a template. Memory then grows by L states for every token that was met, see `LoneVocabulary`.
+
     `on_last_hidden_state` gets the LLM's last state after its final norm, for encodings that use only that.
 
     Raises:
@@ -65,6 +76,7 @@ def run_blocks(
     watch = FiniteWatch(llm.num_blocks + 1, llm.device)
     with _one_pass_at_a_time, llm.placement.in_use(), torch.autocast(llm.device.type, enabled=False):
         prefix = llm.prefix_states(tokens.prefix_ids)
+        known = llm.lone_vocabulary(layout.word_ids()) if lone == "vocabulary" and layout.words else None
         x0: list[Tensor] = []
 
         def hand_out(index: int, x: Tensor, u: Tensor, v: Tensor | None) -> None:
@@ -89,7 +101,9 @@ def run_blocks(
             ) -> None:
                 v = None
                 x_real = layout.real(x)
-                if lone is not None:
+                if known is not None:
+                    v = known.of_block(index).to(x.device)
+                elif lone is not None:
                     cache = prefix.bos_cache if lone == "token+bos" else None
                     v = _call_alone(block, x_real, kwargs, layout, cache).float() - x_real.float()
                 hand_out(index, x_real.float(), layout.real(out).float() - x_real.float(), v)
@@ -151,6 +165,30 @@ def run_prefix(llm: "DecoderLLM", prefix_ids: tuple[int, ...]) -> PrefixStates:
     )
 
 
+@torch.no_grad()
+def run_vocabulary(llm: "DecoderLLM", token_ids: Tensor) -> Tensor:
+    """Returns every block's update of each token as a text of its own, behind BOS.
+
+    Shapes:
+        token_ids: (N,) => (N, L, D) float32, on the LLM's device.
+    """
+    updates: list[Tensor] = []
+
+    def on_block(index: int, block: nn.Module, x: Tensor, out: Tensor, kwargs: dict[str, Any]) -> None:
+        updates.append((out.float() - x.float())[:, 0].to(llm.device))
+
+    with _one_pass_at_a_time, llm.placement.in_use(), torch.autocast(llm.device.type, enabled=False):
+        prefix = llm.prefix_states((first_token_id(llm.tokenizer),))
+        with _on_every_block(llm.blocks, on_block):
+            llm.model.base_model(
+                input_ids=token_ids[:, None].to(llm.device),
+                past_key_values=prefix.cache,
+                use_cache=True,
+                return_dict=True,
+            )
+    return torch.stack(updates, dim=1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _RunLayout:
     """Where the tokens of one pass come from and go to.
@@ -190,6 +228,15 @@ class _RunLayout:
             batch=batch,
             width=width,
         )
+
+    @property
+    def words(self) -> int:
+        """N."""
+        return len(self.run_places)
+
+    def word_ids(self) -> Tensor:
+        """(N,), the ids of the kept tokens without BOS."""
+        return self.run_ids.flatten()[self.run_places]
 
     def real(self, states: Tensor) -> Tensor:
         """(B, S, ...) => (N, ...): the kept tokens without BOS."""
