@@ -92,8 +92,8 @@ def _said(key: str, value: Any) -> str:
     return f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
 
 
-def page(summary: Mapping[str, Any], records: Sequence[Record]) -> str:
-    """Returns performance.md."""
+def page(summary: Mapping[str, Any], records: Sequence[Record], *, plots: bool) -> str:
+    """Returns performance.md, with scaling.png where it was drawn."""
     command = summary["command"]
     lines = [f"Made with `{command}` on {summary['date'][:10]}, commit {summary['commit']}.", ""]
     lines += [
@@ -105,6 +105,8 @@ def page(summary: Mapping[str, Any], records: Sequence[Record]) -> str:
     missed = bounds(records)
     if missed:
         lines += ["Aims that are missed, and what bounds them:", "", *missed, ""]
+    if plots:
+        lines += ["![encoding and drawing as the work grows](scaling.png)", ""]
     return "\n".join([*lines, "More of what was recorded:", "", *details(records), ""])
 
 
@@ -157,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     summary |= {"claims": flat, "details": {name: one for name, one in nested.items() if one}}
     options.results.mkdir(parents=True, exist_ok=True)
     write_whole(options.results / "performance.json", json.dumps(summary, indent=1) + "\n")
-    write_whole(options.results / "performance.md", page(summary, records))
+    write_whole(options.results / "performance.md", page(summary, records, plots="scaling" in options.only))
     print(f"\n{options.results / 'performance.md'}")
     if failed:
         print(f"error: failed: {', '.join(failed)}; run again to try only those", file=sys.stderr)
