@@ -12,15 +12,7 @@ import multiprocessing
 from pathlib import Path
 from typing import Any
 
-_KIB = 1024
-
-
-def resident_mib(field: str) -> float:
-    """Returns VmRSS (now) or VmHWM (the highest so far) of this process, in MiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) / _KIB
-    raise SystemExit(f"error: /proc/self/status has no {field}; this benchmark needs Linux")
+from measuring import resident_mib
 
 
 def measure(what: str, blocks: int, width: int, prompts: int, tokens: int) -> float:

@@ -21,6 +21,7 @@ from llmdiff.errors import (
     PromptError,
     UnsupportedPipelineError,
 )
+from llmdiff.language.blocks import LONES, Lone
 
 
 @pytest.fixture
@@ -48,6 +49,18 @@ def test_create_calibrates_the_context_encoding(controller: LLMController) -> No
     assert context.lone == "token+bos"
     assert bool((context.score_scale != 1).all())
     assert bool((context.score_scale > 0).all())
+
+
+@pytest.mark.parametrize("lone", LONES)
+def test_the_reading_of_alone_is_saved_with_the_adapter(
+    tiny_llm: Any, pipe: Any, tmp_path: Path, lone: Lone
+) -> None:
+    made = LLMController.create(tiny_llm, pipe, lone=lone)
+    made.save_pretrained(tmp_path)
+    loaded = LLMController.from_pretrained(tmp_path, llm=tiny_llm)
+    assert loaded.adapter.context is not None
+    assert loaded.adapter.context.lone == loaded.adapter.config.lone == lone
+    assert torch.equal(loaded.encode("two red cat").states, made.encode("two red cat").states)
 
 
 def test_attached_detaches_at_its_end_and_on_errors(controller: LLMController, pipe: Any, draw: Any) -> None:

@@ -21,10 +21,11 @@ app = typer.Typer(
 
 
 class Lone(StrEnum):
-    """The two readings of a token alone."""
+    """The readings of a token alone."""
 
     token = "token"
     with_bos = "token+bos"
+    vocabulary = "vocabulary"
 
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt to look at.", show_default=False)]

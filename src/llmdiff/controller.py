@@ -18,6 +18,7 @@ from llmdiff.errors import (
     PipelineNotFoundError,
     UnsupportedLLMError,
 )
+from llmdiff.language.blocks import Lone
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.sharing import upload_adapter
 from llmdiff.types import TextEncoding
@@ -124,7 +125,7 @@ class LLMController:
         pipe: Any,
         *,
         encoding: Literal["guided", "paper"] = "guided",
-        lone: Literal["token", "token+bos"] = "token+bos",
+        lone: Lone = "token+bos",
         template: str | None = None,
         max_length: int = 512,
         clip: float = 3.0,

@@ -143,9 +143,10 @@ def test_the_command_looks_at_a_saved_adapter(controller, sd_pipe, tmp_path):
     controller.llm.tokenizer.save_pretrained(tmp_path / "llm")
     runner = CliRunner()
     arguments = ["inspect", "scores", "a cat", "--llm", str(tmp_path / "llm"), "--out", str(tmp_path / "out")]
-    result = runner.invoke(app, [*arguments, "--lone", "token", "--device", "cpu"])
-    assert result.exit_code == 0, result.output
-    assert json.loads((tmp_path / "out" / "scores.json").read_text())["lone"] == "token"
+    for lone in ("token", "vocabulary"):
+        result = runner.invoke(app, [*arguments, "--lone", lone, "--device", "cpu"])
+        assert result.exit_code == 0, result.output
+        assert json.loads((tmp_path / "out" / "scores.json").read_text())["lone"] == lone
     blank = runner.invoke(app, ["inspect", "scores", " ", "--out", str(tmp_path / "none")])
     assert blank.exit_code == 1
     assert "error: prompt is blank" in blank.output

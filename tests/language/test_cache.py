@@ -89,6 +89,7 @@ def test_an_interrupted_run_goes_on_where_it_was(counted, tmp_path, monkeypatch)
     [
         {"template": "Picture: {prompt}"},
         {"lone": "token"},
+        {"lone": "vocabulary"},
         {"encoding": "paper"},
         {"max_length": 9},
         {"clip": 2.0},

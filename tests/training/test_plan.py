@@ -114,6 +114,11 @@ def test_reading_texts_costs_what_its_formula_says(embedded):
     rotary = 2 * texts * tokens  # each way of reading multiplies its positions with the frequencies, once
     extra = count_llm(models, texts, tokens).flops - products - attention
     assert 0 <= extra <= 2 * rotary * config.head_dim
+    by_id = meta_models(
+        embedded.models.model_copy(update={"lone": "vocabulary", "start": None}), torch.float32
+    )
+    whole, known = count_llm(models, texts, tokens).flops, count_llm(by_id, texts, tokens).flops
+    assert known == pytest.approx(whole / 2, rel=0.01)
 
 
 def test_flops_and_bytes_of_a_layer_counted_by_hand():

@@ -14,6 +14,7 @@ from llmdiff.adapter.base_encoder import encode_with_base, has_text_encoder
 from llmdiff.adapter.processors import CrossAttentionBranch
 from llmdiff.adapter.storage import load_adapter_files, save_adapter_files
 from llmdiff.errors import AdapterMismatchError, ConfigError
+from llmdiff.language.blocks import LONES, Lone
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.types import TextEncoding
 
@@ -53,7 +54,7 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         pooled_width: int | None,
         cross_attention: LayerTable,
         encoding: Literal["guided", "paper"] | None = "guided",
-        lone: Literal["token", "token+bos"] = "token+bos",
+        lone: Lone = "token+bos",
         template: str | None = None,
         max_length: int = 512,
         clip: float = 3.0,
@@ -61,7 +62,7 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         super().__init__()
         _check_choice("family", family, [row.name for row in families.FAMILIES])
         _check_choice("encoding", encoding, ["guided", "paper", None])
-        _check_choice("lone", lone, ["token", "token+bos"])
+        _check_choice("lone", lone, LONES)
         # States that come from no LLM have no blocks.
         least_blocks = 0 if encoding is None else 1
         _check_size("num_blocks", num_blocks, least_blocks)
@@ -135,7 +136,7 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         hidden_size: int,
         num_blocks: int,
         encoding: Literal["guided", "paper"] | None = "guided",
-        lone: Literal["token", "token+bos"] = "token+bos",
+        lone: Lone = "token+bos",
         template: str | None = None,
         max_length: int = 512,
         clip: float = 3.0,

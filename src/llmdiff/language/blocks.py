@@ -10,8 +10,8 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -20,17 +20,20 @@ from transformers.cache_utils import Cache, DynamicCache
 from llmdiff.errors import UnsupportedLLMError
 from llmdiff.language.finite import FiniteWatch, non_finite_error
 from llmdiff.language.prefix import PrefixStates, fixed_caches
-from llmdiff.language.tokens import PromptTokens
+from llmdiff.language.rows import TokenRows
+from llmdiff.language.tokens import PromptTokens, first_token_id
 
 if TYPE_CHECKING:
     from llmdiff.language.llm import DecoderLLM
 
-Lone = Literal["token", "token+bos"]
+Lone = Literal["token", "token+bos", "vocabulary"]
+LONES: tuple[Lone, ...] = get_args(Lone)
 Visit = Callable[[int, Tensor, Tensor, Tensor | None], None]
 BlockCall = Callable[[int, nn.Module, Tensor, Tensor, dict[str, Any]], None]
 
 # Hooks sit on modules that threads share; two passes at once would see each other's blocks.
 _one_pass_at_a_time = threading.RLock()
+_known_arguments: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()
 
 
 @torch.no_grad()
@@ -52,6 +55,16 @@ def run_blocks(
     every block (sliding windows do not hide BOS here). None: v_l is None. BOS itself has v_l = u_l, so its
     score is 0.
 
+    `lone="vocabulary"`: v_l is that of another trajectory, of the token as a text of its own behind BOS,
+
+        y_{l+1} = block_l(y_l | BOS and the token),   y_0 its embedding,   v_l = y_{l+1} - y_l
+
+    so it depends on the token alone, is remembered by token id, and a pass over known tokens costs what the
+    LLM's own pass does. It is another quantity: u_l - v_l is no longer what the context contributes to one
+    block's answer about one state, but how far the update in context is from the one that the bare token
+    gets at that depth, which carries what earlier blocks made of the context. It is 0 throughout for a prompt of one
+    token without a template. Memory then grows by L states for every token that was met, see `LoneVocabulary`.
+
     `on_last_hidden_state` gets the LLM's last state after its final norm, for encodings that use only that.
 
     Raises:
@@ -61,23 +74,58 @@ def run_blocks(
     Shapes:
         x_l, u_l, v_l, the last state, result: (B, T, D) float32, laid out as `tokens`; padding rows are 0.
     """
-    layout = _RunLayout.of(tokens, llm.device)
+    rows = TokenRows.of(tokens, llm.device)
+
+    def padded(index: int, x: Tensor, u: Tensor, v: Tensor | None) -> None:
+        visit(index, rows.padded(x), rows.padded(u), None if v is None else rows.padded(v))
+
+    def last(states: Tensor) -> None:
+        assert on_last_hidden_state is not None
+        on_last_hidden_state(rows.padded(states))
+
+    x0 = run_rows(
+        llm,
+        rows,
+        tokens.prefix_ids,
+        lone=lone,
+        visit=padded,
+        on_last_hidden_state=None if on_last_hidden_state is None else last,
+    )
+    return rows.padded(x0)
+
+
+@torch.no_grad()
+def run_rows(
+    llm: "DecoderLLM",
+    rows: TokenRows,
+    prefix_ids: tuple[int, ...],
+    *,
+    lone: Lone | None,
+    visit: Visit,
+    on_last_hidden_state: Callable[[Tensor], None] | None = None,
+) -> Tensor:
+    """Returns x_0 like `run_blocks`, everything as rows without padding: what only sums needs no place in a batch.
+
+    Shapes:
+        x_l, u_l, v_l, the last state, result: (N + 1, D) float32, the words and then BOS, see `TokenRows`.
+    """
     watch = FiniteWatch(llm.num_blocks + 1, llm.device)
     with _one_pass_at_a_time, llm.placement.in_use(), torch.autocast(llm.device.type, enabled=False):
-        prefix = llm.prefix_states(tokens.prefix_ids)
+        prefix = llm.prefix_states(prefix_ids)
+        known = llm.lone_vocabulary(rows.word_ids()) if lone == "vocabulary" and rows.words else None
+        bos_updates = prefix.bos_outputs - prefix.bos_inputs
         x0: list[Tensor] = []
 
         def hand_out(index: int, x: Tensor, u: Tensor, v: Tensor | None) -> None:
-            bos_x = prefix.bos_inputs[index]
-            bos_u = prefix.bos_outputs[index] - bos_x
-            x_l = layout.kept(x, bos_x)
+            x_l = _with_bos(x, prefix.bos_inputs[index])
             if index == 0:
                 x0.append(x_l)
-            u_l, v_l = layout.kept(u, bos_u), None if v is None else layout.kept(v, bos_u)
-            watch.see(index, x_l, u_l, v_l)
+            u_l = _with_bos(u, bos_updates[index])
+            v_l = None if v is None else _with_bos(v, bos_updates[index])
+            watch.see(index, u_l, v_l)  # x_l too: what is subtracted shows in the difference
             visit(index, x_l, u_l, v_l)
 
-        if layout.run_ids.shape[1] == 0:  # every prompt is empty: all there is to know is in the prefix
+        if rows.run_ids.shape[1] == 0:  # every prompt is empty: all there is to know is in the prefix
             nothing = prefix.bos_inputs.new_zeros(0, prefix.bos_inputs.shape[1])
             for index in range(llm.num_blocks):
                 hand_out(index, nothing, nothing, None if lone is None else nothing)
@@ -88,20 +136,23 @@ def run_blocks(
                 index: int, block: nn.Module, x: Tensor, out: Tensor, kwargs: dict[str, Any]
             ) -> None:
                 v = None
-                x_real = layout.real(x)
-                if lone is not None:
+                words = rows.of_run(x)
+                x_l = words.float()
+                if known is not None:
+                    v = known.of_block(index).to(x.device)
+                elif lone is not None:
                     cache = prefix.bos_cache if lone == "token+bos" else None
-                    v = _call_alone(block, x_real, kwargs, layout, cache).float() - x_real.float()
-                hand_out(index, x_real.float(), layout.real(out).float() - x_real.float(), v)
+                    v = _call_alone(block, words, kwargs, rows, cache).float() - x_l
+                hand_out(index, x_l, rows.of_run(out).float() - x_l, v)
 
             with _on_every_block(llm.blocks, on_block):
                 # Padded on the right under a causal mask: no real token sees padding, so no mask is needed.
                 result = llm.model.base_model(
-                    input_ids=layout.run_ids, past_key_values=prefix.cache, use_cache=True, return_dict=True
+                    input_ids=rows.run_ids, past_key_values=prefix.cache, use_cache=True, return_dict=True
                 )
-            last = layout.real(result.last_hidden_state).float()
+            last = rows.of_run(result.last_hidden_state).float()
         if on_last_hidden_state is not None:
-            states = layout.kept(last, prefix.bos_last)
+            states = _with_bos(last, prefix.bos_last)
             watch.see(llm.num_blocks, states)
             on_last_hidden_state(states)
         bad_step = watch.first_bad_step()
@@ -151,63 +202,40 @@ def run_prefix(llm: "DecoderLLM", prefix_ids: tuple[int, ...]) -> PrefixStates:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _RunLayout:
-    """Where the tokens of one pass come from and go to.
+@torch.no_grad()
+def run_vocabulary(llm: "DecoderLLM", token_ids: Tensor) -> Tensor:
+    """Returns every block's update of each token as a text of its own, behind BOS.
 
     Shapes:
-        run_ids: (B, S), what the LLM reads behind the prefix, padded on the right.
-        run_places: (N,), the kept tokens except BOS, as places in the flat (B*S).
-        kept_places: (N,), the same tokens as places in the flat (B*T); bos_places: (B,).
+        token_ids: (N,) => (N, L, D) float32, on the LLM's device.
     """
+    updates: list[Tensor] = []
 
-    run_ids: Tensor
-    run_places: Tensor
-    kept_places: Tensor
-    bos_places: Tensor
-    batch: int
-    width: int
+    def on_block(index: int, block: nn.Module, x: Tensor, out: Tensor, kwargs: dict[str, Any]) -> None:
+        updates.append((out.float() - x.float())[:, 0].to(llm.device))
 
-    @classmethod
-    def of(cls, tokens: PromptTokens, device: torch.device) -> "_RunLayout":
-        batch, width = tokens.input_ids.shape
-        input_ids, mask = tokens.input_ids.cpu(), tokens.token_mask.cpu()
-        rows = [ids[real].tolist() for ids, real in zip(input_ids, mask, strict=True)]
-        runs = [[*context, *row[1:]] for context, row in zip(tokens.context_ids, rows, strict=True)]
-        steps = max(len(run) for run in runs)
-        run_ids = torch.zeros(batch, steps, dtype=torch.int64)
-        run_places: list[int] = []
-        for b, (run, context) in enumerate(zip(runs, tokens.context_ids, strict=True)):
-            run_ids[b, : len(run)] = torch.tensor(run, dtype=torch.int64)
-            run_places += range(b * steps + len(context), b * steps + len(run))
-        is_bos = mask & (mask.cumsum(1) == 1)
-        places = torch.arange(batch * width).reshape(batch, width)
-        return cls(
-            run_ids=run_ids.to(device),
-            run_places=torch.tensor(run_places, dtype=torch.int64, device=device),
-            kept_places=places[mask & ~is_bos].to(device),
-            bos_places=places[is_bos].to(device),
-            batch=batch,
-            width=width,
-        )
+    with _one_pass_at_a_time, llm.placement.in_use(), torch.autocast(llm.device.type, enabled=False):
+        prefix = llm.prefix_states((first_token_id(llm.tokenizer),))
+        with _on_every_block(llm.blocks, on_block):
+            llm.model.base_model(
+                input_ids=token_ids[:, None].to(llm.device),
+                past_key_values=prefix.cache,
+                use_cache=True,
+                return_dict=True,
+            )
+    return torch.stack(updates, dim=1)
 
-    def real(self, states: Tensor) -> Tensor:
-        """(B, S, ...) => (N, ...): the kept tokens without BOS."""
-        return states.flatten(0, 1)[self.run_places.to(states.device)]
 
-    def kept(self, real: Tensor, bos: Tensor) -> Tensor:
-        """(N, D) and BOS's (D,) => (B, T, D), padding rows 0."""
-        out = real.new_zeros(self.batch * self.width, bos.shape[-1])
-        out[self.kept_places.to(out.device)] = real
-        out[self.bos_places.to(out.device)] = bos.to(out.device)
-        return out.reshape(self.batch, self.width, -1)
+def _with_bos(words: Tensor, bos: Tensor) -> Tensor:
+    """(N, D) and (D,) => (N + 1, D)."""
+    return torch.cat([words, bos.to(words.device)[None]])
 
 
 def _call_alone(
-    block: nn.Module, x_real: Tensor, kwargs: dict[str, Any], layout: _RunLayout, cache: Cache | None
+    block: nn.Module, words: Tensor, kwargs: dict[str, Any], rows: TokenRows, cache: Cache | None
 ) -> Tensor:
     """Returns the block's output for every token as a text of its own, (N, D)."""
-    batch, steps = layout.run_ids.shape
+    batch, steps = rows.run_ids.shape
 
     def alone(name: str, value: Any) -> Any:
         if isinstance(value, Cache):
@@ -222,11 +250,11 @@ def _call_alone(
             return tuple(alone("", item) for item in value)
         if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[:2] in ((1, steps), (batch, steps)):
             # Rotary tables, position ids, per-layer inputs: every token keeps its own row.
-            return layout.real(value.expand(batch, *value.shape[1:])).unsqueeze(1)
+            return rows.of_run_shared(value).unsqueeze(1)
         return value
 
     # forward, not __call__: the hooks of the running pass sit on the block.
-    out = block.forward(x_real.unsqueeze(1), **{name: alone(name, value) for name, value in kwargs.items()})
+    out = block.forward(words.unsqueeze(1), **{name: alone(name, value) for name, value in kwargs.items()})
     return _first(out).squeeze(1)
 
 
@@ -235,7 +263,7 @@ def _on_every_block(blocks: nn.ModuleList, on_block: BlockCall) -> Iterator[None
     """Calls `on_block(index, block, input, output, other arguments by name)` after each block, until left."""
     handles = []
     for index, block in enumerate(blocks):
-        names = list(inspect.signature(block.forward).parameters)
+        names = _arguments(block)
 
         def after(
             module: nn.Module, args: Any, kwargs: Any, out: Any, index: int = index, names: list[str] = names
@@ -249,6 +277,13 @@ def _on_every_block(blocks: nn.ModuleList, on_block: BlockCall) -> Iterator[None
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _arguments(block: nn.Module) -> list[str]:
+    """Returns the names of what a block is called with, looked up once for each block."""
+    if block not in _known_arguments:
+        _known_arguments[block] = list(inspect.signature(block.forward).parameters)
+    return _known_arguments[block]
 
 
 def _first(out: Any) -> Tensor:

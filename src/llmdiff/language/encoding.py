@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from llmdiff.errors import AdapterMismatchError, ConfigError, PromptError
-from llmdiff.language.blocks import Lone, run_blocks
+from llmdiff.language.blocks import LONES, Lone, run_blocks, run_rows
 from llmdiff.language.llm import DecoderLLM
+from llmdiff.language.rows import TokenRows
 from llmdiff.types import BlockStates, TextEncoding
 
 Encoding = Literal["guided", "paper"]
@@ -25,7 +26,8 @@ class ContextEncoding(nn.Module):
         paper:   c = x_0 + sum_l ( g_l * s_l             + sqrt(2 h_l) * eps_l ),   s_l = u_l - v_l
         guided:  c = x_0 + sum_l ( g_l * s_l + k_l * v_l + sqrt(2 h_l) * eps_l )
 
-    u_l is block l's update of a token in its context, v_l the same block's update of the token alone.
+    u_l is block l's update of a token in its context, v_l the same block's update of the token alone
+    (`lone="vocabulary"`: that block's update on the way of the token as a text of its own, see `run_blocks`).
     "guided" is ours and has the form of classifier-free guidance: v_l is the unguided part and g_l the
     guidance weight. k = 0 is the paper's sum, k = g the plain states. The paper's sum drops what a token
     means by itself (v_l makes "automobile" resemble "car"), which is why there are two.
@@ -46,7 +48,8 @@ class ContextEncoding(nn.Module):
         c_t = x_0 + sum_l ( w_t * g_l * s_l + k_l * v_l )
 
     w = 1 changes no bit; w = 0 leaves the token as it is alone. A token with no context has no score, and no
-    weight changes it: BOS, and a prompt's first word where "alone" is "token+bos" and there is no template.
+    weight changes it: BOS, and a prompt's first word where "alone" is "token+bos" or "vocabulary" and there is no
+    template.
 
     A prompt's first token is BOS: s = 0, so c = x_0 there in "paper"; in "guided" it is one constant vector.
 
@@ -82,8 +85,8 @@ class ContextEncoding(nn.Module):
         super().__init__()
         if encoding not in ("guided", "paper"):
             raise ConfigError(f'encoding is {encoding!r}, expected "guided" or "paper"')
-        if lone not in ("token", "token+bos"):
-            raise ConfigError(f'lone is {lone!r}, expected "token" or "token+bos"')
+        if lone not in LONES:
+            raise ConfigError(f'lone is {lone!r}, expected "token", "token+bos" or "vocabulary"')
         if not clip > 0:
             raise ConfigError(f"clip is {clip}, expected a number above 0 (math.inf clips nothing)")
         self.num_blocks = num_blocks
@@ -207,7 +210,8 @@ class ContextEncoding(nn.Module):
             weighted=weighted,
             contexts=contexts,
         )
-        weights = None if tokens.weights is None else tokens.weights[..., None]
+        rows = TokenRows.of(tokens, llm.device)
+        weights = None if tokens.weights is None else rows.of_tokens(tokens.weights)[:, None]
         total: list[Tensor] = []
 
         def add(index: int, x: Tensor, u: Tensor, v: Tensor | None) -> None:
@@ -217,24 +221,24 @@ class ContextEncoding(nn.Module):
             c = total[0]
             c += self.contribution(index, u, v, weights=weights)
 
-        run_blocks(llm, tokens, lone=self.lone, visit=add)
+        run_rows(llm, rows, tokens.prefix_ids, lone=self.lone, visit=add)
         mask = tokens.token_mask.to(total[0].device)
-        return TextEncoding(states=self._finish(total[0], mask, generator), token_mask=mask)
+        return TextEncoding(states=self._finish(rows.padded(total[0]), mask, generator), token_mask=mask)
 
     def contribution(self, index: int, u: Tensor, v: Tensor, *, weights: Tensor | None = None) -> Tensor:
         """Returns what one block adds to c without its noise: g_l * s_l, and in "guided" k_l * v_l.
 
         Shapes:
-            u, v: (B, T, D), weights: (B, T, 1) => (B, T, D).
+            u, v: (..., D), weights: (..., 1) => (..., D).
         """
-        score = self.in_scales(u - v, self.score_scale[index].to(u.device))
+        score = u - v
+        gain = self.gamma[index].to(u.device) * self._per_scale(score, self.score_scale[index].to(u.device))
         if weights is not None:
-            score = score * weights.to(score.device)
-        added = self.gamma[index].to(u.device) * score
+            gain = gain * weights.to(gain.device)
+        added = gain * score
         if self.kappa is not None:
-            added = added + self.kappa[index].to(u.device) * self.in_scales(
-                v, self.lone_scale[index].to(v.device)
-            )
+            gain = self.kappa[index].to(v.device) * self._per_scale(v, self.lone_scale[index].to(v.device))
+            added = torch.addcmul(added, gain, v)
         return added
 
     def noised(self, c: Tensor, token_mask: Tensor, generator: torch.Generator) -> Tensor:
@@ -247,10 +251,14 @@ class ContextEncoding(nn.Module):
 
     def in_scales(self, update: Tensor, scale: Tensor) -> Tensor:
         """Returns update / scale, tokens longer than `clip` shortened to that; update (..., D)."""
-        update = update / scale
+        return update * self._per_scale(update, scale)
+
+    def _per_scale(self, update: Tensor, scale: Tensor) -> Tensor:
+        """What a token's update is multiplied with to be in scales and clipped: one number each, (..., 1)."""
         if math.isinf(self.clip):
-            return update
-        return update * (self.clip / _norms(update)[..., None]).clamp(max=1.0)
+            return (1 / scale).expand(*update.shape[:-1], 1)
+        # A norm of 0 gives an infinite quotient, and so 1 / scale.
+        return (self.clip * scale / _norms(update)[..., None]).clamp(max=1.0) / scale
 
     def _finish(self, c: Tensor, token_mask: Tensor, generator: torch.Generator | None) -> Tensor:
         """Adds the noise and makes padding rows exactly 0."""

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from llmdiff.errors import ConfigError
-from llmdiff.language.blocks import run_blocks
+from llmdiff.language.blocks import run_rows
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
+from llmdiff.language.rows import TokenRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,22 +64,21 @@ def encode_groups(
     tokens = llm.tokenize(prompts, template=context.template, max_length=context.max_length)
     mask = tokens.token_mask.to(llm.device)
     guided = context.kappa is not None
-    size = (int(mask.sum()), group_parts(context, groups), context.hidden_size)
-    parts = torch.zeros(size, device=mask.device)
+    rows = TokenRows.of(tokens, llm.device)
+    parts = torch.zeros(rows.words + 1, group_parts(context, groups), context.hidden_size, device=mask.device)
 
     def add(index: int, x: Tensor, u: Tensor, v: Tensor | None) -> None:
         assert v is not None
-        real = mask.to(x.device)
         if index == 0:
-            parts[:, 0] = (x[real] / context.x0_scale.to(x.device)).to(parts)
+            parts[:, 0] = (x / context.x0_scale.to(x.device)).to(parts)
         group = 1 + group_of(index, context.num_blocks, groups)
         score_scale, lone_scale = context.score_scale[index], context.lone_scale[index]
-        parts[:, group] += context.in_scales((u - v)[real], score_scale.to(u.device)).to(parts)
+        parts[:, group] += context.in_scales(u - v, score_scale.to(u.device)).to(parts)
         if guided:
-            parts[:, groups + group] += context.in_scales(v[real], lone_scale.to(v.device)).to(parts)
+            parts[:, groups + group] += context.in_scales(v, lone_scale.to(v.device)).to(parts)
 
-    run_blocks(llm, tokens, lone=context.lone, visit=add)
-    return GroupedScores(parts=parts, token_mask=mask)
+    run_rows(llm, rows, tokens.prefix_ids, lone=context.lone, visit=add)
+    return GroupedScores(parts=parts[rows.rows[mask.flatten()]], token_mask=mask)
 
 
 def sum_groups(

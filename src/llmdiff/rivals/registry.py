@@ -10,6 +10,7 @@ from torch import nn
 from llmdiff.adapter import families, layers
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.errors import ConfigError
+from llmdiff.language.blocks import Lone
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.rivals.base_text import BaseTextStates
 from llmdiff.rivals.block_posterior import BlockPosterior
@@ -48,7 +49,7 @@ class Parts:
     encoder: EncoderStates | None = None
     t5: EncoderStates | None = None
     template: str | None = None
-    lone: Literal["token", "token+bos"] = "token+bos"
+    lone: Lone = "token+bos"
     captions: Sequence[str] = ()
     base_model_id: str | None = None
     seed: int = 0
@@ -123,9 +124,7 @@ def _reads_llm(source: Callable[..., Any]) -> Make:
     return _reads(lambda parts: source(parts.llm, template=parts.template))
 
 
-def _ours(
-    encoding: Literal["guided", "paper"], *, lone: Literal["token", "token+bos"] | None = None, **removed: Any
-) -> Make:
+def _ours(encoding: Literal["guided", "paper"], *, lone: Lone | None = None, **removed: Any) -> Make:
     def make(parts: Parts) -> Conditioning:
         llm = parts.llm
         assert llm is not None
@@ -221,6 +220,13 @@ def _rows() -> list[Rival]:
             "parts removed",
             "llm",
             _ours("guided", lone="token+bos"),
+        ),
+        row(
+            "guided-lone-vocabulary",
+            "guided, alone = the token's own way through the blocks",
+            "parts removed",
+            "llm",
+            _ours("guided", lone="vocabulary"),
         ),
         row(
             "pretrained-branch",

@@ -30,7 +30,7 @@ class ModelsConfig(_Strict):
     base: str
     start: str | None = None
     encoding: Literal["guided", "paper"] = "guided"
-    lone: Literal["token", "token+bos"] = "token+bos"
+    lone: Literal["token", "token+bos", "vocabulary"] = "token+bos"
     template: str | None = None
     max_length: Count = 512
     clip: Positive = 3.0

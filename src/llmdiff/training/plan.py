@@ -177,11 +177,13 @@ def count_step(
 
 
 def count_llm(models: MetaModels, texts: int, tokens: int) -> Cost:
-    """Return what reading texts costs: every token in its context, and every token alone."""
+    """Return what reading texts costs: every token in its context, and alone where that is not known by its id."""
     ids = torch.zeros(texts, tokens, dtype=torch.int64, device="meta")
+    context = models.adapter.context
+    known = context is not None and context.lone == "vocabulary"
 
     def read() -> None:
-        for some in (ids, ids.reshape(-1, 1)):
+        for some in (ids,) if known else (ids, ids.reshape(-1, 1)):
             # With a cache, as when it reads for real; without, it would look for packed texts in the ids.
             models.llm.base_model(input_ids=some, past_key_values=DynamicCache(), use_cache=True)
 

@@ -1,0 +1,96 @@
+"""The tokens of one pass as rows without padding, and the way back into a padded batch."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from llmdiff.language.tokens import PromptTokens
+
+# Blocks share a few tensors at most: a rotary table or two, position ids.
+_MAX_SHARED = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenRows:
+    """Where the tokens of one pass come from and go to: N words in order, and one row for the BOS of all prompts.
+
+    Shapes:
+        run_ids: (B, S), what the LLM reads behind the prefix, padded on the right.
+        run_places: (N,), the kept tokens except BOS, as places in the flat (B*S).
+        token_places: (N + 1,), of the rows as places in the flat (B*T); BOS comes last, that of the first prompt.
+        rows: (B*T,), the row of every token; N + 1 where padded.
+    """
+
+    run_ids: Tensor
+    run_places: Tensor
+    token_places: Tensor
+    rows: Tensor
+    batch: int
+    width: int
+    _shared: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, tokens: PromptTokens, device: torch.device) -> "TokenRows":
+        """Returns the rows of a batch of prompts."""
+        batch, width = tokens.input_ids.shape
+        input_ids, mask = tokens.input_ids.cpu(), tokens.token_mask.cpu()
+        kept = [ids[real].tolist() for ids, real in zip(input_ids, mask, strict=True)]
+        runs = [[*context, *row[1:]] for context, row in zip(tokens.context_ids, kept, strict=True)]
+        steps = max(len(run) for run in runs)
+        run_ids = torch.zeros(batch, steps, dtype=torch.int64)
+        run_places: list[int] = []
+        for b, (run, context) in enumerate(zip(runs, tokens.context_ids, strict=True)):
+            run_ids[b, : len(run)] = torch.tensor(run, dtype=torch.int64)
+            run_places += range(b * steps + len(context), b * steps + len(run))
+        is_bos = (mask & (mask.cumsum(1) == 1)).flatten()
+        words = (mask.flatten() & ~is_bos).nonzero().flatten()
+        rows = torch.full((batch * width,), len(words) + 1)
+        rows[words] = torch.arange(len(words))
+        rows[is_bos] = len(words)
+        return cls(
+            run_ids=run_ids.to(device),
+            run_places=torch.tensor(run_places, dtype=torch.int64, device=device),
+            token_places=torch.cat([words, is_bos.nonzero().flatten()[:1]]).to(device),
+            rows=rows.to(device),
+            batch=batch,
+            width=width,
+        )
+
+    @property
+    def words(self) -> int:
+        """N."""
+        return len(self.run_places)
+
+    def word_ids(self) -> Tensor:
+        """(N,), the ids of the words."""
+        return self.run_ids.flatten()[self.run_places]
+
+    def of_run(self, states: Tensor) -> Tensor:
+        """(B, S, ...) => (N, ...): the words."""
+        return states.flatten(0, 1).index_select(0, self.run_places.to(states.device))
+
+    def of_run_shared(self, states: Tensor) -> Tensor:
+        """The same of what every block gets, looked up once a pass; (1, S, ...) is taken for every prompt."""
+        known = self._shared.get(id(states))
+        if known is None:
+            if len(self._shared) >= _MAX_SHARED:
+                self._shared.clear()
+            # Kept beside the result, so that its id stays its own.
+            known = states, self.of_run(states.expand(self.batch, *states.shape[1:]))
+            self._shared[id(states)] = known
+        return known[1]
+
+    def of_tokens(self, values: Tensor) -> Tensor:
+        """(B, T) => (N + 1,)."""
+        return values.flatten()[self.token_places.to(values.device)]
+
+    def padded(self, rows: Tensor) -> Tensor:
+        """(N + 1, ...) => (B, T, ...), padding 0."""
+        padding = rows.new_zeros(1, *rows.shape[1:])
+        places = self.rows.to(rows.device)
+        return (
+            torch.cat([rows, padding])
+            .index_select(0, places)
+            .reshape(self.batch, self.width, *rows.shape[1:])
+        )
