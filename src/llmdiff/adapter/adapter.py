@@ -62,7 +62,7 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         super().__init__()
         _check_choice("family", family, [row.name for row in families.FAMILIES])
         _check_choice("encoding", encoding, ["guided", "paper", None])
-        _check_choice("lone", lone, LONES)
+        _check_choice("lone", lone, list(LONES))
         # States that come from no LLM have no blocks.
         least_blocks = 0 if encoding is None else 1
         _check_size("num_blocks", num_blocks, least_blocks)
