@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pointing
+from PIL import Image
 
 from llmdiff.analysis.attention_maps import draw_with_maps
 from llmdiff.analysis.attention_plots import save_maps
@@ -114,6 +115,8 @@ class Inspection:
             save(Path(folder))
             for name in names:
                 path = Path(folder) / name
+                if path.suffix == ".png" and path.stat().st_size > _MOST_BYTES:
+                    Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
                 if path.stat().st_size > _MOST_BYTES:
                     raise ConfigError(f"{name} has {path.stat().st_size:,} bytes, expected 1 MB at most")
                 if path.suffix == ".json":

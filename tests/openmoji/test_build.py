@@ -77,9 +77,9 @@ def test_unknown_presets_and_values_are_errors_by_name():
 
 
 @pytest.fixture
-def whole(built, make_llm, tmp_path):
+def whole(built, make_llm):
     """The same build with its adapter, on a tiny LLM."""
-    folder = tmp_path / "llm"
+    folder = built.folder / "llm"
     llm = make_llm()
     llm.model.save_pretrained(folder)
     llm.tokenizer.save_pretrained(folder)

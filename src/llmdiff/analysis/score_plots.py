@@ -3,6 +3,7 @@
 import html
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,8 @@ def _gains(place: Any, report: ScoreReport) -> None:
         place.plot(gains.kappa, label="kappa (lone updates)", marker=".")
     place.plot([value**0.5 for value in gains.h], label="sqrt(h) (noise)", marker=".")
     place.axhline(0, color="gray", linewidth=0.5)
-    place.set(title="learned weights of the blocks", xlabel="block")
-    place.legend(fontsize=8)
+    place.set(title="learned weights of the blocks", xlabel="block", ylim=(-0.5, None))
+    place.legend(fontsize=8, loc="lower left")
 
 
 def _approach(place: Any, report: ScoreReport) -> None:
@@ -155,8 +156,10 @@ def _gates(place: Any, gates: dict[str, tuple[float, float]]) -> None:
         [x - 0.2 for x in at], [first for first, _ in gates.values()], 0.4, label="pretrained, a1 exp(b1)"
     )
     place.bar([x + 0.2 for x in at], [new for _, new in gates.values()], 0.4, label="new, a2 exp(b2)")
-    labels = [name.replace(".transformer_blocks", "").replace(".attentions", "") for name in gates]
-    place.set_xticks(at, labels, rotation=90 if len(gates) > 12 else 20, fontsize=8)
+    # down_blocks_1_attentions_0_transformer_blocks_0_attn2 => down 1 0 0
+    common = {"blocks", "block", "attentions", "transformer", "attn", "attn2"}
+    labels = [" ".join(word for word in re.split(r"[._]", name) if word not in common) for name in gates]
+    place.set_xticks(at, labels, rotation=90 if len(gates) > 12 else 0, fontsize=8)
     place.axhline(0, color="gray", linewidth=0.5)
     place.set_title("gates of the attention layers")
     place.legend(fontsize=8)
