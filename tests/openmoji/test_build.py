@@ -79,7 +79,7 @@ def test_unknown_presets_and_values_are_errors_by_name():
 @pytest.fixture
 def whole(built, make_llm):
     """The same build with its adapter, on a tiny LLM."""
-    folder = built.folder / "llm"
+    folder = built.folder.with_name("llm-of-the-build")
     llm = make_llm()
     llm.model.save_pretrained(folder)
     llm.tokenizer.save_pretrained(folder)
