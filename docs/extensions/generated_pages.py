@@ -274,6 +274,7 @@ def _number(value: Any) -> str:
 def findings() -> str:
     """Return what was measured for and against the method, from every recorded evaluation."""
     lines: list[str] = []
+    others: list[str] = []
     for path in sorted(RESULTS.glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         if "systems" in record and "suite" in record:
@@ -285,7 +286,9 @@ def findings() -> str:
         elif inside := inside_findings(record):
             lines += [f"**[{path.stem}](../generated/results-{path.stem}.md)**:", "", *inside, ""]
         else:
-            lines += [f"**[{path.stem}](../generated/results-{path.stem}.md)**", ""]
+            others.append(f"[{path.stem}](../generated/results-{path.stem}.md)")
+    if others:
+        lines += [f"Also recorded: {', '.join(others)}.", ""]
     return "\n".join(lines)
 
 
