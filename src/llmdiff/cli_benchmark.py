@@ -7,25 +7,32 @@ from typing import Annotated
 
 import typer
 
-from llmdiff.cli_options import Device, Guidance, Verbose
+from llmdiff.cli_options import (
+    Batch,
+    Begin,
+    BenchmarkOut,
+    Build,
+    Captions,
+    Device,
+    DrawingSteps,
+    Guidance,
+    Preset,
+    Prompts,
+    Verbose,
+)
 from llmdiff.cli_output import set_up
 from llmdiff.extras import check_extra
 
 
 def benchmark(
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where everything goes.")],
+    out: BenchmarkOut,
     rivals: Annotated[
         str | None, typer.Option("--rivals", help="Which, separated by commas [all that can be run].")
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Trainings of every rival.")] = 3,
-    preset: Annotated[str, typer.Option("--preset", help="The embedded default's: cpu, gpu, test.")] = "cpu",
-    build: Annotated[
-        Path | None, typer.Option("--build", help="Folder of its build [in the cache folder].")
-    ] = None,
-    begin: Annotated[
-        str | None,
-        typer.Option("--from", help='Base and checker: "shipped" or a folder [shipped, if of the preset].'),
-    ] = None,
+    preset: Preset = "cpu",
+    build: Build = None,
+    begin: Begin = None,
     llm: Annotated[str | None, typer.Option("--llm", help="Name, folder or Hub id [the preset's].")] = None,
     encoder: Annotated[
         str | None, typer.Option("--encoder", help="Encoder-only: folder or Hub id [minilm, if installed].")
@@ -33,14 +40,10 @@ def benchmark(
     t5: Annotated[str | None, typer.Option("--t5", help="Of the T5 family: folder or Hub id [none].")] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Of training [the preset's].")] = None,
     text_steps: Annotated[
-        int, typer.Option("--text-steps", min=0, help="Steps before these, from text where that can be.")
+        int, typer.Option("--text-steps", min=0, help="Steps before these, from captions alone.")
     ] = 0,
-    batch: Annotated[
-        int | None, typer.Option("--batch", min=1, help="Captions a step [the preset's].")
-    ] = None,
-    captions: Annotated[
-        int | None, typer.Option("--captions", min=1, help="Of training [the preset's].")
-    ] = None,
+    batch: Batch = None,
+    captions: Captions = None,
     learning_rate: Annotated[
         list[float] | None,
         typer.Option("--learning-rate", help="May be repeated: every rival tries all [the preset's]."),
@@ -48,8 +51,8 @@ def benchmark(
     search_steps: Annotated[
         int, typer.Option("--search-steps", min=0, help="Steps for each learning rate that is tried.")
     ] = 0,
-    prompts: Annotated[int, typer.Option("--prompts", min=1, help="Prompts of every split.")] = 100,
-    drawing_steps: Annotated[int, typer.Option("--drawing-steps", min=1, help="Denoising steps.")] = 20,
+    prompts: Prompts = 100,
+    drawing_steps: DrawingSteps = 20,
     guidance_scale: Guidance = 3.0,
     device: Device = None,
     verbose: Verbose = False,

@@ -7,13 +7,25 @@ from typing import Annotated
 
 import typer
 
-from llmdiff.cli_options import Device, Guidance, Verbose
+from llmdiff.cli_options import (
+    Batch,
+    Begin,
+    BenchmarkOut,
+    Build,
+    Captions,
+    Device,
+    DrawingSteps,
+    Guidance,
+    Preset,
+    Prompts,
+    Verbose,
+)
 from llmdiff.cli_output import set_up
 from llmdiff.extras import check_extra
 
 
 def compare_llms(
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where everything goes.")],
+    out: BenchmarkOut,
     llms: Annotated[
         str, typer.Option("--llms", help="Names, folders, GGUF files or Hub ids, separated by commas.")
     ] = "smollm2-135m,gemma3-270m",
@@ -21,28 +33,19 @@ def compare_llms(
         str, typer.Option("--system", help="What is trained on each: a rival that reads an LLM.")
     ] = "guided",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Trainings on every LLM.")] = 1,
-    preset: Annotated[str, typer.Option("--preset", help="The embedded default's: cpu, gpu, test.")] = "cpu",
-    build: Annotated[
-        Path | None, typer.Option("--build", help="Folder of its build [in the cache folder].")
-    ] = None,
-    begin: Annotated[
-        str | None,
-        typer.Option("--from", help='Base and checker: "shipped" or a folder [shipped, if of the preset].'),
-    ] = None,
+    preset: Preset = "cpu",
+    build: Build = None,
+    begin: Begin = None,
     text_steps: Annotated[
         int | None, typer.Option("--text-steps", min=0, help="Steps from captions alone [the preset's].")
     ] = None,
     steps: Annotated[
         int | None, typer.Option("--steps", min=1, help="Steps on pictures [the preset's].")
     ] = None,
-    batch: Annotated[
-        int | None, typer.Option("--batch", min=1, help="Captions a step [the preset's].")
-    ] = None,
-    captions: Annotated[
-        int | None, typer.Option("--captions", min=1, help="Of training [the preset's].")
-    ] = None,
-    prompts: Annotated[int, typer.Option("--prompts", min=1, help="Prompts of every split.")] = 100,
-    drawing_steps: Annotated[int, typer.Option("--drawing-steps", min=1, help="Denoising steps.")] = 20,
+    batch: Batch = None,
+    captions: Captions = None,
+    prompts: Prompts = 100,
+    drawing_steps: DrawingSteps = 20,
     guidance_scale: Guidance = 3.0,
     device: Device = None,
     verbose: Verbose = False,

@@ -1,5 +1,6 @@
 """Options that several verbs have: the same name, the same words."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -33,3 +34,16 @@ ViaAnswers = Annotated[
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps [an accelerator, else cpu].")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show what the libraries have to say, too.")]
+
+# Of what trains and measures on the embedded default: benchmark, compare-llms.
+BenchmarkOut = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where everything goes.")]
+Preset = Annotated[str, typer.Option("--preset", help="The embedded default's: cpu, gpu, test.")]
+Build = Annotated[Path | None, typer.Option("--build", help="Folder of its build [in the cache folder].")]
+Begin = Annotated[
+    str | None,
+    typer.Option("--from", help='Base and checker: "shipped" or a folder [shipped, if of the preset].'),
+]
+Batch = Annotated[int | None, typer.Option("--batch", min=1, help="Captions a step [the preset's].")]
+Captions = Annotated[int | None, typer.Option("--captions", min=1, help="Of training [the preset's].")]
+Prompts = Annotated[int, typer.Option("--prompts", min=1, help="Prompts of every split.")]
+DrawingSteps = Annotated[int, typer.Option("--drawing-steps", min=1, help="Denoising steps.")]
