@@ -1,8 +1,5 @@
 """The verb `llmdiff benchmark`; the work is done elsewhere."""
 
-import shlex
-import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -68,7 +65,7 @@ def benchmark(
     from llmdiff import loading
     from llmdiff.benchmark.prepare import choose_rivals, prepare_benchmark, prepare_build
     from llmdiff.benchmark.summary import ranking
-    from llmdiff.evaluation.report import writable_folder
+    from llmdiff.evaluation.report import command_line, writable_folder
 
     # Whatever can be refused is refused before the base is made or its scenes are drawn.
     writable_folder(out)
@@ -91,6 +88,5 @@ def benchmark(
         drawing_steps=drawing_steps,
         guidance_scale=guidance_scale,
     )
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    typer.echo(ranking(plan.run(command=command)))
+    typer.echo(ranking(plan.run(command=command_line())))
     typer.echo(out / "report.html")

@@ -1,8 +1,5 @@
 """The verb `llmdiff compare-llms`; the work is done elsewhere."""
 
-import shlex
-import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -63,7 +60,7 @@ def compare_llms(
     from llmdiff.benchmark.compare_llms import comparison_settings
     from llmdiff.benchmark.compare_page import comparison_tables, save_comparison
     from llmdiff.benchmark.prepare import prepare_build
-    from llmdiff.evaluation.report import writable_folder
+    from llmdiff.evaluation.report import command_line, writable_folder
 
     writable_folder(out)
     settings = comparison_settings(
@@ -80,8 +77,7 @@ def compare_llms(
     )
     place = torch.device(loading.usable_device(device))
     names = [name.strip() for name in llms.split(",") if name.strip()]
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    report = compare(prepare_build(preset, build, begin, place), out, names, settings, command=command)
+    report = compare(prepare_build(preset, build, begin, place), out, names, settings, command=command_line())
     paths = save_comparison(report, out)
     typer.echo(comparison_tables(report), nl=False)
     typer.echo(paths[-1])

@@ -1,7 +1,5 @@
 """The verbs of `llmdiff inspect`: look at what the LLM does; the work is done elsewhere."""
 
-import shlex
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -182,7 +180,7 @@ def probes(
     check_extra("inspect", "matplotlib")
     from llmdiff.analysis.probe_plots import probe_tables, save_probes
     from llmdiff.analysis.probe_table import ProbeSettings, measure_probes
-    from llmdiff.evaluation.report import writable_folder
+    from llmdiff.evaluation.report import command_line, writable_folder
     from llmdiff.rivals.encoder import chosen_encoder
 
     writable_folder(out)
@@ -197,5 +195,5 @@ def probes(
         seed=seed,
     )
     record = measure_probes(settings, out)
-    save_probes(record | {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}, out)
+    save_probes(record | {"command": command_line()}, out)
     typer.echo(probe_tables(record), nl=False)

@@ -184,7 +184,7 @@ def evaluate_systems(
             for name, run in runs.items()
         },
         "versions": versions(),
-        "command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command or command_line(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     if failed is not None:
@@ -236,6 +236,11 @@ def run_system(
         pictures={split: np.stack(pictures) for split, pictures in kept.items()},
         seconds_per_image=drawing_s / len(suite),
     )
+
+
+def command_line() -> str:
+    """The command that this process was started with, as it can be typed again."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def versions() -> dict[str, str]:

@@ -1,8 +1,6 @@
 """An evaluation on a suite of prompts: systems draw, metrics score, figures, samples and official files are written."""
 
 import json
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +19,7 @@ from llmdiff.evaluation.prompt_suites.official import official_figures, write_of
 from llmdiff.evaluation.prompt_suites.scores import ScoreBook, score_missing
 from llmdiff.evaluation.prompt_suites.suite import PromptSuite, SuitePrompt, SuiteScorer
 from llmdiff.evaluation.prompt_suites.tables import NOT_COMPARABLE, suite_tables
-from llmdiff.evaluation.report import versions, writable_folder
+from llmdiff.evaluation.report import command_line, versions, writable_folder
 from llmdiff.evaluation.systems import BASE, System
 from llmdiff.files import write_whole
 from llmdiff.openmoji.grids import save_grid
@@ -117,7 +115,7 @@ def evaluate_suite(
             for name in systems
         },
         "versions": versions(),
-        "command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command or command_line(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     write_whole(Path(out) / "report.md", suite_tables(report, markdown=True))
