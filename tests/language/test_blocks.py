@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from llmdiff.language import DecoderLLM, Lone, PromptTokens, run_blocks
+from llmdiff.language.lone_calls import JoinedCall
 from llmdiff.types import BlockStates
 
-from .conftest import PROMPTS, tiny_llm
+from .conftest import PROMPTS, tiny_config, tiny_llm, tiny_model, tiny_tokenizer
 
 LONES: tuple[Lone, ...] = ("token", "token+bos")
 TEMPLATES = (
@@ -184,14 +185,14 @@ def test_visits_blocks_in_order_and_leaves_no_hooks(llama: DecoderLLM) -> None:
     seen: list[int] = []
     run_blocks(llama, llama.tokenize("a red apple"), lone=None, visit=lambda index, *_: seen.append(index))
     assert seen == [0, 1, 2, 3]
-    assert not any(block._forward_hooks for block in llama.blocks)
+    assert not any(block._forward_hooks or block._forward_pre_hooks for block in llama.blocks)
 
     def fail(*_: Any) -> None:
         raise KeyError("stop")
 
     with pytest.raises(KeyError):
         run_blocks(llama, llama.tokenize("a red apple"), lone="token", visit=fail)
-    assert not any(block._forward_hooks for block in llama.blocks)
+    assert not any(block._forward_hooks or block._forward_pre_hooks for block in llama.blocks)
 
 
 def test_only_empty_prompts_still_have_bos(any_llm: DecoderLLM) -> None:
@@ -267,5 +268,43 @@ def test_embedded_llm_agrees_with_explicit_masks(smollm2: DecoderLLM) -> None:
     for lone in LONES:
         states = smollm2.block_updates(prompt, lone=lone, template=template)
         _, lone_updates, _ = explicit_updates(smollm2, ids, alone(lone))
+        assert_relative(states.context[:, 0], context[:, places], 1e-5)
+        assert_relative(states.lone[:, 0], lone_updates[:, places], 1e-5)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("lone", LONES)
+def test_joined_and_separate_calls_give_the_same(
+    any_llm: DecoderLLM, lone: Lone, template: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    of = JoinedCall.of
+    monkeypatch.setattr(JoinedCall, "of", lambda *args, **more: made.append(of(*args, **more)) or made[-1])
+    joined = any_llm.block_updates(PROMPTS, lone=lone, template=template)
+    assert made[-1] is not None
+    monkeypatch.setattr("llmdiff.language.lone_calls._MAX_TOKENS", 0)
+    separate = any_llm.block_updates(PROMPTS, lone=lone, template=template)
+    assert made[-1] is None
+    for name in ("x0", "context", "lone"):
+        torch.testing.assert_close(
+            getattr(joined, name), getattr(separate, name), atol=1e-5, rtol=1e-5, msg=name
+        )
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("joined", [True, False])
+def test_both_calls_agree_with_explicit_masks_for_every_attention(
+    attention: str, joined: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not joined:
+        monkeypatch.setattr("llmdiff.language.lone_calls._MAX_TOKENS", 0)
+    # A window of 4 keys in three of four blocks.
+    llm = DecoderLLM(tiny_model(tiny_config("gemma3"), attention=attention), tiny_tokenizer(), id="tiny")
+    tokens = llm.tokenize(PROMPTS[1])
+    ids, places = full_ids(tokens, 0), kept_places(tokens, 0)
+    _, context, _ = explicit_updates(llm, ids, causal(llm))
+    for lone in LONES:
+        states = llm.block_updates(PROMPTS[1], lone=lone)
+        _, lone_updates, _ = explicit_updates(llm, ids, alone(lone))
         assert_relative(states.context[:, 0], context[:, places], 1e-5)
         assert_relative(states.lone[:, 0], lone_updates[:, places], 1e-5)

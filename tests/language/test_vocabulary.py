@@ -32,7 +32,8 @@ def test_lone_updates_are_those_of_a_text_of_one_token(any_llm: DecoderLLM, temp
 def test_context_updates_are_those_of_every_other_reading(any_llm: DecoderLLM) -> None:
     found = any_llm.block_updates(PROMPTS, lone="vocabulary")
     expected = any_llm.block_updates(PROMPTS, lone="token")
-    assert torch.equal(found.context, expected.context)
+    # Not bit for bit: the other reading runs its lone tokens in the same call, which may round elsewhere.
+    torch.testing.assert_close(found.context, expected.context, atol=1e-5, rtol=1e-5)
     assert torch.equal(found.x0, expected.x0)
 
 

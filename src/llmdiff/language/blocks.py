@@ -15,10 +15,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import DynamicCache
 
 from llmdiff.errors import UnsupportedLLMError
 from llmdiff.language.finite import FiniteWatch, non_finite_error
+from llmdiff.language.lone_calls import JoinedCall, call_alone, first_of
 from llmdiff.language.prefix import PrefixStates, fixed_caches
 from llmdiff.language.rows import TokenRows
 from llmdiff.language.tokens import PromptTokens, first_token_id
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 Lone = Literal["token", "token+bos", "vocabulary"]
 LONES: tuple[Lone, ...] = get_args(Lone)
 Visit = Callable[[int, Tensor, Tensor, Tensor | None], None]
-BlockCall = Callable[[int, nn.Module, Tensor, Tensor, dict[str, Any]], None]
+# The block's number, itself, its input and output, the rest it was called with, and from a joined call the lone
+# tokens' output.
+BlockCall = Callable[[int, nn.Module, Tensor, Tensor, dict[str, Any], Tensor | None], None]
 
 # Hooks sit on modules that threads share; two passes at once would see each other's blocks.
 _one_pass_at_a_time = threading.RLock()
@@ -131,21 +134,31 @@ def run_rows(
                 hand_out(index, nothing, nothing, None if lone is None else nothing)
             last = prefix.bos_last.new_zeros(0, len(prefix.bos_last))  # its width may differ (OPT)
         else:
+            sees_bos = lone == "token+bos"
+            calls = lone is not None and known is None
+            joined = JoinedCall.of(llm, rows, len(prefix_ids), sees_bos=sees_bos) if calls else None
 
             def on_block(
-                index: int, block: nn.Module, x: Tensor, out: Tensor, kwargs: dict[str, Any]
+                index: int,
+                block: nn.Module,
+                x: Tensor,
+                out: Tensor,
+                kwargs: dict[str, Any],
+                lone_out: Tensor | None,
             ) -> None:
                 v = None
                 words = rows.of_run(x)
                 x_l = words.float()
                 if known is not None:
                     v = known.of_block(index).to(x.device)
-                elif lone is not None:
-                    cache = prefix.bos_cache if lone == "token+bos" else None
-                    v = _call_alone(block, words, kwargs, rows, cache).float() - x_l
+                elif calls:
+                    if lone_out is None:
+                        cache = prefix.bos_cache if sees_bos else None
+                        lone_out = call_alone(block, words, kwargs, rows, cache)
+                    v = lone_out.float() - x_l
                 hand_out(index, x_l, rows.of_run(out).float() - x_l, v)
 
-            with _on_every_block(llm.blocks, on_block):
+            with _on_every_block(llm.blocks, on_block, joined):
                 # Padded on the right under a causal mask: no real token sees padding, so no mask is needed.
                 result = llm.model.base_model(
                     input_ids=rows.run_ids, past_key_values=prefix.cache, use_cache=True, return_dict=True
@@ -170,7 +183,7 @@ def run_prefix(llm: "DecoderLLM", prefix_ids: tuple[int, ...]) -> PrefixStates:
 
     device = llm.device
 
-    def on_block(index: int, block: nn.Module, x: Tensor, out: Tensor, kwargs: dict[str, Any]) -> None:
+    def on_block(index: int, block: nn.Module, x: Tensor, out: Tensor, *_: Any) -> None:
         inputs.append(x[0, 0].float().to(device))
         outputs.append(out[0, 0].float().to(device))
 
@@ -211,7 +224,7 @@ def run_vocabulary(llm: "DecoderLLM", token_ids: Tensor) -> Tensor:
     """
     updates: list[Tensor] = []
 
-    def on_block(index: int, block: nn.Module, x: Tensor, out: Tensor, kwargs: dict[str, Any]) -> None:
+    def on_block(index: int, block: nn.Module, x: Tensor, out: Tensor, *_: Any) -> None:
         updates.append((out.float() - x.float())[:, 0].to(llm.device))
 
     with _one_pass_at_a_time, llm.placement.in_use(), torch.autocast(llm.device.type, enabled=False):
@@ -231,46 +244,37 @@ def _with_bos(words: Tensor, bos: Tensor) -> Tensor:
     return torch.cat([words, bos.to(words.device)[None]])
 
 
-def _call_alone(
-    block: nn.Module, words: Tensor, kwargs: dict[str, Any], rows: TokenRows, cache: Cache | None
-) -> Tensor:
-    """Returns the block's output for every token as a text of its own, (N, D)."""
-    batch, steps = rows.run_ids.shape
-
-    def alone(name: str, value: Any) -> Any:
-        if isinstance(value, Cache):
-            return cache
-        if name == "attention_mask":
-            # Attention that adds its mask (eager) may not take None for "all visible".
-            adds = isinstance(value, Tensor) and value.is_floating_point()
-            return value.new_zeros(1, 1, 1, 1 + (cache is not None)) if adds else None
-        if name == "use_cache":
-            return cache is not None
-        if isinstance(value, tuple):
-            return tuple(alone("", item) for item in value)
-        if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[:2] in ((1, steps), (batch, steps)):
-            # Rotary tables, position ids, per-layer inputs: every token keeps its own row.
-            return rows.of_run_shared(value).unsqueeze(1)
-        return value
-
-    # forward, not __call__: the hooks of the running pass sit on the block.
-    out = block.forward(words.unsqueeze(1), **{name: alone(name, value) for name, value in kwargs.items()})
-    return _first(out).squeeze(1)
-
-
 @contextmanager
-def _on_every_block(blocks: nn.ModuleList, on_block: BlockCall) -> Iterator[None]:
-    """Calls `on_block(index, block, input, output, other arguments by name)` after each block, until left."""
+def _on_every_block(
+    blocks: nn.ModuleList, on_block: BlockCall, joined: JoinedCall | None = None
+) -> Iterator[None]:
+    """Calls `on_block` after each block, until left; a joined call gives the block its lone tokens to do as well."""
     handles = []
+    asked: dict[int, tuple[Tensor, dict[str, Any]]] = {}
     for index, block in enumerate(blocks):
         names = _arguments(block)
 
-        def after(
-            module: nn.Module, args: Any, kwargs: Any, out: Any, index: int = index, names: list[str] = names
-        ) -> None:
+        def before(
+            module: nn.Module, args: Any, kwargs: Any, index: int = index, names: list[str] = names
+        ) -> tuple[tuple[Tensor], dict[str, Any]] | None:
             by_name = {**dict(zip(names, args, strict=False)), **kwargs}
-            on_block(index, module, by_name.pop(names[0]), _first(out), by_name)
+            x = by_name.pop(names[0])
+            asked[index] = x, by_name
+            if joined is None:
+                return None
+            x, by_name = joined.inputs(x, by_name)
+            return (x,), by_name
 
+        def after(module: nn.Module, args: Any, kwargs: Any, out: Any, index: int = index) -> Any:
+            x, by_name = asked.pop(index)
+            if joined is None:
+                on_block(index, module, x, first_of(out), by_name, None)
+                return None
+            text, lone = joined.outputs(first_of(out))
+            on_block(index, module, x, text, by_name, lone)
+            return (text, *out[1:]) if isinstance(out, tuple | list) else text
+
+        handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
         handles.append(block.register_forward_hook(after, with_kwargs=True))
     try:
         yield
@@ -284,10 +288,3 @@ def _arguments(block: nn.Module) -> list[str]:
     if block not in _known_arguments:
         _known_arguments[block] = list(inspect.signature(block.forward).parameters)
     return _known_arguments[block]
-
-
-def _first(out: Any) -> Tensor:
-    """Returns a block's states; a few models still return a tuple."""
-    states = out[0] if isinstance(out, (tuple, list)) else out
-    assert isinstance(states, Tensor)
-    return states

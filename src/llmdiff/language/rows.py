@@ -1,6 +1,7 @@
 """The tokens of one pass as rows without padding, and the way back into a padded batch."""
 
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -68,7 +69,10 @@ class TokenRows:
 
     def of_run(self, states: Tensor) -> Tensor:
         """(B, S, ...) => (N, ...): the words."""
-        return states.flatten(0, 1).index_select(0, self.run_places.to(states.device))
+        flat = states.flatten(0, 1)
+        if len(flat) == self.words:  # no padding, nothing to leave out
+            return flat
+        return flat.index_select(0, self.run_places.to(states.device))
 
     def of_run_shared(self, states: Tensor) -> Tensor:
         """The same of what every block gets, looked up once a pass; (1, S, ...) is taken for every prompt."""
@@ -80,6 +84,13 @@ class TokenRows:
             known = states, self.of_run(states.expand(self.batch, *states.shape[1:]))
             self._shared[id(states)] = known
         return known[1]
+
+    def by_token(self, value: object) -> TypeGuard[Tensor]:
+        """Whether this has a row for each token of the run, shared by all prompts or not: (1, S, ...), (B, S, ...)."""
+        batch, steps = self.run_ids.shape
+        return (
+            isinstance(value, Tensor) and value.ndim >= 2 and value.shape[:2] in ((1, steps), (batch, steps))
+        )
 
     def of_tokens(self, values: Tensor) -> Tensor:
         """(B, T) => (N + 1,)."""
