@@ -308,3 +308,18 @@ def test_both_calls_agree_with_explicit_masks_for_every_attention(
         _, lone_updates, _ = explicit_updates(llm, ids, alone(lone))
         assert_relative(states.context[:, 0], context[:, places], 1e-5)
         assert_relative(states.lone[:, 0], lone_updates[:, places], 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [(None, [1, 2]), ("Picture: {prompt} in the snow", [2, 2, 3])],
+)
+def test_a_prompt_without_words_is_not_run(template: str | None, expected: list[int]) -> None:
+    llm = tiny_llm("llama")
+    llm.block_updates("a cat", template=template)  # the prefix is remembered from here on
+    read: list[int] = []
+    hook = llm.blocks[0].register_forward_pre_hook(lambda module, args: read.append(len(args[0])))
+    for prompts in (["a cat", ""], ["", ""], ["", "a red apple", "a cat"]):
+        llm.block_updates(prompts, template=template)
+    hook.remove()
+    assert read == expected

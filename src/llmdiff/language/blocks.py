@@ -128,7 +128,7 @@ def run_rows(
             watch.see(index, u_l, v_l)  # x_l too: what is subtracted shows in the difference
             visit(index, x_l, u_l, v_l)
 
-        if rows.run_ids.shape[1] == 0:  # every prompt is empty: all there is to know is in the prefix
+        if rows.words == 0:  # every prompt is empty: all there is to know is in the prefix
             nothing = prefix.bos_inputs.new_zeros(0, prefix.bos_inputs.shape[1])
             for index in range(llm.num_blocks):
                 hand_out(index, nothing, nothing, None if lone is None else nothing)

@@ -17,8 +17,9 @@ class TokenRows:
     """Where the tokens of one pass come from and go to: N words in order, and one row for the BOS of all prompts.
 
     Shapes:
-        run_ids: (B, S), what the LLM reads behind the prefix, padded on the right.
-        run_places: (N,), the kept tokens except BOS, as places in the flat (B*S).
+        run_ids: (R, S), what the LLM reads behind the prefix, padded on the right, of the R prompts with any word: an
+            empty one, as a guided picture has, costs nothing.
+        run_places: (N,), the kept tokens except BOS, as places in the flat (R*S).
         token_places: (N + 1,), of the rows as places in the flat (B*T); BOS comes last, that of the first prompt.
         rows: (B*T,), the row of every token; N + 1 where padded.
     """
@@ -37,13 +38,17 @@ class TokenRows:
         batch, width = tokens.input_ids.shape
         input_ids, mask = tokens.input_ids.cpu(), tokens.token_mask.cpu()
         kept = [ids[real].tolist() for ids, real in zip(input_ids, mask, strict=True)]
-        runs = [[*context, *row[1:]] for context, row in zip(tokens.context_ids, kept, strict=True)]
-        steps = max(len(run) for run in runs)
-        run_ids = torch.zeros(batch, steps, dtype=torch.int64)
+        runs = [
+            (len(context), [*context, *row[1:]])
+            for context, row in zip(tokens.context_ids, kept, strict=True)
+            if len(row) > 1
+        ]
+        steps = max((len(run) for _, run in runs), default=0)
+        run_ids = torch.zeros(len(runs), steps, dtype=torch.int64)
         run_places: list[int] = []
-        for b, (run, context) in enumerate(zip(runs, tokens.context_ids, strict=True)):
-            run_ids[b, : len(run)] = torch.tensor(run, dtype=torch.int64)
-            run_places += range(b * steps + len(context), b * steps + len(run))
+        for r, (dropped, run) in enumerate(runs):
+            run_ids[r, : len(run)] = torch.tensor(run, dtype=torch.int64)
+            run_places += range(r * steps + dropped, r * steps + len(run))
         is_bos = (mask & (mask.cumsum(1) == 1)).flatten()
         words = (mask.flatten() & ~is_bos).nonzero().flatten()
         rows = torch.full((batch * width,), len(words) + 1)
@@ -68,7 +73,7 @@ class TokenRows:
         return self.run_ids.flatten()[self.run_places]
 
     def of_run(self, states: Tensor) -> Tensor:
-        """(B, S, ...) => (N, ...): the words."""
+        """(R, S, ...) => (N, ...): the words."""
         flat = states.flatten(0, 1)
         if len(flat) == self.words:  # no padding, nothing to leave out
             return flat
@@ -81,12 +86,12 @@ class TokenRows:
             if len(self._shared) >= _MAX_SHARED:
                 self._shared.clear()
             # Kept beside the result, so that its id stays its own.
-            known = states, self.of_run(states.expand(self.batch, *states.shape[1:]))
+            known = states, self.of_run(states.expand(len(self.run_ids), *states.shape[1:]))
             self._shared[id(states)] = known
         return known[1]
 
     def by_token(self, value: object) -> TypeGuard[Tensor]:
-        """Whether this has a row for each token of the run, shared by all prompts or not: (1, S, ...), (B, S, ...)."""
+        """Whether this has a row for each token of the run, shared by all prompts or not: (1, S, ...), (R, S, ...)."""
         batch, steps = self.run_ids.shape
         return (
             isinstance(value, Tensor) and value.ndim >= 2 and value.shape[:2] in ((1, steps), (batch, steps))
