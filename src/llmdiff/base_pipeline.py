@@ -1,5 +1,6 @@
 """Loads the pipeline that an adapter was trained for; every failure gets a name and a remedy."""
 
+import json
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from llmdiff.adapter.families import FAMILIES
 from llmdiff.adapter.manifest import MANIFEST_NAME, check_manifest
 from llmdiff.errors import (
     CorruptWeightsError,
@@ -30,14 +32,11 @@ def load_base_pipeline(base: str, *, dtype: torch.dtype) -> Any:
         CorruptWeightsError: its folder lacks a file or has a damaged one.
         UnsupportedPipelineError: it is no text-to-image pipeline of diffusers' own, or brings code.
     """
-    from diffusers import AutoPipelineForText2Image
-
     place = packaged("pipeline", PipelineNotFoundError) if base == EMBEDDED_NAME else Path(base)
     if (place / MANIFEST_NAME).is_file():
         check_manifest(place, ["model_index.json"])
-    load: Any = AutoPipelineForText2Image.from_pretrained
     try:
-        return load(place if place.is_dir() else base, dtype=dtype, use_safetensors=True)
+        return _loader(place)(place if place.is_dir() else base, dtype=dtype, use_safetensors=True)
     except SafetensorError as error:
         raise CorruptWeightsError(
             f"pipeline {base!r} has a weight file that is truncated or damaged ({error}): download it again"
@@ -64,6 +63,21 @@ def load_base_pipeline(base: str, *, dtype: torch.dtype) -> Any:
             f"base pipeline {base!r} is neither a folder nor to be had from the Hub ({reason}): get it once "
             f'with "hf download {base}", or load a pipeline yourself and attach to it'
         ) from error
+
+
+def _loader(place: Path) -> Any:
+    """Diffusers' function that loads a pipeline: of the class that a folder names, where it is one of ours.
+
+    The automatic one imports every pipeline that there is, which takes seconds.
+    """
+    import diffusers
+
+    try:
+        name = json.loads((place / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        name = None
+    known = name in [pipeline for family in FAMILIES for pipeline in family.text_to_image]
+    return getattr(diffusers, name if known else "AutoPipelineForText2Image").from_pretrained
 
 
 def packaged(part: str, error: type[LLMDiffError]) -> Path:

@@ -53,6 +53,12 @@ class Family:
     text_projections: tuple[str, ...] = ()
 
     @property
+    def text_to_image(self) -> tuple[str, ...]:
+        """Those of its pipelines that begin with a text alone."""
+        others = ("Img2Img", "Inpaint", "ControlNet")
+        return tuple(name for name in self.pipelines if not any(other in name for other in others))
+
+    @property
     def has_pooled(self) -> bool:
         """True where the pipeline also wants one pooled vector per prompt."""
         return "positive_pooled" in self.encode_prompt_returns
