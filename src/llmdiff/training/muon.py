@@ -57,10 +57,12 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     # they are multiplied with each other, small as they are, and only their product with X.
     gram = x @ x.T
     identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    factors = identity
-    for _ in range(_ROUNDS):
+    factors: Tensor | None = None
+    for left in reversed(range(_ROUNDS)):
         factor = torch.addmm(torch.add(_A * identity, gram, alpha=_B), gram, gram, alpha=_C)
-        factors = factor @ factors
-        gram = factor @ gram @ factor
+        factors = factor if factors is None else factor @ factors
+        if left:
+            gram = factor @ gram @ factor
+    assert factors is not None
     nearest: Tensor = factors @ x
     return nearest if wide else nearest.T
