@@ -12,7 +12,19 @@ from llmdiff.evaluation.metrics.kinds import Pictures
 from llmdiff.evaluation.metrics.models import ImageTextModel
 
 
-class SigLIPScore:
+class CosineScore:
+    """What metrics share that compare a picture and its prompt by a model of both."""
+
+    def __init__(self, model: ImageTextModel) -> None:
+        self.model, self.model_id = model, model.id
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
+        """The metric with the model of a folder or Hub id."""
+        return cls(ImageTextModel.from_pretrained(name_or_path, device=device))
+
+
+class SigLIPScore(CosineScore):
     """The cosine of picture and prompt in a SigLIP or SigLIP 2 model, and the probability that they belong together.
 
         siglip = cos(x, y)        siglip_probability = sigmoid(exp(t) * cos(x, y) + b)
@@ -31,12 +43,8 @@ class SigLIPScore:
                 f"metric siglip: model {model.id!r} has no logit bias, expected a SigLIP or SigLIP 2 model; for a "
                 "CLIP model use the metric clip-score"
             )
-        self.model, self.model_id, self._bias = model, model.id, model.bias
-
-    @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
-        """The metric with the model of a folder or Hub id."""
-        return cls(ImageTextModel.from_pretrained(name_or_path, device=device))
+        super().__init__(model)
+        self._bias = model.bias
 
     def score(self, pictures: Pictures, prompts: Sequence[str]) -> dict[str, NDArray[np.float64]]:
         """Both figures of every picture. Shapes: (N,) each."""
@@ -46,7 +54,7 @@ class SigLIPScore:
         return {"siglip": cosine, "siglip_probability": (1 + np.tanh(logits / 2)) / 2}
 
 
-class CLIPScore:
+class CLIPScore(CosineScore):
     """100 * max(cos, 0) of picture and prompt in a CLIP model.
 
     Units: 0..100.
@@ -56,14 +64,6 @@ class CLIPScore:
     """
 
     name, failed_score = "clip-score", 0.0
-
-    def __init__(self, model: ImageTextModel) -> None:
-        self.model, self.model_id = model, model.id
-
-    @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
-        """The metric with the model of a folder or Hub id."""
-        return cls(ImageTextModel.from_pretrained(name_or_path, device=device))
 
     def score(self, pictures: Pictures, prompts: Sequence[str]) -> dict[str, NDArray[np.float64]]:
         """The score of every picture. Shapes: (N,)."""
