@@ -188,6 +188,10 @@ def result_page(path: Path) -> str:
     """Return the page of one recorded result."""
     record = json.loads(path.read_text(encoding="utf-8"))
     lines = [f"# {path.stem}", ""]
+    source = f"[`docs/results/{path.name}`](../results/{path.name})"
+    end = ["", f"All that was recorded: {source}.", ""]
+    if "claims" in record:  # of speed and memory: run_all.py wrote the tables
+        return "\n".join([*lines, _beside(path), *end])
     command = record.get("command")
     if command:
         lines += ["Made with", "", "```text", command, "```", ""]
@@ -199,8 +203,13 @@ def result_page(path: Path) -> str:
         lines += inside_page(record, path)
     else:
         lines += [*_record(record, 2)]
-    source = f"[`docs/results/{path.name}`](../results/{path.name})"
-    return "\n".join([*lines, "", f"All that was recorded: {source}.", ""])
+    return "\n".join([*lines, *end])
+
+
+def _beside(path: Path) -> str:
+    """Return the text that was written beside a record, its pictures found from the folder of the pages."""
+    text = path.with_suffix(".md").read_text(encoding="utf-8")
+    return text.replace("](", "](../results/").rstrip()
 
 
 def _evaluation(record: Mapping[str, Any]) -> Iterator[str]:

@@ -144,3 +144,15 @@ def test_links_lead_somewhere(page: Path) -> None:
             headings = re.findall(r"^#+ (.+)$", place.read_text(encoding="utf-8"), re.MULTILINE)
             slugs = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
             assert anchor in slugs, f"{page}: {target}"
+
+
+def test_the_page_of_speed_is_the_text_that_was_written_beside_its_record(tmp_path: Path) -> None:
+    (tmp_path / "performance.json").write_text(
+        json.dumps({"command": "x", "claims": {"encode": {"ours": 1}}})
+    )
+    (tmp_path / "performance.md").write_text("| what |\n|---|\n| encode |\n\n![growth](scaling.png)\n")
+    page = generated.result_page(tmp_path / "performance.json")
+    assert page.startswith(
+        "# performance\n\n| what |\n|---|\n| encode |\n\n![growth](../results/scaling.png)\n"
+    )
+    assert page.endswith("[`docs/results/performance.json`](../results/performance.json).\n")
