@@ -2,7 +2,8 @@
 
 Each benchmark is a process of its own. What one has measured is kept under out/benchmarks/COMMIT/, so a stopped run
 goes on where it was, and nothing of the same commit is measured twice unless `--again` asks for it. With changes that
-are not committed, everything is measured anew.
+are not committed, everything is measured anew. `--only` measures some, and leaves what is recorded of the others as it
+is; every claim carries the commit that it was measured at.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,24 +60,25 @@ def measure(name: str, kept: Path, options: argparse.Namespace) -> dict[str, Any
 
 
 def bounds(records: Sequence[Record]) -> list[str]:
-    """Returns a line for every aim that is missed, with what bounds it where FLOPs were counted."""
+    """Returns a line for every aim that is missed, with what bounds it where that is known."""
     lines = []
     for one in records:
         if one.get("holds", True):
             continue
+        figure = one["ours"] if one["aim"].startswith("ours") else one["ratio"]
         limit = one.get("limit_by_flops")
-        said = "nothing was counted that would bound it"
+        reasons = [one["bound"]] if "bound" in one else []
         if limit is not None:
-            said = f"by counted FLOPs alone the ratio would be {limit:.3g}"
-        lines.append(
-            f"- {one['name']}: {one['ratio' if one['ratio'] else 'ours']:.3g}, aim {one['aim']}; {said}."
-        )
+            reasons.append(f"by counted FLOPs alone the ratio would be {limit:.3g}")
+        said = "; ".join(reasons) or "nothing was counted that would bound it"
+        lines.append(f"- {one['name']}: {figure:.3g}, aim {one['aim']}; {said}.")
     return lines
 
 
 def details(records: Sequence[Record]) -> list[str]:
     """Returns a line for every record that says more than its figures."""
     known = {"name", "ratio", "ours", "other", "unit", "aim", "holds", "machine", "versions", "points"}
+    known |= {"benchmark", "commit", "bound"}
     lines = []
     for one in records:
         more = {key: value for key, value in one.items() if key not in known}
@@ -95,7 +97,12 @@ def _said(key: str, value: Any) -> str:
 def page(summary: Mapping[str, Any], records: Sequence[Record], *, plots: bool) -> str:
     """Returns performance.md, with scaling.png where it was drawn."""
     command = summary["command"]
-    lines = [f"Made with `{command}` on {summary['date'][:10]}, commit {summary['commit']}.", ""]
+    lines = [f"Made with `{command}` on {summary['date'][:10]}."]
+    commits: dict[str, list[str]] = {}
+    for one in records:
+        names = commits.setdefault(one["commit"], [])
+        names += [one["benchmark"]] if one["benchmark"] not in names else []
+    lines += [f"Commit {key}: {', '.join(names)}." for key, names in commits.items()] + [""]
     lines += [
         f"Machine: {summary['machine']}. "
         + ", ".join(f"{k} {v}" for k, v in summary["versions"].items())
@@ -110,6 +117,16 @@ def page(summary: Mapping[str, Any], records: Sequence[Record], *, plots: bool) 
     return "\n".join([*lines, "More of what was recorded:", "", *details(records), ""])
 
 
+def kept_records(summary: Mapping[str, Any], measured: Collection[str]) -> list[Record]:
+    """Returns what an earlier run recorded of the benchmarks that are not measured now."""
+    shared = {"machine": summary["machine"], "versions": summary["versions"]}
+    return [
+        {"name": name, **claim, **summary["details"].get(name, {}), **shared}
+        for name, claim in summary["claims"].items()
+        if claim["benchmark"] not in measured
+    ]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options_of = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options_of.add_argument("--only", nargs="+", choices=BENCHMARKS, default=BENCHMARKS)
@@ -121,6 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options_of.add_argument("--results", type=Path, default=ROOT / "docs" / "results")
     options = options_of.parse_args(arguments)
     revision, changed = commit()
+    named = revision + (" with changes" if changed else "")
     folder = (
         options.kept / f"{revision}-{options.device.replace(':', '-')}{'-quick' if options.quick else ''}"
     )
@@ -134,14 +152,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if found is None:
             failed.append(name)
         else:
-            records += found["records"]
+            records += [one | {"benchmark": name, "commit": named} for one in found["records"]]
     if not records:
         return 1
+    path = options.results / "performance.json"
+    if path.is_file() and set(options.only) != set(BENCHMARKS):
+        records += kept_records(json.loads(path.read_text(encoding="utf-8")), set(options.only))
+        records.sort(key=lambda one: BENCHMARKS.index(one["benchmark"]))
     given = sys.argv[1:] if arguments is None else list(arguments)
     summary = {
         "command": " ".join(["python benchmarks/run_all.py", *given]),
         "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
-        "commit": revision + (" with changes" if changed else ""),
         "machine": records[0]["machine"],
         "versions": records[0]["versions"],
     }
@@ -158,8 +179,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     summary |= {"claims": flat, "details": {name: one for name, one in nested.items() if one}}
     options.results.mkdir(parents=True, exist_ok=True)
-    write_whole(options.results / "performance.json", json.dumps(summary, indent=1) + "\n")
-    write_whole(options.results / "performance.md", page(summary, records, plots="scaling" in options.only))
+    write_whole(path, json.dumps(summary, indent=1) + "\n")
+    write_whole(
+        options.results / "performance.md",
+        page(summary, records, plots=(options.results / "scaling.png").is_file()),
+    )
     print(f"\n{options.results / 'performance.md'}")
     if failed:
         print(f"error: failed: {', '.join(failed)}; run again to try only those", file=sys.stderr)

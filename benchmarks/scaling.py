@@ -92,12 +92,18 @@ def plot(curves: dict[str, Points], folder: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, places = pyplot.subplots(1, len(curves), figsize=(4.2 * len(curves), 3.4), layout="constrained")
-    for place, (name, points) in zip(places, curves.items(), strict=True):
-        place.plot([one["size"] for one in points], [one["per_s"] for one in points], marker="o")
-        place.set(title=name, xlabel=name.rpartition(" against ")[2], ylabel="a second", ylim=(0, None))
-        if len(points) > 2:
-            place.set_xscale("log", base=2)
+    figure, places = pyplot.subplots(2, 3, figsize=(11, 6), layout="constrained")
+    for place, (name, points) in zip(places.flat, curves.items(), strict=False):
+        sizes = [one["size"] for one in points]
+        place.plot(sizes, [one["per_s"] for one in points], marker="o")
+        what, _, against = name.partition(" against ")
+        place.set(title=what, xlabel=against, ylabel="a second")
+        place.set_ylim(0, 1.1 * max(one["per_s"] for one in points))
+        place.set_xscale("log", base=2)
+        place.set_xticks(sizes, [f"{size:g}" for size in sizes])
+        place.minorticks_off()
+    for place in places.flat[len(curves) :]:
+        place.axis("off")
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / "scaling.png", dpi=120, metadata={"Software": None})
     pyplot.close(figure)

@@ -70,7 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> list[Record]:
         for name in lines:
             if name == "nothing":
                 continue
-            more = {"import_s": import_seconds(traced[name])} if name in traced else {}
+            more: dict[str, Any] = {}
+            if name in traced:
+                imports = import_seconds(traced[name])
+                more = {"import_s": imports}
+                most = ", ".join(f"{package} {took:.1f} s" for package, took in list(imports.items())[:3])
+                more["bound"] = f"imports take {sum(imports.values()):.1f} s of it as traced ({most})"
             records.append(
                 record(
                     name,
