@@ -1,5 +1,6 @@
 """What from_pretrained passes on to the LLM, what it refuses, and that a refusal leaves the pipeline alone."""
 
+import gc
 import importlib.util
 import json
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from llmdiff import LLMController
+from llmdiff import LLMController, loading
 from llmdiff.adapter import attach, is_attached
 from llmdiff.errors import AdapterMismatchError, ConfigError, CorruptWeightsError, UnsupportedLLMError
 
@@ -120,3 +121,19 @@ def test_an_llm_with_a_nan_attaches_nothing_and_leaves_the_base(
         draw(pipe)
     assert not is_attached(pipe)
     assert torch.equal(draw(pipe), base)
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_the_garbage_collector_is_as_it_was_after_loading_even_in_vain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, collects: bool
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(loading, "load_controller", lambda *_, **__: asked.append(gc.isenabled()) or 1 / 0)
+    (gc.enable if collects else gc.disable)()
+    try:
+        with pytest.raises(ZeroDivisionError):
+            loading.load(loading.Models(adapter=str(tmp_path), device="cpu"))
+        assert gc.isenabled() is collects
+    finally:
+        gc.enable()
+    assert asked == [False]

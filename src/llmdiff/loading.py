@@ -1,5 +1,6 @@
 """The models that draw, found and loaded: adapter, LLM and pipeline on a device."""
 
+import gc
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,6 +57,21 @@ class Models:
             raise ConfigError(f"dtype is {self.dtype!r}, expected one of {', '.join(get_args(Dtype))}")
 
 
+@contextmanager
+def _collector_waits() -> Iterator[None]:
+    """Python's garbage collector waits: imports make objects by the hundred thousand, and it would go through all of
+    them again and again, a seventh of the time of a cold start, to find nothing.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+@_collector_waits()
 def load(models: Models) -> tuple["LLMController", Any]:
     """Return the controller and the pipeline, on the device, with nothing attached yet.
 
