@@ -59,8 +59,9 @@ class Models:
 
 @contextmanager
 def _collector_waits() -> Iterator[None]:
-    """Python's garbage collector waits: imports make objects by the hundred thousand, and it would go through all of
-    them again and again, a seventh of the time of a cold start, to find nothing.
+    """The garbage collector waits, as imports make objects by the hundred thousand.
+
+    It would go through all of them again and again, a seventh of the time of a cold start, to find nothing.
     """
     collects = gc.isenabled()
     gc.disable()
