@@ -33,9 +33,9 @@ out/demo.png: $(READY) $(SOURCES)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) $(TEST_ARGS)
 
-# A warning is an error; a link inside that leads nowhere is a warning.
+# A warning is an error; a link inside that leads nowhere is a warning. -E: a new page shows in the others' menus.
 docs: $(READY)
-	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -E -W --keep-going -n -q -b html docs docs/_build/html
 	@echo docs/_build/html/index.html
 
 # With the embedded default's weights inside.

@@ -97,12 +97,13 @@ def _said(key: str, value: Any) -> str:
 def page(summary: Mapping[str, Any], records: Sequence[Record], *, plots: bool) -> str:
     """Returns performance.md, with scaling.png where it was drawn."""
     command = summary["command"]
-    lines = [f"Made with `{command}` on {summary['date'][:10]}."]
+    lines = ["Made with `python benchmarks/run_all.py`, which measures these side by side and in turns."]
+    lines += [f"Last run: `{command}`, {summary['date'][:10]}.", ""]
     commits: dict[str, list[str]] = {}
     for one in records:
         names = commits.setdefault(one["commit"], [])
         names += [one["benchmark"]] if one["benchmark"] not in names else []
-    lines += [f"Commit {key}: {', '.join(names)}." for key, names in commits.items()] + [""]
+    lines += ["; ".join(f"{', '.join(names)} at commit {key}" for key, names in commits.items()) + ".", ""]
     lines += [
         f"Machine: {summary['machine']}. "
         + ", ".join(f"{k} {v}" for k, v in summary["versions"].items())

@@ -27,6 +27,23 @@ HEADINGS = {
     "openmoji": "the embedded default",
 }
 
+# What the pages of results are headed; others by the name of their record.
+RESULT_TITLES = {
+    "attention": "Where the picture follows a word",
+    "compare-llms": "Several LLMs, the same adapter",
+    "denoising": "Is an LLM a diffusion model?",
+    "performance": "Speed and memory",
+    "pointing": "The pointing game",
+    "probes": "What linear probes recover",
+    "probes-vocabulary": "The same with lone=vocabulary",
+    "proxy": "With a closed LLM by proxy",
+    "scenes": "Base and LLM on the scenes",
+    "scorer": "How good the scorer is",
+    "scores": "What every block does",
+    "training-speed": "The speed of training",
+    "warm-start": "The start from text alone",
+}
+
 
 def write_pages(folder: Path) -> None:
     """Write every generated page into a folder; returns nothing."""
@@ -184,10 +201,15 @@ def _kind(annotation: Any) -> str:
 # The results.
 
 
+def title_of(path: Path) -> str:
+    """Return the heading of a record's page."""
+    return RESULT_TITLES.get(path.stem, path.stem)
+
+
 def result_page(path: Path) -> str:
     """Return the page of one recorded result."""
     record = json.loads(path.read_text(encoding="utf-8"))
-    lines = [f"# {path.stem}", ""]
+    lines = [f"# {title_of(path)}", ""]
     source = f"[`docs/results/{path.name}`](../results/{path.name})"
     end = ["", f"All that was recorded: {source}.", ""]
     if "claims" in record:  # of speed and memory: run_all.py wrote the tables
@@ -288,14 +310,14 @@ def findings() -> str:
         record = json.loads(path.read_text(encoding="utf-8"))
         if "systems" in record and "suite" in record:
             lines += [
-                f"**[{path.stem}](../generated/results-{path.stem}.md)**, {record['suite']['prompts']} prompts:",
+                f"**[{title_of(path)}](../generated/results-{path.stem}.md)**, {record['suite']['prompts']} prompts:",
                 "",
             ]
             lines += [*_verdicts(record), ""]
         elif inside := inside_findings(record):
-            lines += [f"**[{path.stem}](../generated/results-{path.stem}.md)**:", "", *inside, ""]
+            lines += [f"**[{title_of(path)}](../generated/results-{path.stem}.md)**:", "", *inside, ""]
         else:
-            others.append(f"[{path.stem}](../generated/results-{path.stem}.md)")
+            others.append(f"[{title_of(path)}](../generated/results-{path.stem}.md)")
     if others:
         lines += [f"Also recorded: {', '.join(others)}.", ""]
     return "\n".join(lines)

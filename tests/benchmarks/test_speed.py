@@ -112,7 +112,7 @@ def test_a_run_goes_on_where_it_was_and_writes_the_page(load, tmp_path, monkeypa
     assert "| encode | 2.2 | 1 | s | 2.2 | <= 2 | **no** |" in page
     assert "- encode: 2.2, aim <= 2; by counted FLOPs alone the ratio would be 1.93." in page
     assert "- step: shares (data 0.25)." in page
-    assert "Commit abc: encoding, training_step." in page
+    assert "encoding, training_step at commit abc." in page
     # One of them at another commit: the other's figures stay as they were, and say where they come from.
     monkeypatch.setattr(run_all, "commit", lambda: ("def", False))
     later = tmp_path / "kept" / "def-cpu"
@@ -120,7 +120,7 @@ def test_a_run_goes_on_where_it_was_and_writes_the_page(load, tmp_path, monkeypa
     (later / "encoding.json").write_text(json.dumps({"records": [missed | {"ours": 1.5, "ratio": 1.5}]}))
     assert run_all.main(["--only", "encoding", *arguments[3:]]) == 0
     page = (tmp_path / "results" / "performance.md").read_text()
-    assert "Commit def: encoding.\nCommit abc: training_step." in page
+    assert "encoding at commit def; training_step at commit abc." in page
     assert "| encode | 1.5 |" in page
     assert "- step: shares (data 0.25)." in page
     monkeypatch.setattr(run_all, "commit", lambda: ("abc", False))

@@ -101,7 +101,7 @@ def test_every_key_of_the_configuration_is_in_the_reference() -> None:
 )
 def test_every_record_has_its_page(path: Path) -> None:
     page, record = generated.result_page(path), json.loads(path.read_text())
-    assert page.startswith(f"# {path.stem}\n")
+    assert page.startswith(f"# {generated.title_of(path)}\n")
     if "systems" in record:
         some = record["systems"]["llm"]["overall"]["accuracy"]
         assert f"{100 * some:.1f} [" in page
@@ -153,6 +153,6 @@ def test_the_page_of_speed_is_the_text_that_was_written_beside_its_record(tmp_pa
     (tmp_path / "performance.md").write_text("| what |\n|---|\n| encode |\n\n![growth](scaling.png)\n")
     page = generated.result_page(tmp_path / "performance.json")
     assert page.startswith(
-        "# performance\n\n| what |\n|---|\n| encode |\n\n![growth](../results/scaling.png)\n"
+        "# Speed and memory\n\n| what |\n|---|\n| encode |\n\n![growth](../results/scaling.png)\n"
     )
     assert page.endswith("[`docs/results/performance.json`](../results/performance.json).\n")
