@@ -35,9 +35,9 @@ from llmdiff.analysis.scores import inspect_scores
 from llmdiff.analysis.texts import read_texts
 from llmdiff.controller import LLMController
 from llmdiff.errors import ConfigError
-from llmdiff.evaluation.report import versions, writable_folder
 from llmdiff.evaluation.scenes_check import SceneChecker
-from llmdiff.files import write_whole
+from llmdiff.files import writable_folder, write_whole
+from llmdiff.provenance import versions
 from llmdiff.rivals.encoder import chosen_encoder
 
 _MOST_BYTES = 1_000_000

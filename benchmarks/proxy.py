@@ -21,7 +21,7 @@ from typing import Any
 from local_server import served
 
 from llmdiff.controller import LLMController
-from llmdiff.evaluation.report import run_system, versions
+from llmdiff.evaluation.report import run_system
 from llmdiff.evaluation.scenes_check import SceneChecker
 from llmdiff.evaluation.statistics import bootstrap_mean, paired_difference
 from llmdiff.evaluation.suites import scenes_suite
@@ -31,6 +31,7 @@ from llmdiff.language.advice import Advice
 from llmdiff.language.packaged import EMBEDDED_NAME, packaged_llm_folder
 from llmdiff.language.proxy import ClosedLLM, ProxySettings
 from llmdiff.openmoji.contents import World
+from llmdiff.provenance import versions
 
 # Small models repeat themselves without end under the library's own instruction.
 SHORT = "Rewrite the description as one short sentence with simple words. Answer with that sentence alone."

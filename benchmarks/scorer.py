@@ -12,10 +12,10 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from llmdiff.evaluation.report import versions
 from llmdiff.evaluation.scenes_check import SceneChecker
 from llmdiff.evaluation.scorer_check import check_scorer, scorer_tables
 from llmdiff.openmoji.contents import World
+from llmdiff.provenance import versions
 
 
 def main() -> None:

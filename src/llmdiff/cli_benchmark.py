@@ -65,7 +65,8 @@ def benchmark(
     from llmdiff import loading
     from llmdiff.benchmark.prepare import choose_rivals, prepare_benchmark, prepare_build
     from llmdiff.benchmark.summary import ranking
-    from llmdiff.evaluation.report import command_line, writable_folder
+    from llmdiff.files import writable_folder
+    from llmdiff.provenance import command_line
 
     # Whatever can be refused is refused before the base is made or its scenes are drawn.
     writable_folder(out)

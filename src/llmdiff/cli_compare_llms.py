@@ -60,7 +60,8 @@ def compare_llms(
     from llmdiff.benchmark.compare_llms import comparison_settings
     from llmdiff.benchmark.compare_page import comparison_tables, save_comparison
     from llmdiff.benchmark.prepare import prepare_build
-    from llmdiff.evaluation.report import command_line, writable_folder
+    from llmdiff.files import writable_folder
+    from llmdiff.provenance import command_line
 
     writable_folder(out)
     settings = comparison_settings(

@@ -86,8 +86,9 @@ def evaluate(
     set_up(verbose)
     from llmdiff import loading
     from llmdiff.evaluation.drawn import Shard
-    from llmdiff.evaluation.report import evaluate_scenes, writable_folder
+    from llmdiff.evaluation.report import evaluate_scenes
     from llmdiff.evaluation.tables import report_tables
+    from llmdiff.files import writable_folder
 
     share = None if shard is None else Shard.parse(shard)
     models = loading.Models(adapter=adapter, llm=llm, via=via, via_model=via_model, via_answers=via_answers)

@@ -58,7 +58,7 @@ def scores(
     from llmdiff import loading
     from llmdiff.analysis.score_plots import save_scores
     from llmdiff.analysis.scores import inspect_scores
-    from llmdiff.evaluation.report import writable_folder
+    from llmdiff.files import writable_folder
     from llmdiff.language.llm import DecoderLLM
 
     writable_folder(out)
@@ -97,7 +97,7 @@ def attention(
     from llmdiff import loading
     from llmdiff.analysis.attention_maps import draw_with_maps
     from llmdiff.analysis.attention_plots import save_maps
-    from llmdiff.evaluation.report import writable_folder
+    from llmdiff.files import writable_folder
 
     writable_folder(out)
     models = loading.Models(
@@ -141,7 +141,7 @@ def denoising(
     from llmdiff.analysis.denoising import load_encoder, read_denoising
     from llmdiff.analysis.denoising_plots import denoising_table, save_denoising
     from llmdiff.analysis.texts import read_texts
-    from llmdiff.evaluation.report import writable_folder
+    from llmdiff.files import writable_folder
 
     writable_folder(out)
     chosen = read_texts(texts, number)
@@ -180,7 +180,8 @@ def probes(
     check_extra("inspect", "matplotlib")
     from llmdiff.analysis.probe_plots import probe_tables, save_probes
     from llmdiff.analysis.probe_table import ProbeSettings, measure_probes
-    from llmdiff.evaluation.report import command_line, writable_folder
+    from llmdiff.files import writable_folder
+    from llmdiff.provenance import command_line
     from llmdiff.rivals.encoder import chosen_encoder
 
     writable_folder(out)

@@ -87,3 +87,22 @@ def not_writable(path: Path, error: OSError) -> OutputError:
     return OutputError(
         f"{path} cannot be written ({error.strerror or error}): choose another place, on a disk with room"
     )
+
+
+def writable_folder(out: str | Path) -> Path:
+    """The folder, made if need be, after a trial that it can be written.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = folder / ".writable.partial"
+        trial.write_text("")
+        trial.unlink()
+    except OSError as error:
+        raise OutputError(
+            f"out {folder} cannot be written ({error.strerror or error}): choose a folder you can write"
+        ) from error
+    return folder

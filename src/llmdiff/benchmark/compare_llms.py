@@ -23,15 +23,15 @@ from llmdiff.benchmark.run import Benchmark
 from llmdiff.benchmark.settings import BASE, BenchmarkSettings
 from llmdiff.benchmark.summary import hardware, read_run, treatment
 from llmdiff.errors import ConfigError
-from llmdiff.evaluation.report import versions, writable_folder
 from llmdiff.evaluation.statistics import paired_difference
 from llmdiff.evaluation.suites import scenes_suite
-from llmdiff.files import write_whole
+from llmdiff.files import writable_folder, write_whole
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.openmoji.build import Build
 from llmdiff.openmoji.contents import Split, World
 from llmdiff.openmoji.presets import Preset, preset
+from llmdiff.provenance import versions
 from llmdiff.rivals.registry import rival
 
 Exact = NDArray[np.float64]

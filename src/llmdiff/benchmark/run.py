@@ -25,10 +25,10 @@ from llmdiff.benchmark.memory import PeakMemory
 from llmdiff.benchmark.page import benchmark_page
 from llmdiff.benchmark.settings import BASE, BASE_LONGER, BenchmarkSettings, keep_settings
 from llmdiff.benchmark.summary import read_run, summarise_runs
-from llmdiff.evaluation.report import evaluate_systems, writable_folder
+from llmdiff.evaluation.report import evaluate_systems
 from llmdiff.evaluation.suites import scenes_suite
 from llmdiff.evaluation.systems import pipeline_system
-from llmdiff.files import whole_folder, write_whole
+from llmdiff.files import whole_folder, writable_folder, write_whole
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.openmoji import denoiser
 from llmdiff.openmoji.build import Build

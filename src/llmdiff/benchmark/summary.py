@@ -15,8 +15,9 @@ import torch
 
 from llmdiff.benchmark.settings import BenchmarkSettings, group_of, title_of
 from llmdiff.errors import ConfigError
-from llmdiff.evaluation.report import PICTURES_NAME, versions
+from llmdiff.evaluation.report import PICTURES_NAME
 from llmdiff.evaluation.statistics import bootstrap_mean
+from llmdiff.provenance import versions
 from llmdiff.training.log import read_log
 
 # Student's t, two-sided 95 %, for 1, 2, 3 ... degrees of freedom; beyond the table the normal's 1.96.

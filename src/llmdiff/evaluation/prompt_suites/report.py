@@ -19,10 +19,10 @@ from llmdiff.evaluation.prompt_suites.official import official_figures, write_of
 from llmdiff.evaluation.prompt_suites.scores import ScoreBook, score_missing
 from llmdiff.evaluation.prompt_suites.suite import PromptSuite, SuitePrompt, SuiteScorer
 from llmdiff.evaluation.prompt_suites.tables import NOT_COMPARABLE, suite_tables
-from llmdiff.evaluation.report import command_line, versions, writable_folder
 from llmdiff.evaluation.systems import BASE, System
-from llmdiff.files import write_whole
+from llmdiff.files import writable_folder, write_whole
 from llmdiff.openmoji.grids import save_grid
+from llmdiff.provenance import command_line, versions
 
 _SAMPLES, _COLUMNS = 24, 6
 Values = dict[str, NDArray[np.float64]]

