@@ -12,6 +12,7 @@ import torch
 import llmdiff
 from llmdiff import LLMController
 from llmdiff.adapter.manifest import MANIFEST_NAME, write_manifest_of_all
+from llmdiff.base_pipeline import _loader
 from llmdiff.errors import (
     AdapterMismatchError,
     AdapterNotFoundError,
@@ -216,6 +217,25 @@ def test_a_base_with_code_of_its_own_or_of_another_kind(
         controller.load_pipeline(tmp_path)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("saved", "loaded_by"),
+    [
+        ("StableDiffusionPipeline", "StableDiffusionPipeline"),
+        ("FluxPipeline", "FluxPipeline"),
+        # Not drawn from a text alone: diffusers finds the one of the same parts that is.
+        ("StableDiffusionImg2ImgPipeline", "AutoPipelineForText2Image"),
+        ("SomethingNew", "AutoPipelineForText2Image"),
+        (None, "AutoPipelineForText2Image"),
+    ],
+)
+def test_a_folder_that_names_a_known_class_is_loaded_by_it(
+    tmp_path: Path, saved: str | None, loaded_by: str
+) -> None:
+    if saved is not None:
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": saved}))
+    assert _loader(tmp_path).__self__.__name__ == loaded_by
 
 
 def test_the_embedded_default_that_was_not_built_says_how(
