@@ -10,6 +10,7 @@ import os
 import resource
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import nn
+from tqdm.auto import tqdm
 
 from llmdiff.training.loop import LoopConfig, train
 
@@ -85,6 +87,8 @@ def _rank(work, rank, processes, port, folder, options):
             "MASTER_PORT": str(port),
         }
     AcceleratorState._reset_state(reset_partial_state=True)  # the test's process is another
+    # A forked process shares the lock of progress bars with all others; one that is killed with it leaves it locked.
+    tqdm.set_lock(threading.RLock())
     sys.stderr = open(Path(folder) / f"stderr-{rank}", "w")  # noqa: SIM115
     work(folder, **options)
 
