@@ -13,6 +13,7 @@ from torch import Tensor
 
 from llmdiff.language import DecoderLLM, Lone, PromptTokens, run_blocks
 from llmdiff.language.lone_calls import JoinedCall
+from llmdiff.language.rows import SharedInputs
 from llmdiff.types import BlockStates
 
 from .conftest import PROMPTS, tiny_config, tiny_llm, tiny_model, tiny_tokenizer
@@ -323,3 +324,21 @@ def test_a_prompt_without_words_is_not_run(template: str | None, expected: list[
         llm.block_updates(prompts, template=template)
     hook.remove()
     assert read == expected
+
+
+def test_what_blocks_share_is_made_once_and_little_of_it_is_kept() -> None:
+    shared, made = SharedInputs(), []
+
+    def of(given: Tensor) -> Tensor:
+        return shared.of(given, lambda: made.append(given) or given + 1)
+
+    table = torch.zeros(2)
+    assert of(table) is of(table)
+    assert len(made) == 1
+    own: list[weakref.ref[Tensor]] = []  # as where every block has an input of its own
+    for value in range(40):
+        given = torch.full((2,), float(value))
+        assert of(given).tolist() == [value + 1.0] * 2
+        own.append(weakref.ref(given))
+        made.clear()
+    assert sum(reference() is not None for reference in own) <= 8

@@ -39,7 +39,7 @@ def build(blocks: int) -> tuple[DecoderLLM, ContextEncoding]:
 def test_peak_of_encoding_does_not_grow_with_blocks(weighted: bool) -> None:
     prompts = [f"({PROMPTS[0]}:1.3)", *PROMPTS[1:]] if weighted else PROMPTS
     peaks, stored = [], []
-    for blocks in (4, 32):
+    for blocks in (4, 48):
         llm, context = build(blocks)
         context.encode(llm, "a dog")  # the prefix (BOS) is remembered from here on, 1 token per block
         peaks.append(
@@ -48,4 +48,4 @@ def test_peak_of_encoding_does_not_grow_with_blocks(weighted: bool) -> None:
         stored.append(peak_bytes(lambda llm=llm: llm.block_updates(PROMPTS)))
     assert peaks[0] > 4 * llm.tokenize(PROMPTS).input_ids.numel() * llm.hidden_size  # it sees something
     assert peaks[1] < 1.02 * peaks[0]
-    assert stored[1] > 3 * stored[0]  # what keeps every block does grow
+    assert stored[1] > 4 * stored[0]  # what keeps every block does grow

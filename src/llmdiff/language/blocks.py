@@ -250,31 +250,31 @@ def _on_every_block(
 ) -> Iterator[None]:
     """Calls `on_block` after each block, until left; a joined call gives the block its lone tokens to do as well."""
     handles = []
-    asked: dict[int, tuple[Tensor, dict[str, Any]]] = {}
     for index, block in enumerate(blocks):
         names = _arguments(block)
 
-        def before(
-            module: nn.Module, args: Any, kwargs: Any, index: int = index, names: list[str] = names
-        ) -> tuple[tuple[Tensor], dict[str, Any]] | None:
-            by_name = {**dict(zip(names, args, strict=False)), **kwargs}
-            x = by_name.pop(names[0])
-            asked[index] = x, by_name
-            if joined is None:
-                return None
-            x, by_name = joined.inputs(x, by_name)
-            return (x,), by_name
+        def by_name(args: Any, kwargs: Any, names: list[str] = names) -> tuple[Tensor, dict[str, Any]]:
+            named = {**dict(zip(names, args, strict=False)), **kwargs}
+            return named.pop(names[0]), named
 
-        def after(module: nn.Module, args: Any, kwargs: Any, out: Any, index: int = index) -> Any:
-            x, by_name = asked.pop(index)
+        def before(module: nn.Module, args: Any, kwargs: Any, by_name: Any = by_name) -> Any:
+            assert joined is not None
+            x, others = joined.inputs(*by_name(args, kwargs))
+            return (x,), others
+
+        def after(
+            module: nn.Module, args: Any, kwargs: Any, out: Any, index: int = index, by_name: Any = by_name
+        ) -> Any:
+            x, others = by_name(args, kwargs)
             if joined is None:
-                on_block(index, module, x, first_of(out), by_name, None)
+                on_block(index, module, x, first_of(out), others, None)
                 return None
             text, lone = joined.outputs(first_of(out))
-            on_block(index, module, x, text, by_name, lone)
+            on_block(index, module, joined.outputs(x)[0], text, others, lone)
             return (text, *out[1:]) if isinstance(out, tuple | list) else text
 
-        handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
+        if joined is not None:
+            handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
         handles.append(block.register_forward_hook(after, with_kwargs=True))
     try:
         yield

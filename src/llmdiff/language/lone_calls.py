@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from llmdiff.language.rows import TokenRows
+from llmdiff.language.rows import SharedInputs, TokenRows
 
 # What a mask can express is left to these; others hide keys in ways of their own.
 _WITH_MASKS = ("sdpa", "eager")
@@ -34,7 +34,7 @@ class JoinedCall:
         spare = batch * self._each - rows.words
         places = torch.arange(rows.words, device=rows.run_places.device)
         self._order = torch.cat([places, places.new_zeros(spare)])
-        self._known: dict[int, tuple[Any, Tensor]] = {}
+        self._shared = SharedInputs()
 
     @classmethod
     def of(cls, llm: Any, rows: TokenRows, prefix_length: int, *, sees_bos: bool) -> "JoinedCall | None":
@@ -53,7 +53,7 @@ class JoinedCall:
     def inputs(self, x: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Returns what the block is called with: states (B, S, D) => (B, S + K, D), and the rest to match."""
         joined = {name: self._joined(name, value, x) for name, value in kwargs.items()}
-        return self._with_lone(x, self._rows.of_run(x)), joined
+        return self._with_lone(x), joined
 
     def outputs(self, out: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the text's part and the lone tokens': (B, S + K, D) => (B, S, D), (N, D)."""
@@ -62,20 +62,17 @@ class JoinedCall:
 
     def _joined(self, name: str, value: Any, x: Tensor) -> Any:
         if name == "attention_mask":
-            return self._remembered(value, lambda: self._mask(value, x))
-        if isinstance(value, tuple) and not isinstance(value, Cache):
+            return self._shared.of(value, lambda: self._mask(value, x))
+        if isinstance(value, tuple):
             return tuple(self._joined("", item, x) for item in value)
         if self._rows.by_token(value):
-            return self._remembered(
-                value,
-                lambda: self._with_lone(
-                    value.expand(x.shape[0], *value.shape[1:]), self._rows.of_run_shared(value)
-                ),
-            )
+            # Rotary tables, position ids, per-layer inputs: every token keeps its own row.
+            text = self._rows.for_every_prompt(value)
+            return self._shared.of(value, lambda: self._with_lone(text))
         return value
 
-    def _with_lone(self, text: Tensor, words: Tensor) -> Tensor:
-        lone = words.index_select(0, self._order.to(words.device))
+    def _with_lone(self, text: Tensor) -> Tensor:
+        lone = self._rows.of_run(text).index_select(0, self._order.to(text.device))
         return torch.cat([text, lone.reshape(text.shape[0], self._each, *lone.shape[1:])], dim=1)
 
     def _mask(self, text: Tensor | None, x: Tensor) -> Tensor:
@@ -95,13 +92,6 @@ class JoinedCall:
         added = text.new_zeros(visible.shape).masked_fill_(~visible, torch.finfo(text.dtype).min)
         added[:, :, :steps, :behind] = text
         return added
-
-    def _remembered(self, value: Any, make: Any) -> Tensor:
-        """What blocks share, a mask or two and rotary tables, is made once a pass."""
-        if id(value) not in self._known:
-            # Kept beside the result, so that its id stays its own.
-            self._known[id(value)] = value, make()
-        return self._known[id(value)][1]
 
 
 def call_alone(

@@ -1,5 +1,6 @@
 """The tokens of one pass as rows without padding, and the way back into a padded batch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeGuard
 
@@ -8,8 +9,25 @@ from torch import Tensor
 
 from llmdiff.language.tokens import PromptTokens
 
-# Blocks share a few tensors at most: a rotary table or two, position ids.
+# Blocks share a few tensors at most: a mask or two, a rotary table or two, position ids.
 _MAX_SHARED = 8
+
+
+class SharedInputs:
+    """What is made of the inputs that blocks share, by the input itself: made once a pass, a few kept at a time."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, tuple[object, Tensor]] = {}
+
+    def of(self, given: object, make: Callable[[], Tensor]) -> Tensor:
+        """Returns what `make` gives for this input, or gave before."""
+        known = self._made.get(id(given))
+        if known is None:
+            if len(self._made) >= _MAX_SHARED:
+                self._made.clear()
+            # Kept beside the result, so that its id stays its own.
+            known = self._made[id(given)] = given, make()
+        return known[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +48,7 @@ class TokenRows:
     rows: Tensor
     batch: int
     width: int
-    _shared: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
+    _shared: SharedInputs = field(default_factory=SharedInputs, repr=False, compare=False)
 
     @classmethod
     def of(cls, tokens: PromptTokens, device: torch.device) -> "TokenRows":
@@ -81,14 +99,11 @@ class TokenRows:
 
     def of_run_shared(self, states: Tensor) -> Tensor:
         """The same of what every block gets, looked up once a pass; (1, S, ...) is taken for every prompt."""
-        known = self._shared.get(id(states))
-        if known is None:
-            if len(self._shared) >= _MAX_SHARED:
-                self._shared.clear()
-            # Kept beside the result, so that its id stays its own.
-            known = states, self.of_run(states.expand(len(self.run_ids), *states.shape[1:]))
-            self._shared[id(states)] = known
-        return known[1]
+        return self._shared.of(states, lambda: self.of_run(self.for_every_prompt(states)))
+
+    def for_every_prompt(self, states: Tensor) -> Tensor:
+        """(1, S, ...) or (R, S, ...) => (R, S, ...)."""
+        return states.expand(len(self.run_ids), *states.shape[1:])
 
     def by_token(self, value: object) -> TypeGuard[Tensor]:
         """Whether this has a row for each token of the run, shared by all prompts or not: (1, S, ...), (R, S, ...)."""
