@@ -51,15 +51,6 @@ def aim_of(lone: Lone, batch: int, device: str) -> Aim | None:
     return Aim(value=1.3) if batch == 1 else None
 
 
-def bound_of(lone: Lone, batch: int) -> dict[str, str]:
-    """Returns what bounds a reading, where it is not arithmetic."""
-    if lone != "vocabulary" or batch > 1:
-        return {}
-    return {
-        "bound": "for one prompt, some forty small operations a block (norms, gains, sums) weigh beside it"
-    }
-
-
 def measure(
     llm: DecoderLLM, batch: int, options: Any, dtype: torch.dtype, ceiling: dict[str, float]
 ) -> list[Record]:
@@ -87,7 +78,6 @@ def measure(
                 share_of_bandwidth_ceiling=weights / seconds[lone] / ceiling["bytes_per_s"],
                 tokens=int(llm.tokenize(prompts).token_mask.sum()),
                 llm=llm.id,
-                **bound_of(lone, batch),
             )
         )
     return records
