@@ -30,6 +30,7 @@ HEADINGS = {
 # What the pages of results are headed; others by the name of their record.
 RESULT_TITLES = {
     "attention": "Where the picture follows a word",
+    "benchmark": "Ways to condition, trained alike",
     "compare-llms": "Several LLMs, the same adapter",
     "denoising": "Is an LLM a diffusion model?",
     "performance": "Speed and memory",
@@ -219,7 +220,7 @@ def result_page(path: Path) -> str:
         lines += ["Made with", "", "```text", command, "```", ""]
     if record.get("date"):
         lines += [f"on {record['date'][:10]}.", ""]
-    if "systems" in record and "suite" in record:
+    if "systems" in record and "suite" in record and "treatment" not in record:
         lines += [*_evaluation(record)]
     elif kind_of(record) is not None:
         lines += inside_page(record, path)
@@ -308,7 +309,7 @@ def findings() -> str:
     others: list[str] = []
     for path in sorted(RESULTS.glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
-        if "systems" in record and "suite" in record:
+        if "systems" in record and "suite" in record and "treatment" not in record:
             lines += [
                 f"**[{title_of(path)}](../generated/results-{path.stem}.md)**, {record['suite']['prompts']} prompts:",
                 "",

@@ -1,4 +1,4 @@
-"""Pages and findings of what was seen inside LLMs, from docs/results: probes, denoising, pointing, scores, LLMs."""
+"""Pages and findings of docs/results about LLMs and rivals: probes, denoising, pointing, scores, LLMs, benchmark."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +17,7 @@ def kind_of(record: Any) -> str | None:
         "pointing": ("scenes", "chance", "both"),
         "compare-llms": ("llms", "base", "system"),
         "proxy": ("via", "splits", "examples"),
+        "benchmark": ("systems", "treatment"),
         "scores": ("score_norm", "gains", "sink"),
         "attention": ("words", "side", "both"),
     }
@@ -36,6 +37,10 @@ def inside_page(record: Record, path: Path) -> list[str]:
         from llmdiff.benchmark.compare_page import comparison_tables
 
         lines += [comparison_tables(record), "", *(f"- {one}" for one in record["treatment"])]
+    elif kind == "benchmark":
+        from llmdiff.benchmark.tables import benchmark_tables
+
+        lines += [benchmark_tables(record), f"Hardware: {_hardware(record)}."]
     elif kind == "denoising":
         lines += list(_denoising_table(record))
     elif kind == "pointing":
@@ -61,6 +66,7 @@ def inside_findings(record: Record) -> list[str]:
         "pointing": _pointing_findings,
         "compare-llms": _llm_findings,
         "proxy": _proxy_findings,
+        "benchmark": _benchmark_findings,
         "scores": lambda record: iter([f"- {_sink(record)}"]),
     }
     kind = kind_of(record)
@@ -124,6 +130,26 @@ def _llm_findings(record: Record) -> Iterator[str]:
             word = "better" if gap["low"] > 0 else "worse" if gap["high"] < 0 else "not decided"
             text += f"; against the smallest LLM {100 * gap['mean']:+.1f} points, {word}"
         yield text
+
+
+def _benchmark_findings(record: Record) -> Iterator[str]:
+    """Where the interval of ours less the other's, same prompts, lies on one side of zero."""
+    for name, system in record["systems"].items():
+        gaps = system.get("ours_above")
+        if gaps is None:
+            continue
+        verdicts: dict[str, list[str]] = {"better": [], "worse": [], "not decided": []}
+        for part, gap in gaps.items():
+            verdict = "better" if gap["low"] > 0 else "worse" if gap["high"] < 0 else "not decided"
+            verdicts[verdict].append(f"{part.replace('_', ' ')} ({100 * gap['mean']:+.0f} points)")
+        said = "; ".join(f"{word}: {', '.join(parts)}" for word, parts in verdicts.items() if parts)
+        yield f"- guided against {name} ({system['title']}): {said}"
+
+
+def _hardware(record: Record) -> str:
+    found = dict(record["hardware"])
+    cpus = f"{found.pop('cpus')} cores, {found.pop('machine')}"
+    return ", ".join([cpus, *(str(value) for key, value in found.items() if key == "gpu")])
 
 
 def _proxy_findings(record: Record) -> Iterator[str]:

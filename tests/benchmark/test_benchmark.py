@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -11,7 +12,7 @@ from llmdiff.benchmark import run as running
 from llmdiff.benchmark.prepare import choose_rivals, prepare_benchmark
 from llmdiff.cli import app
 from llmdiff.errors import ConfigError
-from llmdiff.openmoji import llm_adapter
+from llmdiff.openmoji import captioned, llm_adapter
 from llmdiff.training.log import read_log
 
 SMALL = {"steps": 6, "prompts_per_split": 1, "drawing_steps": 1}
@@ -241,3 +242,26 @@ def test_all_rivals_start_from_text_and_the_base_takes_its_steps_on_pictures(bui
     assert steps("ella") == {"warm": 6, "main": 2}
     assert steps("base-longer") == {"main": 8}
     assert any("from captions alone" in sentence for sentence in report["treatment"])
+
+
+def test_captions_are_read_once_for_all_seeds_and_the_base_asked_once_for_all_rivals(
+    built, tmp_path, monkeypatch
+):
+    read, asked = [], []
+    bank, queries = llm_adapter._bank, captioned.draw_queries
+    monkeypatch.setattr(llm_adapter, "_bank", lambda stage, texts: read.append(texts) or bank(stage, texts))
+    monkeypatch.setattr(
+        captioned, "draw_queries", lambda *args, **kwargs: asked.append(args) or queries(*args, **kwargs)
+    )
+    names = ["base-states", "last-hidden"]
+    benchmark(built, tmp_path, names, seeds=2, steps=1, text_steps=2).run(command="")
+    assert [len(texts) for texts in read] == [17, 17]
+    assert len(asked) == 1
+    kept = [tmp_path / "runs" / name / "seed-1" for name in names]
+    weights = [place / "model" / "diffusion_pytorch_model.safetensors" for place in kept]
+    before = [path.read_bytes() for path in weights]
+    for place in kept:
+        shutil.rmtree(place)
+    benchmark(built, tmp_path, names, seeds=2, steps=1, text_steps=2).run(command="")
+    assert len(read) == 2
+    assert [path.read_bytes() for path in weights] == before

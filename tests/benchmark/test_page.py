@@ -1,5 +1,7 @@
 """The report of runs whose verdicts are known: figures, order, right beside swapped."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,6 +9,7 @@ from PIL import Image
 from llmdiff.benchmark.page import benchmark_page
 from llmdiff.benchmark.settings import BenchmarkSettings
 from llmdiff.benchmark.summary import Run, ranking, summarise_runs
+from llmdiff.benchmark.tables import benchmark_tables
 from llmdiff.errors import ConfigError
 
 PROMPTS = [("seen", "a car"), ("pairs", "a cat left of a dog"), ("pairs", "a bee above a cup")]
@@ -114,6 +117,41 @@ def test_the_page_shows_the_best_first_and_right_beside_swapped(report, runs):
     assert samples.count("class='picture right'") == 3 + 2  # seen: all three; pairs: guided's two
     assert "1,234,567" in page
     assert "t5-encoder: no t5 was given" in page
+
+
+def test_ours_is_held_against_every_other_prompt_by_prompt(report):
+    systems = report["systems"]
+    assert "ours_above" not in systems["guided"]
+    assert "differences_to_base" not in systems["base"]
+    # Over both seeds guided has the pairs right in (1, 1/2), ella in (0, 1/2), the base in neither.
+    assert systems["ella"]["ours_above"]["held_out"]["mean"] == pytest.approx((1 + 0) / 2)
+    assert systems["ella"]["ours_above"]["seen"]["mean"] == pytest.approx(0.5)
+    assert systems["guided"]["differences_to_base"]["held_out"]["mean"] == pytest.approx(0.75)
+    assert systems["ella"]["differences_to_base"]["overall"]["mean"] == pytest.approx((-0.5 + 0 + 0.5) / 3)
+
+
+def test_the_tables_hold_the_same_figures(report):
+    tables = benchmark_tables(report)
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in tables.splitlines() if "|" in line
+    ]
+    accuracy = [row for row in rows if row[0] == "guided"]
+    assert accuracy[1][:2] == ["guided", "75.0 [0.0, 100.0]"]
+    assert [row[0] for row in rows if row[0] in ("guided", "ella", "base")][:3] == ["guided", "ella", "base"]
+    above = [row for row in rows if row[0] == "ella"][2]
+    assert above[1].startswith("+50.0 [")
+    assert any(row[:2] == ["guided", "1,234,567"] for row in rows)
+    assert "- t5-encoder: no t5 was given" in tables
+    for sentence in report["treatment"]:
+        assert f"- {sentence}" in tables
+
+
+def test_pictures_that_were_not_kept_leave_the_rest_of_the_page(report, runs):
+    for run in runs:
+        shutil.rmtree(run.pictures)
+    page = benchmark_page(report, runs)
+    assert "class='picture" not in page
+    assert "not kept" in page
 
 
 def test_settings_out_of_range_are_named():

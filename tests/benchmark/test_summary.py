@@ -2,11 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from llmdiff.benchmark.memory import PeakMemory
-from llmdiff.benchmark.summary import seed_interval
+from llmdiff.benchmark.summary import differences, seed_interval
 from llmdiff.errors import ConfigError
 
 
@@ -33,3 +34,12 @@ def test_the_peak_counts_what_is_gone_at_the_end():
         assert memory._ended.wait(0.5) is False
         del big
     assert memory.peak_gb > before.peak_gb + 0.2
+
+
+def test_differences_are_prompt_by_prompt_and_over_the_right_splits():
+    ours = {"seen": np.array([1.0, 1.0]), "pairs": np.array([1.0, 0.5]), "synonyms": np.array([0.0, 0.0])}
+    base = {"seen": np.array([0.0, 0.0]), "pairs": np.array([0.0, 0.5]), "synonyms": np.array([0.0, 1.0])}
+    gaps = differences(ours, base)
+    assert {name: gap["mean"] for name, gap in gaps.items()} == {
+        "overall": 2 / 6, "held_out": 0.0, "seen": 1.0, "pairs": 0.5, "synonyms": -0.5,
+    }  # fmt: skip

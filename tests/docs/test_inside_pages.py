@@ -124,6 +124,48 @@ def test_a_proxys_gain_is_said_and_its_words_are_no_markup(tmp_path: Path) -> No
     assert "| synonyms | 30 [25, 35] |" in page
 
 
+def test_a_benchmark_says_where_ours_is_better_and_where_worse(tmp_path: Path) -> None:
+    def system(**more: Any) -> dict[str, Any]:
+        return {
+            "title": "the last states",
+            "held_out": share(0.4),
+            "overall": share(0.5),
+            "splits": {"seen": share(0.9)},
+            "parts": {"things": share(0.7)},
+            "cost": {
+                "trained_parameters": 9,
+                "seconds_per_step": 0.5,
+                "seconds_per_image": 1.0,
+                "peak_memory_gb": 2,
+            },
+            **more,
+        }
+
+    above = {"held_out": gap(0.2), "overall": gap(0.0), "seen": gap(-0.1)}
+    record = {
+        "systems": {"guided": system(), "last-hidden": system(ours_above=above)},
+        "suite": {"splits": {"seen": "as trained"}, "prompts": 6},
+        "settings": {"seeds": 3},
+        "treatment": ["all alike"],
+        "left_out": {},
+        "hardware": {"machine": "x86_64", "cpus": 2, "threads": 2},
+        "command": "llmdiff benchmark --out figures",
+        "date": "2026-01-02T03:04:05",
+    }
+    (finding,) = inside.inside_findings(record)
+    assert finding == (
+        "- guided against last-hidden (the last states): better: held out (+20 points); "
+        "worse: seen (-10 points); not decided: overall (+0 points)"
+    )
+    path = tmp_path / "benchmark.json"
+    path.write_text(json.dumps(record))
+    page = generated.result_page(path)
+    assert page.startswith("# Ways to condition, trained alike")
+    assert "llmdiff benchmark --out figures" in page
+    assert "| last-hidden | +20.0 [+15.0, +25.0] |" in page
+    assert "Hardware: 2 cores, x86_64." in page
+
+
 def test_other_records_are_none_of_these() -> None:
     assert inside.kind_of({"rows": []}) is None
     assert inside.kind_of([1]) is None

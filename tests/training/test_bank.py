@@ -1,7 +1,9 @@
 """Stored encodings come back as they went in, padded to the batch."""
 
+import pytest
 import torch
 
+from llmdiff.errors import ConfigError
 from llmdiff.language.score_groups import GroupedScores
 from llmdiff.training.bank import EncodingBank, GroupBank, by_length
 from llmdiff.types import TextEncoding
@@ -60,3 +62,15 @@ def test_captions_read_in_another_order_are_handed_out_under_their_own_index():
     bank = EncodingBank([encodings[index] for index in order], order)
     for index in range(4):
         torch.testing.assert_close(bank.batch([index]).states, encodings[index].states, rtol=1e-3, atol=1e-3)
+
+
+def test_saved_encodings_come_back_bit_for_bit_and_not_as_those_of_other_captions(tmp_path):
+    bank = EncodingBank([_encoding([3, 5]), _encoding([1], seed=1)], order=[2, 0, 1])
+    bank.save(tmp_path / "kept.safetensors", of="these")
+    again = EncodingBank.load(tmp_path / "kept.safetensors", of="these")
+    for indices in ([0], [2, 1, 0]):
+        before, after = bank.batch(indices), again.batch(indices)
+        assert torch.equal(before.states, after.states)
+        assert torch.equal(before.token_mask, after.token_mask)
+    with pytest.raises(ConfigError, match=r"kept\.safetensors holds encodings of other captions"):
+        EncodingBank.load(tmp_path / "kept.safetensors", of="others")

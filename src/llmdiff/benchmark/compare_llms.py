@@ -10,20 +10,16 @@ import json
 import re
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from llmdiff.benchmark.run import Benchmark
 from llmdiff.benchmark.settings import BASE, BenchmarkSettings
-from llmdiff.benchmark.summary import hardware, read_run, treatment
+from llmdiff.benchmark.summary import Exact, differences, exact_by_prompt, hardware, read_run, treatment
 from llmdiff.errors import ConfigError
-from llmdiff.evaluation.statistics import paired_difference
 from llmdiff.evaluation.suites import scenes_suite
 from llmdiff.files import writable_folder, write_whole
 from llmdiff.language.encoding import ContextEncoding
@@ -33,9 +29,6 @@ from llmdiff.openmoji.contents import Split, World
 from llmdiff.openmoji.presets import Preset, preset
 from llmdiff.provenance import versions
 from llmdiff.rivals.registry import rival
-
-Exact = NDArray[np.float64]
-"""By prompt the share of seeds in which the picture is exactly as asked for."""
 
 _SEEN: Split = "seen"
 _TIMED_PROMPTS = 16
@@ -102,21 +95,21 @@ def compare_llms(
     sizes = {name: _size_and_speed(name, place, build) for name, place in folders.items()}
     base = Benchmark(build, replace(settings, rivals=(BASE,), seeds=1), out / "base", left_out={})
     base_figures = base.run(command=command)["systems"][BASE]
-    base_right = _exact(out / "base", BASE, 1)
+    base_right = _right(out / "base", BASE, 1)
     rows: dict[str, dict[str, Any]] = {}
     first: dict[str, Exact] | None = None
     for name in sorted(llms, key=lambda one: sizes[one]["parameters"]):
         benchmark = Benchmark(build, replace(settings, llm=name), folders[name], left_out={})
         figures = benchmark.run(command=command)["systems"][system]
-        right = _exact(folders[name], system, settings.seeds)
+        right = _right(folders[name], system, settings.seeds)
         first = right if first is None else first
         rows[name] = {
             **sizes[name],
             **{key: figures[key] for key in ("overall", "held_out", "splits", "parts", "cost", "seeds")},
             "interval_over": figures["interval_over"],
             "held_out_loss": figures["held_out_loss"],
-            "differences_to_base": _differences(right, base_right),
-            "differences_to_smallest": None if right is first else _differences(right, first),
+            "differences_to_base": differences(right, base_right),
+            "differences_to_smallest": None if right is first else differences(right, first),
         }
         del benchmark
         gc.collect()  # the next LLM needs the memory
@@ -183,27 +176,6 @@ def seconds_per_encoding(llm: DecoderLLM, made_with: Preset) -> float:
     return statistics.median(seconds)
 
 
-def _exact(folder: Path, system: str, seeds: int) -> dict[str, Exact]:
-    """The prompts of each split."""
-    found: dict[str, list[list[float]]] = {}
-    for seed in range(seeds):
-        run = read_run(folder / "runs" / system / f"seed-{seed}", system, seed)
-        for split in dict.fromkeys(line["split"] for line in run.verdicts):
-            lines = [line for line in run.verdicts if line["split"] == split]
-            found.setdefault(split, []).append([float(line["verdict"]["exact"]) for line in lines])
-    return {split: np.asarray(rows).mean(0) for split, rows in found.items()}
-
-
-def _differences(ours: Mapping[str, Exact], other: Mapping[str, Exact]) -> dict[str, Any]:
-    """Ours less the other's, prompt by prompt, in all splits, all but "seen", and each."""
-    chosen = {"overall": list(ours), "held_out": [split for split in ours if split != _SEEN]}
-    chosen |= {split: [split] for split in ours}
-    return {
-        name: asdict(
-            paired_difference(
-                np.concatenate([ours[split] for split in splits]),
-                np.concatenate([other[split] for split in splits]),
-            )
-        )
-        for name, splits in chosen.items()
-    }
+def _right(folder: Path, system: str, seeds: int) -> dict[str, Exact]:
+    places = [folder / "runs" / system / f"seed-{seed}" for seed in range(seeds)]
+    return exact_by_prompt([read_run(place, system, seed) for seed, place in enumerate(places)])

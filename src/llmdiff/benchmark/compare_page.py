@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from llmdiff.evaluation.tables import percent
 from llmdiff.files import write_whole
 
 _NAME = "compare-llms"
@@ -87,7 +88,7 @@ def _tables(report: Mapping[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:
     rows = [["exact match, %", "all", "held out", *names]]
     for name, row in {"base text encoder": base, **llms}.items():
         cells = [row["overall"], row["held_out"], *(row["splits"][split] for split in names)]
-        rows.append([_short(name), *(_percent(cell) for cell in cells)])
+        rows.append([_short(name), *(percent(cell) for cell in cells)])
     yield "Accuracy", rows
     for key, title in (
         ("differences_to_base", "Points above the base's own text encoder, same prompts and seeds"),
@@ -95,9 +96,9 @@ def _tables(report: Mapping[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:
     ):
         found = {name: row[key] for name, row in llms.items() if row[key] is not None}
         if found:
-            head = ["", "all", "held out", *names]
+            head, parts = ["", "all", "held out", *names], ("overall", "held_out", *names)
             body = [
-                [_short(name), *(_points(gaps[part]) for part in ("overall", "held_out", *names))]
+                [_short(name), *(percent(gaps[part], key="mean", sign=True) for part in parts)]
                 for name, gaps in found.items()
             ]
             yield title, [head, *body]
@@ -150,11 +151,3 @@ def _short(name: str) -> str:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _percent(row: Mapping[str, float]) -> str:
-    return f"{100 * row['accuracy']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
-
-
-def _points(row: Mapping[str, float]) -> str:
-    return f"{100 * row['mean']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"

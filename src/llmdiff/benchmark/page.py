@@ -7,6 +7,7 @@ from typing import Any
 
 from llmdiff.benchmark.plots import accuracy_plot, curves_plot, picture_uri
 from llmdiff.benchmark.summary import Run
+from llmdiff.evaluation.tables import percent
 
 _CSP = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'"
 _SAMPLES, _SWAPS = 4, 6
@@ -73,7 +74,7 @@ def _accuracy(systems: Mapping[str, Any], ranked: Sequence[str], splits: Sequenc
     for name in ranked:
         system = systems[name]
         cells = [system["held_out"], system["overall"], *(system["splits"][split] for split in splits)]
-        rows.append([name, system["title"], *map(_percent, cells)])
+        rows.append([name, system["title"], *map(percent, cells)])
     return _table(rows, systems)
 
 
@@ -81,7 +82,7 @@ def _parts(systems: Mapping[str, Any], ranked: Sequence[str]) -> str:
     rows = [["system", *_PARTS, "relation right", "relation swapped", "relation wrong"]]
     for name in ranked:
         found, relation = systems[name]["parts"], systems[name].get("relation")
-        cells = [_percent(found[part]) if part in found else "-" for part in _PARTS]
+        cells = [percent(found[part]) if part in found else "-" for part in _PARTS]
         ends = [f"{100 * relation[kind]:.1f}" if relation else "-" for kind in ("right", "swapped", "wrong")]
         rows.append([name, *cells, *ends])
     return _table(rows, systems)
@@ -141,15 +142,13 @@ def _swaps(ranked: Sequence[str], first: Mapping[str, Run]) -> str:
 
 def _picture(run: Run, index: int, *, right: bool | None = None) -> str:
     exact = run.verdicts[index]["verdict"]["exact"] if right is None else right
-    uri = picture_uri(run.pictures / f"{index:05d}.png")
+    path = run.pictures / f"{index:05d}.png"
+    if not path.exists():
+        return "(not kept)"
+    uri = picture_uri(path)
     return (
         f"<img class='picture{' right' if exact else ''}' alt='{'right' if exact else 'wrong'}' src='{uri}'>"
     )
-
-
-def _percent(figures: Mapping[str, float]) -> str:
-    mean, low, high = (100 * figures[key] for key in ("accuracy", "low", "high"))
-    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def _table(rows: Sequence[Sequence[str]], systems: Mapping[str, Any]) -> str:

@@ -4,7 +4,8 @@ OUT/settings.json
 OUT/runs/SYSTEM/seed-N/training/   logs and checkpoints      OUT/runs/SYSTEM/seed-N/model/     what was trained
 OUT/runs/SYSTEM/seed-N/trained.json   its cost               OUT/runs/SYSTEM/seed-N/evaluation/
 OUT/runs/SYSTEM/search.json   the learning rates that were tried
-OUT/report.json  OUT/report.html
+OUT/runs/SYSTEM/readings.safetensors   what it reads of the captions, where that is the same for all seeds
+OUT/report.json  OUT/report.md  OUT/report.html
 """
 
 import gc
@@ -25,6 +26,7 @@ from llmdiff.benchmark.memory import PeakMemory
 from llmdiff.benchmark.page import benchmark_page
 from llmdiff.benchmark.settings import BASE, BASE_LONGER, BenchmarkSettings, keep_settings
 from llmdiff.benchmark.summary import read_run, summarise_runs
+from llmdiff.benchmark.tables import benchmark_tables
 from llmdiff.evaluation.report import evaluate_systems
 from llmdiff.evaluation.suites import scenes_suite
 from llmdiff.evaluation.systems import pipeline_system
@@ -32,8 +34,9 @@ from llmdiff.files import whole_folder, writable_folder, write_whole
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.openmoji import denoiser
 from llmdiff.openmoji.build import Build
+from llmdiff.openmoji.captioned import CaptionedScenes, Teacher, create_teacher
 from llmdiff.openmoji.contents import World
-from llmdiff.openmoji.llm_adapter import CaptionedScenes, held_out_loss, train_conditioning
+from llmdiff.openmoji.llm_adapter import held_out_loss, train_conditioning
 from llmdiff.openmoji.presets import Preset
 from llmdiff.rivals.conditioning import Conditioning
 from llmdiff.rivals.encoder import EncoderStates
@@ -84,6 +87,11 @@ class Benchmark:
     def _data(self) -> Any:
         return self.build.scenes()
 
+    @cached_property
+    def _teacher(self) -> Teacher:
+        """What the base says of the captions, which all rivals learn first."""
+        return create_teacher(self.preset, self._data, self.pipe)
+
     def _reader(self, kind: str | None) -> dict[str, Any]:
         """The frozen reader of this kind, by the name that `Parts` has for it; loaded once."""
         if kind is None:
@@ -97,7 +105,7 @@ class Benchmark:
     def run(self, *, command: str) -> dict[str, Any]:
         """Return the report, after whatever of the training and drawing is not yet done.
 
-        Also written: report.json and report.html. Shows a progress bar.
+        Also written: report.json, report.md and report.html. Shows a progress bar.
         """
         # The base is not trained, so it has no seeds.
         runs = [
@@ -113,6 +121,7 @@ class Benchmark:
         found = [read_run(self._place(name, seed), name, seed) for name, seed in runs]
         report = summarise_runs(found, self.settings, command=command, left_out=self.left_out)
         write_whole(self.folder / "report.html", benchmark_page(report, found))
+        write_whole(self.folder / "report.md", benchmark_tables(report))
         write_whole(self.folder / "report.json", json.dumps(report, indent=1) + "\n")
         return report
 
@@ -137,11 +146,11 @@ class Benchmark:
 
     def _train_rival(self, name: str, place: Path, seed: int) -> None:
         rate = self._learning_rate(name)
-        preset = replace(self.preset, seed=self.build.preset.seed + seed, adapter_lr=rate)
-        parts = self._parts(name, preset)
+        preset = replace(self.preset, adapter_lr=rate)
+        parts = self._parts(name, seed)
         conditioning = create(name, parts)
         with PeakMemory(self.build.device) as memory:
-            trained = train_conditioning(preset, self._data, self.pipe, conditioning, place / "training")
+            trained = self._train(name, preset, conditioning, place / "training", seed)
         save_rival(conditioning, name, parts, place / "model")
         loss = held_out_loss(preset, self._data, self.pipe, conditioning, batches=_HELD_OUT_BATCHES)
         self._note(
@@ -151,6 +160,21 @@ class Benchmark:
             learning_rate=rate,
             held_out_loss=loss,
             source=conditioning.source_id,
+        )
+
+    def _train(
+        self, name: str, preset: Preset, conditioning: Conditioning, folder: Path, seed: int = 0
+    ) -> int:
+        """How many numbers were trained. Seeds have the same captions: they differ in what is done with them."""
+        return train_conditioning(
+            preset,
+            self._data,
+            self.pipe,
+            conditioning,
+            folder,
+            seed=preset.seed + seed,
+            teacher=self._teacher,
+            readings=self.folder / "runs" / name / "readings.safetensors",
         )
 
     def _train_base(self, place: Path, seed: int) -> None:
@@ -204,16 +228,17 @@ class Benchmark:
                 adapter_warm_steps=round(self.preset.adapter_warm_steps * share),
                 adapter_steps=round(self.preset.adapter_steps * share),
             )
-            conditioning = create(name, self._parts(name, preset))
+            conditioning = create(name, self._parts(name, 0))
             folder = self.folder / "runs" / name / "search" / f"lr-{rate}"
-            train_conditioning(preset, self._data, self.pipe, conditioning, folder)
+            self._train(name, preset, conditioning, folder)
             losses[str(rate)] = held_out_loss(
                 preset, self._data, self.pipe, conditioning, batches=_HELD_OUT_BATCHES
             )
             write_whole(path, json.dumps(losses, indent=1) + "\n")
         return min(rates, key=lambda rate: losses[str(rate)])
 
-    def _parts(self, name: str, preset: Preset, *, calibrate: bool = True) -> Parts:
+    def _parts(self, name: str, seed: int, *, calibrate: bool = True) -> Parts:
+        preset = self.preset
         captions = CaptionedScenes.draw(
             self._data, _CALIBRATION_CAPTIONS, preset.seed, preset.adapter_wording
         ).captions[:-1]
@@ -223,7 +248,7 @@ class Benchmark:
             lone=preset.adapter_lone,
             captions=captions if calibrate else (),
             base_model_id="openmoji",
-            seed=preset.seed + 3,
+            seed=preset.seed + seed + 3,
             **self._reader(rival(name).needs),
         )
 
@@ -252,6 +277,5 @@ class Benchmark:
         if name == BASE_LONGER:
             longer = StableDiffusionPipeline.from_pretrained(place / "model", use_safetensors=True)
             return longer.to(self.build.device), nullcontext
-        preset = replace(self.preset, seed=self.build.preset.seed + seed)
-        conditioning: Conditioning = load_rival(place / "model", self._parts(name, preset, calibrate=False))
+        conditioning: Conditioning = load_rival(place / "model", self._parts(name, seed, calibrate=False))
         return self.pipe, lambda: conditioning.attached(self.pipe)

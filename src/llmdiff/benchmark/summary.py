@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from llmdiff.benchmark.settings import BenchmarkSettings, group_of, title_of
+from llmdiff.benchmark.settings import BASE, BenchmarkSettings, group_of, title_of
 from llmdiff.errors import ConfigError
 from llmdiff.evaluation.report import PICTURES_NAME
-from llmdiff.evaluation.statistics import bootstrap_mean
+from llmdiff.evaluation.statistics import bootstrap_mean, paired_difference
 from llmdiff.provenance import versions
 from llmdiff.training.log import read_log
 
@@ -27,6 +28,10 @@ _T_95 = (
 )  # fmt: skip
 _SEEN = "seen"
 _RELATIONS = ("right", "swapped", "wrong")
+OURS = "guided"
+
+Exact = NDArray[np.float64]
+"""By prompt the share of seeds in which the picture is exactly as asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +89,17 @@ def summarise_runs(
 ) -> dict[str, Any]:
     """Return the report: figures by system, cost, curves, and how all were treated alike."""
     names = list(dict.fromkeys(run.system for run in runs))
+    by_name = {name: [run for run in runs if run.system == name] for name in names}
+    systems = {name: _system(found) for name, found in by_name.items()}
+    right = {name: exact_by_prompt(found) for name, found in by_name.items()}
+    for name, system in systems.items():
+        if name != BASE and BASE in right:
+            system["differences_to_base"] = differences(right[name], right[BASE])
+        if name != OURS and OURS in right:
+            system["ours_above"] = differences(right[OURS], right[name])
     first = runs[0].report
     return {
-        "systems": {name: _system([run for run in runs if run.system == name]) for name in names},
+        "systems": systems,
         "suite": first["suite"],
         "checker": first["checker"],
         "settings": asdict(settings),
@@ -96,6 +109,31 @@ def summarise_runs(
         "versions": versions(),
         "command": command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def exact_by_prompt(runs: Sequence[Run]) -> dict[str, Exact]:
+    """Return for every split what one system's runs, one for each seed, have right of its prompts."""
+    found: dict[str, list[list[float]]] = {}
+    for run in runs:
+        for split in dict.fromkeys(line["split"] for line in run.verdicts):
+            lines = [line for line in run.verdicts if line["split"] == split]
+            found.setdefault(split, []).append([float(line["verdict"]["exact"]) for line in lines])
+    return {split: np.asarray(rows).mean(0) for split, rows in found.items()}
+
+
+def differences(ours: Mapping[str, Exact], other: Mapping[str, Exact]) -> dict[str, Any]:
+    """Return ours less the other's, prompt by prompt: "overall", "held_out" (all splits but seen), each split."""
+    chosen = {"overall": list(ours), "held_out": [split for split in ours if split != _SEEN]}
+    chosen |= {split: [split] for split in ours}
+    return {
+        name: asdict(
+            paired_difference(
+                np.concatenate([ours[split] for split in splits]),
+                np.concatenate([other[split] for split in splits]),
+            )
+        )
+        for name, splits in chosen.items()
     }
 
 
@@ -126,7 +164,7 @@ def treatment(settings: BenchmarkSettings) -> list[str]:
         search,
         "All that reads the LLM reads it under the same template.",
         "Pictures: the same prompts, noise, number of denoising steps and guidance for every system and seed; seeds "
-        "differ in the random weights at the start, and in the captions and noise of the training.",
+        "differ in the random weights at the start, and in the order of the captions and the noise of the training.",
         "base-longer trains the base's own denoiser and text encoder instead, as the base was trained, for as many "
         "steps of as many captions, in the same wording, drawn from all the build's scenes; all its steps are on "
         "pictures.",

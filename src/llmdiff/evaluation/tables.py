@@ -12,12 +12,12 @@ def report_tables(report: Mapping[str, Any], *, markdown: bool = False) -> str:
     splits = list(report["suite"]["splits"])
     rows = [["exact match, %", "all", *splits]]
     for name, figures in systems.items():
-        rows.append([name, _percent(figures["overall"]), *(_percent(figures["splits"][s]) for s in splits)])
+        rows.append([name, percent(figures["overall"]), *(percent(figures["splits"][s]) for s in splits)])
     for name, figures in systems.items():
         if "differences_to_base" in figures:
             gaps = figures["differences_to_base"]
             values = [gaps["overall"], *(gaps["splits"][split] for split in splits)]
-            rows.append([f"{name} - base", *(_percent(v, key="difference", sign=True) for v in values)])
+            rows.append([f"{name} - base", *(percent(v, key="difference", sign=True) for v in values)])
     parts = [["parts right, %", *_PARTS, "relation", "swapped"]]
     for name, figures in systems.items():
         measured, relation = figures["parts"], figures["parts"].get("relation")
@@ -56,7 +56,8 @@ def figure_text(figures: Mapping[str, float]) -> str:
     return f"{figures['mean']:.4g} [{figures['low']:.4g}, {figures['high']:.4g}]"
 
 
-def _percent(figures: Mapping[str, float], *, key: str = "accuracy", sign: bool = False) -> str:
+def percent(figures: Mapping[str, float], *, key: str = "accuracy", sign: bool = False) -> str:
+    """Return "mean [low, high]" in percent, or with a sign in points."""
     mean, low, high = (100 * figures[name] for name in (key, "low", "high"))
     return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" if sign else f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 

@@ -1,8 +1,9 @@
 """Training on the embedded default's scenes: everything frozen but the adapter, or any rival of it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.errors import ConfigError
 from llmdiff.language.llm import DecoderLLM
-from llmdiff.openmoji.captions import Wording
+from llmdiff.openmoji.captioned import CaptionedScenes, Teacher
 from llmdiff.openmoji.dataset import SceneData
 from llmdiff.openmoji.denoiser import create_scheduler
 from llmdiff.openmoji.presets import Preset
@@ -24,46 +25,9 @@ from llmdiff.training.bank import EncodingBank, GroupBank, TextBank, by_length, 
 from llmdiff.training.loop import LoopConfig, StepPart, train
 from llmdiff.training.objective import Objective
 from llmdiff.training.optimizers import adapter_lr_scale
-from llmdiff.training.warm_start import draw_queries, warm_start
+from llmdiff.training.warm_start import warm_start
 
-_GAIN_CAPTIONS, _QUERY_CAPTIONS = 1_500, 256
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaptionedScenes:
-    """Captions with the scenes they were written for; the last caption is the empty one, for guidance.
-
-    `plain` says the same as `captions`, as the base was taught to read it.
-    """
-
-    captions: tuple[str, ...]
-    plain: tuple[str, ...]
-    scenes: np.ndarray
-
-    @classmethod
-    def draw(cls, data: SceneData, count: int, seed: int, wording: Wording = "training") -> "CaptionedScenes":
-        """Return a fresh caption for each of `count` scenes, the same for the same seed and wording."""
-        rng = np.random.default_rng([seed, 9])
-        scenes = rng.permutation(len(data.contents))[:count]
-        captions = data.captions(scenes, rng, wording)
-        plain = data.captions(scenes, rng, "plain") if wording == "reworded" else captions
-        return cls(captions=(*captions, ""), plain=(*plain, ""), scenes=scenes)
-
-    def first(self, count: int) -> "CaptionedScenes":
-        """Return the first `count` of them, and the empty one."""
-        return CaptionedScenes(
-            captions=(*self.captions[:-1][:count], ""),
-            plain=(*self.plain[:-1][:count], ""),
-            scenes=self.scenes,
-        )
-
-    def batch(
-        self, size: int, dropout: float, rng: np.random.Generator, count: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Indices into the captions (some replaced by the empty one, index `count`) and of their scenes."""
-        chosen = rng.integers(count, size=size)
-        kept = rng.random(size) >= dropout
-        return np.where(kept, chosen, count), self.scenes[chosen]
+_GAIN_CAPTIONS = 1_500
 
 
 def create_adapter(
@@ -101,27 +65,46 @@ def train_llm_adapter(
 
 
 def train_conditioning(
-    preset: Preset, data: SceneData, pipe: StableDiffusionPipeline, conditioning: Conditioning, folder: Path
+    preset: Preset,
+    data: SceneData,
+    pipe: StableDiffusionPipeline,
+    conditioning: Conditioning,
+    folder: Path,
+    *,
+    seed: int | None = None,
+    teacher: Teacher | None = None,
+    readings: Path | None = None,
 ) -> int:
     """How many numbers were trained. Trains any way to condition, stage by stage; each caption is read once.
 
     With `adapter_warm_steps`, it starts from text alone, for `adapter_gain_steps` plus `adapter_warm_steps`: its
     gains, where it has some, on a few captions whose scores are kept block by block, then the rest on all captions;
     `adapter_steps` on pictures follow. Without `adapter_warm_steps`, all those steps are on pictures. All ways to
-    condition get the same captions, batches and noise.
+    condition get the same captions, batches and noise. `seed` is that of batches and noise where it is not the
+    preset's, which chooses the captions. `teacher` may be shared by all trainings on these captions; what is read
+    of them and depends on nothing trained is kept in the file `readings`, for other seeds and after a kill.
 
     Scores per block of every caption would not fit: 1 MB a caption for SmolLM2, 33 MB for a model of 7 B.
     """
     captioned = CaptionedScenes.draw(data, preset.adapter_captions, preset.seed, preset.adapter_wording)
     few = captioned.first(_GAIN_CAPTIONS)
     from_text = preset.adapter_warm_steps > 0
+    teacher = teacher or Teacher(pipe, captioned.plain, seed=preset.seed)
     sizes: dict[str, int] = {}
     before = preset.adapter_gain_steps + preset.adapter_warm_steps
     text_left, left = (before, preset.adapter_steps) if from_text else (0, before + preset.adapter_steps)
     for stage in conditioning.stages():
         sizes |= conditioning.trainable()
         is_gains = stage.name == "gains"
-        run = _Stage(preset, pipe, conditioning, stage, few if is_gains else captioned)
+        run = _Stage(
+            replace(preset, seed=preset.seed if seed is None else seed),
+            pipe,
+            conditioning,
+            stage,
+            few if is_gains else captioned,
+            teacher,
+            readings if stage.fixed else None,
+        )
         if from_text:
             steps = preset.adapter_gain_steps if is_gains else text_left
             text_left -= steps
@@ -179,10 +162,12 @@ class _Stage:
         conditioning: Conditioning,
         stage: Stage,
         captioned: CaptionedScenes,
+        teacher: Teacher,
+        kept: Path | None,
     ) -> None:
         self.preset, self.pipe, self.conditioning, self.stage = preset, pipe, conditioning, stage
-        self.captioned, self.count = captioned, len(captioned.captions) - 1
-        self._bank = cache(torch.no_grad()(lambda: _bank(stage, captioned.captions)))
+        self.captioned, self.count, self.teacher = captioned, len(captioned.captions) - 1, teacher
+        self._bank = cache(torch.no_grad()(lambda: self._read(kept)))
 
     def states(self, texts: Sequence[int], generator: torch.Generator) -> Tensor:
         """What goes through diffusers as `encoder_hidden_states` for these captions."""
@@ -190,21 +175,21 @@ class _Stage:
 
     def from_text(self, folder: Path, steps: int) -> None:
         """Trains on captions alone; returns nothing."""
-        preset, captioned = self.preset, self.captioned
-        drawn = captioned.plain[: min(_QUERY_CAPTIONS, self.count)]
+        preset = self.preset
         self.conditioning.train()
         warm_start(
             self.pipe,
             self.conditioning.modules,
-            captioned.plain,
+            self.captioned.plain,
             lambda texts, generator: (self.states(texts, generator), None),
-            lambda: draw_queries(self.pipe, drawn, seed=preset.seed),
+            lambda: self.teacher.queries,
             self._loop(steps, ema_horizon=100),
             folder,
             installed=self.conditioning.installed,
             batch_size=preset.adapter_batch,
             choose=lambda rng: self._chosen(rng)[0].tolist(),
             layer_inputs=self.conditioning.layer_inputs,
+            base_texts=self.teacher.texts,
             title=f"{self.stage.name}, from text",
             **self._rates(),
         )
@@ -234,6 +219,16 @@ class _Stage:
                 title=self.stage.name,
                 **self._rates(),
             )
+
+    def _read(self, kept: Path | None) -> Any:
+        captions = self.captioned.captions
+        of = sha256("\n".join([self.conditioning.source_id, *captions]).encode()).hexdigest()
+        if kept is not None and kept.exists():
+            return EncodingBank.load(kept, of=of)
+        bank = _bank(self.stage, captions)
+        if kept is not None and isinstance(bank, EncodingBank):
+            bank.save(kept, of=of)
+        return bank
 
     def _chosen(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         preset = self.preset

@@ -23,12 +23,14 @@ class Stage:
         read: the frozen part, captions => raw states.
         condition: raw states and the step's generator => what goes through diffusers as
             `encoder_hidden_states`, with gradients; None draws no noise, as in drawing.
+        fixed: whether nothing that was trained has a part in what `read` gives.
     """
 
     name: Literal["gains", "main"]
     keeps: Keeps
     read: Callable[[list[str]], Any]
     condition: Callable[[Any, torch.Generator | None], Tensor]
+    fixed: bool = False
 
 
 class Conditioning(ABC):

@@ -74,6 +74,7 @@ class ConnectorConditioning(Conditioning):
             keeps=connector.keeps,
             read=connector.read,
             condition=lambda raw, _: packed(connector.carried(raw)),
+            fixed=True,
         )
 
     def layer_inputs(self, states: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -85,6 +85,7 @@ class AdapterConditioning(Conditioning):
             keeps="encodings",
             read=self.source.encode,
             condition=lambda raw, _: self._condition(raw),
+            fixed=not isinstance(self.source, LearnedSource),
         )
 
     def _context_stages(self) -> Iterator[Stage]:
@@ -114,6 +115,7 @@ class AdapterConditioning(Conditioning):
             keeps="encodings",
             read=lambda part: context.encode(llm, part),
             condition=with_noise,
+            fixed=not self.learn_gains,
         )
 
     def _condition(self, encoding: TextEncoding) -> Tensor:

@@ -1,11 +1,18 @@
 """Encodings of many captions, kept in half precision and handed out as padded batches."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from llmdiff.errors import ConfigError
+from llmdiff.files import whole_file
 from llmdiff.language.score_groups import GroupedScores
 from llmdiff.types import TextEncoding
 
@@ -28,7 +35,7 @@ class EncodingBank:
             rows.append(encoding.states[encoding.token_mask].half().cpu())
             lengths.append(encoding.token_mask.sum(1).cpu())
         self.states = torch.cat(rows)
-        self._index = _Ragged(torch.cat(lengths), order)
+        self._index = _Ragged.ordered(torch.cat(lengths), order)
 
     def __len__(self) -> int:
         return len(self._index.lengths)
@@ -38,6 +45,32 @@ class EncodingBank:
         rows, mask = self._index.rows(indices)
         states = self.states[rows].float().masked_fill(~mask[..., None], 0)
         return TextEncoding(states=states, token_mask=mask)
+
+    def save(self, path: Path, *, of: str) -> None:
+        """Write the encodings as safetensors; returns nothing. `of` names what was encoded, and by what.
+
+        Raises:
+            OutputError: the file cannot be written; nothing half written is left.
+        """
+        index = self._index
+        with whole_file(path) as partial:
+            tensors = {"states": self.states, "lengths": index.lengths, "starts": index.starts}
+            save_file(tensors, partial, metadata={"of": of})
+
+    @classmethod
+    def load(cls, path: Path, *, of: str) -> Self:
+        """Return encodings that were saved.
+
+        Raises:
+            ConfigError: the file holds those of something else.
+        """
+        bank = cls.__new__(cls)
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("of") != of:
+                raise ConfigError(f"{path} holds encodings of other captions or by another reader: delete it")
+            bank.states = file.get_tensor("states")
+            bank._index = _Ragged(file.get_tensor("lengths"), file.get_tensor("starts"))
+        return bank
 
 
 class TextBank:
@@ -70,7 +103,7 @@ class GroupBank:
             rows.append(scores.parts.half().cpu())
             lengths.append(scores.token_mask.sum(1).cpu())
         self.parts = torch.cat(rows)
-        self._index = _Ragged(torch.cat(lengths), order)
+        self._index = _Ragged.ordered(torch.cat(lengths), order)
 
     def __len__(self) -> int:
         return len(self._index.lengths)
@@ -95,13 +128,17 @@ def in_batches(captions: Sequence[str], *, batch: int, title: str) -> Iterable[l
             bar.update(len(part))
 
 
+@dataclass(frozen=True)
 class _Ragged:
     """Where each caption's tokens lie in one long table."""
 
-    def __init__(self, lengths: Tensor, order: Sequence[int] | None) -> None:
+    lengths: Tensor
+    starts: Tensor
+
+    @classmethod
+    def ordered(cls, lengths: Tensor, order: Sequence[int] | None) -> Self:
         back = torch.arange(len(lengths)) if order is None else torch.as_tensor(order).argsort()
-        self.lengths = lengths[back]
-        self.starts = (lengths.cumsum(0) - lengths)[back]
+        return cls(lengths[back], (lengths.cumsum(0) - lengths)[back])
 
     def rows(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         chosen = torch.as_tensor(indices)

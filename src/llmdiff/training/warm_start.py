@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from llmdiff.adapter import families, layers
-from llmdiff.adapter.base_encoder import encode_with_base, has_text_encoder
+from llmdiff.adapter.base_encoder import BaseTexts, encode_with_base, has_text_encoder
 from llmdiff.errors import UnsupportedPipelineError
 from llmdiff.training.loop import LoopConfig, StepPart, train
 from llmdiff.training.optimizers import LrScale
@@ -134,6 +134,7 @@ def warm_start(
     batch_size: int,
     choose: Callable[[np.random.Generator], Sequence[int]] | None = None,
     layer_inputs: LayerInputs = _as_they_are,
+    base_texts: Callable[[list[str]], BaseTexts] | None = None,
     lr_scale: LrScale = lambda name: (1.0, 1.0),
     muon: Callable[[str], bool] = lambda name: False,
     title: str = "warm start",
@@ -143,7 +144,8 @@ def warm_start(
     In a step, while `installed(denoiser)` lasts, the denoiser's text attention takes what `conditioned` gives for
     captions by their indices. `choose(rng)` gives the indices of a batch, evenly drawn where it is None; `queries`
     is called when the first step needs them. `layer_inputs` stands in for what the denoiser would do to
-    `conditioned`'s states on their way to a layer. A pooled vector, where the base has one, is fitted to the base's
+    `conditioned`'s states on their way to a layer. `base_texts` gives the base's own encoding of captions where it is
+    kept; None: it is computed in every step. A pooled vector, where the base has one, is fitted to the base's
     own.
 
     Raises:
@@ -154,6 +156,7 @@ def warm_start(
     family, denoiser = families.family_of(pipe), families.denoiser_of(pipe)
     text_layers: Mapping[str, Any] = layers.text_layers(denoiser)
     asked = cache(queries)
+    base_says = base_texts or (lambda texts: encode_with_base(pipe, family, texts))
 
     def step_loss(part: StepPart) -> tuple[Tensor, Mapping[str, float]]:
         rng = part.rng(config.seed, 15)
@@ -161,7 +164,7 @@ def warm_start(
         rows = torch.from_numpy(rng.integers(len(asked()), size=batch_size))
         # The base answers as it is; what is installed may stand inside its layers (LoRA).
         with torch.no_grad():
-            base = encode_with_base(pipe, family, [captions[i] for i in indices])
+            base = base_says([captions[i] for i in indices])
             put = {name: asked().states[name][rows].to(base.states) for name in text_layers}
             wanted = {
                 name: attn(put[name], encoder_hidden_states=base.states).float()

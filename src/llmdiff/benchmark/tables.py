@@ -1,0 +1,72 @@
+"""A benchmark's report as Markdown tables, the same in its folder and in the documentation."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from llmdiff.benchmark.summary import OURS
+from llmdiff.evaluation.tables import percent
+
+_PARTS = ("things", "colours", "count", "size", "background")
+_RELATION = ("right", "swapped", "wrong")
+
+
+def benchmark_tables(report: Mapping[str, Any]) -> str:
+    """Return accuracy, differences, parts and cost of all systems, the best on held-out splits first."""
+    systems: Mapping[str, Any] = report["systems"]
+    ranked = sorted(systems, key=lambda name: -systems[name]["held_out"]["accuracy"])
+    splits = list(report["suite"]["splits"])
+    lines = ["| system | what it is |", "|---|---|"]
+    lines += [f"| {name} | {systems[name]['title']} |" for name in ranked]
+    seeds = report["settings"]["seeds"]
+    over = "seeds where a system has several, else over prompts" if seeds > 1 else "prompts"
+    heading = f"Exact match, %, with 95 % intervals over {over}"
+    rows = [[name, *(percent(cell) for cell in _cells(systems[name], splits))] for name in ranked]
+    lines += _table(heading, ["system", "held out", "all", *splits], rows)
+    parts = ("held_out", "overall", *splits)
+    for key, heading in (
+        ("ours_above", f"{OURS} above the others: points, same prompts, 95 % intervals over prompts"),
+        ("differences_to_base", "Points above the base, same prompts, 95 % intervals over prompts"),
+    ):
+        rows = [
+            [name, *(percent(systems[name][key][part], key="mean", sign=True) for part in parts)]
+            for name in ranked
+            if key in systems[name]
+        ]
+        if rows:
+            lines += _table(heading, ["", "held out", "all", *splits], rows)
+    rows = [[name, *_parts(systems[name])] for name in ranked]
+    head = ["system", *_PARTS, *(f"relation {kind}" for kind in _RELATION)]
+    lines += _table("Parts right, %, of the prompts that ask for them", head, rows)
+    rows = [[name, *_cost(systems[name])] for name in ranked]
+    head = ["system", "trained parameters", "s per step", "s per picture", "peak memory, GB", "held-out loss"]
+    lines += _table("Cost", head, rows)
+    if report["left_out"]:
+        lines += ["", "**Left out**", ""]
+        lines += [f"- {name}: {reason}" for name, reason in report["left_out"].items()]
+    lines += ["", "**Equal treatment**", "", *(f"- {line}" for line in report["treatment"])]
+    return "\n".join([*lines, ""])
+
+
+def _table(heading: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield from ["", f"**{heading}**", "", f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
+    yield from (f"| {' | '.join(row)} |" for row in rows)
+
+
+def _cells(system: Mapping[str, Any], splits: Sequence[str]) -> list[Mapping[str, float]]:
+    return [system["held_out"], system["overall"], *(system["splits"][split] for split in splits)]
+
+
+def _parts(system: Mapping[str, Any]) -> list[str]:
+    parts, relation = system["parts"], system.get("relation")
+    shown = [f"{100 * parts[part]['accuracy']:.1f}" if part in parts else "-" for part in _PARTS]
+    return shown + [f"{100 * relation[kind]:.1f}" if relation else "-" for kind in _RELATION]
+
+
+def _cost(system: Mapping[str, Any]) -> list[str]:
+    cost, losses = system["cost"], system.get("held_out_loss")
+    figures = [cost["seconds_per_step"], cost["seconds_per_image"], cost["peak_memory_gb"]]
+    figures.append(sum(losses) / len(losses) if losses else None)
+    return [
+        f"{cost['trained_parameters']:,}",
+        *("-" if value is None else f"{value:.3g}" for value in figures),
+    ]
