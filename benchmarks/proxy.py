@@ -4,7 +4,8 @@
     python benchmarks/proxy.py --via https://host/v1 --via-model NAME --out proxy.json
 
 Without --via, a local server of SmolLM2 itself stands in for the closed LLM (`transformers serve`): that shows what
-the way costs and that it holds, not what a strong model knows.
+the way costs and that it holds, not what a strong model knows. "llm told" is the bound for any: the answer is the
+scene's own content in plain words, as a closed LLM would give it that understands every prompt.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from local_server import served
 
 from llmdiff.controller import LLMController
@@ -26,10 +28,12 @@ from llmdiff.evaluation.scenes_check import SceneChecker
 from llmdiff.evaluation.statistics import bootstrap_mean, paired_difference
 from llmdiff.evaluation.suites import scenes_suite
 from llmdiff.evaluation.systems import controller_systems
+from llmdiff.evaluation.tables import percent
 from llmdiff.files import write_whole
 from llmdiff.language.advice import Advice
 from llmdiff.language.packaged import EMBEDDED_NAME, packaged_llm_folder
 from llmdiff.language.proxy import ClosedLLM, ProxySettings
+from llmdiff.openmoji.captions import caption
 from llmdiff.openmoji.contents import World
 from llmdiff.provenance import versions
 
@@ -49,28 +53,50 @@ class AskedOnce(ClosedLLM):
         return self.told[prompt]
 
 
+@dataclass
+class Told(ClosedLLM):
+    """What a closed LLM would answer that understands every prompt."""
+
+    words: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def answers(self, prompt: str) -> tuple[str, ...]:
+        return (self.words[prompt],)
+
+
 def compare(
     controller: LLMController, checker: SceneChecker, advice: Advice, chosen: argparse.Namespace
 ) -> dict[str, Any]:
-    """The record: accuracy of base, LLM and LLM with the closed one, by split, and what the last adds."""
+    """The record: accuracy of base, LLM, LLM with the closed one and LLM told, by split, and what the last two add."""
+    world, rng = World(objects=checker.objects), np.random.default_rng(0)
     suite = scenes_suite(
         chosen.prompts,
         0,
-        World(objects=checker.objects),
+        world,
         splits=chosen.splits.split(","),  # type: ignore[arg-type]
     )
     base, llm = controller_systems(controller, steps=chosen.steps).values()
 
-    def via(prompts: list[str], seeds: list[int]) -> Any:
-        controller.llm.advice = advice
-        try:
-            return llm(prompts, seeds)
-        finally:
-            controller.llm.advice = None
+    told = Told(
+        advice.closed.settings,
+        words={row.prompt: caption(row.content, world, rng, wording="plain") for row in suite},
+    )
+
+    def with_advice(given: Advice) -> Any:
+        def draw(prompts: list[str], seeds: list[int]) -> Any:
+            controller.llm.advice = given
+            try:
+                return llm(prompts, seeds)
+            finally:
+                controller.llm.advice = None
+
+        return draw
+
+    systems = {"base": base, "llm": llm, "llm via": with_advice(advice)}
+    systems["llm told"] = with_advice(Advice(closed=told))
 
     exact = {
         name: [float(one.exact) for one in run_system(name, system, suite, checker).verdicts]
-        for name, system in {"base": base, "llm": llm, "llm via": via}.items()
+        for name, system in systems.items()
     }
     answers = {row.prompt: next(iter(advice.closed.answers(row.prompt)), "") for row in suite}
     splits = {
@@ -84,11 +110,14 @@ def compare(
                     name: asdict(bootstrap_mean([values[at] for at in places]))
                     for name, values in exact.items()
                 },
-                "gain": asdict(
-                    paired_difference(
-                        [exact["llm via"][at] for at in places], [exact["llm"][at] for at in places]
+                **{
+                    gain: asdict(
+                        paired_difference(
+                            [exact[name][at] for at in places], [exact["llm"][at] for at in places]
+                        )
                     )
-                ),
+                    for gain, name in (("gain", "llm via"), ("gain_told", "llm told"))
+                },
                 "answered": sum(bool(answers[suite[at].prompt]) for at in places) / len(places),
             }
             for split, places in splits.items()
@@ -137,8 +166,9 @@ def main() -> None:
         record = compare(controller, checker, Advice(closed=AskedOnce(settings, chosen.answers)), chosen)
     for split, row in record["splits"].items():
         shown = "  ".join(f"{name} {100 * figures['mean']:.1f}" for name, figures in row["accuracy"].items())
-        gain, low, high = (100 * row["gain"][key] for key in ("mean", "low", "high"))
-        print(f"{split:10s} {shown}  gain {gain:+.1f} [{low:+.1f}, {high:+.1f}]")
+        for key in ("gain", "gain_told"):
+            shown += f"  {key} {percent(row[key], key='mean', sign=True)}"
+        print(f"{split:10s} {shown}")
     about = {
         "command": shlex.join(["python", "benchmarks/proxy.py", *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -153,25 +153,36 @@ def _hardware(record: Record) -> str:
 
 
 def _proxy_findings(record: Record) -> Iterator[str]:
+    from llmdiff.evaluation.tables import percent
+
     for split, row in record["splits"].items():
         gain = row["gain"]
         word = "a gain" if gain["low"] > 0 else "a loss" if gain["high"] < 0 else "not decided"
         yield (
             f"- {split}: {_short(record['via'])} by proxy answers {100 * row['answered']:.0f} % of the prompts and "
-            f"brings {100 * gain['mean']:+.1f} points over the LLM alone, {word}"
+            f"brings {100 * gain['mean']:+.1f} points over the LLM alone, {word}; an answer that says in plain words "
+            f"what is meant brings {percent(row['gain_told'], key='mean', sign=True)}"
         )
 
 
 def _proxy_table(record: Record) -> Iterator[str]:
+    from llmdiff.evaluation.tables import percent
+
     yield from [
-        "| exact match, % | base | llm | llm via | gain, points | answered, % |",
-        "|---|" + "---:|" * 5,
+        "| exact match, % | base | llm | llm via | gain, points | answered, % | llm told | gain, points |",
+        "|---|" + "---:|" * 7,
     ]
     for split, row in record["splits"].items():
         cells = [_share(row["accuracy"][name]) for name in ("base", "llm", "llm via")]
-        cells += [_share(row["gain"]), f"{100 * row['answered']:.0f}"]
+        cells += [percent(row["gain"], key="mean", sign=True), f"{100 * row['answered']:.0f}"]
+        cells += [_share(row["accuracy"]["llm told"]), percent(row["gain_told"], key="mean", sign=True)]
         yield f"| {split} | {' | '.join(cells)} |"
-    yield from ["", f"Closed LLM: {_short(record['via'])}.", "", "| prompt | answer |", "|---|---|"]
+    yield from [
+        "",
+        f"Closed LLM: {_short(record['via'])}. Told: the answer is what the scene holds, in plain words.",
+        "",
+    ]
+    yield from ["| prompt | answer |", "|---|---|"]
     for row in record["examples"]:
         yield f"| {_plain(row['prompt'])} | {_plain(row['answer']) or '(none)'} |"
 

@@ -107,15 +107,20 @@ def test_pages_have_tables_and_the_plot_that_lies_beside_them(tmp_path: Path, mo
 
 
 def test_a_proxys_gain_is_said_and_its_words_are_no_markup(tmp_path: Path) -> None:
-    row = {"accuracy": dict.fromkeys(("base", "llm", "llm via"), gap(0.3)), "answered": 0.9}
+    row = {
+        "accuracy": dict.fromkeys(("base", "llm", "llm via", "llm told"), gap(0.3)),
+        "answered": 0.9,
+        "gain_told": gap(0.4),
+    }
     record = {
         "via": "smollm2-135m",
         "splits": {"synonyms": row | {"gain": gap(0.1)}, "indirect": row | {"gain": gap(0.0)}},
         "examples": [{"prompt": "a [dog]", "answer": "<b>|x|</b> `y`"}, {"prompt": "a", "answer": ""}],
     }
     synonyms, indirect = inside.inside_findings(record)
-    assert synonyms.endswith("90 % of the prompts and brings +10.0 points over the LLM alone, a gain")
-    assert indirect.endswith("not decided")
+    assert "90 % of the prompts and brings +10.0 points over the LLM alone, a gain; an answer" in synonyms
+    assert synonyms.endswith("brings +40.0 [+35.0, +45.0]")
+    assert "over the LLM alone, not decided; an answer" in indirect
     path = tmp_path / "proxy.json"
     path.write_text(json.dumps(record))
     page = generated.result_page(path)
