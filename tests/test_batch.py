@@ -67,6 +67,13 @@ def test_every_prompt_is_drawn_and_only_once(batch, tmp_path):
     assert len(batch("a", "--guidance-scale", "2", "--number", "2")) == 6
 
 
+def test_half_precision_is_other_pictures_that_say_so(batch, tmp_path):
+    batch("full")
+    assert len(batch("full", "--dtype", "bfloat16")) == 3  # drawn anew
+    assert read_metadata(tmp_path / "full" / "000000.png")["dtype"] == "bfloat16"
+    assert batch("full", "--dtype", "bfloat16") == []
+
+
 def test_a_closed_llm_is_asked_about_every_prompt_and_the_pictures_say_so(batch, tmp_path, monkeypatch):
     monkeypatch.setenv("LLMDIFF_HOME", str(tmp_path / "home"))
     endpoint = Endpoint(says("a cat"))

@@ -7,7 +7,9 @@ import typer
 
 from llmdiff.cli_options import (
     Adapter,
+    Computing,
     Device,
+    Dtype,
     Guidance,
     Height,
     Llm,
@@ -15,6 +17,7 @@ from llmdiff.cli_options import (
     Pipeline,
     Scale,
     Steps,
+    TrustCode,
     Verbose,
     Via,
     ViaAnswers,
@@ -43,6 +46,8 @@ def batch(
     via: Via = None,
     via_model: ViaModel = None,
     via_answers: ViaAnswers = 1,
+    dtype: Computing = Dtype.float32,
+    trust_remote_code: TrustCode = False,
     device: Device = None,
     ray: Annotated[
         bool,
@@ -74,6 +79,8 @@ def batch(
         pipeline=pipeline,
         scale=scale,
         device=device,
+        dtype=dtype.value,
+        trust_remote_code=trust_remote_code,
         via=via,
         via_model=via_model,
         via_answers=via_answers,

@@ -1,7 +1,6 @@
 """`llmdiff generate` and `llmdiff compare`: the same order of pictures, drawn in two ways."""
 
 from collections.abc import Callable, Iterator
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +8,9 @@ import typer
 
 from llmdiff.cli_options import (
     Adapter,
+    Computing,
     Device,
+    Dtype,
     Guidance,
     Height,
     Llm,
@@ -18,6 +19,7 @@ from llmdiff.cli_options import (
     Pipeline,
     Scale,
     Steps,
+    TrustCode,
     Verbose,
     Via,
     ViaAnswers,
@@ -33,23 +35,11 @@ if TYPE_CHECKING:
 Draw = Callable[["DrawingSettings", "Models", Path, bool], Iterator[Path]]
 
 
-class Dtype(StrEnum):
-    """What models compute in."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)]
 Out = Annotated[Path, typer.Option("--out", metavar="FILE.png", help="Where to write.", show_default=False)]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the first picture [random].")]
 Weighted = Annotated[
     bool, typer.Option("--weighted", help="(word:1.3) in a prompt is a weight for the LLM, not text.")
-]
-Computing = Annotated[Dtype, typer.Option("--dtype", help="What LLM and pipeline compute in.")]
-TrustCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the LLM.")
 ]
 
 

@@ -1,9 +1,19 @@
 """Options that several verbs have: the same name, the same words."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+class Dtype(StrEnum):
+    """What models compute in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
 
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")]
 Guidance = Annotated[float, typer.Option("--guidance-scale", help="Classifier-free guidance.")]
@@ -31,6 +41,10 @@ ViaAnswers = Annotated[
     typer.Option(
         "--via-answers", min=1, help="Ask it so often and average what the LLM makes of each answer."
     ),
+]
+Computing = Annotated[Dtype, typer.Option("--dtype", help="What LLM and pipeline compute in.")]
+TrustCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the LLM.")
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps [an accelerator, else cpu].")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show what the libraries have to say, too.")]

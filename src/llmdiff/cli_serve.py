@@ -6,7 +6,20 @@ from typing import Annotated
 
 import typer
 
-from llmdiff.cli_options import Adapter, Device, Llm, Pipeline, Scale, Verbose, Via, ViaAnswers, ViaModel
+from llmdiff.cli_options import (
+    Adapter,
+    Computing,
+    Device,
+    Dtype,
+    Llm,
+    Pipeline,
+    Scale,
+    TrustCode,
+    Verbose,
+    Via,
+    ViaAnswers,
+    ViaModel,
+)
 from llmdiff.cli_output import set_up
 from llmdiff.extras import check_extra
 
@@ -41,6 +54,8 @@ def serve(
     via: Via = None,
     via_model: ViaModel = None,
     via_answers: ViaAnswers = 1,
+    dtype: Computing = Dtype.float32,
+    trust_remote_code: TrustCode = False,
     device: Device = None,
     verbose: Verbose = False,
 ) -> None:
@@ -70,6 +85,8 @@ def serve(
         pipeline=pipeline,
         scale=scale,
         device=place,
+        dtype=dtype.value,
+        trust_remote_code=trust_remote_code,
         via=via,
         via_model=via_model,
         via_answers=via_answers,
