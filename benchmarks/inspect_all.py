@@ -11,9 +11,7 @@ they were stopped. On 2 slow cores the whole takes about half an hour.
 
 import argparse
 import json
-import shlex
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -37,7 +35,7 @@ from llmdiff.controller import LLMController
 from llmdiff.errors import ConfigError
 from llmdiff.evaluation.scenes_check import SceneChecker
 from llmdiff.files import writable_folder, write_whole
-from llmdiff.provenance import versions
+from llmdiff.provenance import command_line, versions
 from llmdiff.rivals.encoder import chosen_encoder
 
 _MOST_BYTES = 1_000_000
@@ -50,8 +48,7 @@ class Inspection:
         self.chosen = chosen
         self.out = writable_folder(chosen.out)
         self.encoder = chosen_encoder(chosen.encoder)
-        command = shlex.join(["python", "benchmarks/inspect_all.py", *sys.argv[1:]])
-        self.about = {"command": command, "date": datetime.now(UTC).isoformat(timespec="seconds")}
+        self.about = {"command": command_line(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
 
     @cached_property
     def controller(self) -> LLMController:

@@ -10,8 +10,6 @@ scene's own content in plain words, as a closed LLM would give it that understan
 
 import argparse
 import json
-import shlex
-import sys
 import warnings
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -35,7 +33,7 @@ from llmdiff.language.packaged import EMBEDDED_NAME, packaged_llm_folder
 from llmdiff.language.proxy import ClosedLLM, ProxySettings
 from llmdiff.openmoji.captions import caption
 from llmdiff.openmoji.contents import World
-from llmdiff.provenance import versions
+from llmdiff.provenance import command_line, versions
 
 # Small models repeat themselves without end under the library's own instruction.
 SHORT = "Rewrite the description as one short sentence with simple words. Answer with that sentence alone."
@@ -170,7 +168,7 @@ def main() -> None:
             shown += f"  {key} {percent(row[key], key='mean', sign=True)}"
         print(f"{split:10s} {shown}")
     about = {
-        "command": shlex.join(["python", "benchmarks/proxy.py", *sys.argv[1:]]),
+        "command": command_line(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "via": EMBEDDED_NAME if local else chosen.via_model,
         "instruction": chosen.instruction,

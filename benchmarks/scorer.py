@@ -7,15 +7,13 @@ Writes OUT.json and OUT.md. Minutes on one core.
 
 import argparse
 import json
-import shlex
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 from llmdiff.evaluation.scenes_check import SceneChecker
 from llmdiff.evaluation.scorer_check import check_scorer, scorer_tables
 from llmdiff.openmoji.contents import World
-from llmdiff.provenance import versions
+from llmdiff.provenance import command_line, versions
 
 
 def main() -> None:
@@ -32,7 +30,7 @@ def main() -> None:
     report = check_scorer(checker.read, world, renders=chosen.renders, seed=chosen.seed)
     report |= {
         "checker": chosen.checker,
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command_line(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
     }

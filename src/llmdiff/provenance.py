@@ -11,8 +11,10 @@ _PACKAGES = ("llmdiff-adapter", "torch", "diffusers", "transformers", "numpy", "
 
 
 def command_line() -> str:
-    """The command that this process was started with, as it can be typed again."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The command that this process was started with, as it can be typed again; a script in its own folder."""
+    started = Path(sys.argv[0])
+    words = ["python", str(Path(*started.parts[-2:]))] if started.suffix == ".py" else [started.name]
+    return shlex.join([*words, *sys.argv[1:]])
 
 
 def versions() -> dict[str, str]:
