@@ -16,7 +16,9 @@ def test_every_part_is_written_once_and_none_is_large(script, reading_adapter, t
     words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
 
     def run(*more):
-        monkeypatch.setattr(sys, "argv", ["inspect_all.py", *words, "--work", str(tmp_path / "work"), *more])
+        monkeypatch.setattr(
+            sys, "argv", ["benchmarks/inspect_all.py", *words, "--work", str(tmp_path / "work"), *more]
+        )
         inspect_all.main()
         return capsys.readouterr().out
 
@@ -48,7 +50,7 @@ def test_the_proxy_is_measured_against_the_llm_alone_on_the_same_prompts(
     arguments = {"via": endpoint.url, "via-model": "closed-1", "prompts": 2, "steps": 1}
     arguments |= {"adapter": reading_adapter, "answers": tmp_path / "kept", "out": tmp_path / "proxy.json"}
     words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
-    monkeypatch.setattr(sys, "argv", ["proxy.py", *words])
+    monkeypatch.setattr(sys, "argv", ["benchmarks/proxy.py", *words])
     try:
         script("proxy").main()
     finally:
@@ -56,10 +58,11 @@ def test_the_proxy_is_measured_against_the_llm_alone_on_the_same_prompts(
     record = json.loads((tmp_path / "proxy.json").read_text())
     assert set(record["splits"]) == {"synonyms", "indirect"}
     for row in record["splits"].values():
-        assert set(row["accuracy"]) == {"base", "llm", "llm via"}
+        assert set(row["accuracy"]) == {"base", "llm", "llm via", "llm told"}
         assert all(figures["n"] == 2 for figures in row["accuracy"].values())
-        difference = row["accuracy"]["llm via"]["mean"] - row["accuracy"]["llm"]["mean"]
-        assert row["gain"]["mean"] == pytest.approx(difference)
+        for gain, name in (("gain", "llm via"), ("gain_told", "llm told")):
+            difference = row["accuracy"][name]["mean"] - row["accuracy"]["llm"]["mean"]
+            assert row[gain]["mean"] == pytest.approx(difference)
     # One of the four was refused when it was asked.
     assert [row["answer"] for row in record["examples"]].count("") == 1
     assert record["splits"]["synonyms"]["answered"] == 0.5
