@@ -220,10 +220,10 @@ def result_page(path: Path) -> str:
         lines += ["Made with", "", "```text", command, "```", ""]
     if record.get("date"):
         lines += [f"on {record['date'][:10]}.", ""]
-    if "systems" in record and "suite" in record and "treatment" not in record:
-        lines += [*_evaluation(record)]
-    elif kind_of(record) is not None:
+    if kind_of(record) is not None:
         lines += inside_page(record, path)
+    elif "systems" in record and "suite" in record:
+        lines += [*_evaluation(record)]
     else:
         lines += [*_record(record, 2)]
     return "\n".join([*lines, *end])
@@ -309,14 +309,14 @@ def findings() -> str:
     others: list[str] = []
     for path in sorted(RESULTS.glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
-        if "systems" in record and "suite" in record and "treatment" not in record:
+        if inside := inside_findings(record):
+            lines += [f"**[{title_of(path)}](../generated/results-{path.stem}.md)**:", "", *inside, ""]
+        elif "systems" in record and "suite" in record:
             lines += [
                 f"**[{title_of(path)}](../generated/results-{path.stem}.md)**, {record['suite']['prompts']} prompts:",
                 "",
             ]
             lines += [*_verdicts(record), ""]
-        elif inside := inside_findings(record):
-            lines += [f"**[{title_of(path)}](../generated/results-{path.stem}.md)**:", "", *inside, ""]
         else:
             others.append(f"[{title_of(path)}](../generated/results-{path.stem}.md)")
     if others:

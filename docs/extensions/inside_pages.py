@@ -77,13 +77,8 @@ def _probe_findings(record: Record) -> Iterator[str]:
     """The claim is that scores estimate the context: they should hold at least what the last layer holds."""
     reference = record["reference"]
     for encoding, splits in record["differences"].items():
-        verdicts: dict[str, list[str]] = {"more": [], "less": [], "not decided": []}
-        for split, kinds in splits.items():
-            gap = kinds.get("objects")
-            if gap is not None:
-                verdict = "more" if gap["low"] > 0 else "less" if gap["high"] < 0 else "not decided"
-                verdicts[verdict].append(f"{split} ({100 * gap['mean']:+.0f} points)")
-        said = "; ".join(f"{name}: {', '.join(splits)}" for name, splits in verdicts.items() if splits)
+        gaps = {split: kinds["objects"] for split, kinds in splits.items() if "objects" in kinds}
+        said = _by_verdict(gaps, "more", "less")
         yield f"- objects that a linear probe reads from {encoding}, against {reference}: {said}"
 
 
@@ -138,12 +133,17 @@ def _benchmark_findings(record: Record) -> Iterator[str]:
         gaps = system.get("ours_above")
         if gaps is None:
             continue
-        verdicts: dict[str, list[str]] = {"better": [], "worse": [], "not decided": []}
-        for part, gap in gaps.items():
-            verdict = "better" if gap["low"] > 0 else "worse" if gap["high"] < 0 else "not decided"
-            verdicts[verdict].append(f"{part.replace('_', ' ')} ({100 * gap['mean']:+.0f} points)")
-        said = "; ".join(f"{word}: {', '.join(parts)}" for word, parts in verdicts.items() if parts)
+        said = _by_verdict({part.replace("_", " "): gap for part, gap in gaps.items()}, "better", "worse")
         yield f"- guided against {name} ({system['title']}): {said}"
+
+
+def _by_verdict(gaps: Mapping[str, Record], above: str, below: str) -> str:
+    """Say of every difference, by name, whether its interval lies above zero, below it, or holds it."""
+    verdicts: dict[str, list[str]] = {above: [], below: [], "not decided": []}
+    for name, gap in gaps.items():
+        verdict = above if gap["low"] > 0 else below if gap["high"] < 0 else "not decided"
+        verdicts[verdict].append(f"{name} ({100 * gap['mean']:+.0f} points)")
+    return "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in verdicts.items() if names)
 
 
 def _hardware(record: Record) -> str:
