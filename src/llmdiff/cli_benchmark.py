@@ -13,6 +13,8 @@ from llmdiff.cli_options import (
     Device,
     DrawingSteps,
     Guidance,
+    MetricModels,
+    MetricNames,
     Preset,
     Prompts,
     Verbose,
@@ -51,6 +53,8 @@ def benchmark(
     prompts: Prompts = 100,
     drawing_steps: DrawingSteps = 20,
     guidance_scale: Guidance = 3.0,
+    metric: MetricNames = None,
+    metric_model: MetricModels = None,
     device: Device = None,
     verbose: Verbose = False,
 ) -> None:
@@ -65,6 +69,7 @@ def benchmark(
     from llmdiff import loading
     from llmdiff.benchmark.prepare import choose_rivals, prepare_benchmark, prepare_build
     from llmdiff.benchmark.summary import ranking
+    from llmdiff.evaluation.metrics.loading import load_metric, with_models
     from llmdiff.files import writable_folder
     from llmdiff.provenance import command_line
 
@@ -72,7 +77,10 @@ def benchmark(
     writable_folder(out)
     names = [name.strip() for name in (rivals or "").split(",") if name.strip()]
     choice = choose_rivals(names, encoder=encoder, t5=t5)
-    place = torch.device(loading.usable_device(device))
+    device = loading.usable_device(device)
+    place = torch.device(device)
+    asked = with_models(metric or [], metric_model or [])
+    measured = [load_metric(*one, device=device) for one in asked] or None
     plan = prepare_benchmark(
         prepare_build(preset, build, begin, place),
         out,
@@ -88,6 +96,7 @@ def benchmark(
         prompts_per_split=prompts,
         drawing_steps=drawing_steps,
         guidance_scale=guidance_scale,
+        metrics=measured,
     )
     typer.echo(ranking(plan.run(command=command_line())))
     typer.echo(out / "report.html")

@@ -5,7 +5,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmdiff.cli_options import Adapter, Device, Guidance, Llm, Steps, Verbose, Via, ViaAnswers, ViaModel
+from llmdiff.cli_options import (
+    Adapter,
+    Device,
+    Guidance,
+    Llm,
+    MetricModels,
+    MetricNames,
+    Steps,
+    Verbose,
+    Via,
+    ViaAnswers,
+    ViaModel,
+)
 from llmdiff.cli_output import set_up
 from llmdiff.errors import ConfigError
 
@@ -38,15 +50,8 @@ def evaluate(
         int | None,
         typer.Option("--images-per-prompt", min=1, help="Pictures of each [the suite's own number]."),
     ] = None,
-    metric: Annotated[
-        Many, typer.Option("--metric", metavar="NAME", help="What to measure besides; may be repeated.")
-    ] = None,
-    metric_model: Annotated[
-        Many,
-        typer.Option(
-            "--metric-model", metavar="PATH", help="Its model, folder or Hub id: one for each --metric."
-        ),
-    ] = None,
+    metric: MetricNames = None,
+    metric_model: MetricModels = None,
     reference: Annotated[
         Path | None, typer.Option("--reference", metavar="FOLDER", help="Pictures for fid, kid and cmmd.")
     ] = None,
@@ -184,16 +189,11 @@ def _refuse_on_scenes(
 
 
 def _metrics(names: list[str], models: list[str], device: str) -> list[Any]:
-    from llmdiff.evaluation.metrics.loading import load_metric
+    from llmdiff.evaluation.metrics.loading import load_metric, with_models
     from llmdiff.evaluation.prompt_suites.benchmarks import BENCHMARKS
 
-    if models and len(models) != len(names):
-        raise ConfigError(
-            f"metric-model: got {len(models)} for {len(names)} metrics, expected one for each --metric, in their order"
-        )
     loaded = []
-    chosen: list[str | None] = [*models] if models else [None] * len(names)
-    for name, model in zip(names, chosen, strict=True):
+    for name, model in with_models(names, models):
         if name in BENCHMARKS:
             if model is None:
                 raise ConfigError(f"metric {name}: no model, expected one for its scorer (--metric-model)")

@@ -42,6 +42,16 @@ ViaAnswers = Annotated[
         "--via-answers", min=1, help="Ask it so often and average what the LLM makes of each answer."
     ),
 ]
+MetricNames = Annotated[
+    list[str] | None,
+    typer.Option("--metric", metavar="NAME", help="What to measure besides; may be repeated."),
+]
+MetricModels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metric-model", metavar="PATH", help="Its model, folder or Hub id: one for each --metric."
+    ),
+]
 Computing = Annotated[Dtype, typer.Option("--dtype", help="What LLM and pipeline compute in.")]
 TrustCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the LLM.")

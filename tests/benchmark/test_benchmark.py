@@ -5,13 +5,18 @@ import re
 import shutil
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
+from llmdiff.base_pipeline import packaged
 from llmdiff.benchmark import run as running
 from llmdiff.benchmark.prepare import choose_rivals, prepare_benchmark
 from llmdiff.cli import app
-from llmdiff.errors import ConfigError
+from llmdiff.errors import ConfigError, MetricError
+from llmdiff.evaluation.metrics.diversity import Diversity
+from llmdiff.evaluation.metrics.loading import load_metric
 from llmdiff.openmoji import captioned, llm_adapter
 from llmdiff.training.log import read_log
 
@@ -26,7 +31,7 @@ def benchmark(build, out, names, **changes):
 @pytest.fixture(scope="module")
 def done(built, tmp_path_factory):
     out = tmp_path_factory.mktemp("benchmark")
-    plan = benchmark(built, out, NAMES, seeds=2)
+    plan = benchmark(built, out, NAMES, seeds=2, metrics=[load_metric("siglip", "openmoji")])
     return plan, plan.run(command="llmdiff benchmark --out x")
 
 
@@ -117,6 +122,40 @@ def test_a_second_run_does_nothing_again(done):
     assert {**again, "date": None} == {**report, "date": None}
 
 
+def test_pictures_are_measured_once_and_with_more_metrics_later(built, done, tmp_path, caplog):
+    plan, report = done
+    place = plan.folder / "runs" / "guided" / "seed-1" / "evaluation"
+    rows = [json.loads(line) for line in (place / "verdicts.jsonl").read_text().splitlines()]
+    pictures = [Image.open(place / "pictures" / "guided" / f"{at:05d}.png") for at in range(len(rows))]
+    siglip = load_metric("siglip", "openmoji")
+    scores = siglip.score(np.stack([np.asarray(one) for one in pictures]), [row["prompt"] for row in rows])
+    kept = json.loads((place / "metrics.json").read_text())["siglip"]
+    assert kept["model"] == "openmoji"
+    assert kept["values"]["siglip"] == pytest.approx(scores["siglip"], abs=1e-5)
+    assert report["systems"]["guided"]["metrics"]["siglip"]["n"] == 2
+    assert report["systems"]["base"]["metrics"]["siglip"]["n"] == len(rows)
+
+    copied = tmp_path / "copied"
+    shutil.copytree(plan.folder, copied)
+    shutil.rmtree(copied / "runs" / "ella" / "seed-0" / "evaluation" / "pictures")
+    both = [siglip, load_metric("fid", "openmoji")]
+    again = benchmark(built, copied, NAMES, seeds=2, metrics=both).run(command="")
+    assert "pictures of ella were not kept, ['fid'] cannot be measured" in caplog.text
+    assert again["systems"]["guided"]["sets"]["fid"] > 0
+    assert again["systems"]["ella"]["sets"] == {}
+    for name, system in again["systems"].items():
+        assert system["metrics"] == report["systems"][name]["metrics"]
+        assert system["splits"] == report["systems"][name]["splits"]
+    with pytest.raises(MetricError, match="does not score single pictures"):
+        benchmark(
+            built,
+            copied,
+            NAMES,
+            seeds=2,
+            metrics=[Diversity.from_pretrained(packaged("siglip", MetricError))],
+        )
+
+
 @pytest.fixture(scope="module")
 def ours_alone(built, tmp_path_factory):
     out = tmp_path_factory.mktemp("alone")
@@ -190,10 +229,16 @@ def test_the_command_does_it_all(built, llm_folder, tmp_path):
     arguments = ["benchmark", "--out", str(tmp_path / "figures"), "--rivals", "base, guided", "--seeds", "1"]
     arguments += ["--preset", "test", "--build", str(built.folder), "--llm", llm_folder, "--device", "cpu"]
     arguments += ["--steps", "6", "--prompts", "1", "--drawing-steps", "1"]
+    arguments += ["--metric", "siglip", "--metric-model", "openmoji"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "exact match, %" in result.output
     assert (tmp_path / "figures" / "report.html").stat().st_size > 10_000
+    tables = (tmp_path / "figures" / "report.md").read_text()
+    assert tables.startswith("Made with `")
+    assert "| system | siglip |" in tables
+    alone = CliRunner().invoke(app, [*arguments, "--metric", "fid"])
+    assert "error: metric-model: got 1 for 2 metrics" in alone.output
     refused = CliRunner().invoke(app, [*arguments, "--rivals", "elly"])
     assert refused.exit_code == 1
     assert "error: rivals: got 'elly'" in refused.output

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from llmdiff.benchmark.measures import Measured
 from llmdiff.benchmark.page import benchmark_page
+from llmdiff.benchmark.runs import Run
 from llmdiff.benchmark.settings import BenchmarkSettings
-from llmdiff.benchmark.summary import Run, ranking, summarise_runs
+from llmdiff.benchmark.summary import ranking, summarise_runs
 from llmdiff.benchmark.tables import benchmark_tables
 from llmdiff.errors import ConfigError
 
@@ -59,6 +61,11 @@ def run_of(system, seed, relations, folder, *, exact_seen=True):
         trained=trained,
         curve=curve,
         pictures=folder,
+        measured=Measured(
+            values={"siglip": np.array([0.2, 0.4, 0.9]) + 0.1 * (system == "guided") + 0.02 * seed},
+            sets={"fid": 10.0 + seed},
+            models={"siglip": "openmoji", "fid": "openmoji"},
+        ),
     )
 
 
@@ -99,6 +106,27 @@ def test_figures_are_means_over_seeds(report):
     lines = ranking(report).splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["guided", "ella", "base"]
     assert "75.0 [0.0, 100.0]" in lines[1]
+
+
+def test_metrics_are_means_over_seeds_and_ours_is_compared_prompt_by_prompt(report, runs):
+    base, ella, guided = (report["systems"][name] for name in ("base", "ella", "guided"))
+    assert report["metrics"] == {"siglip": "openmoji", "fid": "openmoji"}
+    assert base["metrics"]["siglip"]["mean"] == pytest.approx(0.5)
+    assert base["metrics"]["siglip"]["n"] == 3
+    # 0.60 and 0.62: t with one degree of freedom times 0.01.
+    assert guided["metrics"]["siglip"]["mean"] == pytest.approx(0.61)
+    assert guided["metrics"]["siglip"]["low"] == pytest.approx(0.61 - 12.706 * 0.01)
+    assert guided["metrics_by_split"]["pairs"]["siglip"]["mean"] == pytest.approx(0.76)
+    assert ella["sets"] == {"fid": 10.5}
+    assert ella["metrics_ours_above"]["siglip"]["low"] == pytest.approx(0.1)
+    assert base["metrics_ours_above"]["siglip"]["mean"] == pytest.approx(0.11)
+    for text in (benchmark_tables(report), benchmark_page(report, runs)):
+        assert "siglip" in text
+        assert "0.61 [0.4829, 0.7371]" in text
+    for run in runs:
+        object.__setattr__(run, "measured", Measured())
+    without = summarise_runs(runs, SETTINGS, command="", left_out={})
+    assert "siglip" not in benchmark_tables(without) + benchmark_page(without, runs)
 
 
 def test_the_page_shows_the_best_first_and_right_beside_swapped(report, runs):

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from llmdiff.benchmark.memory import PeakMemory
-from llmdiff.benchmark.summary import differences, seed_interval
+from llmdiff.benchmark.seeds import mean_over_seeds, seed_interval
+from llmdiff.benchmark.summary import differences
 from llmdiff.errors import ConfigError
 
 
@@ -24,6 +25,13 @@ def test_the_interval_over_seeds_is_students():
     assert many["high"] - 0.5 == pytest.approx(1.96 * math.sqrt(100 * 0.01 / 99) / 10, rel=1e-3)
     with pytest.raises(ConfigError, match="at least 2"):
         seed_interval([0.5])
+
+
+def test_a_figure_over_seeds_is_not_kept_within_0_and_1_and_skips_prompts_that_do_not_count():
+    found = mean_over_seeds([np.array([1.0, np.nan, 3.0]), np.array([4.0, np.nan, 4.0])])
+    assert found == pytest.approx({"mean": 3.0, "low": 3 - 12.706, "high": 3 + 12.706, "n": 2}, abs=1e-3)
+    alone = mean_over_seeds([np.array([1.0, np.nan, 3.0])])
+    assert (alone["mean"], alone["n"]) == (2.0, 2)
 
 
 def test_the_peak_counts_what_is_gone_at_the_end():

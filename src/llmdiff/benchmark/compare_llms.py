@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from llmdiff.benchmark.run import Benchmark
+from llmdiff.benchmark.runs import Exact, exact_by_prompt, read_run
 from llmdiff.benchmark.settings import BASE, BenchmarkSettings
-from llmdiff.benchmark.summary import Exact, differences, exact_by_prompt, hardware, read_run, treatment
+from llmdiff.benchmark.summary import differences, hardware, treatment
 from llmdiff.errors import ConfigError
 from llmdiff.evaluation.suites import scenes_suite
 from llmdiff.files import writable_folder, write_whole

@@ -6,7 +6,8 @@ from html import escape
 from typing import Any
 
 from llmdiff.benchmark.plots import accuracy_plot, curves_plot, picture_uri
-from llmdiff.benchmark.summary import Run
+from llmdiff.benchmark.runs import Run
+from llmdiff.benchmark.tables import METRIC_NOTE, cost_rows, metric_rows
 from llmdiff.evaluation.tables import percent
 
 _CSP = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'"
@@ -46,8 +47,9 @@ def benchmark_page(report: Mapping[str, Any], runs: Sequence[Run]) -> str:
         "<h2>Parts and relations</h2>",
         "<p>Shares of the prompts that ask for the part. Swapped: both things are there, the other way round.</p>",
         _parts(systems, ranked),
+        *_metrics(report, ranked),
         "<h2>Cost</h2>",
-        _cost(systems, ranked),
+        _table(cost_rows(systems, ranked), systems),
         "<h2>Training</h2>",
         "" if curves is None else f"<img class=plot alt='training loss over steps' src='{curves}'>",
         "<h2>Equal treatment</h2>",
@@ -88,16 +90,9 @@ def _parts(systems: Mapping[str, Any], ranked: Sequence[str]) -> str:
     return _table(rows, systems)
 
 
-def _cost(systems: Mapping[str, Any], ranked: Sequence[str]) -> str:
-    rows = [
-        ["system", "trained parameters", "s per step", "s per picture", "peak memory, GB", "learning rate"]
-    ]
-    for name in ranked:
-        cost, rate = systems[name]["cost"], systems[name].get("learning_rate")
-        figures = [cost["seconds_per_step"], cost["seconds_per_image"], cost["peak_memory_gb"]]
-        shown = ["-" if value is None else f"{value:.3g}" for value in figures]
-        rows.append([name, f"{cost['trained_parameters']:,}", *shown, "-" if rate is None else f"{rate:g}"])
-    return _table(rows, systems)
+def _metrics(report: Mapping[str, Any], ranked: Sequence[str]) -> list[str]:
+    rows = metric_rows(report, ranked)
+    return ["<h2>Metrics</h2>", f"<p>{METRIC_NOTE}</p>", _table(rows, report["systems"])] if rows else []
 
 
 def _left_out(left_out: Mapping[str, str]) -> str:

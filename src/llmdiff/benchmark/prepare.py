@@ -7,9 +7,11 @@ from pathlib import Path
 import torch
 
 from llmdiff.base_pipeline import packaged
+from llmdiff.benchmark.measures import own_metrics
 from llmdiff.benchmark.run import Benchmark
 from llmdiff.benchmark.settings import SYSTEMS, BenchmarkSettings, check_names
 from llmdiff.errors import ConfigError, PipelineNotFoundError
+from llmdiff.evaluation.metrics.kinds import Metric
 from llmdiff.language.gguf import llmdiff_home
 from llmdiff.openmoji.build import Build
 from llmdiff.openmoji.presets import CPU, preset
@@ -93,8 +95,9 @@ def prepare_benchmark(
     prompts_per_split: int = 100,
     drawing_steps: int = 20,
     guidance_scale: float = 3.0,
+    metrics: Sequence[Metric] | None = None,
 ) -> Benchmark:
-    """Return the benchmark, ready to run or to go on; what is None is the preset's.
+    """Return the benchmark, ready to run or to go on; what is None is the preset's; of metrics, `own_metrics`.
 
     Raises:
         ConfigError: a number out of range, or the folder's benchmark was begun with other settings.
@@ -118,4 +121,5 @@ def prepare_benchmark(
         drawing_steps=drawing_steps,
         guidance_scale=guidance_scale,
     )
-    return Benchmark(build, settings, out, left_out=choice.left_out)
+    chosen = own_metrics(build) if metrics is None else metrics
+    return Benchmark(build, settings, out, left_out=choice.left_out, metrics=chosen)

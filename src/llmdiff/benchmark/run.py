@@ -5,12 +5,13 @@ OUT/runs/SYSTEM/seed-N/training/   logs and checkpoints      OUT/runs/SYSTEM/see
 OUT/runs/SYSTEM/seed-N/trained.json   its cost               OUT/runs/SYSTEM/seed-N/evaluation/
 OUT/runs/SYSTEM/search.json   the learning rates that were tried
 OUT/runs/SYSTEM/readings.safetensors   what it reads of the captions, where that is the same for all seeds
+.../evaluation/metrics.json   what metrics say of the pictures
 OUT/report.json  OUT/report.md  OUT/report.html
 """
 
 import gc
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -18,17 +19,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from diffusers import StableDiffusionPipeline
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from llmdiff.benchmark.measures import Measures
 from llmdiff.benchmark.memory import PeakMemory
 from llmdiff.benchmark.page import benchmark_page
+from llmdiff.benchmark.runs import read_run
 from llmdiff.benchmark.settings import BASE, BASE_LONGER, BenchmarkSettings, keep_settings
-from llmdiff.benchmark.summary import read_run, summarise_runs
-from llmdiff.benchmark.tables import benchmark_tables
+from llmdiff.benchmark.summary import summarise_runs
+from llmdiff.benchmark.tables import benchmark_tables, made_with
+from llmdiff.evaluation.metrics.kinds import Metric
 from llmdiff.evaluation.report import evaluate_systems
-from llmdiff.evaluation.suites import scenes_suite
+from llmdiff.evaluation.scenes_check import SceneChecker
+from llmdiff.evaluation.suites import ScenePrompt, scenes_suite
 from llmdiff.evaluation.systems import pipeline_system
 from llmdiff.files import whole_folder, writable_folder, write_whole
 from llmdiff.language.llm import DecoderLLM
@@ -54,14 +60,24 @@ class Benchmark:
     """One benchmark in a folder, on a finished build of the embedded default's base and checker."""
 
     def __init__(
-        self, build: Build, settings: BenchmarkSettings, folder: Path, *, left_out: Mapping[str, str]
+        self,
+        build: Build,
+        settings: BenchmarkSettings,
+        folder: Path,
+        *,
+        left_out: Mapping[str, str],
+        metrics: Sequence[Metric] = (),
     ) -> None:
         """Begins the benchmark or goes on with it. `left_out` says of systems that are not in it why.
+
+        `metrics` are measured besides; more may be measured later, where the pictures are still there.
 
         Raises:
             OutputError: the folder cannot be written.
             ConfigError: its benchmark was begun with other settings.
+            MetricError: a metric needs several pictures of a prompt.
         """
+        self._measures = Measures(metrics)
         self.build, self.settings, self.left_out = build, settings, dict(left_out)
         self._readers: dict[str, Any] = {}
         self.folder = writable_folder(folder)
@@ -86,6 +102,14 @@ class Benchmark:
     @cached_property
     def _data(self) -> Any:
         return self.build.scenes()
+
+    @cached_property
+    def _checker(self) -> SceneChecker:
+        return self.build.checker()
+
+    @cached_property
+    def _suite(self) -> list[ScenePrompt]:
+        return scenes_suite(self.settings.prompts_per_split, 0, World(objects=self._checker.objects))
 
     @cached_property
     def _teacher(self) -> Teacher:
@@ -121,7 +145,7 @@ class Benchmark:
         found = [read_run(self._place(name, seed), name, seed) for name, seed in runs]
         report = summarise_runs(found, self.settings, command=command, left_out=self.left_out)
         write_whole(self.folder / "report.html", benchmark_page(report, found))
-        write_whole(self.folder / "report.md", benchmark_tables(report))
+        write_whole(self.folder / "report.md", f"{made_with(report)}\n\n{benchmark_tables(report)}")
         write_whole(self.folder / "report.json", json.dumps(report, indent=1) + "\n")
         return report
 
@@ -142,6 +166,7 @@ class Benchmark:
         if not (place / "evaluation" / "report.json").exists():
             self._evaluate(name, place, seed)
             gc.collect()
+        self._measures.measure(place / "evaluation", name, self._suite)
         done(1)
 
     def _train_rival(self, name: str, place: Path, seed: int) -> None:
@@ -206,6 +231,7 @@ class Benchmark:
             # The median: what a machine does beside the training comes and goes.
             "seconds_per_step": float(1 / np.median(speeds)),
             "peak_memory_gb": round(peak_gb, 3),
+            "threads": torch.get_num_threads(),
             **more,
         }
         write_whole(place / "trained.json", json.dumps(record, indent=1) + "\n")
@@ -261,11 +287,14 @@ class Benchmark:
             with attached():
                 return draw(prompts, seeds)
 
-        checker = self.build.checker()
-        suite = scenes_suite(settings.prompts_per_split, 0, World(objects=checker.objects))
         facts = {"steps": settings.drawing_steps, "guidance_scale": settings.guidance_scale, "seed": seed}
         evaluate_systems(
-            {name: system}, suite, checker, place / "evaluation", settings=facts, keep_pictures=True
+            {name: system},
+            self._suite,
+            self._checker,
+            place / "evaluation",
+            settings=facts,
+            keep_pictures=True,
         )
 
     def _trained(

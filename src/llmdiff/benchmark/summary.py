@@ -1,87 +1,26 @@
 """A benchmark's figures, from what its runs left behind."""
 
-import json
-import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from llmdiff.benchmark.runs import Exact, Run, exact_by_prompt, values_by_prompt
+from llmdiff.benchmark.seeds import mean_over_seeds, seed_interval
 from llmdiff.benchmark.settings import BASE, BenchmarkSettings, group_of, title_of
-from llmdiff.errors import ConfigError
-from llmdiff.evaluation.report import PICTURES_NAME
+from llmdiff.evaluation.metrics.tally import metric_differences
 from llmdiff.evaluation.statistics import bootstrap_mean, paired_difference
 from llmdiff.provenance import versions
-from llmdiff.training.log import read_log
 
-# Student's t, two-sided 95 %, for 1, 2, 3 ... degrees of freedom; beyond the table the normal's 1.96.
-_T_95 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
 _SEEN = "seen"
 _RELATIONS = ("right", "swapped", "wrong")
 OURS = "guided"
-
-Exact = NDArray[np.float64]
-"""By prompt the share of seeds in which the picture is exactly as asked for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One system, trained and evaluated with one seed.
-
-    Fields:
-        report: of its evaluation. verdicts: a line for every prompt, in the suite's order.
-        trained: what its training cost. curve: (step, loss).
-        pictures: the folder with a picture of every prompt, NUMBER.png.
-    """
-
-    system: str
-    seed: int
-    report: Mapping[str, Any]
-    verdicts: Sequence[Mapping[str, Any]]
-    trained: Mapping[str, Any]
-    curve: Sequence[tuple[int, float]]
-    pictures: Path
-
-
-def read_run(place: Path, system: str, seed: int) -> Run:
-    """Return what a finished run left in its folder."""
-    evaluation = place / "evaluation"
-    lines = (evaluation / "verdicts.jsonl").read_text(encoding="utf-8").splitlines()
-    return Run(
-        system=system,
-        seed=seed,
-        report=json.loads((evaluation / "report.json").read_text(encoding="utf-8")),
-        verdicts=[json.loads(line) for line in lines],
-        trained=json.loads((place / "trained.json").read_text(encoding="utf-8")),
-        curve=_curve(place / "training"),
-        pictures=evaluation / PICTURES_NAME / system,
-    )
-
-
-def seed_interval(values: Sequence[float]) -> dict[str, float]:
-    """Return mean, low, high and n of one figure over seeds: mean +- t s / sqrt(n), within 0 and 1.
-
-    Raises:
-        ConfigError: fewer than two values, which have no spread.
-
-    Source: Student 1908; values of few seeds, taken as normal.
-    """
-    n = len(values)
-    if n < 2:
-        raise ConfigError(f"values: got {n}, expected at least 2 seeds for an interval over seeds")
-    mean, spread = float(np.mean(values)), float(np.std(values, ddof=1))
-    reach = (_T_95[n - 2] if n - 1 <= len(_T_95) else 1.96) * spread / math.sqrt(n)
-    return {"accuracy": mean, "low": max(0.0, mean - reach), "high": min(1.0, mean + reach), "n": n}
 
 
 def summarise_runs(
@@ -92,16 +31,19 @@ def summarise_runs(
     by_name = {name: [run for run in runs if run.system == name] for name in names}
     systems = {name: _system(found) for name, found in by_name.items()}
     right = {name: exact_by_prompt(found) for name, found in by_name.items()}
+    values = {name: values_by_prompt(found) for name, found in by_name.items()}
     for name, system in systems.items():
         if name != BASE and BASE in right:
             system["differences_to_base"] = differences(right[name], right[BASE])
         if name != OURS and OURS in right:
             system["ours_above"] = differences(right[OURS], right[name])
+            system["metrics_ours_above"] = metric_differences(values[OURS], values[name])
     first = runs[0].report
     return {
         "systems": systems,
         "suite": first["suite"],
         "checker": first["checker"],
+        "metrics": {name: model for run in runs for name, model in run.measured.models.items()},
         "settings": asdict(settings),
         "treatment": treatment(settings),
         "left_out": dict(left_out),
@@ -110,16 +52,6 @@ def summarise_runs(
         "command": command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def exact_by_prompt(runs: Sequence[Run]) -> dict[str, Exact]:
-    """Return for every split what one system's runs, one for each seed, have right of its prompts."""
-    found: dict[str, list[list[float]]] = {}
-    for run in runs:
-        for split in dict.fromkeys(line["split"] for line in run.verdicts):
-            lines = [line for line in run.verdicts if line["split"] == split]
-            found.setdefault(split, []).append([float(line["verdict"]["exact"]) for line in lines])
-    return {split: np.asarray(rows).mean(0) for split, rows in found.items()}
 
 
 def differences(ours: Mapping[str, Exact], other: Mapping[str, Exact]) -> dict[str, Any]:
@@ -215,6 +147,7 @@ def _system(runs: Sequence[Run]) -> dict[str, Any]:
         "parts": {part: _over_seeds([row["parts"][part] for row in figures]) for part in parts},
         "seeds": [row["overall"]["accuracy"] for row in figures],
         "interval_over": "seeds" if len(runs) > 1 else "prompts",
+        **_metrics(runs),
         "cost": _cost(runs),
         "curves": [[list(point) for point in run.curve] for run in runs],
     }
@@ -243,27 +176,38 @@ def _held_out(runs: Sequence[Run], splits: Sequence[str]) -> dict[str, float]:
     return {"accuracy": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
 
 
+def _metrics(runs: Sequence[Run]) -> dict[str, Any]:
+    """The figures of every metric: by picture with intervals, also by split, and of sets; none if not measured."""
+    values = [run.measured.values for run in runs]
+    names = [name for name in values[0] if all(name in row for row in values)]
+    splits = [line["split"] for line in runs[0].verdicts]
+    chosen = {split: np.asarray([one == split for one in splits]) for split in dict.fromkeys(splits)}
+    sets = [run.measured.sets for run in runs]
+
+    def means(at: NDArray[np.bool_]) -> dict[str, Any]:
+        rows = {name: [row[name][at] for row in values] for name in names}
+        # NaN: the prompt does not ask for what the figure measures.
+        return {name: mean_over_seeds(row) for name, row in rows.items() if not np.isnan(row).all()}
+
+    return {
+        "metrics": means(np.ones(len(splits), dtype=bool)),
+        "metrics_by_split": {split: means(at) for split, at in chosen.items()},
+        "sets": {
+            name: float(np.mean([row[name] for row in sets]))
+            for name in sets[0]
+            if all(name in row for row in sets)
+        },
+    }
+
+
 def _cost(runs: Sequence[Run]) -> dict[str, Any]:
     cost: dict[str, Any] = {"trained_parameters": runs[0].trained["trained_parameters"]}
     for key in ("seconds_per_step", "peak_memory_gb"):
         found = [run.trained[key] for run in runs if key in run.trained]
         cost[key] = round(float(np.mean(found)), 4) if found else None
+    threads = {run.trained["threads"] for run in runs if "threads" in run.trained}
+    if threads:
+        cost["threads"] = "/".join(map(str, sorted(threads)))
     drawing = [run.report["seconds_per_image"][run.system] for run in runs]
     cost["seconds_per_image"] = round(float(np.mean(drawing)), 4)
     return cost
-
-
-def _curve(training: Path) -> list[tuple[int, float]]:
-    """The denoising losses of all stages, one after the other."""
-    points: list[tuple[int, float]] = []
-    for stage in ("gains", "main"):
-        log = training / stage / "log.jsonl"
-        before = points[-1][0] if points else 0
-        if log.exists():
-            # What a start from text logs is no denoising loss.
-            lines = [line for line in read_log(log) if "loss" in line and "unexplained" not in line]
-            # The base's training adds a second loss to its own objective, which is "velocity".
-            points += [
-                (before + int(line["step"]), float(line.get("velocity", line["loss"]))) for line in lines
-            ]
-    return points

@@ -4,10 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llmdiff.benchmark.summary import OURS
-from llmdiff.evaluation.tables import percent
+from llmdiff.evaluation.tables import figure_text, percent
 
 _PARTS = ("things", "colours", "count", "size", "background")
 _RELATION = ("right", "swapped", "wrong")
+METRIC_NOTE = (
+    "siglip: cosine of picture and prompt; more is better. fid, kid, cmmd: distance from real renders of the same "
+    "scenes; less is better. Measured with the models named in report.json; not comparable with published numbers."
+)
 
 
 def benchmark_tables(report: Mapping[str, Any]) -> str:
@@ -37,14 +41,23 @@ def benchmark_tables(report: Mapping[str, Any]) -> str:
     rows = [[name, *_parts(systems[name])] for name in ranked]
     head = ["system", *_PARTS, *(f"relation {kind}" for kind in _RELATION)]
     lines += _table("Parts right, %, of the prompts that ask for them", head, rows)
-    rows = [[name, *_cost(systems[name])] for name in ranked]
-    head = ["system", "trained parameters", "s per step", "s per picture", "peak memory, GB", "held-out loss"]
+    measured = metric_rows(report, ranked)
+    if measured:
+        lines += [*_table("Metrics", measured[0], measured[1:]), "", METRIC_NOTE]
+    head, *rows = cost_rows(systems, ranked)
     lines += _table("Cost", head, rows)
     if report["left_out"]:
         lines += ["", "**Left out**", ""]
         lines += [f"- {name}: {reason}" for name, reason in report["left_out"].items()]
     lines += ["", "**Equal treatment**", "", *(f"- {line}" for line in report["treatment"])]
     return "\n".join([*lines, ""])
+
+
+def made_with(report: Mapping[str, Any]) -> str:
+    """Return the command, the day and the machine that a report comes from, as one sentence."""
+    machine = report["hardware"]
+    on = [f"{machine['cpus']} cores, {machine['machine']}", *([machine["gpu"]] if "gpu" in machine else [])]
+    return f"Made with `{report['command']}` on {report['date'][:10]}, {', '.join(on)}."
 
 
 def _table(heading: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -62,11 +75,42 @@ def _parts(system: Mapping[str, Any]) -> list[str]:
     return shown + [f"{100 * relation[kind]:.1f}" if relation else "-" for kind in _RELATION]
 
 
-def _cost(system: Mapping[str, Any]) -> list[str]:
-    cost, losses = system["cost"], system.get("held_out_loss")
-    figures = [cost["seconds_per_step"], cost["seconds_per_image"], cost["peak_memory_gb"]]
-    figures.append(sum(losses) / len(losses) if losses else None)
-    return [
-        f"{cost['trained_parameters']:,}",
-        *("-" if value is None else f"{value:.3g}" for value in figures),
-    ]
+def metric_rows(report: Mapping[str, Any], ranked: Sequence[str]) -> list[list[str]]:
+    """Return a head and a row for every system: figures of every metric, and by how much ours is above; or nothing."""
+    systems: Mapping[str, Any] = report["systems"]
+    names = {name: None for system in systems.values() for name in system.get("metrics", {})}
+    sets = {name: None for system in systems.values() for name in system.get("sets", {})}
+    if not names and not sets:
+        return []
+    rows = [["system", *names, *sets, *(f"{OURS} - this, {name}" for name in names)]]
+    for name in ranked:
+        found, of_set, above = (
+            systems[name].get(key, {}) for key in ("metrics", "sets", "metrics_ours_above")
+        )
+        cells = [figure_text(found[one]) if one in found else "-" for one in names]
+        cells += [f"{of_set[one]:.4g}" if one in of_set else "-" for one in sets]
+        cells += [figure_text(above[one]) if one in above else "-" for one in names]
+        rows.append([name, *cells])
+    return rows
+
+
+def cost_rows(systems: Mapping[str, Any], ranked: Sequence[str]) -> list[list[str]]:
+    """Return a head and a row for every system: what its training and drawing cost."""
+    rows = [[
+        "system", "trained parameters", "s per step", "s per picture", "threads", "peak memory, GB",
+        "learning rate", "held-out loss",
+    ]]  # fmt: skip
+    for name in ranked:
+        cost, losses = systems[name]["cost"], systems[name].get("held_out_loss")
+        figures = [cost["seconds_per_step"], cost["seconds_per_image"]]
+        more = [cost["peak_memory_gb"], systems[name].get("learning_rate")]
+        more.append(sum(losses) / len(losses) if losses else None)
+        rows.append([
+            name, f"{cost['trained_parameters']:,}", *map(_short, figures), cost.get("threads", "-"),
+            *map(_short, more),
+        ])  # fmt: skip
+    return rows
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from llmdiff.evaluation.metrics.kinds import SetMetric
+from llmdiff.evaluation.metrics.kinds import Metric, SetMetric
 from llmdiff.evaluation.metrics.tally import Tally, metric_differences, metric_figures
 from llmdiff.evaluation.suites import ScenePrompt
 from llmdiff.evaluation.systems import BASE
@@ -19,13 +19,7 @@ def add_metrics(
     splits: dict[str, list[int]] = {}
     for index, row in enumerate(suite):
         splits.setdefault(row.split, []).append(index)
-    reference = Tally(
-        [metric for metric in next(iter(tallies.values())).metrics if isinstance(metric, SetMetric)]
-    )
-    for start in range(0, len(suite) if reference.metrics else 0, batch):
-        rows = suite[start : start + batch]
-        scenes = [lay_out(row.content, np.random.default_rng(row.seed)) for row in rows]
-        reference(rows, np.stack([draw(scene) for scene in scenes]))
+    reference = tally_renders(next(iter(tallies.values())).metrics, suite, batch)
     for name, tally in tallies.items():
         figures = metric_figures(tally.values, splits)
         systems[name]["metrics"] = figures["overall"]
@@ -35,3 +29,13 @@ def add_metrics(
         if BASE in tallies and name != BASE:
             differences = metric_differences(tally.values, tallies[BASE].values)
             systems[name]["metric_differences_to_base"] = differences
+
+
+def tally_renders(metrics: Sequence[Metric], suite: Sequence[ScenePrompt], batch: int = 64) -> Tally:
+    """What metrics of sets find in real renders of a suite's scenes: what drawn pictures are held against."""
+    reference = Tally([metric for metric in metrics if isinstance(metric, SetMetric)])
+    for start in range(0, len(suite) if reference.metrics else 0, batch):
+        rows = suite[start : start + batch]
+        scenes = [lay_out(row.content, np.random.default_rng(row.seed)) for row in rows]
+        reference(rows, np.stack([draw(scene) for scene in scenes]))
+    return reference

@@ -1,11 +1,12 @@
 """Metrics by their names: the library's own, and those that other packages bring."""
 
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from llmdiff.base_pipeline import packaged
-from llmdiff.errors import MetricError
+from llmdiff.errors import ConfigError, MetricError
 from llmdiff.evaluation.metrics.alignment import CLIPScore, SigLIPScore
 from llmdiff.evaluation.metrics.distribution import CMMD, FID, KID
 from llmdiff.evaluation.metrics.diversity import Diversity
@@ -39,6 +40,19 @@ def load_metric(name: str, model: str | Path | None = None, *, device: str = "cp
     # As the user called it: "openmoji", not where this machine keeps it.
     metric.model_id = str(model)
     return metric
+
+
+def with_models(names: Sequence[str], models: Sequence[str]) -> list[tuple[str, str | None]]:
+    """Metrics with the model for each, in their order; None for all where no models are given.
+
+    Raises:
+        ConfigError: not one model for each metric.
+    """
+    if models and len(models) != len(names):
+        raise ConfigError(
+            f"metric-model: got {len(models)} for {len(names)} metrics, expected one for each --metric, in their order"
+        )
+    return list(zip(names, models or (None,) * len(names), strict=True))
 
 
 def _from_plugin(name: str, model: str | Path | None, device: str) -> Metric:
