@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from llmdiff.base_pipeline import packaged
 from llmdiff.benchmark import run as running
+from llmdiff.benchmark import trainings
 from llmdiff.benchmark.prepare import choose_rivals, prepare_benchmark
 from llmdiff.cli import app
 from llmdiff.errors import ConfigError, MetricError
@@ -65,7 +66,7 @@ def test_parameters_are_counted_of_all_stages(done):
     costs = {name: system["cost"]["trained_parameters"] for name, system in report["systems"].items()}
     # Three blocks: a weight for each; ours has gamma, kappa and h_raw for each.
     assert costs["guided"] - costs["layer-weights"] == 9 - 3
-    pipe = plan.pipe
+    pipe = plan.trainings.pipe
     assert costs["base-longer"] == sum(
         p.numel() for part in (pipe.unet, pipe.text_encoder) for p in part.parameters()
     )
@@ -198,7 +199,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_figures(built, tmp_path, monkeyp
             kept = llm_adapter._bank
             broken.setattr(llm_adapter, "_bank", few_steps)
         else:
-            broken.setattr(running, where, killed)
+            broken.setattr(running if hasattr(running, where) else trainings, where, killed)
         with pytest.raises(KeyboardInterrupt):
             stopped.run(command="")
     assert not (tmp_path / "report.json").exists()
@@ -268,6 +269,15 @@ def test_what_cannot_be_run_is_refused_by_name():
         choose_rivals(["t5-blocks"])
     with pytest.raises(ConfigError, match=r"'elly'.*ella"):
         choose_rivals(["elly"])
+    with pytest.raises(ConfigError, match=r"'t5-blocks@0\.7' cannot be run: no t5"):
+        choose_rivals(["t5-blocks@0.7"])
+    for wrong in ("base@0.5", "ella@0.5", "guided@1.5", "guided@0"):
+        with pytest.raises(
+            ConfigError, match=f"'{wrong}', expected after the @ a number above 0 and below 1"
+        ):
+            choose_rivals([wrong])
+    with pytest.raises(ConfigError, match="'guided@much', expected a number"):
+        choose_rivals(["guided@much"])
     everything = choose_rivals()
     assert everything.rivals[:2] == ("base", "base-longer")
     assert set(everything.left_out) >= {"t5-encoder", "t5-blocks"}
@@ -287,6 +297,26 @@ def test_all_rivals_start_from_text_and_the_base_takes_its_steps_on_pictures(bui
     assert steps("ella") == {"warm": 6, "main": 2}
     assert steps("base-longer") == {"main": 8}
     assert any("from captions alone" in sentence for sentence in report["treatment"])
+
+
+def test_one_training_is_drawn_at_several_scales(built, tmp_path):
+    names = ["base", "guided@0.3", "guided", "guided@0.000001"]
+    report = benchmark(built, tmp_path, names, seeds=1).run(command="")
+    assert report["systems"]["guided@0.3"]["title"] == "ours, c = x_0 + sum (g s + k v); drawn at scale 0.3"
+    assert report["systems"]["guided@0.3"]["group"] == "ours"
+    trained = [(tmp_path / "runs" / name / "seed-0" / "trained.json").read_text() for name in names[1:]]
+    assert len(set(trained)) == 1
+    assert len(list(tmp_path.glob("runs/*/*/model"))) == 1
+
+    def drawn(name):
+        folder = tmp_path / "runs" / name / "seed-0" / "evaluation" / "pictures" / name
+        return np.stack([np.asarray(Image.open(path)).astype(int) for path in sorted(folder.iterdir())])
+
+    base, ours, mixed = drawn("base"), drawn("guided"), drawn("guided@0.3")
+    assert (base != ours).any()
+    assert (mixed != ours).any()
+    assert (mixed != base).any()
+    assert abs(drawn("guided@0.000001") - base).max() <= 1
 
 
 def test_captions_are_read_once_for_all_seeds_and_the_base_asked_once_for_all_rivals(

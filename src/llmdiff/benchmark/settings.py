@@ -27,6 +27,9 @@ class BenchmarkSettings:
     `learning_rates` are tried by every rival alike: with the first seed, for `search_steps` steps each; the one
     with the lowest loss on held-out scenes is taken. With a single one there is no search.
 
+    A rival NAME@SCALE is NAME, drawn at this `attach` scale: mixed with the base's own text encoder, without more
+    training.
+
     `text_steps` come before `steps`, from text alone (`training.warm_start`); base-longer takes them on pictures.
 
     Units: `steps`, `text_steps` and `search_steps` in optimiser steps, `drawing_steps` in denoising steps.
@@ -72,18 +75,41 @@ def check_names(names: Iterable[str]) -> None:
         ConfigError: one is not.
     """
     for name in names:
-        if name not in SYSTEMS:
+        trained, scale = split_name(name)
+        if trained not in SYSTEMS:
             raise ConfigError(f"rivals: got {name!r}, expected some of {', '.join(SYSTEMS)}")
+        if scale is not None and (
+            trained in TITLES or RIVALS[trained].group == "published" or not 0 < scale < 1
+        ):
+            raise ConfigError(
+                f"rivals: got {name!r}, expected after the @ a number above 0 and below 1, and before it a rival that "
+                "our adapter reads"
+            )
+
+
+def split_name(name: str) -> tuple[str, float | None]:
+    """Return the system that is trained, and the scale that it draws with: guided@0.7 is guided, drawn at 0.7.
+
+    Raises:
+        ConfigError: what follows the @ is no number.
+    """
+    trained, at, scale = name.partition("@")
+    try:
+        return trained, float(scale) if at else None
+    except ValueError as error:
+        raise ConfigError(f"rivals: got {name!r}, expected a number after the @, as in guided@0.7") from error
 
 
 def title_of(name: str) -> str:
     """Return what a system is, in a few words."""
-    return TITLES[name] if name in TITLES else RIVALS[name].title
+    trained, scale = split_name(name)
+    title = TITLES[name] if name in TITLES else RIVALS[trained].title
+    return title if scale is None else f"{title}; drawn at scale {scale:g}"
 
 
 def group_of(name: str) -> str:
     """Return the group of systems that it belongs to."""
-    return "base" if name in TITLES else RIVALS[name].group
+    return "base" if name in TITLES else RIVALS[split_name(name)[0]].group
 
 
 def keep_settings(settings: BenchmarkSettings, folder: Path) -> None:

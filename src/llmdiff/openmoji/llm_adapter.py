@@ -44,6 +44,7 @@ def create_adapter(
         encoding=preset.adapter_encoding,
         lone=preset.adapter_lone,
         template=preset.adapter_template,
+        scale=preset.adapter_scale,
         base_model_id="openmoji",
         sample_prompts=captions[:16],
     )
@@ -146,7 +147,10 @@ def held_out_loss(
             generator = torch.Generator().manual_seed(index)
             scenes = rng.choice(held_out, preset.adapter_batch)
             noised = objective.noised(data.latents[scenes].float().to(unet.device), generator)
-            states = stage.condition(stage.read(data.captions(scenes, rng)), None).to(unet.device)
+            captions = data.captions(scenes, rng)
+            states = conditioning.beside(stage.condition(stage.read(captions), None), captions).to(
+                unet.device
+            )
             output = unet(noised.latents, noised.timesteps, states, return_dict=False)[0]
             losses.append(float(objective.loss(output, noised)))
     return float(np.mean(losses))
@@ -171,7 +175,8 @@ class _Stage:
 
     def states(self, texts: Sequence[int], generator: torch.Generator) -> Tensor:
         """What goes through diffusers as `encoder_hidden_states` for these captions."""
-        return self.stage.condition(self._bank().batch(texts), generator)
+        states = self.stage.condition(self._bank().batch(texts), generator)
+        return self.conditioning.beside(states, [self.captioned.captions[i] for i in texts])
 
     def from_text(self, folder: Path, steps: int) -> None:
         """Trains on captions alone; returns nothing."""

@@ -1,0 +1,222 @@
+"""Trains every system for every seed; what is trained is trained, also after a kill.
+
+RUNS/SYSTEM/seed-N/training/   logs and checkpoints      RUNS/SYSTEM/seed-N/model/   what was trained
+RUNS/SYSTEM/seed-N/trained.json   its cost               RUNS/SYSTEM/search.json   the learning rates that were tried
+RUNS/SYSTEM/readings.safetensors   what it reads of the captions, where that is the same for all seeds
+"""
+
+import gc
+import json
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+
+from llmdiff.benchmark.memory import PeakMemory
+from llmdiff.benchmark.settings import BASE, BASE_LONGER, BenchmarkSettings, split_name
+from llmdiff.files import whole_folder, write_whole
+from llmdiff.language.llm import DecoderLLM
+from llmdiff.openmoji import denoiser
+from llmdiff.openmoji.build import Build
+from llmdiff.openmoji.captioned import CaptionedScenes, Teacher, create_teacher
+from llmdiff.openmoji.llm_adapter import held_out_loss, train_conditioning
+from llmdiff.openmoji.presets import Preset
+from llmdiff.rivals.conditioning import Conditioning
+from llmdiff.rivals.encoder import EncoderStates
+from llmdiff.rivals.registry import Parts, create, rival
+from llmdiff.rivals.storage import load_rival, save_rival
+from llmdiff.training.log import read_log
+
+_CALIBRATION_CAPTIONS = 256
+_HELD_OUT_BATCHES = 16
+# Adapters learn gains for this share of their steps; the presets' 300 of 1,700.
+_GAIN_SHARE = 3 / 17
+
+
+class Trainings:
+    """The trainings of one benchmark, in its folder of runs."""
+
+    def __init__(self, build: Build, settings: BenchmarkSettings, folder: Path) -> None:
+        self.build, self.settings, self.folder = build, settings, folder
+        self._readers: dict[str, Any] = {}
+        gain_steps = round((settings.text_steps or settings.steps) * _GAIN_SHARE)
+        self.preset: Preset = replace(
+            build.preset,
+            adapter_gain_steps=gain_steps,
+            adapter_warm_steps=settings.text_steps and settings.text_steps - gain_steps,
+            adapter_steps=settings.steps if settings.text_steps else settings.steps - gain_steps,
+            adapter_batch=settings.batch,
+            adapter_captions=settings.captions,
+        )
+
+    @cached_property
+    def pipe(self) -> StableDiffusionPipeline:
+        """The frozen base that all rivals share."""
+        pipe = self.build.pipeline()
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def place(self, name: str, seed: int) -> Path:
+        """Return the folder of one system's run."""
+        return self.folder / name / f"seed-{seed}"
+
+    def train(self, name: str, seed: int) -> None:
+        """Train a system, unless it is trained; what NAME@SCALE draws with is NAME. Returns nothing."""
+        place = self.place(name, seed)
+        trained, scale = split_name(name)
+        if (place / "trained.json").exists():
+            return
+        if name == BASE:
+            write_whole(place / "trained.json", json.dumps({"trained_parameters": 0}))
+        elif name == BASE_LONGER:
+            self._train_base(place, seed)
+        elif scale is None:
+            self._train_rival(name, place, seed)
+        else:
+            self.train(trained, seed)
+            write_whole(place / "trained.json", (self.place(trained, seed) / "trained.json").read_text())
+        gc.collect()
+
+    def longer(self, seed: int) -> StableDiffusionPipeline:
+        """Return the base that was trained on."""
+        pipe = StableDiffusionPipeline.from_pretrained(
+            self.place(BASE_LONGER, seed) / "model", use_safetensors=True
+        )
+        return pipe.to(self.build.device)
+
+    def conditioning(self, name: str, seed: int) -> Conditioning:
+        """Return a trained rival, ready to be attached to `pipe`."""
+        folder = self.place(split_name(name)[0], seed) / "model"
+        return load_rival(folder, self._parts(split_name(name)[0], seed, calibrate=False))
+
+    @cached_property
+    def _data(self) -> Any:
+        return self.build.scenes()
+
+    @cached_property
+    def _teacher(self) -> Teacher:
+        """What the base says of the captions, which all rivals learn first."""
+        return create_teacher(self.preset, self._data, self.pipe)
+
+    def _train_rival(self, name: str, place: Path, seed: int) -> None:
+        rate = self._learning_rate(name)
+        preset = replace(self.preset, adapter_lr=rate)
+        parts = self._parts(name, seed)
+        conditioning = create(name, parts)
+        with PeakMemory(self.build.device) as memory:
+            trained = self._train_on_captions(name, preset, conditioning, place / "training", seed)
+        save_rival(conditioning, name, parts, place / "model")
+        loss = held_out_loss(preset, self._data, self.pipe, conditioning, batches=_HELD_OUT_BATCHES)
+        self._note(
+            place,
+            trained,
+            memory.peak_gb,
+            learning_rate=rate,
+            held_out_loss=loss,
+            source=conditioning.source_id,
+        )
+
+    def _train_on_captions(
+        self, name: str, preset: Preset, conditioning: Conditioning, folder: Path, seed: int = 0
+    ) -> int:
+        """How many numbers were trained. Seeds have the same captions: they differ in what is done with them."""
+        return train_conditioning(
+            preset,
+            self._data,
+            self.pipe,
+            conditioning,
+            folder,
+            seed=preset.seed + seed,
+            teacher=self._teacher,
+            readings=self.folder / name / "readings.safetensors",
+        )
+
+    def _train_base(self, place: Path, seed: int) -> None:
+        pipe = self.build.pipeline()
+        settings = replace(
+            self.build.preset,
+            seed=self.build.preset.seed + seed,
+            unet_steps=self.settings.steps + self.settings.text_steps,
+            unet_batch=self.settings.batch,
+        )
+        with PeakMemory(self.build.device) as memory:
+            denoiser.train_on(
+                settings, self._data, pipe, place / "training" / "main", wording=settings.adapter_wording
+            )
+        with whole_folder(place / "model") as partial:
+            pipe.save_pretrained(partial)
+        trained = sum(
+            parameter.numel()
+            for module in (pipe.unet, pipe.text_encoder)
+            for parameter in module.parameters()
+        )
+        self._note(place, trained, memory.peak_gb, learning_rate=settings.unet_lr, source="the base's own")
+
+    def _note(self, place: Path, trained: int, peak_gb: float, **more: Any) -> None:
+        lines = read_log(place / "training" / "main" / "log.jsonl")
+        speeds = [line["steps_per_s"] for line in lines if "steps_per_s" in line]
+        record = {
+            "trained_parameters": trained,
+            # The median: what a machine does beside the training comes and goes.
+            "seconds_per_step": float(1 / np.median(speeds)),
+            "peak_memory_gb": round(peak_gb, 3),
+            "threads": torch.get_num_threads(),
+            **more,
+        }
+        write_whole(place / "trained.json", json.dumps(record, indent=1) + "\n")
+
+    def _learning_rate(self, name: str) -> float:
+        """The rate among those of the settings that leaves the lowest loss on held-out scenes, seed 0."""
+        rates = self.settings.learning_rates
+        path = self.folder / name / "search.json"
+        if len(rates) == 1:
+            return rates[0]
+        losses: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+        share = self.settings.search_steps / self.settings.steps
+        for rate in rates:
+            if str(rate) in losses:
+                continue
+            preset = replace(
+                self.preset,
+                adapter_lr=rate,
+                adapter_gain_steps=round(self.preset.adapter_gain_steps * share),
+                adapter_warm_steps=round(self.preset.adapter_warm_steps * share),
+                adapter_steps=round(self.preset.adapter_steps * share),
+            )
+            conditioning = create(name, self._parts(name, 0))
+            folder = self.folder / name / "search" / f"lr-{rate}"
+            self._train_on_captions(name, preset, conditioning, folder)
+            losses[str(rate)] = held_out_loss(
+                preset, self._data, self.pipe, conditioning, batches=_HELD_OUT_BATCHES
+            )
+            write_whole(path, json.dumps(losses, indent=1) + "\n")
+        return min(rates, key=lambda rate: losses[str(rate)])
+
+    def _parts(self, name: str, seed: int, *, calibrate: bool = True) -> Parts:
+        preset = self.preset
+        captions = CaptionedScenes.draw(
+            self._data, _CALIBRATION_CAPTIONS, preset.seed, preset.adapter_wording
+        ).captions[:-1]
+        return Parts(
+            pipe=self.pipe,
+            template=preset.adapter_template,
+            lone=preset.adapter_lone,
+            captions=captions if calibrate else (),
+            base_model_id="openmoji",
+            seed=preset.seed + seed + 3,
+            **self._reader(rival(name).needs),
+        )
+
+    def _reader(self, kind: str | None) -> dict[str, Any]:
+        """The frozen reader of this kind, by the name that `Parts` has for it; loaded once."""
+        if kind is None:
+            return {}
+        if kind not in self._readers:
+            name, device = getattr(self.settings, kind), self.build.device
+            load: Any = DecoderLLM.from_pretrained if kind == "llm" else EncoderStates.from_pretrained
+            self._readers[kind] = load(name, device=device)
+        return {kind: self._readers[kind]}
