@@ -8,6 +8,7 @@ from closed_endpoint import Endpoint, says
 from PIL import Image
 from typer.testing import CliRunner
 
+from llmdiff.adapter import LLMDiffAdapter
 from llmdiff.batch_drawing import read_prompts
 from llmdiff.cli import app
 from llmdiff.controller import LLMController
@@ -65,6 +66,24 @@ def test_every_prompt_is_drawn_and_only_once(batch, tmp_path):
     assert np.array_equal(before, _pixels(tmp_path / "a" / "000002.png"))
     assert len(batch("a", "--guidance-scale", "2")) == 3
     assert len(batch("a", "--guidance-scale", "2", "--number", "2")) == 6
+
+
+def test_a_picture_of_another_scale_is_drawn_anew(batch, adapter, tmp_path):
+    batch("a")
+    assert read_metadata(tmp_path / "a" / "000000.png")["scale"] == "1.0"
+    assert batch("a", "--scale", "1") == []
+    assert len(batch("a", "--scale", "0.5")) == 3
+    assert len(batch("a")) == 3
+    own = LLMDiffAdapter.from_pretrained(adapter)
+    own.register_to_config(scale=0.5)
+    own.save_pretrained(adapter)
+    try:
+        assert len(batch("a")) == 3
+        assert read_metadata(tmp_path / "a" / "000000.png")["scale"] == "0.5"
+        assert batch("a", "--scale", "0.5") == []
+    finally:
+        own.register_to_config(scale=1.0)
+        own.save_pretrained(adapter)
 
 
 def test_half_precision_is_other_pictures_that_say_so(batch, tmp_path):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from llmdiff.drawing import DrawingSettings, draw, facts
 from llmdiff.errors import PromptError
-from llmdiff.loading import Models, load, usable_device
+from llmdiff.loading import Models, load, scale_of, usable_device
 from llmdiff.pictures import check_writable, numbered, read_metadata, save_png
 from llmdiff.ray_workers import on_workers
 
@@ -64,9 +64,11 @@ def draw_prompts(
         OutputError: the folder cannot be written; known before any model is loaded.
         LLMDiffError: whatever keeps the models from loading or a prompt from being drawn.
     """
-    items = [item for item in _items(prompts, settings, out) if not _is_there(item, settings, models)]
-    if items:
-        check_writable(Path(items[0]["path"]))
+    every = list(_items(prompts, settings, out))
+    if every:
+        check_writable(Path(every[0]["path"]))
+    models = replace(models, scale=scale_of(models))
+    items = [item for item in every if not _is_there(item, settings, models)]
     made_of = {"settings": asdict(settings), "models": asdict(models)}
     if workers is None:
         painter = Painter(**made_of) if items else None

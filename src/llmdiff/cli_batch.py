@@ -39,7 +39,7 @@ def batch(
     number: Annotated[int, typer.Option("--number", min=1, help="Pictures of every prompt.")] = 1,
     height: Height = None,
     width: Width = None,
-    scale: Scale = 1.0,
+    scale: Scale = None,
     adapter: Adapter = "openmoji",
     llm: Llm = None,
     pipeline: Pipeline = None,

@@ -56,7 +56,7 @@ def _verb(draw: Draw, pictures: int) -> Callable[..., None]:
         number: Number = pictures,
         height: Height = None,
         width: Width = None,
-        scale: Scale = 1.0,
+        scale: Scale = None,
         adapter: Adapter = "openmoji",
         llm: Llm = None,
         pipeline: Pipeline = None,

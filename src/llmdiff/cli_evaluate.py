@@ -12,6 +12,7 @@ from llmdiff.cli_options import (
     Llm,
     MetricModels,
     MetricNames,
+    Scale,
     Steps,
     Verbose,
     Via,
@@ -75,6 +76,7 @@ def evaluate(
     ] = False,
     adapter: Adapter = "openmoji",
     llm: Llm = None,
+    scale: Scale = None,
     checker: Annotated[
         str, typer.Option("--checker", help="What reads pictures of scenes: a folder.")
     ] = "openmoji",
@@ -90,6 +92,7 @@ def evaluate(
     """
     set_up(verbose)
     from llmdiff import loading
+    from llmdiff.adapter.attach import own_scale
     from llmdiff.evaluation.drawn import Shard
     from llmdiff.evaluation.report import evaluate_scenes
     from llmdiff.evaluation.tables import report_tables
@@ -106,7 +109,7 @@ def evaluate(
     writable_folder(out)
     measured = _metrics(metric or [], metric_model or [], place)
     controller = loading.load_controller(models, device=place)
-    drawing: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale}
+    drawing: dict[str, Any] = {"scale": scale, "steps": steps, "guidance_scale": guidance_scale}
     if suite == _SCENES:
         report = evaluate_scenes(
             controller,
@@ -136,6 +139,7 @@ def evaluate(
         seed=seed,
         settings={
             **drawing,
+            "scale": own_scale(controller.adapter) if scale is None else scale,
             "llm": controller.llm.id,
             "base_model": controller.adapter.config.base_model_id,
             "adapter": adapter_digest(controller),

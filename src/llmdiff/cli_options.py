@@ -22,7 +22,10 @@ Number = Annotated[int, typer.Option("--number", min=1, help="Pictures to draw, 
 Height = Annotated[int | None, typer.Option("--height", help="Pixels [the pipeline's own].")]
 Width = Annotated[int | None, typer.Option("--width", help="Pixels [the pipeline's own].")]
 Scale = Annotated[
-    float, typer.Option("--scale", min=0.0, max=1.0, help="From 0, the base text encoder, to 1, the LLM.")
+    float | None,
+    typer.Option(
+        "--scale", min=0.0, max=1.0, help="From 0, the base text encoder, to 1, the LLM [the adapter's own]."
+    ),
 ]
 Adapter = Annotated[str, typer.Option("--adapter", help="A trained adapter: name, folder or Hub id.")]
 Llm = Annotated[str | None, typer.Option("--llm", help="Name, folder, GGUF or Hub id [the adapter's own].")]

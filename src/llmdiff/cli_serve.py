@@ -47,7 +47,7 @@ def serve(
         str | None, typer.Option("--public-url", help="Where clients reach the server [as they say].")
     ] = None,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts to the log.")] = False,
-    scale: Scale = 1.0,
+    scale: Scale = None,
     adapter: Adapter = "openmoji",
     llm: Llm = None,
     pipeline: Pipeline = None,

@@ -44,6 +44,15 @@ _CALIBRATION_PROMPTS = (
 )
 
 
+def adapter_source(name_or_path: str | Path) -> str | Path:
+    """Return the folder of the embedded default's adapter for its name, and whatever else it is called by as it is.
+
+    Raises:
+        AdapterNotFoundError: the package carries no weights.
+    """
+    return packaged("adapter", AdapterNotFoundError) if name_or_path == EMBEDDED_NAME else name_or_path
+
+
 class LLMController:
     """An LLM in control of diffusers pipelines, through an adapter made for both.
 
@@ -110,10 +119,8 @@ class LLMController:
                 f"llm {llm.id!r} is given, and beside it what only loading an LLM needs: pass "
                 f"{', '.join(given)} to DecoderLLM.from_pretrained instead"
             )
-        folder = name_or_path
-        if name_or_path == EMBEDDED_NAME:
-            folder = packaged("adapter", AdapterNotFoundError)
-        adapter = LLMDiffAdapter.from_pretrained(folder, revision=revision, device=device)
+        source = adapter_source(name_or_path)
+        adapter = LLMDiffAdapter.from_pretrained(source, revision=revision, device=device)
         if llm is None:
             llm = DecoderLLM.from_pretrained(adapter.config.llm_id, device=device, dtype=dtype, **loading)
         return cls(llm, adapter, strict=strict)
@@ -214,7 +221,7 @@ class LLMController:
         return pipe.to(device)
 
     def attach(
-        self, pipe: Any, scale: float = 1.0, *, keep_base_text: bool = False, weighted: bool = False
+        self, pipe: Any, scale: float | None = None, *, keep_base_text: bool = False, weighted: bool = False
     ) -> None:
         """Put the LLM in control of the pipeline; returns nothing. See `llmdiff.adapter.attach`."""
         attach(
@@ -233,7 +240,7 @@ class LLMController:
 
     @contextmanager
     def attached(
-        self, pipe: Any, scale: float = 1.0, *, keep_base_text: bool = False, weighted: bool = False
+        self, pipe: Any, scale: float | None = None, *, keep_base_text: bool = False, weighted: bool = False
     ) -> Iterator[Any]:
         """Return a context where the LLM controls the pipeline; detached at its end, even after an error."""
         self.attach(pipe, scale, keep_base_text=keep_base_text, weighted=weighted)

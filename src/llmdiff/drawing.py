@@ -202,7 +202,7 @@ def facts(
         "llm": controller.llm.id,
         "adapter": models.adapter,
         "pipeline": models.pipeline or adapter.base_model_id,
-        "scale": models.scale,
+        "scale": adapter.scale if models.scale is None else models.scale,
         "weighted": "yes" if weighted else None,
         "via": models.via_model,
         "via_answers": models.via_answers if models.via_answers > 1 else None,

@@ -26,9 +26,9 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 class Models:
     """Which models draw; None: those that the adapter was made with.
 
-    `dtype` is what LLM and pipeline compute in. `trust_remote_code`: Python code that comes with the LLM may
-    run. `via` and `via_model`: the address and name of a closed LLM that is asked about every prompt; with
-    `via_answers` above 1 as often, and the encodings that the prompt has beside each answer are averaged.
+    `scale` is that of `attach`. `dtype` is what LLM and pipeline compute in. `trust_remote_code`: Python code that
+    comes with the LLM may run. `via` and `via_model`: the address and name of a closed LLM that is asked about every
+    prompt; with `via_answers` above 1 as often, and the encodings that the prompt has beside each answer are averaged.
 
     Raises:
         ConfigError: a dtype that is none of these, only one of `via` and `via_model`, or no answers.
@@ -37,7 +37,7 @@ class Models:
     adapter: str = "openmoji"
     llm: str | None = None
     pipeline: str | None = None
-    scale: float = 1.0
+    scale: float | None = None
     device: str | None = None
     dtype: Dtype = "float32"
     trust_remote_code: bool = False
@@ -125,6 +125,23 @@ def advice_of(models: Models) -> "Advice | None":
     )
     closed = ClosedLLM(settings, llmdiff_home() / "answers")
     return Advice(closed=closed, keep="prompt" if several else "answer")
+
+
+def scale_of(models: Models) -> float:
+    """Return the scale that is drawn with: the one asked for, or the adapter's own, read from its config alone.
+
+    Raises:
+        AdapterNotFoundError: there is no such adapter.
+        CorruptWeightsError: it is damaged.
+    """
+    if models.scale is not None:
+        return models.scale
+    from llmdiff.adapter.adapter import LLMDiffAdapter
+    from llmdiff.adapter.storage import load_adapter_files
+    from llmdiff.controller import adapter_source
+
+    config, _ = load_adapter_files(adapter_source(models.adapter), LLMDiffAdapter)
+    return float(config.get("scale", 1.0))
 
 
 def _load_controller(models: Models, *, device: str) -> "LLMController":

@@ -1,6 +1,7 @@
 """condition, create, and what a saved adapter is checked for."""
 
 import json
+import math
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -138,6 +139,25 @@ def test_save_and_load_are_inverses(
     attach(pipe, tiny_llm, loaded)
     assert torch.equal(draw(pipe), ours)
     assert sorted(path.name for path in saved.iterdir()) == [CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME]
+
+
+def test_the_scale_is_saved_and_folders_without_one_have_one(
+    pipe: Any, tiny_llm: Any, tmp_path: Path
+) -> None:
+    sizes = {"llm_id": "tiny", "hidden_size": tiny_llm.hidden_size, "num_blocks": tiny_llm.num_blocks}
+    made: Any = LLMDiffAdapter.create(pipe, **sizes, scale=0.6)
+    made.save_pretrained(tmp_path)
+    loaded: Any = LLMDiffAdapter.from_pretrained(tmp_path)
+    assert loaded.config.scale == 0.6
+    config = json.loads((tmp_path / CONFIG_NAME).read_text())
+    del config["scale"]
+    (tmp_path / CONFIG_NAME).write_text(json.dumps(config))
+    write_manifest(tmp_path, [CONFIG_NAME, WEIGHTS_NAME])
+    loaded = LLMDiffAdapter.from_pretrained(tmp_path)
+    assert loaded.config.scale == 1.0
+    for wrong in (0, -1, 1.1, "half", math.nan):
+        with pytest.raises(ConfigError, match="scale is"):
+            LLMDiffAdapter.create(pipe, **sizes, scale=wrong)
 
 
 def test_half_precision_keeps_the_block_scales(adapter: LLMDiffAdapter, tmp_path: Path) -> None:

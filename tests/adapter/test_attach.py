@@ -92,6 +92,23 @@ def test_scale_is_continuous_and_zero_is_the_base(
         assert 0 < (images[upper] - images[lower]).abs().mean() < (images[1.0] - base).abs().max()
 
 
+def test_an_adapter_draws_at_its_own_scale_unless_told(
+    pipe: Any, tiny_llm: Any, loud_adapter: LLMDiffAdapter, draw: Draw
+) -> None:
+    def drawn(**told: float) -> torch.Tensor:
+        attach(pipe, tiny_llm, loud_adapter, **told)
+        image = draw(pipe)
+        detach(pipe)
+        return image
+
+    alone, mixed = drawn(scale=1.0), drawn(scale=0.4)
+    assert torch.equal(drawn(), alone)  # as in the paper, unless its author found a better one
+    loud_adapter.register_to_config(scale=0.4)
+    assert torch.equal(drawn(), mixed)
+    assert torch.equal(drawn(scale=1.0), alone)
+    assert not torch.equal(alone, mixed)
+
+
 def test_deep_copies_are_attached_on_their_own(
     pipe: Any, tiny_llm: Any, loud_adapter: LLMDiffAdapter, draw: Draw
 ) -> None:

@@ -88,6 +88,11 @@ def test_scenes_with_metrics_and_in_shards(evaluate: Evaluate, models: Path, tmp
     assert found["systems"]["base"]["sets"]["fid"] > 0
     assert "clip_score" in whole.output
     assert "not comparable with published numbers" in whole.output
+    assert found["settings"]["scale"] == 1.0
+    off = evaluate(tmp_path / "off", *asked, "--scale", 0)
+    assert off.exit_code == 0, off.output
+    assert report(tmp_path / "off")["settings"]["scale"] == 0.0
+    assert report(tmp_path / "off")["systems"]["llm"]["splits"] == found["systems"]["base"]["splits"]
     for index in (1, 2):
         assert evaluate(tmp_path / "out", *asked, "--shard", f"{index}/2").exit_code == 0
     merged = evaluate(tmp_path / "out", *asked)

@@ -33,6 +33,9 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         pooled: the last real token of norm(c) => the pooled vector; None where the denoiser wants none.
         branches: the new half of every attention layer that reads text, in `cross_attention`'s order.
 
+    `scale` is the one that the adapter draws best with, which `attach` takes where it is given none: from above 0
+    to 1, see there.
+
     Raises:
         ConfigError: an argument is out of range.
 
@@ -58,11 +61,14 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         template: str | None = None,
         max_length: int = 512,
         clip: float = 3.0,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         _check_choice("family", family, [row.name for row in families.FAMILIES])
         _check_choice("encoding", encoding, ["guided", "paper", None])
         _check_choice("lone", lone, list(LONES))
+        if not isinstance(scale, float | int) or not 0 < scale <= 1:
+            raise ConfigError(f"scale is {scale!r}, expected a number above 0 and up to 1 (the LLM alone)")
         # States that come from no LLM have no blocks.
         least_blocks = 0 if encoding is None else 1
         _check_size("num_blocks", num_blocks, least_blocks)
@@ -140,6 +146,7 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         template: str | None = None,
         max_length: int = 512,
         clip: float = 3.0,
+        scale: float = 1.0,
         base_model_id: str | None = None,
         sample_prompts: Sequence[str] = _SAMPLE_PROMPTS,
     ) -> Self:
@@ -170,6 +177,7 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
             template=template,
             max_length=max_length,
             clip=clip,
+            scale=scale,
         )
         adapter._start_like(pipe, family, denoiser, sample_prompts)
         for module in adapter.children():

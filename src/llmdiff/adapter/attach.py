@@ -45,7 +45,7 @@ def attach(
     llm: TextSource | None,
     adapter: LLMDiffAdapter,
     *,
-    scale: float = 1.0,
+    scale: float | None = None,
     keep_base_text: bool = False,
     weighted: bool = False,
     strict: bool = True,
@@ -53,7 +53,8 @@ def attach(
     """Put the LLM in control of the pipeline, so that plain `pipe("a prompt")` follows it; returns nothing.
 
     `scale` between 0 and 1 mixes with the base's own text encoder in every attention layer that reads text;
-    0 is the base pipeline, bit for bit. `keep_base_text` lets the pretrained half of every such layer see the
+    0 is the base pipeline, bit for bit, 1 the LLM alone, as in the paper; None is the adapter's own scale, 1
+    unless its author found a better one. `keep_base_text` lets the pretrained half of every such layer see the
     base encoder's tokens beside phi(c), in one softmax: a LoRA's trigger words keep their effect. With
     `weighted`, `(word:1.3)` in a prompt is a weight for the LLM's side, see `ContextEncoding`; the base's text
     encoder, at every scale, reads the prompt without it. The pipeline's weights, and what `save_pretrained`
@@ -74,6 +75,8 @@ def attach(
         AttachError: an LLM is attached already.
     Nothing is attached when one of these is raised.
     """
+    if scale is None:
+        scale = own_scale(adapter)
     if not 0.0 <= scale <= 1.0:
         raise ConfigError(f"scale is {scale}, expected a number from 0 (the base pipeline) to 1 (the LLM)")
     if is_attached(pipe):
@@ -114,6 +117,12 @@ def attach(
         weighted=weighted,
         replaced=vars(pipe).get("encode_prompt"),
     )
+
+
+def own_scale(adapter: LLMDiffAdapter) -> float:
+    """Return the scale that an adapter draws with where none is asked for."""
+    config: Any = adapter.config
+    return float(config.scale)
 
 
 def detach(pipe: Any) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from llmdiff.adapter.attach import own_scale
 from llmdiff.errors import ConfigError
 from llmdiff.evaluation.drawn import (
     DRAWN_NAME,
@@ -59,6 +60,7 @@ def evaluate_scenes(
     prompts_per_split: int,
     out: str | Path,
     *,
+    scale: float | None = None,
     steps: int = 20,
     guidance_scale: float = 3.0,
     batch: int = 16,
@@ -73,8 +75,9 @@ def evaluate_scenes(
 ) -> dict[str, Any]:
     """The report of a controller's base pipeline (`base`) against the same one with the LLM attached (`llm`).
 
-    With a shard, pictures are kept in `out`, and one that is there is not drawn again; one of several only draws its
-    share, and its report is empty. Without one, what shards have drawn there is used, and missing pictures are drawn.
+    `scale` is that of `attach`; None: the adapter's own. With a shard, pictures are kept in `out`, and one that is
+    there is not drawn again; one of several only draws its share, and its report is empty. Without one, what shards
+    have drawn there is used, and missing pictures are drawn.
 
     Raises:
         OutputError: `out` cannot be written; nothing is drawn then.
@@ -87,13 +90,14 @@ def evaluate_scenes(
     checker.to(device)
     suite = scenes_suite(prompts_per_split, seed, World(objects=checker.objects))
     systems = controller_systems(
-        controller, steps=steps, guidance_scale=guidance_scale, batch=batch, device=device
+        controller, scale=scale, steps=steps, guidance_scale=guidance_scale, batch=batch, device=device
     ) | dict(more_systems or {})
     settings: dict[str, Any] = {
         "steps": steps,
         "guidance_scale": guidance_scale,
         "suite_seed": seed,
         "device": device,
+        "scale": own_scale(controller.adapter) if scale is None else scale,
         "llm": controller.llm.id,
         **_asked(controller),
         "base_model": controller.adapter.config.base_model_id,

@@ -40,9 +40,17 @@ def pipeline_system(pipe: Any, *, steps: int = 20, guidance_scale: float = 3.0, 
 
 
 def controller_systems(
-    controller: Any, *, steps: int = 20, guidance_scale: float = 3.0, batch: int = 16, device: str = "cpu"
+    controller: Any,
+    *,
+    scale: float | None = None,
+    steps: int = 20,
+    guidance_scale: float = 3.0,
+    batch: int = 16,
+    device: str = "cpu",
 ) -> dict[str, System]:
     """The two systems of a controller: its base pipeline (`base`), and the same one with the LLM attached (`llm`).
+
+    `scale` is that of `attach`; None: the adapter's own.
 
     Raises:
         CorruptWeightsError: the base pipeline cannot be read.
@@ -51,7 +59,7 @@ def controller_systems(
     draw = pipeline_system(pipe, steps=steps, guidance_scale=guidance_scale, batch=batch)
 
     def draw_controlled(prompts: list[str], seeds: list[int]) -> NDArray[np.uint8]:
-        with controller.attached(pipe):
+        with controller.attached(pipe, scale):
             return draw(prompts, seeds)
 
     return {BASE: draw, OURS: draw_controlled}

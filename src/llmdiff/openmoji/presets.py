@@ -66,6 +66,7 @@ class Preset:
     adapter_encoding: Literal["guided", "paper"] = "guided"
     adapter_lone: Literal["token", "token+bos", "vocabulary"] = "token+bos"
     adapter_template: str | None = SIMPLE_WORDS
+    adapter_scale: float = 1.0
     adapter_wording: Wording = "reworded"
     adapter_captions: int = 24_000
     adapter_gain_steps: int = 400
