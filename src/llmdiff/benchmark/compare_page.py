@@ -74,10 +74,15 @@ def comparison_figure(report: Mapping[str, Any]) -> Any:
         splits.plot(sizes, values, marker="o", label=split)
     splits.legend(fontsize=8)
     splits.set(title="exact match by split", ylabel="%")
-    speed.plot(sizes, [row["seconds_per_encoding"] for row in llms.values()], marker="o")
-    speed.set(title="encoding one prompt", ylabel="seconds", ylim=(0, None))
+    seconds = [row["seconds_per_encoding"] for row in llms.values()]
+    speed.plot(sizes, seconds, marker="o")
+    speed.set(title="encoding one prompt", ylabel="seconds", ylim=(0, 1.1 * max(seconds)))
     for place in (held_out, splits, speed):
         place.set(xlabel="parameters of the LLM, millions", xscale="log")
+        # A logarithmic axis marks powers of ten; LLMs lie between them.
+        place.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
+        place.minorticks_off()
+        place.margins(x=0.45)
         place.grid(alpha=0.3)
     return figure
 
