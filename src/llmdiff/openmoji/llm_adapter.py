@@ -147,10 +147,7 @@ def held_out_loss(
             generator = torch.Generator().manual_seed(index)
             scenes = rng.choice(held_out, preset.adapter_batch)
             noised = objective.noised(data.latents[scenes].float().to(unet.device), generator)
-            captions = data.captions(scenes, rng)
-            states = conditioning.beside(stage.condition(stage.read(captions), None), captions).to(
-                unet.device
-            )
+            states = stage.condition(stage.read(data.captions(scenes, rng)), None).to(unet.device)
             output = unet(noised.latents, noised.timesteps, states, return_dict=False)[0]
             losses.append(float(objective.loss(output, noised)))
     return float(np.mean(losses))
@@ -175,8 +172,7 @@ class _Stage:
 
     def states(self, texts: Sequence[int], generator: torch.Generator) -> Tensor:
         """What goes through diffusers as `encoder_hidden_states` for these captions."""
-        states = self.stage.condition(self._bank().batch(texts), generator)
-        return self.conditioning.beside(states, [self.captioned.captions[i] for i in texts])
+        return self.stage.condition(self._bank().batch(texts), generator)
 
     def from_text(self, folder: Path, steps: int) -> None:
         """Trains on captions alone; returns nothing."""

@@ -1,7 +1,7 @@
 """One interface for every way to condition a frozen denoiser on text: what training, drawing and saving need."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -62,10 +62,6 @@ class Conditioning(ABC):
         Shapes: timesteps (B,) => states (B, T, any width), an additive mask (B, 1, T) or None.
         """
         return states, None
-
-    def beside(self, states: Tensor, captions: Sequence[str]) -> Tensor:
-        """Return `Stage.condition`'s states with whatever of the base's own text goes along with them."""
-        return states
 
     def is_hidden(self, name: str) -> bool:
         """Return whether the parameter of this name ("module.path") is a matrix between others, as Muon wants it."""

@@ -1,18 +1,15 @@
 """The library's own adapter as a way to condition, on states from any source, with single parts removed."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from llmdiff.adapter import families
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.attach import attach, detach
-from llmdiff.adapter.base_encoder import encode_with_base
 from llmdiff.adapter.installation import install
-from llmdiff.adapter.layout import beside_base
 from llmdiff.adapter.processors import CrossAttentionBranch
 from llmdiff.language.score_groups import GroupedScores, encode_groups, sum_groups
 from llmdiff.rivals.conditioning import Conditioning, Stage
@@ -29,8 +26,6 @@ class AdapterConditioning(Conditioning):
     anything frozen with `encode`.
 
     `learn_gains=False`: the gains g (and k) stay as they are. `noise=False`: eps is 0 in training too.
-    `scale` and `keep_base_text` are `attach`'s, in training too; what reads the base's own text needs `base`, its
-    pipeline.
     `branches`: "pretrained" is the sum without its second term (a2 = 0), "new" without its first (a1 = 0).
     """
 
@@ -42,17 +37,12 @@ class AdapterConditioning(Conditioning):
         learn_gains: bool = True,
         noise: bool = True,
         branches: Branches = "both",
-        base: Any = None,
-        keep_base_text: bool = False,
-        scale: float = 1.0,
     ) -> None:
         self.adapter = adapter
         self.source = source
         self.source_id = source.id
         self.learn_gains = learn_gains
         self.noise = noise
-        self.base = base
-        self.mixture: dict[str, Any] = {"scale": scale, "keep_base_text": keep_base_text}
         self.modules: dict[str, nn.Module] = {"adapter": adapter}
         if isinstance(source, LearnedSource):
             self.modules["source"] = source
@@ -133,22 +123,13 @@ class AdapterConditioning(Conditioning):
 
     def installed(self, denoiser: nn.Module) -> AbstractContextManager[Any]:
         """Return the adapter's two-branch layers on the denoiser."""
-        return install(denoiser, self.adapter, **self.mixture)
-
-    def beside(self, states: Tensor, captions: Sequence[str]) -> Tensor:
-        """Return [phi(c) ; c ; the base's text states ; real] where the base's text is kept."""
-        if self.base is None:
-            return states
-        with torch.no_grad():
-            base = encode_with_base(self.base, families.family_of(self.base), list(captions))
-        return beside_base(states, base.states.to(states), base.mask)
+        return install(denoiser, self.adapter)
 
     @contextmanager
-    def attached(self, pipe: Any, scale: float | None = None) -> Iterator[Any]:
-        """Return a context where the pipeline draws with this adapter and source, at another `scale` if given."""
+    def attached(self, pipe: Any, scale: float = 1.0) -> Iterator[Any]:
+        """Return a context where the pipeline draws with this adapter and source; `scale` is that of `attach`."""
         self.train(False)
-        given = {} if scale is None else {"scale": scale}
-        attach(pipe, self.source, self.adapter, **(self.mixture | given))
+        attach(pipe, self.source, self.adapter, scale=scale)
         try:
             yield pipe
         finally:
