@@ -56,7 +56,7 @@ def measure(
     for module in ella.modules.values():
         module.to(device=options.device, dtype=dtype)
     within: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-        "llm": lambda: controller.attached(pipe),
+        "llm": lambda: controller.attached(pipe, 1.0),
         "ella": lambda: ella.attached(pipe),
     }
     acts = dict.fromkeys(("base", "llm", "ella"), act)
@@ -95,7 +95,7 @@ def compiled(
 ) -> Record:
     """Returns the record with the U-Net compiled: attached for all runs, then detached for all, as both recompile."""
     pipe.unet.compile()
-    with controller.attached(pipe):
+    with controller.attached(pipe, 1.0):
         ours = interleaved({"llm": act}, repeats=options.repeats, device=options.device, warm_up=3)["llm"]
     torch.compiler.reset()
     other = interleaved({"base": act}, repeats=options.repeats, device=options.device, warm_up=3)["base"]

@@ -70,7 +70,12 @@ class Inspection:
 
     def attention(self) -> str:
         maps = draw_with_maps(
-            self.controller, self.pipe, self.chosen.prompt, seed=self.chosen.seed, steps=self.chosen.steps
+            self.controller,
+            self.pipe,
+            self.chosen.prompt,
+            scale=1.0,
+            seed=self.chosen.seed,
+            steps=self.chosen.steps,
         )
         names = ("attention.json", "attention.png", "attention-steps.png")
         self._keep(lambda folder: save_maps(maps, folder), *names)

@@ -29,7 +29,9 @@ def draw(options: Any, *, attached: bool) -> None:
     if attached and options.quick:
         LLMController.create(load_llm(options), pipe).attach(pipe)
     elif attached:
-        LLMController.from_pretrained("openmoji", llm=load_llm(options), device=options.device).attach(pipe)
+        LLMController.from_pretrained("openmoji", llm=load_llm(options), device=options.device).attach(
+            pipe, 1.0
+        )
     pipe(PROMPTS[0], num_inference_steps=2 if options.quick else 20)
 
 

@@ -72,7 +72,7 @@ def compare(
         world,
         splits=chosen.splits.split(","),  # type: ignore[arg-type]
     )
-    base, llm = controller_systems(controller, steps=chosen.steps).values()
+    base, llm = controller_systems(controller, scale=1.0, steps=chosen.steps).values()
 
     told = Told(
         advice.closed.settings,

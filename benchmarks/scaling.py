@@ -37,7 +37,7 @@ def painter(options: Any) -> Callable[[list[str]], object]:
         LLMController.create(load_llm(options), pipe).attach(pipe)
     else:
         llm = load_llm(options)
-        LLMController.from_pretrained("openmoji", llm=llm, device=options.device).attach(pipe)
+        LLMController.from_pretrained("openmoji", llm=llm, device=options.device).attach(pipe, 1.0)
     steps = 1 if options.quick else options.steps
     return lambda prompts: pipe(prompts, num_inference_steps=steps)
 

@@ -92,7 +92,6 @@ def evaluate(
     """
     set_up(verbose)
     from llmdiff import loading
-    from llmdiff.adapter.attach import own_scale
     from llmdiff.evaluation.drawn import Shard
     from llmdiff.evaluation.report import evaluate_scenes
     from llmdiff.evaluation.tables import report_tables
@@ -139,7 +138,7 @@ def evaluate(
         seed=seed,
         settings={
             **drawing,
-            "scale": own_scale(controller.adapter) if scale is None else scale,
+            "scale": controller.scale if scale is None else scale,
             "llm": controller.llm.id,
             "base_model": controller.adapter.config.base_model_id,
             "adapter": adapter_digest(controller),

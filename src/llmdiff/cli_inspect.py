@@ -2,11 +2,11 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from llmdiff.cli_options import Adapter, Device, Guidance, Pipeline, Steps, Via, ViaAnswers, ViaModel
+from llmdiff.cli_options import Adapter, Device, Guidance, Pipeline, Scale, Steps, Via, ViaAnswers, ViaModel
 from llmdiff.cli_output import set_up
 from llmdiff.errors import PromptError
 from llmdiff.extras import check_extra
@@ -83,6 +83,7 @@ def attention(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the picture.")] = 0,
     steps: Steps = 20,
     guidance_scale: Guidance = 3.0,
+    scale: Scale = None,
     adapter: Adapter = "openmoji",
     pipeline: Pipeline = None,
     via: Via = None,
@@ -109,7 +110,8 @@ def attention(
         via_answers=via_answers,
     )
     controller, pipe = loading.load(models)
-    maps = draw_with_maps(controller, pipe, prompt, seed=seed, steps=steps, guidance_scale=guidance_scale)
+    drawing: dict[str, Any] = {"scale": scale, "seed": seed, "steps": steps, "guidance_scale": guidance_scale}
+    maps = draw_with_maps(controller, pipe, prompt, **drawing)
     for path in save_maps(maps, out):
         typer.echo(path)
 

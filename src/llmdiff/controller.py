@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 import torch
 
 from llmdiff.adapter.adapter import LLMDiffAdapter
-from llmdiff.adapter.attach import attach, check_fits, check_llm, detach
+from llmdiff.adapter.attach import attach, check_fits, check_llm, detach, own_scale
 from llmdiff.adapter.texts import encode_texts
 from llmdiff.base_pipeline import EMBEDDED_NAME, load_base_pipeline, packaged
 from llmdiff.card import adapter_card
@@ -219,6 +219,11 @@ class LLMController:
         pipe = load_base_pipeline(base, dtype=dtype)
         check_fits(pipe, self.adapter)
         return pipe.to(device)
+
+    @property
+    def scale(self) -> float:
+        """Return the scale that is drawn with where none is asked for: the adapter's own."""
+        return own_scale(self.adapter)
 
     def attach(
         self, pipe: Any, scale: float | None = None, *, keep_base_text: bool = False, weighted: bool = False

@@ -117,7 +117,7 @@ def compare(settings: DrawingSettings, models: Models, out: Path, *, weighted: b
         )
     with controller.attached(pipe, models.scale, weighted=weighted):
         ours = Panel(
-            title=f"LLM ({controller.llm.id})",
+            title=_named(controller, models),
             images=[draw(pipe, settings, seed) for seed in settings.seeds],
             captions=captions,
         )
@@ -183,6 +183,11 @@ def draw_together(
     return images
 
 
+def _named(controller: "LLMController", models: Models) -> str:
+    scale = controller.scale if models.scale is None else models.scale
+    return f"LLM ({controller.llm.id})" + ("" if scale == 1 else f", scale {scale:g}")
+
+
 def facts(
     settings: DrawingSettings,
     models: Models,
@@ -202,7 +207,7 @@ def facts(
         "llm": controller.llm.id,
         "adapter": models.adapter,
         "pipeline": models.pipeline or adapter.base_model_id,
-        "scale": adapter.scale if models.scale is None else models.scale,
+        "scale": controller.scale if models.scale is None else models.scale,
         "weighted": "yes" if weighted else None,
         "via": models.via_model,
         "via_answers": models.via_answers if models.via_answers > 1 else None,

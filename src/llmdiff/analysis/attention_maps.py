@@ -80,6 +80,7 @@ def draw_with_maps(
     pipe: Any,
     prompt: str,
     *,
+    scale: float | None = None,
     seed: int = 0,
     steps: int = 20,
     guidance_scale: float = 3.0,
@@ -87,12 +88,14 @@ def draw_with_maps(
 ) -> WordMaps:
     """The picture that a pipeline with nothing attached draws once the LLM is, and every word's maps.
 
+    `scale` is that of `attach`; the maps are of the LLM's words at any.
+
     Raises:
         UnsupportedPipelineError: its denoiser has no cross-attention (Stable Diffusion 3, Flux).
         ConfigError: attention slicing is on, which leaves nothing to look at.
         PromptError: the prompt has no words.
     """
-    with controller.attached(pipe), watching_words(controller, pipe, prompt) as watch:
+    with controller.attached(pipe, scale), watching_words(controller, pipe, prompt) as watch:
 
         def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             watch.next_step()

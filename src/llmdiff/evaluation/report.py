@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from llmdiff.adapter.attach import own_scale
 from llmdiff.errors import ConfigError
 from llmdiff.evaluation.drawn import (
     DRAWN_NAME,
@@ -97,7 +96,7 @@ def evaluate_scenes(
         "guidance_scale": guidance_scale,
         "suite_seed": seed,
         "device": device,
-        "scale": own_scale(controller.adapter) if scale is None else scale,
+        "scale": controller.scale if scale is None else scale,
         "llm": controller.llm.id,
         **_asked(controller),
         "base_model": controller.adapter.config.base_model_id,
