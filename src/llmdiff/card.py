@@ -40,6 +40,7 @@ def adapter_card(adapter: LLMDiffAdapter, *, repo_id: str, license: str | None =
         ("parameters", f"{parameters:,}"),
         ("text encoding", f"`{config.encoding}`, alone means `{config.lone}`"),
         ("template", f"`{config.template!r}`" if config.template else "none"),
+        ("scale, where none is asked for", f"{config.scale:g} (1: the LLM alone)"),
         ("longest prompt", f"{config.max_length} tokens"),
     ]
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows)
