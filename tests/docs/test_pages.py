@@ -20,7 +20,7 @@ from docs.calls import check_calls
 from docs.pages import KINDS, PAGES, ROOT, Block, blocks, commands, every_block
 from docs.shell import check_command, check_verb
 from llmdiff.controller import LLMController
-from llmdiff.evaluation.tables import report_tables
+from llmdiff.evaluation.tables import percent, report_tables
 from llmdiff.language.llm import DecoderLLM
 
 BLOCKS = every_block()
@@ -123,6 +123,17 @@ def test_figures_in_the_readme_are_those_recorded(path: Path) -> None:
     shown = (ROOT / "README.md").read_text()
     for line in report_tables(record, markdown=True).splitlines():
         assert line in shown
+
+
+def test_the_rivals_in_the_readme_are_those_recorded() -> None:
+    record = json.loads((ROOT / "docs" / "results" / "benchmark.json").read_text())
+    shown = (ROOT / "README.md").read_text()
+    for name, system in record["systems"].items():
+        splits = " | ".join(f"{100 * row['accuracy']:.0f}" for row in system["splits"].values())
+        known, found = percent(system["overall"]), system["metrics"]["siglip"]["mean"]
+        line = f"| `{name}` | {system['title']} | {known} | {splits} | {found:.3f} | {system['sets']['fid']:.1f} |"
+        assert line in shown
+    assert record["command"] in shown
 
 
 def in_page_folder(folder: Path) -> dict[str, str]:
