@@ -87,7 +87,10 @@ def attach(
     check_weighable(adapter, weighted=weighted)
     if (0 < scale < 1 or (keep_base_text and scale > 0)) and getattr(pipe, "text_encoder", None) is None:
         what = "keep_base_text=True" if keep_base_text else f"scale {scale}"
-        raise ConfigError(f"{what} needs the base's own text encoder, but pipe.text_encoder is None: load it")
+        raise ConfigError(
+            f"{what} needs the base's own text encoder, but pipe.text_encoder is None: load it, or attach with "
+            "scale=1.0 and keep_base_text=False, the LLM alone"
+        )
     installation = control = None
     if scale > 0:
         settings = {"scale": scale, "keep_base_text": keep_base_text}
