@@ -38,9 +38,9 @@ def inside_page(record: Record, path: Path) -> list[str]:
 
         lines += [comparison_tables(record), "", *(f"- {one}" for one in record["treatment"])]
     elif kind == "benchmark":
-        from llmdiff.benchmark.tables import benchmark_tables
+        from llmdiff.benchmark.tables import benchmark_tables, machine_of
 
-        lines += [benchmark_tables(record), f"Hardware: {_hardware(record)}."]
+        lines += [benchmark_tables(record), f"Hardware: {machine_of(record)}."]
     elif kind == "denoising":
         lines += list(_denoising_table(record))
     elif kind == "pointing":
@@ -144,12 +144,6 @@ def _by_verdict(gaps: Mapping[str, Record], above: str, below: str) -> str:
         verdict = above if gap["low"] > 0 else below if gap["high"] < 0 else "not decided"
         verdicts[verdict].append(f"{name} ({100 * gap['mean']:+.0f} points)")
     return "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in verdicts.items() if names)
-
-
-def _hardware(record: Record) -> str:
-    found = dict(record["hardware"])
-    cpus = f"{found.pop('cpus')} cores, {found.pop('machine')}"
-    return ", ".join([cpus, *(str(value) for key, value in found.items() if key == "gpu")])
 
 
 def _proxy_findings(record: Record) -> Iterator[str]:

@@ -107,6 +107,8 @@ def compare(settings: DrawingSettings, models: Models, out: Path, *, weighted: b
     """
     check_writable(out)
     controller, pipe = load(models)
+    made_with = facts(settings, models, controller, pipe, weighted=weighted)
+    scale = made_with["scale"]
     captions = [f"seed {seed}" for seed in settings.seeds]
     # At scale 0 the pipeline is the base, and weights are not text to it.
     with controller.attached(pipe, 0.0, weighted=weighted):
@@ -117,11 +119,10 @@ def compare(settings: DrawingSettings, models: Models, out: Path, *, weighted: b
         )
     with controller.attached(pipe, models.scale, weighted=weighted):
         ours = Panel(
-            title=_named(controller, models),
+            title=f"LLM ({controller.llm.id})" + ("" if scale == 1 else f", scale {scale:g}"),
             images=[draw(pipe, settings, seed) for seed in settings.seeds],
             captions=captions,
         )
-    made_with = facts(settings, models, controller, pipe, weighted=weighted)
     save_png(
         sheet(settings.prompt, [base, ours]), out, {**made_with, "seeds": ", ".join(map(str, settings.seeds))}
     )
@@ -181,11 +182,6 @@ def draw_together(
             f"not enough memory to draw ({first_line(error)}): choose a smaller height and width"
         ) from error
     return images
-
-
-def _named(controller: "LLMController", models: Models) -> str:
-    scale = controller.scale if models.scale is None else models.scale
-    return f"LLM ({controller.llm.id})" + ("" if scale == 1 else f", scale {scale:g}")
 
 
 def facts(

@@ -7,7 +7,7 @@ from typing import Any
 
 from llmdiff.benchmark.plots import accuracy_plot, curves_plot, picture_uri
 from llmdiff.benchmark.runs import Run
-from llmdiff.benchmark.tables import METRIC_NOTE, cost_rows, metric_rows
+from llmdiff.benchmark.tables import METRIC_NOTE, cost_rows, measured_rows
 from llmdiff.evaluation.tables import percent
 
 _CSP = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'"
@@ -91,7 +91,7 @@ def _parts(systems: Mapping[str, Any], ranked: Sequence[str]) -> str:
 
 
 def _metrics(report: Mapping[str, Any], ranked: Sequence[str]) -> list[str]:
-    rows = metric_rows(report, ranked)
+    rows = measured_rows(report, ranked)
     return ["<h2>Metrics</h2>", f"<p>{METRIC_NOTE}</p>", _table(rows, report["systems"])] if rows else []
 
 

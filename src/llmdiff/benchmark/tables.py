@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llmdiff.benchmark.summary import OURS
-from llmdiff.evaluation.tables import figure_text, percent
+from llmdiff.evaluation.tables import figure_text, metric_rows, percent
 
 _PARTS = ("things", "colours", "count", "size", "background")
 _RELATION = ("right", "swapped", "wrong")
@@ -41,7 +41,7 @@ def benchmark_tables(report: Mapping[str, Any]) -> str:
     rows = [[name, *_parts(systems[name])] for name in ranked]
     head = ["system", *_PARTS, *(f"relation {kind}" for kind in _RELATION)]
     lines += _table("Parts right, %, of the prompts that ask for them", head, rows)
-    measured = metric_rows(report, ranked)
+    measured = measured_rows(report, ranked)
     if measured:
         lines += [*_table("Metrics", measured[0], measured[1:]), "", METRIC_NOTE]
     head, *rows = cost_rows(systems, ranked)
@@ -55,9 +55,15 @@ def benchmark_tables(report: Mapping[str, Any]) -> str:
 
 def made_with(report: Mapping[str, Any]) -> str:
     """Return the command, the day and the machine that a report comes from, as one sentence."""
+    return f"Made with `{report['command']}` on {report['date'][:10]}, {machine_of(report)}."
+
+
+def machine_of(report: Mapping[str, Any]) -> str:
+    """Return in a few words what a report was made on."""
     machine = report["hardware"]
-    on = [f"{machine['cpus']} cores, {machine['machine']}", *([machine["gpu"]] if "gpu" in machine else [])]
-    return f"Made with `{report['command']}` on {report['date'][:10]}, {', '.join(on)}."
+    return ", ".join(
+        [f"{machine['cpus']} cores, {machine['machine']}", *([machine["gpu"]] if "gpu" in machine else [])]
+    )
 
 
 def _table(heading: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -75,22 +81,17 @@ def _parts(system: Mapping[str, Any]) -> list[str]:
     return shown + [f"{100 * relation[kind]:.1f}" if relation else "-" for kind in _RELATION]
 
 
-def metric_rows(report: Mapping[str, Any], ranked: Sequence[str]) -> list[list[str]]:
+def measured_rows(report: Mapping[str, Any], ranked: Sequence[str]) -> list[list[str]]:
     """Return a head and a row for every system: figures of every metric, and by how much ours is above; or nothing."""
-    systems: Mapping[str, Any] = report["systems"]
-    names = {name: None for system in systems.values() for name in system.get("metrics", {})}
-    sets = {name: None for system in systems.values() for name in system.get("sets", {})}
-    if not names and not sets:
+    systems = {name: report["systems"][name] for name in ranked}
+    rows = metric_rows(systems)
+    if not rows:
         return []
-    rows = [["system", *names, *sets, *(f"{OURS} - this, {name}" for name in names)]]
-    for name in ranked:
-        found, of_set, above = (
-            systems[name].get(key, {}) for key in ("metrics", "sets", "metrics_ours_above")
-        )
-        cells = [figure_text(found[one]) if one in found else "-" for one in names]
-        cells += [f"{of_set[one]:.4g}" if one in of_set else "-" for one in sets]
-        cells += [figure_text(above[one]) if one in above else "-" for one in names]
-        rows.append([name, *cells])
+    names = list(dict.fromkeys(name for system in systems.values() for name in system.get("metrics", {})))
+    rows[0] += [f"{OURS} - this, {name}" for name in names]
+    for row in rows[1:]:
+        above = systems[row[0]].get("metrics_ours_above", {})
+        row += [figure_text(above[name]) if name in above else "-" for name in names]
     return rows
 
 

@@ -39,16 +39,22 @@ def report_tables(report: Mapping[str, Any], *, markdown: bool = False) -> str:
 
 def metric_table(systems: Mapping[str, Any], markdown: bool) -> str | None:
     """What metrics measured, a column for each figure; None if nothing was measured."""
+    rows = metric_rows(systems)
+    return text_table([["metrics", *rows[0][1:]], *rows[1:]], markdown) if rows else None
+
+
+def metric_rows(systems: Mapping[str, Any]) -> list[list[str]]:
+    """A head and a row for every system, a column for each figure; nothing if nothing was measured."""
     names = {name: None for figures in systems.values() for name in figures.get("metrics", {})}
     sets = {name: None for figures in systems.values() for name in figures.get("sets", {})}
     if not names and not sets:
-        return None
-    rows = [["metrics", *names, *sets]]
+        return []
+    rows = [["system", *names, *sets]]
     for system, figures in systems.items():
         found, of_set = figures.get("metrics", {}), figures.get("sets", {})
         cells = [figure_text(found[name]) if name in found else "-" for name in names]
         rows.append([system, *cells, *(f"{of_set[name]:.4g}" if name in of_set else "-" for name in sets)])
-    return text_table(rows, markdown)
+    return rows
 
 
 def figure_text(figures: Mapping[str, float]) -> str:
