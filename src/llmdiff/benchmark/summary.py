@@ -77,10 +77,11 @@ def treatment(settings: BenchmarkSettings) -> list[str]:
         from_text = round(settings.text_steps * settings.search_steps / settings.steps)
         tried = f"{from_text} steps from captions and {settings.search_steps} on pictures"
     search = (
-        f"No learning rate was searched for: all use {rates}, which was found with our own adapter."
+        f"No learning rate was searched for: all use {rates}."
         if len(settings.learning_rates) == 1
-        else f"Each rival tried the learning rates {rates}, with {tried} each and the first seed; the lowest loss on "
-        "scenes that none is trained on decided. base-longer has the rate that the base was trained with."
+        else f"Each rival tried the learning rates {rates}, with {tried} each, as short a warm-up, and the "
+        "first seed; the lowest loss on scenes that none is trained on decided. base-longer has the rate that the base "
+        "was trained with."
     )
     first = (
         f"{settings.text_steps} steps from captions alone, where it learns what the base's own text encoder gives its "

@@ -186,6 +186,8 @@ class Trainings:
                 adapter_gain_steps=round(self.preset.adapter_gain_steps * share),
                 adapter_warm_steps=round(self.preset.adapter_warm_steps * share),
                 adapter_steps=round(self.preset.adapter_steps * share),
+                # As short a warm-up: what never leaves it would ask for the highest rate.
+                adapter_lr_warmup_steps=round(self.preset.adapter_lr_warmup_steps * share),
             )
             conditioning = create(name, self._parts(name, 0))
             folder = self.folder / name / "search" / f"lr-{rate}"

@@ -240,6 +240,7 @@ class _Stage:
         return LoopConfig(
             steps=steps,
             learning_rate=preset.adapter_lr * lr_share,
+            lr_warmup_steps=preset.adapter_lr_warmup_steps,
             seed=preset.seed,
             ema_horizon=ema_horizon,
             lr_schedule="cosine",

@@ -76,6 +76,7 @@ class Preset:
     adapter_batch: int = 48
     adapter_muon: bool = True
     adapter_lr: float = 1e-3
+    adapter_lr_warmup_steps: int = 100
     adapter_scalar_lr: float = 3e-3
 
     compile: bool = False
