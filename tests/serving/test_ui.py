@@ -20,6 +20,7 @@ from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from llmdiff.cli import app as command
+from llmdiff.controller import LLMController
 from llmdiff.errors import ConfigError
 from llmdiff.serving import ui_html
 from llmdiff.serving.picture_store import PictureStore
@@ -65,7 +66,7 @@ class Visitor:
 
     def draw(self, prompt: Any = "a red cat", **more: Any) -> list[str]:
         asked = {"negative_prompt": "", "seed": "5", "number": 1, "steps": 2, "guidance_scale": 4.0}
-        asked |= {"adapter": self.adapter, "llm": "", "pipeline": ""} | more
+        asked |= {"scale": 1.0, "adapter": self.adapter, "llm": "", "pipeline": ""} | more
         statuses = []
         for shown in self.drawer.draw(prompt, *asked.values(), self.kept):
             names = ("status", "sides", "gallery", "kept")
@@ -113,6 +114,22 @@ def test_base_and_llm_stand_side_by_side_and_in_the_gallery(visitor: Visitor) ->
     assert (visitor.pictures(visitor.sides)[0] == again[2]).all()
 
 
+def test_the_scale_mixes_base_and_llm(visitor: Visitor) -> None:
+    def drawn(scale: float) -> list[np.ndarray]:
+        visitor.draw(scale=scale)
+        assert {one.system: one.facts["scale"] for one in visitor.kept[:2]} == {
+            "llm": str(float(scale)),
+            "base": "0.0",
+        }
+        return [picture for side in visitor.sides.split("<section")[1:] for picture in visitor.pictures(side)]
+
+    base, at_zero = drawn(0.0)
+    mixed, alone = drawn(0.5)[1], drawn(1.0)[1]
+    assert (base == at_zero).all()
+    assert (mixed != base).any()
+    assert (mixed != alone).any()
+
+
 def test_without_a_seed_a_new_one_is_drawn(visitor: Visitor) -> None:
     for _ in range(2):
         visitor.draw(seed="  ")
@@ -145,6 +162,7 @@ def test_texts_from_outside_are_escaped(visitor: Visitor) -> None:
         ({"number": 9}, "number is 9, expected at most 8"),
         ({"number": 0}, "number is 0"),
         ({"steps": 151}, "steps is 151"),
+        ({"scale": 1.5}, "scale is 1.5, expected 0"),
         ({"adapter": "/nothing/here"}, "/nothing/here"),
     ],
 )
@@ -176,7 +194,17 @@ def test_the_page_says_what_it_can(page: Any, adapter: Path) -> None:
     for prompts in EXAMPLES.values():
         for prompt in prompts:
             assert prompt in unescape(reply.text)
-    for label in ("Prompt", "Negative prompt", "Seed", "Number", "Steps", "Guidance scale", "Adapter", "LLM"):
+    for label in (
+        "Prompt",
+        "Negative prompt",
+        "Seed",
+        "Number",
+        "Steps",
+        "Guidance scale",
+        "Scale of the LLM",
+        "Adapter",
+        "LLM",
+    ):
         assert f'"label":"{label}"' in reply.text
     config = json.loads(re.search(r"window\.gradio_config = (\{.*?\});</script>", reply.text)[1])
     assert config["analytics_enabled"] is False
@@ -223,7 +251,7 @@ def test_nothing_else_is_served(page: Any, path: str) -> None:
 def order(http: TestClient, data: list[Any]) -> dict[str, Any]:
     """The body of an order to draw that does not come from the page."""
     config = json.loads(re.search(r"window\.gradio_config = (\{.*?\});</script>", http.get("/").text)[1])
-    draw = next(one for one in config["dependencies"] if len(one["inputs"]) == 10)
+    draw = next(one for one in config["dependencies"] if len(one["inputs"]) == 11)
     return {"data": data, "fn_index": draw["id"], "session_hash": "s", "trigger_id": draw["targets"][0][0]}
 
 
@@ -241,7 +269,7 @@ def join(http: TestClient, data: list[Any]) -> Any:
 
 def test_nobody_gets_past_the_queue(page: Any, adapter: Path) -> None:
     http = page()
-    body = order(http, ["a cat", "", "5", 1, 1, 4, str(adapter), "", "", None])
+    body = order(http, ["a cat", "", "5", 1, 1, 4, 1, str(adapter), "", "", None])
     for name in ("predict", "draw", "load_example"):
         reply = http.post(f"/gradio_api/run/{name}", json=body)
         assert reply.status_code == 404
@@ -250,12 +278,39 @@ def test_nobody_gets_past_the_queue(page: Any, adapter: Path) -> None:
 
 def test_what_is_not_offered_cannot_be_chosen(page: Any, adapter: Path) -> None:
     http = page()
-    good = ["a cat", "", "5", 1, 1, 4, str(adapter), "", "", None]
+    good = ["a cat", "", "5", 1, 1, 4, 1, str(adapter), "", "", None]
     assert join(http, good)["success"]
-    for place, value in ((6, str(adapter.parent)), (7, str(adapter.parent / "llm")), (8, "/etc"), (4, 10**6)):
+    for place, value in (
+        (7, str(adapter.parent)),
+        (8, str(adapter.parent / "llm")),
+        (9, "/etc"),
+        (4, 10**6),
+        (6, 2),
+    ):
         answer = join(http, [*good[:place], value, *good[place + 1 :]])
         assert not answer["success"]
         assert "Traceback" not in json.dumps(answer)
+
+
+def test_another_adapter_brings_its_own_scale(page: Any, adapter: Path, tmp_path: Path) -> None:
+    other = tmp_path / "mixed"
+    controller = LLMController.from_pretrained(str(adapter))
+    controller.adapter.register_to_config(scale=0.6)
+    controller.save_pretrained(other)
+    http = page(adapters=(str(adapter), str(other)))
+    config = json.loads(re.search(r"window\.gradio_config = (\{.*?\});</script>", http.get("/").text)[1])
+    slider = next(one for one in config["components"] if one["props"].get("elem_id") == "scale")
+    assert slider["props"]["value"] == 1.0
+    chosen = next(one for one in config["dependencies"] if one["outputs"] == [slider["id"]])
+
+    def choose(name: str) -> Any:
+        body = {"data": [name], "fn_index": chosen["id"], "session_hash": "s"}
+        return http.post("/gradio_api/run/predict", json=body)
+
+    assert choose(str(other)).json()["data"] == [0.6]
+    refused = choose(str(adapter.parent))
+    assert refused.status_code >= 400
+    assert "Traceback" not in refused.text
 
 
 def test_malformed_and_oversized_requests(page: Any) -> None:

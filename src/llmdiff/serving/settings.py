@@ -101,12 +101,20 @@ class UiSettings:
         """The models that are chosen at first."""
         return self.models(self.adapters[0])
 
-    def models(self, adapter: str, *, llm: str | None = None, pipeline: str | None = None) -> Models:
+    def models(
+        self,
+        adapter: str,
+        *,
+        llm: str | None = None,
+        pipeline: str | None = None,
+        scale: float | None = None,
+    ) -> Models:
         """Return the models of a choice."""
         return Models(
             adapter=adapter,
             llm=llm,
             pipeline=pipeline,
+            scale=scale,
             device=self.device,
             via=self.via,
             via_model=self.via_model,

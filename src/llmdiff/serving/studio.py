@@ -119,13 +119,14 @@ class Studio:
         self._thread.shutdown(cancel_futures=True)
 
     def _models(self, models: Models, tell: Callable[[Event], None]) -> tuple["LLMController", Any]:
-        if self._loaded is None or self._loaded[0] != models:
+        wanted = replace(models, scale=None)  # the same models at every scale
+        if self._loaded is None or self._loaded[0] != wanted:
             # The old ones go first: there may not be memory for both.
             self._loaded = None
             tell(Loading(models=models))
             controller, pipe = load(models)
             pipe.set_progress_bar_config(disable=True)
-            self._loaded = (models, controller, pipe)
+            self._loaded = (wanted, controller, pipe)
         return self._loaded[1:]
 
     def _draw(

@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.responses import Response
 
+from llmdiff.loading import scale_of
 from llmdiff.serving import ui_html
 from llmdiff.serving.errors import ApiError, install_error_handlers
 from llmdiff.serving.picture_store import PictureStore
@@ -134,6 +135,16 @@ def _settings_inputs(gr: Any, settings: UiSettings) -> list[Any]:
         )
         steps = gr.Slider(1, settings.max_steps, 20, step=1, label="Steps", min_width=200, elem_id="steps")
         guidance = gr.Slider(0, 20, 3, step=0.1, label="Guidance scale", min_width=200)
+        scale = gr.Slider(
+            0,
+            1,
+            scale_of(settings.first_models),
+            step=0.05,
+            label="Scale of the LLM",
+            info="0: the base alone, 1: the LLM alone.",
+            min_width=200,
+            elem_id="scale",
+        )
     choices = len(settings.adapters + settings.llms + settings.pipelines)
     with gr.Accordion("Models", open=choices > 1), gr.Row():
         adapter = gr.Dropdown(list(settings.adapters), value=settings.adapters[0], label="Adapter")
@@ -141,7 +152,10 @@ def _settings_inputs(gr: Any, settings: UiSettings) -> list[Any]:
             gr.Dropdown([(_OWN, ""), *((name, name) for name in names)], value="", label=label)
             for label, names in (("LLM", settings.llms), ("Pipeline", settings.pipelines))
         )
-    return [seed, number, steps, guidance, adapter, llm, pipeline]
+    adapter.change(
+        lambda name: scale_of(settings.models(name)), adapter, scale, api_visibility="private", queue=False
+    )
+    return [seed, number, steps, guidance, scale, adapter, llm, pipeline]
 
 
 def _queue_words(queue_size: int) -> str:
