@@ -219,14 +219,18 @@ def test_half_an_address_is_refused(run: Llmdiff, tmp_path: Path) -> None:
     )
 
 
-def test_compare_shows_base_and_llm_from_the_same_seeds(run: Llmdiff, tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", [1, 0.5])
+def test_compare_shows_base_and_llm_from_the_same_seeds(run: Llmdiff, tmp_path: Path, asked: float) -> None:
     out, alone = tmp_path / "both.png", tmp_path / "alone.png"
-    result = run("compare", "a cat", "--out", out, "--steps", 1, "--seed", 5, "--number", 2)
+    more = ("--scale", asked) if asked != 1 else ()  # without one, the adapter's own
+    result = run("compare", "a cat", "--out", out, "--steps", 1, "--seed", 5, "--number", 2, *more)
     assert result.exit_code == 0, result.output
     assert result.stdout == f"{out}\n"
-    assert read_metadata(out).items() >= {"prompt": "a cat", "seeds": "5, 6"}.items()
+    assert (
+        read_metadata(out).items() >= {"prompt": "a cat", "seeds": "5, 6", "scale": str(float(asked))}.items()
+    )
     sheet = pixels(out)
-    for scale in (0, 1):
+    for scale in (0, asked):
         run("generate", "a cat", "--out", alone, "--steps", 1, "--seed", 6, "--scale", scale)
         tile = pixels(alone)
         factor = -(-192 // tile.shape[0])

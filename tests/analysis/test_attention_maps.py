@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from llmdiff.adapter.cross import TwoBranchAttention
@@ -133,6 +135,7 @@ def test_slicing_and_prompts_without_words_are_refused_and_nothing_stays_attache
 def test_files_and_command(controller, sd_pipe, tmp_path):
     maps = draw_with_maps(controller, sd_pipe, PROMPT, steps=2, side=8)
     save_maps(maps, tmp_path / "maps")
+    mixed = draw_with_maps(controller, sd_pipe, PROMPT, steps=2, scale=0.5).picture
     record = json.loads((tmp_path / "maps" / "attention.json").read_text())
     assert record["words"] == [word.text for word in maps.words]
     assert torch.allclose(torch.tensor(record["both"]), maps.summed(), atol=1e-5)
@@ -148,3 +151,8 @@ def test_files_and_command(controller, sd_pipe, tmp_path):
     assert result.exit_code == 0, result.output
     names = ["attention-steps.png", "attention.json", "attention.png", "picture.png"]
     assert sorted(path.name for path in out.iterdir()) == names
+    half = tmp_path / "half"
+    result = CliRunner().invoke(app, [*arguments, "--out", str(half), "--device", "cpu", "--scale", "0.5"])
+    assert result.exit_code == 0, result.output
+    assert (np.asarray(Image.open(half / "picture.png")) == np.asarray(mixed)).all()
+    assert (np.asarray(Image.open(out / "picture.png")) != np.asarray(mixed)).any()
