@@ -75,7 +75,7 @@ class Preset:
     adapter_lr_share_after_text: float = 0.3
     adapter_batch: int = 48
     adapter_muon: bool = True
-    adapter_lr: float = 1e-3
+    adapter_lr: float = 1e-3  # at 4,000 steps three times as much draws no better
     adapter_lr_warmup_steps: int = 100
     adapter_scalar_lr: float = 3e-3
 
