@@ -31,7 +31,8 @@ class Models:
     prompt; with `via_answers` above 1 as often, and the encodings that the prompt has beside each answer are averaged.
 
     Raises:
-        ConfigError: a dtype that is none of these, only one of `via` and `via_model`, or no answers.
+        ConfigError: a scale outside 0 to 1, a dtype that is none of these, only one of `via` and `via_model`, or no
+            answers.
     """
 
     adapter: str = "openmoji"
@@ -46,6 +47,8 @@ class Models:
     via_answers: int = 1
 
     def __post_init__(self) -> None:
+        if self.scale is not None and not 0 <= self.scale <= 1:
+            raise ConfigError(f"scale is {self.scale:g}, expected 0 (the base alone) to 1 (the LLM alone)")
         if (self.via is None) != (self.via_model is None):
             raise ConfigError(
                 f"via is {self.via!r} and via_model {self.via_model!r}, expected both or none: give the address of a "

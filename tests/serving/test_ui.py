@@ -86,6 +86,11 @@ def visitor(studio: Studio, adapter: Path) -> Visitor:
     return Visitor(studio, adapter)
 
 
+def gradio_config(page: str) -> Any:
+    """What the page tells the browser of its components."""
+    return json.loads(re.search(r"window\.gradio_config = (\{.*?\});</script>", page)[1])
+
+
 def test_base_and_llm_stand_side_by_side_and_in_the_gallery(visitor: Visitor) -> None:
     statuses = visitor.draw(number=2)
     assert any("step 1 of 2" in status or "step 2 of 2" in status for status in statuses)
@@ -206,7 +211,7 @@ def test_the_page_says_what_it_can(page: Any, adapter: Path) -> None:
         "LLM",
     ):
         assert f'"label":"{label}"' in reply.text
-    config = json.loads(re.search(r"window\.gradio_config = (\{.*?\});</script>", reply.text)[1])
+    config = gradio_config(reply.text)
     assert config["analytics_enabled"] is False
     assert "frame-ancestors 'none'" in reply.headers["content-security-policy"]
     assert reply.headers["x-frame-options"] == "DENY"
@@ -250,7 +255,7 @@ def test_nothing_else_is_served(page: Any, path: str) -> None:
 
 def order(http: TestClient, data: list[Any]) -> dict[str, Any]:
     """The body of an order to draw that does not come from the page."""
-    config = json.loads(re.search(r"window\.gradio_config = (\{.*?\});</script>", http.get("/").text)[1])
+    config = gradio_config(http.get("/").text)
     draw = next(one for one in config["dependencies"] if len(one["inputs"]) == 11)
     return {"data": data, "fn_index": draw["id"], "session_hash": "s", "trigger_id": draw["targets"][0][0]}
 
@@ -298,7 +303,7 @@ def test_another_adapter_brings_its_own_scale(page: Any, adapter: Path, tmp_path
     controller.adapter.register_to_config(scale=0.6)
     controller.save_pretrained(other)
     http = page(adapters=(str(adapter), str(other)))
-    config = json.loads(re.search(r"window\.gradio_config = (\{.*?\});</script>", http.get("/").text)[1])
+    config = gradio_config(http.get("/").text)
     slider = next(one for one in config["components"] if one["props"].get("elem_id") == "scale")
     assert slider["props"]["value"] == 1.0
     chosen = next(one for one in config["dependencies"] if one["outputs"] == [slider["id"]])

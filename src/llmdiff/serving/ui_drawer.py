@@ -55,9 +55,7 @@ class Drawer:
         """Return what to show, again and again: the status, the two sides, the gallery, what it holds."""
         try:
             order = self._order(prompt, negative_prompt, seed, number, steps, guidance_scale)
-            models = self._settings.models(
-                adapter, llm=llm or None, pipeline=pipeline or None, scale=_scale(scale)
-            )
+            models = self._settings.models(adapter, llm=llm or None, pipeline=pipeline or None, scale=scale)
             yield from self._shown(order, models, [one for one in kept if self._is_kept(one)])
         except LLMDiffError as error:
             yield _change(ui_html.error(str(error)))
@@ -143,12 +141,6 @@ def _change(status: str, sides: str | None = None) -> tuple[Any, Any, Any, Any]:
     """Return a change of the status, and of the sides if given; the rest stays as it is."""
     skip = gradio().skip
     return status, skip() if sides is None else sides, skip(), skip()
-
-
-def _scale(given: float) -> float:
-    if not 0 <= given <= 1:
-        raise ConfigError(f"scale is {given:g}, expected 0 (the base alone) to 1 (the LLM alone)")
-    return given
 
 
 def _seed(given: str) -> int:
