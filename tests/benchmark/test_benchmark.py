@@ -261,6 +261,9 @@ def test_each_rival_takes_the_best_of_the_same_learning_rates(built, tmp_path):
         assert set(losses) == {"0.001", "1e-09"}
         assert losses["0.001"] != losses["1e-09"]
         assert report["systems"][name]["learning_rate"] == float(min(losses, key=losses.get))
+        # Half the steps, half the warm-up of 100: the first step has a fiftieth of the rate.
+        log = read_log(tmp_path / "runs" / name / "search" / "lr-0.001" / "main" / "log.jsonl")
+        assert log[0]["learning_rate"] == pytest.approx(1e-3 / 50)
     assert any("0.001, 1e-09" in line for line in report["treatment"])
 
 

@@ -72,7 +72,7 @@ def test_models_are_loaded_once_and_again_when_others_are_chosen(studio: Studio,
     studio.load(own)
     loads = [
         sum(isinstance(event, Loading) for event in studio.draw(order, models))
-        for models in (own, own, named, named, own)
+        for models in (own, replace(own, scale=0.5), named, named, own)
     ]
     assert loads == [0, 0, 1, 0, 1]
 
