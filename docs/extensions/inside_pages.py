@@ -134,7 +134,7 @@ def _benchmark_findings(record: Record) -> Iterator[str]:
         if gaps is None:
             continue
         said = _by_verdict({part.replace("_", " "): gap for part, gap in gaps.items()}, "better", "worse")
-        yield f"- guided against {name} ({system['title']}): {said}"
+        yield f"- {record['ours']} against {name} ({system['title']}): {said}"
 
 
 def _by_verdict(gaps: Mapping[str, Record], above: str, below: str) -> str:

@@ -39,6 +39,7 @@ def adapter_card(adapter: LLMDiffAdapter, *, repo_id: str, license: str | None =
         ("layers with a second branch", str(len(adapter.branches))),
         ("parameters", f"{parameters:,}"),
         ("text encoding", f"`{config.encoding}`, alone means `{config.lone}`"),
+        ("refiner", _refiner(adapter)),
         ("template", f"`{config.template!r}`" if config.template else "none"),
         ("scale, where none is asked for", f"{config.scale:g} (1: the LLM alone)"),
         ("longest prompt", f"{config.max_length} tokens"),
@@ -114,6 +115,13 @@ def _local_note(config: Any) -> str:
         "base": "Its base pipeline is not at the Hub: load it yourself and pass it to `controller.attached`.",
     }
     return "\n" + " ".join(notes[what] for what in local) + "\n"
+
+
+def _refiner(adapter: LLMDiffAdapter) -> str:
+    if adapter.refiner is None:
+        return "none: the paper's form"
+    config: Any = adapter.config
+    return f"{config.refiner_layers} layers of width {adapter.refiner.to_inside.out_features}"
 
 
 def _cell(text: str) -> str:

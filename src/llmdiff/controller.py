@@ -9,6 +9,7 @@ import torch
 
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.attach import attach, check_fits, check_llm, detach, own_scale
+from llmdiff.adapter.refiner import LAYERS
 from llmdiff.adapter.texts import encode_texts
 from llmdiff.base_pipeline import EMBEDDED_NAME, load_base_pipeline, packaged
 from llmdiff.card import adapter_card
@@ -136,14 +137,17 @@ class LLMController:
         template: str | None = None,
         max_length: int = 512,
         clip: float = 3.0,
+        refiner_layers: int = LAYERS,
+        refiner_width: int | None = None,
         base_model_id: str | None = None,
         calibration_prompts: Sequence[str] = _CALIBRATION_PROMPTS,
     ) -> Self:
         """Return a controller with a fresh, untrained adapter for this LLM and this pipeline.
 
         `calibration_prompts` set the scales of the LLM's blocks, see `ContextEncoding`; captions like those
-        of the training are best. `base_model_id` (default: where the pipeline was loaded from) is what
-        `load_pipeline` loads.
+        of the training are best. `refiner_layers=0` is the paper's adapter, without a `TokenRefiner`; where its
+        width is not given, it is that of the narrower side, at most 1,024. `base_model_id` (default: where the
+        pipeline was loaded from) is what `load_pipeline` loads.
 
         Raises:
             UnsupportedLLMError: `llm` is no `DecoderLLM`.
@@ -163,6 +167,8 @@ class LLMController:
             template=template,
             max_length=max_length,
             clip=clip,
+            refiner_layers=refiner_layers,
+            refiner_width=refiner_width,
             base_model_id=base_model_id,
         )
         if adapter.context is not None:

@@ -14,10 +14,12 @@ def build_adapter(pipe: Any, llm: Any, **more: Any) -> LLMDiffAdapter:
         pipe, llm_id=llm.id, hidden_size=llm.hidden_size, num_blocks=llm.num_blocks, **more
     )
     with torch.no_grad():
-        # Loud gates, so that a leak or a lost branch shows in the pixels.
+        # Loud gates and a refiner that does something, so that a leak or a lost part shows in the pixels.
         for name, parameter in made.named_parameters():
             if name.endswith((".a1", ".a2")):
                 parameter.fill_(1.5)
+            elif name == "refiner.to_outside.weight":
+                parameter.normal_(std=0.3)
     return made.eval()
 
 

@@ -51,6 +51,7 @@ def encoding(*lengths: int, tokens: int, width: int = 16) -> TextEncoding:
 
 
 def test_condition_is_phi_beside_the_normalised_states(adapter: LLMDiffAdapter) -> None:
+    adapter.refiner = None  # which has its own test
     given = encoding(4, 2, tokens=5)
     states, pooled = adapter.condition(given)
     c = given.states[1, 1]

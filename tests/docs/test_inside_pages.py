@@ -149,6 +149,7 @@ def test_a_benchmark_says_where_ours_is_better_and_where_worse(tmp_path: Path) -
     above = {"held_out": gap(0.2), "overall": gap(0.0), "seen": gap(-0.1)}
     record = {
         "systems": {"guided": system(), "last-hidden": system(ours_above=above)},
+        "ours": "guided",
         "suite": {"splits": {"seen": "as trained"}, "prompts": 6},
         "settings": {"seeds": 3},
         "treatment": ["all alike"],

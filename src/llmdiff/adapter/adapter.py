@@ -10,8 +10,9 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from llmdiff.adapter import families, layers
-from llmdiff.adapter.base_encoder import encode_with_base, has_text_encoder
 from llmdiff.adapter.processors import CrossAttentionBranch
+from llmdiff.adapter.refiner import LAYERS, TokenRefiner, inside_width
+from llmdiff.adapter.starting import start_like_base
 from llmdiff.adapter.storage import load_adapter_files, save_adapter_files
 from llmdiff.errors import AdapterMismatchError, ConfigError
 from llmdiff.language.blocks import LONES, Lone
@@ -30,11 +31,13 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
     Modules:
         context: the weighted sum over the LLM's blocks; None when the states come from something else.
         norm, phi: c => norm(c) => phi(norm(c)), of the width that the denoiser expects.
+        refiner: norm(c) => what all the rest reads in its place; None with `refiner_layers=0`, the paper's form.
         pooled: the last real token of norm(c) => the pooled vector; None where the denoiser wants none.
         branches: the new half of every attention layer that reads text, in `cross_attention`'s order.
 
-    `scale` is the one that the adapter draws best with, which `attach` takes where it is given none: from above 0
-    to 1, see there.
+    `refiner_layers` and `refiner_width` are those of `TokenRefiner`; 0 layers, no refiner, is what an adapter has
+    whose config.json does not say. `scale` is the one that the adapter draws best with, which
+    `attach` takes where it is given none: from above 0 to 1, see there.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -62,6 +65,8 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         max_length: int = 512,
         clip: float = 3.0,
         scale: float = 1.0,
+        refiner_layers: int = 0,
+        refiner_width: int | None = None,
     ) -> None:
         super().__init__()
         _check_choice("family", family, [row.name for row in families.FAMILIES])
@@ -90,6 +95,12 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
                 clip=clip,
             )
         self.norm = nn.LayerNorm(hidden_size)
+        _check_size("refiner_layers", refiner_layers, 0)
+        self.refiner: TokenRefiner | None = None
+        if refiner_layers:
+            width = inside_width(hidden_size, text_width) if refiner_width is None else refiner_width
+            _check_size("refiner_width", width, 1)
+            self.refiner = TokenRefiner(hidden_size, layers=refiner_layers, width=width)
         self.phi = nn.Linear(hidden_size, text_width)
         self.pooled = None if pooled_width is None else nn.Linear(hidden_size, pooled_width)
         # A dot separates modules in a state dict, so layer names carry underscores here.
@@ -125,6 +136,8 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         states = encoding.states.clone() if encoding.states.is_inference() else encoding.states
         states = self.norm(states.to(device=weight.device, dtype=weight.dtype))
         mask = encoding.token_mask.to(weight.device)
+        if self.refiner is not None:
+            states = self.refiner(states, mask)
         # Masked after the projections: LayerNorm's and phi's biases would fill padding rows.
         both = torch.cat([self.phi(states), states], dim=-1).masked_fill(~mask[..., None], 0)
         if self.pooled is None:
@@ -147,6 +160,8 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         max_length: int = 512,
         clip: float = 3.0,
         scale: float = 1.0,
+        refiner_layers: int = LAYERS,
+        refiner_width: int | None = None,
         base_model_id: str | None = None,
         sample_prompts: Sequence[str] = _SAMPLE_PROMPTS,
     ) -> Self:
@@ -154,7 +169,8 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
 
         New query and output projections start as copies of the pretrained ones. phi, keys and values are
         random, with the size that the base's own text encoder gives to text states, keys and values for
-        `sample_prompts` (size 1 where the pipeline has no text encoder). Gates start at a = 1, b = 0.
+        `sample_prompts` (size 1 where the pipeline has no text encoder). Gates start at a = 1, b = 0. The refiner
+        changes nothing at the start; `refiner_layers=0` leaves it out, as the paper has it.
 
         Raises:
             UnsupportedPipelineError: the pipeline belongs to no known family.
@@ -178,33 +194,13 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
             max_length=max_length,
             clip=clip,
             scale=scale,
+            refiner_layers=refiner_layers,
+            refiner_width=refiner_width,
         )
-        adapter._start_like(pipe, family, denoiser, sample_prompts)
+        start_like_base(adapter, pipe, family, denoiser, sample_prompts)
         for module in adapter.children():
             module.to(next(denoiser.parameters()).device)
         return adapter
-
-    @torch.no_grad()
-    def _start_like(
-        self, pipe: Any, family: families.Family, denoiser: nn.Module, prompts: Sequence[str]
-    ) -> None:
-        states, pooled = _base_text(pipe, family, prompts)
-        # norm(c) has an rms of 1 per token, so weights of std s give an output of rms s * sqrt(D).
-        one_unit = self.norm.normalized_shape[0] ** -0.5
-        _fill(self.phi, one_unit * _rms(states))
-        if self.pooled is not None:
-            _fill(self.pooled, one_unit * _rms(pooled))
-        inside = None if states is None else layers.states_at_layers(denoiser, family, states)
-        for name, layer in layers.text_layers(denoiser).items():
-            attn: Any = layer
-            branch = self.branch(name)
-            for own, pretrained in ((branch.to_q, attn.to_q), (branch.to_out, attn.to_out[0])):
-                own.weight.copy_(pretrained.weight)
-                if own.bias is not None:
-                    own.bias.copy_(pretrained.bias)
-            key, value = (None, None) if inside is None else layers.text_keys_values(attn, inside)
-            _fill(branch.to_k, one_unit * _rms(key))
-            _fill(branch.to_v, one_unit * _rms(value))
 
     def save_pretrained(  # type: ignore[override, unused-ignore]
         self, save_directory: str | Path, *, dtype: torch.dtype | None = None, card: str | None = None
@@ -268,24 +264,3 @@ def _check_choice(name: str, value: Any, choices: list[Any]) -> None:
 def _check_size(name: str, value: Any, least: int) -> None:
     if not isinstance(value, int) or value < least:
         raise ConfigError(f"{name} is {value!r}, expected a whole number of at least {least}")
-
-
-def _base_text(
-    pipe: Any, family: families.Family, prompts: Sequence[str]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return the base's own text states (1, T, W), padding left out, and pooled vectors; None without them."""
-    if not has_text_encoder(pipe):
-        return None, None
-    texts = encode_with_base(pipe, family, prompts)
-    real = torch.ones(texts.states.shape[:2]) if texts.mask is None else texts.mask
-    return texts.states[real.bool().to(texts.states.device)][None], texts.pooled
-
-
-def _rms(states: Tensor | None) -> float:
-    return 1.0 if states is None else float(states.float().square().mean().sqrt())
-
-
-def _fill(layer: nn.Linear, std: float) -> None:
-    nn.init.normal_(layer.weight, std=std)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)

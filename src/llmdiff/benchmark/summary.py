@@ -20,7 +20,8 @@ from llmdiff.provenance import versions
 
 _SEEN = "seen"
 _RELATIONS = ("right", "swapped", "wrong")
-OURS = "guided"
+# Ours in a report, which all others are held against: the first of these that it has.
+_OURS = ("refined", "guided")
 
 
 def summarise_runs(
@@ -32,15 +33,17 @@ def summarise_runs(
     systems = {name: _system(found) for name, found in by_name.items()}
     right = {name: exact_by_prompt(found) for name, found in by_name.items()}
     values = {name: values_by_prompt(found) for name, found in by_name.items()}
+    ours = next((name for name in _OURS if name in right), None)
     for name, system in systems.items():
         if name != BASE and BASE in right:
             system["differences_to_base"] = differences(right[name], right[BASE])
-        if name != OURS and OURS in right:
-            system["ours_above"] = differences(right[OURS], right[name])
-            system["metrics_ours_above"] = metric_differences(values[OURS], values[name])
+        if ours is not None and name != ours:
+            system["ours_above"] = differences(right[ours], right[name])
+            system["metrics_ours_above"] = metric_differences(values[ours], values[name])
     first = runs[0].report
     return {
         "systems": systems,
+        "ours": ours,
         "suite": first["suite"],
         "checker": first["checker"],
         "metrics": {name: model for run in runs for name, model in run.measured.models.items()},

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from llmdiff.benchmark.summary import OURS
 from llmdiff.evaluation.tables import figure_text, metric_rows, percent
 
 _PARTS = ("things", "colours", "count", "size", "background")
@@ -28,7 +27,10 @@ def benchmark_tables(report: Mapping[str, Any]) -> str:
     lines += _table(heading, ["system", "held out", "all", *splits], rows)
     parts = ("held_out", "overall", *splits)
     for key, heading in (
-        ("ours_above", f"{OURS} above the others: points, same prompts, 95 % intervals over prompts"),
+        (
+            "ours_above",
+            f"{report['ours']} above the others: points, same prompts, 95 % intervals over prompts",
+        ),
         ("differences_to_base", "Points above the base, same prompts, 95 % intervals over prompts"),
     ):
         rows = [
@@ -88,7 +90,7 @@ def measured_rows(report: Mapping[str, Any], ranked: Sequence[str]) -> list[list
     if not rows:
         return []
     names = list(dict.fromkeys(name for system in systems.values() for name in system.get("metrics", {})))
-    rows[0] += [f"{OURS} - this, {name}" for name in names]
+    rows[0] += [f"{report['ours']} - this, {name}" for name in names]
     for row in rows[1:]:
         above = systems[row[0]].get("metrics_ours_above", {})
         row += [figure_text(above[name]) if name in above else "-" for name in names]

@@ -45,6 +45,7 @@ def create_adapter(
         lone=preset.adapter_lone,
         template=preset.adapter_template,
         scale=preset.adapter_scale,
+        refiner_layers=preset.adapter_refiner_layers,
         base_model_id="openmoji",
         sample_prompts=captions[:16],
     )

@@ -67,6 +67,7 @@ class Preset:
     adapter_lone: Literal["token", "token+bos", "vocabulary"] = "token+bos"
     adapter_template: str | None = SIMPLE_WORDS
     adapter_scale: float = 1.0
+    adapter_refiner_layers: int = 4
     adapter_wording: Wording = "reworded"
     adapter_captions: int = 24_000
     adapter_gain_steps: int = 400

@@ -9,6 +9,7 @@ from torch import nn
 
 from llmdiff.adapter import families, layers
 from llmdiff.adapter.adapter import LLMDiffAdapter
+from llmdiff.adapter.refiner import LAYERS
 from llmdiff.errors import ConfigError
 from llmdiff.language.blocks import Lone
 from llmdiff.language.llm import DecoderLLM
@@ -108,23 +109,25 @@ def _adapter(parts: Parts, source: Any, **context: Any) -> LLMDiffAdapter:
     return adapter
 
 
-def _reads(make_source: Callable[[Parts], Any]) -> Make:
+def _reads(make_source: Callable[[Parts], Any], *, refiner_layers: int = 0) -> Make:
     """The library's adapter on the states of a source."""
 
     def make(parts: Parts) -> Conditioning:
         source = make_source(parts)
         if isinstance(source, LearnedSource) and parts.captions:
             source.calibrate(parts.captions)
-        return AdapterConditioning(_adapter(parts, source), source)
+        return AdapterConditioning(_adapter(parts, source, refiner_layers=refiner_layers), source)
 
     return make
 
 
-def _reads_llm(source: Callable[..., Any]) -> Make:
-    return _reads(lambda parts: source(parts.llm, template=parts.template))
+def _reads_llm(source: Callable[..., Any], *, refiner_layers: int = 0) -> Make:
+    return _reads(lambda parts: source(parts.llm, template=parts.template), refiner_layers=refiner_layers)
 
 
-def _ours(encoding: Literal["guided", "paper"], *, lone: Lone | None = None, **removed: Any) -> Make:
+def _ours(
+    encoding: Literal["guided", "paper"], *, lone: Lone | None = None, refiner_layers: int = 0, **removed: Any
+) -> Make:
     def make(parts: Parts) -> Conditioning:
         llm = parts.llm
         assert llm is not None
@@ -135,6 +138,7 @@ def _ours(encoding: Literal["guided", "paper"], *, lone: Lone | None = None, **r
             encoding=encoding,
             lone=lone or parts.lone,
             template=parts.template,
+            refiner_layers=refiner_layers,
         )
         if adapter.context is not None and parts.captions:
             adapter.context.calibrate(llm, parts.captions)
@@ -187,10 +191,16 @@ def _rows() -> list[Rival]:
     def row(name: str, title: str, group: Group, needs: Any, make: Make) -> Rival:
         return Rival(name=name, title=title, group=group, needs=needs, make=make)
 
-    base = _reads(lambda parts: BaseTextStates(parts.pipe.tokenizer, parts.pipe.text_encoder))
+    def base_states(parts: Parts) -> BaseTextStates:
+        return BaseTextStates(parts.pipe.tokenizer, parts.pipe.text_encoder)
+
     return [
-        row("base-states", "our adapter on the base's own text states", "base", None, base),
+        row("base-states", "our adapter on the base's own text states", "base", None, _reads(base_states)),
+        row("base-states-refined", "the same, its tokens refined", "base", None,
+            _reads(base_states, refiner_layers=LAYERS)),
         row("encoder-only", "last states, encoder-only", "encoders", "encoder", _reads(lambda p: p.encoder)),
+        row("encoder-only-refined", "last states, encoder-only, refined", "encoders", "encoder",
+            _reads(lambda p: p.encoder, refiner_layers=LAYERS)),
         row("t5-encoder", "last states, T5's encoder", "encoders", "t5", _reads(lambda p: p.t5)),
         row(
             "t5-blocks",
@@ -200,6 +210,8 @@ def _rows() -> list[Rival]:
             _reads(lambda p: BlockPosterior(p.t5)),  # type: ignore[arg-type]
         ),
         row("last-hidden", "the LLM's last layer", "layers", "llm", _reads_llm(LastHiddenStates)),
+        row("last-hidden-refined", "the LLM's last layer, refined", "layers", "llm",
+            _reads_llm(LastHiddenStates, refiner_layers=LAYERS)),
         row("penultimate", "the LLM's penultimate layer", "layers", "llm", _reads_llm(PenultimateStates)),
         row("norm-average", "mean of all layers, normalised", "layers", "llm", _reads_llm(NormAverageStates)),
         row("layer-weights", "learned mixture of all layers", "layers", "llm", _reads_llm(LayerWeights)),
@@ -209,6 +221,8 @@ def _rows() -> list[Rival]:
         row("llm4gen", "LLM4GEN: cross-adapter beside CLIP's states", "published", "llm", _connects(_llm4gen)),
         row("paper", "ours, c = x_0 + sum g s", "ours", "llm", _ours("paper")),
         row("guided", "ours, c = x_0 + sum (g s + k v)", "ours", "llm", _ours("guided")),
+        row("refined", "ours, c = x_0 + sum (g s + k v), its tokens refined", "ours", "llm",
+            _ours("guided", refiner_layers=LAYERS)),
         row("context-only", "no subtraction: x_0 + sum g u", "parts removed", "llm", _reads_llm(ContextOnly)),
         row("x0-alone", "no blocks: c = x_0", "parts removed", "llm", _reads_llm(FirstStates)),
         row("paper-lone-token", "paper, alone = token", "parts removed", "llm", _ours("paper", lone="token")),

@@ -11,6 +11,7 @@ from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.attach import attach, detach
 from llmdiff.adapter.installation import install
 from llmdiff.adapter.processors import CrossAttentionBranch
+from llmdiff.adapter.refiner import is_hidden
 from llmdiff.language.score_groups import GroupedScores, encode_groups, sum_groups
 from llmdiff.rivals.conditioning import Conditioning, Stage
 from llmdiff.rivals.learned_source import LearnedSource
@@ -136,8 +137,8 @@ class AdapterConditioning(Conditioning):
             detach(pipe)
 
     def is_hidden(self, name: str) -> bool:
-        """Return whether it is a matrix of a second branch."""
-        return ".branches." in name
+        """Return whether it is of a second branch or of the refiner's blocks."""
+        return is_hidden(name)
 
     def figures(self) -> Mapping[str, float]:
         """Return the mean gates of both halves."""

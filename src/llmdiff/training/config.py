@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from llmdiff.adapter.refiner import LAYERS
 from llmdiff.errors import ConfigError
 from llmdiff.training.data import Shapes
 from llmdiff.training.loop import LoopConfig
@@ -34,6 +35,8 @@ class ModelsConfig(_Strict):
     template: str | None = None
     max_length: Count = 512
     clip: Positive = 3.0
+    refiner_layers: Annotated[int, Field(ge=0)] = LAYERS
+    refiner_width: Count | None = None
 
 
 class DataConfig(_Strict):

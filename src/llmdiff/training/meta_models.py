@@ -211,6 +211,8 @@ def _adapter(models: ModelsConfig, llm: Any, pipe: Any) -> LLMDiffAdapter:
             "template": models.template,
             "max_length": models.max_length,
             "clip": models.clip,
+            "refiner_layers": models.refiner_layers,
+            "refiner_width": models.refiner_width,
         }
     with _META:
         adapter: LLMDiffAdapter = make(**config)

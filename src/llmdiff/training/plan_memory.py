@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from llmdiff.adapter.refiner import is_hidden
 from llmdiff.training.config import TrainingConfig
 from llmdiff.training.meta_models import MetaModels
 
@@ -87,7 +88,7 @@ def moments_bytes(adapter: nn.Module, optimizer: str) -> int:
         step = 4
         if optimizer == "adamw8bit" and one.numel() >= _SMALL:
             total += 2 * (one.numel() + 4 * -(-one.numel() // _BLOCK))
-        elif optimizer == "muon" and one.ndim > 1 and ".branches." in f".{name}":
+        elif optimizer == "muon" and one.ndim > 1 and is_hidden(name):
             total += 4 * one.numel() + step
         else:
             total += 8 * one.numel() + step

@@ -188,6 +188,8 @@ def _adapter(config: TrainConfig, llm: DecoderLLM, pipe: Any, samples: Samples) 
         template=models.template,
         max_length=models.max_length,
         clip=models.clip,
+        refiner_layers=models.refiner_layers,
+        refiner_width=models.refiner_width,
         base_model_id=models.base,
         calibration_prompts=captions,
     ).adapter

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from llmdiff.adapter.installation import install
+from llmdiff.adapter.refiner import is_hidden
 from llmdiff.errors import ConfigError
 from llmdiff.files import write_whole
 from llmdiff.language.score_groups import GroupedScores, sum_groups
@@ -170,7 +171,7 @@ class _Run:
         training = self.config.training
         return {
             "lr_scale": adapter_lr_scale(training.scalar_learning_rate / training.learning_rate),
-            "muon": lambda name: training.optimizer == "muon" and ".branches." in name,
+            "muon": lambda name: training.optimizer == "muon" and is_hidden(name),
         }
 
     def _batch(self, number: int) -> Batch:

@@ -1,0 +1,82 @@
+"""A few blocks that let the tokens of an encoding look at each other, in both directions."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmdiff.adapter.layers import heads_of, joined
+from llmdiff.errors import ConfigError
+
+LAYERS = 4
+"""Of an adapter's refiner, where a new one is made and no number is asked for; an older adapter has none."""
+
+_HEAD_WIDTH = 32
+_WIDEST = 1024
+
+
+def inside_width(hidden_size: int, text_width: int) -> int:
+    """Return the width of a refiner's blocks where none is asked for: the narrower of both sides, at most 1,024."""
+    return min(hidden_size, text_width, _WIDEST)
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether an adapter's parameter of this name is, if a matrix, one between others, as Muon wants it."""
+    return ".branches." in f".{name}" or ".refiner.blocks." in f".{name}"
+
+
+class TokenRefiner(nn.Module):
+    """What a causal encoding lacks: a token of it knows nothing of what comes after it.
+
+        c' = c + W_out norm(blocks(W_in c))
+        per block:  x = x + Attn(norm(x));   x = x + W_2 gelu(W_1 norm(x))
+
+    Attention is in both directions, among real tokens only. W_out is zero at the start: c' = c, the adapter without
+    a refiner.
+
+    Shapes: c (B, T, D) => (B, T, D), inside (B, T, width).
+
+    Raises:
+        ConfigError: no layer, or no width.
+
+    Source: ours; the form is that of the token refiners of text-to-video and text-to-image transformers, as in
+        HunyuanVideo (arXiv 2412.03603).
+    """
+
+    def __init__(self, hidden_size: int, *, layers: int, width: int) -> None:
+        super().__init__()
+        if layers < 1 or width < 1:
+            raise ConfigError(f"a refiner of {layers} layers and width {width}: expected at least 1 of both")
+        self.to_inside = nn.Linear(hidden_size, width)
+        self.blocks = nn.ModuleList(_Block(width) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.to_outside = nn.Linear(width, hidden_size)
+        nn.init.zeros_(self.to_outside.weight)
+        nn.init.zeros_(self.to_outside.bias)
+
+    def forward(self, states: Tensor, token_mask: Tensor) -> Tensor:
+        """Return c'; what stands in padding rows means nothing. Shapes: (B, T, D), (B, T) bool => (B, T, D)."""
+        # A prompt without a single token looks at its rows: softmax over nothing would not be a number.
+        seen = (token_mask | ~token_mask.any(dim=1, keepdim=True))[:, None, None]
+        inside = self.to_inside(states)
+        for block in self.blocks:
+            inside = block(inside, seen)
+        result: Tensor = states + self.to_outside(self.norm(inside))
+        return result
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads = max((n for n in range(1, width // _HEAD_WIDTH + 1) if width % n == 0), default=1)
+        self.norm_attn, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width, bias=False) for _ in range(3))
+        self.to_out = nn.Linear(width, width)
+        self.widen, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
+        y = self.norm_attn(x)
+        query, key, value = (
+            heads_of(project(y), self.heads) for project in (self.to_q, self.to_k, self.to_v)
+        )
+        x = x + self.to_out(joined(F.scaled_dot_product_attention(query, key, value, attn_mask=seen)))
+        result: Tensor = x + self.narrow(F.gelu(self.widen(self.norm_mlp(x))))
+        return result

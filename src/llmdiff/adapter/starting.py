@@ -1,0 +1,62 @@
+"""How large the weights of a new adapter are: such that what it says has the size of what the base itself says."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from llmdiff.adapter import families, layers
+from llmdiff.adapter.base_encoder import encode_with_base, has_text_encoder
+
+if TYPE_CHECKING:
+    from llmdiff.adapter.adapter import LLMDiffAdapter
+
+
+@torch.no_grad()
+def start_like_base(
+    adapter: "LLMDiffAdapter",
+    pipe: Any,
+    family: families.Family,
+    denoiser: nn.Module,
+    prompts: Sequence[str],
+) -> None:
+    """Fill the weights of a new adapter, see `LLMDiffAdapter.create`; returns nothing."""
+    states, pooled = _base_text(pipe, family, prompts)
+    # norm(c) has an rms of 1 per token, so weights of std s give an output of rms s * sqrt(D).
+    one_unit = adapter.norm.normalized_shape[0] ** -0.5
+    _fill(adapter.phi, one_unit * _rms(states))
+    if adapter.pooled is not None:
+        _fill(adapter.pooled, one_unit * _rms(pooled))
+    inside = None if states is None else layers.states_at_layers(denoiser, family, states)
+    for name, layer in layers.text_layers(denoiser).items():
+        attn: Any = layer
+        branch = adapter.branch(name)
+        for own, pretrained in ((branch.to_q, attn.to_q), (branch.to_out, attn.to_out[0])):
+            own.weight.copy_(pretrained.weight)
+            if own.bias is not None:
+                own.bias.copy_(pretrained.bias)
+        key, value = (None, None) if inside is None else layers.text_keys_values(attn, inside)
+        _fill(branch.to_k, one_unit * _rms(key))
+        _fill(branch.to_v, one_unit * _rms(value))
+
+
+def _base_text(
+    pipe: Any, family: families.Family, prompts: Sequence[str]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the base's own text states (1, T, W), padding left out, and pooled vectors; None without them."""
+    if not has_text_encoder(pipe):
+        return None, None
+    texts = encode_with_base(pipe, family, prompts)
+    real = torch.ones(texts.states.shape[:2]) if texts.mask is None else texts.mask
+    return texts.states[real.bool().to(texts.states.device)][None], texts.pooled
+
+
+def _rms(states: Tensor | None) -> float:
+    return 1.0 if states is None else float(states.float().square().mean().sqrt())
+
+
+def _fill(layer: nn.Linear, std: float) -> None:
+    nn.init.normal_(layer.weight, std=std)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
