@@ -39,6 +39,7 @@ def done(built, tmp_path_factory):
 def test_every_system_has_figures_intervals_and_costs(done):
     _, report = done
     assert set(report["systems"]) == set(NAMES)
+    assert report["ours"] == "guided"
     for name, system in report["systems"].items():
         assert set(system["splits"]) == {"seen", "pairs", "colours", "phrasings", "synonyms", "indirect"}
         for figures in (system["overall"], system["held_out"], *system["splits"].values()):
