@@ -266,9 +266,11 @@ def test_logs_are_json_and_hold_prompts_only_when_asked(
 ) -> None:
     from llmdiff.serving.logs import log_as_json
 
-    loggers = [logging.getLogger(name) for name in ("llmdiff", "uvicorn", "py.warnings")]
+    names = ("llmdiff", "llmdiff.serving", "uvicorn", "py.warnings")
+    loggers = [logging.getLogger(name) for name in names]
     before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
     try:
+        loggers[1].setLevel(logging.NOTSET)  # which `llmdiff ui` raises, in whatever test ran it before
         log_as_json()
         http = client(_Broken(painter))
         for prompt in ("a red cat", "break", ""):
