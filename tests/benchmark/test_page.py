@@ -187,3 +187,19 @@ def test_settings_out_of_range_are_named():
         values = {**vars(SETTINGS), **changes}
         with pytest.raises(ConfigError, match=named):
             BenchmarkSettings(**values)
+
+
+def test_ours_is_the_refined_one_where_there_is_one_and_nobody_where_there_is_none(runs, tmp_path):
+    runs.append(run_of("refined", 0, ["right", "right"], tmp_path / "refined"))
+    both = summarise_runs(runs, SETTINGS, command="", left_out={})
+    assert both["ours"] == "refined"
+    assert "ours_above" in both["systems"]["guided"]
+    assert "refined above the others" in benchmark_tables(both)
+    assert "refined - this, siglip" in benchmark_page(both, runs)
+    others = [run for run in runs if run.system in ("base", "ella")]
+    without = summarise_runs(others, SETTINGS, command="", left_out={})
+    assert without["ours"] is None
+    for text in (benchmark_tables(without), benchmark_page(without, others)):
+        assert "siglip" in text
+        assert " - this" not in text
+        assert "above the others" not in text

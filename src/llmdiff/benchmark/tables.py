@@ -84,11 +84,11 @@ def _parts(system: Mapping[str, Any]) -> list[str]:
 
 
 def measured_rows(report: Mapping[str, Any], ranked: Sequence[str]) -> list[list[str]]:
-    """Return a head and a row for every system: figures of every metric, and by how much ours is above; or nothing."""
+    """Return a head and a row for every system: every metric's figures, and how far ours is above; or nothing."""
     systems = {name: report["systems"][name] for name in ranked}
     rows = metric_rows(systems)
-    if not rows:
-        return []
+    if not rows or report["ours"] is None:
+        return rows
     names = list(dict.fromkeys(name for system in systems.values() for name in system.get("metrics", {})))
     rows[0] += [f"{report['ours']} - this, {name}" for name in names]
     for row in rows[1:]:
