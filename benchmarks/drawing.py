@@ -19,10 +19,13 @@ from tiny_models import sd15_shaped
 
 from llmdiff import LLMController
 from llmdiff.base_pipeline import load_base_pipeline
+from llmdiff.openmoji.presets import CPU
 from llmdiff.rivals.registry import Parts, create
 from llmdiff.training.counting import Cost
 
-_GUIDANCE, _SCALE = 3.0, 0.7
+_GUIDANCE = 3.0
+# The shipped adapter's.
+_SCALE = CPU.adapter_scale
 
 
 def drawn(pipe: Any, steps: int, output_type: str, size: dict[str, int]) -> Callable[[], object]:
@@ -79,19 +82,18 @@ def measure(
             aim=Aim(value=1.1),
             limit_by_flops=counted["llm"] / counted["base"],
         ),
-        record(
-            f"draw, {what}, {kind}, LLM attached at scale {_SCALE:g}",
-            ours=seconds["mixed"],
-            other=seconds["base"],
-            unit="s per picture",
-            device=options.device,
-        ),
-        record(
-            f"draw, {what}, {kind}, ELLA's resampler in every step",
-            ours=seconds["ella"],
-            other=seconds["base"],
-            unit="s per picture",
-            device=options.device,
+        *(
+            record(
+                f"draw, {what}, {kind}, {title}",
+                ours=seconds[name],
+                other=seconds["base"],
+                unit="s per picture",
+                device=options.device,
+            )
+            for name, title in (
+                ("mixed", f"LLM attached at scale {_SCALE:g}"),
+                ("ella", "ELLA's resampler in every step"),
+            )
         ),
     ]
     if torch.device(options.device).type == "cuda" and not options.quick:

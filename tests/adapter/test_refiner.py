@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from llmdiff.adapter import LLMDiffAdapter, attach
-from llmdiff.adapter.refiner import LAYERS, TokenRefiner, inside_width, is_hidden
+from llmdiff.adapter.adapter import is_hidden
+from llmdiff.adapter.refiner import LAYERS, TokenRefiner, inside_width
 from llmdiff.adapter.storage import CONFIG_NAME
 from llmdiff.errors import ConfigError
 from llmdiff.types import TextEncoding

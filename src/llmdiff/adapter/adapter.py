@@ -256,6 +256,11 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         return adapter
 
 
+def is_hidden(name: str) -> bool:
+    """Return whether an adapter's parameter of this name is, if a matrix, one between others, as Muon wants it."""
+    return ".branches." in f".{name}" or ".refiner.blocks." in f".{name}"
+
+
 def _check_choice(name: str, value: Any, choices: list[Any]) -> None:
     if value not in choices:
         raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}")

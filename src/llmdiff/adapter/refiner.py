@@ -18,11 +18,6 @@ def inside_width(hidden_size: int, text_width: int) -> int:
     return min(hidden_size, text_width, _WIDEST)
 
 
-def is_hidden(name: str) -> bool:
-    """Return whether an adapter's parameter of this name is, if a matrix, one between others, as Muon wants it."""
-    return ".branches." in f".{name}" or ".refiner.blocks." in f".{name}"
-
-
 class TokenRefiner(nn.Module):
     """What a causal encoding lacks: a token of it knows nothing of what comes after it.
 

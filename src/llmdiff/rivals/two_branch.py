@@ -7,11 +7,10 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from llmdiff.adapter.adapter import LLMDiffAdapter
+from llmdiff.adapter.adapter import LLMDiffAdapter, is_hidden
 from llmdiff.adapter.attach import attach, detach
 from llmdiff.adapter.installation import install
 from llmdiff.adapter.processors import CrossAttentionBranch
-from llmdiff.adapter.refiner import is_hidden
 from llmdiff.language.score_groups import GroupedScores, encode_groups, sum_groups
 from llmdiff.rivals.conditioning import Conditioning, Stage
 from llmdiff.rivals.learned_source import LearnedSource

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from llmdiff.adapter.refiner import is_hidden
+from llmdiff.adapter.adapter import is_hidden
 from llmdiff.training.config import TrainingConfig
 from llmdiff.training.meta_models import MetaModels
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llmdiff.adapter.adapter import is_hidden
 from llmdiff.adapter.installation import install
-from llmdiff.adapter.refiner import is_hidden
 from llmdiff.errors import ConfigError
 from llmdiff.files import write_whole
 from llmdiff.language.score_groups import GroupedScores, sum_groups
