@@ -150,3 +150,12 @@ def test_noise_is_drawn_in_training_only_and_only_where_it_is_on(parts):
         raw = stage.read(PROMPTS)
         plain = stage.condition(raw, None)
         assert torch.equal(stage.condition(raw, torch.Generator().manual_seed(1)), plain) is not noisy
+
+
+def test_refined_rows_have_the_refiner_that_the_same_without_it_lacks(parts):
+    for name in ("base-states", "encoder-only", "last-hidden", "guided"):
+        refined = "refined" if name == "guided" else f"{name}-refined"
+        with_it, without = create(refined, parts).trainable(), create(name, parts).trainable()
+        more = with_it.keys() - without.keys()
+        assert without.keys() < with_it.keys()
+        assert {one.split(".")[1] for one in more} == {"refiner"}

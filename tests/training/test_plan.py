@@ -264,3 +264,14 @@ def test_the_embedded_defaults_planned_cost_is_that_of_today():
     header = " ".join(path.read_text().split("\n\n")[0].replace("# ", " ").split())
     plan = make_plan(load_config(path, []), Assumptions())
     assert plan_paragraph(plan, f"llmdiff plan {path}") in header
+
+
+@pytest.mark.parametrize("asked", [{"refiner_layers": 0}, {"refiner_layers": 1, "refiner_width": 8}])
+def test_a_run_and_its_plan_have_the_refiner_that_is_asked_for(config, asked):
+    chosen = config(**{f"models__{name}": value for name, value in asked.items()})
+    refiner = load_parts(chosen, torch.device("cpu")).adapter.refiner
+    size = 0 if refiner is None else sum(one.numel() for one in refiner.parameters())
+    assert (size == 0) == (asked["refiner_layers"] == 0)
+    if refiner is not None:
+        assert (len(refiner.blocks), refiner.to_inside.out_features) == (1, 8)
+    assert make_plan(chosen, Assumptions()).trained.get("refiner", 0) == size
