@@ -20,9 +20,9 @@ class _Stop(Exception):
     pass
 
 
-def _run(folder, *, steps=12, stop_at=None, checkpoint_every_s=0.0, **changes):
+def _run(folder, *, steps=12, stop_at=None, checkpoint_every_s=0.0, bias=True, width=8, **changes):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    model = nn.Sequential(nn.Linear(4, width, bias=bias), nn.Tanh(), nn.Linear(width, 1))
     config = LoopConfig(
         steps=steps, learning_rate=0.05, lr_warmup_steps=3, checkpoint_every_s=checkpoint_every_s, **changes
     )
@@ -67,6 +67,20 @@ def test_other_settings_do_not_resume(tmp_path):
     _run(tmp_path)
     with pytest.raises(LLMDiffError, match="seed"):
         _run(tmp_path, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("made", "now", "expected"),
+    [
+        ({}, {"bias": False}, r"1 differ: model\.0\.bias has shape \(8,\) there and none in this run"),
+        ({"bias": False}, {}, r"1 differ: model\.0\.bias has shape none there and \(8,\) in this run"),
+        ({}, {"width": 9}, r"3 differ: model\.0\.bias has shape \(8,\) there and \(9,\) in this run"),
+    ],
+)
+def test_other_parameters_do_not_resume(tmp_path, made, now, expected):
+    _run(tmp_path, **made)
+    with pytest.raises(LLMDiffError, match=expected):
+        _run(tmp_path, **now)
 
 
 def test_training_lowers_the_loss_and_leaves_the_average(tmp_path):

@@ -70,7 +70,7 @@ class RunState:
         """Put the last checkpoint back and return its step, 0 where there is none.
 
         Raises:
-            LLMDiffError: it was made with other settings.
+            LLMDiffError: it was made with other settings, or of other parameters.
             CorruptWeightsError: all checkpoints are damaged.
         """
         found = load_checkpoint(self.folder)
@@ -84,8 +84,10 @@ class RunState:
                 f"{self.folder}: its checkpoint was made with { {key: was.get(key) for key in changed} }, this run "
                 f"has { {key: self.same[key] for key in changed} }; use another folder"
             )
+        weights = part(tensors, "weights")
+        self._check_shapes(weights)
         with torch.no_grad():
-            for name, value in part(tensors, "weights").items():
+            for name, value in weights.items():
                 self.parameters[name].copy_(like(value, self.parameters[name]))
             for name, value in part(tensors, "ema").items():
                 self.ema.values[name].copy_(like(value, self.ema.values[name]))
@@ -99,3 +101,14 @@ class RunState:
         if self.scaler is not None and "scaler" in state:
             self.scaler.load_state_dict(state["scaler"])
         return int(state["step"])
+
+    def _check_shapes(self, weights: Mapping[str, Tensor]) -> None:
+        was = {name: tuple(value.shape) for name, value in weights.items()}
+        now = {name: tuple(value.shape) for name, value in self.parameters.items()}
+        changed = sorted(name for name in was | now if was.get(name) != now.get(name))
+        if changed:
+            first = changed[0]
+            raise LLMDiffError(
+                f"{self.folder}: its checkpoint was made of other parameters, {len(changed)} differ: {first} has "
+                f"shape {was.get(first, 'none')} there and {now.get(first, 'none')} in this run; use another folder"
+            )
