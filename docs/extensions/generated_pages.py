@@ -41,7 +41,6 @@ RESULT_TITLES = {
     "proxy": "With a closed LLM by proxy",
     "scale": "How much LLM draws best",
     "scenes": "Base and LLM on the scenes",
-    "scenes-alone": "The LLM alone on the scenes",
     "scorer": "How good the scorer is",
     "scores": "What every block does",
     "training-speed": "The speed of training",

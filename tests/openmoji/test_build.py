@@ -9,6 +9,7 @@ from diffusers import StableDiffusionPipeline
 
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.manifest import check_manifest
+from llmdiff.adapter.refiner import LAYERS
 from llmdiff.controller import LLMController
 from llmdiff.errors import ConfigError
 from llmdiff.openmoji.build import Build, main
@@ -93,6 +94,8 @@ def test_the_adapter_stage_trains_only_the_adapter(whole):
     assert isinstance(adapter, LLMDiffAdapter)
     assert adapter.context.score_scale.min() > 0
     assert not torch.equal(adapter.context.gamma, torch.ones_like(adapter.context.gamma))
+    assert len(adapter.refiner.blocks) == whole.preset.adapter_refiner_layers == LAYERS
+    assert adapter.refiner.to_outside.weight.any()
     fresh = StableDiffusionPipeline.from_pretrained(whole.folder / "denoiser" / "pipeline")
     trained_on = whole.pipeline()
     for name, value in fresh.unet.state_dict().items():
