@@ -97,7 +97,7 @@ def test_the_counted_step_of_the_embedded_default_is_the_real_one(embedded):
         for asked in (False, True)
     )
     assert fused.peak_bytes < planned.peak_bytes
-    assert again.peak_bytes < 0.8 * fused.peak_bytes
+    assert again.peak_bytes < 0.85 * fused.peak_bytes  # the refiner keeps all of its own
     assert again.flops > 1.2 * fused.flops  # every block once more
 
 
