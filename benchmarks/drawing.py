@@ -19,13 +19,10 @@ from tiny_models import sd15_shaped
 
 from llmdiff import LLMController
 from llmdiff.base_pipeline import load_base_pipeline
-from llmdiff.openmoji.presets import CPU
 from llmdiff.rivals.registry import Parts, create
 from llmdiff.training.counting import Cost
 
-_GUIDANCE = 3.0
-# The shipped adapter's.
-_SCALE = CPU.adapter_scale
+_GUIDANCE, _SCALE = 3.0, 0.7
 
 
 def drawn(pipe: Any, steps: int, output_type: str, size: dict[str, int]) -> Callable[[], object]:
