@@ -55,6 +55,9 @@ def benchmark(
     guidance_scale: Guidance = 3.0,
     metric: MetricNames = None,
     metric_model: MetricModels = None,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, help="Systems side by side, each in its own process.")
+    ] = 1,
     device: Device = None,
     verbose: Verbose = False,
 ) -> None:
@@ -64,39 +67,43 @@ def benchmark(
     """
     set_up(verbose)
     check_extra("benchmark", "matplotlib", "resvg_py", "peft")
-    import torch
-
     from llmdiff import loading
-    from llmdiff.benchmark.prepare import choose_rivals, prepare_benchmark, prepare_build
+    from llmdiff.benchmark.prepare import choose_rivals
+    from llmdiff.benchmark.side_by_side import Recipe, fill_side_by_side
     from llmdiff.benchmark.summary import ranking
-    from llmdiff.evaluation.metrics.loading import load_metric, with_models
+    from llmdiff.evaluation.metrics.loading import with_models
     from llmdiff.files import writable_folder
     from llmdiff.provenance import command_line
 
     # Whatever can be refused is refused before the base is made or its scenes are drawn.
     writable_folder(out)
     names = [name.strip() for name in (rivals or "").split(",") if name.strip()]
-    choice = choose_rivals(names, encoder=encoder, t5=t5)
-    device = loading.usable_device(device)
-    place = torch.device(device)
-    asked = with_models(metric or [], metric_model or [])
-    measured = [load_metric(*one, device=device) for one in asked] or None
-    plan = prepare_benchmark(
-        prepare_build(preset, build, begin, place),
-        out,
-        choice,
-        seeds=seeds,
-        llm=llm,
-        steps=steps,
-        text_steps=text_steps,
-        batch=batch,
-        captions=captions,
-        learning_rates=learning_rate or (),
-        search_steps=search_steps,
-        prompts_per_split=prompts,
-        drawing_steps=drawing_steps,
-        guidance_scale=guidance_scale,
-        metrics=measured,
+    recipe = Recipe(
+        preset=preset,
+        build=build,
+        begin=begin,
+        device=loading.usable_device(device),
+        out=out,
+        choice=choose_rivals(names, encoder=encoder, t5=t5),
+        metrics=tuple(with_models(metric or [], metric_model or [])),
+        settings={
+            "seeds": seeds,
+            "llm": llm,
+            "steps": steps,
+            "text_steps": text_steps,
+            "batch": batch,
+            "captions": captions,
+            "learning_rates": tuple(learning_rate or ()),
+            "search_steps": search_steps,
+            "prompts_per_split": prompts,
+            "drawing_steps": drawing_steps,
+            "guidance_scale": guidance_scale,
+        },
     )
-    typer.echo(ranking(plan.run(command=command_line())))
+    plan = recipe.benchmark()
+    if processes > 1:
+        fill_side_by_side(recipe, plan, processes)
+    else:
+        plan.fill()
+    typer.echo(ranking(plan.report(command=command_line(), processes=processes)))
     typer.echo(out / "report.html")

@@ -75,6 +75,7 @@ def test_a_stopped_run_resumes_bit_for_bit(config, monkeypatch):
             "data__flip": True,
             "data__store_latents": False,
         },
+        {"training__precision": "bf16", "data__store_latents": True},  # also what GPUs are configured with
         {"training__gains": "learned", "training__optimizer": "muon", "training__accumulation_steps": 2},
         {"base": "sdxl", "training__noise": False},
         {"training__gains": "learned", "training__score_groups": 2, "training__warm_start_steps": 2},

@@ -4,11 +4,12 @@ OUT/settings.json
 OUT/runs/   see `trainings`; beside them:
 OUT/runs/SYSTEM/seed-N/evaluation/   verdicts, pictures, and metrics.json, what metrics say of the pictures
 OUT/report.json  OUT/report.md  OUT/report.html
+OUT/logs/   where systems run side by side, see `side_by_side`
 """
 
 import gc
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -73,27 +74,43 @@ class Benchmark:
         return scenes_suite(self.settings.prompts_per_split, 0, World(objects=self._checker.objects))
 
     def run(self, *, command: str) -> dict[str, Any]:
-        """Return the report, after whatever of the training and drawing is not yet done.
+        """Return the report, after whatever of the training and drawing is not yet done: `fill`, then `report`."""
+        self.fill()
+        return self.report(command=command)
 
-        Also written: report.json, report.md and report.html. Shows a progress bar.
+    def fill(self, systems: Collection[str] | None = None) -> None:
+        """Train and draw what is not yet done of these systems, of all where it is None. Returns nothing.
+
+        Shows a progress bar.
         """
-        # The base is not trained, so it has no seeds.
-        runs = [
+        runs = [(name, seed) for name, seed in self._runs() if systems is None or name in systems]
+        with tqdm(total=2 * len(runs), desc="benchmark", unit="part") as bar:
+            for name, seed in runs:
+                bar.set_postfix_str(f"{name}, seed {seed}")
+                self._run(name, seed, bar.update)
+
+    def report(self, *, command: str, processes: int = 1) -> dict[str, Any]:
+        """Return the report of a benchmark that is done. Also written: report.json, report.md and report.html.
+
+        `processes`: how many trained and drew side by side.
+        """
+        found = [read_run(self.trainings.place(name, seed), name, seed) for name, seed in self._runs()]
+        report = summarise_runs(
+            found, self.settings, command=command, left_out=self.left_out, processes=processes
+        )
+        write_whole(self.folder / "report.html", benchmark_page(report, found))
+        write_whole(self.folder / "report.md", f"{made_with(report)}\n\n{benchmark_tables(report)}")
+        write_whole(self.folder / "report.json", json.dumps(report, indent=1) + "\n")
+        return report
+
+    def _runs(self) -> list[tuple[str, int]]:
+        """Systems with their seeds. The base is not trained, so it has no seeds."""
+        return [
             (name, seed)
             for seed in range(self.settings.seeds)
             for name in self.settings.rivals
             if name != BASE or seed == 0
         ]
-        with tqdm(total=2 * len(runs), desc="benchmark", unit="part") as bar:
-            for name, seed in runs:
-                bar.set_postfix_str(f"{name}, seed {seed}")
-                self._run(name, seed, bar.update)
-        found = [read_run(self.trainings.place(name, seed), name, seed) for name, seed in runs]
-        report = summarise_runs(found, self.settings, command=command, left_out=self.left_out)
-        write_whole(self.folder / "report.html", benchmark_page(report, found))
-        write_whole(self.folder / "report.md", f"{made_with(report)}\n\n{benchmark_tables(report)}")
-        write_whole(self.folder / "report.json", json.dumps(report, indent=1) + "\n")
-        return report
 
     def _run(self, name: str, seed: int, done: Callable[[int], object]) -> None:
         place = self.trainings.place(name, seed)

@@ -22,12 +22,21 @@ _SEEN = "seen"
 _RELATIONS = ("right", "swapped", "wrong")
 # Ours in a report, which all others are held against: the first of these that it has.
 _OURS = ("refined", "guided")
+_SHARED = "{} systems at a time shared the machine: seconds are longer than those of one alone."
 
 
 def summarise_runs(
-    runs: Sequence[Run], settings: BenchmarkSettings, *, command: str, left_out: Mapping[str, str]
+    runs: Sequence[Run],
+    settings: BenchmarkSettings,
+    *,
+    command: str,
+    left_out: Mapping[str, str],
+    processes: int = 1,
 ) -> dict[str, Any]:
-    """Return the report: figures by system, cost, curves, and how all were treated alike."""
+    """Return the report: figures by system, cost, curves, and how all were treated alike.
+
+    `processes`: how many systems ran side by side.
+    """
     names = list(dict.fromkeys(run.system for run in runs))
     by_name = {name: [run for run in runs if run.system == name] for name in names}
     systems = {name: _system(found) for name, found in by_name.items()}
@@ -48,7 +57,7 @@ def summarise_runs(
         "checker": first["checker"],
         "metrics": {name: model for run in runs for name, model in run.measured.models.items()},
         "settings": asdict(settings),
-        "treatment": treatment(settings),
+        "treatment": treatment(settings) + ([_SHARED.format(processes)] if processes > 1 else []),
         "left_out": dict(left_out),
         "hardware": hardware(),
         "versions": versions(),

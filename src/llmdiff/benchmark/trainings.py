@@ -7,6 +7,7 @@ RUNS/SYSTEM/readings.safetensors   what it reads of the captions, where that is 
 
 import gc
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from llmdiff.benchmark.memory import PeakMemory
-from llmdiff.benchmark.settings import BASE, BASE_LONGER, BenchmarkSettings, split_name
+from llmdiff.benchmark.settings import BASE, BASE_LONGER, TITLES, BenchmarkSettings, split_name
 from llmdiff.files import whole_folder, write_whole
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.openmoji import denoiser
@@ -59,6 +60,14 @@ class Trainings:
         pipe = self.build.pipeline()
         pipe.set_progress_bar_config(disable=True)
         return pipe
+
+    def prepare(self, systems: Sequence[str]) -> None:
+        """Draw the scenes and load the readers that trainings of these systems need. Returns nothing."""
+        needs = {rival(name).needs for name in systems if name not in TITLES}
+        if set(systems) - {BASE}:
+            _ = self._data
+        for kind in needs:
+            self._reader(kind)
 
     def place(self, name: str, seed: int) -> Path:
         """Return the folder of one system's run."""

@@ -244,7 +244,9 @@ class _Run:
         for numbers in by_bucket.values():
             for start in range(0, len(numbers), size):
                 part = numbers[start : start + size]
-                batch = self._load([self.validation[number] for number in part], np.random.default_rng(0))
+                # Loaded as for training, whose thread knows no autocast: that refuses to stack what is stored in half.
+                with torch.autocast(self.denoiser.device.type, enabled=False):
+                    batch = self._load([self.validation[number] for number in part], np.random.default_rng(0))
                 states, pooled = self.parts.adapter.condition(self._encoding(batch.read, None))
 
                 def predict(
