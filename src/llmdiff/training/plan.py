@@ -159,21 +159,35 @@ def count_step(
         denoiser.enable_gradient_checkpointing(again)
     else:
         denoiser.disable_gradient_checkpointing()
-    count, side_px = config.training.batch_size, config.data.resolution_px
-    meta = torch.device("meta")
-    size = Sizes(original=(side_px, side_px), crop=(0, 0), target=(side_px, side_px))
-    flow = models.family.objective == "flow"
     cost = Cost(adapter.parameters())
     with install(denoiser, adapter), cost, mode():
-        noisy = torch.empty(count, *latents, device=meta)
-        timesteps = torch.empty(count, dtype=torch.float32 if flow else torch.int64, device=meta)
-        states, pooled = adapter.condition(_encoding(models, config, count, tokens))
-        output = denoise(denoiser, models.family, noisy, timesteps, states, pooled, [size] * count)
-        loss: Any = F.mse_loss(output.float(), torch.empty_like(noisy))
-        loss.backward()
+        pass_once(models, config, latents, tokens=tokens, device=torch.device("meta"))
     denoiser.disable_gradient_checkpointing()
     adapter.zero_grad(set_to_none=True)
     return cost
+
+
+def pass_once(
+    models: MetaModels, config: TrainConfig, latents: tuple[int, ...], *, tokens: int, device: torch.device
+) -> None:
+    """Run the denoiser's and the adapter's part of one pass where they are, the adapter installed. Returns nothing.
+
+    What the LLM has read and the latents are only as large as in a run: on a real device all zeros.
+    """
+    count, side_px = config.training.batch_size, config.data.resolution_px
+    size = Sizes(original=(side_px, side_px), crop=(0, 0), target=(side_px, side_px))
+    flow = models.family.objective == "flow"
+    noisy = _blank(count, *latents, device=device)
+    timesteps = _blank(count, device=device, dtype=torch.float32 if flow else torch.int64)
+    states, pooled = models.adapter.condition(_encoding(models, config, count, tokens, device))
+    output = denoise(models.denoiser, models.family, noisy, timesteps, states, pooled, [size] * count)
+    loss: Any = F.mse_loss(output.float(), torch.empty_like(noisy))
+    loss.backward()
+
+
+def _blank(*shape: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    make = torch.empty if device.type == "meta" else torch.zeros
+    return make(*shape, device=device, dtype=dtype)
 
 
 def count_llm(models: MetaModels, texts: int, tokens: int) -> Cost:
@@ -203,28 +217,30 @@ def _counted(act: Callable[[], Any], like_gpu: torch.dtype | None) -> Cost:
     return cost
 
 
-def _encoding(models: MetaModels, config: TrainConfig, count: int, tokens: int) -> TextEncoding:
+def _encoding(
+    models: MetaModels, config: TrainConfig, count: int, tokens: int, device: torch.device
+) -> TextEncoding:
     """What the adapter gets of the LLM; while gains are learned, their sum is part of the pass."""
     context = models.adapter.context
     assert context is not None
-    mask = torch.ones(count, tokens, dtype=torch.bool, device="meta")
+    mask = torch.ones(count, tokens, dtype=torch.bool, device=device)
     shape = (count, tokens, context.hidden_size)
     if config.training.gains == "frozen":
-        return TextEncoding(states=torch.empty(shape, device="meta"), token_mask=mask)
+        return TextEncoding(states=_blank(*shape, device=device), token_mask=mask)
     groups = config.training.score_groups
     if groups is not None:
-        parts = torch.empty(count * tokens, group_parts(context, groups), context.hidden_size, device="meta")
+        parts = _blank(count * tokens, group_parts(context, groups), context.hidden_size, device=device)
         # sum_groups puts every token in its place by the mask's values, which the meta device has not.
         gains = context.gamma[:1].expand(parts.shape[1])
         states = torch.einsum("p,npd->nd", gains, parts).reshape(shape)
         return TextEncoding(states=states, token_mask=mask)
-    updates = [torch.empty(context.num_blocks, *shape, device="meta") for _ in range(2)]
+    updates = [_blank(context.num_blocks, *shape, device=device) for _ in range(2)]
     read = BlockStates(
-        x0=torch.empty(shape, device="meta"),
+        x0=_blank(*shape, device=device),
         context=updates[0],
         lone=updates[1],
         token_mask=mask,
-        input_ids=torch.zeros(count, tokens, dtype=torch.int64, device="meta"),
+        input_ids=torch.zeros(count, tokens, dtype=torch.int64, device=device),
     )
     return TextEncoding(states=context.sum(read), token_mask=mask)
 
