@@ -1,4 +1,4 @@
-"""What `llmdiff plan` counts of a training step, beside the same step on a GPU: python benchmarks/planned.py --device cuda
+"""What `llmdiff plan` counts of a step, beside that step on a GPU: python benchmarks/planned.py --device cuda
 
 Denoiser and adapter of the shipped configs' sizes, with random weights, run the step that the plan counts: forward and
 backward, in the config's precision, with and without gradient checkpointing. Compared are the activations at their peak
@@ -46,9 +46,9 @@ def measured(
     device, adapter = torch.device(options.device), models.adapter
 
     def step() -> None:
-        with install(models.denoiser, adapter):
-            with nullcontext() if half is None else torch.autocast(device.type, half):
-                pass_once(models, config, latents, tokens=_TOKENS, device=device)
+        autocast = nullcontext() if half is None else torch.autocast(device.type, half)
+        with install(models.denoiser, adapter), autocast:
+            pass_once(models, config, latents, tokens=_TOKENS, device=device)
 
     step()  # whatever is made once
     held = torch.cuda.memory_allocated() if device.type == "cuda" else 0
@@ -106,7 +106,12 @@ def compare(config: TrainConfig, options: Any) -> list[Record]:
                     device=options.device,
                 )
             )
-        print(name, f"{seconds:.4f} s", f"{peak / 1e9:.2f} GB of {cost.peak_bytes / 1e9:.2f} planned", flush=True)
+        print(
+            name,
+            f"{seconds:.4f} s",
+            f"{peak / 1e9:.2f} GB of {cost.peak_bytes / 1e9:.2f} planned",
+            flush=True,
+        )
     return records
 
 

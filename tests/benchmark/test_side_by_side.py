@@ -51,22 +51,24 @@ def test_the_figures_are_those_of_one_process(built, llm_folder, tmp_path):
     assert figures(plan, processes=2) == figures(alone)
     # guided@0.5 is drawn where guided is trained.
     assert {path.name for path in (plan.folder / "logs").iterdir()} == {
-        "base.log",
-        "guided.log",
-        "last-hidden.log",
+        "base-seed-0.log",
+        *(f"{name}-seed-{seed}.log" for name in ("guided", "last-hidden") for seed in (0, 1)),
     }
     assert "2 systems at a time shared the machine" in (plan.folder / "report.json").read_text()
     assert "shared the machine" not in (alone.folder / "report.json").read_text()
 
 
 def test_a_system_that_fails_is_named_and_the_others_are_done(built, llm_folder, tmp_path):
-    asked = recipe(built, llm_folder, tmp_path, "base-states", "last-hidden", seeds=1)
+    asked = recipe(built, llm_folder, tmp_path, "base-states", "last-hidden")
     plan = asked.benchmark()
     (tmp_path / "runs" / "base-states").mkdir(parents=True)
     (tmp_path / "runs" / "base-states" / "seed-0").write_text("in the way")
-    with pytest.raises(LLMDiffError, match=r"^base-states: not done, base-states says .*seed-0.*run again"):
+    with pytest.raises(
+        LLMDiffError, match=r"^base-states-seed-0: not done, base-states-seed-0 says .*run again"
+    ):
         fill_side_by_side(asked, plan, 2)
-    assert (tmp_path / "runs" / "last-hidden" / "seed-0" / "evaluation" / "report.json").exists()
+    assert (tmp_path / "runs" / "last-hidden" / "seed-1" / "evaluation" / "report.json").exists()
+    assert not (tmp_path / "runs" / "base-states" / "seed-1").exists()
     (tmp_path / "runs" / "base-states" / "seed-0").unlink()
     fill_side_by_side(asked, plan, 2)
     assert set(figures(plan)) == {"base-states", "last-hidden"}

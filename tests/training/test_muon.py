@@ -57,6 +57,25 @@ def test_the_first_update_of_a_convolution_is_its_orthogonalised_gradient():
     assert weight.grad is None
 
 
+@pytest.mark.parametrize("shape", [(8, 8), (5, 40), (40, 5), (6, 4, 3, 3)])
+def test_matrices_of_one_shape_move_together_as_they_would_alone(shape):
+    def moved(groups):
+        generator = torch.Generator().manual_seed(0)
+        several = [nn.Parameter(torch.randn(shape, generator=generator)) for _ in range(3)]
+        optimizers = [
+            MuonAdamW([{"params": [several[i] for i in group], "muon": True}], lr=0.1) for group in groups
+        ]
+        for _ in range(3):
+            for parameter in several:
+                parameter.grad = torch.randn(shape, generator=generator)
+            for optimizer in optimizers:
+                optimizer.step()
+        return several
+
+    for together, alone in zip(moved([(0, 1, 2)]), moved([(0,), (1,), (2,)]), strict=True):
+        torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
 class _Stop(Exception):
     pass
 

@@ -78,12 +78,16 @@ class Benchmark:
         self.fill()
         return self.report(command=command)
 
-    def fill(self, systems: Collection[str] | None = None) -> None:
-        """Train and draw what is not yet done of these systems, of all where it is None. Returns nothing.
+    def fill(self, systems: Collection[str] | None = None, *, seeds: Collection[int] | None = None) -> None:
+        """Train and draw what is not yet done of these systems and seeds, of all where it is None. Returns nothing.
 
         Shows a progress bar.
         """
-        runs = [(name, seed) for name, seed in self._runs() if systems is None or name in systems]
+        runs = [
+            (name, seed)
+            for name, seed in self._runs()
+            if (systems is None or name in systems) and (seeds is None or seed in seeds)
+        ]
         with tqdm(total=2 * len(runs), desc="benchmark", unit="part") as bar:
             for name, seed in runs:
                 bar.set_postfix_str(f"{name}, seed {seed}")

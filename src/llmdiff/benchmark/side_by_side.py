@@ -1,7 +1,8 @@
 """Trains and evaluates systems of a benchmark side by side, each in a process of its own.
 
-One small training leaves most of a GPU idle, and of a CPU with many cores. A process takes one system with all its
-seeds, so that what the system reads of the captions is read once. OUT/logs/SYSTEM.log has what it had to say.
+One small training leaves most of a GPU idle, and of a CPU with many cores. A process takes one system with one seed.
+Other seeds of a system wait for its first, which chooses the learning rate and reads the captions for all of them.
+OUT/logs/SYSTEM-seed-N.log has what a process had to say.
 """
 
 import multiprocessing
@@ -19,7 +20,7 @@ from tqdm.auto import tqdm
 
 from llmdiff.benchmark.prepare import Choice, prepare_benchmark, prepare_build
 from llmdiff.benchmark.run import Benchmark
-from llmdiff.benchmark.settings import split_name
+from llmdiff.benchmark.settings import BASE, split_name
 from llmdiff.errors import LLMDiffError, first_line
 from llmdiff.evaluation.metrics.loading import load_metric
 from llmdiff.training.processes import stop_requests
@@ -58,69 +59,89 @@ class Recipe:
         return prepare_benchmark(build, self.out, self.choice, metrics=metrics, **self.settings)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """What one process does: a training, and all systems that draw with it, for one seed."""
+
+    trained: str
+    systems: tuple[str, ...]
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.trained}-seed-{self.seed}"
+
+
 def fill_side_by_side(recipe: Recipe, plan: Benchmark, processes: int) -> None:
     """Train and evaluate all systems of `plan`, which `recipe` made, `processes` at a time. Returns nothing.
 
     Shows a progress bar. SIGTERM is passed on: each process saves where it is, then SystemExit(0) is raised.
 
     Raises:
-        LLMDiffError: a process ended with an error; the others have gone on to their end.
+        LLMDiffError: a process ended with an error; those that do not depend on it have gone on to their end.
     """
-    waiting = _together(plan)
+    waiting = _tasks(plan)
     # What all need and the first would make is made before they start.
-    plan.trainings.prepare(list(waiting))
+    plan.trainings.prepare(list(dict.fromkeys(task.trained for task in waiting)))
     context = multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // processes)
-    running: dict[str, BaseProcess] = {}
-    failed: list[str] = []
+    running: dict[_Task, BaseProcess] = {}
+    ready: set[str] = set()
+    failed: list[_Task] = []
     logs = plan.folder / "logs"
     logs.mkdir(exist_ok=True)
     try:
         with (
             stop_requests() as asked_to_stop,
-            tqdm(total=len(waiting), desc=f"{processes} side by side", unit="system") as bar,
+            tqdm(total=len(waiting), desc=f"{processes} side by side", unit="training") as bar,
         ):
             while waiting or running:
-                while waiting and len(running) < processes:
-                    name, systems = next(iter(waiting.items()))
-                    del waiting[name]
-                    running[name] = context.Process(
-                        target=_fill, args=(recipe, systems, threads, logs / f"{name}.log"), daemon=True
+                able = [task for task in waiting if task.seed == 0 or task.trained in ready]
+                for task in able[: processes - len(running)]:
+                    waiting.remove(task)
+                    running[task] = context.Process(
+                        target=_fill, args=(recipe, task, threads, logs / f"{task.name}.log"), daemon=True
                     )
-                    running[name].start()
+                    running[task].start()
                 time.sleep(_LOOK_EVERY_S)
                 if asked_to_stop():
                     raise SystemExit(0)
-                for name in [name for name, process in running.items() if not process.is_alive()]:
-                    if running.pop(name).exitcode:
-                        failed.append(name)
+                for task in [task for task, process in running.items() if not process.is_alive()]:
+                    if running.pop(task).exitcode:
+                        failed.append(task)
+                        waiting = [one for one in waiting if one.trained != task.trained]
+                    ready.add(task.trained)
                     bar.update()
-                bar.set_postfix_str(", ".join(running), refresh=False)
+                bar.set_postfix_str(", ".join(task.name for task in running), refresh=False)
     finally:
         for process in running.values():
             process.terminate()
         for process in running.values():
             process.join()
     if failed:
-        raise LLMDiffError(_report(failed, logs))
+        raise LLMDiffError(_report([task.name for task in failed], logs))
 
 
-def _together(plan: Benchmark) -> dict[str, list[str]]:
-    """Systems by the training that they draw with."""
-    found: dict[str, list[str]] = {}
+def _tasks(plan: Benchmark) -> list[_Task]:
+    systems: dict[str, list[str]] = {}
     for name in plan.settings.rivals:
-        found.setdefault(split_name(name)[0], []).append(name)
-    return found
+        systems.setdefault(split_name(name)[0], []).append(name)
+    return [
+        _Task(trained=trained, systems=tuple(names), seed=seed)
+        for seed in range(plan.settings.seeds)
+        for trained, names in systems.items()
+        if trained != BASE or seed == 0
+    ]
 
 
-def _fill(recipe: Recipe, systems: list[str], threads: int, log: Path) -> None:
+def _fill(recipe: Recipe, task: _Task, threads: int, log: Path) -> None:
     """What a process does. Whatever is printed, also by what is not Python, goes to its log."""
     with log.open("a") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
     torch.set_num_threads(threads)
     try:
-        recipe.benchmark().fill(systems)
+        recipe.benchmark().fill(task.systems, seeds=[task.seed])
     except LLMDiffError as error:
         print(f"error: {first_line(error)}", file=sys.stderr, flush=True)
         raise SystemExit(1) from error
@@ -129,8 +150,8 @@ def _fill(recipe: Recipe, systems: list[str], threads: int, log: Path) -> None:
 def _report(failed: list[str], logs: Path) -> str:
     said = _last_line(logs / f"{failed[0]}.log")
     return (
-        f"{', '.join(failed)}: not done, {failed[0]} says {said!r}; more in {logs}. All others are done: run again to "
-        "go on"
+        f"{', '.join(failed)}: not done, {failed[0]} says {said!r}; more in {logs}. What does not depend on it is "
+        "done: run again to go on"
     )
 
 

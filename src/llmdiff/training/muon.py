@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 # The quintic of the iteration, as published: steepest at zero, so that five rounds bring every singular value near 1.
 _A, _B, _C, _ROUNDS = 3.4445, -4.7750, 2.0315, 5
@@ -27,42 +28,65 @@ class MuonAdamW(torch.optim.AdamW):
         for group in self.param_groups:
             if not group.get("muon"):
                 continue
+            alike: dict[Any, list[Tensor]] = {}
             for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["step"] = torch.zeros(())  # AdamW expects one when it loads a state
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
-                state["step"] += 1
-                momentum: Tensor = state["momentum_buffer"]
-                momentum.lerp_(parameter.grad, 1 - _MOMENTUM)
-                update = orthogonalise(parameter.grad.lerp(momentum, _MOMENTUM).flatten(1))
-                scale = 0.2 * max(update.shape) ** 0.5
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update.view(parameter.shape), alpha=-group["lr"] * scale)
-                parameter.grad = None  # nothing is left for AdamW to do
+                if parameter.grad is not None:
+                    # Small matrices of one shape are orthogonalised together: on a GPU, starting an operation takes
+                    # longer than it does. What is shared out among processes comes one by one.
+                    key = id(parameter) if isinstance(parameter, DTensor) else _kind(parameter)
+                    alike.setdefault(key, []).append(parameter)
+            for parameters in alike.values():
+                self._update(parameters, group["lr"], group["weight_decay"])
         return super().step()
+
+    def _update(self, parameters: list[Tensor], lr: float, weight_decay: float) -> None:
+        """Updates matrices of one shape; their gradients are used up."""
+        momenta: list[Tensor] = []
+        for parameter in parameters:
+            state = self.state[parameter]
+            if not state:
+                state["step"] = torch.zeros(())  # AdamW expects one when it loads a state
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            state["step"] += 1
+            momenta.append(state["momentum_buffer"])
+        grads: list[Any] = [parameter.grad for parameter in parameters]
+        torch._foreach_lerp_(momenta, grads, 1 - _MOMENTUM)
+        wanted = [one.flatten(1) for one in torch._foreach_lerp(grads, momenta, _MOMENTUM)]
+        if len(wanted) == 1:
+            updates: Any = [orthogonalise(wanted[0])]
+        else:
+            updates = orthogonalise(torch.stack(wanted)).unbind()
+        updates = [update.reshape(one.shape) for update, one in zip(updates, parameters, strict=True)]
+        scale = 0.2 * max(wanted[0].shape) ** 0.5
+        torch._foreach_mul_(parameters, 1 - lr * weight_decay)
+        torch._foreach_add_(parameters, updates, alpha=-lr * scale)
+        for parameter in parameters:
+            parameter.grad = None  # nothing is left for AdamW to do
+
+
+def _kind(parameter: Tensor) -> tuple[Any, ...]:
+    return (*parameter.shape, parameter.dtype, parameter.device)
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
     """The nearest semi-orthogonal matrix, nearly: same singular vectors, all singular values in about 0.7 to 1.2.
 
-    Shapes: (M, N) float32, as the result.
+    Shapes: (M, N) float32, or several (B, M, N); as the result.
     """
-    wide = matrix.shape[0] <= matrix.shape[1]
-    x = matrix if wide else matrix.T
-    x = x / x.norm().clamp(min=1e-7)
+    wide = matrix.shape[-2] <= matrix.shape[-1]
+    x = matrix if wide else matrix.mT
+    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    add_product = torch.addmm if x.ndim == 2 else torch.baddbmm
     # A round is X => (a + b A + c A^2) X with A = X X^T. The rounds' factors are polynomials of the first A, so
     # they are multiplied with each other, small as they are, and only their product with X.
-    gram = x @ x.T
-    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    gram = x @ x.mT
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     factors: Tensor | None = None
     for left in reversed(range(_ROUNDS)):
-        factor = torch.addmm(torch.add(_A * identity, gram, alpha=_B), gram, gram, alpha=_C)
+        factor = add_product(torch.add(_A * identity, gram, alpha=_B), gram, gram, alpha=_C)
         factors = factor if factors is None else factor @ factors
         if left:
             gram = factor @ gram @ factor
     assert factors is not None
     nearest: Tensor = factors @ x
-    return nearest if wide else nearest.T
+    return nearest if wide else nearest.mT

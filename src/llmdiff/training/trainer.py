@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llmdiff.adapter.adapter import is_hidden
 from llmdiff.adapter.installation import install
-from llmdiff.errors import ConfigError
+from llmdiff.errors import ConfigError, LLMDiffError, first_line
 from llmdiff.files import write_whole
 from llmdiff.language.score_groups import GroupedScores, sum_groups
 from llmdiff.pictures import save_png
@@ -49,8 +49,18 @@ def train_adapter(config: TrainConfig) -> Path:
     """Train, or go on training, and return the folder of the finished adapter.
 
     Raises:
-        LLMDiffError: see `load_parts` and `loop.train`.
+        LLMDiffError: see `load_parts` and `loop.train`; or the device's memory does not suffice.
     """
+    try:
+        return _train_adapter(config)
+    except torch.OutOfMemoryError as error:
+        raise LLMDiffError(
+            f"not enough memory on the device ({first_line(error)}): lower training.batch_size and raise "
+            "training.accumulation_steps, or set training.gradient_checkpointing; `llmdiff plan` says what a run takes"
+        ) from error
+
+
+def _train_adapter(config: TrainConfig) -> Path:
     process = launched_process(config.device)
     # The first process checks and encodes what is not in the store yet; the others then find it there.
     with process.main_process_first():
