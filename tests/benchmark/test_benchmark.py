@@ -259,13 +259,38 @@ def test_each_rival_takes_the_best_of_the_same_learning_rates(built, tmp_path):
     report = plan.run(command="")
     for name in ("base-states", "ella"):
         losses = json.loads((tmp_path / "runs" / name / "search.json").read_text())
+        full = losses.pop("in full", None)
         assert set(losses) == {"0.001", "1e-09"}
         assert losses["0.001"] != losses["1e-09"]
-        assert report["systems"][name]["learning_rate"] == float(min(losses, key=losses.get))
+        best = min(losses, key=losses.get)
+        # The highest rate is held against the next one in full.
+        assert (full is not None) == (best == "0.001")
+        if full is not None and full["0.001"] - full["1e-09"] > 1e-3:
+            best = "1e-09"
+        assert report["systems"][name]["learning_rate"] == float(best)
         # Half the steps, half the warm-up of 100: the first step has a fiftieth of the rate.
         log = read_log(tmp_path / "runs" / name / "search" / "lr-0.001" / "main" / "log.jsonl")
         assert log[0]["learning_rate"] == pytest.approx(1e-3 / 50)
     assert any("0.001, 1e-09" in line for line in report["treatment"])
+
+
+@pytest.mark.parametrize(("lower_in_full", "taken"), [(0.19, 1e-4), (0.1995, 1e-3), (0.3, 1e-3)])
+def test_the_highest_rate_has_to_hold_in_full(built, tmp_path, monkeypatch, lower_in_full, taken):
+    losses = {(1e-3, 1): 0.3, (1e-4, 1): 0.4, (1e-5, 1): 0.5, (1e-3, 2): 0.2, (1e-4, 2): lower_in_full}
+
+    def loss(preset, *others, **more):
+        return losses[preset.adapter_lr, preset.adapter_gain_steps + preset.adapter_steps]
+
+    monkeypatch.setattr(trainings, "held_out_loss", loss)
+    rates = {"learning_rates": (1e-3, 1e-4, 1e-5), "search_steps": 1, "steps": 2, "seeds": 2}
+    report = benchmark(built, tmp_path, ["base-states"], **rates).run(command="")
+    searched = json.loads((tmp_path / "runs" / "base-states" / "search.json").read_text())
+    assert searched["in full"] == {"0.001": 0.2, "0.0001": lower_in_full}
+    assert report["systems"]["base-states"]["learning_rate"] == taken
+    for seed in (0, 1):
+        log = read_log(tmp_path / "runs" / "base-states" / f"seed-{seed}" / "training" / "main" / "log.jsonl")
+        assert log[0]["learning_rate"] == pytest.approx(taken / 50)
+    assert any("also trained in full" in line for line in report["treatment"])
 
 
 def test_what_cannot_be_run_is_refused_by_name():

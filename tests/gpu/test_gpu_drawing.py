@@ -23,20 +23,28 @@ def test_a_gpu_draws_what_the_cpu_draws(family: str, tiny_llm: Any, make_adapter
     attach(pipe, tiny_llm, adapter)
     ours = draw(pipe, PROMPTS)
     detach(pipe)
-    base = draw(pipe, PROMPTS)
     pipe.to("cuda")
+    base = draw(pipe, PROMPTS)
     tiny_llm.to("cuda")
     attach(pipe, tiny_llm, adapter)
     assert (draw(pipe, PROMPTS) - ours).abs().max() < 2e-3
     detach(pipe)
-    assert (draw(pipe, PROMPTS) - base).abs().max() < 2e-3
+    assert torch.equal(draw(pipe, PROMPTS), base)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", NAMES)
 def test_half_precision_stays_near(
-    family: str, dtype: torch.dtype, tiny_llm: Any, make_adapter: Any, draw: Draw
+    family: str,
+    dtype: torch.dtype,
+    tiny_llm: Any,
+    make_adapter: Any,
+    draw: Draw,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Pipelines draw their noise in their own precision, where the same seed gives other numbers.
+    randn = torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *a, dtype=torch.float32, **k: randn(*a, **k).to(dtype))
     pipe = BUILDERS[family]().to("cuda")
     adapter = make_adapter(pipe, tiny_llm)
     tiny_llm.to("cuda")

@@ -100,7 +100,17 @@ def test_systems_of_a_benchmark_side_by_side(tmp_path: Path) -> None:
     llm.tokenizer.save_pretrained(tmp_path / "llm")
     settings = preset("test", llm=str(tmp_path / "llm"))
     Build(settings, tmp_path / "build", torch.device("cuda")).run("checker")
-    names = ["base", "base-longer", "last-hidden", "ella", "lavi-bridge", "llm4gen", "per-block", "refined"]
+    names = [
+        "base",
+        "base-longer",
+        "last-hidden",
+        "ella",
+        "lavi-bridge",
+        "llm4gen",
+        "per-block",
+        "layer-weights",
+        "refined",
+    ]
     recipe = Recipe(
         preset="test",
         build=tmp_path / "build",

@@ -96,6 +96,7 @@ def test_a_copy_forgets_its_own_prefixes_only() -> None:
 @pytest.mark.gpu
 @accelerator
 def test_the_accelerator_holds_weights_only_while_encoding() -> None:
+    before = torch.cuda.memory_allocated()
     llm = tiny_llm("llama")
     context = ContextEncoding(llm.num_blocks, llm.hidden_size)
     expected = context.encode(llm, PROMPTS).states
@@ -109,7 +110,7 @@ def test_the_accelerator_holds_weights_only_while_encoding() -> None:
     torch.testing.assert_close(found.cpu(), expected, atol=1e-3, rtol=1e-3)
     assert all(parameter.device.type == "cpu" for parameter in llm.model.parameters())
     del found
-    assert torch.cuda.memory_allocated() == 0
+    assert torch.cuda.memory_allocated() == before
 
 
 @pytest.mark.gpu

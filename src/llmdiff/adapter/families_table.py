@@ -11,7 +11,7 @@ _UNETS = ("sd", "sdxl")
 
 # Trained weights that the tests load, and families whose tests have been seen to pass on an accelerator.
 REAL_WEIGHTS: Mapping[str, str] = {"sd": "the embedded default"}
-ON_ACCELERATOR: tuple[str, ...] = ()
+ON_ACCELERATOR: tuple[str, ...] = ("sd", "sdxl", "pixart", "sana", "sd3", "flux")
 
 _CHANNELS = {
     "states": "the paper's two branches",

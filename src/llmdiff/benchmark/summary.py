@@ -92,8 +92,9 @@ def treatment(settings: BenchmarkSettings) -> list[str]:
         f"No learning rate was searched for: all use {rates}."
         if len(settings.learning_rates) == 1
         else f"Each rival tried the learning rates {rates}, with {tried} each, as short a warm-up, and the "
-        "first seed; the lowest loss on scenes that none is trained on decided. base-longer has the rate that the base "
-        "was trained with."
+        "first seed; the lowest loss on scenes that none is trained on decided. Short trainings favour high rates: "
+        "where the highest won, the next lower one was also trained in full, and taken where its loss was lower by "
+        "more than 0.001. base-longer has the rate that the base was trained with."
     )
     first = (
         f"{settings.text_steps} steps from captions alone, where it learns what the base's own text encoder gives its "

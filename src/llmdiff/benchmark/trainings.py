@@ -7,7 +7,8 @@ RUNS/SYSTEM/readings.safetensors   what it reads of the captions, where that is 
 
 import gc
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +37,9 @@ _CALIBRATION_CAPTIONS = 256
 _HELD_OUT_BATCHES = 16
 # Adapters learn gains for this share of their steps; the presets' 300 of 1,700.
 _GAIN_SHARE = 3 / 17
+# Of the loss on held-out scenes. Seeds of one system differ by as much.
+_CLEARLY = 1e-3
+_IN_FULL = "in full"
 
 
 class Trainings:
@@ -113,14 +117,22 @@ class Trainings:
 
     def _train_rival(self, name: str, place: Path, seed: int) -> None:
         rate = self._learning_rate(name)
+        record = self._train_with(rate, name, place, seed)
+        if seed == 0 and len(self.settings.learning_rates) > 1:
+            self._check_in_full(name, rate, record["held_out_loss"], place)
+            if self._learning_rate(name) != rate:
+                record = self._train_with(self._learning_rate(name), name, place, seed)
+        write_whole(place / "trained.json", json.dumps(record, indent=1) + "\n")
+
+    def _train_with(self, rate: float, name: str, place: Path, seed: int) -> dict[str, Any]:
         preset = replace(self.preset, adapter_lr=rate)
         parts = self._parts(name, seed)
         conditioning = create(name, parts)
         with PeakMemory(self.build.device) as memory:
             trained = self._train_on_captions(name, preset, conditioning, place / "training", seed)
         save_rival(conditioning, name, parts, place / "model")
-        loss = held_out_loss(preset, self._data, self.pipe, conditioning, batches=_HELD_OUT_BATCHES)
-        self._note(
+        loss = self._held_out_loss(preset, conditioning)
+        return self._record(
             place,
             trained,
             memory.peak_gb,
@@ -163,12 +175,16 @@ class Trainings:
             for module in (pipe.unet, pipe.text_encoder)
             for parameter in module.parameters()
         )
-        self._note(place, trained, memory.peak_gb, learning_rate=settings.unet_lr, source="the base's own")
+        record = self._record(
+            place, trained, memory.peak_gb, learning_rate=settings.unet_lr, source="the base's own"
+        )
+        write_whole(place / "trained.json", json.dumps(record, indent=1) + "\n")
 
-    def _note(self, place: Path, trained: int, peak_gb: float, **more: Any) -> None:
+    def _record(self, place: Path, trained: int, peak_gb: float, **more: Any) -> dict[str, Any]:
+        """What trained.json says of a training."""
         lines = read_log(place / "training" / "main" / "log.jsonl")
         speeds = [line["steps_per_s"] for line in lines if "steps_per_s" in line]
-        record = {
+        return {
             "trained_parameters": trained,
             # The median: what a machine does beside the training comes and goes.
             "seconds_per_step": float(1 / np.median(speeds)),
@@ -176,36 +192,74 @@ class Trainings:
             "threads": torch.get_num_threads(),
             **more,
         }
-        write_whole(place / "trained.json", json.dumps(record, indent=1) + "\n")
 
     def _learning_rate(self, name: str) -> float:
-        """The rate among those of the settings that leaves the lowest loss on held-out scenes, seed 0."""
+        """The rate of the settings with the lowest loss on held-out scenes after a short training, seed 0.
+
+        Where that was the highest, and a training in full had a clearly lower loss at the next one: that one.
+        """
         rates = self.settings.learning_rates
-        path = self.folder / name / "search.json"
         if len(rates) == 1:
             return rates[0]
-        losses: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
-        share = self.settings.search_steps / self.settings.steps
         for rate in rates:
-            if str(rate) in losses:
-                continue
-            preset = replace(
-                self.preset,
-                adapter_lr=rate,
-                adapter_gain_steps=round(self.preset.adapter_gain_steps * share),
-                adapter_warm_steps=round(self.preset.adapter_warm_steps * share),
-                adapter_steps=round(self.preset.adapter_steps * share),
-                # As short a warm-up: what never leaves it would ask for the highest rate.
-                adapter_lr_warmup_steps=round(self.preset.adapter_lr_warmup_steps * share),
-            )
-            conditioning = create(name, self._parts(name, 0))
-            folder = self.folder / name / "search" / f"lr-{rate}"
-            self._train_on_captions(name, preset, conditioning, folder)
-            losses[str(rate)] = held_out_loss(
-                preset, self._data, self.pipe, conditioning, batches=_HELD_OUT_BATCHES
-            )
-            write_whole(path, json.dumps(losses, indent=1) + "\n")
-        return min(rates, key=lambda rate: losses[str(rate)])
+            if str(rate) not in self._searched(name):
+                self._try(name, rate, share=self.settings.search_steps / self.settings.steps)
+        losses = self._searched(name)
+        best = min(rates, key=lambda rate: losses[str(rate)])
+        full: dict[str, float] = losses.get(_IN_FULL, {})
+        lower = self._next_lower(best)
+        if len(full) == 2 and full[str(best)] - full[str(lower)] > _CLEARLY:
+            return lower
+        return best
+
+    def _check_in_full(self, name: str, rate: float, loss: float, place: Path) -> None:
+        """Tries the next lower rate in full where the short trainings took the highest: they favour high rates.
+
+        Where it is clearly better, what was trained with `rate` is removed from `place`.
+        """
+        losses, lower = self._searched(name), self._next_lower(rate)
+        if rate != max(self.settings.learning_rates) or lower == rate or _IN_FULL in losses:
+            return
+        found = self._tried(name, lower, share=1.0)
+        if loss - found > _CLEARLY:
+            # Before it is kept: a run that is killed here only trains with `rate` once more.
+            for made in (place / "training", place / "model"):
+                shutil.rmtree(made)
+        self._keep(name, losses | {_IN_FULL: {str(rate): loss, str(lower): found}})
+
+    def _next_lower(self, rate: float) -> float:
+        return max((one for one in self.settings.learning_rates if one < rate), default=rate)
+
+    def _searched(self, name: str) -> dict[str, Any]:
+        """What the search has found so far: losses by rate."""
+        path = self.folder / name / "search.json"
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return found
+
+    def _keep(self, name: str, losses: Mapping[str, Any]) -> None:
+        write_whole(self.folder / name / "search.json", json.dumps(losses, indent=1) + "\n")
+
+    def _try(self, name: str, rate: float, *, share: float) -> None:
+        self._keep(name, self._searched(name) | {str(rate): self._tried(name, rate, share=share)})
+
+    def _tried(self, name: str, rate: float, *, share: float) -> float:
+        """The loss after a training with this rate for this share of the steps, with the first seed."""
+        preset = replace(
+            self.preset,
+            adapter_lr=rate,
+            adapter_gain_steps=round(self.preset.adapter_gain_steps * share),
+            adapter_warm_steps=round(self.preset.adapter_warm_steps * share),
+            adapter_steps=round(self.preset.adapter_steps * share),
+            # As short a warm-up: what never leaves it would ask for the highest rate.
+            adapter_lr_warmup_steps=round(self.preset.adapter_lr_warmup_steps * share),
+        )
+        conditioning = create(name, self._parts(name, 0))
+        folder = self.folder / name / "search" / (f"lr-{rate}" + ("-in-full" if share == 1.0 else ""))
+        self._train_on_captions(name, preset, conditioning, folder)
+        return self._held_out_loss(preset, conditioning)
+
+    def _held_out_loss(self, preset: Preset, conditioning: Conditioning) -> float:
+        return held_out_loss(preset, self._data, self.pipe, conditioning, batches=_HELD_OUT_BATCHES)
 
     def _parts(self, name: str, seed: int, *, calibrate: bool = True) -> Parts:
         preset = self.preset

@@ -64,6 +64,7 @@ KINDS: tuple[LLMKind, ...] = (
         config=_SIZES,
         trait="rotary positions, grouped keys and values",
         real_weights="SmolLM2-135M-Instruct (GGUF)",
+        accelerator=True,
     ),
     LLMKind(
         name="llama3",

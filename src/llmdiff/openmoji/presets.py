@@ -70,9 +70,9 @@ class Preset:
     adapter_refiner_layers: int = 4
     adapter_wording: Wording = "reworded"
     adapter_captions: int = 24_000
-    adapter_gain_steps: int = 400
+    adapter_gain_steps: int = 140
     adapter_warm_steps: int = 4_000
-    adapter_steps: int = 200
+    adapter_steps: int = 1_500
     adapter_lr_share_after_text: float = 0.3
     adapter_batch: int = 48
     adapter_muon: bool = True

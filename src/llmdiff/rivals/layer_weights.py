@@ -51,4 +51,4 @@ class LayerWeights(LearnedSource):
         """Return the mixture. Shapes: (B, T, L * D) => (B, T, D)."""
         layers = torch.unflatten(raw.states.to(self.gamma.device), -1, (-1, self.hidden_size))
         mixed = torch.einsum("l,btld->btd", self.gamma.softmax(0), layers)
-        return TextEncoding(states=mixed, token_mask=raw.token_mask)
+        return TextEncoding(states=mixed, token_mask=raw.token_mask.to(mixed.device))

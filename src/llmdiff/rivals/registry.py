@@ -114,8 +114,10 @@ def _reads(make_source: Callable[[Parts], Any], *, refiner_layers: int = 0) -> M
 
     def make(parts: Parts) -> Conditioning:
         source = make_source(parts)
-        if isinstance(source, LearnedSource) and parts.captions:
-            source.calibrate(parts.captions)
+        if isinstance(source, LearnedSource):
+            source.to(next(families.denoiser_of(parts.pipe).parameters()).device)
+            if parts.captions:
+                source.calibrate(parts.captions)
         return AdapterConditioning(_adapter(parts, source, refiner_layers=refiner_layers), source)
 
     return make
