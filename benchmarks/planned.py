@@ -21,7 +21,7 @@ from llmdiff.errors import LLMDiffError
 from llmdiff.training.config import TrainConfig, load_config
 from llmdiff.training.gpus import GPUS
 from llmdiff.training.meta_models import MetaModels, meta_models
-from llmdiff.training.plan import _latent_shape, count_step, pass_once
+from llmdiff.training.plan_step import count_step, latent_shape, pass_once
 from llmdiff.training.prepare import COMPUTED_IN, set_trainable
 
 _CONFIGS = Path(__file__).parents[1] / "configs"
@@ -72,7 +72,7 @@ def compare(config: TrainConfig, options: Any) -> list[Record]:
     models = meta_models(config.models, COMPUTED_IN[training.precision])
     set_trainable(models.adapter, training)
     half = None if training.precision == "no" else COMPUTED_IN[training.precision]
-    latents = _latent_shape(models, config)
+    latents = latent_shape(models, config)
     counted = {
         asked: count_step(models, config, latents, tokens=_TOKENS, checkpointing=asked, like_gpu=half)
         for asked in (False, True)

@@ -31,7 +31,6 @@ HEADINGS = {
 RESULT_TITLES = {
     "attention": "Where the picture follows a word",
     "benchmark": "Ways to condition, trained alike",
-    "benchmark-1e-3": "The same at a third of the learning rate",
     "compare-llms": "Several LLMs, the same adapter",
     "denoising": "Is an LLM a diffusion model?",
     "performance": "Speed and memory",

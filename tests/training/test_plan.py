@@ -24,8 +24,9 @@ from llmdiff.training.counting import Cost, LikeGpu
 from llmdiff.training.gpus import GPUS, START_S
 from llmdiff.training.loop import step_part
 from llmdiff.training.meta_models import meta_models
-from llmdiff.training.plan import Assumptions, count_llm, count_step, make_plan
+from llmdiff.training.plan import Assumptions, make_plan
 from llmdiff.training.plan_memory import module_bytes, moments_bytes
+from llmdiff.training.plan_step import count_llm, count_step
 from llmdiff.training.plan_text import plan_paragraph, plan_text, write_header
 from llmdiff.training.prepare import load_parts
 from llmdiff.training.trainer import train_adapter

@@ -107,8 +107,8 @@ def treatment(settings: BenchmarkSettings) -> list[str]:
         f"{settings.captions} captions and their scenes; in a step all see the same captions and pictures. Those that "
         "learn weights for every block of their reader do so in the first 3/17 of these steps, on at most 1,500 of the "
         "captions, whose block states fit into memory.",
-        "The base's denoiser, its text encoder and the readers of the prompts are frozen; what is trained, and how "
-        "much of it, is in the table of costs.",
+        "The base's denoiser, its text encoder and the readers of the prompts are frozen, but for LaVi-Bridge, whose "
+        "LoRA changes denoiser and LLM; what is trained, and how much of it, is in the table of costs.",
         "Optimiser (AdamW, with Muon for matrices inside a trained part), schedule, weight decay, clipping and the "
         "average of the weights are the same.",
         search,
