@@ -93,6 +93,10 @@ class Benchmark:
                 bar.set_postfix_str(f"{name}, seed {seed}")
                 self._run(name, seed, bar.update)
 
+    def is_drawn(self, name: str, seed: int) -> bool:
+        """Return whether this system's pictures are drawn and looked at."""
+        return (self.trainings.place(name, seed) / "evaluation" / "report.json").exists()
+
     def report(self, *, command: str, processes: int = 1) -> dict[str, Any]:
         """Return the report of a benchmark that is done. Also written: report.json, report.md and report.html.
 
@@ -120,7 +124,7 @@ class Benchmark:
         place = self.trainings.place(name, seed)
         self.trainings.train(name, seed)
         done(1)
-        if not (place / "evaluation" / "report.json").exists():
+        if not self.is_drawn(name, seed):
             self._evaluate(name, place, seed)
             gc.collect()
         self._measures.measure(place / "evaluation", name, self._suite)

@@ -81,11 +81,12 @@ def fill_side_by_side(recipe: Recipe, plan: Benchmark, processes: int) -> None:
         LLMDiffError: a process ended with an error; those that do not depend on it have gone on to their end.
     """
     waiting = _tasks(plan)
-    # What all need and the first would make is made before they start.
+    # What all need and the first would make is made before they start. What is drawn needs no process.
     plan.trainings.prepare(list(dict.fromkeys(task.trained for task in waiting)))
     context = multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // processes)
     running: dict[_Task, BaseProcess] = {}
+    first = {task.trained: task.seed for task in reversed(waiting)}
     ready: set[str] = set()
     failed: list[_Task] = []
     logs = plan.folder / "logs"
@@ -96,7 +97,7 @@ def fill_side_by_side(recipe: Recipe, plan: Benchmark, processes: int) -> None:
             tqdm(total=len(waiting), desc=f"{processes} side by side", unit="training") as bar,
         ):
             while waiting or running:
-                able = [task for task in waiting if task.seed == 0 or task.trained in ready]
+                able = [task for task in waiting if task.trained in ready or task.seed == first[task.trained]]
                 for task in able[: processes - len(running)]:
                     waiting.remove(task)
                     running[task] = context.Process(
@@ -120,6 +121,7 @@ def fill_side_by_side(recipe: Recipe, plan: Benchmark, processes: int) -> None:
             process.join()
     if failed:
         raise LLMDiffError(_report([task.name for task in failed], logs))
+    plan.fill()  # measures what was drawn before with other metrics
 
 
 def _tasks(plan: Benchmark) -> list[_Task]:
@@ -130,7 +132,7 @@ def _tasks(plan: Benchmark) -> list[_Task]:
         _Task(trained=trained, systems=tuple(names), seed=seed)
         for seed in range(plan.settings.seeds)
         for trained, names in systems.items()
-        if trained != BASE or seed == 0
+        if (trained != BASE or seed == 0) and not all(plan.is_drawn(name, seed) for name in names)
     ]
 
 
