@@ -271,6 +271,7 @@ def test_logs_are_json_and_hold_prompts_only_when_asked(
     before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
     try:
         loggers[1].setLevel(logging.NOTSET)  # which `llmdiff ui` raises, in whatever test ran it before
+        loggers[1].disabled = True  # as dictConfig leaves it, where a library calls it
         log_as_json()
         http = client(_Broken(painter))
         for prompt in ("a red cat", "break", ""):

@@ -47,5 +47,7 @@ def log_as_json(stream: IO[str] | None = None) -> None:
         logger.handlers = [handler]
         logger.setLevel(logging.INFO)
         logger.propagate = False
+        logger.disabled = False
+    LOG.disabled = False  # a library that configures logging for itself disables all loggers that are there
     # Ours says more about every request, and never the query string.
     logging.getLogger("uvicorn.access").disabled = True
