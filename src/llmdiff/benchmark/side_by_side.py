@@ -94,7 +94,9 @@ def fill_side_by_side(recipe: Recipe, plan: Benchmark, processes: int) -> None:
     try:
         with (
             stop_requests() as asked_to_stop,
-            tqdm(total=len(waiting), desc=f"{processes} side by side", unit="training") as bar,
+            tqdm(
+                total=len(waiting), desc=f"{processes} side by side", unit="part", disable=not waiting
+            ) as bar,
         ):
             while waiting or running:
                 able = [task for task in waiting if task.trained in ready or task.seed == first[task.trained]]
