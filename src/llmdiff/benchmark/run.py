@@ -85,7 +85,7 @@ class Benchmark:
         """
         runs = [
             (name, seed)
-            for name, seed in self._runs()
+            for name, seed in self.runs()
             if (systems is None or name in systems) and (seeds is None or seed in seeds)
         ]
         with tqdm(total=2 * len(runs), desc="benchmark", unit="part") as bar:
@@ -102,7 +102,7 @@ class Benchmark:
 
         `processes`: how many trained and drew side by side.
         """
-        found = [read_run(self.trainings.place(name, seed), name, seed) for name, seed in self._runs()]
+        found = [read_run(self.trainings.place(name, seed), name, seed) for name, seed in self.runs()]
         report = summarise_runs(
             found, self.settings, command=command, left_out=self.left_out, processes=processes
         )
@@ -111,8 +111,8 @@ class Benchmark:
         write_whole(self.folder / "report.json", json.dumps(report, indent=1) + "\n")
         return report
 
-    def _runs(self) -> list[tuple[str, int]]:
-        """Systems with their seeds. The base is not trained, so it has no seeds."""
+    def runs(self) -> list[tuple[str, int]]:
+        """Return all systems with their seeds. The base is not trained, so it has no seeds."""
         return [
             (name, seed)
             for seed in range(self.settings.seeds)

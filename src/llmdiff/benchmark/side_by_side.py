@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from llmdiff.benchmark.prepare import Choice, prepare_benchmark, prepare_build
 from llmdiff.benchmark.run import Benchmark
-from llmdiff.benchmark.settings import BASE, split_name
+from llmdiff.benchmark.settings import split_name
 from llmdiff.errors import LLMDiffError, first_line
 from llmdiff.evaluation.metrics.loading import load_metric
 from llmdiff.training.processes import stop_requests
@@ -127,14 +127,12 @@ def fill_side_by_side(recipe: Recipe, plan: Benchmark, processes: int) -> None:
 
 
 def _tasks(plan: Benchmark) -> list[_Task]:
-    systems: dict[str, list[str]] = {}
-    for name in plan.settings.rivals:
-        systems.setdefault(split_name(name)[0], []).append(name)
+    systems: dict[tuple[str, int], list[str]] = {}
+    for name, seed in plan.runs():
+        if not plan.is_drawn(name, seed):
+            systems.setdefault((split_name(name)[0], seed), []).append(name)
     return [
-        _Task(trained=trained, systems=tuple(names), seed=seed)
-        for seed in range(plan.settings.seeds)
-        for trained, names in systems.items()
-        if (trained != BASE or seed == 0) and not all(plan.is_drawn(name, seed) for name in names)
+        _Task(trained=trained, systems=tuple(names), seed=seed) for (trained, seed), names in systems.items()
     ]
 
 

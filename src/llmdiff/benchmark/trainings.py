@@ -201,10 +201,12 @@ class Trainings:
         rates = self.settings.learning_rates
         if len(rates) == 1:
             return rates[0]
-        for rate in rates:
-            if str(rate) not in self._searched(name):
-                self._try(name, rate, share=self.settings.search_steps / self.settings.steps)
+        share = self.settings.search_steps / self.settings.steps
         losses = self._searched(name)
+        for rate in rates:
+            if str(rate) not in losses:
+                losses[str(rate)] = self._tried(name, rate, share=share)
+                self._keep(name, losses)
         best = min(rates, key=lambda rate: losses[str(rate)])
         full: dict[str, float] = losses.get(_IN_FULL, {})
         lower = self._next_lower(best)
@@ -238,9 +240,6 @@ class Trainings:
 
     def _keep(self, name: str, losses: Mapping[str, Any]) -> None:
         write_whole(self.folder / name / "search.json", json.dumps(losses, indent=1) + "\n")
-
-    def _try(self, name: str, rate: float, *, share: float) -> None:
-        self._keep(name, self._searched(name) | {str(rate): self._tried(name, rate, share=share)})
 
     def _tried(self, name: str, rate: float, *, share: float) -> float:
         """The loss after a training with this rate for this share of the steps, with the first seed."""
