@@ -216,6 +216,8 @@ def _rows() -> list[Rival]:
             _reads_llm(LastHiddenStates, refiner_layers=LAYERS)),
         row("penultimate", "the LLM's penultimate layer", "layers", "llm", _reads_llm(PenultimateStates)),
         row("norm-average", "mean of all layers, normalised", "layers", "llm", _reads_llm(NormAverageStates)),
+        row("norm-average-refined", "mean of all layers, normalised, refined", "layers", "llm",
+            _reads_llm(NormAverageStates, refiner_layers=LAYERS)),
         row("layer-weights", "learned mixture of all layers", "layers", "llm", _reads_llm(LayerWeights)),
         row("per-block", "another block for every attention layer", "published", "llm", _connects(_per_block)),
         row("ella", "ELLA: a resampler that knows the time step", "published", "llm", _connects(_ella)),
