@@ -1,6 +1,7 @@
 """The report of runs whose verdicts are known: figures, order, right beside swapped."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -203,3 +204,30 @@ def test_ours_is_the_refined_one_where_there_is_one_and_nobody_where_there_is_no
         assert "siglip" in text
         assert " - this" not in text
         assert "above the others" not in text
+
+
+def test_what_every_rate_gave_is_shown_beside_the_one_that_was_taken(runs):
+    def searched(run):
+        if run.system == "base":
+            return run
+        found = {"0.01": 0.25, "0.001": 0.3}
+        if run.system == "guided":
+            found["in full"] = {"0.01": 0.24, "0.001": 0.2}
+        rate = 0.001 if run.system == "guided" else 0.01
+        return replace(run, search=found, trained={**run.trained, "learning_rate": rate})
+
+    runs = [searched(run) for run in runs]
+    report = summarise_runs(runs, SETTINGS, command="llmdiff benchmark", left_out={})
+    tables = benchmark_tables(report)
+    assert "| system | 0.001 | 0.01 | 0.001 in full | 0.01 in full | taken |" in tables
+    assert "| ella | 0.3000 | 0.2500 | - | - | 0.01 |" in tables
+    assert "| guided | 0.3000 | 0.2500 | 0.2000 | 0.2400 | 0.001 |" in tables
+    assert "| base | " not in tables[tables.index("Learning rates: ") : tables.index("Equal treatment")]
+    page = benchmark_page(report, runs)
+    assert "<th>0.001 in full</th>" in page
+    assert "<td>0.2400</td>" in page
+
+
+def test_without_a_search_there_is_no_table_of_rates(runs):
+    report = summarise_runs(runs, SETTINGS, command="llmdiff benchmark", left_out={})
+    assert "in full" not in benchmark_tables(report) + benchmark_page(report, runs)

@@ -7,7 +7,14 @@ from typing import Any
 
 from llmdiff.benchmark.plots import accuracy_plot, curves_plot, picture_uri
 from llmdiff.benchmark.runs import Run
-from llmdiff.benchmark.tables import METRIC_NOTE, cost_rows, measured_rows
+from llmdiff.benchmark.tables import (
+    METRIC_NOTE,
+    SEARCH_HEADING,
+    SEARCH_NOTE,
+    cost_rows,
+    measured_rows,
+    search_rows,
+)
 from llmdiff.evaluation.tables import percent
 
 _CSP = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'"
@@ -50,6 +57,7 @@ def benchmark_page(report: Mapping[str, Any], runs: Sequence[Run]) -> str:
         *_metrics(report, ranked),
         "<h2>Cost</h2>",
         _table(cost_rows(systems, ranked), systems),
+        *_search(systems, ranked),
         "<h2>Training</h2>",
         "" if curves is None else f"<img class=plot alt='training loss over steps' src='{curves}'>",
         "<h2>Equal treatment</h2>",
@@ -93,6 +101,11 @@ def _parts(systems: Mapping[str, Any], ranked: Sequence[str]) -> str:
 def _metrics(report: Mapping[str, Any], ranked: Sequence[str]) -> list[str]:
     rows = measured_rows(report, ranked)
     return ["<h2>Metrics</h2>", f"<p>{METRIC_NOTE}</p>", _table(rows, report["systems"])] if rows else []
+
+
+def _search(systems: Mapping[str, Any], ranked: Sequence[str]) -> list[str]:
+    rows = search_rows(systems, ranked)
+    return [f"<h2>{SEARCH_HEADING}</h2>", f"<p>{SEARCH_NOTE}</p>", _table(rows, systems)] if rows else []
 
 
 def _left_out(left_out: Mapping[str, str]) -> str:

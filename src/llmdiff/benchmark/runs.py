@@ -13,6 +13,12 @@ from llmdiff.benchmark.measures import Measured, read_measured
 from llmdiff.evaluation.report import PICTURES_NAME
 from llmdiff.training.log import read_log
 
+SEARCH_NAME = "search.json"
+"""Of a system's folder: what its search for a learning rate has found."""
+
+IN_FULL = "in full"
+"""In it: the losses of the trainings in full."""
+
 Exact = NDArray[np.float64]
 """By prompt the share of seeds in which the picture is exactly as asked for."""
 
@@ -24,6 +30,7 @@ class Run:
     Fields:
         report: of its evaluation. verdicts: a line for every prompt, in the suite's order.
         trained: what its training cost. curve: (step, loss).
+        search: what its system's search for a learning rate found, see `trainings`; empty without one.
         measured: what metrics say of its pictures.
         pictures: the folder with a picture of every prompt, NUMBER.png.
     """
@@ -35,6 +42,7 @@ class Run:
     trained: Mapping[str, Any]
     curve: Sequence[tuple[int, float]]
     pictures: Path
+    search: Mapping[str, Any] = field(default_factory=dict)
     measured: Measured = field(default_factory=Measured)
 
 
@@ -50,8 +58,15 @@ def read_run(place: Path, system: str, seed: int) -> Run:
         trained=json.loads((place / "trained.json").read_text(encoding="utf-8")),
         curve=_curve(place / "training"),
         pictures=evaluation / PICTURES_NAME / system,
+        search=read_search(place.parent),
         measured=read_measured(evaluation),
     )
+
+
+def read_search(folder: Path) -> dict[str, Any]:
+    """Return the losses on held-out scenes by learning rate, "in full" those of trainings in full; empty if none."""
+    path = folder / SEARCH_NAME
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def exact_by_prompt(runs: Sequence[Run]) -> dict[str, Exact]:

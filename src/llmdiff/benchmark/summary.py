@@ -171,6 +171,8 @@ def _system(runs: Sequence[Run]) -> dict[str, Any]:
     }
     if relations:
         result["relation"] = {kind: float(np.mean([row[kind] for row in relations])) for kind in _RELATIONS}
+    if runs[0].search:
+        result["search"] = dict(runs[0].search)
     for key in ("learning_rate", "held_out_loss"):
         found = [run.trained[key] for run in runs if key in run.trained]
         if found:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from llmdiff.benchmark.runs import IN_FULL
 from llmdiff.evaluation.tables import figure_text, metric_rows, percent
 
 _PARTS = ("things", "colours", "count", "size", "background")
@@ -10,6 +11,12 @@ _RELATION = ("right", "swapped", "wrong")
 METRIC_NOTE = (
     "siglip: cosine of picture and prompt; more is better. fid, kid, cmmd: distance from real renders of the same "
     "scenes; less is better. Measured with the models named in report.json; not comparable with published numbers."
+)
+
+SEARCH_HEADING = "Learning rates: the loss on held-out scenes"
+SEARCH_NOTE = (
+    "After short trainings; in full: where the highest rate won those, of it and the next lower one. "
+    "Less is better; seeds of one system differ by about 0.001."
 )
 
 
@@ -48,6 +55,9 @@ def benchmark_tables(report: Mapping[str, Any]) -> str:
         lines += [*_table("Metrics", measured[0], measured[1:]), "", METRIC_NOTE]
     head, *rows = cost_rows(systems, ranked)
     lines += _table("Cost", head, rows)
+    searched = search_rows(systems, ranked)
+    if searched:
+        lines += [*_table(SEARCH_HEADING, searched[0], searched[1:]), "", SEARCH_NOTE]
     if report["left_out"]:
         lines += ["", "**Left out**", ""]
         lines += [f"- {name}: {reason}" for name, reason in report["left_out"].items()]
@@ -112,6 +122,21 @@ def cost_rows(systems: Mapping[str, Any], ranked: Sequence[str]) -> list[list[st
             name, f"{cost['trained_parameters']:,}", *map(_short, figures), cost.get("threads", "-"),
             *map(_short, more),
         ])  # fmt: skip
+    return rows
+
+
+def search_rows(systems: Mapping[str, Any], ranked: Sequence[str]) -> list[list[str]]:
+    """Return a head and a row for every system that searched for its learning rate; nothing where none did."""
+    searches = {name: systems[name]["search"] for name in ranked if "search" in systems[name]}
+    if not searches:
+        return []
+    rates = sorted({rate for found in searches.values() for rate in found if rate != IN_FULL}, key=float)
+    full = sorted({rate for found in searches.values() for rate in found.get(IN_FULL, ())}, key=float)
+    rows = [["system", *rates, *(f"{rate} {IN_FULL}" for rate in full), "taken"]]
+    for name, found in searches.items():
+        losses = [found.get(rate) for rate in rates] + [found.get(IN_FULL, {}).get(rate) for rate in full]
+        shown = ["-" if loss is None else f"{loss:.4f}" for loss in losses]
+        rows.append([name, *shown, _short(systems[name]["learning_rate"])])
     return rows
 
 

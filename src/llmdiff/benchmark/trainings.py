@@ -19,6 +19,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from llmdiff.benchmark.memory import PeakMemory
+from llmdiff.benchmark.runs import IN_FULL, SEARCH_NAME, read_search
 from llmdiff.benchmark.settings import BASE, BASE_LONGER, TITLES, BenchmarkSettings, split_name
 from llmdiff.files import whole_folder, write_whole
 from llmdiff.language.llm import DecoderLLM
@@ -39,7 +40,6 @@ _HELD_OUT_BATCHES = 16
 _GAIN_SHARE = 3 / 17
 # Of the loss on held-out scenes. Seeds of one system differ by as much.
 _CLEARLY = 1e-3
-_IN_FULL = "in full"
 
 
 class Trainings:
@@ -208,7 +208,7 @@ class Trainings:
                 losses[str(rate)] = self._tried(name, rate, share=share)
                 self._keep(name, losses)
         best = min(rates, key=lambda rate: losses[str(rate)])
-        full: dict[str, float] = losses.get(_IN_FULL, {})
+        full: dict[str, float] = losses.get(IN_FULL, {})
         lower = self._next_lower(best)
         if len(full) == 2 and full[str(best)] - full[str(lower)] > _CLEARLY:
             return lower
@@ -220,26 +220,24 @@ class Trainings:
         Where it is clearly better, what was trained with `rate` is removed from `place`.
         """
         losses, lower = self._searched(name), self._next_lower(rate)
-        if rate != max(self.settings.learning_rates) or lower == rate or _IN_FULL in losses:
+        if rate != max(self.settings.learning_rates) or lower == rate or IN_FULL in losses:
             return
         found = self._tried(name, lower, share=1.0)
         if loss - found > _CLEARLY:
             # Before it is kept: a run that is killed here only trains with `rate` once more.
             for made in (place / "training", place / "model"):
                 shutil.rmtree(made)
-        self._keep(name, losses | {_IN_FULL: {str(rate): loss, str(lower): found}})
+        self._keep(name, losses | {IN_FULL: {str(rate): loss, str(lower): found}})
 
     def _next_lower(self, rate: float) -> float:
         return max((one for one in self.settings.learning_rates if one < rate), default=rate)
 
     def _searched(self, name: str) -> dict[str, Any]:
         """What the search has found so far: losses by rate."""
-        path = self.folder / name / "search.json"
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        return found
+        return read_search(self.folder / name)
 
     def _keep(self, name: str, losses: Mapping[str, Any]) -> None:
-        write_whole(self.folder / name / "search.json", json.dumps(losses, indent=1) + "\n")
+        write_whole(self.folder / name / SEARCH_NAME, json.dumps(losses, indent=1) + "\n")
 
     def _tried(self, name: str, rate: float, *, share: float) -> float:
         """The loss after a training with this rate for this share of the steps, with the first seed."""
