@@ -31,6 +31,8 @@ HEADINGS = {
 RESULT_TITLES = {
     "attention": "Where the picture follows a word",
     "benchmark": "Ways to condition, trained alike",
+    "benchmark-parts": "Ours with single parts removed",
+    "benchmark-refined": "Encodings, each with the refiner",
     "compare-llms": "Several LLMs, the same adapter",
     "denoising": "Is an LLM a diffusion model?",
     "performance": "Speed and memory",

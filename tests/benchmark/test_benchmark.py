@@ -259,6 +259,7 @@ def test_each_rival_takes_the_best_of_the_same_learning_rates(built, tmp_path):
     report = plan.run(command="")
     for name in ("base-states", "ella"):
         losses = json.loads((tmp_path / "runs" / name / "search.json").read_text())
+        assert report["systems"][name]["search"] == losses
         full = losses.pop("in full", None)
         assert set(losses) == {"0.001", "1e-09"}
         assert losses["0.001"] != losses["1e-09"]
