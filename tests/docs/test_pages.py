@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +136,42 @@ def test_the_rivals_in_the_readme_are_those_recorded() -> None:
         line = f"| `{name}` | {system['title']} | {known} | {splits} | {found:.3f} | {system['sets']['fid']:.1f} |"
         assert line in shown
     assert record["command"] in shown
+
+
+_FIGURE = re.compile(r"([+-]?[\d.]+)(?: points?)?(?: \w+)? \[([+-]?[\d.]+), ([+-]?[\d.]+)\]")
+
+
+def _intervals(record: Any) -> Iterator[tuple[float, float, float]]:
+    """Every recorded mean with its interval, in points and as it is, and the same seen from the other side."""
+    if isinstance(record, list):
+        for part in record:
+            yield from _intervals(part)
+    elif isinstance(record, dict):
+        middle = record.get("mean", record.get("accuracy", record.get("difference")))
+        if middle is not None and "low" in record:
+            for factor in (1, 100):
+                low, high = factor * record["low"], factor * record["high"]
+                yield from ((factor * middle, low, high), (-factor * middle, -high, -low))
+        for part in record.values():
+            yield from _intervals(part)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/explanation/findings.md"])
+def test_intervals_in_sentences_are_recorded_ones(page: str) -> None:
+    names = ("scenes", "benchmark", "benchmark-refined", "benchmark-parts")
+    results = ROOT / "docs" / "results"
+    known = [
+        found for name in names for found in _intervals(json.loads((results / f"{name}.json").read_text()))
+    ]
+    sentences = [line for line in (ROOT / page).read_text().splitlines() if not line.startswith("|")]
+    shown = [found.groups() for line in sentences for found in _FIGURE.finditer(line)]
+    assert len(shown) > 8
+    for figures in shown:
+        near = [0.501 * 10 ** -len(figure.partition(".")[2]) for figure in figures]
+        assert any(
+            all(abs(float(f) - k) < n for f, k, n in zip(figures, recorded, near, strict=True))
+            for recorded in known
+        ), figures
 
 
 def in_page_folder(folder: Path) -> dict[str, str]:
