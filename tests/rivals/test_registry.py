@@ -122,6 +122,17 @@ def test_what_does_not_fit_is_named(parts, tmp_path):
         load_rival(tmp_path / "saved", parts)
 
 
+@pytest.mark.parametrize("plain", ["base-states", "encoder-only", "last-hidden", "norm-average"])
+def test_a_refined_row_is_its_plain_one_with_a_refiner(parts, plain):
+    before, refined = create(plain, parts), create(f"{plain}-refined", parts)
+    added = refined.tensors().keys() - before.tensors().keys()
+    assert added
+    assert all(name.startswith("adapter.refiner.") for name in added)
+    assert before.tensors().keys() < refined.tensors().keys()
+    assert type(refined.source) is type(before.source)
+    assert refined.source_id == before.source_id
+
+
 def test_one_branch_is_the_sum_without_the_other_term(parts):
     latents, step = torch.randn(1, 4, 8, 8), torch.tensor(5)
 
