@@ -1,5 +1,8 @@
 """The report of runs whose verdicts are known: figures, order, right beside swapped."""
 
+import base64
+import io
+import json
 import shutil
 from dataclasses import replace
 
@@ -9,10 +12,11 @@ from PIL import Image
 
 from llmdiff.benchmark.measures import Measured
 from llmdiff.benchmark.page import benchmark_page
-from llmdiff.benchmark.runs import Run
+from llmdiff.benchmark.plots import curves_plot
+from llmdiff.benchmark.runs import Run, read_run
 from llmdiff.benchmark.settings import BenchmarkSettings
 from llmdiff.benchmark.summary import ranking, summarise_runs
-from llmdiff.benchmark.tables import benchmark_tables
+from llmdiff.benchmark.tables import OVER_SEEDS, benchmark_tables
 from llmdiff.errors import ConfigError
 
 PROMPTS = [("seen", "a car"), ("pairs", "a cat left of a dog"), ("pairs", "a bee above a cup")]
@@ -62,6 +66,8 @@ def run_of(system, seed, relations, folder, *, exact_seen=True):
         trained=trained,
         curve=curve,
         pictures=folder,
+        text_curve=[] if system == "base" else [(4, 0.9)],
+        training_seconds=None if system == "base" else 20.0 + 20 * seed,
         measured=Measured(
             values={"siglip": np.array([0.2, 0.4, 0.9]) + 0.1 * (system == "guided") + 0.02 * seed},
             sets={"fid": 10.0 + seed},
@@ -102,7 +108,10 @@ def test_figures_are_means_over_seeds(report):
         "seconds_per_step": 2.5,
         "peak_memory_gb": 1.5,
         "seconds_per_image": 1.0,
+        "training_seconds": 30.0,
     }
+    assert base["cost"]["training_seconds"] is None
+    assert guided["text_curves"] == [[[4, 0.9]], [[4, 0.9]]]
     assert guided["curves"] == [[[5, 1.0], [10, 0.5]], [[5, 2.0], [10, 0.5]]]
     lines = ranking(report).splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["guided", "ella", "base"]
@@ -159,6 +168,72 @@ def test_ours_is_held_against_every_other_prompt_by_prompt(report):
     assert systems["ella"]["differences_to_base"]["overall"]["mean"] == pytest.approx((-0.5 + 0 + 0.5) / 3)
 
 
+def test_differences_have_intervals_over_seeds_too(report):
+    systems = report["systems"]
+    # By seed guided is 1 and 0 above ella, 1 and 1/2 above the base, which has one seed.
+    ella, base = (systems[name]["ours_above"]["held_out"]["over_seeds"] for name in ("ella", "base"))
+    assert (ella["mean"], ella["n"]) == (pytest.approx(0.5), 2)
+    assert ella["high"] == pytest.approx(0.5 + 12.706 * 0.5)
+    assert base["low"] == pytest.approx(0.75 - 12.706 * 0.25)
+    assert systems["guided"]["differences_to_base"]["held_out"]["over_seeds"] == base
+    tables = benchmark_tables(report)
+    assert (
+        tables.index("above the others: points") < tables.index(OVER_SEEDS) < tables.index("above the base")
+    )
+    assert f"| ella | {50:+.1f} [{50 - 635.3:+.1f}, {50 + 635.3:+.1f}] |" in tables
+
+
+def test_pictures_that_could_not_be_drawn_are_said(runs):
+    for run in runs:
+        run.report["failed_pictures"] = {run.system: run.seed}
+    report = summarise_runs(runs, SETTINGS, command="", left_out={})
+    assert [report["systems"][name]["failed_pictures"] for name in ("base", "ella", "guided")] == [0, 1, 1]
+    for text in (benchmark_tables(report), benchmark_page(report, runs)):
+        assert "1 pictures of ella could not be drawn" in text
+        assert "of base could not be drawn" not in text
+
+
+def test_a_training_is_read_stage_by_stage(tmp_path):
+    place = tmp_path / "guided" / "seed-0"
+    logs = {
+        "gains": [{"step": 5, "loss": 0.9, "unexplained": 0.9, "steps_per_s": 0.5}],
+        "warm": [
+            {"step": 10, "loss": 0.5, "unexplained": 0.5, "steps_per_s": 0.1},
+            {"step": 30, "loss": 0.2, "unexplained": 0.2, "steps_per_s": 2.0},
+            {"step": 40, "loss": 0.1, "unexplained": 0.1, "steps_per_s": 4.0},
+        ],
+        "main": [{"step": 6, "loss": 0.7, "velocity": 0.6, "steps_per_s": 2.0}, {"step": 6, "samples": 1}],
+    }
+    for stage, lines in logs.items():
+        (place / "training" / stage).mkdir(parents=True)
+        text = "".join(f"{json.dumps(line)}\n" for line in lines)
+        (place / "training" / stage / "log.jsonl").write_text(text)
+    (place / "evaluation").mkdir()
+    for name, text in (("verdicts.jsonl", ""), ("report.json", "{}")):
+        (place / "evaluation" / name).write_text(text)
+    (place / "trained.json").write_text("{}")
+    found = read_run(place, "guided", 0)
+    assert found.text_curve == [(5, 0.9), (15, 0.5), (35, 0.2), (45, 0.1)]
+    assert found.curve == [(6, 0.6)]
+    assert found.training_seconds == pytest.approx(5 / 0.5 + 40 / 2.0 + 6 / 2.0)
+    shutil.rmtree(place / "training")
+    assert read_run(place, "guided", 0).training_seconds is None
+
+
+def test_curves_have_a_panel_for_each_kind_of_loss(report):
+    systems = report["systems"]
+    both = picture_of(curves_plot(systems))
+    for system in systems.values():
+        del system["text_curves"]  # as reports of before
+    alone = picture_of(curves_plot(systems))
+    assert both.height == 2 * alone.height
+    assert curves_plot({"base": systems["base"]}) is None
+
+
+def picture_of(uri):
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+
+
 def test_the_tables_hold_the_same_figures(report):
     tables = benchmark_tables(report)
     rows = [
@@ -169,6 +244,7 @@ def test_the_tables_hold_the_same_figures(report):
     assert [row[0] for row in rows if row[0] in ("guided", "ella", "base")][:3] == ["guided", "ella", "base"]
     above = [row for row in rows if row[0] == "ella"][2]
     assert above[1].startswith("+50.0 [")
+    assert any(row[:4] == ["guided", "1,234,567", "2.5", "30"] for row in rows)
     assert any(row[:2] == ["guided", "1,234,567"] for row in rows)
     assert "- t5-encoder: no t5 was given" in tables
     for sentence in report["treatment"]:

@@ -167,3 +167,41 @@ def test_real_renders_are_right_and_shuffled_ones_are_not(
     report = evaluate_systems(systems, suite, trained_checker, tmp_path)
     assert report["systems"]["perfect"]["overall"]["accuracy"] >= 0.97
     assert report["systems"]["shuffled"]["overall"]["accuracy"] <= 0.05
+
+
+def test_a_picture_that_cannot_be_drawn_is_black_counted_and_said(
+    tmp_path: Path, trained_checker: SceneChecker, caplog: pytest.LogCaptureFixture
+) -> None:
+    suite = scenes_suite(3, 3, World(objects=trained_checker.objects), splits=["seen", "pairs"])
+    broken = {suite[1].seed, suite[4].seed, suite[5].seed}
+    perfect = render(suite)
+
+    def fragile(prompts: list[str], seeds: list[int]) -> NDArray[np.uint8]:
+        if broken & set(seeds):
+            raise RuntimeError("the lamp went out")
+        return perfect(prompts, seeds)
+
+    systems = {"fragile": fragile, "perfect": perfect}
+    report = evaluate_systems(systems, suite, trained_checker, tmp_path, batch=4, keep_pictures=True)
+    assert report["failed_pictures"] == {"fragile": 3, "perfect": 0}
+    lines = [json.loads(line) for line in (tmp_path / "verdicts.jsonl").read_text().splitlines()]
+    wrong = {(line["system"], line["seed"]) for line in lines if not line["verdict"]["exact"]}
+    assert {("fragile", seed) for seed in broken} <= wrong
+    for index, row in enumerate(suite):
+        with Image.open(tmp_path / "pictures" / "fragile" / f"{index:05d}.png") as kept:
+            assert (not np.asarray(kept).any()) == (row.seed in broken)
+    assert "3 pictures of fragile could not be drawn" in report_tables(report)
+    assert "of perfect could not" not in report_tables(report)
+    said = [record.getMessage() for record in caplog.records if "could not be drawn" in record.getMessage()]
+    assert len(said) == 3
+    assert repr(suite[1].prompt) in said[0]
+    assert said[0].endswith("the lamp went out")
+
+
+def test_a_system_that_draws_nothing_is_no_result(tmp_path: Path) -> None:
+    def dead(prompts: list[str], seeds: list[int]) -> NDArray[np.uint8]:
+        raise RuntimeError("no lamp")
+
+    with pytest.raises(RuntimeError, match="no lamp"):
+        evaluate_systems({"dead": dead}, scenes_suite(1, 0, WORLD), SceneChecker(6), tmp_path, batch=2)
+    assert not (tmp_path / "report.json").exists()

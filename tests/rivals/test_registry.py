@@ -122,7 +122,9 @@ def test_what_does_not_fit_is_named(parts, tmp_path):
         load_rival(tmp_path / "saved", parts)
 
 
-@pytest.mark.parametrize("plain", ["base-states", "encoder-only", "last-hidden", "norm-average"])
+@pytest.mark.parametrize(
+    "plain", ["base-states", "encoder-only", "last-hidden", "penultimate", "norm-average", "paper"]
+)
 def test_a_refined_row_is_its_plain_one_with_a_refiner(parts, plain):
     before, refined = create(plain, parts), create(f"{plain}-refined", parts)
     added = refined.tensors().keys() - before.tensors().keys()

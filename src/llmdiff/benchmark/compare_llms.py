@@ -19,7 +19,8 @@ from typing import Any
 from llmdiff.benchmark.run import Benchmark
 from llmdiff.benchmark.runs import Exact, exact_by_prompt, read_run
 from llmdiff.benchmark.settings import BASE, BenchmarkSettings
-from llmdiff.benchmark.summary import differences, hardware, treatment
+from llmdiff.benchmark.summary import differences, hardware
+from llmdiff.benchmark.treatment import treatment
 from llmdiff.errors import ConfigError
 from llmdiff.evaluation.suites import scenes_suite
 from llmdiff.files import writable_folder, write_whole

@@ -8,10 +8,12 @@ from typing import Any
 from llmdiff.benchmark.plots import accuracy_plot, curves_plot, picture_uri
 from llmdiff.benchmark.runs import Run
 from llmdiff.benchmark.tables import (
+    COST_NOTE,
     METRIC_NOTE,
     SEARCH_HEADING,
     SEARCH_NOTE,
     cost_rows,
+    failure_notes,
     measured_rows,
     search_rows,
 )
@@ -49,6 +51,7 @@ def benchmark_page(report: Mapping[str, Any], runs: Sequence[Run]) -> str:
         "<p>How many pictures show exactly what the prompt says, in percent, with 95 % intervals: over seeds where "
         "a system has several, else over prompts. Held out: all splits but seen.</p>",
         _accuracy(systems, ranked, list(splits)),
+        *(f"<p>{escape(note)}</p>" for note in failure_notes(systems)),
         f"<ul>{''.join(f'<li><b>{escape(k)}</b>: {escape(v)}</li>' for k, v in splits.items())}</ul>",
         f"<img class=plot alt='held-out accuracy of every system' src='{accuracy_plot(systems)}'>",
         "<h2>Parts and relations</h2>",
@@ -57,6 +60,7 @@ def benchmark_page(report: Mapping[str, Any], runs: Sequence[Run]) -> str:
         *_metrics(report, ranked),
         "<h2>Cost</h2>",
         _table(cost_rows(systems, ranked), systems),
+        f"<p>{COST_NOTE}</p>",
         *_search(systems, ranked),
         "<h2>Training</h2>",
         "" if curves is None else f"<img class=plot alt='training loss over steps' src='{curves}'>",

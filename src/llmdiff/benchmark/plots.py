@@ -6,6 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+_LOSSES = {
+    "text_curves": "from captions: what stays unexplained",
+    "curves": "on pictures: denoising loss",
+}
+_DASHES = ("-", "--", "-.", ":")
+
 
 def picture_uri(path: Path) -> str:
     """Return a PNG file as an address that holds the picture itself."""
@@ -33,29 +39,38 @@ def accuracy_plot(systems: Mapping[str, Any]) -> str:
 
 
 def curves_plot(systems: Mapping[str, Any]) -> str | None:
-    """Return every system's training loss, the mean of its seeds; None where nothing was trained."""
+    """Return every system's losses, the mean of its seeds: from captions, on pictures; None where none was trained."""
     from matplotlib.figure import Figure
 
-    sheet = Figure(figsize=(8, 5), layout="constrained")
-    axes = sheet.subplots()
-    marks = ("-", "--", "-.", ":")
-    drawn = 0
-    for name, system in systems.items():
-        curves = [curve for curve in system["curves"] if curve]
-        if not curves:
-            continue
-        length = min(len(curve) for curve in curves)
-        steps = [curves[0][i][0] for i in range(length)]
-        losses = [sum(curve[i][1] for curve in curves) / len(curves) for i in range(length)]
-        # One point is a line that cannot be seen.
-        axes.plot(steps, losses, marks[drawn // 10 % 4], label=name, marker="." if length < 3 else None)
-        drawn += 1
-    if not drawn:
+    # Reports of before have no losses from captions.
+    found = {kind: _mean_curves(systems, kind) for kind in ("text_curves", "curves")}
+    panels = [(_LOSSES[kind], curves) for kind, curves in found.items() if curves]
+    if not panels:
         return None
-    axes.set(xlabel="step", ylabel="training loss", yscale="log")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, ncols=2)
+    sheet = Figure(figsize=(11, 4.5 * len(panels)), layout="constrained")
+    # A system has one look in both panels.
+    names = list(dict.fromkeys(name for _, curves in panels for name in curves))
+    looks = {name: {"color": f"C{i % 10}", "linestyle": _DASHES[i // 10 % 4]} for i, name in enumerate(names)}
+    for axes, (title, curves) in zip(sheet.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+        for name, (steps, losses) in curves.items():
+            # One point is a line that cannot be seen.
+            axes.plot(steps, losses, label=name, marker="." if len(steps) < 3 else None, **looks[name])
+        axes.set(xlabel="step", ylabel=title, yscale="log")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return _uri(sheet)
+
+
+def _mean_curves(systems: Mapping[str, Any], kind: str) -> dict[str, tuple[list[int], list[float]]]:
+    """Steps and mean losses over seeds, by system; those that have none are left out."""
+    result: dict[str, tuple[list[int], list[float]]] = {}
+    for name, system in systems.items():
+        curves = [curve for curve in system.get(kind, []) if curve]
+        if curves:
+            length = min(map(len, curves))
+            losses = [sum(curve[i][1] for curve in curves) / len(curves) for i in range(length)]
+            result[name] = [curves[0][i][0] for i in range(length)], losses
+    return result
 
 
 def _uri(sheet: Any) -> str:

@@ -16,6 +16,7 @@ TITLES = {
 }
 SYSTEMS = (BASE, BASE_LONGER, *RIVALS)
 _NAME = "settings.json"
+_GAIN_SHARE = 3 / 17
 # A benchmark may be given more of these later, and a reader that it had not.
 _MAY_GROW, _MAY_COME = ("rivals", "seeds"), ("encoder", "t5")
 
@@ -66,6 +67,11 @@ class BenchmarkSettings:
                 f"search_steps is {self.search_steps}, expected at least 1 to choose among "
                 f"{len(self.learning_rates)} learning rates"
             )
+
+    @property
+    def gain_steps(self) -> int:
+        """How many of the first steps a rival takes that learns weights for every block of its reader."""
+        return round((self.text_steps or self.steps) * _GAIN_SHARE)
 
 
 def check_names(names: Iterable[str]) -> None:

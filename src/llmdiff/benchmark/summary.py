@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from llmdiff.benchmark.runs import Exact, Run, exact_by_prompt, values_by_prompt
 from llmdiff.benchmark.seeds import mean_over_seeds, seed_interval
 from llmdiff.benchmark.settings import BASE, BenchmarkSettings, group_of, title_of
+from llmdiff.benchmark.treatment import treatment
 from llmdiff.evaluation.metrics.tally import metric_differences
 from llmdiff.evaluation.statistics import bootstrap_mean, paired_difference
 from llmdiff.provenance import versions
@@ -67,58 +68,30 @@ def summarise_runs(
 
 
 def differences(ours: Mapping[str, Exact], other: Mapping[str, Exact]) -> dict[str, Any]:
-    """Return ours less the other's, prompt by prompt: "overall", "held_out" (all splits but seen), each split."""
+    """Return ours less the other's: "overall", "held_out" (all splits but seen), each split.
+
+    Intervals are over prompts, of the mean over seeds; "over_seeds" holds the one over seeds, each system's first
+    beside the other's first and so on, where there are several. A system of one seed is the same beside all.
+    """
     chosen = {"overall": list(ours), "held_out": [split for split in ours if split != _SEEN]}
     chosen |= {split: [split] for split in ours}
     return {
-        name: asdict(
-            paired_difference(
-                np.concatenate([ours[split] for split in splits]),
-                np.concatenate([other[split] for split in splits]),
-            )
+        name: _difference(
+            np.concatenate([ours[split] for split in splits], axis=1),
+            np.concatenate([other[split] for split in splits], axis=1),
         )
         for name, splits in chosen.items()
     }
 
 
-def treatment(settings: BenchmarkSettings) -> list[str]:
-    """Return how the systems were treated alike, in sentences."""
-    rates = ", ".join(f"{rate:g}" for rate in settings.learning_rates)
-    tried = f"{settings.search_steps} steps"
-    if settings.text_steps:
-        from_text = round(settings.text_steps * settings.search_steps / settings.steps)
-        tried = f"{from_text} steps from captions and {settings.search_steps} on pictures"
-    search = (
-        f"No learning rate was searched for: all use {rates}."
-        if len(settings.learning_rates) == 1
-        else f"Each rival tried the learning rates {rates}, with {tried} each, as short a warm-up, and the "
-        "first seed; the lowest loss on scenes that none is trained on decided. Short trainings favour high rates: "
-        "where the highest won, the next lower one was also trained in full, and taken where its loss was lower by "
-        "more than 0.001. base-longer has the rate that the base was trained with."
-    )
-    first = (
-        f"{settings.text_steps} steps from captions alone, where it learns what the base's own text encoder gives its "
-        f"attention layers for the plain wording, then {settings.steps} steps on pictures, each"
-        if settings.text_steps
-        else f"{settings.steps} steps"
-    )
-    return [
-        f"Every rival is trained for {first} of {settings.batch} captions, on the same "
-        f"{settings.captions} captions and their scenes; in a step all see the same captions and pictures. Those that "
-        "learn weights for every block of their reader do so in the first 3/17 of these steps, on at most 1,500 of the "
-        "captions, whose block states fit into memory.",
-        "The base's denoiser, its text encoder and the readers of the prompts are frozen, but for LaVi-Bridge, whose "
-        "LoRA changes denoiser and LLM; what is trained, and how much of it, is in the table of costs.",
-        "Optimiser (AdamW, with Muon for matrices inside a trained part), schedule, weight decay, clipping and the "
-        "average of the weights are the same.",
-        search,
-        "All that reads the LLM reads it under the same template.",
-        "Pictures: the same prompts, noise, number of denoising steps and guidance for every system and seed; seeds "
-        "differ in the random weights at the start, and in the order of the captions and the noise of the training.",
-        "base-longer trains the base's own denoiser and text encoder instead, as the base was trained, for as many "
-        "steps of as many captions, in the same wording, drawn from all the build's scenes; all its steps are on "
-        "pictures.",
-    ]
+def _difference(ours: Exact, other: Exact) -> dict[str, Any]:
+    found: dict[str, Any] = asdict(paired_difference(ours.mean(0), other.mean(0)))
+    seeds = {len(ours), len(other)} - {1}
+    if len(seeds) == 1:
+        found["over_seeds"] = mean_over_seeds(
+            [row[None] for row in np.atleast_1d(ours.mean(1) - other.mean(1))]
+        )
+    return found
 
 
 def ranking(report: Mapping[str, Any]) -> str:
@@ -164,10 +137,12 @@ def _system(runs: Sequence[Run]) -> dict[str, Any]:
         "splits": {split: _over_seeds([row["splits"][split] for row in figures]) for split in splits},
         "parts": {part: _over_seeds([row["parts"][part] for row in figures]) for part in parts},
         "seeds": [row["overall"]["accuracy"] for row in figures],
+        "failed_pictures": sum(run.report.get("failed_pictures", {}).get(name, 0) for run in runs),
         "interval_over": "seeds" if len(runs) > 1 else "prompts",
         **_metrics(runs),
         "cost": _cost(runs),
         "curves": [[list(point) for point in run.curve] for run in runs],
+        "text_curves": [[list(point) for point in run.text_curve] for run in runs],
     }
     if relations:
         result["relation"] = {kind: float(np.mean([row[kind] for row in relations])) for kind in _RELATIONS}
@@ -225,6 +200,8 @@ def _cost(runs: Sequence[Run]) -> dict[str, Any]:
     for key in ("seconds_per_step", "peak_memory_gb"):
         found = [run.trained[key] for run in runs if key in run.trained]
         cost[key] = round(float(np.mean(found)), 4) if found else None
+    seconds = [run.training_seconds for run in runs if run.training_seconds is not None]
+    cost["training_seconds"] = round(float(np.mean(seconds)), 1) if seconds else None
     threads = {run.trained["threads"] for run in runs if "threads" in run.trained}
     if threads:
         cost["threads"] = "/".join(map(str, sorted(threads)))

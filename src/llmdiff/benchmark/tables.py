@@ -10,7 +10,15 @@ _PARTS = ("things", "colours", "count", "size", "background")
 _RELATION = ("right", "swapped", "wrong")
 METRIC_NOTE = (
     "siglip: cosine of picture and prompt; more is better. fid, kid, cmmd: distance from real renders of the same "
-    "scenes; less is better. Measured with the models named in report.json; not comparable with published numbers."
+    "scenes; less is better. Differences have intervals over prompts. Measured with the models named in report.json; "
+    "not comparable with published numbers."
+)
+
+OVER_SEEDS = "The same, 95 % intervals over seeds"
+
+COST_NOTE = (
+    "s per step: on pictures. s, training: all steps, those from captions too; what reads its captions once does so "
+    "before, and that is not in it."
 )
 
 SEARCH_HEADING = "Learning rates: the loss on held-out scenes"
@@ -32,6 +40,7 @@ def benchmark_tables(report: Mapping[str, Any]) -> str:
     heading = f"Exact match, %, with 95 % intervals over {over}"
     rows = [[name, *(percent(cell) for cell in _cells(systems[name], splits))] for name in ranked]
     lines += _table(heading, ["system", "held out", "all", *splits], rows)
+    lines += [f"\n{note}" for note in failure_notes(systems)]
     parts = ("held_out", "overall", *splits)
     for key, heading in (
         (
@@ -40,13 +49,18 @@ def benchmark_tables(report: Mapping[str, Any]) -> str:
         ),
         ("differences_to_base", "Points above the base, same prompts, 95 % intervals over prompts"),
     ):
-        rows = [
-            [name, *(percent(systems[name][key][part], key="mean", sign=True) for part in parts)]
-            for name in ranked
-            if key in systems[name]
-        ]
+        gaps = {name: systems[name][key] for name in ranked if key in systems[name]}
+        rows = [[name, *(_points(gap[part]) for part in parts)] for name, gap in gaps.items()]
         if rows:
             lines += _table(heading, ["", "held out", "all", *splits], rows)
+        # Wider, and few seeds give but a rough one.
+        rows = [
+            [name, *(_points(gap[part].get("over_seeds")) for part in parts)]
+            for name, gap in gaps.items()
+            if "over_seeds" in gap["overall"]
+        ]
+        if rows:
+            lines += _table(OVER_SEEDS, ["", "held out", "all", *splits], rows)
     rows = [[name, *_parts(systems[name])] for name in ranked]
     head = ["system", *_PARTS, *(f"relation {kind}" for kind in _RELATION)]
     lines += _table("Parts right, %, of the prompts that ask for them", head, rows)
@@ -54,7 +68,7 @@ def benchmark_tables(report: Mapping[str, Any]) -> str:
     if measured:
         lines += [*_table("Metrics", measured[0], measured[1:]), "", METRIC_NOTE]
     head, *rows = cost_rows(systems, ranked)
-    lines += _table("Cost", head, rows)
+    lines += [*_table("Cost", head, rows), "", COST_NOTE]
     searched = search_rows(systems, ranked)
     if searched:
         lines += [*_table(SEARCH_HEADING, searched[0], searched[1:]), "", SEARCH_NOTE]
@@ -63,6 +77,16 @@ def benchmark_tables(report: Mapping[str, Any]) -> str:
         lines += [f"- {name}: {reason}" for name, reason in report["left_out"].items()]
     lines += ["", "**Equal treatment**", "", *(f"- {line}" for line in report["treatment"])]
     return "\n".join([*lines, ""])
+
+
+def failure_notes(systems: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for every system that could not draw all its pictures."""
+    counts = {name: system.get("failed_pictures", 0) for name, system in systems.items()}
+    return [
+        f"{count} pictures of {name} could not be drawn and count as wrong."
+        for name, count in counts.items()
+        if count
+    ]
 
 
 def made_with(report: Mapping[str, Any]) -> str:
@@ -76,6 +100,10 @@ def machine_of(report: Mapping[str, Any]) -> str:
     return ", ".join(
         [f"{machine['cpus']} cores, {machine['machine']}", *([machine["gpu"]] if "gpu" in machine else [])]
     )
+
+
+def _points(figures: Mapping[str, float] | None) -> str:
+    return "-" if figures is None else percent(figures, key="mean", sign=True)
 
 
 def _table(heading: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -110,12 +138,12 @@ def measured_rows(report: Mapping[str, Any], ranked: Sequence[str]) -> list[list
 def cost_rows(systems: Mapping[str, Any], ranked: Sequence[str]) -> list[list[str]]:
     """Return a head and a row for every system: what its training and drawing cost."""
     rows = [[
-        "system", "trained parameters", "s per step", "s per picture", "threads", "peak memory, GB",
+        "system", "trained parameters", "s per step", "s, training", "s per picture", "threads", "peak memory, GB",
         "learning rate", "held-out loss",
     ]]  # fmt: skip
     for name in ranked:
         cost, losses = systems[name]["cost"], systems[name].get("held_out_loss")
-        figures = [cost["seconds_per_step"], cost["seconds_per_image"]]
+        figures = [cost["seconds_per_step"], cost.get("training_seconds"), cost["seconds_per_image"]]
         more = [cost["peak_memory_gb"], systems[name].get("learning_rate")]
         more.append(sum(losses) / len(losses) if losses else None)
         rows.append([
@@ -141,4 +169,4 @@ def search_rows(systems: Mapping[str, Any], ranked: Sequence[str]) -> list[list[
 
 
 def _short(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
+    return "-" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

@@ -36,8 +36,6 @@ from llmdiff.training.log import read_log
 
 _CALIBRATION_CAPTIONS = 256
 _HELD_OUT_BATCHES = 16
-# Adapters learn gains for this share of their steps; the presets' 300 of 1,700.
-_GAIN_SHARE = 3 / 17
 # Of the loss on held-out scenes. Seeds of one system differ by as much.
 _CLEARLY = 1e-3
 
@@ -48,12 +46,11 @@ class Trainings:
     def __init__(self, build: Build, settings: BenchmarkSettings, folder: Path) -> None:
         self.build, self.settings, self.folder = build, settings, folder
         self._readers: dict[str, Any] = {}
-        gain_steps = round((settings.text_steps or settings.steps) * _GAIN_SHARE)
         self.preset: Preset = replace(
             build.preset,
-            adapter_gain_steps=gain_steps,
-            adapter_warm_steps=settings.text_steps and settings.text_steps - gain_steps,
-            adapter_steps=settings.steps if settings.text_steps else settings.steps - gain_steps,
+            adapter_gain_steps=settings.gain_steps,
+            adapter_warm_steps=settings.text_steps and settings.text_steps - settings.gain_steps,
+            adapter_steps=settings.steps if settings.text_steps else settings.steps - settings.gain_steps,
             adapter_batch=settings.batch,
             adapter_captions=settings.captions,
         )

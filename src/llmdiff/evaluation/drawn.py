@@ -151,7 +151,7 @@ def draw_missing(
             for start in range(0, len(todo), batch):
                 some = todo[start : start + batch]
                 began = time.monotonic()
-                images = _try(name, system, some)
+                images = try_each(name, system, [job.prompt for job in some], [job.seed for job in some])
                 seconds = (time.monotonic() - began) / len(some)
                 for job, image in zip(some, images, strict=True):
                     if isinstance(image, Exception):
@@ -175,13 +175,9 @@ def stored_system(store: DrawnPictures, name: str, jobs: Iterable[PictureJob]) -
     by_seed = {(job.prompt, job.seed): job for job in jobs}
 
     def read(prompts: list[str], seeds: list[int]) -> NDArray[np.uint8]:
-        pictures = [
-            store.read(name, by_seed[prompt, seed]) for prompt, seed in zip(prompts, seeds, strict=True)
-        ]
-        shape = next(
-            (one.shape for one in pictures if one is not None), (_FAILED_SIDE_PX, _FAILED_SIDE_PX, 3)
+        return with_black(
+            [store.read(name, by_seed[prompt, seed]) for prompt, seed in zip(prompts, seeds, strict=True)]
         )
-        return np.stack([np.zeros(shape, dtype=np.uint8) if one is None else one for one in pictures])
 
     return read
 
@@ -199,12 +195,32 @@ def check_pictures(name: str, images: NDArray[np.uint8], count: int) -> None:
         )
 
 
-def _try(name: str, system: System, jobs: Sequence[PictureJob]) -> list[NDArray[np.uint8] | Exception]:
+def try_each(
+    name: str, system: System, prompts: list[str], seeds: list[int]
+) -> list[NDArray[np.uint8] | Exception]:
+    """Return every prompt's picture, or why it cannot be drawn: alone, not only beside the others.
+
+    Raises:
+        LLMDiffError: the system gave something else than pictures.
+    """
     try:
-        images = system([job.prompt for job in jobs], [job.seed for job in jobs])
+        images = system(prompts, seeds)
     except Exception as error:  # whatever a pipeline raises: the picture counts as failed, the others go on
-        if len(jobs) == 1:
+        if len(prompts) == 1:
             return [error]
-        return [one for job in jobs for one in _try(name, system, [job])]
-    check_pictures(name, images, len(jobs))
+        pairs = zip(prompts, seeds, strict=True)
+        return [one for prompt, seed in pairs for one in try_each(name, system, [prompt], [seed])]
+    check_pictures(name, images, len(prompts))
     return list(images)
+
+
+def with_black(
+    pictures: Sequence[NDArray[np.uint8] | None], *, shape: tuple[int, ...] | None = None
+) -> NDArray[np.uint8]:
+    """Return the pictures, black ones where there is none, of the others' shape; of `shape` if there are no others.
+
+    Shapes: (N, H, W, 3).
+    """
+    shape = next((one.shape for one in pictures if one is not None), shape)
+    black = np.zeros(shape or (_FAILED_SIDE_PX, _FAILED_SIDE_PX, 3), dtype=np.uint8)
+    return np.stack([black if one is None else one for one in pictures])

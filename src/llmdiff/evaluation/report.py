@@ -1,6 +1,7 @@
 """An evaluation: systems draw one suite, the checker reads the pictures, figures and grids are written."""
 
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,9 +19,10 @@ from llmdiff.evaluation.drawn import (
     DrawnPictures,
     PictureJob,
     Shard,
-    check_pictures,
     draw_missing,
     stored_system,
+    try_each,
+    with_black,
 )
 from llmdiff.evaluation.metrics.kinds import Metric
 from llmdiff.evaluation.metrics.tally import Tally
@@ -38,6 +40,7 @@ from llmdiff.openmoji.grids import save_grid
 from llmdiff.provenance import command_line, versions
 
 PICTURES_NAME = "pictures"
+_log = logging.getLogger(__name__)
 _GRID_PICTURES, _GRID_COLUMNS = 24, 6
 
 
@@ -45,6 +48,8 @@ _GRID_PICTURES, _GRID_COLUMNS = 24, 6
 class SystemRun:
     """What one system drew for a suite: what was seen, the verdicts, and the first pictures of every split.
 
+    Fields:
+        failed: how many could not be drawn; they are black, and so not as asked for.
     Units: `seconds_per_image` in seconds of wall-clock time.
     """
 
@@ -52,6 +57,7 @@ class SystemRun:
     verdicts: tuple[Verdict, ...]
     pictures: Mapping[str, NDArray[np.uint8]]
     seconds_per_image: float
+    failed: int = 0
 
 
 def evaluate_scenes(
@@ -181,12 +187,11 @@ def evaluate_systems(
             name: round((seconds_per_image or {}).get(name, run.seconds_per_image), 4)
             for name, run in runs.items()
         },
+        "failed_pictures": dict(failed or {name: run.failed for name, run in runs.items()}),
         "versions": versions(),
         "command": command or command_line(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    if failed is not None:
-        report["failed_pictures"] = dict(failed)
     if metrics:
         report["metrics"] = {metric.name: metric.model_id for metric in metrics}
         add_metrics(report["systems"], tallies, suite)
@@ -207,9 +212,14 @@ def run_system(
 ) -> SystemRun:
     """What a system draws for a suite, read by the checker; shows a progress bar. `watch` are given every picture.
 
+    A picture that cannot be drawn is black, counted and logged. Where none can from the start, that is an error.
+
     Raises:
         LLMDiffError: the system gave something else than one picture for every prompt.
+        Exception: what the system raised, where it could draw nothing.
     """
+    failures: list[Exception] = []
+    shape: tuple[int, ...] | None = None
     seen: list[SeenScene] = []
     kept: dict[str, list[NDArray[np.uint8]]] = {}
     drawing_s = 0.0
@@ -217,9 +227,16 @@ def run_system(
         for start in range(0, len(suite), batch):
             rows = suite[start : start + batch]
             began = time.monotonic()
-            images = system([row.prompt for row in rows], [row.seed for row in rows])
+            drawn = try_each(name, system, [row.prompt for row in rows], [row.seed for row in rows])
             drawing_s += time.monotonic() - began
-            check_pictures(name, images, len(rows))
+            for row, one in zip(rows, drawn, strict=True):
+                if isinstance(one, Exception):
+                    failures.append(one)
+                    _log.warning("system %s: %r could not be drawn: %s", name, row.prompt, one)
+            if len(failures) == len(seen) + len(rows):
+                raise failures[0]
+            images = with_black([None if isinstance(one, Exception) else one for one in drawn], shape=shape)
+            shape = images.shape[1:]
             for look in watch:
                 look(rows, images)
             seen += checker.read(images)
@@ -233,6 +250,7 @@ def run_system(
         verdicts=tuple(verdict(row.content, one) for row, one in zip(suite, seen, strict=True)),
         pictures={split: np.stack(pictures) for split, pictures in kept.items()},
         seconds_per_image=drawing_s / len(suite),
+        failed=len(failures),
     )
 
 

@@ -31,7 +31,8 @@ def report_tables(report: Mapping[str, Any], *, markdown: bool = False) -> str:
     for name, model in report.get("metrics", {}).items():
         notes.append(f"{name} is measured with {model}; not comparable with published numbers")
     for name, count in report.get("failed_pictures", {}).items():
-        notes.append(f"{count} pictures of {name} could not be drawn and count as wrong")
+        if count:
+            notes.append(f"{count} pictures of {name} could not be drawn and count as wrong")
     tables = [text_table(rows, markdown), text_table(parts, markdown), *([measured] if measured else [])]
     sections = [*tables, "\n".join(f"{note}." for note in notes)]
     return "\n\n".join(sections) + "\n"

@@ -198,7 +198,7 @@ def _rows() -> list[Rival]:
 
     return [
         row("base-states", "our adapter on the base's own text states", "base", None, _reads(base_states)),
-        row("base-states-refined", "the same, its tokens refined", "base", None,
+        row("base-states-refined", "our adapter on the base's own text states, refined", "base", None,
             _reads(base_states, refiner_layers=LAYERS)),
         row("encoder-only", "last states, encoder-only", "encoders", "encoder", _reads(lambda p: p.encoder)),
         row("encoder-only-refined", "last states, encoder-only, refined", "encoders", "encoder",
@@ -215,6 +215,8 @@ def _rows() -> list[Rival]:
         row("last-hidden-refined", "the LLM's last layer, refined", "layers", "llm",
             _reads_llm(LastHiddenStates, refiner_layers=LAYERS)),
         row("penultimate", "the LLM's penultimate layer", "layers", "llm", _reads_llm(PenultimateStates)),
+        row("penultimate-refined", "the LLM's penultimate layer, refined", "layers", "llm",
+            _reads_llm(PenultimateStates, refiner_layers=LAYERS)),
         row("norm-average", "mean of all layers, normalised", "layers", "llm", _reads_llm(NormAverageStates)),
         row("norm-average-refined", "mean of all layers, normalised, refined", "layers", "llm",
             _reads_llm(NormAverageStates, refiner_layers=LAYERS)),
@@ -224,6 +226,8 @@ def _rows() -> list[Rival]:
         row("lavi-bridge", "LaVi-Bridge: two-stage MLP, LoRA on both sides", "published", "llm", _connects(_lavi)),
         row("llm4gen", "LLM4GEN: cross-adapter beside CLIP's states", "published", "llm", _connects(_llm4gen)),
         row("paper", "ours, c = x_0 + sum g s", "ours", "llm", _ours("paper")),
+        row("paper-refined", "ours, c = x_0 + sum g s, its tokens refined", "ours", "llm",
+            _ours("paper", refiner_layers=LAYERS)),
         row("guided", "ours, c = x_0 + sum (g s + k v)", "ours", "llm", _ours("guided")),
         row("refined", "ours, c = x_0 + sum (g s + k v), its tokens refined", "ours", "llm",
             _ours("guided", refiner_layers=LAYERS)),
