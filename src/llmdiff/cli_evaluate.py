@@ -61,7 +61,7 @@ def evaluate(
         typer.Option(
             "--official-scores",
             metavar="SYSTEM=FILE",
-            help="What the benchmark's own scorer wrote; repeated.",
+            help="What the benchmark's own scorer wrote, a file or T2I-CompBench's folder; repeated.",
         ),
     ] = None,
     shard: Annotated[
@@ -163,10 +163,12 @@ def _suite_parts(suite: str, files: Path | None, reference: Path | None, officia
 
     pairs = [one.partition("=") for one in official or []]
     for name, _, path in pairs:
-        if not Path(path).is_file():
+        if not Path(path).exists() or not path:
             raise ConfigError(
-                f"official-scores: got {name}={path}, expected SYSTEM=FILE with a file that is there"
+                f"official-scores: got {name}={path}, expected SYSTEM=FILE with a file or folder that is there"
             )
+        if [other for other, _, _ in pairs].count(name) > 1:
+            raise ConfigError(f"official-scores: {name} is there twice, expected one for each system")
     return {
         "suite": read_suite(suite, files),
         "reference": None if reference is None else read_reference(reference),

@@ -116,7 +116,14 @@ def test_what_cannot_be_is_said_before_anything_is_drawn(
         ((*mine, "--metric", "clip-score"), "metric clip-score: no model"),
         ((*mine, "--metric-model", models / "clip"), "got 1 for 0 metrics"),
         ((*mine, "--metric", "geneval"), "metric geneval: no model"),
-        ((*mine, "--official-scores", "llm=none.txt"), "expected SYSTEM=FILE with a file that is there"),
+        (
+            (*mine, "--official-scores", "llm=none.txt"),
+            "expected SYSTEM=FILE with a file or folder that is there",
+        ),
+        (
+            (*mine, "--official-scores", f"llm={models}", "--official-scores", f"llm={models}"),
+            "official-scores: llm is there twice",
+        ),
         ((*mine, "--metric", "fid", "--metric-model", models / "vit"), "--reference"),
         (("--reference", tmp_path), "the suite scenes draws one picture"),
     ):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from llmdiff.evaluation.prompt_suites.dpg_bench import DPGScorer
 from llmdiff.evaluation.prompt_suites.official import official_figures
 from llmdiff.evaluation.prompt_suites.report import evaluate_suite, read_reference
 from llmdiff.evaluation.prompt_suites.suite import PromptSuite
+from llmdiff.evaluation.prompt_suites.t2i_compbench import CompBenchScorer
 from llmdiff.pictures import read_metadata
 
 
@@ -167,10 +169,46 @@ def test_failed_pictures_count_and_are_tried_again(suite: PromptSuite, tmp_path:
 def test_official_scores_that_number_pictures_through(compbench_folder: Path, tmp_path: Path) -> None:
     suite = read_suite("t2i-compbench", compbench_folder)
     scores = [{"question_id": number, "answer": "0.5000"} for number in range(16)]
-    (tmp_path / "vqa_result.json").write_text(json.dumps(scores))
-    # Two prompts of colour, ten pictures of each: four are missing.
-    found = official_figures(suite, suite.prompts, tmp_path / "vqa_result.json")
-    assert (found["overall"]["mean"], found["overall"]["n"], found["missing"]) == (pytest.approx(0.4), 20, 4)
+    file = tmp_path / "theirs" / "color" / "annotation_blip" / "vqa_result.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(scores))
+    # Two prompts of colour, ten pictures of each: four are missing. Shapes were not scored.
+    found = official_figures(suite, suite.prompts, tmp_path / "theirs")
+    assert (found["overall"]["mean"], found["overall"]["n"], found["missing"]) == (pytest.approx(0.4), 2, 4)
+    assert list(found["by_tag"]) == ["color"]
+
+
+def test_questions_score_the_categories_that_are_asked_about(compbench_folder: Path, tmp_path: Path) -> None:
+    class Bright:
+        model_id = "bright"
+
+        def yes(self, pictures: Pictures, questions: Sequence[str]) -> NDArray[np.float64]:
+            return pictures[..., 0].mean((1, 2)) / 255
+
+    (compbench_folder / "spatial_val.txt").write_text("a cat on the left of a dog\n")
+    scorer, systems = CompBenchScorer(Bright()), {"base": Painter(51)}
+    suite, out = read_suite("t2i-compbench", compbench_folder), tmp_path / "out"
+    report = evaluate_suite(systems, suite, out, metrics=[scorer], images_per_prompt=2)
+    by_tag = report["systems"]["base"]["metrics_by_tag"]
+    assert report["systems"]["base"]["metrics"]["t2i_compbench"]["n"] == 3
+    assert by_tag["shape"]["t2i_compbench"]["mean"] == pytest.approx(0.2)
+    assert "t2i_compbench" not in by_tag["spatial"]
+    official = out / "official" / "base"
+    assert len(list((official / "pictures" / "spatial" / "samples").iterdir())) == 2
+    written = (official / "scores-of-another-model").rglob("vqa_result.json")
+    assert sorted(path.parents[1].name for path in written) == ["color", "shape"]
+    table = [
+        line.split("|")
+        for line in (out / "report.md").read_text().splitlines()
+        if "spatial" in line or "base" in line
+    ]
+    head, row = next((a, b) for a, b in pairwise(table) if "spatial" in "".join(a))
+    by_column = dict(zip(map(str.strip, head), map(str.strip, row), strict=True))
+    assert by_column["spatial"] == "-"
+    assert by_column["shape"].startswith("0.2 [")
+    alone = read_suite("t2i-compbench", compbench_folder / "spatial_val.txt")
+    with pytest.raises(MetricError, match="scores prompts of color, shape, texture, and the suite has none"):
+        evaluate_suite(systems, alone, tmp_path / "alone", metrics=[scorer])
 
 
 def test_metrics_of_sets_and_of_several_pictures(suite: PromptSuite, tmp_path: Path) -> None:

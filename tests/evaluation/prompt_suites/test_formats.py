@@ -109,9 +109,13 @@ def test_dpg_bench(dpg_csv: Path, tmp_path: Path) -> None:
         "/some/where, with a comma/p1.png, 1.0, 0.5, 0.75\n/x/p2.png, 0.125, 0.125\nModel: m\n"
         "L1 category scores:\n\tentity: 71.3\nDPG-Bench score: 43.75\n"
     )
-    assert dpg_bench.read_scores(tmp_path / "theirs.txt") == {"p1": 0.75, "p2": 0.125}
+    found = dpg_bench.read_scores(tmp_path / "theirs.txt", suite.prompts, 4)
+    assert (found.by_id, found.missing) == ({"p1": 0.75, "p2": 0.125}, 0)
     with pytest.raises(ConfigError, match="expected DPG-Bench's results"):
-        dpg_bench.read_scores(dpg_csv)
+        dpg_bench.read_scores(dpg_csv, suite.prompts, 4)
+    (tmp_path / "others.txt").write_text("q1.png, 1.0, 1.0\n")
+    with pytest.raises(ConfigError, match="none of its names is a prompt's, such as 'p1'"):
+        dpg_bench.read_scores(tmp_path / "others.txt", suite.prompts, 4)
 
 
 def test_geneval(geneval_jsonl: Path, tmp_path: Path) -> None:
@@ -137,9 +141,10 @@ def test_geneval(geneval_jsonl: Path, tmp_path: Path) -> None:
     assert set(lines[0]) == {"filename", "tag", "prompt", "correct", "reason", "metadata", "details"}
     assert (lines[0]["correct"], lines[1]["reason"], lines[2]["reason"]) == (True, "no cat", "not drawn")
     assert json.loads(lines[0]["metadata"]) == suite.prompts[0].facts
-    assert geneval.read_scores(tmp_path / "results.jsonl") == {"00000": 0.5, "00001": 0.0}
+    found = geneval.read_scores(tmp_path / "results.jsonl", suite.prompts, 4)
+    assert (found.by_id, found.missing) == ({"00000": 0.5, "00001": 0.0, "00002": 0.0}, 1)
     with pytest.raises(ConfigError, match="expected GenEval's results"):
-        geneval.read_scores(geneval_jsonl)
+        geneval.read_scores(geneval_jsonl, suite.prompts, 4)
 
 
 def test_t2i_compbench(compbench_folder: Path, tmp_path: Path) -> None:
@@ -160,16 +165,33 @@ def test_t2i_compbench(compbench_folder: Path, tmp_path: Path) -> None:
         "the green apple on a white table_000003.png",
     ]
     assert (tmp_path / "images" / "shape" / "samples" / "a round clock_000000.png").exists()
-    t2i_compbench.write_scores(
-        suite.prompts[:1], [[{"score": 0.25}, {"score": 1.0}]], tmp_path / "vqa_result.json"
+    halves: list[Any] = [[{"score": 0.25}, {"score": 1.0}], [{"score": 0.5}] * 2, [{"score": 0.75}] * 2]
+    t2i_compbench.write_scores(suite.prompts, halves, tmp_path / "out" / "vqa_result.json")
+    # One file for each category, numbered as its pictures are.
+    color, shape = (
+        tmp_path / "out" / name / "annotation_blip" / "vqa_result.json" for name in ("color", "shape")
     )
-    assert json.loads((tmp_path / "vqa_result.json").read_text()) == [
+    assert json.loads(color.read_text())[:3] == [
         {"question_id": 0, "answer": "0.2500"},
         {"question_id": 1, "answer": "1.0000"},
+        {"question_id": 2, "answer": "0.5000"},
     ]
-    assert t2i_compbench.read_scores(tmp_path / "vqa_result.json") == {"0": 0.25, "1": 1.0}
-    with pytest.raises(ConfigError, match=r"vqa_result\.json"):
-        t2i_compbench.read_scores(compbench_folder / "color_val.txt")
+    assert json.loads(shape.read_text())[0] == {"question_id": 0, "answer": "0.7500"}
+    found = t2i_compbench.read_scores(tmp_path / "out", suite.prompts, 2)
+    assert (list(found.by_id.values()), found.missing) == ([0.625, 0.5, 0.75], 0)
+    shape.unlink()
+    found = t2i_compbench.read_scores(tmp_path / "out", suite.prompts, 2)
+    assert list(found.by_id) == [row.id for row in suite.prompts[:2]]
+    assert t2i_compbench.read_scores(color, suite.prompts[:2], 2).by_id == found.by_id
+    for place, rows, named in (
+        (color, suite.prompts, "prompts are of color, shape; expected a folder"),
+        (tmp_path / "images", suite.prompts, "has categories none"),
+        (tmp_path / "out", suite.prompts[2:], "has categories color, expected CATEGORY"),
+        (color, suite.prompts[:1], "has picture 3, expected at most 2"),
+        (compbench_folder / "color_val.txt", suite.prompts[:1], r"vqa_result\.json"),
+    ):
+        with pytest.raises(ConfigError, match=named):
+            t2i_compbench.read_scores(place, rows, 2)
 
 
 def test_noun_phrases_are_what_stands_between_the_words_that_join() -> None:

@@ -9,19 +9,22 @@ from llmdiff.errors import ConfigError
 from llmdiff.evaluation.metrics.kinds import Pictures
 from llmdiff.evaluation.prompt_suites import dpg_bench, geneval, t2i_compbench
 from llmdiff.evaluation.prompt_suites.own import read_own
-from llmdiff.evaluation.prompt_suites.suite import PromptSuite, SuitePrompt
+from llmdiff.evaluation.prompt_suites.suite import OfficialScores, PromptSuite, SuitePrompt
 
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """A published benchmark: its prompt files, a scorer of its kind, its folders of pictures and its score files."""
+    """A published benchmark: its prompt files, a scorer of its kind, its folders of pictures and its score files.
+
+    `read_scores` takes what the published scorer wrote, the prompts, and how many pictures there are of each.
+    """
 
     read: Callable[[Path], PromptSuite]
     scorer: Any
     scores_name: str
     export_pictures: Callable[[Sequence[SuitePrompt], Sequence[Pictures], Path], None]
     write_scores: Callable[[Sequence[SuitePrompt], Sequence[Sequence[Mapping[str, Any]]], Path], None]
-    read_scores: Callable[[Path], dict[str, float]]
+    read_scores: Callable[[Path, Sequence[SuitePrompt], int], OfficialScores]
 
 
 BENCHMARKS: dict[str, Benchmark] = {

@@ -15,7 +15,14 @@ from PIL import Image
 from llmdiff.errors import ConfigError
 from llmdiff.evaluation.metrics.kinds import Pictures
 from llmdiff.evaluation.prompt_suites.questions import Answerer, BlipAnswerer
-from llmdiff.evaluation.prompt_suites.suite import PromptSuite, SuitePrompt, read_text, suite_of
+from llmdiff.evaluation.prompt_suites.suite import (
+    OfficialScores,
+    PromptSuite,
+    SuitePrompt,
+    read_text,
+    scores_of_prompts,
+    suite_of,
+)
 from llmdiff.files import whole_file, write_whole
 
 NAME = "dpg-bench"
@@ -136,11 +143,11 @@ def write_scores(
     write_whole(file, "\n".join(lines) + "\n")
 
 
-def read_scores(file: Path) -> dict[str, float]:
+def read_scores(file: Path, rows: Sequence[SuitePrompt], images_per_prompt: int) -> OfficialScores:
     """The score of every prompt by its name, from a results file that the published scorer wrote.
 
     Raises:
-        ConfigError: no line in it is such a score.
+        ConfigError: no line in it is such a score, or none is of these prompts.
     """
     found = {}
     for line in read_text(file).splitlines():
@@ -151,4 +158,4 @@ def read_scores(file: Path) -> dict[str, float]:
         raise ConfigError(
             f"official scores {file}: no line 'NAME.png, score, ..., mean', expected DPG-Bench's results"
         )
-    return found
+    return scores_of_prompts(found, rows, file)

@@ -18,7 +18,14 @@ from llmdiff.evaluation.prompt_suites.detection import (
     TransformersDetector,
     judge_detections,
 )
-from llmdiff.evaluation.prompt_suites.suite import PromptSuite, SuitePrompt, read_text, suite_of
+from llmdiff.evaluation.prompt_suites.suite import (
+    OfficialScores,
+    PromptSuite,
+    SuitePrompt,
+    read_text,
+    scores_of_prompts,
+    suite_of,
+)
 from llmdiff.files import whole_file, write_whole
 
 NAME = "geneval"
@@ -134,11 +141,11 @@ def write_scores(
     write_whole(file, "\n".join(lines) + "\n")
 
 
-def read_scores(file: Path) -> dict[str, float]:
+def read_scores(file: Path, rows: Sequence[SuitePrompt], images_per_prompt: int) -> OfficialScores:
     """The share of right pictures of every prompt by its name, from results that the published scorer wrote.
 
     Raises:
-        ConfigError: a line is no such result.
+        ConfigError: a line is no such result, or none is of these prompts.
     """
     found: dict[str, list[float]] = {}
     for number, line in enumerate(read_text(file).splitlines(), start=1):
@@ -150,4 +157,4 @@ def read_scores(file: Path) -> dict[str, float]:
             raise ConfigError(
                 f"official scores {file}, line {number}: {error}, expected GenEval's results.jsonl"
             ) from error
-    return {name: sum(values) / len(values) for name, values in found.items()}
+    return scores_of_prompts({name: sum(values) / len(values) for name, values in found.items()}, rows, file)

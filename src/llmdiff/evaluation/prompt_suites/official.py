@@ -1,13 +1,11 @@
 """What goes between this library and a benchmark's own scorer: pictures and scores in its formats, its figures back."""
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llmdiff.errors import ConfigError
 from llmdiff.evaluation.drawn import DrawnPictures, PictureJob, stored_system
 from llmdiff.evaluation.metrics.kinds import PictureMetric
 from llmdiff.evaluation.metrics.tally import as_figure
@@ -48,24 +46,16 @@ def write_official(
 
 
 def official_figures(suite: PromptSuite, rows: Sequence[SuitePrompt], file: Path) -> dict[str, Any]:
-    """The figures of a score file that the published scorer wrote; a prompt or picture that it lacks counts 0.
+    """The figures of what the published scorer wrote; a prompt or picture that it lacks counts 0.
 
     Raises:
-        ConfigError: it is no such file, or has none of these prompts.
+        ConfigError: it is no such file or folder, or has none of these prompts.
     """
-    found = BENCHMARKS[suite.name].read_scores(file)
-    ids = [row.id for row in rows]
-    if not any(one in found for one in ids):  # T2I-CompBench numbers pictures through
-        if any(not key.isdecimal() for key in found) or not found:
-            raise ConfigError(f"official scores {file}: none of its names is a prompt's, such as {ids[0]!r}")
-        # A file is of one category, and does not say of which: it lacks what the next larger category has more.
-        prompts = Counter(tag for row in rows for tag in row.tags)
-        sizes = [count * suite.images_per_prompt for count in prompts.values()]
-        missing = min((size - len(found) for size in sizes if size >= len(found)), default=0)
-        return {"overall": as_figure(bootstrap_mean([*found.values(), *[0.0] * missing])), "missing": missing}
-    scores = np.array([found.get(one, 0.0) for one in ids])
+    found = BENCHMARKS[suite.name].read_scores(file, rows, suite.images_per_prompt)
+    scored = [row for row in rows if row.id in found.by_id]
+    scores = np.array([found.by_id[row.id] for row in scored])
     tags: dict[str, list[int]] = {}
-    for index, row in enumerate(rows):
+    for index, row in enumerate(scored):
         for tag in row.tags:
             tags.setdefault(tag, []).append(index)
     by_tag = {tag: as_figure(bootstrap_mean(scores[at])) for tag, at in tags.items()}
@@ -73,5 +63,5 @@ def official_figures(suite: PromptSuite, rows: Sequence[SuitePrompt], file: Path
         "overall": as_figure(bootstrap_mean(scores)),
         "by_tag": by_tag,
         "mean_over_tags": float(np.mean([one["mean"] for one in by_tag.values()])) if by_tag else None,
-        "missing": sum(one not in found for one in ids),
+        "missing": found.missing,
     }

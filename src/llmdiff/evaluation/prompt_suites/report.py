@@ -163,6 +163,12 @@ def _check(
             raise MetricError(
                 f"metric {metric.name}: scores its own benchmark's pictures only, not {suite.name}'s"
             )
+        tags = getattr(metric, "tags", None)
+        if tags is not None and not any(set(tags) & set(row.tags) for row in suite.prompts):
+            raise MetricError(
+                f"metric {metric.name}: scores prompts of {', '.join(tags)}, and the suite has none of them: leave it "
+                "out"
+            )
         if isinstance(metric, SetMetric) and reference is None:
             raise MetricError(
                 f"metric {metric.name}: no pictures to compare with, expected a folder of them (--reference)"

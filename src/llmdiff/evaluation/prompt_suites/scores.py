@@ -94,7 +94,11 @@ def _found(
         return [{"values": {name: float(v[i]) for name, v in figures.items()}} for i in range(len(rows))]
     name = metric.name.replace("-", "_")
     return [
-        {"values": {name: one["score"]} | {f"{name}: {k}": v for k, v in one.get("parts", {}).items()}, **one}
+        {
+            "values": ({name: one["score"]} if "score" in one else {})
+            | {f"{name}: {k}": v for k, v in one.get("parts", {}).items()},
+            **one,
+        }
         for one in metric.judge(images, rows)
     ]
 

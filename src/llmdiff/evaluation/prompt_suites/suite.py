@@ -49,19 +49,46 @@ class PromptSuite:
         return tuple(kept)
 
 
+@dataclass(frozen=True, kw_only=True)
+class OfficialScores:
+    """What a published scorer found: scores of prompts by their names, and how many of them or of their pictures lack.
+
+    A prompt in `by_id` that lacks counts 0; one that is not in it is none that this scorer scores.
+    """
+
+    by_id: Mapping[str, float]
+    missing: int
+
+
+def scores_of_prompts(found: Mapping[str, float], rows: Sequence[SuitePrompt], file: Path) -> OfficialScores:
+    """Return what was found by prompts' names, for all prompts; one that lacks has 0.
+
+    Raises:
+        ConfigError: none of the prompts is in it.
+    """
+    missing = sum(row.id not in found for row in rows)
+    if missing == len(rows):
+        raise ConfigError(f"official scores {file}: none of its names is a prompt's, such as {rows[0].id!r}")
+    return OfficialScores(by_id={row.id: found.get(row.id, 0.0) for row in rows}, missing=missing)
+
+
 class SuiteScorer(Protocol):
     """What scores the pictures of a benchmark, knowing more than their prompts. More is better, 0 is worst.
 
     Fields:
         name: what it is called on the command line.
         model_id: the models that it scores with, as they were loaded.
+        tags: of the prompts whose pictures it can score, where it cannot score all; it need not have that.
     """
 
     name: str
     model_id: str
 
     def judge(self, pictures: Pictures, rows: Sequence[SuitePrompt]) -> list[dict[str, Any]]:
-        """What it found in every picture; `score` in each is the picture's score in 0..1."""
+        """What it found in every picture; `score` in each is the picture's score in 0..1.
+
+        Without `score` where it cannot score pictures of such prompts.
+        """
         ...
 
 

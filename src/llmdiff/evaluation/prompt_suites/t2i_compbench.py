@@ -15,11 +15,21 @@ from PIL import Image
 from llmdiff.errors import ConfigError
 from llmdiff.evaluation.metrics.kinds import Pictures
 from llmdiff.evaluation.prompt_suites.questions import Answerer, BlipAnswerer
-from llmdiff.evaluation.prompt_suites.suite import PromptSuite, SuitePrompt, read_text, suite_of
+from llmdiff.evaluation.prompt_suites.suite import (
+    OfficialScores,
+    PromptSuite,
+    SuitePrompt,
+    read_text,
+    suite_of,
+)
 from llmdiff.files import whole_file, write_whole
 
 NAME = "t2i-compbench"
 IMAGES_PER_PROMPT = 10
+ASKED = ("color", "shape", "texture")
+"""The categories that the published benchmark scores by questions."""
+# Of a category's folder, where the published scorer leaves its scores.
+_RESULT = Path("annotation_blip") / "vqa_result.json"
 # Words that end a noun phrase where nothing parses the sentence.
 _ENDS = (
     "and", "or", "but", "with", "on", "in", "at", "of", "to", "from", "by", "under", "over", "above", "below",
@@ -58,12 +68,13 @@ def noun_phrases(prompt: str) -> list[str]:
 class CompBenchScorer:
     """The product over a prompt's noun phrases of how probable "yes" is to the question "PHRASE?".
 
-    For the categories color, shape and texture. The published scorer finds noun phrases with spaCy; this one cuts
-    sentences at commas, prepositions and the like. Spatial and other relations are scored by other models in the
-    published benchmark; score those with `clip-score`, or with the published scorer.
+    For the categories color, shape and texture; pictures of others have no score here, as the published benchmark
+    scores them by other models: score those with `clip-score`, or with the published scorers. The published scorer
+    finds noun phrases with spaCy; this one cuts sentences at commas, prepositions and the like.
     """
 
     name = NAME
+    tags = ASKED
 
     def __init__(self, answerer: Answerer) -> None:
         self.answerer, self.model_id = answerer, answerer.model_id
@@ -75,8 +86,11 @@ class CompBenchScorer:
 
     def judge(self, pictures: Pictures, rows: Sequence[SuitePrompt]) -> list[dict[str, Any]]:
         """The score of every picture, and the answer about every phrase."""
-        judged = []
+        judged: list[dict[str, Any]] = []
         for picture, row in zip(pictures, rows, strict=True):
+            if not set(row.tags) & set(self.tags):
+                judged.append({})
+                continue
             phrases = noun_phrases(row.prompt) or [row.prompt]
             yes = self.answerer.yes(
                 np.repeat(picture[None], len(phrases), axis=0), [f"{phrase}?" for phrase in phrases]
@@ -106,20 +120,66 @@ def export_pictures(rows: Sequence[SuitePrompt], pictures: Sequence[Pictures], f
 def write_scores(
     rows: Sequence[SuitePrompt], judged: Sequence[Sequence[Mapping[str, Any]]], file: Path
 ) -> None:
-    """Writes the published format: a list with the question_id and answer of every picture, in the suite's order."""
-    scores = [one["score"] for found in judged for one in found]
-    lines = [{"question_id": number, "answer": f"{score:.4f}"} for number, score in enumerate(scores)]
-    write_whole(file, json.dumps(lines))
+    """Writes CATEGORY/annotation_blip/vqa_result.json beside `file`: question_id and answer of every picture.
+
+    Pictures are numbered through a category, as in `export_pictures`.
+    """
+    scores: dict[str, list[float]] = {}
+    for row, found in zip(rows, judged, strict=True):
+        (category,) = row.tags
+        if category in ASKED:
+            scores.setdefault(category, []).extend(one["score"] for one in found)
+    for category, values in scores.items():
+        lines = [{"question_id": number, "answer": f"{score:.4f}"} for number, score in enumerate(values)]
+        write_whole(file.parent / category / _RESULT, json.dumps(lines))
 
 
-def read_scores(file: Path) -> dict[str, float]:
-    """The score of every picture by its number, from a vqa_result.json that a published scorer wrote.
+def read_scores(place: Path, rows: Sequence[SuitePrompt], images_per_prompt: int) -> OfficialScores:
+    """The mean score of every prompt's pictures, of the categories that the published scorer has scored.
+
+    `place`: a folder with CATEGORY/annotation_blip/vqa_result.json, or one such file where the prompts are of one
+    category: what stands in it does not say of which.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is neither, or of another category.
     """
+    prompts: dict[str, list[str]] = {}
+    for row in rows:
+        prompts.setdefault(row.tags[0], []).append(row.id)
+    if place.is_dir():
+        files = {path.parents[1].name: path for path in sorted(place.glob(f"*/{_RESULT}"))}
+    elif len(prompts) == 1:
+        files = {next(iter(prompts)): place}
+    else:
+        raise ConfigError(
+            f"official scores {place}: a file of one category, and the prompts are of {', '.join(prompts)}; expected a "
+            f"folder with CATEGORY/{_RESULT}"
+        )
+    if not files or set(files) - set(prompts):
+        raise ConfigError(
+            f"official scores {place}: has categories {', '.join(files) or 'none'}, expected CATEGORY/{_RESULT} of "
+            f"{', '.join(prompts)}"
+        )
+    scores: dict[str, float] = {}
+    missing = 0
+    for category, file in files.items():
+        found = _read_result(file)
+        size = len(prompts[category]) * images_per_prompt
+        if max(found, default=0) >= size:
+            raise ConfigError(
+                f"official scores {file}: has picture {max(found)}, expected at most {size} from 0 on: "
+                f"{images_per_prompt} of each of the {len(prompts[category])} prompts of {category}"
+            )
+        missing += size - len(found)
+        for index, one in enumerate(prompts[category]):
+            numbers = range(index * images_per_prompt, (index + 1) * images_per_prompt)
+            scores[one] = float(np.mean([found.get(number, 0.0) for number in numbers]))
+    return OfficialScores(by_id=scores, missing=missing)
+
+
+def _read_result(file: Path) -> dict[int, float]:
     try:
-        return {str(one["question_id"]): float(one["answer"]) for one in json.loads(read_text(file))}
+        return {int(one["question_id"]): float(one["answer"]) for one in json.loads(read_text(file))}
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"official scores {file}: {error}, expected T2I-CompBench's vqa_result.json"

@@ -18,13 +18,16 @@ def suite_tables(report: Mapping[str, Any], *, markdown: bool = False) -> str:
         rows = [[first, *suite["tags"], "mean over tags"]]
         for name, figures in systems.items():
             by_tag = figures["metrics_by_tag"]
-            cells = [figure_text(by_tag[tag][first]) for tag in suite["tags"]]
+            cells = [_cell(by_tag[tag].get(first)) for tag in suite["tags"]]
             rows.append([name, *cells, f"{figures['mean_over_tags'][first]:.4g}"])
         tables.append(text_table(rows, markdown))
     official = {name: one["official"] for name, one in systems.items() if "official" in one}
     if official:
-        rows = [["by the published scorer", "all", "without a score"]]
-        rows += [[name, figure_text(one["overall"]), str(one["missing"])] for name, one in official.items()]
+        tags = list(dict.fromkeys(tag for one in official.values() for tag in one["by_tag"]))
+        rows = [["by the published scorer", "all", *tags, "without a score"]]
+        for name, one in official.items():
+            by_tag = [_cell(one["by_tag"].get(tag)) for tag in tags]
+            rows.append([name, figure_text(one["overall"]), *by_tag, str(one["missing"])])
         tables.append(text_table(rows, markdown))
     notes = [
         f"{suite['prompts']} prompts of {suite['benchmark'] or suite['name']}, "
@@ -44,3 +47,7 @@ def suite_tables(report: Mapping[str, Any], *, markdown: bool = False) -> str:
     return (
         "\n\n".join([table for table in tables if table] + ["\n".join(f"{note}." for note in notes)]) + "\n"
     )
+
+
+def _cell(figures: Mapping[str, float] | None) -> str:
+    return "-" if figures is None else figure_text(figures)
