@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_pipelines import build_llm
 from tiny_readers import PROMPTS, layer_outputs, normed, shaken
 
 from llmdiff.errors import AttachError, UnsupportedPipelineError
@@ -113,6 +114,34 @@ def test_llm4gen_is_the_published_cross_adapter(parts):
 
 
 @torch.no_grad()
+def test_lavi_bridge_reads_the_llm_with_its_lora_merged(parts):
+    parts = replace(parts, template="the photo of {prompt}")
+    connector = create("lavi-bridge", parts).connector.eval()
+    for part in (connector.ff1, connector.ff2, connector.llm_lora.up):
+        shaken(part)
+    got = connector.carried(PROMPTS)
+    # Another LLM of the same weights: the first one keeps what it has read of the template.
+    merged, lora = build_llm(), connector.llm_lora
+    merged.model.load_state_dict(parts.llm.model.state_dict())
+    plain = connector.ff2(connector.norm2(connector.ff1(connector.norm1(last_states(parts, PROMPTS[0])))))
+    assert not torch.allclose(got.states[0, : plain.shape[1]], plain[0], atol=1e-3)
+    for name, down in lora.down.items():
+        layer = merged.model.model.get_submodule(name.replace("/", "."))
+        layer.weight += lora.up[name].weight @ down.weight
+    parts = replace(parts, llm=merged)
+    for b, prompt in enumerate(PROMPTS):
+        expected = connector.ff2(connector.norm2(connector.ff1(connector.norm1(last_states(parts, prompt)))))[
+            0
+        ]
+        torch.testing.assert_close(got.states[b, : len(expected)], expected, atol=1e-4, rtol=1e-3)
+        assert got.token_mask[b].sum() == len(expected)
+
+
+def last_states(parts, prompt):
+    return parts.llm.last_hidden_states([prompt], template=parts.template).states
+
+
+@torch.no_grad()
 def test_lavi_bridge_is_the_published_two_stage_adapter(parts):
     connector = create("lavi-bridge", parts).connector
     for part in (connector.norm1, connector.norm2, connector.ff1, connector.ff2):
@@ -132,7 +161,15 @@ def test_lavi_bridge_is_the_published_two_stage_adapter(parts):
         assert not got.states[b, x.shape[1] :].any()
     d, m, w = 16, 20, 24  # (16 + 24) / 2 in the middle
     adapter = 2 * d + 2 * m + (8 * d * d + 8 * d) + (4 * d * m + m) + (8 * m * m + 8 * m) + (4 * m * w + w)
-    lora = sum(p.numel() for name, p in weights.items() if "lora" in name)
+    lora = 0
+    for model, part in (
+        (parts.llm.model.model, connector.llm_lora),
+        (parts.pipe.unet, connector.denoiser_lora),
+    ):
+        for name in part.down:
+            layer = model.get_submodule(name.replace("/", "."))
+            out, inside, *kernel = layer.weight.shape
+            lora += 32 * (inside * math.prod(kernel) + out)
     assert count(connector) == adapter + lora
 
 
@@ -174,6 +211,17 @@ def test_lora_adds_the_low_rank_product_and_leaves_no_trace(parts):
         assert unet.get_submodule(name.replace("/", ".")) is not layer
     expected = plain + x @ lora.down[name].weight.T @ lora.up[name].weight.T
     torch.testing.assert_close(got, expected)
+    conv = next(name for name in lora.down if name.endswith("conv1"))
+    layer = unet.get_submodule(conv.replace("/", "."))
+    shaken(lora.up[conv])
+    x = torch.randn(2, layer.in_channels, 5, 5)
+    # A convolution by A and then a 1 x 1 one by B is one by their product.
+    product = torch.einsum("or,rihw->oihw", lora.up[conv].weight[..., 0, 0], lora.down[conv].weight)
+    expected = torch.nn.functional.conv2d(x, layer.weight + product, layer.bias, padding=1)
+    with lora.applied(unet):
+        torch.testing.assert_close(
+            unet.get_submodule(conv.replace("/", "."))(x), expected, atol=1e-4, rtol=1e-3
+        )
     assert {name: id(module) for name, module in unet.named_modules()} == before
     assert [parameter.requires_grad for parameter in unet.parameters()] == required
     assert not hasattr(unet, "peft_config")

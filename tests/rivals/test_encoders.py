@@ -5,8 +5,10 @@ import importlib.util
 import pytest
 import torch
 from tiny_readers import PROMPTS, build_bert, build_t5
+from tokenizers.processors import TemplateProcessing
 
 from llmdiff.errors import LLMNotFoundError
+from llmdiff.rivals.base_text import BaseTextStates
 from llmdiff.rivals.block_posterior import BlockPosterior
 from llmdiff.rivals.encoder import MINILM_MODULE, EncoderStates
 
@@ -68,3 +70,23 @@ def test_minilm_comes_from_its_package():
     means = torch.stack([row[real].mean(0) for row, real in zip(*vars(encoding).values(), strict=True)])
     car, automobile, sea = torch.nn.functional.normalize(means, dim=-1)
     assert car @ automobile > car @ sea + 0.2
+
+
+@torch.no_grad()
+def test_the_bases_own_states_are_those_up_to_its_end_token(sd_pipe):
+    words = sd_pipe.tokenizer  # as CLIP's: an end token, and padding with end tokens
+    words.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    words.pad_token = words.eos_token
+    source = BaseTextStates(words, sd_pipe.text_encoder)
+    encoding, end = source.encode(PROMPTS), words.eos_token_id
+    for b, prompt in enumerate(PROMPTS):
+        ids = words(prompt, padding="max_length", return_tensors="pt").input_ids
+        length = ids[0].tolist().index(end) + 1
+        # A causal encoder: what stands behind changes nothing, so the prompt alone gives the same.
+        alone = sd_pipe.text_encoder(ids[:, :length]).last_hidden_state[0]
+        torch.testing.assert_close(encoding.states[b, :length], alone, atol=1e-5, rtol=1e-4)
+        assert encoding.token_mask[b].tolist() == [i < length for i in range(encoding.token_mask.shape[1])]
+        assert not encoding.states[b, length:].any()
+    assert (source.hidden_size, source.num_blocks) == (sd_pipe.text_encoder.config.hidden_size, 0)

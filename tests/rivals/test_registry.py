@@ -123,10 +123,11 @@ def test_what_does_not_fit_is_named(parts, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "plain", ["base-states", "encoder-only", "last-hidden", "penultimate", "norm-average", "paper"]
+    "plain", ["base-states", "encoder-only", "last-hidden", "penultimate", "norm-average", "paper", "guided"]
 )
 def test_a_refined_row_is_its_plain_one_with_a_refiner(parts, plain):
-    before, refined = create(plain, parts), create(f"{plain}-refined", parts)
+    name = "refined" if plain == "guided" else f"{plain}-refined"
+    before, refined = create(plain, parts), create(name, parts)
     added = refined.tensors().keys() - before.tensors().keys()
     assert added
     assert all(name.startswith("adapter.refiner.") for name in added)
@@ -165,10 +166,16 @@ def test_noise_is_drawn_in_training_only_and_only_where_it_is_on(parts):
         assert torch.equal(stage.condition(raw, torch.Generator().manual_seed(1)), plain) is not noisy
 
 
-def test_refined_rows_have_the_refiner_that_the_same_without_it_lacks(parts):
-    for name in ("base-states", "encoder-only", "last-hidden", "guided"):
-        refined = "refined" if name == "guided" else f"{name}-refined"
-        with_it, without = create(refined, parts).trainable(), create(name, parts).trainable()
-        more = with_it.keys() - without.keys()
-        assert without.keys() < with_it.keys()
-        assert {one.split(".")[1] for one in more} == {"refiner"}
+def test_alone_means_in_every_row_what_its_name_says(parts):
+    given = replace(parts, lone="vocabulary")
+    for row, lone in (
+        ("paper-lone-token", "token"),
+        ("paper-lone-bos", "token+bos"),
+        ("guided-lone-token", "token"),
+        ("guided-lone-bos", "token+bos"),
+        ("guided-lone-vocabulary", "vocabulary"),
+        ("guided", "vocabulary"),
+    ):
+        context = create(row, given).adapter.context
+        assert context.lone == lone
+        assert context.encoding == row.partition("-")[0]

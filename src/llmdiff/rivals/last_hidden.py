@@ -7,7 +7,12 @@ from llmdiff.types import TextEncoding
 
 
 class LastHiddenStates(LLMStates):
-    """The states after the LLM's final norm, for the same tokens that `ContextEncoding` keeps."""
+    """The states after the LLM's final norm, for the same tokens that `ContextEncoding` keeps:
+
+        c = norm(x_L)
+
+    Source: what LaVi-Bridge reads (Zhao et al. 2024, arXiv 2403.07860), here without its own adapter and LoRA.
+    """
 
     def encode(self, prompts: Sequence[str]) -> TextEncoding:
         """The states of the prompts. Shapes: (B, T, D), (B, T); padding rows are 0."""

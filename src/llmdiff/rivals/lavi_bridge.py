@@ -29,7 +29,9 @@ class LaviBridgeConnector(Connector):
     Shapes: h (B, T, D) => (B, T, W).
     Source: Zhao et al. 2024 (arXiv 2403.07860) and the released code (rank 32, dropout 0.1; 4096 -> 2432 -> 768
         for Llama 2, 1024 -> 896 -> 768 for T5-large). Padding is masked, which the release reads. All parts learn
-        at one rate, where the release trains the LLM's LoRA at a twentieth of it.
+        at one rate, where the release trains the LLM's LoRA at a twentieth of it. LoRA is peft's: dropout before
+        A and A drawn as in a linear layer, where the release has dropout behind B and draws A with
+        standard deviation 1 / rank.
     """
 
     keeps = "texts"
