@@ -179,3 +179,23 @@ def test_alone_means_in_every_row_what_its_name_says(parts):
         context = create(row, given).adapter.context
         assert context.lone == lone
         assert context.encoding == row.partition("-")[0]
+
+
+def test_lora_in_the_denoiser_begins_as_nothing_and_is_gone_after_drawing(parts, draw):
+    base = draw(parts.pipe, "a red cat")
+
+    def drawn(conditioning):
+        with conditioning.attached(parts.pipe):
+            return draw(parts.pipe, "a red cat")
+
+    plain, extended = create("refined", parts), create("refined-lora", parts)
+    before = {name: id(module) for name, module in parts.pipe.unet.named_modules()}
+    assert torch.equal(drawn(extended), drawn(plain))
+    shaken(extended.lora.up)
+    assert not torch.equal(drawn(extended), drawn(plain))
+    assert torch.equal(draw(parts.pipe, "a red cat"), base)
+    assert {name: id(module) for name, module in parts.pipe.unet.named_modules()} == before
+    lavi = create("lavi-bridge", parts).connector.denoiser_lora
+    assert {key: value.shape for key, value in lavi.state_dict().items()} == {
+        key: value.shape for key, value in extended.lora.state_dict().items()
+    }

@@ -13,7 +13,7 @@ from llmdiff.rivals.connector import Connector
 from llmdiff.rivals.lora import RemovableLora, layers_within
 from llmdiff.types import TextEncoding
 
-# Attention of an LLM is called LlamaAttention, MistralAttention and so on.
+RANK, DROPOUT = 32, 0.1
 _DENOISER_KINDS = frozenset({"ResnetBlock2D", "Attention", "GEGLU"})
 
 
@@ -42,8 +42,8 @@ class LaviBridgeConnector(Connector):
         denoiser: nn.Module,
         *,
         width: int,
-        rank: int = 32,
-        dropout: float = 0.1,
+        rank: int = RANK,
+        dropout: float = DROPOUT,
         template: str | None = None,
         max_length: int = 512,
     ) -> None:
@@ -57,12 +57,12 @@ class LaviBridgeConnector(Connector):
         self.ff1 = _FeedForward(llm.hidden_size, middle, dropout)
         self.ff2 = _FeedForward(middle, width, dropout)
         model = llm.model.base_model
+        # An LLM's is called LlamaAttention, MistralAttention and so on.
         attention = frozenset(
             type(module).__name__ for module in model.modules() if type(module).__name__.endswith("Attention")
         )
         self.llm_lora = RemovableLora(model, layers_within(model, attention), rank=rank, dropout=dropout)
-        names = layers_within(denoiser, _DENOISER_KINDS)
-        self.denoiser_lora = RemovableLora(denoiser, names, rank=rank, dropout=dropout)
+        self.denoiser_lora = denoiser_lora(denoiser, rank=rank, dropout=dropout)
 
     def read(self, prompts: Sequence[str]) -> list[str]:
         """Return the prompts themselves: nothing before the first trained layer is worth keeping."""
@@ -106,6 +106,11 @@ class LaviBridgeConnector(Connector):
     def is_hidden(self, name: str) -> bool:
         """Return whether it is a matrix of the feed-forward stages; LoRA's are too thin for Muon."""
         return ".ff1." in name or ".ff2." in name
+
+
+def denoiser_lora(denoiser: nn.Module, *, rank: int = RANK, dropout: float = DROPOUT) -> RemovableLora:
+    """Return new LoRA layers for a U-Net, where LaVi-Bridge has its own."""
+    return RemovableLora(denoiser, layers_within(denoiser, _DENOISER_KINDS), rank=rank, dropout=dropout)
 
 
 class _FeedForward(nn.Module):

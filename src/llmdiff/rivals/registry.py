@@ -22,7 +22,7 @@ from llmdiff.rivals.ella import EllaConnector
 from llmdiff.rivals.encoder import EncoderStates
 from llmdiff.rivals.first_states import FirstStates
 from llmdiff.rivals.last_hidden import LastHiddenStates
-from llmdiff.rivals.lavi_bridge import LaviBridgeConnector
+from llmdiff.rivals.lavi_bridge import LaviBridgeConnector, denoiser_lora
 from llmdiff.rivals.layer_weights import LayerWeights
 from llmdiff.rivals.learned_source import LearnedSource
 from llmdiff.rivals.llm4gen import Llm4GenConnector
@@ -128,7 +128,12 @@ def _reads_llm(source: Callable[..., Any], *, refiner_layers: int = 0) -> Make:
 
 
 def _ours(
-    encoding: Literal["guided", "paper"], *, lone: Lone | None = None, refiner_layers: int = 0, **removed: Any
+    encoding: Literal["guided", "paper"],
+    *,
+    lone: Lone | None = None,
+    refiner_layers: int = 0,
+    lora: bool = False,
+    **removed: Any,
 ) -> Make:
     def make(parts: Parts) -> Conditioning:
         llm = parts.llm
@@ -144,7 +149,8 @@ def _ours(
         )
         if adapter.context is not None and parts.captions:
             adapter.context.calibrate(llm, parts.captions)
-        return AdapterConditioning(adapter, llm, **removed)
+        inside = denoiser_lora(families.denoiser_of(parts.pipe)) if lora else None
+        return AdapterConditioning(adapter, llm, lora=inside, **removed)
 
     return make
 
@@ -231,6 +237,8 @@ def _rows() -> list[Rival]:
         row("guided", "ours, c = x_0 + sum (g s + k v)", "ours", "llm", _ours("guided")),
         row("refined", "ours, c = x_0 + sum (g s + k v), its tokens refined", "ours", "llm",
             _ours("guided", refiner_layers=LAYERS)),
+        row("refined-lora", "ours, refined, and LaVi-Bridge's LoRA in the denoiser", "ours", "llm",
+            _ours("guided", refiner_layers=LAYERS, lora=True)),
         row("context-only", "no subtraction: x_0 + sum g u", "parts removed", "llm", _reads_llm(ContextOnly)),
         row("x0-alone", "no blocks: c = x_0", "parts removed", "llm", _reads_llm(FirstStates)),
         row("paper-lone-token", "paper, alone = token", "parts removed", "llm", _ours("paper", lone="token")),

@@ -1,12 +1,13 @@
 """The library's own adapter as a way to condition, on states from any source, with single parts removed."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from llmdiff.adapter import families
 from llmdiff.adapter.adapter import LLMDiffAdapter, is_hidden
 from llmdiff.adapter.attach import attach, detach
 from llmdiff.adapter.installation import install
@@ -14,6 +15,7 @@ from llmdiff.adapter.processors import CrossAttentionBranch
 from llmdiff.language.score_groups import GroupedScores, encode_groups, sum_groups
 from llmdiff.rivals.conditioning import Conditioning, Stage
 from llmdiff.rivals.learned_source import LearnedSource
+from llmdiff.rivals.lora import RemovableLora
 from llmdiff.types import TextEncoding
 
 Branches = Literal["both", "pretrained", "new"]
@@ -26,7 +28,8 @@ class AdapterConditioning(Conditioning):
     anything frozen with `encode`.
 
     `learn_gains=False`: the gains g (and k) stay as they are. `noise=False`: eps is 0 in training too.
-    `branches`: "pretrained" is the sum without its second term (a2 = 0), "new" without its first (a1 = 0).
+    `branches`: "pretrained" is the sum without its second term (a2 = 0), "new" without its first (a1 = 0). `lora`:
+    trained layers inside the denoiser, which is then not the frozen one of the paper.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class AdapterConditioning(Conditioning):
         learn_gains: bool = True,
         noise: bool = True,
         branches: Branches = "both",
+        lora: RemovableLora | None = None,
     ) -> None:
         self.adapter = adapter
         self.source = source
@@ -46,6 +50,9 @@ class AdapterConditioning(Conditioning):
         self.modules: dict[str, nn.Module] = {"adapter": adapter}
         if isinstance(source, LearnedSource):
             self.modules["source"] = source
+        self.lora = lora
+        if lora is not None:
+            self.modules["lora"] = lora
         if adapter.context is not None and not noise:
             adapter.context.h_raw.requires_grad_(False).zero_()
         self._remove_half(branches)
@@ -121,19 +128,25 @@ class AdapterConditioning(Conditioning):
     def _condition(self, encoding: TextEncoding) -> Tensor:
         return self.adapter.condition(encoding)[0]
 
-    def installed(self, denoiser: nn.Module) -> AbstractContextManager[Any]:
-        """Return the adapter's two-branch layers on the denoiser."""
-        return install(denoiser, self.adapter)
+    @contextmanager
+    def installed(self, denoiser: nn.Module) -> Iterator[None]:
+        """Return a context where the denoiser has the adapter's two-branch layers, and the LoRA where there is one."""
+        with self._extended(denoiser), install(denoiser, self.adapter):
+            yield
 
     @contextmanager
     def attached(self, pipe: Any, scale: float = 1.0) -> Iterator[Any]:
         """Return a context where the pipeline draws with this adapter and source; `scale` is that of `attach`."""
         self.train(False)
-        attach(pipe, self.source, self.adapter, scale=scale)
-        try:
-            yield pipe
-        finally:
-            detach(pipe)
+        with self._extended(families.denoiser_of(pipe)):
+            attach(pipe, self.source, self.adapter, scale=scale)
+            try:
+                yield pipe
+            finally:
+                detach(pipe)
+
+    def _extended(self, denoiser: nn.Module) -> AbstractContextManager[Any]:
+        return nullcontext() if self.lora is None else self.lora.applied(denoiser)
 
     def is_hidden(self, name: str) -> bool:
         """Return whether it is of a second branch or of the refiner's blocks."""
