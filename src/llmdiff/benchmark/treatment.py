@@ -11,8 +11,8 @@ def treatment(settings: BenchmarkSettings) -> list[str]:
         _readers(settings),
         "The base's denoiser, its text encoder and the readers of the prompts are frozen, but for LaVi-Bridge, whose "
         "LoRA changes denoiser and LLM, and refined-lora, which has it in the denoiser. LLM4GEN and per-block "
-        "injection were published with a trained denoiser; here it is frozen for them as for ours. What is trained, and how much "
-        "of it, is in the table of costs.",
+        "injection were published with a trained denoiser; here it is frozen for them as for ours. What is trained, "
+        "and how much of it, is in the table of costs.",
         "Optimiser (AdamW, with Muon for matrices inside a trained part), schedule, weight decay, clipping and the "
         "average of the weights are the same.",
         *_rates(settings),
