@@ -27,15 +27,19 @@ def treatment(settings: BenchmarkSettings) -> list[str]:
 
 
 def _training(settings: BenchmarkSettings) -> str:
-    first = f"{settings.steps} steps"
+    first, where = (
+        f"{settings.steps} steps",
+        "after the first of those that learn weights for blocks, in a step",
+    )
     if settings.text_steps:
         first = (
             f"{settings.text_steps} steps from captions alone, where it learns what the base's own text encoder gives "
             f"its attention layers for the plain wording, then {settings.steps} steps on pictures, each"
         )
+        where = "in a step on pictures"
     return (
         f"Every rival is trained for {first} of {settings.batch} captions, on the same {settings.captions} captions "
-        "and their scenes; in a step on pictures all see the same captions, pictures and noise."
+        f"and their scenes; {where} all see the same captions, pictures and noise."
     )
 
 
