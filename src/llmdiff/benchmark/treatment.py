@@ -36,10 +36,10 @@ def _training(settings: BenchmarkSettings) -> str:
             f"{settings.text_steps} steps from captions alone, where it learns what the base's own text encoder gives "
             f"its attention layers for the plain wording, then {settings.steps} steps on pictures, each"
         )
-        where = "in a step on pictures"
+        alike = "; in a step on pictures all see the same captions, pictures and noise"
     return (
         f"Every rival is trained for {first} of {settings.batch} captions, on the same {settings.captions} captions "
-        f"and their scenes; {where} all see the same captions, pictures and noise."
+        f"and their scenes{alike}."
     )
 
 
