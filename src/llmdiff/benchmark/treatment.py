@@ -27,10 +27,7 @@ def treatment(settings: BenchmarkSettings) -> list[str]:
 
 
 def _training(settings: BenchmarkSettings) -> str:
-    first, where = (
-        f"{settings.steps} steps",
-        "after the first of those that learn weights for blocks, in a step",
-    )
+    first, alike = f"{settings.steps} steps", ""
     if settings.text_steps:
         first = (
             f"{settings.text_steps} steps from captions alone, where it learns what the base's own text encoder gives "
