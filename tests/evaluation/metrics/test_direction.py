@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
+from spoilt_pictures import blurred, check_gets_worse, noised
 from tiny_image_text import MEAN, SIDE_PX, STD
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
@@ -44,16 +45,6 @@ def drawn(rng: np.random.Generator, count: int) -> tuple[Pictures, list[str]]:
         pictures.append(np.asarray(image))
         captions.append(f"the {colour} {thing}")
     return np.stack(pictures), captions
-
-
-def blurred(pictures: Pictures, radius: float) -> Pictures:
-    images = [Image.fromarray(picture).filter(ImageFilter.GaussianBlur(radius)) for picture in pictures]
-    return np.stack([np.asarray(image) for image in images])
-
-
-def noised(pictures: Pictures, strength: float) -> Pictures:
-    noise = np.random.default_rng(5).normal(0, strength, pictures.shape)
-    return (pictures + noise).clip(0, 255).round().astype(np.uint8)
 
 
 def spoilt(pictures: Pictures, rng: np.random.Generator) -> Pictures:
@@ -135,16 +126,7 @@ def test_true_captions_and_clean_pictures_score_more(
     other_thing = [f"the {one.split()[1]} {'cat' if 'car' in one else 'car'}" for one in prompts]
     assert clean > mean_score(measured, pictures, other_colour)
     assert clean > mean_score(measured, pictures, other_thing)
-    assert (
-        clean
-        > mean_score(measured, noised(pictures, 30), prompts)
-        > mean_score(measured, noised(pictures, 90), prompts)
-    )
-    assert (
-        clean
-        > mean_score(measured, blurred(pictures, 2), prompts)
-        > mean_score(measured, blurred(pictures, 6), prompts)
-    )
+    check_gets_worse(lambda some: -mean_score(measured, some, prompts), pictures, noise=(30, 90), blur=(2, 6))
 
 
 def test_clip_iqa_falls_with_blur_and_noise(trained_clip: Path, unseen: tuple[Pictures, list[str]]) -> None:
@@ -153,16 +135,7 @@ def test_clip_iqa_falls_with_blur_and_noise(trained_clip: Path, unseen: tuple[Pi
     pictures, prompts = unseen
     clean = mean_score(only, pictures, prompts)
     assert clean > 0.7
-    assert (
-        clean
-        > mean_score(only, noised(pictures, 15), prompts)
-        > mean_score(only, noised(pictures, 60), prompts)
-    )
-    assert (
-        clean
-        > mean_score(only, blurred(pictures, 1), prompts)
-        > mean_score(only, blurred(pictures, 4), prompts)
-    )
+    check_gets_worse(lambda some: -mean_score(only, some, prompts), pictures, noise=(15, 60), blur=(1, 4))
     assert mean_score(only, noised(pictures, 60), prompts) < 0.3
     # The other pairs' words mean nothing to this model; the one it has learnt is named as it should be.
     assert set(measured.score(pictures[:1])) == {
@@ -181,5 +154,4 @@ def test_spoilt_sets_are_further_from_real_ones(
         (value,) = measured.compare(real, measured.features(pictures)).values()
         return float(value)
 
-    assert distance(others) < distance(noised(others, 15)) < distance(noised(others, 60))
-    assert distance(others) < distance(blurred(others, 1)) < distance(blurred(others, 4))
+    check_gets_worse(distance, others, noise=(15, 60), blur=(1, 4))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFilter
+from spoilt_pictures import check_gets_worse, noised
 from tiny_image_text import MEAN, STD
 from transformers import ResNetModel, ViTModel
 
@@ -33,16 +33,6 @@ X, Y = RNG.normal(size=(40, 6)), RNG.normal(0.4, 1.5, size=(30, 6)) @ RNG.normal
 def renders(seed: int, count: int) -> Pictures:
     rng, world = np.random.default_rng(seed), World(objects=6)
     return np.stack([draw(lay_out(world.content("seen", rng), rng)) for _ in range(count)])
-
-
-def blurred(pictures: Pictures, radius: float) -> Pictures:
-    images = [Image.fromarray(picture).filter(ImageFilter.GaussianBlur(radius)) for picture in pictures]
-    return np.stack([np.asarray(image) for image in images])
-
-
-def noised(pictures: Pictures, strength: float) -> Pictures:
-    noise = np.random.default_rng(5).normal(0, strength, pictures.shape)
-    return (pictures + noise).clip(0, 255).round().astype(np.uint8)
 
 
 def test_frechet_distance_against_the_product_of_covariances() -> None:
@@ -120,10 +110,8 @@ def test_spoilt_renders_are_further_from_real_ones(metric: Any, folders: dict[st
         (value,) = measured.compare(real, patch_statistics(pictures)).values()
         return float(value)
 
-    clean = distance(others)
-    assert clean < distance(noised(others, 20)) < distance(noised(others, 60))
-    assert clean < distance(blurred(others, 2)) < distance(blurred(others, 9))
-    assert clean < distance(255 - others)
+    check_gets_worse(distance, others, noise=(20, 60), blur=(2, 9))
+    assert distance(others) < distance(255 - others)
 
 
 def test_fid_on_a_random_network_sees_how_much_pictures_are_spoilt(folders: dict[str, Path]) -> None:
@@ -133,8 +121,7 @@ def test_fid_on_a_random_network_sees_how_much_pictures_are_spoilt(folders: dict
     def distance(pictures: Pictures) -> float:
         return metric.compare(real, metric.features(pictures))["fid"]
 
-    assert distance(others) < distance(noised(others, 40)) < distance(noised(others, 90))
-    assert distance(others) < distance(blurred(others, 3)) < distance(blurred(others, 9))
+    check_gets_worse(distance, others, noise=(40, 90), blur=(3, 9))
 
 
 def test_diversity_against_a_hand_computation(folders: dict[str, Path], pictures: Pictures) -> None:
