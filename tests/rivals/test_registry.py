@@ -132,6 +132,9 @@ def test_a_refined_row_is_its_plain_one_with_a_refiner(parts, plain):
     assert added
     assert all(name.startswith("adapter.refiner.") for name in added)
     assert before.tensors().keys() < refined.tensors().keys()
+    assert before.trainable().keys() < refined.trainable().keys()
+    more = refined.trainable().keys() - before.trainable().keys()
+    assert {one.split(".")[1] for one in more} == {"refiner"}
     assert type(refined.source) is type(before.source)
     assert refined.source_id == before.source_id
 

@@ -13,11 +13,10 @@ from llmdiff.benchmark.tables import (
     SEARCH_HEADING,
     SEARCH_NOTE,
     cost_rows,
-    failure_notes,
     measured_rows,
     search_rows,
 )
-from llmdiff.evaluation.tables import percent
+from llmdiff.evaluation.tables import failure_notes, percent
 
 _CSP = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'"
 _SAMPLES, _SWAPS = 4, 6
@@ -42,6 +41,7 @@ def benchmark_page(report: Mapping[str, Any], runs: Sequence[Run]) -> str:
     first = {run.system: run for run in reversed(runs)}
     splits: Mapping[str, str] = report["suite"]["splits"]
     curves = curves_plot(systems)
+    failed = {name: system["failed_pictures"] for name, system in systems.items()}
     parts = [
         "<h1>Ways to condition a diffusion model on text</h1>",
         f"<p>{len(systems)} systems, {report['settings']['seeds']} seeds, {report['suite']['prompts']} prompts. "
@@ -51,7 +51,7 @@ def benchmark_page(report: Mapping[str, Any], runs: Sequence[Run]) -> str:
         "<p>How many pictures show exactly what the prompt says, in percent, with 95 % intervals: over seeds where "
         "a system has several, else over prompts. Held out: all splits but seen.</p>",
         _accuracy(systems, ranked, list(splits)),
-        *(f"<p>{escape(note)}</p>" for note in failure_notes(systems)),
+        *(f"<p>{escape(note)}.</p>" for note in failure_notes(failed)),
         f"<ul>{''.join(f'<li><b>{escape(k)}</b>: {escape(v)}</li>' for k, v in splits.items())}</ul>",
         f"<img class=plot alt='held-out accuracy of every system' src='{accuracy_plot(systems)}'>",
         "<h2>Parts and relations</h2>",

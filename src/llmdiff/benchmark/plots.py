@@ -42,7 +42,6 @@ def curves_plot(systems: Mapping[str, Any]) -> str | None:
     """Return every system's losses, the mean of its seeds: from captions, on pictures; None where none was trained."""
     from matplotlib.figure import Figure
 
-    # Reports of before have no losses from captions.
     found = {kind: _mean_curves(systems, kind) for kind in ("text_curves", "curves")}
     panels = [(_LOSSES[kind], curves) for kind, curves in found.items() if curves]
     if not panels:
@@ -65,7 +64,7 @@ def _mean_curves(systems: Mapping[str, Any], kind: str) -> dict[str, tuple[list[
     """Steps and mean losses over seeds, by system; those that have none are left out."""
     result: dict[str, tuple[list[int], list[float]]] = {}
     for name, system in systems.items():
-        curves = [curve for curve in system.get(kind, []) if curve]
+        curves = [curve for curve in system[kind] if curve]
         if curves:
             length = min(map(len, curves))
             losses = [sum(curve[i][1] for curve in curves) / len(curves) for i in range(length)]

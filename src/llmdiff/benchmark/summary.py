@@ -88,9 +88,8 @@ def _difference(ours: Exact, other: Exact) -> dict[str, Any]:
     found: dict[str, Any] = asdict(paired_difference(ours.mean(0), other.mean(0)))
     seeds = {len(ours), len(other)} - {1}
     if len(seeds) == 1:
-        found["over_seeds"] = mean_over_seeds(
-            [row[None] for row in np.atleast_1d(ours.mean(1) - other.mean(1))]
-        )
+        gaps = ours.mean(1) - other.mean(1)
+        found["over_seeds"] = mean_over_seeds(list(gaps[:, None]))
     return found
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llmdiff.benchmark.runs import IN_FULL
-from llmdiff.evaluation.tables import figure_text, metric_rows, percent
+from llmdiff.evaluation.tables import failure_notes, figure_text, metric_rows, percent
 
 _PARTS = ("things", "colours", "count", "size", "background")
 _RELATION = ("right", "swapped", "wrong")
@@ -40,7 +40,8 @@ def benchmark_tables(report: Mapping[str, Any]) -> str:
     heading = f"Exact match, %, with 95 % intervals over {over}"
     rows = [[name, *(percent(cell) for cell in _cells(systems[name], splits))] for name in ranked]
     lines += _table(heading, ["system", "held out", "all", *splits], rows)
-    lines += [f"\n{note}" for note in failure_notes(systems)]
+    failed = {name: system["failed_pictures"] for name, system in systems.items()}
+    lines += [f"\n{note}." for note in failure_notes(failed)]
     parts = ("held_out", "overall", *splits)
     for key, heading in (
         (
@@ -77,16 +78,6 @@ def benchmark_tables(report: Mapping[str, Any]) -> str:
         lines += [f"- {name}: {reason}" for name, reason in report["left_out"].items()]
     lines += ["", "**Equal treatment**", "", *(f"- {line}" for line in report["treatment"])]
     return "\n".join([*lines, ""])
-
-
-def failure_notes(systems: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for every system that could not draw all its pictures."""
-    counts = {name: system.get("failed_pictures", 0) for name, system in systems.items()}
-    return [
-        f"{count} pictures of {name} could not be drawn and count as wrong."
-        for name, count in counts.items()
-        if count
-    ]
 
 
 def made_with(report: Mapping[str, Any]) -> str:

@@ -30,12 +30,19 @@ def report_tables(report: Mapping[str, Any], *, markdown: bool = False) -> str:
         notes.append(f"The checker reads {100 * report['checker']['exact']:.1f} % of real renders exactly")
     for name, model in report.get("metrics", {}).items():
         notes.append(f"{name} is measured with {model}; not comparable with published numbers")
-    for name, count in report.get("failed_pictures", {}).items():
-        if count:
-            notes.append(f"{count} pictures of {name} could not be drawn and count as wrong")
+    notes += failure_notes(report.get("failed_pictures", {}))
     tables = [text_table(rows, markdown), text_table(parts, markdown), *([measured] if measured else [])]
     sections = [*tables, "\n".join(f"{note}." for note in notes)]
     return "\n\n".join(sections) + "\n"
+
+
+def failure_notes(counts: Mapping[str, int]) -> list[str]:
+    """Return a note for every system that could not draw all its pictures; `counts` says how many of each."""
+    return [
+        f"{count} pictures of {name} could not be drawn and count as wrong"
+        for name, count in counts.items()
+        if count
+    ]
 
 
 def metric_table(systems: Mapping[str, Any], markdown: bool) -> str | None:

@@ -39,6 +39,15 @@ class Red:
         return {"red": pictures[..., 0].mean((1, 2)) / 255}
 
 
+class Bright:
+    """Answers yes as far as a picture is bright."""
+
+    model_id = "bright"
+
+    def yes(self, pictures: Pictures, questions: Sequence[str]) -> NDArray[np.float64]:
+        return pictures[..., 0].mean((1, 2)) / 255
+
+
 class Painter:
     """A system whose pictures are as red as it is told, with noise by the seed; some prompts it cannot draw."""
 
@@ -179,12 +188,6 @@ def test_official_scores_that_number_pictures_through(compbench_folder: Path, tm
 
 
 def test_questions_score_the_categories_that_are_asked_about(compbench_folder: Path, tmp_path: Path) -> None:
-    class Bright:
-        model_id = "bright"
-
-        def yes(self, pictures: Pictures, questions: Sequence[str]) -> NDArray[np.float64]:
-            return pictures[..., 0].mean((1, 2)) / 255
-
     (compbench_folder / "spatial_val.txt").write_text("a cat on the left of a dog\n")
     scorer, systems = CompBenchScorer(Bright()), {"base": Painter(51)}
     suite, out = read_suite("t2i-compbench", compbench_folder), tmp_path / "out"
@@ -238,12 +241,6 @@ def test_metrics_of_sets_and_of_several_pictures(suite: PromptSuite, tmp_path: P
 def test_a_benchmark_is_written_as_its_own_scorer_reads_it_and_its_scores_come_back(
     dpg_csv: Path, tmp_path: Path
 ) -> None:
-    class Bright:
-        model_id = "bright"
-
-        def yes(self, pictures: Pictures, questions: Sequence[str]) -> NDArray[np.float64]:
-            return pictures[..., 0].mean((1, 2)) / 255
-
     suite, out = read_suite("dpg-bench", dpg_csv), tmp_path / "out"
     systems = {"base": Painter(200, fails_at="red cat"), "llm": Painter(200)}
     report = evaluate_suite(systems, suite, out, metrics=[DPGScorer(Bright())])
