@@ -182,9 +182,12 @@ def test_official_scores_that_number_pictures_through(compbench_folder: Path, tm
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(scores))
     # Two prompts of colour, ten pictures of each: four are missing. Shapes were not scored.
-    found = official_figures(suite, suite.prompts, tmp_path / "theirs")
+    found = official_figures(suite, suite.prompts, tmp_path / "theirs", images_per_prompt=10)
     assert (found["overall"]["mean"], found["overall"]["n"], found["missing"]) == (pytest.approx(0.4), 2, 4)
     assert list(found["by_tag"]) == ["color"]
+    # Of a run with eight pictures of each prompt it has them all.
+    eight = official_figures(suite, suite.prompts, tmp_path / "theirs", images_per_prompt=8)
+    assert (eight["overall"]["mean"], eight["missing"]) == (pytest.approx(0.5), 0)
 
 
 def test_questions_score_the_categories_that_are_asked_about(compbench_folder: Path, tmp_path: Path) -> None:

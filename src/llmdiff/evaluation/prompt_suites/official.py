@@ -45,13 +45,15 @@ def write_official(
         write_whole(place / "README.txt", f"Scored with {metric.model_id}: {NOT_COMPARABLE}.\n")
 
 
-def official_figures(suite: PromptSuite, rows: Sequence[SuitePrompt], file: Path) -> dict[str, Any]:
+def official_figures(
+    suite: PromptSuite, rows: Sequence[SuitePrompt], file: Path, *, images_per_prompt: int
+) -> dict[str, Any]:
     """The figures of what the published scorer wrote; a prompt or picture that it lacks counts 0.
 
     Raises:
         ConfigError: it is no such file or folder, or has none of these prompts.
     """
-    found = BENCHMARKS[suite.name].read_scores(file, rows, suite.images_per_prompt)
+    found = BENCHMARKS[suite.name].read_scores(file, rows, images_per_prompt)
     scored = [row for row in rows if row.id in found.by_id]
     scores = np.array([found.by_id[row.id] for row in scored])
     tags: dict[str, list[int]] = {}

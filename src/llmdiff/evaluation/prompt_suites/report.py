@@ -94,7 +94,7 @@ def evaluate_suite(
         if suite.name in BENCHMARKS:
             write_official(suite, name, rows, jobs, store, book, scored, Path(out) / "official")
         if name in official:
-            figures[name]["official"] = official_figures(suite, rows, official[name])
+            figures[name]["official"] = official_figures(suite, rows, official[name], images_per_prompt=count)
     whole = prompts_per_tag is None and count == suite.images_per_prompt
     report = {
         "systems": figures,
