@@ -137,6 +137,7 @@ def test_a_benchmark_says_where_ours_is_better_and_where_worse(tmp_path: Path) -
             "overall": share(0.5),
             "splits": {"seen": share(0.9)},
             "parts": {"things": share(0.7)},
+            "failed_pictures": 0,
             "cost": {
                 "trained_parameters": 9,
                 "seconds_per_step": 0.5,
@@ -148,7 +149,7 @@ def test_a_benchmark_says_where_ours_is_better_and_where_worse(tmp_path: Path) -
 
     above = {"held_out": gap(0.2), "overall": gap(0.0), "seen": gap(-0.1)}
     record = {
-        "systems": {"guided": system(), "last-hidden": system(ours_above=above)},
+        "systems": {"guided": system(), "last-hidden": system(ours_above=above, failed_pictures=2)},
         "ours": "guided",
         "suite": {"splits": {"seen": "as trained"}, "prompts": 6},
         "settings": {"seeds": 3},
@@ -169,6 +170,8 @@ def test_a_benchmark_says_where_ours_is_better_and_where_worse(tmp_path: Path) -
     assert page.startswith("# Ways to condition, trained alike")
     assert "llmdiff benchmark --out figures" in page
     assert "| last-hidden | +20.0 [+15.0, +25.0] |" in page
+    assert "2 pictures of last-hidden could not be drawn and count as wrong." in page
+    assert "of guided could not be drawn" not in page
     assert "Hardware: 2 cores, x86_64." in page
 
 

@@ -24,7 +24,7 @@ from llmdiff.evaluation.metrics.quality import CLIPIQA, PROMPT_PAIRS
 COLOURS = {"red": (200, 40, 40), "green": (40, 170, 60), "blue": (50, 70, 200)}
 THINGS = ("car", "apple", "cat")
 TOKENS = ["<pad>", "<s>", "</s>", "<unk>", "the", "Good", "Bad", "photo", ".", *COLOURS, *THINGS]
-STEPS, BATCH = 250, 32
+STEPS, BATCH, LEARNING_RATE = 400, 32, 3e-3
 
 
 def drawn(rng: np.random.Generator, count: int) -> tuple[Pictures, list[str]]:
@@ -64,7 +64,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def train(clip: Any, words: PreTrainedTokenizerFast) -> None:
     """Captions against pictures, clean and spoilt ones; and of every picture whether it is a good or a bad photo."""
     rng = np.random.default_rng(0)
-    optimizer = torch.optim.AdamW(clip.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(clip.parameters(), lr=LEARNING_RATE)
+    # To rest, so that the last steps' chance (and a machine's rounding) does not decide what the tests see.
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS, pct_start=0.1)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
     for _ in range(STEPS):
         pictures, captions = drawn(rng, BATCH)
@@ -85,6 +87,7 @@ def train(clip: Any, words: PreTrainedTokenizerFast) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        schedule.step()
 
 
 @pytest.fixture(scope="module")
@@ -134,9 +137,9 @@ def test_clip_iqa_falls_with_blur_and_noise(trained_clip: Path, unseen: tuple[Pi
     only = CLIPIQA(measured.model, ["quality"])
     pictures, prompts = unseen
     clean = mean_score(only, pictures, prompts)
-    assert clean > 0.7
+    assert clean > 0.8
     check_gets_worse(lambda some: -mean_score(only, some, prompts), pictures, noise=(15, 60), blur=(1, 4))
-    assert mean_score(only, noised(pictures, 60), prompts) < 0.3
+    assert mean_score(only, noised(pictures, 60), prompts) < 0.2
     # The other pairs' words mean nothing to this model; the one it has learnt is named as it should be.
     assert set(measured.score(pictures[:1])) == {
         "clip_iqa", *(f"clip_iqa_{pair}" for pair in PROMPT_PAIRS if pair != "quality")
