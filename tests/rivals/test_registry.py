@@ -194,11 +194,11 @@ def test_lora_in_the_denoiser_begins_as_nothing_and_is_gone_after_drawing(parts,
     plain, extended = create("refined", parts), create("refined-lora", parts)
     before = {name: id(module) for name, module in parts.pipe.unet.named_modules()}
     assert torch.equal(drawn(extended), drawn(plain))
-    shaken(extended.lora.up)
+    shaken(extended.denoiser_lora.up)
     assert not torch.equal(drawn(extended), drawn(plain))
     assert torch.equal(draw(parts.pipe, "a red cat"), base)
     assert {name: id(module) for name, module in parts.pipe.unet.named_modules()} == before
     lavi = create("lavi-bridge", parts).connector.denoiser_lora
     assert {key: value.shape for key, value in lavi.state_dict().items()} == {
-        key: value.shape for key, value in extended.lora.state_dict().items()
+        key: value.shape for key, value in extended.denoiser_lora.state_dict().items()
     }

@@ -18,6 +18,7 @@ Encoding = Literal["guided", "paper"]
 # The noise each block starts with, as a fraction of a typical token's x_0.
 _INITIAL_NOISE = 0.01
 _CALIBRATION_BATCH = 8
+_TINY = 1e-12
 
 
 class ContextEncoding(nn.Module):
@@ -179,7 +180,6 @@ class ContextEncoding(nn.Module):
             c = c + torch.einsum("l,lbtd->btd", self.kappa.to(device), alone)
         return self._finish(c, states.token_mask, generator)
 
-    @torch.no_grad()
     def encode(
         self,
         llm: DecoderLLM,
@@ -188,12 +188,14 @@ class ContextEncoding(nn.Module):
         generator: torch.Generator | None = None,
         weighted: bool = False,
         contexts: Sequence[str] | None = None,
+        gradients: bool = False,
     ) -> TextEncoding:
         """Returns c of the prompts, summed block by block while the LLM runs: O(B*T*D) memory, not times L.
 
         Without a generator there is no noise, and the result is bit-for-bit repeatable. With `weighted`,
         `(word:1.3)` in a prompt is a weight, see `parse_weights`; without, it is text. `contexts`, one for each
-        prompt, are read before it and not encoded.
+        prompt, are read before it and not encoded. `gradients`: for an LLM with parts that learn; memory is then
+        that of training it, and what stands before all prompts gets none.
 
         Shapes:
             states: (B, T, D) float32, padding rows are exactly 0.
@@ -221,9 +223,10 @@ class ContextEncoding(nn.Module):
             c = total[0]
             c += self.contribution(index, u, v, weights=weights)
 
-        run_rows(llm, rows, tokens.prefix_ids, lone=self.lone, visit=add)
-        mask = tokens.token_mask.to(total[0].device)
-        return TextEncoding(states=self._finish(rows.padded(total[0]), mask, generator), token_mask=mask)
+        with torch.set_grad_enabled(gradients):
+            run_rows(llm, rows, tokens.prefix_ids, lone=self.lone, visit=add, gradients=gradients)
+            mask = tokens.token_mask.to(total[0].device)
+            return TextEncoding(states=self._finish(rows.padded(total[0]), mask, generator), token_mask=mask)
 
     def contribution(self, index: int, u: Tensor, v: Tensor, *, weights: Tensor | None = None) -> Tensor:
         """Returns what one block adds to c without its noise: g_l * s_l, and in "guided" k_l * v_l.
@@ -257,8 +260,9 @@ class ContextEncoding(nn.Module):
         """What a token's update is multiplied with to be in scales and clipped: one number each, (..., 1)."""
         if math.isinf(self.clip):
             return (1 / scale).expand(*update.shape[:-1], 1)
-        # A norm of 0 gives an infinite quotient, and so 1 / scale.
-        return (self.clip * scale / _norms(update)[..., None]).clamp(max=1.0) / scale
+        # A norm of 0 gives 1 / scale, and gradients that are finite.
+        norms = _norms(update).clamp(min=_TINY)[..., None]
+        return (self.clip * scale / norms).clamp(max=1.0) / scale
 
     def _finish(self, c: Tensor, token_mask: Tensor, generator: torch.Generator | None) -> Tensor:
         """Adds the noise and makes padding rows exactly 0."""

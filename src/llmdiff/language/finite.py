@@ -22,7 +22,7 @@ class FiniteWatch:
         """Returns None; notes whether all these states are finite, without waiting for the device."""
         for tensor in states:
             if tensor is not None:
-                self._sums[step] += tensor.sum(dtype=torch.float32).to(self._sums.device)
+                self._sums[step] += tensor.detach().sum(dtype=torch.float32).to(self._sums.device)
 
     def first_bad_step(self) -> int | None:
         """Returns the first step that was not finite; None if all were."""

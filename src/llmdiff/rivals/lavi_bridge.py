@@ -56,12 +56,7 @@ class LaviBridgeConnector(Connector):
         self.norm1, self.norm2 = nn.LayerNorm(llm.hidden_size), nn.LayerNorm(middle)
         self.ff1 = _FeedForward(llm.hidden_size, middle, dropout)
         self.ff2 = _FeedForward(middle, width, dropout)
-        model = llm.model.base_model
-        # An LLM's is called LlamaAttention, MistralAttention and so on.
-        attention = frozenset(
-            type(module).__name__ for module in model.modules() if type(module).__name__.endswith("Attention")
-        )
-        self.llm_lora = RemovableLora(model, layers_within(model, attention), rank=rank, dropout=dropout)
+        self.llm_lora = llm_lora(llm, rank=rank, dropout=dropout)
         self.denoiser_lora = denoiser_lora(denoiser, rank=rank, dropout=dropout)
 
     def read(self, prompts: Sequence[str]) -> list[str]:
@@ -111,6 +106,16 @@ class LaviBridgeConnector(Connector):
 def denoiser_lora(denoiser: nn.Module, *, rank: int = RANK, dropout: float = DROPOUT) -> RemovableLora:
     """Return new LoRA layers for a U-Net, where LaVi-Bridge has its own."""
     return RemovableLora(denoiser, layers_within(denoiser, _DENOISER_KINDS), rank=rank, dropout=dropout)
+
+
+def llm_lora(llm: DecoderLLM, *, rank: int = RANK, dropout: float = DROPOUT) -> RemovableLora:
+    """Return new LoRA layers for `llm.model.base_model`, where LaVi-Bridge has its own."""
+    model = llm.model.base_model
+    # An LLM's is called LlamaAttention, MistralAttention and so on.
+    attention = frozenset(
+        type(module).__name__ for module in model.modules() if type(module).__name__.endswith("Attention")
+    )
+    return RemovableLora(model, layers_within(model, attention), rank=rank, dropout=dropout)
 
 
 class _FeedForward(nn.Module):

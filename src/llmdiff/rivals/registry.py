@@ -22,7 +22,7 @@ from llmdiff.rivals.ella import EllaConnector
 from llmdiff.rivals.encoder import EncoderStates
 from llmdiff.rivals.first_states import FirstStates
 from llmdiff.rivals.last_hidden import LastHiddenStates
-from llmdiff.rivals.lavi_bridge import LaviBridgeConnector, denoiser_lora
+from llmdiff.rivals.lavi_bridge import LaviBridgeConnector, denoiser_lora, llm_lora
 from llmdiff.rivals.layer_weights import LayerWeights
 from llmdiff.rivals.learned_source import LearnedSource
 from llmdiff.rivals.llm4gen import Llm4GenConnector
@@ -132,7 +132,7 @@ def _ours(
     *,
     lone: Lone | None = None,
     refiner_layers: int = 0,
-    lora: bool = False,
+    lora_in: Literal["denoiser", "llm"] | None = None,
     **removed: Any,
 ) -> Make:
     def make(parts: Parts) -> Conditioning:
@@ -149,8 +149,12 @@ def _ours(
         )
         if adapter.context is not None and parts.captions:
             adapter.context.calibrate(llm, parts.captions)
-        inside = denoiser_lora(families.denoiser_of(parts.pipe)) if lora else None
-        return AdapterConditioning(adapter, llm, lora=inside, **removed)
+        added: dict[str, Any] = {}
+        if lora_in == "denoiser":
+            added["denoiser_lora"] = denoiser_lora(families.denoiser_of(parts.pipe))
+        elif lora_in == "llm":
+            added["llm_lora"] = llm_lora(llm)
+        return AdapterConditioning(adapter, llm, **added, **removed)
 
     return make
 
@@ -238,7 +242,9 @@ def _rows() -> list[Rival]:
         row("refined", "ours, c = x_0 + sum (g s + k v), its tokens refined", "ours", "llm",
             _ours("guided", refiner_layers=LAYERS)),
         row("refined-lora", "ours, refined, and LaVi-Bridge's LoRA in the denoiser", "ours", "llm",
-            _ours("guided", refiner_layers=LAYERS, lora=True)),
+            _ours("guided", refiner_layers=LAYERS, lora_in="denoiser")),
+        row("refined-llm-lora", "ours, refined, and LaVi-Bridge's LoRA in the LLM", "ours", "llm",
+            _ours("guided", refiner_layers=LAYERS, lora_in="llm")),
         row("context-only", "no subtraction: x_0 + sum g u", "parts removed", "llm", _reads_llm(ContextOnly)),
         row("x0-alone", "no blocks: c = x_0", "parts removed", "llm", _reads_llm(FirstStates)),
         row("paper-lone-token", "paper, alone = token", "parts removed", "llm", _ours("paper", lone="token")),

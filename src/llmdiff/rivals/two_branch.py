@@ -12,6 +12,7 @@ from llmdiff.adapter.adapter import LLMDiffAdapter, is_hidden
 from llmdiff.adapter.attach import attach, detach
 from llmdiff.adapter.installation import install
 from llmdiff.adapter.processors import CrossAttentionBranch
+from llmdiff.errors import ConfigError
 from llmdiff.language.score_groups import GroupedScores, encode_groups, sum_groups
 from llmdiff.rivals.conditioning import Conditioning, Stage
 from llmdiff.rivals.learned_source import LearnedSource
@@ -28,8 +29,13 @@ class AdapterConditioning(Conditioning):
     anything frozen with `encode`.
 
     `learn_gains=False`: the gains g (and k) stay as they are. `noise=False`: eps is 0 in training too.
-    `branches`: "pretrained" is the sum without its second term (a2 = 0), "new" without its first (a1 = 0). `lora`:
-    trained layers inside the denoiser, which is then not the frozen one of the paper.
+    `branches`: "pretrained" is the sum without its second term (a2 = 0), "new" without its first (a1 = 0).
+    `denoiser_lora`, `llm_lora`: trained layers inside the denoiser or the LLM, which is then not the frozen one of
+    the paper. With `llm_lora` the LLM runs in every step once the gains are learned, with gradients; what stands
+    before all prompts (BOS, a template's start) it reads as it is.
+
+    Raises:
+        ConfigError: `llm_lora` without a context encoding, or with one whose tokens alone are remembered.
     """
 
     def __init__(
@@ -40,8 +46,14 @@ class AdapterConditioning(Conditioning):
         learn_gains: bool = True,
         noise: bool = True,
         branches: Branches = "both",
-        lora: RemovableLora | None = None,
+        denoiser_lora: RemovableLora | None = None,
+        llm_lora: RemovableLora | None = None,
     ) -> None:
+        if llm_lora is not None and (adapter.context is None or adapter.context.lone == "vocabulary"):
+            raise ConfigError(
+                'llm_lora goes with a context encoding and lone="token" or "token+bos"; states that are read '
+                "once do not learn"
+            )
         self.adapter = adapter
         self.source = source
         self.source_id = source.id
@@ -50,9 +62,10 @@ class AdapterConditioning(Conditioning):
         self.modules: dict[str, nn.Module] = {"adapter": adapter}
         if isinstance(source, LearnedSource):
             self.modules["source"] = source
-        self.lora = lora
-        if lora is not None:
-            self.modules["lora"] = lora
+        self.denoiser_lora, self.llm_lora = denoiser_lora, llm_lora
+        for name, lora in (("denoiser_lora", denoiser_lora), ("llm_lora", llm_lora)):
+            if lora is not None:
+                self.modules[name] = lora
         if adapter.context is not None and not noise:
             adapter.context.h_raw.requires_grad_(False).zero_()
         self._remove_half(branches)
@@ -109,6 +122,11 @@ class AdapterConditioning(Conditioning):
             states = context.noised(raw.states, raw.token_mask, generator)
             return self._condition(TextEncoding(states=states, token_mask=raw.token_mask))
 
+        def with_reader(raw: list[str], generator: torch.Generator | None) -> Tensor:
+            with self._llm_extended():
+                noise, learns = generator if self.noise else None, torch.is_grad_enabled()
+                return self._condition(context.encode(llm, raw, generator=noise, gradients=learns))
+
         if self.learn_gains:
             yield Stage(
                 name="gains",
@@ -117,6 +135,9 @@ class AdapterConditioning(Conditioning):
                 condition=with_gains,
             )
         context.requires_grad_(False)
+        if self.llm_lora is not None:
+            yield Stage(name="main", keeps="texts", read=list, condition=with_reader)
+            return
         yield Stage(
             name="main",
             keeps="encodings",
@@ -130,7 +151,7 @@ class AdapterConditioning(Conditioning):
 
     @contextmanager
     def installed(self, denoiser: nn.Module) -> Iterator[None]:
-        """Return a context where the denoiser has the adapter's two-branch layers, and the LoRA where there is one."""
+        """Return a context where the denoiser has the adapter's two-branch layers, and its LoRA where there is one."""
         with self._extended(denoiser), install(denoiser, self.adapter):
             yield
 
@@ -138,7 +159,7 @@ class AdapterConditioning(Conditioning):
     def attached(self, pipe: Any, scale: float = 1.0) -> Iterator[Any]:
         """Return a context where the pipeline draws with this adapter and source; `scale` is that of `attach`."""
         self.train(False)
-        with self._extended(families.denoiser_of(pipe)):
+        with self._extended(families.denoiser_of(pipe)), self._llm_extended():
             attach(pipe, self.source, self.adapter, scale=scale)
             try:
                 yield pipe
@@ -146,7 +167,15 @@ class AdapterConditioning(Conditioning):
                 detach(pipe)
 
     def _extended(self, denoiser: nn.Module) -> AbstractContextManager[Any]:
-        return nullcontext() if self.lora is None else self.lora.applied(denoiser)
+        return nullcontext() if self.denoiser_lora is None else self.denoiser_lora.applied(denoiser)
+
+    def _llm_extended(self) -> AbstractContextManager[Any]:
+        """The LLM with its LoRA. What is remembered of the constant start is without, whenever it is computed."""
+        if self.llm_lora is None or self.adapter.context is None:
+            return nullcontext()
+        llm = self.source
+        llm.prefix_states(llm.tokenize("", template=self.adapter.context.template).prefix_ids)
+        return self.llm_lora.applied(llm.model.base_model)
 
     def is_hidden(self, name: str) -> bool:
         """Return whether it is of a second branch or of the refiner's blocks."""
