@@ -16,9 +16,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from llmdiff.benchmark.names import BASE
 from llmdiff.benchmark.run import Benchmark
 from llmdiff.benchmark.runs import Exact, exact_by_prompt, read_run
-from llmdiff.benchmark.settings import BASE, BenchmarkSettings
+from llmdiff.benchmark.settings import BenchmarkSettings
 from llmdiff.benchmark.summary import differences, hardware
 from llmdiff.benchmark.treatment import treatment
 from llmdiff.errors import ConfigError

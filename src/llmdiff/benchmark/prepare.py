@@ -8,8 +8,9 @@ import torch
 
 from llmdiff.base_pipeline import packaged
 from llmdiff.benchmark.measures import own_metrics
+from llmdiff.benchmark.names import SYSTEMS, SystemName, check_names
 from llmdiff.benchmark.run import Benchmark
-from llmdiff.benchmark.settings import SYSTEMS, BenchmarkSettings, check_names, split_name
+from llmdiff.benchmark.settings import BenchmarkSettings
 from llmdiff.errors import ConfigError, PipelineNotFoundError
 from llmdiff.evaluation.metrics.kinds import Metric
 from llmdiff.language.gguf import llmdiff_home
@@ -66,10 +67,10 @@ def choose_rivals(rivals: Sequence[str] = (), *, encoder: str | None = None, t5:
         if {"encoder": encoder, "t5": t5}.get(row.needs or "", "") is None
     }
     for name in rivals:
-        trained, _ = split_name(name)
-        if trained in missing:
+        read = SystemName.of(name).rival
+        if read in missing:
             raise ConfigError(
-                f"rival {name!r} cannot be run: {missing[trained]}; give one, or leave the rival out"
+                f"rival {name!r} cannot be run: {missing[read]}; give one, or leave the rival out"
             )
     chosen = tuple(dict.fromkeys(rivals)) or tuple(name for name in SYSTEMS if name not in missing)
     return Choice(

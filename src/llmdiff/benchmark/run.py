@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from llmdiff.benchmark.measures import Measures
+from llmdiff.benchmark.names import BASE, BASE_LONGER, SystemName
 from llmdiff.benchmark.page import benchmark_page
 from llmdiff.benchmark.runs import read_run
-from llmdiff.benchmark.settings import BASE, BASE_LONGER, BenchmarkSettings, keep_settings, split_name
+from llmdiff.benchmark.settings import BenchmarkSettings, keep_settings
 from llmdiff.benchmark.summary import summarise_runs
 from llmdiff.benchmark.tables import benchmark_tables, made_with
 from llmdiff.benchmark.trainings import Trainings
@@ -153,7 +154,7 @@ class Benchmark:
         self, name: str, seed: int
     ) -> tuple[StableDiffusionPipeline, Callable[[], AbstractContextManager[Any]]]:
         """The pipeline that draws for a system, and what has to be around it while it does."""
-        pipe, (_, scale) = self.trainings.pipe, split_name(name)
+        pipe, scale = self.trainings.pipe, SystemName.of(name).scale
         if name == BASE:
             return pipe, nullcontext
         if name == BASE_LONGER:

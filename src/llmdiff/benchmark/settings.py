@@ -1,20 +1,13 @@
 """What one benchmark compares, and how; kept in its folder, so that it can only go on as it began."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from llmdiff.benchmark.names import check_names
 from llmdiff.errors import ConfigError
 from llmdiff.files import write_whole
-from llmdiff.rivals.registry import RIVALS
 
-BASE, BASE_LONGER = "base", "base-longer"
-TITLES = {
-    BASE: "the base pipeline as it is",
-    BASE_LONGER: "the base's denoiser and text encoder, trained on for as many steps",
-}
-SYSTEMS = (BASE, BASE_LONGER, *RIVALS)
 _NAME = "settings.json"
 _GAIN_SHARE = 3 / 17
 # A benchmark may be given more of these later, and a reader that it had not.
@@ -29,7 +22,7 @@ class BenchmarkSettings:
     with the lowest loss on held-out scenes is taken. With a single one there is no search.
 
     A rival NAME@SCALE is NAME, drawn at this `attach` scale: mixed with the base's own text encoder, without more
-    training.
+    training. NAME-xN is NAME, trained for N times as many steps, at the learning rate that NAME took.
 
     `text_steps` come before `steps`, from text alone (`training.warm_start`); base-longer takes them on pictures.
 
@@ -72,50 +65,6 @@ class BenchmarkSettings:
     def gain_steps(self) -> int:
         """How many of the first steps a rival takes that learns weights for every block of its reader."""
         return round((self.text_steps or self.steps) * _GAIN_SHARE)
-
-
-def check_names(names: Iterable[str]) -> None:
-    """Return nothing if these are names of systems.
-
-    Raises:
-        ConfigError: one is not.
-    """
-    for name in names:
-        trained, scale = split_name(name)
-        if trained not in SYSTEMS:
-            raise ConfigError(f"rivals: got {name!r}, expected some of {', '.join(SYSTEMS)}")
-        if scale is not None and (
-            trained in TITLES or RIVALS[trained].group == "published" or not 0 < scale < 1
-        ):
-            raise ConfigError(
-                f"rivals: got {name!r}, expected after the @ a number above 0 and below 1, and before it a rival that "
-                "our adapter reads"
-            )
-
-
-def split_name(name: str) -> tuple[str, float | None]:
-    """Return the system that is trained, and the scale that it draws with: guided@0.7 is guided, drawn at 0.7.
-
-    Raises:
-        ConfigError: what follows the @ is no number.
-    """
-    trained, at, scale = name.partition("@")
-    try:
-        return trained, float(scale) if at else None
-    except ValueError as error:
-        raise ConfigError(f"rivals: got {name!r}, expected a number after the @, as in guided@0.7") from error
-
-
-def title_of(name: str) -> str:
-    """Return what a system is, in a few words."""
-    trained, scale = split_name(name)
-    title = TITLES[name] if name in TITLES else RIVALS[trained].title
-    return title if scale is None else f"{title}; drawn at scale {scale:g}"
-
-
-def group_of(name: str) -> str:
-    """Return the group of systems that it belongs to."""
-    return "base" if name in TITLES else RIVALS[split_name(name)[0]].group
 
 
 def keep_settings(settings: BenchmarkSettings, folder: Path) -> None:

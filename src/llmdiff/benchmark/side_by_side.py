@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from llmdiff.benchmark.names import SystemName
 from llmdiff.benchmark.prepare import Choice, prepare_benchmark, prepare_build
 from llmdiff.benchmark.run import Benchmark
-from llmdiff.benchmark.settings import split_name
 from llmdiff.errors import LLMDiffError, first_line
 from llmdiff.evaluation.metrics.loading import load_metric
 from llmdiff.training.processes import stop_requests
@@ -61,8 +61,12 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
-    """What one process does: a training, and all systems that draw with it, for one seed."""
+    """What one process does: a training, and all systems that draw with it, for one seed.
 
+    `rival`: whose first training finds the learning rate for all others.
+    """
+
+    rival: str
     trained: str
     systems: tuple[str, ...]
     seed: int
@@ -86,7 +90,7 @@ def fill_side_by_side(recipe: Recipe, plan: Benchmark, processes: int) -> None:
     context = multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // processes)
     running: dict[_Task, BaseProcess] = {}
-    first = {task.trained: task.seed for task in reversed(waiting)}
+    first = {task.rival: task for task in reversed(waiting)}
     ready: set[str] = set()
     failed: list[_Task] = []
     logs = plan.folder / "logs"
@@ -99,7 +103,7 @@ def fill_side_by_side(recipe: Recipe, plan: Benchmark, processes: int) -> None:
             ) as bar,
         ):
             while waiting or running:
-                able = [task for task in waiting if task.trained in ready or task.seed == first[task.trained]]
+                able = [task for task in waiting if task.rival in ready or task is first[task.rival]]
                 for task in able[: processes - len(running)]:
                     waiting.remove(task)
                     running[task] = context.Process(
@@ -112,8 +116,8 @@ def fill_side_by_side(recipe: Recipe, plan: Benchmark, processes: int) -> None:
                 for task in [task for task, process in running.items() if not process.is_alive()]:
                     if running.pop(task).exitcode:
                         failed.append(task)
-                        waiting = [one for one in waiting if one.trained != task.trained]
-                    ready.add(task.trained)
+                        waiting = [one for one in waiting if one.rival != task.rival]
+                    ready.add(task.rival)
                     bar.update()
                 bar.set_postfix_str(", ".join(task.name for task in running), refresh=False)
     finally:
@@ -130,9 +134,10 @@ def _tasks(plan: Benchmark) -> list[_Task]:
     systems: dict[tuple[str, int], list[str]] = {}
     for name, seed in plan.runs():
         if not plan.is_drawn(name, seed):
-            systems.setdefault((split_name(name)[0], seed), []).append(name)
+            systems.setdefault((SystemName.of(name).trained, seed), []).append(name)
     return [
-        _Task(trained=trained, systems=tuple(names), seed=seed) for (trained, seed), names in systems.items()
+        _Task(rival=SystemName.of(trained).rival, trained=trained, systems=tuple(names), seed=seed)
+        for (trained, seed), names in systems.items()
     ]
 
 

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from llmdiff.benchmark.names import BASE, group_of, title_of
 from llmdiff.benchmark.runs import Exact, Run, exact_by_prompt, values_by_prompt
 from llmdiff.benchmark.seeds import mean_over_seeds, seed_interval
-from llmdiff.benchmark.settings import BASE, BenchmarkSettings, group_of, title_of
+from llmdiff.benchmark.settings import BenchmarkSettings
 from llmdiff.benchmark.treatment import treatment
 from llmdiff.evaluation.metrics.tally import metric_differences
 from llmdiff.evaluation.statistics import bootstrap_mean, paired_difference

@@ -19,8 +19,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from llmdiff.benchmark.memory import PeakMemory
+from llmdiff.benchmark.names import BASE, BASE_LONGER, TITLES, SystemName
 from llmdiff.benchmark.runs import IN_FULL, SEARCH_NAME, read_search
-from llmdiff.benchmark.settings import BASE, BASE_LONGER, TITLES, BenchmarkSettings, split_name
+from llmdiff.benchmark.settings import BenchmarkSettings
 from llmdiff.files import whole_folder, write_whole
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.openmoji import denoiser
@@ -64,7 +65,8 @@ class Trainings:
 
     def prepare(self, systems: Sequence[str]) -> None:
         """Draw the scenes and load the readers that trainings of these systems need. Returns nothing."""
-        needs = {rival(name).needs for name in systems if name not in TITLES}
+        rivals = [SystemName.of(name).rival for name in systems]
+        needs = {rival(name).needs for name in rivals if name not in TITLES}
         if set(systems) - {BASE}:
             _ = self._data
         for kind in needs:
@@ -76,19 +78,20 @@ class Trainings:
 
     def train(self, name: str, seed: int) -> None:
         """Train a system, unless it is trained; what NAME@SCALE draws with is NAME. Returns nothing."""
-        place = self.place(name, seed)
-        trained, scale = split_name(name)
+        place, parts = self.place(name, seed), SystemName.of(name)
         if (place / "trained.json").exists():
             return
         if name == BASE:
             write_whole(place / "trained.json", json.dumps({"trained_parameters": 0}))
         elif name == BASE_LONGER:
             self._train_base(place, seed)
-        elif scale is None:
-            self._train_rival(name, place, seed)
+        elif parts.scale is None:
+            self._train_rival(parts, place, seed)
         else:
-            self.train(trained, seed)
-            write_whole(place / "trained.json", (self.place(trained, seed) / "trained.json").read_text())
+            self.train(parts.trained, seed)
+            write_whole(
+                place / "trained.json", (self.place(parts.trained, seed) / "trained.json").read_text()
+            )
         gc.collect()
 
     def longer(self, seed: int) -> StableDiffusionPipeline:
@@ -100,8 +103,10 @@ class Trainings:
 
     def conditioning(self, name: str, seed: int) -> Conditioning:
         """Return a trained rival, ready to be attached to `pipe`."""
-        folder = self.place(split_name(name)[0], seed) / "model"
-        return load_rival(folder, self._parts(split_name(name)[0], seed, calibrate=False))
+        parts = SystemName.of(name)
+        return load_rival(
+            self.place(parts.trained, seed) / "model", self._parts(parts.rival, seed, calibrate=False)
+        )
 
     @cached_property
     def _data(self) -> Any:
@@ -112,17 +117,22 @@ class Trainings:
         """What the base says of the captions, which all rivals learn first."""
         return create_teacher(self.preset, self._data, self.pipe)
 
-    def _train_rival(self, name: str, place: Path, seed: int) -> None:
+    def _train_rival(self, system: SystemName, place: Path, seed: int) -> None:
+        name, searched = system.rival, len(self.settings.learning_rates) > 1
+        if searched and system.times != 1:
+            self.train(name, 0)  # its rate, checked in full
         rate = self._learning_rate(name)
-        record = self._train_with(rate, name, place, seed)
-        if seed == 0 and len(self.settings.learning_rates) > 1:
+        record = self._train_with(rate, name, place, seed, times=system.times)
+        if searched and seed == 0 and system.times == 1:
             self._check_in_full(name, rate, record["held_out_loss"], place)
             if self._learning_rate(name) != rate:
                 record = self._train_with(self._learning_rate(name), name, place, seed)
         write_whole(place / "trained.json", json.dumps(record, indent=1) + "\n")
 
-    def _train_with(self, rate: float, name: str, place: Path, seed: int) -> dict[str, Any]:
-        preset = replace(self.preset, adapter_lr=rate)
+    def _train_with(
+        self, rate: float, name: str, place: Path, seed: int, *, times: float = 1.0
+    ) -> dict[str, Any]:
+        preset = replace(_scaled(self.preset, times), adapter_lr=rate)
         parts = self._parts(name, seed)
         conditioning = create(name, parts)
         with PeakMemory(self.build.device) as memory:
@@ -239,11 +249,8 @@ class Trainings:
     def _tried(self, name: str, rate: float, *, share: float) -> float:
         """The loss after a training with this rate for this share of the steps, with the first seed."""
         preset = replace(
-            self.preset,
+            _scaled(self.preset, share),
             adapter_lr=rate,
-            adapter_gain_steps=round(self.preset.adapter_gain_steps * share),
-            adapter_warm_steps=round(self.preset.adapter_warm_steps * share),
-            adapter_steps=round(self.preset.adapter_steps * share),
             # As short a warm-up: what never leaves it would ask for the highest rate.
             adapter_lr_warmup_steps=round(self.preset.adapter_lr_warmup_steps * share),
         )
@@ -279,3 +286,13 @@ class Trainings:
             load: Any = DecoderLLM.from_pretrained if kind == "llm" else EncoderStates.from_pretrained
             self._readers[kind] = load(name, device=device)
         return {kind: self._readers[kind]}
+
+
+def _scaled(preset: Preset, times: float) -> Preset:
+    """The preset with `times` as many steps of each kind."""
+    return replace(
+        preset,
+        adapter_gain_steps=round(preset.adapter_gain_steps * times),
+        adapter_warm_steps=round(preset.adapter_warm_steps * times),
+        adapter_steps=round(preset.adapter_steps * times),
+    )

@@ -1,5 +1,6 @@
 """How a benchmark treats its systems alike, and where it does not, in sentences for its report."""
 
+from llmdiff.benchmark.names import SystemName
 from llmdiff.benchmark.settings import BenchmarkSettings
 from llmdiff.openmoji.presets import PRESETS
 
@@ -10,12 +11,14 @@ def treatment(settings: BenchmarkSettings) -> list[str]:
         _training(settings),
         _readers(settings),
         "The base's denoiser, its text encoder and the readers of the prompts are frozen, but for LaVi-Bridge, whose "
-        "LoRA changes denoiser and LLM, and refined-lora, which has it in the denoiser. LLM4GEN and per-block "
-        "injection were published with a trained denoiser; here it is frozen for them as for ours. What is trained, "
-        "and how much of it, is in the table of costs.",
+        "LoRA changes denoiser and LLM, refined-lora, which has it in the denoiser, and refined-llm-lora, which has it "
+        "in the LLM, behind what stands before every prompt. LLM4GEN and per-block injection were published with a "
+        "trained denoiser; here it is frozen for them as for ours. What is trained, and how much of it, is in the "
+        "table of costs.",
         "Optimiser (AdamW, with Muon for matrices inside a trained part), schedule, weight decay, clipping and the "
         "average of the weights are the same.",
         *_rates(settings),
+        *_longer(settings),
         "All that reads the LLM reads it under the same template. It was chosen for ours and for the LLM's last layer "
         "(benchmarks/templates.py), not for each rival anew.",
         "Pictures: the same prompts, noise, number of denoising steps and guidance for every system and seed; seeds "
@@ -38,6 +41,16 @@ def _training(settings: BenchmarkSettings) -> str:
         f"Every rival is trained for {first} of {settings.batch} captions, on the same {settings.captions} captions "
         f"and their scenes{alike}."
     )
+
+
+def _longer(settings: BenchmarkSettings) -> list[str]:
+    longer = [name for name in settings.rivals if SystemName.of(name).times != 1]
+    if not longer:
+        return []
+    return [
+        f"Not alike in steps, as the name says: {', '.join(longer)}. NAME-xN is NAME with N times as many steps of "
+        "every kind, at NAME's learning rate, on the same captions; it is there to compare at equal seconds."
+    ]
 
 
 def _readers(settings: BenchmarkSettings) -> str:
