@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from llmdiff.errors import AdapterMismatchError, ConfigError, PromptError
-from llmdiff.language.blocks import LONES, Lone, run_blocks, run_rows
+from llmdiff.errors import AdapterMismatchError, ConfigError
+from llmdiff.language.blocks import LONES, Lone, run_rows
+from llmdiff.language.calibration import measure_scales, norms
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.language.rows import TokenRows
 from llmdiff.types import BlockStates, TextEncoding
@@ -17,7 +18,6 @@ Encoding = Literal["guided", "paper"]
 
 # The noise each block starts with, as a fraction of a typical token's x_0.
 _INITIAL_NOISE = 0.01
-_CALIBRATION_BATCH = 8
 _TINY = 1e-12
 
 
@@ -118,35 +118,12 @@ class ContextEncoding(nn.Module):
             AdapterMismatchError: the LLM has another number or width of blocks.
         """
         self.check_llm(llm)
-        x0: list[Tensor] = []
-        scores: list[list[Tensor]] = [[] for _ in range(self.num_blocks)]
-        alone: list[list[Tensor]] = [[] for _ in range(self.num_blocks)]
-        # Similar lengths together: less padding to compute.
-        ordered = sorted(prompts, key=len)
-        with llm.placement.in_use():  # its weights move once, not once a batch
-            for start in range(0, len(ordered), _CALIBRATION_BATCH):
-                batch = ordered[start : start + _CALIBRATION_BATCH]
-                tokens = llm.tokenize(batch, template=self.template, max_length=self.max_length)
-                words = tokens.token_mask & (tokens.token_mask.cumsum(1) > 1)
-
-                def measure(
-                    index: int, x: Tensor, u: Tensor, v: Tensor | None, words: Tensor = words
-                ) -> None:
-                    assert v is not None
-                    real = words.to(x.device)
-                    if index == 0:
-                        x0.append(_norms(x[real]))
-                    scores[index].append(_norms((u - v)[real]))
-                    alone[index].append(_norms(v[real]))
-
-                run_blocks(llm, tokens, lone=self.lone, visit=measure)
-        if sum(norms.numel() for norms in x0) == 0:
-            raise PromptError(
-                "prompts hold no words to calibrate on; pass captions like those the adapter will see"
-            )
-        self.x0_scale.copy_(_median(x0))
-        self.score_scale.copy_(torch.stack([_median(norms) for norms in scores]))
-        self.lone_scale.copy_(torch.stack([_median(norms) for norms in alone]))
+        scales = measure_scales(
+            llm, prompts, lone=self.lone, template=self.template, max_length=self.max_length
+        )
+        self.x0_scale.copy_(scales.x0)
+        self.score_scale.copy_(scales.scores)
+        self.lone_scale.copy_(scales.lone)
 
     def sum(
         self,
@@ -261,8 +238,8 @@ class ContextEncoding(nn.Module):
         if math.isinf(self.clip):
             return (1 / scale).expand(*update.shape[:-1], 1)
         # A norm of 0 gives 1 / scale, and gradients that are finite.
-        norms = _norms(update).clamp(min=_TINY)[..., None]
-        return (self.clip * scale / norms).clamp(max=1.0) / scale
+        size = norms(update).clamp(min=_TINY)[..., None]
+        return (self.clip * scale / size).clamp(max=1.0) / scale
 
     def _finish(self, c: Tensor, token_mask: Tensor, generator: torch.Generator | None) -> Tensor:
         """Adds the noise and makes padding rows exactly 0."""
@@ -299,13 +276,3 @@ class ContextEncoding(nn.Module):
                 f"{what} has {num_blocks} blocks of width {hidden_size}, but this encoding was made for "
                 f"{self.num_blocks} blocks of width {self.hidden_size}; use the LLM it was made for"
             )
-
-
-def _norms(states: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(states.float(), dim=-1)
-    return norms
-
-
-def _median(norms: list[Tensor]) -> Tensor:
-    """The median of all norms; at least a tiny number, because scales divide."""
-    return torch.cat(norms).median().clamp(min=1e-6)

@@ -1,0 +1,76 @@
+"""How large an LLM's block updates are: the fixed scales of an encoding, measured once per LLM."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llmdiff.errors import PromptError
+from llmdiff.language.blocks import Lone, run_blocks
+from llmdiff.language.llm import DecoderLLM
+
+_BATCH = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scales:
+    """Median norms of a token's states, BOS left out.
+
+    Shapes:
+        x0: (), of x_0; scores, lone: (L,), of every block's u - v and v.
+    """
+
+    x0: Tensor
+    scores: Tensor
+    lone: Tensor
+
+
+@torch.no_grad()
+def measure_scales(
+    llm: DecoderLLM, prompts: Sequence[str], *, lone: Lone, template: str | None, max_length: int
+) -> Scales:
+    """Returns the scales of an LLM over these prompts.
+
+    Raises:
+        PromptError: the prompts hold no token besides BOS.
+    """
+    x0: list[Tensor] = []
+    scores: list[list[Tensor]] = [[] for _ in range(llm.num_blocks)]
+    alone: list[list[Tensor]] = [[] for _ in range(llm.num_blocks)]
+    # Similar lengths together: less padding to compute.
+    ordered = sorted(prompts, key=len)
+    with llm.placement.in_use():  # its weights move once, not once a batch
+        for start in range(0, len(ordered), _BATCH):
+            tokens = llm.tokenize(ordered[start : start + _BATCH], template=template, max_length=max_length)
+            words = tokens.token_mask & (tokens.token_mask.cumsum(1) > 1)
+
+            def measure(index: int, x: Tensor, u: Tensor, v: Tensor | None, words: Tensor = words) -> None:
+                assert v is not None
+                real = words.to(x.device)
+                if index == 0:
+                    x0.append(norms(x[real]))
+                scores[index].append(norms((u - v)[real]))
+                alone[index].append(norms(v[real]))
+
+            run_blocks(llm, tokens, lone=lone, visit=measure)
+    if sum(found.numel() for found in x0) == 0:
+        raise PromptError(
+            "prompts hold no words to calibrate on; pass captions like those the adapter will see"
+        )
+    return Scales(
+        x0=_median(x0),
+        scores=torch.stack([_median(found) for found in scores]),
+        lone=torch.stack([_median(found) for found in alone]),
+    )
+
+
+def norms(states: Tensor) -> Tensor:
+    """Returns the norm of every token's state: (..., D) => (...), float32."""
+    found: Tensor = torch.linalg.vector_norm(states.float(), dim=-1)
+    return found
+
+
+def _median(found: list[Tensor]) -> Tensor:
+    """The median of all norms; at least a tiny number, because scales divide."""
+    return torch.cat(found).median().clamp(min=1e-6)
