@@ -36,6 +36,17 @@ def test_a_rival_takes_as_many_more_steps_of_every_kind_as_its_name_says(built, 
     assert report["systems"]["guided-x2.5"]["title"] == title
     assert report["systems"]["guided-x2.5@0.3"]["title"] == f"{title}; drawn at scale 0.3"
     assert report["systems"]["guided-x2.5"]["group"] == "ours"
+    above = report["systems"]["guided"]["longer_above"]
+    assert list(above) == ["guided-x2.5"]  # a mixture is none of ours alone
+    assert list(report["systems"]["guided-x2.5@0.3"]["longer_above"]) == ["guided-x2.5"]
+    assert "longer_above" not in report["systems"]["guided-x2.5"]
+    ours = report["systems"]["guided-x2.5"]["ours_above"]
+    assert {part: gap["mean"] for part, gap in above["guided-x2.5"].items()} == {
+        part: -gap["mean"] for part, gap in ours.items()
+    }
+    tables = (tmp_path / "report.md").read_text()
+    assert tables.count("**guided-x2.5 above the others: points, same prompts") == 1
+    assert "**guided above the others: points, same prompts" in tables
     (said,) = [line for line in report["treatment"] if "Not alike in steps" in line]
     assert "guided-x2.5, guided-x2.5@0.3. NAME-xN is NAME with N times" in said
     alone = run_benchmark(built, tmp_path / "other", ["base"], seeds=1)

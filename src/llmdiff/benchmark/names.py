@@ -95,3 +95,9 @@ def title_of(name: str) -> str:
 def group_of(name: str) -> str:
     """Return the group of systems that it belongs to."""
     return "base" if name in TITLES else RIVALS[SystemName.of(name).rival].group
+
+
+def is_longer(name: str, rival: str) -> bool:
+    """Return whether it is this rival, trained for other than the settings' steps, and drawn alone."""
+    parts = SystemName.of(name)
+    return parts.rival == rival and parts.times != 1 and parts.scale is None

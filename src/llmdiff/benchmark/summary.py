@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llmdiff.benchmark.names import BASE, group_of, title_of
+from llmdiff.benchmark.names import BASE, group_of, is_longer, title_of
 from llmdiff.benchmark.runs import Exact, Run, exact_by_prompt, values_by_prompt
 from llmdiff.benchmark.seeds import mean_over_seeds, seed_interval
 from llmdiff.benchmark.settings import BenchmarkSettings
@@ -45,12 +45,17 @@ def summarise_runs(
     right = {name: exact_by_prompt(found) for name, found in by_name.items()}
     values = {name: values_by_prompt(found) for name, found in by_name.items()}
     ours = next((name for name in _OURS if name in right), None)
+    longer = [name for name in names if ours is not None and is_longer(name, ours)]
     for name, system in systems.items():
         if name != BASE and BASE in right:
             system["differences_to_base"] = differences(right[name], right[BASE])
         if ours is not None and name != ours:
             system["ours_above"] = differences(right[ours], right[name])
             system["metrics_ours_above"] = metric_differences(values[ours], values[name])
+        if set(longer) - {name}:
+            system["longer_above"] = {
+                one: differences(right[one], right[name]) for one in longer if one != name
+            }
     first = runs[0].report
     return {
         "systems": systems,

@@ -43,14 +43,7 @@ def benchmark_tables(report: Mapping[str, Any]) -> str:
     failed = {name: system["failed_pictures"] for name, system in systems.items()}
     lines += [f"\n{note}." for note in failure_notes(failed)]
     parts = ("held_out", "overall", *splits)
-    for key, heading in (
-        (
-            "ours_above",
-            f"{report['ours']} above the others: points, same prompts, 95 % intervals over prompts",
-        ),
-        ("differences_to_base", "Points above the base, same prompts, 95 % intervals over prompts"),
-    ):
-        gaps = {name: systems[name][key] for name in ranked if key in systems[name]}
+    for heading, gaps in _differences(report, ranked):
         rows = [[name, *(_points(gap[part]) for part in parts)] for name, gap in gaps.items()]
         if rows:
             lines += _table(heading, ["", "held out", "all", *splits], rows)
@@ -78,6 +71,27 @@ def benchmark_tables(report: Mapping[str, Any]) -> str:
         lines += [f"- {name}: {reason}" for name, reason in report["left_out"].items()]
     lines += ["", "**Equal treatment**", "", *(f"- {line}" for line in report["treatment"])]
     return "\n".join([*lines, ""])
+
+
+def _differences(
+    report: Mapping[str, Any], ranked: Sequence[str]
+) -> Iterator[tuple[str, dict[str, Mapping[str, Any]]]]:
+    """Headings and, by system, differences: of ours to it, of ours trained longer to it, of it to the base."""
+    systems, over = report["systems"], "points, same prompts, 95 % intervals over prompts"
+    above = {name: systems[name]["ours_above"] for name in ranked if "ours_above" in systems[name]}
+    yield f"{report['ours']} above the others: {over}", above
+    longer = {name: systems[name].get("longer_above", {}) for name in ranked}
+    for one in dict.fromkeys(one for found in longer.values() for one in found):
+        yield (
+            f"{one} above the others: {over}",
+            {k: found[one] for k, found in longer.items() if one in found},
+        )
+    to_base = {
+        name: systems[name]["differences_to_base"]
+        for name in ranked
+        if "differences_to_base" in systems[name]
+    }
+    yield f"Points above the base, {over.removeprefix('points, ')}", to_base
 
 
 def made_with(report: Mapping[str, Any]) -> str:
