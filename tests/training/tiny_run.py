@@ -89,6 +89,8 @@ def _rank(work, rank, processes, port, folder, options):
     AcceleratorState._reset_state(reset_partial_state=True)  # the test's process is another
     # A forked process shares the lock of progress bars with all others; one that is killed with it leaves it locked.
     tqdm.set_lock(threading.RLock())
+    # A forked process makes torch's pool of threads anew at its first use; two threads that are first at once break it.
+    torch.set_num_threads(torch.get_num_threads())
     sys.stderr = open(Path(folder) / f"stderr-{rank}", "w")  # noqa: SIM115
     work(folder, **options)
 
