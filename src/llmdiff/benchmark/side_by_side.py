@@ -61,15 +61,16 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
-    """What one process does: a training, and all systems that draw with it, for one seed.
+    """What one process does: a training, and all systems that draw with it, for one seed."""
 
-    `rival`: whose first training finds the learning rate for all others.
-    """
-
-    rival: str
     trained: str
     systems: tuple[str, ...]
     seed: int
+
+    @property
+    def rival(self) -> str:
+        """Whose first training finds the learning rate for all others."""
+        return SystemName.of(self.trained).rival
 
     @property
     def name(self) -> str:
@@ -136,8 +137,7 @@ def _tasks(plan: Benchmark) -> list[_Task]:
         if not plan.is_drawn(name, seed):
             systems.setdefault((SystemName.of(name).trained, seed), []).append(name)
     return [
-        _Task(rival=SystemName.of(trained).rival, trained=trained, systems=tuple(names), seed=seed)
-        for (trained, seed), names in systems.items()
+        _Task(trained=trained, systems=tuple(names), seed=seed) for (trained, seed), names in systems.items()
     ]
 
 

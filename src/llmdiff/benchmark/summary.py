@@ -52,10 +52,9 @@ def summarise_runs(
         if ours is not None and name != ours:
             system["ours_above"] = differences(right[ours], right[name])
             system["metrics_ours_above"] = metric_differences(values[ours], values[name])
-        if set(longer) - {name}:
-            system["longer_above"] = {
-                one: differences(right[one], right[name]) for one in longer if one != name
-            }
+        above = {one: differences(right[one], right[name]) for one in longer if one != name}
+        if above:
+            system["longer_above"] = above
     first = runs[0].report
     return {
         "systems": systems,

@@ -105,23 +105,17 @@ def run_rows(
     lone: Lone | None,
     visit: Visit,
     on_last_hidden_state: Callable[[Tensor], None] | None = None,
-    gradients: bool = False,
 ) -> Tensor:
     """Returns x_0 like `run_blocks`, everything as rows without padding: what only sums needs no place in a batch.
 
-    `gradients`: what is handed out can be differentiated by weights that learn in the blocks; the prefix is as
-    it was when it was first read.
+    Gradients are on or off as the caller has them, so that weights in the blocks can learn; the prefix is as it was
+    when it was first read.
 
     Shapes:
         x_l, u_l, v_l, the last state, result: (N + 1, D) float32, the words and then BOS, see `TokenRows`.
     """
     watch = FiniteWatch(llm.num_blocks + 1, llm.device)
-    with (
-        _one_pass_at_a_time,
-        llm.placement.in_use(),
-        torch.autocast(llm.device.type, enabled=False),
-        torch.set_grad_enabled(gradients),
-    ):
+    with _one_pass_at_a_time, llm.placement.in_use(), torch.autocast(llm.device.type, enabled=False):
         prefix = llm.prefix_states(prefix_ids)
         known = llm.lone_vocabulary(rows.word_ids()) if lone == "vocabulary" and rows.words else None
         bos_updates = prefix.bos_outputs - prefix.bos_inputs

@@ -201,7 +201,7 @@ class ContextEncoding(nn.Module):
             c += self.contribution(index, u, v, weights=weights)
 
         with torch.set_grad_enabled(gradients):
-            run_rows(llm, rows, tokens.prefix_ids, lone=self.lone, visit=add, gradients=gradients)
+            run_rows(llm, rows, tokens.prefix_ids, lone=self.lone, visit=add)
             mask = tokens.token_mask.to(total[0].device)
             return TextEncoding(states=self._finish(rows.padded(total[0]), mask, generator), token_mask=mask)
 
