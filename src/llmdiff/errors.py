@@ -45,6 +45,10 @@ class ConfigError(LLMDiffError, ValueError):
     """A configuration has an unknown key or a value out of range."""
 
 
+class InputFileError(LLMDiffError, OSError):
+    """A file of the user's is missing, not a regular file, too large or damaged."""
+
+
 class OutputError(LLMDiffError, OSError):
     """The place to write to cannot be written."""
 

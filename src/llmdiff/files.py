@@ -1,12 +1,76 @@
-"""Files and folders that are written whole or not at all: beside their place first, then moved there."""
+"""Read users' files within bounds; write files and folders whole or not at all."""
 
 import os
+import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llmdiff.errors import OutputError
+from llmdiff.errors import InputFileError, OutputError
+
+MAX_TEXT_BYTES = 64 * 2**20
+MAX_PICTURE_BYTES = 512 * 2**20
+
+# Only these end a line. `str.splitlines` also splits at U+2028, U+0085, form feeds and others, which are text.
+_LINE_END = re.compile(r"\r\n|\n|\r")
+# Characters without a glyph that `str.isspace` does not count: the byte-order mark and the zero-width space.
+_INVISIBLE = "\ufeff\u200b"
+
+
+def read_bytes(path: Path, *, max_bytes: int) -> bytes:
+    """Return the content of a regular file; never waits for a pipe or a device.
+
+    Raises:
+        InputFileError: the file is missing, not a regular file, larger than `max_bytes` or not readable.
+    """
+    try:
+        # Without O_NONBLOCK, opening a named pipe waits for a writer.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise InputFileError(f"{path} is not a regular file: pass one")
+            if status.st_size > max_bytes:
+                raise InputFileError(
+                    f"{path} has {status.st_size:,} bytes, expected at most {max_bytes:,}: is it the right file?"
+                )
+            content = file.read(max_bytes + 1)
+    except InputFileError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise InputFileError(f"{str(path)!r} cannot be read ({reason}): check the path") from error
+    if len(content) > max_bytes:  # it grew, or its size is not what the system says (/proc)
+        raise InputFileError(f"{path} has more than {max_bytes:,} bytes: is it the right file?")
+    return content
+
+
+def read_text(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """Return a text file's content: UTF-8, without the byte-order mark that some editors write.
+
+    Raises:
+        InputFileError: see `read_bytes`, or the file is not UTF-8.
+    """
+    content = read_bytes(path, max_bytes=max_bytes)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputFileError(
+            f"{path} is not UTF-8 (byte {error.start}: {content[error.start]:#04x}): save it as UTF-8"
+        ) from error
+
+
+def text_lines(text: str) -> list[str]:
+    r"""Return the lines of a text, split at \n, \r\n and \r only, without their ends."""
+    lines = _LINE_END.split(text)
+    return lines if lines[-1] else lines[:-1]
+
+
+def is_blank(text: str) -> bool:
+    """Return whether a text has no visible character."""
+    return not text.strip().strip(_INVISIBLE).strip()
 
 
 @contextmanager

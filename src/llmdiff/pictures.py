@@ -1,4 +1,4 @@
-"""Pictures on disk: PNG files that say how they were made, and labelled sheets to compare them."""
+"""Open users' pictures; write PNG files that say how they were made, and labelled sheets to compare them."""
 
 import io
 import tempfile
@@ -7,12 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from llmdiff.errors import OutputError
-from llmdiff.files import not_writable, write_whole
+from llmdiff.errors import InputFileError, OutputError, first_line
+from llmdiff.files import MAX_PICTURE_BYTES, not_writable, read_bytes, write_whole
 
+# Formats that are opened. Pillow's others run programs (EPS starts Ghostscript) or have fragile decoders.
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP")
+# Shown where a picture is transparent.
+BACKGROUND_RGB = (255, 255, 255)
+MAX_PICTURE_PIXELS = 100_000_000
 _SUFFIX = ".png"
 # Smaller pictures are enlarged on sheets, each pixel to a square, so that 64 x 64 can be looked at.
 _MIN_TILE_PX = 192
@@ -26,6 +32,47 @@ class Panel:
     title: str
     images: Sequence[Image.Image]
     captions: Sequence[str]
+
+
+def open_picture(source: Path | bytes) -> Image.Image:
+    """Return a picture as a viewer shows it: upright by its EXIF orientation, composited on white, 8-bit RGB.
+
+    Args:
+        source: a file, or a file's content.
+
+    Raises:
+        InputFileError: the file cannot be read, is no PNG, JPEG or WebP, is damaged, or has over 10^8 pixels.
+    """
+    name = "the picture" if isinstance(source, bytes) else str(source)
+    content = source if isinstance(source, bytes) else read_bytes(source, max_bytes=MAX_PICTURE_BYTES)
+    try:
+        with Image.open(io.BytesIO(content), formats=PICTURE_FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PICTURE_PIXELS:
+                raise InputFileError(
+                    f"{name} has {width} x {height} pixels, expected at most {MAX_PICTURE_PIXELS:,}: make it smaller"
+                )
+            return _as_shown(image)
+    except InputFileError:
+        raise
+    # Decoders fail in many ways on damaged files (struct.error, IndexError, SyntaxError, MemoryError, ...).
+    except Exception as error:
+        raise InputFileError(
+            f"{name} cannot be opened as one of {', '.join(PICTURE_FORMATS)} ({type(error).__name__}: "
+            f"{first_line(error)}): convert it or leave it out"
+        ) from error
+
+
+def _as_shown(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit grey, which `convert` would clip at 255
+        levels = np.asarray(image).astype(np.float32)
+        return Image.fromarray((levels / 257 + 0.5).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        page = Image.new("RGBA", image.size, (*BACKGROUND_RGB, 255))
+        return Image.alpha_composite(page, image).convert("RGB")
+    return image.convert("RGB")
 
 
 def numbered(path: Path, number: int) -> list[Path]:
