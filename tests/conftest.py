@@ -1,4 +1,4 @@
-"""Fixtures that all tests share: tiny random pipelines and LLMs of the real classes, see tiny_pipelines.py."""
+"""Fixtures that all tests share: tiny random pipelines and LLMs of the real classes, see tiny/pipelines.py."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-from tiny_families import BUILDERS, DRAW_OPTIONS
-from tiny_pipelines import build_llm, build_sd, build_sdxl
+from tiny.families import BUILDERS, DRAW_OPTIONS
+from tiny.pipelines import build_llm, build_sd, build_sdxl
 
 
 @pytest.fixture(autouse=True)

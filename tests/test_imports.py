@@ -28,7 +28,9 @@ def test_no_two_modules_import_each_other_by_any_way() -> None:
     # Raises CycleError, which names the circle.
     order = list(graphlib.TopologicalSorter(imports).static_order())
     assert (
-        order.index("llmdiff.language.llm") < order.index("llmdiff.controller") < order.index("llmdiff.cli")
+        order.index("llmdiff.language.llm")
+        < order.index("llmdiff.controller")
+        < order.index("llmdiff.cli.main")
     )
 
 
@@ -36,8 +38,8 @@ def test_no_two_modules_import_each_other_by_any_way() -> None:
     "code",
     [
         "import llmdiff",
-        "from llmdiff.cli import app; app(['--help'], standalone_mode=False)",
-        "from llmdiff.cli import app; app(['inspect', '--help'], standalone_mode=False)",
+        "from llmdiff.cli.main import app; app(['--help'], standalone_mode=False)",
+        "from llmdiff.cli.main import app; app(['inspect', '--help'], standalone_mode=False)",
     ],
 )
 def test_nothing_heavy_is_imported_before_it_is_needed(code: str) -> None:

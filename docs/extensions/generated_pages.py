@@ -103,7 +103,7 @@ def api_page(package: str) -> str:
 
 def command_line() -> str:
     """Return a page with every verb of `llmdiff`, its arguments and options."""
-    from llmdiff.cli import app
+    from llmdiff.cli.main import app
 
     root = typer.main.get_command(app)
     lines = ["# The command line", "", _sentence(root.help), ""]

@@ -30,15 +30,15 @@ def inside_page(record: Record, path: Path) -> list[str]:
     picture = path.with_suffix(".png")
     lines = [f"![{path.stem}](../results/{picture.name})", ""] if picture.exists() else []
     if kind == "probes":
-        from llmdiff.analysis.probe_plots import probe_tables
+        from llmdiff_lab.inspection.probe_plots import probe_tables
 
         lines += [probe_tables(record), "", *_settings(record)]
     elif kind == "compare-llms":
-        from llmdiff.benchmark.compare_page import comparison_tables
+        from llmdiff_lab.comparison.compare_page import comparison_tables
 
         lines += [comparison_tables(record), "", *(f"- {one}" for one in record["treatment"])]
     elif kind == "benchmark":
-        from llmdiff.benchmark.tables import benchmark_tables, machine_of
+        from llmdiff_lab.comparison.tables import benchmark_tables, machine_of
 
         lines += [benchmark_tables(record), f"Hardware: {machine_of(record)}."]
     elif kind == "denoising":

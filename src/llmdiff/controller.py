@@ -9,10 +9,11 @@ import torch
 
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.attach import attach, check_fits, check_llm, detach, own_scale
+from llmdiff.adapter.base_pipeline import EMBEDDED_NAME, load_base_pipeline, packaged
+from llmdiff.adapter.card import adapter_card
 from llmdiff.adapter.refiner import LAYERS
+from llmdiff.adapter.sharing import upload_adapter
 from llmdiff.adapter.texts import encode_texts
-from llmdiff.base_pipeline import EMBEDDED_NAME, load_base_pipeline, packaged
-from llmdiff.card import adapter_card
 from llmdiff.errors import (
     AdapterNotFoundError,
     ConfigError,
@@ -21,7 +22,6 @@ from llmdiff.errors import (
 )
 from llmdiff.language.blocks import Lone
 from llmdiff.language.llm import DecoderLLM
-from llmdiff.sharing import upload_adapter
 from llmdiff.types import TextEncoding
 
 # The scales of an LLM's blocks are medians over a few hundred tokens of ordinary captions.

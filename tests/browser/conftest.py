@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from llmdiff.loading import Models
-from tests.serving.conftest import save_models
+from llmdiff.drawing.models import Models
+from tests.llmdiff.serving.conftest import save_models
 
 SHIPPED = Path(str(files("llmdiff"))) / "openmoji" / "weights"
 FLAGS = ("no-sandbox", "disable-gpu", "disable-background-networking", "disable-component-update")

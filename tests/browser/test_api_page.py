@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from llmdiff.loading import Models
+from llmdiff.drawing.models import Models
 from llmdiff.serving.api import create_app
 from llmdiff.serving.painter import PipelinePainter
 from llmdiff.serving.settings import ServeSettings
-from tests.serving.conftest import serving
+from tests.llmdiff.serving.conftest import serving
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(1800)]
 

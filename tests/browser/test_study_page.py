@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from llmdiff.drawing import DrawingSettings
-from llmdiff.evaluation.study import create_study
-from llmdiff.evaluation.study_report import write_report
-from llmdiff.loading import Models
+from llmdiff.drawing.draw import DrawingSettings
+from llmdiff.drawing.models import Models
 from llmdiff.serving.studio import Drawn, Studio
-from llmdiff.serving.study_api import create_study_app
-from tests.serving.conftest import serving
+from llmdiff_lab.study.api import create_study_app
+from llmdiff_lab.study.report import write_report
+from llmdiff_lab.study.study import create_study
+from tests.llmdiff.serving.conftest import serving
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(1800)]
 

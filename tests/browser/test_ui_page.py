@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llmdiff.drawing import DrawingSettings, draw
-from llmdiff.loading import Models, load
+from llmdiff.drawing.draw import DrawingSettings, draw
+from llmdiff.drawing.models import Models, load
 from llmdiff.serving.settings import UiSettings
 from llmdiff.serving.studio import Studio
 from llmdiff.serving.ui_server import create_ui_app
-from tests.serving.conftest import serving
+from tests.llmdiff.serving.conftest import serving
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -12,12 +12,12 @@ from accelerate.commands.launch import launch_command_parser
 from packaging.requirements import Requirement
 
 from docs.pages import ROOT
-from llmdiff.cli import app
+from llmdiff.cli.main import app
 from llmdiff.language.packaged import PACKAGED
-from llmdiff.openmoji import build
-from llmdiff.rivals.encoder import MINILM_PACKAGE
 from llmdiff.serving.schemas import ImageRequest
 from llmdiff.training.config import load_config
+from llmdiff_lab.rivals.encoder import MINILM_PACKAGE
+from llmdiff_lab.world_build import build
 
 _PACKAGES = {"llmdiff-adapter", Requirement(MINILM_PACKAGE).name}
 _PACKAGES |= {Requirement(row.package).name for row in PACKAGED.values()}
@@ -33,7 +33,7 @@ def check_command(words: list[str]) -> None:
             check_verb(rest)
         case "python", ["-m", "llmdiff.cli", *inner]:
             check_verb(inner)
-        case "python", ["-m", "llmdiff.openmoji.build", *inner]:
+        case "python", ["-m", "llmdiff_lab.world_build.build", *inner]:
             build.arguments().parse_args(inner)
         case "python", ["-m", "pytest", *inner]:
             _check_paths(inner)

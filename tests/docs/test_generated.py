@@ -12,7 +12,7 @@ import pytest
 import typer.main
 
 from docs.pages import PAGES, ROOT
-from llmdiff.cli import app
+from llmdiff.cli.main import app
 from llmdiff.training.config import TrainConfig
 
 

@@ -156,7 +156,7 @@ def test_a_benchmark_says_where_ours_is_better_and_where_worse(tmp_path: Path) -
         "treatment": ["all alike"],
         "left_out": {},
         "hardware": {"machine": "x86_64", "cpus": 2, "threads": 2},
-        "command": "llmdiff benchmark --out figures",
+        "command": "llmdiff-lab benchmark --out figures",
         "date": "2026-01-02T03:04:05",
     }
     (finding,) = inside.inside_findings(record)
@@ -168,7 +168,7 @@ def test_a_benchmark_says_where_ours_is_better_and_where_worse(tmp_path: Path) -
     path.write_text(json.dumps(record))
     page = generated.result_page(path)
     assert page.startswith("# Ways to condition, trained alike")
-    assert "llmdiff benchmark --out figures" in page
+    assert "llmdiff-lab benchmark --out figures" in page
     assert "| last-hidden | +20.0 [+15.0, +25.0] |" in page
     assert "2 pictures of last-hidden could not be drawn and count as wrong." in page
     assert "of guided could not be drawn" not in page

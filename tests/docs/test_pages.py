@@ -16,7 +16,7 @@ import pytest
 import torch
 import typer
 from PIL import Image
-from tiny_pipelines import build_llm, build_sd
+from tiny.pipelines import build_llm, build_sd
 
 from docs.calls import check_calls
 from docs.pages import KINDS, PAGES, ROOT, Block, blocks, commands, every_block

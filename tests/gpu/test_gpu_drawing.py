@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_families import BUILDERS
+from tiny.families import BUILDERS
 
 from llmdiff import LLMController
 from llmdiff.adapter import FAMILIES, attach, detach, families

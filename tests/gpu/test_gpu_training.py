@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_pipelines import build_llm
+from tiny.pipelines import build_llm
 
-from llmdiff.benchmark.prepare import choose_rivals
-from llmdiff.benchmark.side_by_side import Recipe, fill_side_by_side
 from llmdiff.errors import LLMDiffError
-from llmdiff.openmoji.build import Build
-from llmdiff.openmoji.presets import preset
 from llmdiff.training import trainer
 from llmdiff.training.log import read_log
 from llmdiff.training.trainer import train_adapter
+from llmdiff_lab.comparison.prepare import choose_rivals
+from llmdiff_lab.comparison.side_by_side import Recipe, fill_side_by_side
+from llmdiff_lab.world_build.build import Build
+from llmdiff_lab.world_build.presets import preset
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm.auto import tqdm
 
+from llmdiff.drawing.pictures import read_metadata, save_png
 from llmdiff.errors import ConfigError, CorruptWeightsError, LLMDiffError
 from llmdiff.evaluation.systems import System
 from llmdiff.files import write_whole
-from llmdiff.pictures import read_metadata, save_png
 
 DRAWN_NAME, _RUN_NAME = "drawn", "run.json"
 _FAILED_SIDE_PX = 64

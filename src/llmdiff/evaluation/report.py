@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from llmdiff.drawing.grids import save_grid
+from llmdiff.environment import command_line, versions
 from llmdiff.errors import ConfigError
 from llmdiff.evaluation.drawn import (
     DRAWN_NAME,
@@ -24,11 +26,11 @@ from llmdiff.evaluation.drawn import (
     try_each,
     with_black,
 )
+from llmdiff.evaluation.kept_pictures import Keep, keep_in
 from llmdiff.evaluation.metrics.kinds import Metric
 from llmdiff.evaluation.metrics.tally import Tally
 from llmdiff.evaluation.scenes_check import SceneChecker
 from llmdiff.evaluation.scenes_metrics import add_metrics
-from llmdiff.evaluation.study_pictures import Keep, keep_in
 from llmdiff.evaluation.suites import ScenePrompt, scenes_suite
 from llmdiff.evaluation.summary import summarise
 from llmdiff.evaluation.systems import System, adapter_digest, controller_systems
@@ -36,8 +38,6 @@ from llmdiff.evaluation.tables import report_tables
 from llmdiff.evaluation.verdicts import SeenScene, Verdict, verdict
 from llmdiff.files import writable_folder, write_whole
 from llmdiff.openmoji.contents import SPLIT_MEANINGS, World
-from llmdiff.openmoji.grids import save_grid
-from llmdiff.provenance import command_line, versions
 
 PICTURES_NAME = "pictures"
 _log = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ def evaluate_systems(
     `seconds_per_image` are for systems whose pictures were drawn before.
 
     Also written to `out`: report.json, report.md, verdicts.jsonl and grids/SPLIT-SYSTEM.png; with
-    `keep_pictures` every picture too, as pictures/SYSTEM/NUMBER.png, for `llmdiff study create`.
+    `keep_pictures` every picture too, as pictures/SYSTEM/NUMBER.png, for `llmdiff-lab study create`.
 
     Raises:
         OutputError: `out` cannot be written; nothing is drawn then.

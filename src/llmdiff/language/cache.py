@@ -11,7 +11,7 @@ from torch import Tensor
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.language.score_groups import GroupedScores, encode_groups
-from llmdiff.tensor_store import TensorStore
+from llmdiff.language.tensor_store import TensorStore
 from llmdiff.types import TextEncoding
 
 _CHUNK = 512

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Protocol
 
-from llmdiff.drawing import DrawingSettings
+from llmdiff.drawing.draw import DrawingSettings
 from llmdiff.errors import LLMDiffError
 from llmdiff.serving.logs import log
 from llmdiff.serving.metrics import Metrics

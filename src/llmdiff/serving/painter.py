@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from llmdiff import drawing
-from llmdiff.drawing import DrawingSettings
+from llmdiff.drawing import draw as drawing
+from llmdiff.drawing.draw import DrawingSettings
+from llmdiff.drawing.models import Models, load
+from llmdiff.drawing.pictures import png_bytes
 from llmdiff.errors import ConfigError
-from llmdiff.loading import Models, load
-from llmdiff.pictures import png_bytes
 
 if TYPE_CHECKING:
     from llmdiff.controller import LLMController

@@ -8,8 +8,8 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
+from llmdiff.drawing.models import Models
 from llmdiff.errors import ConfigError
-from llmdiff.loading import Models
 from llmdiff.serving.logs import log, log_as_json
 from llmdiff.serving.settings import ServeSettings
 

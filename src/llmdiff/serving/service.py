@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Protocol
 
-from llmdiff.drawing import DrawingSettings, new_seed
+from llmdiff.drawing.draw import DrawingSettings, new_seed
 from llmdiff.serving.batching import Batcher, Painter
 from llmdiff.serving.errors import ApiError
 from llmdiff.serving.logs import log

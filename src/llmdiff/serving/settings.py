@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmdiff.drawing.models import Models
 from llmdiff.errors import ConfigError
-from llmdiff.loading import Models
 
 
 @dataclass(frozen=True, kw_only=True)

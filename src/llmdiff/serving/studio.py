@@ -9,18 +9,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmdiff import drawing
-from llmdiff.drawing import DrawingSettings
+from llmdiff.drawing import draw as drawing
+from llmdiff.drawing.draw import DrawingSettings
+from llmdiff.drawing.models import Models, load
+from llmdiff.drawing.pictures import png_bytes
 from llmdiff.errors import PromptError, UnsupportedPipelineError
-from llmdiff.loading import Models, load
-from llmdiff.pictures import png_bytes
 from llmdiff.serving.preview import Previewer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from llmdiff.analysis.attention_maps import WordWatch
     from llmdiff.controller import LLMController
+    from llmdiff.drawing.attention_maps import WordWatch
 
 System = Literal["base", "llm"]
 # Nobody can read more than this many progress reports; every one is a message to the browser.
@@ -159,7 +159,7 @@ class Studio:
 @contextmanager
 def _words_watched(controller: "LLMController", pipe: Any, prompt: str) -> Iterator["WordWatch | None"]:
     """Watch what the words do, where that can be seen."""
-    from llmdiff.analysis.attention_maps import watching_words
+    from llmdiff.drawing.attention_maps import watching_words
 
     with ExitStack() as stack:
         try:
@@ -170,7 +170,7 @@ def _words_watched(controller: "LLMController", pipe: Any, prompt: str) -> Itera
 
 
 def _heat(watch: "WordWatch", image: "Image") -> list[tuple[str, bytes]]:
-    from llmdiff.analysis.heat import heat_picture
+    from llmdiff.drawing.heat import heat_picture
 
     maps = watch.maps(image)
     return [

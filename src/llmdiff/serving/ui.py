@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.responses import Response
 
-from llmdiff.loading import scale_of
+from llmdiff.drawing.models import scale_of
 from llmdiff.serving import ui_html
 from llmdiff.serving.errors import ApiError, install_error_handlers
 from llmdiff.serving.picture_store import PictureStore

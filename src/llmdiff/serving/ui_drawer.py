@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
-from llmdiff.drawing import DrawingSettings, new_seed
+from llmdiff.drawing.draw import DrawingSettings, new_seed
+from llmdiff.drawing.models import Models
 from llmdiff.errors import ConfigError, LLMDiffError
-from llmdiff.loading import Models
 from llmdiff.serving import ui_html
 from llmdiff.serving.logs import log
 from llmdiff.serving.picture_store import PictureStore

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from llmdiff.adapter import families, layers
 from llmdiff.adapter.adapter import LLMDiffAdapter
-from llmdiff.base_pipeline import EMBEDDED_NAME, packaged
+from llmdiff.adapter.base_pipeline import EMBEDDED_NAME, packaged
 from llmdiff.errors import (
     AdapterNotFoundError,
     LLMNotFoundError,

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from llmdiff.environment import check_extra
 from llmdiff.errors import ConfigError
-from llmdiff.extras import check_extra
 from llmdiff.training.muon import MuonAdamW
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ from tqdm.auto import tqdm
 
 from llmdiff.adapter import families
 from llmdiff.adapter.adapter import LLMDiffAdapter
-from llmdiff.base_pipeline import load_base_pipeline
+from llmdiff.adapter.base_pipeline import load_base_pipeline
 from llmdiff.controller import LLMController
 from llmdiff.errors import ConfigError
 from llmdiff.language.cache import EncodingCache, ScoreCache
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
-from llmdiff.tensor_store import TensorStore
+from llmdiff.language.tensor_store import TensorStore
 from llmdiff.training.config import TrainConfig, TrainingConfig
 from llmdiff.training.data import Samples, check_samples
 from llmdiff.training.denoise import encode_pictures, side_multiple_px

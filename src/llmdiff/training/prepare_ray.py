@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from llmdiff.base_pipeline import load_base_pipeline
+from llmdiff.adapter.base_pipeline import load_base_pipeline
+from llmdiff.drawing.models import usable_device
+from llmdiff.drawing.ray_workers import on_workers
 from llmdiff.errors import ConfigError
 from llmdiff.language.cache import EncodingCache, ScoreCache
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
-from llmdiff.loading import usable_device
-from llmdiff.ray_workers import on_workers
 from llmdiff.training.config import TrainConfig
 from llmdiff.training.prepare import (
     COMPUTED_IN,

@@ -18,8 +18,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from llmdiff.environment import check_extra
 from llmdiff.errors import ConfigError, LLMDiffError
-from llmdiff.extras import check_extra
 
 if TYPE_CHECKING:
     from llmdiff.training.loop import LoopConfig

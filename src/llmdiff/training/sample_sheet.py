@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.attach import attach, detach
-from llmdiff.pictures import Panel, sheet
+from llmdiff.drawing.pictures import Panel, sheet
 from llmdiff.training.config import TrainConfig
 from llmdiff.training.prepare import Parts
 

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from llmdiff.environment import check_extra
 from llmdiff.errors import DataError, first_line
-from llmdiff.extras import check_extra
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _CAPTION_KEYS = ("text", "caption", "captions")

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from llmdiff.adapter.adapter import is_hidden
 from llmdiff.adapter.installation import install
+from llmdiff.drawing.pictures import save_png
 from llmdiff.errors import ConfigError, LLMDiffError, first_line
 from llmdiff.files import write_whole
 from llmdiff.language.score_groups import GroupedScores, sum_groups
-from llmdiff.pictures import save_png
 from llmdiff.training.config import TrainConfig
 from llmdiff.training.data import Epochs, Prefetcher
 from llmdiff.training.denoise import Sizes, denoise, encode_pictures

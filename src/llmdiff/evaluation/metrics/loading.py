@@ -5,7 +5,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from llmdiff.base_pipeline import packaged
+from llmdiff.adapter.base_pipeline import packaged
 from llmdiff.errors import ConfigError, MetricError
 from llmdiff.evaluation.metrics.alignment import CLIPScore, SigLIPScore
 from llmdiff.evaluation.metrics.distribution import CMMD, FID, KID

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from llmdiff.drawing.grids import save_grid
+from llmdiff.environment import command_line, versions
 from llmdiff.errors import ConfigError, MetricError
 from llmdiff.evaluation.drawn import DrawnPictures, PictureJob, Shard, draw_missing
 from llmdiff.evaluation.metrics.kinds import DiversityMetric, Metric, PictureMetric, Pictures, SetMetric
@@ -21,8 +23,6 @@ from llmdiff.evaluation.prompt_suites.suite import PromptSuite, SuitePrompt, Sui
 from llmdiff.evaluation.prompt_suites.tables import NOT_COMPARABLE, suite_tables
 from llmdiff.evaluation.systems import BASE, System
 from llmdiff.files import writable_folder, write_whole
-from llmdiff.openmoji.grids import save_grid
-from llmdiff.provenance import command_line, versions
 
 _SAMPLES, _COLUMNS = 24, 6
 Values = dict[str, NDArray[np.float64]]

@@ -1,0 +1,155 @@
+"""The most memory that drawing, encoding and training take, each in a process of its own: python speed/memory.py
+
+The peak is that of the whole process (the kernel's VmHWM), libraries and weights included; on a GPU that of its
+allocator stands beside it. The other side draws with the base pipeline alone, or runs the LLM alone; training has none.
+For Stable Diffusion 1.5 with a 7 B LLM, which is not here, stands what `llmdiff plan` counts.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from measuring import PROMPTS, Record, finish, parser, record, resident_mib
+
+_CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def draw(options: Any, *, attached: bool) -> None:
+    import torch
+    from tiny_models import llm as load_llm
+
+    from llmdiff import LLMController
+    from llmdiff.adapter.base_pipeline import load_base_pipeline
+
+    pipe = load_base_pipeline("openmoji", dtype=torch.float32).to(options.device)
+    if attached and options.quick:
+        LLMController.create(load_llm(options), pipe).attach(pipe)
+    elif attached:
+        LLMController.from_pretrained("openmoji", llm=load_llm(options), device=options.device).attach(
+            pipe, 1.0
+        )
+    pipe(PROMPTS[0], num_inference_steps=2 if options.quick else 20)
+
+
+def encode(options: Any, *, ours: bool) -> None:
+    from encoding import plain_forward
+    from tiny_models import llm as load_llm
+
+    from llmdiff.language import ContextEncoding
+
+    llm = load_llm(options)
+    if ours:
+        ContextEncoding(llm.num_blocks, llm.hidden_size).to(llm.device).encode(llm, list(PROMPTS))
+    else:
+        plain_forward(llm, list(PROMPTS))()
+
+
+def train(options: Any) -> None:
+    from training_step import tiny_llm_folder
+
+    from llmdiff.training.config import load_config
+    from llmdiff.training.trainer import train_adapter
+
+    with tempfile.TemporaryDirectory() as folder:
+        steps, batch, scenes = (2, 2, 8) if options.quick else (20, 48, 200)
+        changes = {
+            "out": f"{folder}/run",
+            "store": f"{folder}/store",
+            "models.llm": tiny_llm_folder(Path(folder)) if options.quick else options.llm,
+            "training.steps": steps,
+            "training.batch_size": batch,
+            "training.warm_start_steps": 0,
+            "training.lr_warmup_steps": 1,
+            "training.score_groups": 2,
+            "data.scenes": scenes,
+            "watch.validation_samples": 0,
+            "watch.prompts": "[]",
+            "watch.trackers": "[]",
+        }
+        if options.device == "cpu":
+            changes["device"] = "cpu"
+        train_adapter(
+            load_config(_CONFIGS / "openmoji-smollm2.yaml", [f"{k}={v}" for k, v in changes.items()])
+        )
+
+
+ACTS = {
+    "draw": lambda options: draw(options, attached=True),
+    "draw with the base alone": lambda options: draw(options, attached=False),
+    "encode": lambda options: encode(options, ours=True),
+    "run the LLM alone": lambda options: encode(options, ours=False),
+    "train": train,
+}
+
+
+def peak(act: str, options: Any) -> dict[str, float]:
+    """Returns the peak of an act in a process of its own."""
+    passed = [sys.executable, __file__, "--act", act, "--device", options.device, "--llm", options.llm]
+    done = subprocess.run(
+        [*passed, *(["--quick"] if options.quick else [])], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"error: {act}: {done.stderr.strip()[-2000:]}")
+    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def planned() -> dict[str, Any]:
+    """Returns what `llmdiff plan` says for Stable Diffusion 1.5 with a 7 B LLM."""
+    from llmdiff.training.config import load_config
+    from llmdiff.training.plan import Assumptions, make_plan
+
+    plan = make_plan(
+        load_config(_CONFIGS / "sd15-llama2-7b.yaml", []), Assumptions(processes=1, tokens=32, samples=None)
+    )
+    found: dict[str, Any] = plan.as_dict()
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Record]:
+    options_of = parser(__doc__)
+    options_of.add_argument("--llm", default="smollm2-135m")
+    options_of.add_argument("--act", choices=ACTS, help="do this one here and print its peak")
+    options = options_of.parse_args(arguments)
+    if options.act is not None:
+        ACTS[options.act](options)
+        import torch
+
+        found = {"process_mib": resident_mib("VmHWM")}
+        if torch.cuda.is_available():
+            found["gpu_mib"] = torch.cuda.max_memory_allocated() / 2**20
+        print(json.dumps(found))
+        return []
+    peaks = {act: peak(act, options) for act in ACTS}
+    others = {"draw": "draw with the base alone", "encode": "run the LLM alone", "train": None}
+    records = [
+        record(
+            f"peak memory: {act}",
+            ours=peaks[act]["process_mib"],
+            other=None if other is None else peaks[other]["process_mib"],
+            unit="MiB",
+            device=options.device,
+            **{key: value for key, value in peaks[act].items() if key == "gpu_mib"},
+        )
+        for act, other in others.items()
+    ]
+    parts = planned()["memory"]["whole"]
+    records.append(
+        record(
+            "planned memory of one GPU: train SD 1.5 + Llama 2 7B",
+            ours=sum(parts.values()) / 2**20,
+            other=None,
+            unit="MiB",
+            device=options.device,
+            parts_bytes=parts,
+        )
+    )
+    return finish(records, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""What a closed LLM by proxy brings on prompts that name no object: accuracy with and without it, the same seeds.
+
+    python speed/proxy.py --prompts 100 --out docs/results/proxy.json
+    python speed/proxy.py --via https://host/v1 --via-model NAME --out proxy.json
+
+Without --via, a local server of SmolLM2 itself stands in for the closed LLM (`transformers serve`): that shows what
+the way costs and that it holds, not what a strong model knows. "llm told" is the bound for any: the answer is the
+scene's own content in plain words, as a closed LLM would give it that understands every prompt.
+"""
+
+import argparse
+import json
+import warnings
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from local_server import served
+
+from llmdiff.controller import LLMController
+from llmdiff.environment import command_line, versions
+from llmdiff.evaluation.report import run_system
+from llmdiff.evaluation.scenes_check import SceneChecker
+from llmdiff.evaluation.statistics import bootstrap_mean, paired_difference
+from llmdiff.evaluation.suites import scenes_suite
+from llmdiff.evaluation.systems import controller_systems
+from llmdiff.evaluation.tables import percent
+from llmdiff.files import write_whole
+from llmdiff.language.advice import Advice
+from llmdiff.language.packaged import EMBEDDED_NAME, packaged_llm_folder
+from llmdiff.language.proxy import ClosedLLM, ProxySettings
+from llmdiff.openmoji.captions import caption
+from llmdiff.openmoji.contents import World
+
+# Small models repeat themselves without end under the library's own instruction.
+SHORT = "Rewrite the description as one short sentence with simple words. Answer with that sentence alone."
+
+
+@dataclass
+class AskedOnce(ClosedLLM):
+    """A closed LLM that is not asked again where it failed: what is counted is what was drawn."""
+
+    told: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+
+    def answers(self, prompt: str) -> tuple[str, ...]:
+        if prompt not in self.told:
+            self.told[prompt] = super().answers(prompt)
+        return self.told[prompt]
+
+
+@dataclass
+class Told(ClosedLLM):
+    """What a closed LLM would answer that understands every prompt."""
+
+    words: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def answers(self, prompt: str) -> tuple[str, ...]:
+        return (self.words[prompt],)
+
+
+def compare(
+    controller: LLMController, checker: SceneChecker, advice: Advice, chosen: argparse.Namespace
+) -> dict[str, Any]:
+    """The record: accuracy of base, LLM, LLM with the closed one and LLM told, by split, and what the last two add."""
+    world, rng = World(objects=checker.objects), np.random.default_rng(0)
+    suite = scenes_suite(
+        chosen.prompts,
+        0,
+        world,
+        splits=chosen.splits.split(","),  # type: ignore[arg-type]
+    )
+    base, llm = controller_systems(controller, scale=1.0, steps=chosen.steps).values()
+
+    told = Told(
+        advice.closed.settings,
+        words={row.prompt: caption(row.content, world, rng, wording="plain") for row in suite},
+    )
+
+    def with_advice(given: Advice) -> Any:
+        def draw(prompts: list[str], seeds: list[int]) -> Any:
+            controller.llm.advice = given
+            try:
+                return llm(prompts, seeds)
+            finally:
+                controller.llm.advice = None
+
+        return draw
+
+    systems = {"base": base, "llm": llm, "llm via": with_advice(advice)}
+    systems["llm told"] = with_advice(Advice(closed=told))
+
+    exact = {
+        name: [float(one.exact) for one in run_system(name, system, suite, checker).verdicts]
+        for name, system in systems.items()
+    }
+    answers = {row.prompt: next(iter(advice.closed.answers(row.prompt)), "") for row in suite}
+    splits = {
+        split: [at for at, row in enumerate(suite) if row.split == split]
+        for split in dict.fromkeys(row.split for row in suite)
+    }
+    return {
+        "splits": {
+            split: {
+                "accuracy": {
+                    name: asdict(bootstrap_mean([values[at] for at in places]))
+                    for name, values in exact.items()
+                },
+                **{
+                    gain: asdict(
+                        paired_difference(
+                            [exact[name][at] for at in places], [exact["llm"][at] for at in places]
+                        )
+                    )
+                    for gain, name in (("gain", "llm via"), ("gain_told", "llm told"))
+                },
+                "answered": sum(bool(answers[suite[at].prompt]) for at in places) / len(places),
+            }
+            for split, places in splits.items()
+        },
+        "examples": [
+            {"prompt": suite[at].prompt, "answer": answers[suite[at].prompt]}
+            for places in splits.values()
+            for at in places[:5]
+        ],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--via", help="address of a closed LLM [a local server of SmolLM2]")
+    parser.add_argument("--via-model", help="its name there")
+    parser.add_argument("--instruction", default=SHORT, help="what it is told to do")
+    parser.add_argument("--max-characters", type=int, default=200)
+    parser.add_argument("--adapter", default="openmoji")
+    parser.add_argument("--checker", default="openmoji")
+    parser.add_argument("--splits", default="synonyms,indirect")
+    parser.add_argument("--prompts", type=int, default=100, help="of every split")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--answers", type=Path, default=Path("runs/answers"), help="where answers are kept")
+    parser.add_argument("--out", type=Path, required=True)
+    chosen = parser.parse_args()
+    if (chosen.via is None) != (chosen.via_model is None):
+        parser.error("--via and --via-model: got one, expected both or none")
+    local = str(packaged_llm_folder(EMBEDDED_NAME)) if chosen.via is None else ""
+    controller = LLMController.from_pretrained(chosen.adapter)
+    checker = SceneChecker.from_pretrained(chosen.checker)
+    with served(local) if local else nullcontext(chosen.via) as url:
+        settings = ProxySettings(
+            url=url,
+            model=local or chosen.via_model,
+            instruction=chosen.instruction,
+            max_characters=chosen.max_characters,
+            timeout_s=120,
+            budget_s=240,
+            # A local model at temperature 0 would say the same again.
+            retries=0 if local else 3,
+        )
+        warnings.simplefilter("ignore", UserWarning)  # a refused answer is counted, not told one by one
+        record = compare(controller, checker, Advice(closed=AskedOnce(settings, chosen.answers)), chosen)
+    for split, row in record["splits"].items():
+        shown = "  ".join(f"{name} {100 * figures['mean']:.1f}" for name, figures in row["accuracy"].items())
+        for key in ("gain", "gain_told"):
+            shown += f"  {key} {percent(row[key], key='mean', sign=True)}"
+        print(f"{split:10s} {shown}")
+    about = {
+        "command": command_line(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "via": EMBEDDED_NAME if local else chosen.via_model,
+        "instruction": chosen.instruction,
+        "adapter": chosen.adapter,
+        "versions": versions(),
+    }
+    write_whole(chosen.out, json.dumps(about | record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The command `llmdiff`: one small module per group of verbs."""

@@ -1,0 +1,90 @@
+"""The verb `llmdiff batch`; the work is done elsewhere."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmdiff.cli.options import (
+    Adapter,
+    Computing,
+    Device,
+    Dtype,
+    Guidance,
+    Height,
+    Llm,
+    Negative,
+    Pipeline,
+    Scale,
+    Steps,
+    TrustCode,
+    Verbose,
+    Via,
+    ViaAnswers,
+    ViaModel,
+    Width,
+)
+from llmdiff.cli.output import set_up
+
+
+def batch(
+    prompts: Annotated[
+        Path, typer.Argument(metavar="PROMPTS.txt", help="One prompt a line.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where pictures go: 000000.png ...")],
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of every prompt's first picture.")] = 0,
+    steps: Steps = 20,
+    guidance_scale: Guidance = 3.0,
+    negative_prompt: Negative = None,
+    number: Annotated[int, typer.Option("--number", min=1, help="Pictures of every prompt.")] = 1,
+    height: Height = None,
+    width: Width = None,
+    scale: Scale = None,
+    adapter: Adapter = "openmoji",
+    llm: Llm = None,
+    pipeline: Pipeline = None,
+    via: Via = None,
+    via_model: ViaModel = None,
+    via_answers: ViaAnswers = 1,
+    dtype: Computing = Dtype.float32,
+    trust_remote_code: TrustCode = False,
+    device: Device = None,
+    ray: Annotated[
+        bool,
+        typer.Option("--ray", help="Share the work out by Ray: here, or on the cluster of $RAY_ADDRESS."),
+    ] = False,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes, with --ray.")] = 2,
+    verbose: Verbose = False,
+) -> None:
+    """Draw every prompt of a file. Run again, it draws what is not there yet."""
+    set_up(verbose)
+    from llmdiff.drawing.batch import draw_prompts, read_prompts
+    from llmdiff.drawing.draw import DrawingSettings
+    from llmdiff.drawing.models import Models
+
+    texts = read_prompts(prompts)
+    settings = DrawingSettings(
+        prompt=texts[0],
+        negative_prompt=negative_prompt,
+        seed=seed,
+        number=number,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        height_px=height,
+        width_px=width,
+    )
+    models = Models(
+        adapter=adapter,
+        llm=llm,
+        pipeline=pipeline,
+        scale=scale,
+        device=device,
+        dtype=dtype.value,
+        trust_remote_code=trust_remote_code,
+        via=via,
+        via_model=via_model,
+        via_answers=via_answers,
+    )
+    drawn = draw_prompts(texts, settings, models, out, workers=workers if ray else None)
+    for path in drawn:
+        typer.echo(path)

@@ -1,0 +1,120 @@
+"""`llmdiff generate` and `llmdiff compare`: the same order of pictures, drawn in two ways."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llmdiff.cli.options import (
+    Adapter,
+    Computing,
+    Device,
+    Dtype,
+    Guidance,
+    Height,
+    Llm,
+    Negative,
+    Number,
+    Pipeline,
+    Scale,
+    Steps,
+    TrustCode,
+    Verbose,
+    Via,
+    ViaAnswers,
+    ViaModel,
+    Width,
+)
+from llmdiff.cli.output import set_up
+
+if TYPE_CHECKING:
+    from llmdiff.drawing.draw import DrawingSettings
+    from llmdiff.drawing.models import Models
+
+Draw = Callable[["DrawingSettings", "Models", Path, bool], Iterator[Path]]
+
+
+Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)]
+Out = Annotated[Path, typer.Option("--out", metavar="FILE.png", help="Where to write.", show_default=False)]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the first picture [random].")]
+Weighted = Annotated[
+    bool, typer.Option("--weighted", help="(word:1.3) in a prompt is a weight for the LLM, not text.")
+]
+
+
+def _verb(draw: Draw, pictures: int) -> Callable[..., None]:
+    """The verb that reads an order, prints what `draw` gives for it, and draws `pictures` if nothing else is said."""
+
+    def verb(
+        prompt: Prompt,
+        out: Out,
+        seed: Seed = None,
+        steps: Steps = 20,
+        guidance_scale: Guidance = 3.0,
+        negative_prompt: Negative = None,
+        number: Number = pictures,
+        height: Height = None,
+        width: Width = None,
+        scale: Scale = None,
+        adapter: Adapter = "openmoji",
+        llm: Llm = None,
+        pipeline: Pipeline = None,
+        device: Device = None,
+        dtype: Computing = Dtype.float32,
+        weighted: Weighted = False,
+        via: Via = None,
+        via_model: ViaModel = None,
+        via_answers: ViaAnswers = 1,
+        trust_remote_code: TrustCode = False,
+        verbose: Verbose = False,
+    ) -> None:
+        set_up(verbose)
+        from llmdiff.drawing import draw as drawing
+        from llmdiff.drawing import models as loading
+
+        settings = drawing.DrawingSettings(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            seed=drawing.new_seed() if seed is None else seed,
+            number=number,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            height_px=height,
+            width_px=width,
+        )
+        models = loading.Models(
+            adapter=adapter,
+            llm=llm,
+            pipeline=pipeline,
+            scale=scale,
+            device=device,
+            dtype=dtype.value,
+            trust_remote_code=trust_remote_code,
+            via=via,
+            via_model=via_model,
+            via_answers=via_answers,
+        )
+        for path in draw(settings, models, out, weighted):
+            typer.echo(path)
+
+    verb.__doc__ = draw.__doc__
+    return verb
+
+
+def _generate(settings: "DrawingSettings", models: "Models", out: Path, weighted: bool) -> Iterator[Path]:
+    """Draw a prompt with the LLM in control. More than one picture: NAME-0.png, NAME-1.png and so on."""
+    from llmdiff.drawing import draw as drawing
+
+    yield from drawing.generate(settings, models, out, weighted=weighted)
+
+
+def _compare(settings: "DrawingSettings", models: "Models", out: Path, weighted: bool) -> Iterator[Path]:
+    """Draw a prompt with the base text encoder and with the LLM, side by side, from the same seeds."""
+    from llmdiff.drawing import draw as drawing
+
+    yield drawing.compare(settings, models, out, weighted=weighted)
+
+
+generate = _verb(_generate, pictures=1)
+compare = _verb(_compare, pictures=4)

@@ -1,0 +1,208 @@
+"""The verb `llmdiff evaluate`; the work is done elsewhere."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmdiff.cli.options import (
+    Adapter,
+    Device,
+    Guidance,
+    Llm,
+    MetricModels,
+    MetricNames,
+    Scale,
+    Steps,
+    Verbose,
+    Via,
+    ViaAnswers,
+    ViaModel,
+)
+from llmdiff.cli.output import set_up
+from llmdiff.errors import ConfigError
+
+if TYPE_CHECKING:
+    from llmdiff.evaluation.drawn import Shard
+
+_SCENES, _SCENES_PROMPTS = "scenes", 100
+
+Many = list[str] | None
+
+
+def evaluate(
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the report goes.")],
+    suite: Annotated[
+        str,
+        typer.Option(
+            "--suite",
+            metavar="NAME|FILE",
+            help="scenes, dpg-bench, geneval, t2i-compbench, or your prompts' file.",
+        ),
+    ] = _SCENES,
+    suite_files: Annotated[
+        Path | None, typer.Option("--suite-files", metavar="PATH", help="A benchmark's official prompts.")
+    ] = None,
+    prompts: Annotated[
+        int | None,
+        typer.Option("--prompts", min=1, help="Prompts of every split or tag [scenes: 100; else all]."),
+    ] = None,
+    images_per_prompt: Annotated[
+        int | None,
+        typer.Option("--images-per-prompt", min=1, help="Pictures of each [the suite's own number]."),
+    ] = None,
+    metric: MetricNames = None,
+    metric_model: MetricModels = None,
+    reference: Annotated[
+        Path | None, typer.Option("--reference", metavar="FOLDER", help="Pictures for fid, kid and cmmd.")
+    ] = None,
+    official_scores: Annotated[
+        Many,
+        typer.Option(
+            "--official-scores",
+            metavar="SYSTEM=FILE",
+            help="What the benchmark's own scorer wrote, a file or T2I-CompBench's folder; repeated.",
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option("--shard", metavar="I/N", help="Draw only this share; then once without, to report."),
+    ] = None,
+    steps: Steps = 20,
+    guidance_scale: Guidance = 3.0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the suite.")] = 0,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="Scenes: keep every picture, for `llmdiff-lab study create`.")
+    ] = False,
+    adapter: Adapter = "openmoji",
+    llm: Llm = None,
+    scale: Scale = None,
+    checker: Annotated[
+        str, typer.Option("--checker", help="What reads pictures of scenes: a folder.")
+    ] = "openmoji",
+    via: Via = None,
+    via_model: ViaModel = None,
+    via_answers: ViaAnswers = 1,
+    device: Device = None,
+    verbose: Verbose = False,
+) -> None:
+    """Measure how well the pictures show what the prompts say: base text encoder against LLM.
+
+    Run again in the same folder, a file's or benchmark's suite goes on where it was stopped.
+    """
+    set_up(verbose)
+    from llmdiff.drawing import models as loading
+    from llmdiff.evaluation.drawn import Shard
+    from llmdiff.evaluation.report import evaluate_scenes
+    from llmdiff.evaluation.tables import report_tables
+    from llmdiff.files import writable_folder
+
+    share = None if shard is None else Shard.parse(shard)
+    models = loading.Models(adapter=adapter, llm=llm, via=via, via_model=via_model, via_answers=via_answers)
+    place = loading.usable_device(device)
+    # Everything that is asked for is found, or refused, before minutes of drawing.
+    if suite != _SCENES:
+        chosen = _suite_parts(suite, suite_files, reference, official_scores)
+    else:
+        _refuse_on_scenes(suite_files, reference, official_scores, images_per_prompt)
+    writable_folder(out)
+    measured = _metrics(metric or [], metric_model or [], place)
+    controller = loading.load_controller(models, device=place)
+    drawing: dict[str, Any] = {"scale": scale, "steps": steps, "guidance_scale": guidance_scale}
+    if suite == _SCENES:
+        report = evaluate_scenes(
+            controller,
+            prompts or _SCENES_PROMPTS,
+            out,
+            **drawing,
+            seed=seed,
+            device=place,
+            checker=checker,
+            metrics=measured,
+            shard=share,
+            keep_pictures=pictures,
+        )
+        _say(report, report_tables, share)
+        return
+    from llmdiff.evaluation.prompt_suites.report import evaluate_suite
+    from llmdiff.evaluation.prompt_suites.tables import suite_tables
+    from llmdiff.evaluation.systems import adapter_digest, controller_systems
+
+    report = evaluate_suite(
+        controller_systems(controller, **drawing, device=place),
+        out=out,
+        prompts_per_tag=prompts,
+        images_per_prompt=images_per_prompt,
+        metrics=measured,
+        shard=share,
+        seed=seed,
+        settings={
+            **drawing,
+            "scale": controller.scale if scale is None else scale,
+            "llm": controller.llm.id,
+            "base_model": controller.adapter.config.base_model_id,
+            "adapter": adapter_digest(controller),
+            "via": via_model,
+            **({"via_answers": via_answers} if via_answers > 1 else {}),
+        },
+        **chosen,
+    )
+    _say(report, suite_tables, share)
+
+
+def _say(report: dict[str, Any], tables: Any, shard: "Shard | None") -> None:
+    if report:
+        typer.echo(tables(report))
+    else:
+        typer.echo(f"shard {shard} is drawn and scored; when all are, run the same without --shard")
+
+
+def _suite_parts(suite: str, files: Path | None, reference: Path | None, official: Many) -> dict[str, Any]:
+    from llmdiff.evaluation.prompt_suites.benchmarks import read_suite
+    from llmdiff.evaluation.prompt_suites.report import read_reference
+
+    pairs = [one.partition("=") for one in official or []]
+    for name, _, path in pairs:
+        if not Path(path).exists() or not path:
+            raise ConfigError(
+                f"official-scores: got {name}={path}, expected SYSTEM=FILE with a file or folder that is there"
+            )
+        if [other for other, _, _ in pairs].count(name) > 1:
+            raise ConfigError(f"official-scores: {name} is there twice, expected one for each system")
+    return {
+        "suite": read_suite(suite, files),
+        "reference": None if reference is None else read_reference(reference),
+        "official_scores": {name: Path(path) for name, _, path in pairs},
+    }
+
+
+def _refuse_on_scenes(
+    files: Path | None, reference: Path | None, official: Many, images_per_prompt: int | None
+) -> None:
+    given = {
+        "suite-files": files,
+        "reference": reference,
+        "official-scores": official,
+        "images-per-prompt": images_per_prompt,
+    }
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(
+                f"{name} is given, but the suite scenes draws one picture of each of its own prompts and compares with "
+                "its own renders: leave it out, or name another --suite"
+            )
+
+
+def _metrics(names: list[str], models: list[str], device: str) -> list[Any]:
+    from llmdiff.evaluation.metrics.loading import load_metric, with_models
+    from llmdiff.evaluation.prompt_suites.benchmarks import BENCHMARKS
+
+    loaded = []
+    for name, model in with_models(names, models):
+        if name in BENCHMARKS:
+            if model is None:
+                raise ConfigError(f"metric {name}: no model, expected one for its scorer (--metric-model)")
+            loaded.append(BENCHMARKS[name].scorer.from_pretrained(model, device=device))
+        else:
+            loaded.append(load_metric(name, model, device=device))
+    return loaded

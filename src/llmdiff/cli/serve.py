@@ -1,0 +1,94 @@
+"""`llmdiff serve`: pictures over HTTP."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmdiff.cli.options import (
+    Adapter,
+    Computing,
+    Device,
+    Dtype,
+    Llm,
+    Pipeline,
+    Scale,
+    TrustCode,
+    Verbose,
+    Via,
+    ViaAnswers,
+    ViaModel,
+)
+from llmdiff.cli.output import set_up
+from llmdiff.environment import check_extra
+
+TokenFile = Annotated[
+    Path | None,
+    typer.Option("--token-file", help="File with the key that clients must send [$LLMDIFF_TOKEN; none]."),
+]
+
+
+def serve(
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    token_file: TokenFile = None,
+    max_batch: Annotated[
+        int | None,
+        typer.Option("--max-batch", min=1, max=64, help="Pictures in one pass [1 on a CPU: exact; else 8]."),
+    ] = None,
+    queue_size: Annotated[int, typer.Option("--queue-size", min=1, help="Requests that may wait.")] = 8,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="Seconds for a request.")] = 300,
+    max_body_kb: Annotated[int, typer.Option("--max-body-kb", min=1, help="Size of a request.")] = 256,
+    max_pixels: Annotated[
+        int | None, typer.Option("--max-pixels", min=64, help="Of a picture [four times the pipeline's own].")
+    ] = None,
+    public_url: Annotated[
+        str | None, typer.Option("--public-url", help="Where clients reach the server [as they say].")
+    ] = None,
+    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts to the log.")] = False,
+    scale: Scale = None,
+    adapter: Adapter = "openmoji",
+    llm: Llm = None,
+    pipeline: Pipeline = None,
+    via: Via = None,
+    via_model: ViaModel = None,
+    via_answers: ViaAnswers = 1,
+    dtype: Computing = Dtype.float32,
+    trust_remote_code: TrustCode = False,
+    device: Device = None,
+    verbose: Verbose = False,
+) -> None:
+    """Serve pictures over HTTP, with OpenAI's images API. Ctrl-C finishes what runs, then ends."""
+    set_up(verbose)
+    check_extra("serve", "uvicorn", "fastapi", "prometheus_client")
+    from llmdiff.drawing import models as loading
+    from llmdiff.serving.server import serve_images
+    from llmdiff.serving.settings import ServeSettings, read_token
+
+    token = read_token(token_file, os.environ.get("LLMDIFF_TOKEN"))
+    place = loading.usable_device(device)
+    settings = ServeSettings(
+        model_id=Path(adapter).name if Path(adapter).is_dir() else adapter,
+        token=token,
+        max_batch=max_batch or (1 if place == "cpu" else 8),
+        queue_size=queue_size,
+        timeout_s=timeout_s,
+        max_body_bytes=max_body_kb * 1024,
+        max_pixels=max_pixels,
+        log_prompts=log_prompts,
+        public_url=public_url,
+    )
+    models = loading.Models(
+        adapter=adapter,
+        llm=llm,
+        pipeline=pipeline,
+        scale=scale,
+        device=place,
+        dtype=dtype.value,
+        trust_remote_code=trust_remote_code,
+        via=via,
+        via_model=via_model,
+        via_answers=via_answers,
+    )
+    serve_images(models, settings, host=host, port=port)

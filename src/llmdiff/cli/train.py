@@ -1,0 +1,58 @@
+"""The verbs `llmdiff train` and `llmdiff prepare`; the work is done elsewhere."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmdiff.environment import check_extra
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="See configs/.", show_default=False)]
+Changes = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[SECTION.KEY=VALUE ...]", help="Values other than the file's.", show_default=False
+    ),
+]
+
+
+def train(config: Config, changes: Changes = None) -> None:
+    """Train an adapter. Run again, it goes on from the last checkpoint; SIGTERM saves and ends.
+
+    Several processes: `accelerate launch -m llmdiff.cli train CONFIG.yaml`, or torch.distributed.run.
+    """
+    check_extra("train", "pydantic", "yaml", "datasets")
+    from llmdiff.training.config import load_config
+    from llmdiff.training.trainer import train_adapter
+
+    typer.echo(train_adapter(load_config(config, changes or [])))
+
+
+def prepare(
+    config: Config,
+    changes: Changes = None,
+    ray: Annotated[
+        bool,
+        typer.Option("--ray", help="Share the work out by Ray: here, or on the cluster of $RAY_ADDRESS."),
+    ] = False,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes, with --ray.")] = 2,
+) -> None:
+    """Check the samples and fill the store of encodings and latents, all that training needs beforehand."""
+    check_extra("train", "pydantic", "yaml", "datasets")
+    from llmdiff.training.config import load_config
+    from llmdiff.training.prepare import load_parts
+    from llmdiff.training.prepare import prepare as fill
+    from llmdiff.training.processes import launched_process
+
+    settings = load_config(config, changes or [])
+    parts = load_parts(settings, launched_process(settings.device).device)
+    if ray:
+        from llmdiff.training.prepare_ray import prepare_on_workers
+
+        made = prepare_on_workers(settings, parts, workers=workers)
+    else:
+        made = fill(settings, parts)
+    typer.echo(
+        f"{len(parts.samples)} good samples, {parts.samples.quarantined} in quarantine; new in "
+        f"{settings.store_folder}: {made['captions']} captions, {made['pictures']} pictures"
+    )

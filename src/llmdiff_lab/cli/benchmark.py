@@ -1,0 +1,109 @@
+"""The verb `llmdiff-lab benchmark`; the work is done elsewhere."""
+
+from typing import Annotated
+
+import typer
+
+from llmdiff.cli.options import (
+    Batch,
+    Begin,
+    BenchmarkOut,
+    Build,
+    Captions,
+    Device,
+    DrawingSteps,
+    Guidance,
+    MetricModels,
+    MetricNames,
+    Preset,
+    Prompts,
+    Verbose,
+)
+from llmdiff.cli.output import set_up
+from llmdiff.environment import check_extra
+
+
+def benchmark(
+    out: BenchmarkOut,
+    rivals: Annotated[
+        str | None, typer.Option("--rivals", help="Which, separated by commas [all that can be run].")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Trainings of every rival.")] = 3,
+    preset: Preset = "cpu",
+    build: Build = None,
+    begin: Begin = None,
+    llm: Annotated[str | None, typer.Option("--llm", help="Name, folder or Hub id [the preset's].")] = None,
+    encoder: Annotated[
+        str | None, typer.Option("--encoder", help="Encoder-only: folder or Hub id [minilm, if installed].")
+    ] = None,
+    t5: Annotated[str | None, typer.Option("--t5", help="Of the T5 family: folder or Hub id [none].")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Of training [the preset's].")] = None,
+    text_steps: Annotated[
+        int, typer.Option("--text-steps", min=0, help="Steps before these, from captions alone.")
+    ] = 0,
+    batch: Batch = None,
+    captions: Captions = None,
+    learning_rate: Annotated[
+        list[float] | None,
+        typer.Option("--learning-rate", help="May be repeated: every rival tries all [the preset's]."),
+    ] = None,
+    search_steps: Annotated[
+        int, typer.Option("--search-steps", min=0, help="Steps for each learning rate that is tried.")
+    ] = 0,
+    prompts: Prompts = 100,
+    drawing_steps: DrawingSteps = 20,
+    guidance_scale: Guidance = 3.0,
+    metric: MetricNames = None,
+    metric_model: MetricModels = None,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, help="Systems side by side, each in its own process.")
+    ] = 1,
+    device: Device = None,
+    verbose: Verbose = False,
+) -> None:
+    """Train every way to condition alike, measure all, write report.html and report.json.
+
+    Run again, it goes on where it was: nothing that is done is done twice, whenever it was killed.
+    """
+    set_up(verbose)
+    check_extra("benchmark", "matplotlib", "resvg_py", "peft")
+    from llmdiff.drawing import models as loading
+    from llmdiff.environment import command_line
+    from llmdiff.evaluation.metrics.loading import with_models
+    from llmdiff.files import writable_folder
+    from llmdiff_lab.comparison.prepare import choose_rivals
+    from llmdiff_lab.comparison.side_by_side import Recipe, fill_side_by_side
+    from llmdiff_lab.comparison.summary import ranking
+
+    # Whatever can be refused is refused before the base is made or its scenes are drawn.
+    writable_folder(out)
+    names = [name.strip() for name in (rivals or "").split(",") if name.strip()]
+    recipe = Recipe(
+        preset=preset,
+        build=build,
+        begin=begin,
+        device=loading.usable_device(device),
+        out=out,
+        choice=choose_rivals(names, encoder=encoder, t5=t5),
+        metrics=tuple(with_models(metric or [], metric_model or [])),
+        settings={
+            "seeds": seeds,
+            "llm": llm,
+            "steps": steps,
+            "text_steps": text_steps,
+            "batch": batch,
+            "captions": captions,
+            "learning_rates": tuple(learning_rate or ()),
+            "search_steps": search_steps,
+            "prompts_per_split": prompts,
+            "drawing_steps": drawing_steps,
+            "guidance_scale": guidance_scale,
+        },
+    )
+    plan = recipe.benchmark()
+    if processes > 1:
+        fill_side_by_side(recipe, plan, processes)
+    else:
+        plan.fill()
+    typer.echo(ranking(plan.report(command=command_line(), processes=processes)))
+    typer.echo(out / "report.html")

@@ -1,0 +1,202 @@
+"""The verbs of `llmdiff-lab inspect`: look at what the LLM does; the work is done elsewhere."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llmdiff.cli.options import Adapter, Device, Guidance, Pipeline, Scale, Steps, Via, ViaAnswers, ViaModel
+from llmdiff.cli.output import set_up
+from llmdiff.environment import check_extra
+from llmdiff.errors import PromptError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Look inside: what the LLM's blocks do to every word, and where the picture follows it.",
+)
+
+
+class Lone(StrEnum):
+    """The readings of a token alone."""
+
+    token = "token"
+    with_bos = "token+bos"
+    vocabulary = "vocabulary"
+
+
+Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt to look at.", show_default=False)]
+Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where to write.", show_default=False)]
+
+
+@app.command()
+def scores(
+    prompt: Prompt,
+    out: Out,
+    adapter: Annotated[
+        str | None,
+        typer.Option("--adapter", help="Take its LLM and learned weights: name, folder or Hub id."),
+    ] = None,
+    llm: Annotated[
+        str | None, typer.Option("--llm", help="An LLM: name, folder, GGUF or Hub id [the adapter's own].")
+    ] = None,
+    lone: Annotated[Lone, typer.Option("--lone", help="What a token alone sees, if there is no adapter.")] = (
+        Lone.with_bos
+    ),
+    via: Via = None,
+    via_model: ViaModel = None,
+    device: Device = None,
+) -> None:
+    """Show every block's updates, score and share of the text encoding, as plots, a page and JSON.
+
+    With neither --adapter nor --llm: the shipped adapter.
+    """
+    set_up(verbose=False)
+    _check(prompt)
+    check_extra("inspect", "matplotlib")
+    from llmdiff.drawing import models as loading
+    from llmdiff.files import writable_folder
+    from llmdiff.language.llm import DecoderLLM
+    from llmdiff_lab.inspection.score_plots import save_scores
+    from llmdiff_lab.inspection.scores import inspect_scores
+
+    writable_folder(out)
+    place = loading.usable_device(device)
+    models = loading.Models(adapter=adapter or "openmoji", llm=llm, via=via, via_model=via_model)
+    if adapter is None and llm is not None:
+        advice = loading.advice_of(models)
+        alone = DecoderLLM.from_pretrained(llm, device=place)
+        alone.advice = advice
+        report = inspect_scores(alone, prompt, lone=lone.value)
+    else:
+        controller = loading.load_controller(models, device=place)
+        report = inspect_scores(controller.llm, prompt, adapter=controller.adapter)
+    for path in save_scores(report, out):
+        typer.echo(path)
+
+
+@app.command()
+def attention(
+    prompt: Prompt,
+    out: Out,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the picture.")] = 0,
+    steps: Steps = 20,
+    guidance_scale: Guidance = 3.0,
+    scale: Scale = None,
+    adapter: Adapter = "openmoji",
+    pipeline: Pipeline = None,
+    via: Via = None,
+    via_model: ViaModel = None,
+    via_answers: ViaAnswers = 1,
+    device: Device = None,
+) -> None:
+    """Draw a picture and show where each word was looked at, in all and step by step."""
+    set_up(verbose=False)
+    _check(prompt)
+    check_extra("inspect", "matplotlib")
+    from llmdiff.drawing import models as loading
+    from llmdiff.drawing.attention_maps import draw_with_maps
+    from llmdiff.files import writable_folder
+    from llmdiff_lab.inspection.attention_plots import save_maps
+
+    writable_folder(out)
+    models = loading.Models(
+        adapter=adapter,
+        pipeline=pipeline,
+        device=device,
+        via=via,
+        via_model=via_model,
+        via_answers=via_answers,
+    )
+    controller, pipe = loading.load(models)
+    drawing: dict[str, Any] = {"scale": scale, "seed": seed, "steps": steps, "guidance_scale": guidance_scale}
+    maps = draw_with_maps(controller, pipe, prompt, **drawing)
+    for path in save_maps(maps, out):
+        typer.echo(path)
+
+
+def _check(prompt: str) -> None:
+    if not prompt.strip():
+        raise PromptError(f"prompt is blank ({prompt!r}), expected a description of the picture: write one")
+
+
+@app.command()
+def denoising(
+    out: Out,
+    model: Annotated[
+        list[str],
+        typer.Option(
+            "--model",
+            help="A model: name, folder or Hub id, of any kind; may be repeated.",
+            show_default=False,
+        ),
+    ],
+    texts: Annotated[
+        Path | None, typer.Option("--texts", help="A file of texts, one a line [captions of emoji scenes].")
+    ] = None,
+    number: Annotated[int, typer.Option("--number", min=20, help="How many texts.")] = 1000,
+) -> None:
+    """Show how the states of decoder-only, encoder-only and encoder-decoder models approach their final ones."""
+    set_up(verbose=False)
+    check_extra("inspect", "matplotlib")
+    from llmdiff.files import writable_folder
+    from llmdiff_lab.inspection.denoising import load_encoder, read_denoising
+    from llmdiff_lab.inspection.denoising_plots import denoising_table, save_denoising
+    from llmdiff_lab.inspection.texts import read_texts
+
+    writable_folder(out)
+    chosen = read_texts(texts, number)
+    reports = []
+    for name in model:
+        encoder, tokenizer, kind = load_encoder(name)
+        reports.append(read_denoising(encoder, tokenizer, chosen, name=name, kind=kind))
+    save_denoising(reports, out)
+    typer.echo(denoising_table(reports), nl=False)
+
+
+@app.command()
+def probes(
+    out: Out,
+    llm: Annotated[str, typer.Option("--llm", help="Name, folder, GGUF or Hub id.")] = "smollm2-135m",
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            "--encoder", help='Sentence encoder: "none", folder or Hub id [minilm, where installed].'
+        ),
+    ] = None,
+    captions: Annotated[int, typer.Option("--captions", min=1, help="To train each probe on.")] = 1500,
+    tests: Annotated[int, typer.Option("--tests", min=1, help="Captions of every split.")] = 150,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Of training each probe.")] = 600,
+    lone: Annotated[Lone, typer.Option("--lone", help="What a token alone sees.")] = Lone.with_bos,
+    template: Annotated[
+        str | None, typer.Option("--template", help="What the LLM reads, with {prompt} in it [the caption].")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of captions and probes.")] = 0,
+) -> None:
+    """Show what linear probes recover of captions from scores, the last layer, all layers and an encoder.
+
+    Run again in the same folder, it measures what is not there yet.
+    """
+    set_up(verbose=False)
+    check_extra("inspect", "matplotlib")
+    from llmdiff.environment import command_line
+    from llmdiff.files import writable_folder
+    from llmdiff_lab.inspection.probe_plots import probe_tables, save_probes
+    from llmdiff_lab.inspection.probe_table import ProbeSettings, measure_probes
+    from llmdiff_lab.rivals.encoder import chosen_encoder
+
+    writable_folder(out)
+    settings = ProbeSettings(
+        llm=llm,
+        encoder=chosen_encoder(encoder),
+        captions=captions,
+        tests=tests,
+        steps=steps,
+        lone=lone.value,
+        template=template,
+        seed=seed,
+    )
+    record = measure_probes(settings, out)
+    save_probes(record | {"command": command_line()}, out)
+    typer.echo(probe_tables(record), nl=False)

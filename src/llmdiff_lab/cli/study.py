@@ -1,0 +1,102 @@
+"""The verbs of `llmdiff-lab study`: create, serve, report; the work is done elsewhere."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmdiff.environment import check_extra
+from llmdiff.errors import ConfigError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Ask people which system's pictures they prefer, in blinded pairs.",
+)
+
+
+class Question(StrEnum):
+    """The questions that raters can be asked."""
+
+    alignment = "alignment"
+    quality = "quality"
+    details = "details"
+
+
+Study = Annotated[Path, typer.Argument(metavar="STUDY", help="The study's folder.", show_default=False)]
+
+
+@app.command()
+def create(
+    out: Annotated[Path, typer.Option("--out", metavar="STUDY", help="The new study's folder.")],
+    system: Annotated[
+        list[str],
+        typer.Option(
+            "--system",
+            metavar="NAME=SOURCE",
+            help="A system: a folder of its pictures, or a JSONL list of them. Give two or more.",
+        ),
+    ],
+    title: Annotated[str, typer.Option("--title", help="Heading of the page.")] = "Which picture is better?",
+    question: Annotated[
+        list[Question] | None, typer.Option("--question", help="What to ask; may be repeated [all].")
+    ] = None,
+    ties: Annotated[bool, typer.Option("--ties/--no-ties", help='Allow "no difference".')] = True,
+    pairs_per_rater: Annotated[
+        int | None, typer.Option("--pairs-per-rater", min=1, help="Pairs that one person sees [all].")
+    ] = None,
+    check_every: Annotated[
+        int, typer.Option("--check-every", min=0, help="One attention check for so many pairs; 0 for none.")
+    ] = 10,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the attention checks.")] = 0,
+) -> None:
+    """Make a study from pictures of the same prompts. They are copied, without what they say of themselves."""
+    from llmdiff_lab.study.study import QUESTIONS, create_study
+
+    systems: dict[str, str | Path] = {}
+    for given in system:
+        name, equals, source = given.partition("=")
+        if not equals or name in systems:
+            raise ConfigError(f"system {given!r}: expected NAME=SOURCE, every name once")
+        systems[name] = source
+    create_study(
+        out,
+        systems,
+        title=title,
+        questions=[one.value for one in question or []] or list(QUESTIONS),
+        ties=ties,
+        pairs_per_rater=pairs_per_rater,
+        check_every=check_every,
+        seed=seed,
+    )
+    typer.echo(out)
+
+
+@app.command()
+def serve(
+    study: Study,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8001,
+    max_raters: Annotated[int, typer.Option("--max-raters", min=1, help="People who may take part.")] = 1000,
+) -> None:
+    """Show the study's pairs to whoever opens the page, and keep what they answer."""
+    check_extra("serve", "uvicorn", "fastapi", "prometheus_client")
+    from llmdiff_lab.study.api import serve_study
+
+    serve_study(study, host=host, port=port, max_raters=max_raters)
+
+
+@app.command()
+def report(
+    study: Study,
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the report goes.")],
+    max_failed_checks: Annotated[
+        int, typer.Option("--max-failed-checks", min=0, help="Leave out raters who fail more.")
+    ] = 0,
+) -> None:
+    """Write win rates, Bradley-Terry strengths and agreement: report.html, report.json and answers.csv."""
+    from llmdiff_lab.study.report import write_report
+
+    write_report(study, out, max_failed_checks=max_failed_checks)
+    typer.echo(out / "report.html")

@@ -1,0 +1,184 @@
+"""The same adapter trained on several LLMs: how accuracy goes with the LLM's size. What is done is done.
+
+OUT/base/   the base, measured once        OUT/llms/LLM/   a benchmark of one system each, with its report.html
+OUT/llms/LLM/llm.json   the LLM's size and speed
+OUT/compare-llms.json  OUT/compare-llms.md  OUT/compare-llms.png  OUT/compare-llms.html
+"""
+
+import gc
+import json
+import re
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from llmdiff.environment import versions
+from llmdiff.errors import ConfigError
+from llmdiff.evaluation.suites import scenes_suite
+from llmdiff.files import writable_folder, write_whole
+from llmdiff.language.encoding import ContextEncoding
+from llmdiff.language.llm import DecoderLLM
+from llmdiff.openmoji.contents import Split, World
+from llmdiff_lab.comparison.names import BASE
+from llmdiff_lab.comparison.run import Benchmark
+from llmdiff_lab.comparison.runs import Exact, exact_by_prompt, read_run
+from llmdiff_lab.comparison.settings import BenchmarkSettings
+from llmdiff_lab.comparison.summary import differences, hardware
+from llmdiff_lab.comparison.treatment import treatment
+from llmdiff_lab.rivals.registry import rival
+from llmdiff_lab.world_build.build import Build
+from llmdiff_lab.world_build.presets import Preset, preset
+
+_SEEN: Split = "seen"
+_TIMED_PROMPTS = 16
+
+
+def comparison_settings(
+    preset_name: str,
+    *,
+    system: str = "guided",
+    seeds: int = 1,
+    text_steps: int | None = None,
+    steps: int | None = None,
+    batch: int | None = None,
+    captions: int | None = None,
+    prompts_per_split: int = 100,
+    drawing_steps: int = 20,
+    guidance_scale: float = 3.0,
+) -> BenchmarkSettings:
+    """Return the settings of a comparison; what is None is the preset's.
+
+    Raises:
+        ConfigError: no such preset or system, or a number out of range.
+    """
+    made_with = preset(preset_name)
+    from_text = made_with.adapter_gain_steps + made_with.adapter_warm_steps
+    return BenchmarkSettings(
+        rivals=(system,),
+        seeds=seeds,
+        preset=made_with.name,
+        llm=made_with.llm,
+        steps=steps or made_with.adapter_steps,
+        text_steps=from_text if text_steps is None else text_steps,
+        batch=batch or made_with.adapter_batch,
+        captions=captions or made_with.adapter_captions,
+        learning_rates=(made_with.adapter_lr,),
+        prompts_per_split=prompts_per_split,
+        drawing_steps=drawing_steps,
+        guidance_scale=guidance_scale,
+    )
+
+
+def compare_llms(
+    build: Build,
+    out: Path,
+    llms: Sequence[str],
+    settings: BenchmarkSettings,
+    *,
+    command: str,
+) -> dict[str, Any]:
+    """Return the report, after whatever of training and drawing is not yet done; shows progress bars.
+
+    `settings` hold for every LLM, its `llm` aside; its one rival is what is trained on each. Every LLM is loaded and
+    timed before the first training, so that one which is missing is named at once.
+
+    Raises:
+        ConfigError: no LLM, two of one name, or `out` has a comparison with other settings.
+        LLMNotFoundError, UnsupportedLLMError: an LLM is not to be had or cannot be read.
+        OutputError: `out` cannot be written.
+    """
+    folders = _folders(llms, writable_folder(out) / "llms")
+    (system,) = settings.rivals
+    if rival(system).needs != "llm":
+        raise ConfigError(f"system {system!r} reads no LLM: there is nothing to compare LLMs with")
+    sizes = {name: _size_and_speed(name, place, build) for name, place in folders.items()}
+    base = Benchmark(build, replace(settings, rivals=(BASE,), seeds=1), out / "base", left_out={})
+    base_figures = base.run(command=command)["systems"][BASE]
+    base_right = _right(out / "base", BASE, 1)
+    rows: dict[str, dict[str, Any]] = {}
+    first: dict[str, Exact] | None = None
+    for name in sorted(llms, key=lambda one: sizes[one]["parameters"]):
+        benchmark = Benchmark(build, replace(settings, llm=name), folders[name], left_out={})
+        figures = benchmark.run(command=command)["systems"][system]
+        right = _right(folders[name], system, settings.seeds)
+        first = right if first is None else first
+        rows[name] = {
+            **sizes[name],
+            **{key: figures[key] for key in ("overall", "held_out", "splits", "parts", "cost", "seeds")},
+            "interval_over": figures["interval_over"],
+            "held_out_loss": figures["held_out_loss"],
+            "differences_to_base": differences(right, base_right),
+            "differences_to_smallest": None if right is first else differences(right, first),
+        }
+        del benchmark
+        gc.collect()  # the next LLM needs the memory
+    return {
+        "system": system,
+        "llms": rows,
+        "base": {key: base_figures[key] for key in ("overall", "held_out", "splits", "parts")},
+        "settings": {key: value for key, value in asdict(settings).items() if key != "llm"},
+        "treatment": treatment(settings),
+        "hardware": hardware(),
+        "versions": versions(),
+        "command": command,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _folders(llms: Sequence[str], parent: Path) -> dict[str, Path]:
+    """A folder for every LLM, by what its name or path ends with."""
+    if not llms:
+        raise ConfigError("llms: got none, expected names, folders or Hub ids, separated by commas")
+    folders: dict[str, Path] = {}
+    for name in llms:
+        short = re.sub(r"[^\w.-]", "-", Path(name).name) or "llm"
+        if parent / short in folders.values():
+            raise ConfigError(f"llms: {name!r} is there twice, or another one ends alike: name each once")
+        folders[name] = parent / short
+    return folders
+
+
+def _size_and_speed(name: str, place: Path, build: Build) -> dict[str, Any]:
+    """An LLM's size, and the seconds that it takes to encode one prompt; measured once."""
+    kept = place / "llm.json"
+    if kept.exists():
+        known: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        return known
+    llm = DecoderLLM.from_pretrained(name, device=build.device)
+    model: Any = llm.model
+    found = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "block_parameters": sum(p.numel() for block in llm.blocks for p in block.parameters()),
+        "blocks": llm.num_blocks,
+        "hidden_size": llm.hidden_size,
+        "seconds_per_encoding": seconds_per_encoding(llm, build.preset),
+    }
+    write_whole(kept, json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def seconds_per_encoding(llm: DecoderLLM, made_with: Preset) -> float:
+    """Return the median time to encode one prompt alone, under the preset's template, as the adapter reads it."""
+    context = ContextEncoding(
+        llm.num_blocks, llm.hidden_size, lone=made_with.adapter_lone, template=made_with.adapter_template
+    )
+    prompts = [
+        row.prompt
+        for row in scenes_suite(_TIMED_PROMPTS, 0, World(objects=made_with.objects), splits=(_SEEN,))
+    ]
+    context.encode(llm, prompts[:1])  # the template's keys and values are computed once
+    seconds: list[float] = []
+    for prompt in prompts:
+        began = time.perf_counter()
+        context.encode(llm, [prompt])
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+def _right(folder: Path, system: str, seeds: int) -> dict[str, Exact]:
+    places = [folder / "runs" / system / f"seed-{seed}" for seed in range(seeds)]
+    return exact_by_prompt([read_run(place, system, seed) for seed, place in enumerate(places)])

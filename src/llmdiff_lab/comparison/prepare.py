@@ -1,0 +1,127 @@
+"""What a benchmark needs before it runs: a build with a base and a checker, and the rivals that can be run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from llmdiff.adapter.base_pipeline import packaged
+from llmdiff.errors import ConfigError, PipelineNotFoundError
+from llmdiff.evaluation.metrics.kinds import Metric
+from llmdiff.language.gguf import llmdiff_home
+from llmdiff_lab.comparison.measures import own_metrics
+from llmdiff_lab.comparison.names import SYSTEMS, SystemName, check_names
+from llmdiff_lab.comparison.run import Benchmark
+from llmdiff_lab.comparison.settings import BenchmarkSettings
+from llmdiff_lab.rivals.encoder import chosen_encoder
+from llmdiff_lab.rivals.registry import RIVALS
+from llmdiff_lab.world_build.build import Build
+from llmdiff_lab.world_build.presets import CPU, preset
+
+SHIPPED = "shipped"
+
+
+def prepare_build(name: str, folder: Path | None, begin: str | None, device: torch.device) -> Build:
+    """Return a build whose base and checker are there, made if need be.
+
+    `begin` is "shipped", or a folder that the build's `--ship` wrote: base and checker come from there. None: the
+    shipped ones for the preset they were made with, and for others everything from nothing.
+
+    Raises:
+        ConfigError: no such preset.
+        PipelineNotFoundError: "shipped" is asked for, and nothing was shipped.
+    """
+    settings = preset(name)
+    build = Build(settings, folder or llmdiff_home() / "builds" / f"openmoji-{settings.name}", device)
+    if begin is None and settings.name == CPU.name and not (build.folder / "checker" / "done.json").exists():
+        begin = SHIPPED
+    if begin is not None:
+        shipped = begin == SHIPPED
+        build.begin_from(packaged("pipeline", PipelineNotFoundError).parent if shipped else Path(begin))
+    build.run("checker")
+    return build
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Which systems are compared, with which readers, and why the others are left out."""
+
+    rivals: tuple[str, ...]
+    encoder: str | None
+    t5: str | None
+    left_out: dict[str, str]
+
+
+def choose_rivals(rivals: Sequence[str] = (), *, encoder: str | None = None, t5: str | None = None) -> Choice:
+    """Return the named systems, or all that can be run. `encoder` None: MiniLM, where its package is installed.
+
+    Raises:
+        ConfigError: an unknown system, or one that was named and cannot be run.
+    """
+    check_names(rivals)
+    encoder = chosen_encoder(encoder)
+    missing = {
+        name: f"no {row.needs} was given"
+        for name, row in RIVALS.items()
+        if {"encoder": encoder, "t5": t5}.get(row.needs or "", "") is None
+    }
+    for name in rivals:
+        read = SystemName.of(name).rival
+        if read in missing:
+            raise ConfigError(
+                f"rival {name!r} cannot be run: {missing[read]}; give one, or leave the rival out"
+            )
+    chosen = tuple(dict.fromkeys(rivals)) or tuple(name for name in SYSTEMS if name not in missing)
+    return Choice(
+        rivals=chosen,
+        encoder=encoder,
+        t5=t5,
+        left_out={name: missing.get(name, "not asked for") for name in SYSTEMS if name not in chosen},
+    )
+
+
+def prepare_benchmark(
+    build: Build,
+    out: Path,
+    choice: Choice,
+    *,
+    seeds: int = 3,
+    llm: str | None = None,
+    steps: int | None = None,
+    text_steps: int = 0,
+    batch: int | None = None,
+    captions: int | None = None,
+    learning_rates: Sequence[float] = (),
+    search_steps: int = 0,
+    prompts_per_split: int = 100,
+    drawing_steps: int = 20,
+    guidance_scale: float = 3.0,
+    metrics: Sequence[Metric] | None = None,
+) -> Benchmark:
+    """Return the benchmark, ready to run or to go on; what is None is the preset's; of metrics, `own_metrics`.
+
+    Raises:
+        ConfigError: a number out of range, or the folder's benchmark was begun with other settings.
+        OutputError: `out` cannot be written.
+    """
+    made_with = build.preset
+    settings = BenchmarkSettings(
+        rivals=choice.rivals,
+        seeds=seeds,
+        preset=made_with.name,
+        llm=llm or made_with.llm,
+        encoder=choice.encoder,
+        t5=choice.t5,
+        steps=steps or made_with.adapter_gain_steps + made_with.adapter_warm_steps + made_with.adapter_steps,
+        text_steps=text_steps,
+        batch=batch or made_with.adapter_batch,
+        captions=captions or made_with.adapter_captions,
+        learning_rates=tuple(learning_rates) or (made_with.adapter_lr,),
+        search_steps=search_steps,
+        prompts_per_split=prompts_per_split,
+        drawing_steps=drawing_steps,
+        guidance_scale=guidance_scale,
+    )
+    chosen = own_metrics(build) if metrics is None else metrics
+    return Benchmark(build, settings, out, left_out=choice.left_out, metrics=chosen)

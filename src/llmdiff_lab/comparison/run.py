@@ -1,0 +1,166 @@
+"""Trains and evaluates every system for every seed; what is done is done, also after a kill.
+
+OUT/settings.json
+OUT/runs/   see `trainings`; beside them:
+OUT/runs/SYSTEM/seed-N/evaluation/   verdicts, pictures, and metrics.json, what metrics say of the pictures
+OUT/report.json  OUT/report.md  OUT/report.html
+OUT/logs/   where systems run side by side, see `side_by_side`
+"""
+
+import gc
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from diffusers import StableDiffusionPipeline
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from llmdiff.evaluation.metrics.kinds import Metric
+from llmdiff.evaluation.report import evaluate_systems
+from llmdiff.evaluation.scenes_check import SceneChecker
+from llmdiff.evaluation.suites import ScenePrompt, scenes_suite
+from llmdiff.evaluation.systems import pipeline_system
+from llmdiff.files import writable_folder, write_whole
+from llmdiff.openmoji.contents import World
+from llmdiff_lab.comparison.measures import Measures
+from llmdiff_lab.comparison.names import BASE, BASE_LONGER, SystemName
+from llmdiff_lab.comparison.page import benchmark_page
+from llmdiff_lab.comparison.runs import read_run
+from llmdiff_lab.comparison.settings import BenchmarkSettings, keep_settings
+from llmdiff_lab.comparison.summary import summarise_runs
+from llmdiff_lab.comparison.tables import benchmark_tables, made_with
+from llmdiff_lab.comparison.trainings import Trainings
+from llmdiff_lab.rivals.two_branch import AdapterConditioning
+from llmdiff_lab.world_build.build import Build
+
+
+class Benchmark:
+    """One benchmark in a folder, on a finished build of the embedded default's base and checker."""
+
+    def __init__(
+        self,
+        build: Build,
+        settings: BenchmarkSettings,
+        folder: Path,
+        *,
+        left_out: Mapping[str, str],
+        metrics: Sequence[Metric] = (),
+    ) -> None:
+        """Begins the benchmark or goes on with it. `left_out` says of systems that are not in it why.
+
+        `metrics` are measured besides; more may be measured later, where the pictures are still there.
+
+        Raises:
+            OutputError: the folder cannot be written.
+            ConfigError: its benchmark was begun with other settings.
+            MetricError: a metric needs several pictures of a prompt.
+        """
+        self._measures = Measures(metrics)
+        self.build, self.settings, self.left_out = build, settings, dict(left_out)
+        self.folder = writable_folder(folder)
+        keep_settings(settings, self.folder)
+        self.trainings = Trainings(build, settings, self.folder / "runs")
+
+    @cached_property
+    def _checker(self) -> SceneChecker:
+        return self.build.checker()
+
+    @cached_property
+    def _suite(self) -> list[ScenePrompt]:
+        return scenes_suite(self.settings.prompts_per_split, 0, World(objects=self._checker.objects))
+
+    def run(self, *, command: str) -> dict[str, Any]:
+        """Return the report, after whatever of the training and drawing is not yet done: `fill`, then `report`."""
+        self.fill()
+        return self.report(command=command)
+
+    def fill(self, systems: Collection[str] | None = None, *, seeds: Collection[int] | None = None) -> None:
+        """Train and draw what is not yet done of these systems and seeds, of all where it is None. Returns nothing.
+
+        Shows a progress bar.
+        """
+        runs = [
+            (name, seed)
+            for name, seed in self.runs()
+            if (systems is None or name in systems) and (seeds is None or seed in seeds)
+        ]
+        with tqdm(total=2 * len(runs), desc="benchmark", unit="part") as bar:
+            for name, seed in runs:
+                bar.set_postfix_str(f"{name}, seed {seed}")
+                self._run(name, seed, bar.update)
+
+    def is_drawn(self, name: str, seed: int) -> bool:
+        """Return whether this system's pictures are drawn and looked at."""
+        return (self.trainings.place(name, seed) / "evaluation" / "report.json").exists()
+
+    def report(self, *, command: str, processes: int = 1) -> dict[str, Any]:
+        """Return the report of a benchmark that is done. Also written: report.json, report.md and report.html.
+
+        `processes`: how many trained and drew side by side.
+        """
+        found = [read_run(self.trainings.place(name, seed), name, seed) for name, seed in self.runs()]
+        report = summarise_runs(
+            found, self.settings, command=command, left_out=self.left_out, processes=processes
+        )
+        write_whole(self.folder / "report.html", benchmark_page(report, found))
+        write_whole(self.folder / "report.md", f"{made_with(report)}\n\n{benchmark_tables(report)}")
+        write_whole(self.folder / "report.json", json.dumps(report, indent=1) + "\n")
+        return report
+
+    def runs(self) -> list[tuple[str, int]]:
+        """Return all systems with their seeds. The base is not trained, so it has no seeds."""
+        return [
+            (name, seed)
+            for seed in range(self.settings.seeds)
+            for name in self.settings.rivals
+            if name != BASE or seed == 0
+        ]
+
+    def _run(self, name: str, seed: int, done: Callable[[int], object]) -> None:
+        place = self.trainings.place(name, seed)
+        self.trainings.train(name, seed)
+        done(1)
+        if not self.is_drawn(name, seed):
+            self._evaluate(name, place, seed)
+            gc.collect()
+        self._measures.measure(place / "evaluation", name, self._suite)
+        done(1)
+
+    def _evaluate(self, name: str, place: Path, seed: int) -> None:
+        settings = self.settings
+        pipe, attached = self._trained(name, seed)
+        draw = pipeline_system(pipe, steps=settings.drawing_steps, guidance_scale=settings.guidance_scale)
+
+        def system(prompts: list[str], seeds: list[int]) -> NDArray[np.uint8]:
+            with attached():
+                return draw(prompts, seeds)
+
+        facts = {"steps": settings.drawing_steps, "guidance_scale": settings.guidance_scale, "seed": seed}
+        evaluate_systems(
+            {name: system},
+            self._suite,
+            self._checker,
+            place / "evaluation",
+            settings=facts,
+            keep_pictures=True,
+        )
+
+    def _trained(
+        self, name: str, seed: int
+    ) -> tuple[StableDiffusionPipeline, Callable[[], AbstractContextManager[Any]]]:
+        """The pipeline that draws for a system, and what has to be around it while it does."""
+        pipe, scale = self.trainings.pipe, SystemName.of(name).scale
+        if name == BASE:
+            return pipe, nullcontext
+        if name == BASE_LONGER:
+            return self.trainings.longer(seed), nullcontext
+        conditioning = self.trainings.conditioning(name, seed)
+        if scale is None:
+            return pipe, lambda: conditioning.attached(pipe)
+        assert isinstance(conditioning, AdapterConditioning)
+        return pipe, lambda: conditioning.attached(pipe, scale)

@@ -1,0 +1,214 @@
+"""A benchmark's figures, from what its runs left behind."""
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from llmdiff.environment import versions
+from llmdiff.evaluation.metrics.tally import metric_differences
+from llmdiff.evaluation.statistics import bootstrap_mean, paired_difference
+from llmdiff_lab.comparison.names import BASE, group_of, is_longer, title_of
+from llmdiff_lab.comparison.runs import Exact, Run, exact_by_prompt, values_by_prompt
+from llmdiff_lab.comparison.seeds import mean_over_seeds, seed_interval
+from llmdiff_lab.comparison.settings import BenchmarkSettings
+from llmdiff_lab.comparison.treatment import treatment
+
+_SEEN = "seen"
+_RELATIONS = ("right", "swapped", "wrong")
+# Ours in a report, which all others are held against: the first of these that it has.
+_OURS = ("refined", "guided")
+_SHARED = "{} systems at a time shared the machine: seconds are longer than those of one alone."
+
+
+def summarise_runs(
+    runs: Sequence[Run],
+    settings: BenchmarkSettings,
+    *,
+    command: str,
+    left_out: Mapping[str, str],
+    processes: int = 1,
+) -> dict[str, Any]:
+    """Return the report: figures by system, cost, curves, and how all were treated alike.
+
+    `processes`: how many systems ran side by side.
+    """
+    names = list(dict.fromkeys(run.system for run in runs))
+    by_name = {name: [run for run in runs if run.system == name] for name in names}
+    systems = {name: _system(found) for name, found in by_name.items()}
+    right = {name: exact_by_prompt(found) for name, found in by_name.items()}
+    values = {name: values_by_prompt(found) for name, found in by_name.items()}
+    ours = next((name for name in _OURS if name in right), None)
+    longer = [name for name in names if ours is not None and is_longer(name, ours)]
+    for name, system in systems.items():
+        if name != BASE and BASE in right:
+            system["differences_to_base"] = differences(right[name], right[BASE])
+        if ours is not None and name != ours:
+            system["ours_above"] = differences(right[ours], right[name])
+            system["metrics_ours_above"] = metric_differences(values[ours], values[name])
+        above = {one: differences(right[one], right[name]) for one in longer if one != name}
+        if above:
+            system["longer_above"] = above
+    first = runs[0].report
+    return {
+        "systems": systems,
+        "ours": ours,
+        "suite": first["suite"],
+        "checker": first["checker"],
+        "metrics": {name: model for run in runs for name, model in run.measured.models.items()},
+        "settings": asdict(settings),
+        "treatment": treatment(settings) + ([_SHARED.format(processes)] if processes > 1 else []),
+        "left_out": dict(left_out),
+        "hardware": hardware(),
+        "versions": versions(),
+        "command": command,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def differences(ours: Mapping[str, Exact], other: Mapping[str, Exact]) -> dict[str, Any]:
+    """Return ours less the other's: "overall", "held_out" (all splits but seen), each split.
+
+    Intervals are over prompts, of the mean over seeds; "over_seeds" holds the one over seeds, each system's first
+    beside the other's first and so on, where there are several. A system of one seed is the same beside all.
+    """
+    chosen = {"overall": list(ours), "held_out": [split for split in ours if split != _SEEN]}
+    chosen |= {split: [split] for split in ours}
+    return {
+        name: _difference(
+            np.concatenate([ours[split] for split in splits], axis=1),
+            np.concatenate([other[split] for split in splits], axis=1),
+        )
+        for name, splits in chosen.items()
+    }
+
+
+def _difference(ours: Exact, other: Exact) -> dict[str, Any]:
+    found: dict[str, Any] = asdict(paired_difference(ours.mean(0), other.mean(0)))
+    seeds = {len(ours), len(other)} - {1}
+    if len(seeds) == 1:
+        gaps = ours.mean(1) - other.mean(1)
+        found["over_seeds"] = mean_over_seeds(list(gaps[:, None]))
+    return found
+
+
+def ranking(report: Mapping[str, Any]) -> str:
+    """Return the systems with their held-out accuracy in percent, best first, as lines for the screen."""
+    systems: Mapping[str, Any] = report["systems"]
+    ranked = sorted(systems, key=lambda name: -systems[name]["held_out"]["accuracy"])
+    width = max(map(len, ranked))
+    lines = [f"{'exact match, %'.ljust(width)}  held out              seen"]
+    for name in ranked:
+        cells = [systems[name]["held_out"], systems[name]["splits"].get(_SEEN)]
+        shown = [
+            "" if c is None else f"{100 * c['accuracy']:.1f} [{100 * c['low']:.1f}, {100 * c['high']:.1f}]"
+            for c in cells
+        ]
+        lines.append(f"{name.ljust(width)}  {shown[0].ljust(20)}  {shown[1]}".rstrip())
+    return "\n".join(lines)
+
+
+def hardware() -> dict[str, Any]:
+    """Return what the benchmark ran on."""
+    found: dict[str, Any] = {
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def _system(runs: Sequence[Run]) -> dict[str, Any]:
+    name = runs[0].system
+    figures = [run.report["systems"][name] for run in runs]
+    splits = list(figures[0]["splits"])
+    held_out = [split for split in splits if split != _SEEN]
+    relations = [row["parts"]["relation"] for row in figures if "relation" in row["parts"]]
+    parts = [key for key in figures[0]["parts"] if key != "relation"]
+    result: dict[str, Any] = {
+        "title": title_of(name),
+        "group": group_of(name),
+        "overall": _over_seeds([row["overall"] for row in figures]),
+        "held_out": _held_out(runs, held_out),
+        "splits": {split: _over_seeds([row["splits"][split] for row in figures]) for split in splits},
+        "parts": {part: _over_seeds([row["parts"][part] for row in figures]) for part in parts},
+        "seeds": [row["overall"]["accuracy"] for row in figures],
+        "failed_pictures": sum(run.report.get("failed_pictures", {}).get(name, 0) for run in runs),
+        "interval_over": "seeds" if len(runs) > 1 else "prompts",
+        **_metrics(runs),
+        "cost": _cost(runs),
+        "curves": [[list(point) for point in run.curve] for run in runs],
+        "text_curves": [[list(point) for point in run.text_curve] for run in runs],
+    }
+    if relations:
+        result["relation"] = {kind: float(np.mean([row[kind] for row in relations])) for kind in _RELATIONS}
+    if runs[0].search:
+        result["search"] = dict(runs[0].search)
+    for key in ("learning_rate", "held_out_loss"):
+        found = [run.trained[key] for run in runs if key in run.trained]
+        if found:
+            result[key] = found if key == "held_out_loss" else found[0]
+    return result
+
+
+def _over_seeds(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Over seeds where there are several, else the interval over prompts that the evaluation found."""
+    return dict(rows[0]) if len(rows) == 1 else seed_interval([row["accuracy"] for row in rows])
+
+
+def _held_out(runs: Sequence[Run], splits: Sequence[str]) -> dict[str, float]:
+    """All prompts but those of the seen split."""
+    exact = [
+        [float(line["verdict"]["exact"]) for line in run.verdicts if line["split"] in splits] for run in runs
+    ]
+    if len(runs) > 1:
+        return seed_interval([float(np.mean(row)) for row in exact])
+    interval = bootstrap_mean(exact[0])
+    return {"accuracy": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
+
+
+def _metrics(runs: Sequence[Run]) -> dict[str, Any]:
+    """The figures of every metric: by picture with intervals, also by split, and of sets; none if not measured."""
+    values = [run.measured.values for run in runs]
+    names = [name for name in values[0] if all(name in row for row in values)]
+    splits = [line["split"] for line in runs[0].verdicts]
+    chosen = {split: np.asarray([one == split for one in splits]) for split in dict.fromkeys(splits)}
+    sets = [run.measured.sets for run in runs]
+
+    def means(at: NDArray[np.bool_]) -> dict[str, Any]:
+        rows = {name: [row[name][at] for row in values] for name in names}
+        # NaN: the prompt does not ask for what the figure measures.
+        return {name: mean_over_seeds(row) for name, row in rows.items() if not np.isnan(row).all()}
+
+    return {
+        "metrics": means(np.ones(len(splits), dtype=bool)),
+        "metrics_by_split": {split: means(at) for split, at in chosen.items()},
+        "sets": {
+            name: float(np.mean([row[name] for row in sets]))
+            for name in sets[0]
+            if all(name in row for row in sets)
+        },
+    }
+
+
+def _cost(runs: Sequence[Run]) -> dict[str, Any]:
+    cost: dict[str, Any] = {"trained_parameters": runs[0].trained["trained_parameters"]}
+    for key in ("seconds_per_step", "peak_memory_gb"):
+        found = [run.trained[key] for run in runs if key in run.trained]
+        cost[key] = round(float(np.mean(found)), 4) if found else None
+    seconds = [run.training_seconds for run in runs if run.training_seconds is not None]
+    cost["training_seconds"] = round(float(np.mean(seconds)), 1) if seconds else None
+    threads = {run.trained["threads"] for run in runs if "threads" in run.trained}
+    if threads:
+        cost["threads"] = "/".join(map(str, sorted(threads)))
+    drawing = [run.report["seconds_per_image"][run.system] for run in runs]
+    cost["seconds_per_image"] = round(float(np.mean(drawing)), 4)
+    return cost

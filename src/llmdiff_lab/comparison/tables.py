@@ -1,0 +1,177 @@
+"""A benchmark's report as Markdown tables, the same in its folder and in the documentation."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from llmdiff.evaluation.tables import failure_notes, figure_text, metric_rows, percent
+from llmdiff_lab.comparison.runs import IN_FULL
+
+_PARTS = ("things", "colours", "count", "size", "background")
+_RELATION = ("right", "swapped", "wrong")
+METRIC_NOTE = (
+    "siglip: cosine of picture and prompt; more is better. fid, kid, cmmd: distance from real renders of the same "
+    "scenes; less is better. Differences have intervals over prompts. Measured with the models named in report.json; "
+    "not comparable with published numbers."
+)
+
+OVER_SEEDS = "The same, 95 % intervals over seeds"
+
+COST_NOTE = (
+    "s per step: on pictures. s, training: all steps, those from captions too; what reads its captions once does so "
+    "before, and that is not in it."
+)
+
+SEARCH_HEADING = "Learning rates: the loss on held-out scenes"
+SEARCH_NOTE = (
+    "After short trainings; in full: where the highest rate won those, of it and the next lower one. "
+    "Less is better; seeds of one system differ by about 0.001."
+)
+
+
+def benchmark_tables(report: Mapping[str, Any]) -> str:
+    """Return accuracy, differences, parts and cost of all systems, the best on held-out splits first."""
+    systems: Mapping[str, Any] = report["systems"]
+    ranked = sorted(systems, key=lambda name: -systems[name]["held_out"]["accuracy"])
+    splits = list(report["suite"]["splits"])
+    lines = ["| system | what it is |", "|---|---|"]
+    lines += [f"| {name} | {systems[name]['title']} |" for name in ranked]
+    seeds = report["settings"]["seeds"]
+    over = "seeds where a system has several, else over prompts" if seeds > 1 else "prompts"
+    heading = f"Exact match, %, with 95 % intervals over {over}"
+    rows = [[name, *(percent(cell) for cell in _cells(systems[name], splits))] for name in ranked]
+    lines += _table(heading, ["system", "held out", "all", *splits], rows)
+    failed = {name: system["failed_pictures"] for name, system in systems.items()}
+    lines += [f"\n{note}." for note in failure_notes(failed)]
+    parts = ("held_out", "overall", *splits)
+    for heading, gaps in _differences(report, ranked):
+        rows = [[name, *(_points(gap[part]) for part in parts)] for name, gap in gaps.items()]
+        if rows:
+            lines += _table(heading, ["", "held out", "all", *splits], rows)
+        # Wider, and few seeds give but a rough one.
+        rows = [
+            [name, *(_points(gap[part].get("over_seeds")) for part in parts)]
+            for name, gap in gaps.items()
+            if "over_seeds" in gap["overall"]
+        ]
+        if rows:
+            lines += _table(OVER_SEEDS, ["", "held out", "all", *splits], rows)
+    rows = [[name, *_parts(systems[name])] for name in ranked]
+    head = ["system", *_PARTS, *(f"relation {kind}" for kind in _RELATION)]
+    lines += _table("Parts right, %, of the prompts that ask for them", head, rows)
+    measured = measured_rows(report, ranked)
+    if measured:
+        lines += [*_table("Metrics", measured[0], measured[1:]), "", METRIC_NOTE]
+    head, *rows = cost_rows(systems, ranked)
+    lines += [*_table("Cost", head, rows), "", COST_NOTE]
+    searched = search_rows(systems, ranked)
+    if searched:
+        lines += [*_table(SEARCH_HEADING, searched[0], searched[1:]), "", SEARCH_NOTE]
+    if report["left_out"]:
+        lines += ["", "**Left out**", ""]
+        lines += [f"- {name}: {reason}" for name, reason in report["left_out"].items()]
+    lines += ["", "**Equal treatment**", "", *(f"- {line}" for line in report["treatment"])]
+    return "\n".join([*lines, ""])
+
+
+def _differences(
+    report: Mapping[str, Any], ranked: Sequence[str]
+) -> Iterator[tuple[str, dict[str, Mapping[str, Any]]]]:
+    """Headings and, by system, differences: of ours to it, of ours trained longer to it, of it to the base."""
+    systems, over = report["systems"], "points, same prompts, 95 % intervals over prompts"
+    above = {name: systems[name]["ours_above"] for name in ranked if "ours_above" in systems[name]}
+    yield f"{report['ours']} above the others: {over}", above
+    longer = {name: systems[name].get("longer_above", {}) for name in ranked}
+    for one in dict.fromkeys(one for found in longer.values() for one in found):
+        yield (
+            f"{one} above the others: {over}",
+            {k: found[one] for k, found in longer.items() if one in found},
+        )
+    to_base = {
+        name: systems[name]["differences_to_base"]
+        for name in ranked
+        if "differences_to_base" in systems[name]
+    }
+    yield f"Points above the base, {over.removeprefix('points, ')}", to_base
+
+
+def made_with(report: Mapping[str, Any]) -> str:
+    """Return the command, the day and the machine that a report comes from, as one sentence."""
+    return f"Made with `{report['command']}` on {report['date'][:10]}, {machine_of(report)}."
+
+
+def machine_of(report: Mapping[str, Any]) -> str:
+    """Return in a few words what a report was made on."""
+    machine = report["hardware"]
+    return ", ".join(
+        [f"{machine['cpus']} cores, {machine['machine']}", *([machine["gpu"]] if "gpu" in machine else [])]
+    )
+
+
+def _points(figures: Mapping[str, float] | None) -> str:
+    return "-" if figures is None else percent(figures, key="mean", sign=True)
+
+
+def _table(heading: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield from ["", f"**{heading}**", "", f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
+    yield from (f"| {' | '.join(row)} |" for row in rows)
+
+
+def _cells(system: Mapping[str, Any], splits: Sequence[str]) -> list[Mapping[str, float]]:
+    return [system["held_out"], system["overall"], *(system["splits"][split] for split in splits)]
+
+
+def _parts(system: Mapping[str, Any]) -> list[str]:
+    parts, relation = system["parts"], system.get("relation")
+    shown = [f"{100 * parts[part]['accuracy']:.1f}" if part in parts else "-" for part in _PARTS]
+    return shown + [f"{100 * relation[kind]:.1f}" if relation else "-" for kind in _RELATION]
+
+
+def measured_rows(report: Mapping[str, Any], ranked: Sequence[str]) -> list[list[str]]:
+    """Return a head and a row for every system: every metric's figures, and how far ours is above; or nothing."""
+    systems = {name: report["systems"][name] for name in ranked}
+    rows = metric_rows(systems)
+    if not rows or report["ours"] is None:
+        return rows
+    names = list(dict.fromkeys(name for system in systems.values() for name in system.get("metrics", {})))
+    rows[0] += [f"{report['ours']} - this, {name}" for name in names]
+    for row in rows[1:]:
+        above = systems[row[0]].get("metrics_ours_above", {})
+        row += [figure_text(above[name]) if name in above else "-" for name in names]
+    return rows
+
+
+def cost_rows(systems: Mapping[str, Any], ranked: Sequence[str]) -> list[list[str]]:
+    """Return a head and a row for every system: what its training and drawing cost."""
+    rows = [[
+        "system", "trained parameters", "s per step", "s, training", "s per picture", "threads", "peak memory, GB",
+        "learning rate", "held-out loss",
+    ]]  # fmt: skip
+    for name in ranked:
+        cost, losses = systems[name]["cost"], systems[name].get("held_out_loss")
+        figures = [cost["seconds_per_step"], cost.get("training_seconds"), cost["seconds_per_image"]]
+        more = [cost["peak_memory_gb"], systems[name].get("learning_rate")]
+        more.append(sum(losses) / len(losses) if losses else None)
+        rows.append([
+            name, f"{cost['trained_parameters']:,}", *map(_short, figures), cost.get("threads", "-"),
+            *map(_short, more),
+        ])  # fmt: skip
+    return rows
+
+
+def search_rows(systems: Mapping[str, Any], ranked: Sequence[str]) -> list[list[str]]:
+    """Return a head and a row for every system that searched for its learning rate; nothing where none did."""
+    searches = {name: systems[name]["search"] for name in ranked if "search" in systems[name]}
+    if not searches:
+        return []
+    rates = sorted({rate for found in searches.values() for rate in found if rate != IN_FULL}, key=float)
+    full = sorted({rate for found in searches.values() for rate in found.get(IN_FULL, ())}, key=float)
+    rows = [["system", *rates, *(f"{rate} {IN_FULL}" for rate in full), "taken"]]
+    for name, found in searches.items():
+        losses = [found.get(rate) for rate in rates] + [found.get(IN_FULL, {}).get(rate) for rate in full]
+        shown = ["-" if loss is None else f"{loss:.4f}" for loss in losses]
+        rows.append([name, *shown, _short(systems[name]["learning_rate"])])
+    return rows
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

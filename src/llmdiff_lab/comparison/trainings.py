@@ -1,0 +1,298 @@
+"""Trains every system for every seed; what is trained is trained, also after a kill.
+
+RUNS/SYSTEM/seed-N/training/   logs and checkpoints      RUNS/SYSTEM/seed-N/model/   what was trained
+RUNS/SYSTEM/seed-N/trained.json   its cost               RUNS/SYSTEM/search.json   the learning rates that were tried
+RUNS/SYSTEM/readings.safetensors   what it reads of the captions, where that is the same for all seeds
+"""
+
+import gc
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+
+from llmdiff.files import whole_folder, write_whole
+from llmdiff.language.llm import DecoderLLM
+from llmdiff.training.log import read_log
+from llmdiff_lab.comparison.memory import PeakMemory
+from llmdiff_lab.comparison.names import BASE, BASE_LONGER, TITLES, SystemName
+from llmdiff_lab.comparison.runs import IN_FULL, SEARCH_NAME, read_search
+from llmdiff_lab.comparison.settings import BenchmarkSettings
+from llmdiff_lab.rivals.conditioning import Conditioning
+from llmdiff_lab.rivals.encoder import EncoderStates
+from llmdiff_lab.rivals.registry import Parts, create, rival
+from llmdiff_lab.rivals.storage import load_rival, save_rival
+from llmdiff_lab.world_build import denoiser
+from llmdiff_lab.world_build.build import Build
+from llmdiff_lab.world_build.captioned import CaptionedScenes, Teacher, create_teacher
+from llmdiff_lab.world_build.llm_adapter import held_out_loss, train_conditioning
+from llmdiff_lab.world_build.presets import Preset
+
+_CALIBRATION_CAPTIONS = 256
+_HELD_OUT_BATCHES = 16
+# Of the loss on held-out scenes. Seeds of one system differ by as much.
+_CLEARLY = 1e-3
+
+
+class Trainings:
+    """The trainings of one benchmark, in its folder of runs."""
+
+    def __init__(self, build: Build, settings: BenchmarkSettings, folder: Path) -> None:
+        self.build, self.settings, self.folder = build, settings, folder
+        self._readers: dict[str, Any] = {}
+        self.preset: Preset = replace(
+            build.preset,
+            adapter_gain_steps=settings.gain_steps,
+            adapter_warm_steps=settings.text_steps and settings.text_steps - settings.gain_steps,
+            adapter_steps=settings.steps if settings.text_steps else settings.steps - settings.gain_steps,
+            adapter_batch=settings.batch,
+            adapter_captions=settings.captions,
+        )
+
+    @cached_property
+    def pipe(self) -> StableDiffusionPipeline:
+        """The frozen base that all rivals share."""
+        pipe = self.build.pipeline()
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def prepare(self, systems: Sequence[str]) -> None:
+        """Draw the scenes and load the readers that trainings of these systems need. Returns nothing."""
+        rivals = [SystemName.of(name).rival for name in systems]
+        needs = {rival(name).needs for name in rivals if name not in TITLES}
+        if set(systems) - {BASE}:
+            _ = self._data
+        for kind in needs:
+            self._reader(kind)
+
+    def place(self, name: str, seed: int) -> Path:
+        """Return the folder of one system's run."""
+        return self.folder / name / f"seed-{seed}"
+
+    def train(self, name: str, seed: int) -> None:
+        """Train a system, unless it is trained; what NAME@SCALE draws with is NAME. Returns nothing."""
+        place, parts = self.place(name, seed), SystemName.of(name)
+        if (place / "trained.json").exists():
+            return
+        if name == BASE:
+            write_whole(place / "trained.json", json.dumps({"trained_parameters": 0}))
+        elif name == BASE_LONGER:
+            self._train_base(place, seed)
+        elif parts.scale is None:
+            self._train_rival(parts, place, seed)
+        else:
+            self.train(parts.trained, seed)
+            write_whole(
+                place / "trained.json", (self.place(parts.trained, seed) / "trained.json").read_text()
+            )
+        gc.collect()
+
+    def longer(self, seed: int) -> StableDiffusionPipeline:
+        """Return the base that was trained on."""
+        pipe = StableDiffusionPipeline.from_pretrained(
+            self.place(BASE_LONGER, seed) / "model", use_safetensors=True
+        )
+        return pipe.to(self.build.device)
+
+    def conditioning(self, name: str, seed: int) -> Conditioning:
+        """Return a trained rival, ready to be attached to `pipe`."""
+        parts = SystemName.of(name)
+        return load_rival(
+            self.place(parts.trained, seed) / "model", self._parts(parts.rival, seed, calibrate=False)
+        )
+
+    @cached_property
+    def _data(self) -> Any:
+        return self.build.scenes()
+
+    @cached_property
+    def _teacher(self) -> Teacher:
+        """What the base says of the captions, which all rivals learn first."""
+        return create_teacher(self.preset, self._data, self.pipe)
+
+    def _train_rival(self, system: SystemName, place: Path, seed: int) -> None:
+        name, searched = system.rival, len(self.settings.learning_rates) > 1
+        if searched and system.times != 1:
+            self.train(name, 0)  # its rate, checked in full
+        rate = self._learning_rate(name)
+        record = self._train_with(rate, name, place, seed, times=system.times)
+        if searched and seed == 0 and system.times == 1:
+            self._check_in_full(name, rate, record["held_out_loss"], place)
+            if self._learning_rate(name) != rate:
+                record = self._train_with(self._learning_rate(name), name, place, seed)
+        write_whole(place / "trained.json", json.dumps(record, indent=1) + "\n")
+
+    def _train_with(
+        self, rate: float, name: str, place: Path, seed: int, *, times: float = 1.0
+    ) -> dict[str, Any]:
+        preset = replace(_scaled(self.preset, times), adapter_lr=rate)
+        parts = self._parts(name, seed)
+        conditioning = create(name, parts)
+        with PeakMemory(self.build.device) as memory:
+            trained = self._train_on_captions(name, preset, conditioning, place / "training", seed)
+        save_rival(conditioning, name, parts, place / "model")
+        loss = self._held_out_loss(preset, conditioning)
+        return self._record(
+            place,
+            trained,
+            memory.peak_gb,
+            learning_rate=rate,
+            held_out_loss=loss,
+            source=conditioning.source_id,
+        )
+
+    def _train_on_captions(
+        self, name: str, preset: Preset, conditioning: Conditioning, folder: Path, seed: int = 0
+    ) -> int:
+        """How many numbers were trained. Seeds have the same captions: they differ in what is done with them."""
+        return train_conditioning(
+            preset,
+            self._data,
+            self.pipe,
+            conditioning,
+            folder,
+            seed=preset.seed + seed,
+            teacher=self._teacher,
+            readings=self.folder / name / "readings.safetensors",
+        )
+
+    def _train_base(self, place: Path, seed: int) -> None:
+        pipe = self.build.pipeline()
+        settings = replace(
+            self.build.preset,
+            seed=self.build.preset.seed + seed,
+            unet_steps=self.settings.steps + self.settings.text_steps,
+            unet_batch=self.settings.batch,
+        )
+        with PeakMemory(self.build.device) as memory:
+            denoiser.train_on(
+                settings, self._data, pipe, place / "training" / "main", wording=settings.adapter_wording
+            )
+        with whole_folder(place / "model") as partial:
+            pipe.save_pretrained(partial)
+        trained = sum(
+            parameter.numel()
+            for module in (pipe.unet, pipe.text_encoder)
+            for parameter in module.parameters()
+        )
+        record = self._record(
+            place, trained, memory.peak_gb, learning_rate=settings.unet_lr, source="the base's own"
+        )
+        write_whole(place / "trained.json", json.dumps(record, indent=1) + "\n")
+
+    def _record(self, place: Path, trained: int, peak_gb: float, **more: Any) -> dict[str, Any]:
+        """What trained.json says of a training."""
+        lines = read_log(place / "training" / "main" / "log.jsonl")
+        speeds = [line["steps_per_s"] for line in lines if "steps_per_s" in line]
+        return {
+            "trained_parameters": trained,
+            # The median: what a machine does beside the training comes and goes.
+            "seconds_per_step": float(1 / np.median(speeds)),
+            "peak_memory_gb": round(peak_gb, 3),
+            "threads": torch.get_num_threads(),
+            **more,
+        }
+
+    def _learning_rate(self, name: str) -> float:
+        """The rate of the settings with the lowest loss on held-out scenes after a short training, seed 0.
+
+        Where that was the highest, and a training in full had a clearly lower loss at the next one: that one.
+        """
+        rates = self.settings.learning_rates
+        if len(rates) == 1:
+            return rates[0]
+        share = self.settings.search_steps / self.settings.steps
+        losses = self._searched(name)
+        for rate in rates:
+            if str(rate) not in losses:
+                losses[str(rate)] = self._tried(name, rate, share=share)
+                self._keep(name, losses)
+        best = min(rates, key=lambda rate: losses[str(rate)])
+        full: dict[str, float] = losses.get(IN_FULL, {})
+        lower = self._next_lower(best)
+        if len(full) == 2 and full[str(best)] - full[str(lower)] > _CLEARLY:
+            return lower
+        return best
+
+    def _check_in_full(self, name: str, rate: float, loss: float, place: Path) -> None:
+        """Tries the next lower rate in full where the short trainings took the highest: they favour high rates.
+
+        Where it is clearly better, what was trained with `rate` is removed from `place`.
+        """
+        losses, lower = self._searched(name), self._next_lower(rate)
+        if rate != max(self.settings.learning_rates) or lower == rate or IN_FULL in losses:
+            return
+        found = self._tried(name, lower, share=1.0)
+        if loss - found > _CLEARLY:
+            # Before it is kept: a run that is killed here only trains with `rate` once more.
+            for made in (place / "training", place / "model"):
+                shutil.rmtree(made)
+        self._keep(name, losses | {IN_FULL: {str(rate): loss, str(lower): found}})
+
+    def _next_lower(self, rate: float) -> float:
+        return max((one for one in self.settings.learning_rates if one < rate), default=rate)
+
+    def _searched(self, name: str) -> dict[str, Any]:
+        """What the search has found so far: losses by rate."""
+        return read_search(self.folder / name)
+
+    def _keep(self, name: str, losses: Mapping[str, Any]) -> None:
+        write_whole(self.folder / name / SEARCH_NAME, json.dumps(losses, indent=1) + "\n")
+
+    def _tried(self, name: str, rate: float, *, share: float) -> float:
+        """The loss after a training with this rate for this share of the steps, with the first seed."""
+        preset = replace(
+            _scaled(self.preset, share),
+            adapter_lr=rate,
+            # As short a warm-up: what never leaves it would ask for the highest rate.
+            adapter_lr_warmup_steps=round(self.preset.adapter_lr_warmup_steps * share),
+        )
+        conditioning = create(name, self._parts(name, 0))
+        folder = self.folder / name / "search" / (f"lr-{rate}" + ("-in-full" if share == 1.0 else ""))
+        self._train_on_captions(name, preset, conditioning, folder)
+        return self._held_out_loss(preset, conditioning)
+
+    def _held_out_loss(self, preset: Preset, conditioning: Conditioning) -> float:
+        return held_out_loss(preset, self._data, self.pipe, conditioning, batches=_HELD_OUT_BATCHES)
+
+    def _parts(self, name: str, seed: int, *, calibrate: bool = True) -> Parts:
+        preset = self.preset
+        captions = CaptionedScenes.draw(
+            self._data, _CALIBRATION_CAPTIONS, preset.seed, preset.adapter_wording
+        ).captions[:-1]
+        return Parts(
+            pipe=self.pipe,
+            template=preset.adapter_template,
+            lone=preset.adapter_lone,
+            captions=captions if calibrate else (),
+            base_model_id="openmoji",
+            seed=preset.seed + seed + 3,
+            **self._reader(rival(name).needs),
+        )
+
+    def _reader(self, kind: str | None) -> dict[str, Any]:
+        """The frozen reader of this kind, by the name that `Parts` has for it; loaded once."""
+        if kind is None:
+            return {}
+        if kind not in self._readers:
+            name, device = getattr(self.settings, kind), self.build.device
+            load: Any = DecoderLLM.from_pretrained if kind == "llm" else EncoderStates.from_pretrained
+            self._readers[kind] = load(name, device=device)
+        return {kind: self._readers[kind]}
+
+
+def _scaled(preset: Preset, times: float) -> Preset:
+    """The preset with `times` as many steps of each kind."""
+    return replace(
+        preset,
+        adapter_gain_steps=round(preset.adapter_gain_steps * times),
+        adapter_warm_steps=round(preset.adapter_warm_steps * times),
+        adapter_steps=round(preset.adapter_steps * times),
+    )

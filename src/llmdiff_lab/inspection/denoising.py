@@ -1,0 +1,226 @@
+"""Are blocks denoising steps? How the states of any transformer approach their final ones, block by block.
+
+The same code for decoder-only LLMs, encoder-only models and the encoders of encoder-decoder models: it looks at
+hidden states alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmdiff.errors import ConfigError, LLMNotFoundError, PromptError, first_line
+from llmdiff.evaluation.statistics import Interval, bootstrap_mean
+from llmdiff.language.packaged import PACKAGED, packaged_llm_folder
+from llmdiff_lab.rivals.encoder import MINILM_NAME, minilm_folder
+
+Kind = Literal["decoder-only", "encoder-only", "encoder-decoder"]
+_BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockReading:
+    """How far a model's states have come before block `depth` (the last one: after the last block).
+
+    Means over the tokens of held-out texts with 95 % intervals; first tokens (BOS, attention sinks) left out.
+
+    Fields:
+        distance: |x_l - x_L| / |x_L|; 0 at the end, and falling steadily if blocks are steps to a target.
+        cosine: between x_l and x_L.
+        final_r2: share of x_L's variance that a linear reader (ridge regression) finds in x_l.
+        next_token: how often such a reader names the next token of the text (one of those that occur in it).
+        own_token: how often it names the token itself.
+    """
+
+    depth: int
+    distance: Interval
+    cosine: Interval
+    final_r2: float
+    next_token: Interval
+    own_token: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisingReport:
+    """What `read_denoising` found in one model. Units: `monotone` is a share of tokens, from 0 to 1.
+
+    `monotone`: tokens whose distance to their final state falls in every block. `steps_back`: how many of the
+    blocks lead further away, the mean over tokens.
+    """
+
+    model: str
+    kind: Kind
+    texts: int
+    tokens: int
+    vocabulary: int
+    blocks: tuple[BlockReading, ...]
+    monotone: float
+    steps_back: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON takes it."""
+        return asdict(self)
+
+
+def load_encoder(name_or_path: str) -> tuple[Any, Any, Kind]:
+    """A model that gives hidden states, its tokenizer, and what kind it is; of an encoder-decoder, the encoder.
+
+    Raises:
+        LLMNotFoundError: neither a folder nor a Hub id that is to be had.
+    """
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    place = _folder_of(name_or_path)
+    try:
+        config = AutoConfig.from_pretrained(place)
+        model: Any = AutoModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True).eval()
+        tokenizer = AutoTokenizer.from_pretrained(place)
+    except (OSError, ValueError) as error:
+        raise LLMNotFoundError(
+            f"model {name_or_path!r} is neither a folder with a model nor to be had from the Hub "
+            f'({first_line(error)}): get it once with "hf download {name_or_path}"'
+        ) from error
+    if getattr(config, "is_encoder_decoder", False):
+        return model.get_encoder(), tokenizer, "encoder-decoder"
+    kind: Kind = "encoder-only" if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "decoder-only"
+    return model, tokenizer, kind
+
+
+def _folder_of(name_or_path: str) -> str:
+    """The folder of what is known by name, anything else as it is."""
+    if name_or_path == MINILM_NAME:
+        return minilm_folder()
+    return str(packaged_llm_folder(name_or_path)) if name_or_path in PACKAGED else name_or_path
+
+
+@torch.no_grad()
+def read_denoising(
+    model: Any, tokenizer: Any, texts: Sequence[str], *, name: str, kind: Kind, ridge: float = 1e-3
+) -> DenoisingReport:
+    """The report of a model on these texts; half of them train the readers, the other half is measured.
+
+    `ridge` is the readers' penalty as a share of the mean variance of a channel.
+
+    Raises:
+        PromptError: fewer than 20 texts, or texts of one token.
+
+    Source: Dong et al. 2024 (arXiv 2502.04412), blocks read as denoising steps; the readers are after Alain and
+        Bengio 2016 (arXiv 1610.01644).
+    """
+    if len(texts) < 20:
+        raise PromptError(f"texts: got {len(texts)}, expected at least 20: half of them train the readers")
+    half = len(texts) // 2
+    train, test = _states(model, tokenizer, texts[:half]), _states(model, tokenizer, texts[half:])
+    vocabulary = torch.unique(torch.cat([train.ids, train.next_ids, test.ids, test.next_ids]))
+    blocks: list[BlockReading] = []
+    distances: list[Tensor] = []
+    final, train_final = test.layers[-1], train.layers[-1]
+    has_next, train_has_next = test.next_ids >= 0, train.next_ids >= 0
+    for depth, (x, train_x) in enumerate(zip(test.layers, train.layers, strict=True)):
+        distances.append((x - final).norm(dim=-1) / final.norm(dim=-1).clamp(min=1e-9))
+        reader = _Reader(train_x, ridge)
+        guess = reader.fit(train_final)(x)
+        residual = (guess - final).square().sum() / (final - train_final.mean(0)).square().sum()
+        own = reader.fit(_one_hot(train.ids, vocabulary))(x).argmax(1)
+        following = reader.fit(_one_hot(train.next_ids, vocabulary), train_has_next)(x[has_next]).argmax(1)
+        blocks.append(
+            BlockReading(
+                depth=depth,
+                distance=bootstrap_mean(distances[-1].numpy(), resamples=1000),
+                cosine=bootstrap_mean(F.cosine_similarity(x, final, dim=-1).numpy(), resamples=1000),
+                final_r2=1 - float(residual),
+                next_token=_right(vocabulary[following], test.next_ids[has_next]),
+                own_token=_right(vocabulary[own], test.ids),
+            )
+        )
+    falling = torch.stack(distances).diff(dim=0) < 0
+    return DenoisingReport(
+        model=name,
+        kind=kind,
+        texts=len(texts),
+        tokens=len(test.ids),
+        vocabulary=len(vocabulary),
+        blocks=tuple(blocks),
+        monotone=float(falling.all(0).float().mean()),
+        steps_back=float((~falling).float().sum(0).mean()),
+    )
+
+
+@dataclass(frozen=True)
+class _States:
+    """Shapes: layers L + 1 times (N, D); ids and next_ids (N,), next_ids -1 at a text's end."""
+
+    layers: list[Tensor]
+    ids: Tensor
+    next_ids: Tensor
+
+
+class _Reader:
+    """Ridge regression on standardised states, for any number of targets: W = (X'X + r I)^-1 X'Y."""
+
+    def __init__(self, x: Tensor, ridge: float) -> None:
+        # Massive channels would own the penalty: every channel gets unit variance.
+        self._mean, self._scale = x.mean(0), x.std(0).clamp(min=1e-6)
+        self._x = self._standardised(x)
+        self._ridge = ridge
+        self._fitted: tuple[Tensor, Tensor] | None = None
+
+    def fit(self, y: Tensor, rows: Tensor | None = None) -> "_Reader":
+        x = self._x if rows is None else self._x[rows]
+        y = y if rows is None else y[rows]
+        gram = x.T @ x + self._ridge * len(x) * torch.eye(x.shape[1])
+        self._fitted = (torch.linalg.solve(gram, x.T @ (y - y.mean(0))), y.mean(0))
+        return self
+
+    def __call__(self, x: Tensor) -> Tensor:
+        assert self._fitted is not None
+        weight, mean = self._fitted
+        return self._standardised(x) @ weight + mean
+
+    def _standardised(self, x: Tensor) -> Tensor:
+        return (x - self._mean) / self._scale
+
+
+def _states(model: Any, tokenizer: Any, texts: Sequence[str]) -> _States:
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    layers: list[list[Tensor]] = []
+    ids: list[Tensor] = []
+    next_ids: list[Tensor] = []
+    ordered = sorted(texts, key=len)
+    for start in range(0, len(ordered), _BATCH):
+        batch = tokenizer(
+            ordered[start : start + _BATCH], padding=True, padding_side="right", return_tensors="pt"
+        )
+        mask = batch["attention_mask"].bool()
+        output = model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True
+        )
+        # The next token is -1 where there is none; the first token is left out.
+        following = F.pad(batch["input_ids"].masked_fill(~mask, -1)[:, 1:], (0, 1), value=-1)
+        real = mask.clone()
+        real[:, 0] = False
+        if not real.any():
+            raise PromptError("texts: got texts of one token each, expected sentences")
+        layers.append([state[real].float() for state in output.hidden_states])
+        ids.append(batch["input_ids"][real])
+        next_ids.append(following[real])
+    if len({len(row) for row in layers}) != 1:
+        raise ConfigError("the model gives another number of hidden states for every batch")
+    return _States(
+        [torch.cat([row[depth] for row in layers]) for depth in range(len(layers[0]))],
+        torch.cat(ids),
+        torch.cat(next_ids),
+    )
+
+
+def _one_hot(ids: Tensor, vocabulary: Tensor) -> Tensor:
+    return (ids[:, None] == vocabulary[None]).float()
+
+
+def _right(guessed: Tensor, true: Tensor) -> Interval:
+    return bootstrap_mean((guessed == true).double().numpy(), resamples=1000)

@@ -1,0 +1,84 @@
+"""Denoising reports of several models as one figure and one table."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmdiff.files import write_whole
+from llmdiff_lab.inspection.denoising import DenoisingReport
+
+_PANELS = (
+    ("distance", "distance to the final state"),
+    ("cosine", "cosine with the final state"),
+    ("final_r2", "final state found by a linear reader, R2"),
+    ("own_token", "own token named by a linear reader"),
+    ("next_token", "next token named by a linear reader"),
+)
+
+
+def save_denoising(
+    reports: Sequence[DenoisingReport], folder: Path, *, made_with: Mapping[str, Any] | None = None
+) -> list[Path]:
+    """The paths written into `folder`: denoising.json, denoising.png and denoising.md.
+
+    `made_with`: what else the JSON says, its command for instance.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    record = {**(made_with or {}), "models": [report.to_json() for report in reports]}
+    file = io.BytesIO()
+    denoising_figure(reports).savefig(file, format="png", dpi=90)
+    contents = {
+        "denoising.json": (json.dumps(record, indent=1) + "\n").encode(),
+        "denoising.png": file.getvalue(),
+        "denoising.md": denoising_table(reports).encode(),
+    }
+    for name, content in contents.items():
+        write_whole(folder / name, content)
+    return [folder / name for name in contents]
+
+
+def denoising_figure(reports: Sequence[DenoisingReport]) -> Any:
+    """A matplotlib figure: every quantity over the share of blocks done, a line for every model."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 7.5), layout="constrained")
+    places = list(figure.subplots(2, 3).flat)
+    for place, (name, title) in zip(places, _PANELS, strict=False):
+        for report in reports:
+            last = len(report.blocks) - 1
+            depths = [block.depth / last for block in report.blocks]
+            values = [getattr(block, name) for block in report.blocks]
+            means = [value if isinstance(value, float) else value.mean for value in values]
+            (line,) = place.plot(
+                depths, means, marker=".", label=f"{Path(report.model).name} ({report.kind})"
+            )
+            if not isinstance(values[0], float):
+                low, high = [value.low for value in values], [value.high for value in values]
+                place.fill_between(depths, low, high, alpha=0.2, color=line.get_color())
+        place.set(title=title, xlabel="share of blocks done")
+    places[0].set_yscale("symlog", linthresh=0.1)
+    handles, labels = places[0].get_legend_handles_labels()
+    places[-1].set_axis_off()
+    places[-1].legend(handles, labels, loc="center", frameon=False)
+    return figure
+
+
+def denoising_table(reports: Sequence[DenoisingReport]) -> str:
+    """A Markdown table: each model half-way and at its end."""
+    rows = [
+        "| model | kind | blocks | tokens that approach in every block | blocks that lead away, mean | "
+        "final state's R2 half-way | own token at the end | next token half-way | next token at the end |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for report in reports:
+        middle, last = report.blocks[len(report.blocks) // 2], report.blocks[-1]
+        rows.append(
+            f"| {Path(report.model).name} | {report.kind} | {len(report.blocks) - 1} | {100 * report.monotone:.1f} % | "
+            f"{report.steps_back:.1f} | {middle.final_r2:.2f} | {100 * last.own_token.mean:.0f} % | "
+            f"{100 * middle.next_token.mean:.0f} % | {100 * last.next_token.mean:.0f} % |"
+        )
+    return "\n".join(rows) + "\n"

@@ -1,0 +1,224 @@
+"""What linear probes recover of captions from scores, last-layer states, averaged states and a sentence encoder."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from llmdiff.errors import ConfigError
+from llmdiff.evaluation.statistics import bootstrap_mean, paired_difference
+from llmdiff.evaluation.suites import scenes_suite
+from llmdiff.files import write_whole
+from llmdiff.language.blocks import Lone
+from llmdiff.language.llm import DecoderLLM
+from llmdiff.openmoji.captions import caption
+from llmdiff.openmoji.contents import SPLITS, Split, World
+from llmdiff.openmoji.scenes import Content
+from llmdiff.training.bank import EncodingBank, by_length, in_batches
+from llmdiff_lab.inspection.block_sums import BlockSums, Sum
+from llmdiff_lab.inspection.probes import Batch, Targets, probe_answers, read_rightly, train_probe
+from llmdiff_lab.rivals.encoder import EncoderStates
+from llmdiff_lab.rivals.last_hidden import LastHiddenStates
+from llmdiff_lab.rivals.norm_average import NormAverageStates
+
+TITLES = {
+    "guided": "scores and lone updates, learned gains (ours)",
+    "paper": "scores, learned gains (the paper's sum)",
+    "last layer": "the LLM's last layer",
+    "norm-average": "the mean of all layers, each normalised",
+    "encoder": "a bidirectional sentence encoder's last layer",
+}
+REFERENCE = "last layer"
+_SUMS: tuple[Sum, ...] = ("guided", "paper")
+_BATCH = 32
+_STREAM = 13
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSettings:
+    """What a table of probes depends on.
+
+    `captions` train a probe, in the words of training; `tests` of every split are asked for. `steps` of training
+    with `batch` captions each. `template` stands around what the LLM reads. `encoder`: None leaves it out.
+
+    Raises:
+        ConfigError: a number below 1, or an unknown split.
+    """
+
+    llm: str = "smollm2-135m"
+    encoder: str | None = None
+    captions: int = 1500
+    tests: int = 150
+    steps: int = 600
+    batch: int = 64
+    lone: Lone = "token+bos"
+    template: str | None = None
+    objects: int = 24
+    splits: tuple[Split, ...] = SPLITS
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("captions", "tests", "steps", "batch"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
+        unknown = [split for split in self.splits if split not in SPLITS]
+        if unknown:
+            raise ConfigError(f"splits: got {unknown[0]!r}, expected some of {', '.join(SPLITS)}")
+
+    @property
+    def encodings(self) -> tuple[str, ...]:
+        """The rows of the table, in the order in which they are measured."""
+        return tuple(name for name in TITLES if name != "encoder" or self.encoder is not None)
+
+
+def measure_probes(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
+    """Return the table, after whatever rows of it are not yet in `folder`/rows; shows progress bars.
+
+    For every encoding, split and kind of content (see `read_rightly`): accuracy with its interval; and for every
+    encoding the difference to the LLM's last layer on the same captions.
+
+    Raises:
+        LLMNotFoundError: the LLM or the encoder is not to be had.
+        OutputError: the folder cannot be written.
+    """
+    captions = _Captions(settings)
+    readers = _Readers(settings, captions.texts)
+    right: dict[str, dict[str, dict[str, list[int]]]] = {}
+    for encoding in settings.encodings:
+        place = folder / "rows" / f"{encoding.replace(' ', '-')}.json"
+        kept = _kept(place, settings)
+        if kept is None:
+            kept = _measure(encoding, settings, captions, readers)
+            write_whole(place, json.dumps({"settings": _plain(settings), "right": kept}) + "\n")
+        right[encoding] = kept
+    return {
+        "settings": _plain(settings),
+        "titles": {name: TITLES[name] for name in settings.encodings},
+        "reference": REFERENCE,
+        "table": {
+            name: {
+                split: {kind: asdict(bootstrap_mean(values)) for kind, values in kinds.items() if values}
+                for split, kinds in splits.items()
+            }
+            for name, splits in right.items()
+        },
+        "differences": {
+            name: {
+                split: {
+                    kind: asdict(paired_difference(values, right[REFERENCE][split][kind]))
+                    for kind, values in kinds.items()
+                    if values
+                }
+                for split, kinds in splits.items()
+            }
+            for name, splits in right.items()
+            if name != REFERENCE
+        },
+    }
+
+
+class _Captions:
+    """Training captions, then those of every split, as one list; and what each says."""
+
+    def __init__(self, settings: ProbeSettings) -> None:
+        world, rng = World(objects=settings.objects), np.random.default_rng([settings.seed, _STREAM])
+        contents = [world.training_content(rng) for _ in range(settings.captions)]
+        self.texts = [caption(content, world, rng) for content in contents]
+        self.trained = Targets.of(contents, world)
+        self.tested: dict[str, tuple[int, Targets]] = {}
+        for split in settings.splits:
+            rows = scenes_suite(settings.tests, settings.seed, world, splits=(split,))
+            asked: list[Content] = [row.content for row in rows]
+            self.tested[split] = (len(self.texts), Targets.of(asked, world))
+            self.texts += [row.prompt for row in rows]
+
+
+class _Readers:
+    """The models that read captions, each loaded and asked only where a row needs it."""
+
+    def __init__(self, settings: ProbeSettings, texts: Sequence[str]) -> None:
+        self._settings, self._texts = settings, texts
+        self._llm: DecoderLLM | None = None
+        self._sums: BlockSums | None = None
+
+    def batch(self, encoding: str) -> tuple[Batch, int, list[nn.Parameter]]:
+        """Return how to encode captions by their indices, the width, and what of it learns."""
+        if encoding in _SUMS:
+            sums = self._block_sums()
+            kind: Sum = "guided" if encoding == "guided" else "paper"
+            gains = sums.fresh_gains(kind)
+            learned = [gains.gamma] if gains.kappa is None else [gains.gamma, gains.kappa]
+            return lambda indices: sums.encode(indices, kind, gains), sums.llm.hidden_size, learned
+        self._sums = None  # gigabytes that the other rows do not need
+        template = self._settings.template
+        if encoding == "encoder":
+            source: Any = EncoderStates.from_pretrained(str(self._settings.encoder))
+        elif encoding == "last layer":
+            source = LastHiddenStates(self.llm, template=template)
+        else:
+            source = NormAverageStates(self.llm, template=template)
+        order = by_length(self._texts)
+        batches = in_batches([self._texts[index] for index in order], batch=_BATCH, title=encoding)
+        bank = EncodingBank((source.encode(part) for part in batches), order)
+        return bank.batch, source.hidden_size, []
+
+    @property
+    def llm(self) -> DecoderLLM:
+        if self._llm is None:
+            self._llm = DecoderLLM.from_pretrained(self._settings.llm)
+        return self._llm
+
+    def _block_sums(self) -> BlockSums:
+        if self._sums is None:
+            settings = self._settings
+            self._sums = BlockSums(
+                self.llm, self._texts, template=settings.template, lone=settings.lone, title="scores"
+            )
+        return self._sums
+
+
+def _measure(
+    encoding: str, settings: ProbeSettings, captions: _Captions, readers: _Readers
+) -> dict[str, dict[str, list[int]]]:
+    """What a probe of this encoding read rightly: split, kind of content => 0 or 1 for each caption that has it."""
+    batch, width, gains = readers.batch(encoding)
+    probe = train_probe(
+        batch,
+        captions.trained,
+        width,
+        gains=gains,
+        steps=settings.steps,
+        batch_size=settings.batch,
+        seed=settings.seed,
+    )
+    found: dict[str, dict[str, list[int]]] = {}
+    for split, (start, asked) in captions.tested.items():
+        answers = probe_answers(probe, _from(batch, start), asked)
+        right = read_rightly(answers, asked)
+        found[split] = {kind: values.int().tolist() for kind, values in right.items()}
+    return found
+
+
+def _from(batch: Batch, start: int) -> Callable[[Sequence[int]], Any]:
+    return lambda indices: batch([start + index for index in indices])
+
+
+def _plain(settings: ProbeSettings) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
+    return plain
+
+
+def _kept(place: Path, settings: ProbeSettings) -> dict[str, dict[str, list[int]]] | None:
+    """A row that was measured before with the same settings, None for any other."""
+    try:
+        record = json.loads(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(record, dict) or record.get("settings") != _plain(settings):
+        return None
+    right: dict[str, dict[str, list[int]]] = record["right"]
+    return right

@@ -1,0 +1,180 @@
+"""A score report as pictures and as one page that needs nothing else."""
+
+import html
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from llmdiff.files import write_whole
+from llmdiff_lab.inspection.scores import Rows, ScoreReport
+
+_PANELS = (
+    ("context_norm", "context update |u|", "log", "magma"),
+    ("lone_norm", "lone update |v|", "log", "magma"),
+    ("score_norm", "score |u - v|", "log", "magma"),
+    ("cosine", "cosine of u and v", "signed", "RdBu_r"),
+    ("added", "what the block adds to c", "linear", "viridis"),
+    ("running", "cosine of c so far and c", "signed", "RdBu_r"),
+)
+_STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem}"
+    "svg{max-width:100%;height:auto}table{border-collapse:collapse}"
+    "td,th{padding:.2rem .7rem;border-bottom:1px solid #8884;text-align:right}"
+    "td:first-child,th:first-child{text-align:left}"
+)
+
+
+def save_scores(report: ScoreReport, folder: Path) -> list[Path]:
+    """The paths written into `folder`: scores.json, scores.png, scores.svg and scores.html.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    figure = score_figure(report)
+    svg = _rendered(figure, "svg")
+    contents: dict[str, bytes] = {
+        "scores.json": (json.dumps(report.to_json(), indent=1) + "\n").encode(),
+        "scores.png": _rendered(figure, "png"),
+        "scores.svg": svg,
+        "scores.html": score_page(report, svg.decode()).encode(),
+    }
+    for name, content in contents.items():
+        write_whole(folder / name, content)
+    return [folder / name for name in contents]
+
+
+def score_figure(report: ScoreReport) -> Any:
+    """A matplotlib figure: blocks against tokens for every quantity, and the learned weights below."""
+    from matplotlib.figure import Figure
+
+    tokens, rows = len(report.tokens), 4
+    figure = Figure(figsize=(max(11.0, 0.36 * tokens * 3 + 4), 4.2 * rows), layout="constrained")
+    axes = figure.subplots(rows, 3)
+    figure.suptitle(f"{report.prompt}\n{report.llm}, alone = {report.lone}, encoding = {report.encoding}")
+    for place, (name, title, scale, colours) in zip(axes[:2].flat, _PANELS, strict=True):
+        _heat_map(figure, place, getattr(report, name), report.tokens, title, scale, colours)
+    _gains(axes[2, 0], report)
+    _approach(axes[2, 1], report)
+    _states(axes[2, 2], report)
+    _sink(axes[3, 0], report)
+    grid = axes[3, 0].get_gridspec()
+    for place in axes[3, 1:]:
+        place.remove()
+    if report.gates is not None:
+        _gates(figure.add_subplot(grid[3, 1:]), report.gates)
+    return figure
+
+
+def score_page(report: ScoreReport, svg: str) -> str:
+    """One HTML page with the figure inside it; it loads nothing from anywhere."""
+    sink = report.sink
+    rows = "".join(
+        f"<tr><td>{html.escape(token)}</td><td>{x0:.2f}</td><td>{c:.2f}</td></tr>"
+        for token, x0, c in zip(report.tokens, report.x0_norm, report.encoding_norm, strict=True)
+    )
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; style-src 'unsafe-inline'; "
+        'img-src data:">'
+        f"<title>Scores: {html.escape(report.prompt)}</title><style>{_STYLE}</style>"
+        f"<h1>{html.escape(report.prompt)}</h1>"
+        f"<p>{html.escape(report.llm)}, {len(report.context_norm)} blocks. The largest context update has "
+        f"{html.escape(repr(sink['text']))} in block {sink['block']}: {sink['context_norm']:,.0f}, against a "
+        f"median of {sink['median_context_norm']:,.1f}. Alone the same token gets {sink['lone_norm']:,.0f}, "
+        f"so that its score is {sink['score_norm']:,.0f}.</p>"
+        f"{svg[svg.index('<svg') :]}"
+        f"<h2>Tokens</h2><table><tr><th>token</th><th>|x_0|</th><th>|c|</th></tr>{rows}</table></html>\n"
+    )
+
+
+def _heat_map(
+    figure: Any, place: Any, rows: Rows, tokens: tuple[str, ...], title: str, scale: str, colours: str
+) -> None:
+    from matplotlib.colors import LogNorm
+
+    values = [value for row in rows for value in row]
+    limits: dict[str, Any] = {"signed": {"vmin": -1, "vmax": 1}, "linear": {"vmin": 0}}.get(scale, {})
+    if scale == "log":
+        positive = sorted(value for value in values if value > 0) or [1.0]
+        # BOS has no score at all: its zeros must not stretch the colours.
+        limits = {
+            "norm": LogNorm(vmin=positive[len(positive) // 50], vmax=max(positive[-1], positive[0] * 1.01))
+        }
+    image = place.imshow(rows, aspect="auto", cmap=colours, origin="lower", interpolation="nearest", **limits)
+    place.set_title(title)
+    place.set_ylabel("block")
+    place.set_xticks(range(len(tokens)), [_label(token) for token in tokens], rotation=90, fontsize=8)
+    figure.colorbar(image, ax=place, shrink=0.9)
+
+
+def _gains(place: Any, report: ScoreReport) -> None:
+    gains = report.gains
+    place.plot(gains.gamma, label="gamma (scores)", marker=".")
+    if gains.kappa is not None:
+        place.plot(gains.kappa, label="kappa (lone updates)", marker=".")
+    place.plot([value**0.5 for value in gains.h], label="sqrt(h) (noise)", marker=".")
+    place.axhline(0, color="gray", linewidth=0.5)
+    place.set(title="learned weights of the blocks", xlabel="block", ylim=(-0.5, None))
+    place.legend(fontsize=8, loc="lower left")
+
+
+def _approach(place: Any, report: ScoreReport) -> None:
+    for index, token in enumerate(report.tokens):
+        if index:
+            place.plot([row[index] for row in report.along], alpha=0.6, label=_label(token))
+    place.axhline(0, color="gray", linewidth=0.5)
+    place.set(title="cosine of what a block adds and c", xlabel="block", ylim=(-1, 1))
+    if len(report.tokens) <= 12:
+        place.legend(fontsize=7, ncols=2)
+
+
+def _states(place: Any, report: ScoreReport) -> None:
+    for index, token in enumerate(report.tokens):
+        place.plot([row[index] for row in report.state_norm], alpha=0.6, label=_label(token))
+    place.set(title="norm of the token's state |x|", xlabel="block", yscale="log")
+    if len(report.tokens) <= 12:
+        place.legend(fontsize=7, ncols=2)
+
+
+def _sink(place: Any, report: ScoreReport) -> None:
+    """The attention sink beside the other tokens, without and with the subtraction of the lone update."""
+    sink = report.sink
+    place.plot(sink["without"], marker=".", label="without subtraction, |u|")
+    place.plot(sink["with"], marker=".", label="with, |u - v|")
+    place.axhline(1, color="gray", linewidth=0.5)
+    place.set(title=f"sink {_label(sink['text'])}, others' median = 1", xlabel="block")
+    place.set_yscale("symlog", linthresh=1)
+    place.set_ylim(bottom=0)
+    place.legend(fontsize=8)
+
+
+def _gates(place: Any, gates: dict[str, tuple[float, float]]) -> None:
+    at = range(len(gates))
+    place.bar(
+        [x - 0.2 for x in at], [first for first, _ in gates.values()], 0.4, label="pretrained, a1 exp(b1)"
+    )
+    place.bar([x + 0.2 for x in at], [new for _, new in gates.values()], 0.4, label="new, a2 exp(b2)")
+    # down_blocks_1_attentions_0_transformer_blocks_0_attn2 => down 1 0 0
+    common = {"blocks", "block", "attentions", "transformer", "attn", "attn2"}
+    labels = [" ".join(word for word in re.split(r"[._]", name) if word not in common) for name in gates]
+    place.set_xticks(at, labels, rotation=90 if len(gates) > 12 else 0, fontsize=8)
+    place.axhline(0, color="gray", linewidth=0.5)
+    place.set_title("gates of the attention layers")
+    place.legend(fontsize=8)
+
+
+def _label(token: str) -> str:
+    # "$" would begin a formula.
+    return token.strip().replace("$", r"\$") or repr(token)
+
+
+def _rendered(figure: Any, kind: str) -> bytes:
+    file = io.BytesIO()
+    import matplotlib
+
+    # A fixed salt and no date: the same report gives the same bytes.
+    with matplotlib.rc_context({"svg.hashsalt": "llmdiff"}):
+        figure.savefig(file, format=kind, dpi=90, metadata={"Date": None} if kind == "svg" else None)
+    return file.getvalue()

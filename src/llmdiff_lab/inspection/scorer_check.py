@@ -1,0 +1,128 @@
+"""How far the exact scorer is to be trusted: its verdicts on real renders against the scenes' own ground truth."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmdiff.errors import ConfigError
+from llmdiff.evaluation.metrics.tally import as_figure
+from llmdiff.evaluation.scenes_check import to_checker_input
+from llmdiff.evaluation.statistics import bootstrap_mean
+from llmdiff.evaluation.tables import figure_text, text_table
+from llmdiff.evaluation.verdicts import SeenScene, Verdict, scene_as_seen, verdict
+from llmdiff.openmoji.contents import World
+from llmdiff.openmoji.scenes import Content
+from llmdiff_lab.world_build.checker import real_renders, spoil, to_uint8
+from llmdiff_lab.world_build.dataset import near_miss
+
+Reader = Callable[[NDArray[np.uint8]], Sequence[SeenScene]]
+"""Pictures (N, H, W, 3) => what each shows."""
+_PARTS = ("things", "colours", "count", "relation", "size", "background")
+
+
+def check_scorer(read: Reader, world: World, *, renders: int = 900, seed: int = 0) -> dict[str, Any]:
+    """What a reader's verdicts are worth, on fresh renders of every split, clean and spoilt as drawn pictures are.
+
+    Every render is compared with three captions' contents: its own, that of a near miss (one respect differs), and that
+    of another render (`shuffled`, the chance level). `score` is the share that the reader calls exactly right, `truth`
+    the share that is; `agreement` the share of verdicts that are those of the ground truth, `kappa` Cohen's, which
+    is 0 for agreement by chance. `parts` is the agreement on each part of what a caption asks for.
+
+    Raises:
+        ConfigError: less than two renders.
+    """
+    if renders < 2:
+        raise ConfigError(f"renders: got {renders}, expected at least 2")
+    rng = np.random.default_rng([seed, 14])
+    contents, scenes, images = real_renders(world, rng, renders, 64)
+    truths = [scene_as_seen(scene) for scene in scenes]
+    asked = {
+        "own": contents,
+        "near miss": [near_miss(content, world, rng, held_out=True) for content in contents],
+        # Seven on: another content of another split.
+        "shuffled": [contents[(index + 7) % renders] for index in range(renders)],
+    }
+    spoilt = to_uint8(spoil(to_checker_input(images), rng, clean_share=0.0))
+    return {
+        "renders": renders,
+        "seed": seed,
+        "pictures": {
+            name: _compared(read(pictures), truths, asked)
+            for name, pictures in (("clean", images), ("spoilt", spoilt))
+        },
+    }
+
+
+def scorer_tables(report: dict[str, Any], *, markdown: bool = False) -> str:
+    """The figures in percent: scores and agreement for each kind of caption, and agreement by part."""
+    rows = [
+        ["%", "says right", "is right", "agreement", "kappa", "said right, is wrong", "said wrong, is right"]
+    ]
+    parts = [["agreement, %", *_PARTS]]
+    for pictures, found in report["pictures"].items():
+        for caption, row in found["captions"].items():
+            shown = [figure_text(_in_percent(row[name])) for name in ("score", "truth", "agreement")]
+            wrong = [f"{100 * row[name]:.2f}" for name in ("false_right", "false_wrong")]
+            kappa = "-" if row["kappa"] is None else f"{row['kappa']:.4f}"
+            rows.append([f"{pictures}, {caption}", *shown, kappa, *wrong])
+        parts.append([pictures, *(f"{100 * found['parts'][part]:.2f}" for part in _PARTS)])
+    notes = f"{report['renders']} renders of all splits; 95 % bootstrap intervals over renders.\n"
+    return "\n\n".join([text_table(rows, markdown), text_table(parts, markdown), notes])
+
+
+def cohens_kappa(said: NDArray[np.bool_], true: NDArray[np.bool_]) -> float | None:
+    """The agreement of a judge with the truth beyond chance; None where the truth is always the same, and says nothing.
+
+    Source: Cohen 1960.
+    """
+    if true.all() or not true.any():
+        return None
+    observed = float((said == true).mean())
+    yes, yes_true = float(said.mean()), float(true.mean())
+    by_chance = yes * yes_true + (1 - yes) * (1 - yes_true)
+    return (observed - by_chance) / (1 - by_chance)
+
+
+def _compared(
+    seen: Sequence[SeenScene], truths: Sequence[SeenScene], asked: dict[str, list[Content]]
+) -> dict[str, Any]:
+    captions: dict[str, Any] = {}
+    agree: dict[str, list[bool]] = {part: [] for part in _PARTS}
+    said_of, true_of = [], []
+    for name, contents in asked.items():
+        ours = [verdict(content, one) for content, one in zip(contents, seen, strict=True)]
+        theirs = [verdict(content, one) for content, one in zip(contents, truths, strict=True)]
+        said, true = (np.array([one.exact for one in found]) for found in (ours, theirs))
+        captions[name] = _row(said, true)
+        said_of.append(said)
+        true_of.append(true)
+        for one, other in zip(ours, theirs, strict=True):
+            for part in _PARTS:
+                if getattr(other, part) is not None:
+                    agree[part].append(_part(one, part) == _part(other, part))
+    captions["all"] = _row(np.concatenate(said_of), np.concatenate(true_of))
+    return {
+        "captions": captions,
+        "parts": {part: float(np.mean(values)) if values else 1.0 for part, values in agree.items()},
+    }
+
+
+def _row(said: NDArray[np.bool_], true: NDArray[np.bool_]) -> dict[str, Any]:
+    figures = {"score": said, "truth": true, "agreement": said == true}
+    return {
+        **{name: as_figure(bootstrap_mean(values.astype(np.float64))) for name, values in figures.items()},
+        "kappa": cohens_kappa(said, true),
+        "false_right": float((said & ~true).mean()),
+        "false_wrong": float((~said & true).mean()),
+    }
+
+
+def _part(found: Verdict, part: str) -> bool:
+    value = getattr(found, part)
+    return value == "right" if part == "relation" else bool(value)
+
+
+def _in_percent(figure: dict[str, float]) -> dict[str, float]:
+    return {name: 100 * value for name, value in figure.items()}

@@ -1,0 +1,131 @@
+"""LaVi-Bridge: a feed-forward adapter between an LLM and a denoiser, with LoRA in both."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmdiff.language.llm import DecoderLLM
+from llmdiff.types import TextEncoding
+from llmdiff_lab.rivals.connector import Connector
+from llmdiff_lab.rivals.lora import RemovableLora, layers_within
+
+RANK, DROPOUT = 32, 0.1
+_DENOISER_KINDS = frozenset({"ResnetBlock2D", "Attention", "GEGLU"})
+
+
+class LaviBridgeConnector(Connector):
+    """Two feed-forward stages from the LLM's last hidden states to the U-Net's text states:
+
+        c = FF2(LN2(FF1(LN1(h)))),   FF(x) = W2 dropout((W1a x) * gelu(W1b x)),   inner width 4 times the input
+        FF1: D -> (D + W) / 2,   FF2: (D + W) / 2 -> W
+
+    and LoRA of rank 32 in every projection of the LLM's attention, and in every layer of the U-Net's residual
+    blocks, attentions and gated feed-forwards. The LLM runs in every training step, with gradients.
+
+    Shapes: h (B, T, D) => (B, T, W).
+    Source: Zhao et al. 2024 (arXiv 2403.07860) and the released code (rank 32, dropout 0.1; 4096 -> 2432 -> 768
+        for Llama 2, 1024 -> 896 -> 768 for T5-large). Padding is masked, which the release reads. All parts learn
+        at one rate, where the release trains the LLM's LoRA at a twentieth of it. LoRA is peft's: dropout before
+        A and A drawn as in a linear layer, where the release has dropout behind B and draws A with
+        standard deviation 1 / rank.
+    """
+
+    keeps = "texts"
+
+    def __init__(
+        self,
+        llm: DecoderLLM,
+        denoiser: nn.Module,
+        *,
+        width: int,
+        rank: int = RANK,
+        dropout: float = DROPOUT,
+        template: str | None = None,
+        max_length: int = 512,
+    ) -> None:
+        super().__init__()
+        self.llm = llm
+        self.id = llm.id
+        self.template = template
+        self.max_length = max_length
+        middle = (llm.hidden_size + width) // 2
+        self.norm1, self.norm2 = nn.LayerNorm(llm.hidden_size), nn.LayerNorm(middle)
+        self.ff1 = _FeedForward(llm.hidden_size, middle, dropout)
+        self.ff2 = _FeedForward(middle, width, dropout)
+        self.llm_lora = llm_lora(llm, rank=rank, dropout=dropout)
+        self.denoiser_lora = denoiser_lora(denoiser, rank=rank, dropout=dropout)
+
+    def read(self, prompts: Sequence[str]) -> list[str]:
+        """Return the prompts themselves: nothing before the first trained layer is worth keeping."""
+        return list(prompts)
+
+    def carried(self, raw: Sequence[str]) -> TextEncoding:
+        """Return the U-Net's text states of the prompts, (B, T, W)."""
+        last = self._last_hidden(raw)
+        states = self.ff2(self.norm2(self.ff1(self.norm1(last.states))))
+        return TextEncoding(
+            states=states.masked_fill(~last.token_mask[..., None], 0), token_mask=last.token_mask
+        )
+
+    def _last_hidden(self, prompts: Sequence[str]) -> TextEncoding:
+        """The LLM's last states of the kept tokens, with gradients for its LoRA."""
+        llm = self.llm
+        tokens = llm.tokenize(list(prompts), template=self.template, max_length=self.max_length)
+        rows = [ids[real].tolist() for ids, real in zip(tokens.input_ids, tokens.token_mask, strict=True)]
+        # What the LLM reads: the prefix (BOS first), the context, the kept tokens without their BOS.
+        runs = [
+            [*tokens.prefix_ids, *context, *row[1:]]
+            for context, row in zip(tokens.context_ids, rows, strict=True)
+        ]
+        ids = torch.zeros(len(runs), max(map(len, runs)), dtype=torch.int64)
+        places = torch.zeros(tokens.input_ids.shape, dtype=torch.int64)
+        for b, (run, row) in enumerate(zip(runs, rows, strict=True)):
+            ids[b, : len(run)] = torch.tensor(run)
+            places[b, 1 : len(row)] = torch.arange(len(run) - len(row) + 1, len(run))
+        # Padded on the right under a causal mask: no real token sees padding.
+        with self.llm_lora.applied(llm.model.base_model):
+            output: Any = llm.model.base_model(input_ids=ids.to(llm.device), use_cache=False)
+        last: Tensor = output.last_hidden_state.float()
+        places, mask = places.to(last.device), tokens.token_mask.to(last.device)
+        kept = last.gather(1, places[..., None].expand(-1, -1, last.shape[-1]))
+        return TextEncoding(states=kept, token_mask=mask)
+
+    def extended(self, denoiser: nn.Module) -> AbstractContextManager[Any]:
+        """Return a context where the denoiser has its LoRA."""
+        return self.denoiser_lora.applied(denoiser)
+
+    def is_hidden(self, name: str) -> bool:
+        """Return whether it is a matrix of the feed-forward stages; LoRA's are too thin for Muon."""
+        return ".ff1." in name or ".ff2." in name
+
+
+def denoiser_lora(denoiser: nn.Module, *, rank: int = RANK, dropout: float = DROPOUT) -> RemovableLora:
+    """Return new LoRA layers for a U-Net, where LaVi-Bridge has its own."""
+    return RemovableLora(denoiser, layers_within(denoiser, _DENOISER_KINDS), rank=rank, dropout=dropout)
+
+
+def llm_lora(llm: DecoderLLM, *, rank: int = RANK, dropout: float = DROPOUT) -> RemovableLora:
+    """Return new LoRA layers for `llm.model.base_model`, where LaVi-Bridge has its own."""
+    model = llm.model.base_model
+    # An LLM's is called LlamaAttention, MistralAttention and so on.
+    attention = frozenset(
+        type(module).__name__ for module in model.modules() if type(module).__name__.endswith("Attention")
+    )
+    return RemovableLora(model, layers_within(model, attention), rank=rank, dropout=dropout)
+
+
+class _FeedForward(nn.Module):
+    def __init__(self, width: int, out_width: int, dropout: float) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, 2 * 4 * width)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(4 * width, out_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, gate = self.proj(x).chunk(2, dim=-1)
+        result: Tensor = self.out(self.dropout(x * F.gelu(gate)))
+        return result

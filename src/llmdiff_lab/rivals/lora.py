@@ -1,0 +1,83 @@
+"""LoRA layers by peft that can be put into a model and taken out again, the very same objects."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from llmdiff.environment import check_extra
+
+_NAME = "lavi"
+
+
+class RemovableLora(nn.Module):
+    """Low-rank updates of a model's linear and convolutional layers: W x + B A x, B = 0 at the start.
+
+    A and B are its parameters; the model's own weights are not. Outside `applied` the model is untouched.
+
+    Source: Hu et al. 2021 (arXiv 2106.09685), scale alpha / rank = 1.
+    """
+
+    def __init__(self, model: nn.Module, names: Iterable[str], *, rank: int, dropout: float) -> None:
+        """`names`: the layers to update, by module name.
+
+        Raises:
+            LLMDiffError: peft is not installed.
+        """
+        super().__init__()
+        check_extra("benchmark", "peft")
+        from peft import LoraConfig, inject_adapter_in_model
+
+        chosen = list(names)
+        originals = {name: model.get_submodule(name) for name in chosen}
+        wanted = {id(parameter): parameter.requires_grad for parameter in model.parameters()}
+        attributes = set(vars(model))
+        config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=dropout, target_modules=chosen)
+        inject_adapter_in_model(config, model, adapter_name=_NAME)
+        self._layers: dict[str, Any] = {name: model.get_submodule(name) for name in chosen}
+        for name, original in originals.items():
+            _put(model, name, original)
+        for added in set(vars(model)) - attributes:
+            delattr(model, added)
+        for parameter in model.parameters():
+            parameter.requires_grad_(wanted[id(parameter)])
+        # Registered by their parts: the layers themselves hold the model's weights.
+        self.down = nn.ModuleDict()
+        self.up = nn.ModuleDict()
+        for name, layer in self._layers.items():
+            self.down[name.replace(".", "/")] = layer.lora_A[_NAME].requires_grad_(True)
+            self.up[name.replace(".", "/")] = layer.lora_B[_NAME].requires_grad_(True)
+
+    def train(self, mode: bool = True) -> "RemovableLora":
+        """Return itself, in this mode: dropout is inside the layers."""
+        super().train(mode)
+        for layer in self._layers.values():
+            layer.lora_dropout.train(mode)
+        return self
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """Return a context where the model it was made for has the updates."""
+        for name, layer in self._layers.items():
+            _put(model, name, layer)
+        try:
+            yield
+        finally:
+            for name, layer in self._layers.items():
+                _put(model, name, layer.base_layer)
+
+
+def layers_within(model: nn.Module, kinds: frozenset[str]) -> list[str]:
+    """Return the linear and convolutional layers below modules of these classes, by name."""
+    inside = [name for name, module in model.named_modules() if type(module).__name__ in kinds]
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and any(name.startswith(f"{top}.") for top in inside)
+    ]
+
+
+def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent) if parent else model, last, layer)

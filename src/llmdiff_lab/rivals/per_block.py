@@ -1,0 +1,71 @@
+"""Per-block injection: every attention layer of the denoiser reads another block of the LLM."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from llmdiff.language.llm import DecoderLLM
+from llmdiff.types import TextEncoding
+from llmdiff_lab.rivals.block_inputs import layer_normed, read_blocks
+from llmdiff_lab.rivals.connector import Connector
+
+
+class PerBlockConnector(Connector):
+    """Attention layer i of n reads the output of LLM block b(i) through a projection of its own:
+
+        c_i = W_i LN(x_{b(i)}),   b(i) = round((i + 1) L / n), from the first blocks to the last
+
+    Keys and values are the layer's own, frozen projections of c_i.
+
+    Shapes: x (B, T, D), W_i (W, D) without bias => n times (B, T, W) side by side.
+    Source: Liu et al. 2024 (Playground v3, arXiv 2409.10695) and HiDream-I1 (2025): one LLM layer per denoiser
+        block, in HiDream with one bias-free projection each. Both train the denoiser on it, ours is frozen; with
+        fewer layers than blocks, every few blocks one is read; LN is ours, against the massive activations of small
+        LLMs.
+    """
+
+    def __init__(
+        self,
+        llm: DecoderLLM,
+        layers: Sequence[str],
+        *,
+        width: int,
+        template: str | None = None,
+        max_length: int = 512,
+    ) -> None:
+        super().__init__()
+        self.llm = llm
+        self.id = llm.id
+        self.layers = tuple(layers)
+        self.template = template
+        self.max_length = max_length
+        count = len(self.layers)
+        # b(i) as an index from 0: layers are in the order in which the U-Net's modules are listed.
+        self.read_blocks = tuple(round((i + 1) * llm.num_blocks / count) - 1 for i in range(count))
+        self.read_blocks = tuple(max(0, block) for block in self.read_blocks)
+        self.projections = nn.ModuleList(nn.Linear(llm.hidden_size, width, bias=False) for _ in self.layers)
+
+    def start(self, rms: float) -> None:
+        """Fill the projections at random, for states of this root mean square; returns nothing."""
+        for projection in self.projections:
+            assert isinstance(projection, nn.Linear)
+            nn.init.normal_(projection.weight, std=rms * projection.in_features**-0.5)
+
+    def read(self, prompts: Sequence[str]) -> TextEncoding:
+        """Return the normalised outputs of the layers' blocks side by side, (B, T, n * D)."""
+        outputs: dict[int, Tensor] = {}
+
+        def keep(index: int, x: Tensor, u: Tensor) -> None:
+            if index in self.read_blocks:
+                outputs[index] = layer_normed(x + u)
+
+        mask = read_blocks(self.llm, prompts, keep, template=self.template, max_length=self.max_length)
+        states = torch.cat([outputs[block] for block in self.read_blocks], dim=-1)
+        return TextEncoding(states=states, token_mask=mask)
+
+    def carried(self, raw: TextEncoding) -> TextEncoding:
+        """Return all layers' states side by side, (B, T, n * W)."""
+        parts = raw.states.to(next(self.parameters()).device).chunk(len(self.layers), dim=-1)
+        projected = [layer(part) for layer, part in zip(self.projections, parts, strict=True)]
+        return TextEncoding(states=torch.cat(projected, dim=-1), token_mask=raw.token_mask)

@@ -1,0 +1,282 @@
+"""Every way to condition that can be compared, by name: published rivals, ours, and ours with parts removed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from llmdiff.adapter import families, layers
+from llmdiff.adapter.adapter import LLMDiffAdapter
+from llmdiff.adapter.refiner import LAYERS
+from llmdiff.errors import ConfigError
+from llmdiff.language.blocks import Lone
+from llmdiff.language.llm import DecoderLLM
+from llmdiff_lab.rivals.base_text import BaseTextStates
+from llmdiff_lab.rivals.block_posterior import BlockPosterior
+from llmdiff_lab.rivals.conditioning import Conditioning
+from llmdiff_lab.rivals.connector import Connector, ConnectorConditioning, check_family
+from llmdiff_lab.rivals.context_only import ContextOnly
+from llmdiff_lab.rivals.ella import EllaConnector
+from llmdiff_lab.rivals.encoder import EncoderStates
+from llmdiff_lab.rivals.first_states import FirstStates
+from llmdiff_lab.rivals.last_hidden import LastHiddenStates
+from llmdiff_lab.rivals.lavi_bridge import LaviBridgeConnector, denoiser_lora, llm_lora
+from llmdiff_lab.rivals.layer_weights import LayerWeights
+from llmdiff_lab.rivals.learned_source import LearnedSource
+from llmdiff_lab.rivals.llm4gen import Llm4GenConnector
+from llmdiff_lab.rivals.norm_average import NormAverageStates
+from llmdiff_lab.rivals.penultimate import PenultimateStates
+from llmdiff_lab.rivals.per_block import PerBlockConnector
+from llmdiff_lab.rivals.two_branch import AdapterConditioning
+
+Group = Literal["base", "encoders", "layers", "published", "ours", "parts removed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What rivals are made from.
+
+    Fields:
+        pipe: the frozen base pipeline. llm, encoder, t5: frozen readers; None where there is none.
+        template, lone: of everything that reads the LLM, and of our encodings.
+        captions: ordinary captions that set fixed scales; none where saved ones follow.
+        seed: of the random weights.
+    """
+
+    pipe: Any
+    llm: DecoderLLM | None = None
+    encoder: EncoderStates | None = None
+    t5: EncoderStates | None = None
+    template: str | None = None
+    lone: Lone = "token+bos"
+    captions: Sequence[str] = ()
+    base_model_id: str | None = None
+    seed: int = 0
+
+
+Make = Callable[[Parts], Conditioning]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rival:
+    """One row: a name, what it is in a few words, which frozen reader it needs, and how it is made."""
+
+    name: str
+    title: str
+    group: Group
+    needs: Literal["llm", "encoder", "t5"] | None
+    make: Make
+
+
+def create(name: str, parts: Parts) -> Conditioning:
+    """Return the named way to condition, untrained; torch's global random state stays as it was.
+
+    Raises:
+        ConfigError: no such name, or `parts` lacks what it reads with.
+    """
+    row = rival(name)
+    if row.needs is not None and getattr(parts, row.needs) is None:
+        raise ConfigError(f"rival {name!r} needs {row.needs}, which is None: load one and pass it")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(parts.seed)
+        return row.make(parts)
+
+
+def rival(name: str) -> Rival:
+    """Return the row of this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in RIVALS:
+        raise ConfigError(f"rival is {name!r}, expected one of {', '.join(RIVALS)}")
+    return RIVALS[name]
+
+
+def _adapter(parts: Parts, source: Any, **context: Any) -> LLMDiffAdapter:
+    context = {"encoding": None, "num_blocks": 0, **context}
+    more = {"sample_prompts": list(parts.captions[:16])} if parts.captions else {}
+    adapter: LLMDiffAdapter = LLMDiffAdapter.create(
+        parts.pipe,
+        llm_id=source.id,
+        hidden_size=source.hidden_size,
+        base_model_id=parts.base_model_id,
+        **context,
+        **more,
+    )
+    return adapter
+
+
+def _reads(make_source: Callable[[Parts], Any], *, refiner_layers: int = 0) -> Make:
+    """The library's adapter on the states of a source."""
+
+    def make(parts: Parts) -> Conditioning:
+        source = make_source(parts)
+        if isinstance(source, LearnedSource):
+            source.to(next(families.denoiser_of(parts.pipe).parameters()).device)
+            if parts.captions:
+                source.calibrate(parts.captions)
+        return AdapterConditioning(_adapter(parts, source, refiner_layers=refiner_layers), source)
+
+    return make
+
+
+def _reads_llm(source: Callable[..., Any], *, refiner_layers: int = 0) -> Make:
+    return _reads(lambda parts: source(parts.llm, template=parts.template), refiner_layers=refiner_layers)
+
+
+def _ours(
+    encoding: Literal["guided", "paper"],
+    *,
+    lone: Lone | None = None,
+    refiner_layers: int = 0,
+    lora_in: Literal["denoiser", "llm"] | None = None,
+    **removed: Any,
+) -> Make:
+    def make(parts: Parts) -> Conditioning:
+        llm = parts.llm
+        assert llm is not None
+        adapter = _adapter(
+            parts,
+            llm,
+            num_blocks=llm.num_blocks,
+            encoding=encoding,
+            lone=lone or parts.lone,
+            template=parts.template,
+            refiner_layers=refiner_layers,
+        )
+        if adapter.context is not None and parts.captions:
+            adapter.context.calibrate(llm, parts.captions)
+        added: dict[str, Any] = {}
+        if lora_in == "denoiser":
+            added["denoiser_lora"] = denoiser_lora(families.denoiser_of(parts.pipe))
+        elif lora_in == "llm":
+            added["llm_lora"] = llm_lora(llm)
+        return AdapterConditioning(adapter, llm, **added, **removed)
+
+    return make
+
+
+def _connects(make_connector: Callable[[Parts, nn.Module, int], Connector]) -> Make:
+    def make(parts: Parts) -> Conditioning:
+        check_family(parts.pipe)
+        denoiser = families.denoiser_of(parts.pipe)
+        width = families.text_width(denoiser, families.family_of(parts.pipe))
+        connector = make_connector(parts, denoiser, width)
+        return ConnectorConditioning(connector.to(next(denoiser.parameters()).device))
+
+    return make
+
+
+def _ella(parts: Parts, denoiser: Any, width: int) -> Connector:
+    channels = int(denoiser.config.block_out_channels[0])
+    assert parts.llm is not None
+    return EllaConnector(parts.llm, width=width, time_channels=channels, template=parts.template)
+
+
+def _lavi(parts: Parts, denoiser: nn.Module, width: int) -> Connector:
+    assert parts.llm is not None
+    return LaviBridgeConnector(parts.llm, denoiser, width=width, template=parts.template)
+
+
+def _llm4gen(parts: Parts, denoiser: nn.Module, width: int) -> Connector:
+    assert parts.llm is not None
+    pipe = parts.pipe
+    return Llm4GenConnector(parts.llm, pipe.tokenizer, pipe.text_encoder, template=parts.template)
+
+
+def _per_block(parts: Parts, denoiser: nn.Module, width: int) -> Connector:
+    assert parts.llm is not None
+    # In the order in which a picture passes them; modules are listed down, up, middle.
+    order = ("down_blocks", "mid_block", "up_blocks")
+    names = sorted(layers.text_layers(denoiser), key=lambda name: order.index(name.partition(".")[0]))
+    connector = PerBlockConnector(parts.llm, names, width=width, template=parts.template)
+    base = BaseTextStates(parts.pipe.tokenizer, parts.pipe.text_encoder)
+    texts = base.encode(list(parts.captions[:16]) or ["a photo of a cat"])
+    connector.start(float(texts.states[texts.token_mask].square().mean().sqrt()))
+    return connector
+
+
+def _rows() -> list[Rival]:
+    def row(name: str, title: str, group: Group, needs: Any, make: Make) -> Rival:
+        return Rival(name=name, title=title, group=group, needs=needs, make=make)
+
+    def base_states(parts: Parts) -> BaseTextStates:
+        return BaseTextStates(parts.pipe.tokenizer, parts.pipe.text_encoder)
+
+    return [
+        row("base-states", "our adapter on the base's own text states", "base", None, _reads(base_states)),
+        row("base-states-refined", "our adapter on the base's own text states, refined", "base", None,
+            _reads(base_states, refiner_layers=LAYERS)),
+        row("encoder-only", "last states, encoder-only", "encoders", "encoder", _reads(lambda p: p.encoder)),
+        row("encoder-only-refined", "last states, encoder-only, refined", "encoders", "encoder",
+            _reads(lambda p: p.encoder, refiner_layers=LAYERS)),
+        row("t5-encoder", "last states, T5's encoder", "encoders", "t5", _reads(lambda p: p.t5)),
+        row(
+            "t5-blocks",
+            "sum over T5's encoder blocks",
+            "encoders",
+            "t5",
+            _reads(lambda p: BlockPosterior(p.t5)),  # type: ignore[arg-type]
+        ),
+        row("last-hidden", "the LLM's last layer", "layers", "llm", _reads_llm(LastHiddenStates)),
+        row("last-hidden-refined", "the LLM's last layer, refined", "layers", "llm",
+            _reads_llm(LastHiddenStates, refiner_layers=LAYERS)),
+        row("penultimate", "the LLM's penultimate layer", "layers", "llm", _reads_llm(PenultimateStates)),
+        row("penultimate-refined", "the LLM's penultimate layer, refined", "layers", "llm",
+            _reads_llm(PenultimateStates, refiner_layers=LAYERS)),
+        row("norm-average", "mean of all layers, normalised", "layers", "llm", _reads_llm(NormAverageStates)),
+        row("norm-average-refined", "mean of all layers, normalised, refined", "layers", "llm",
+            _reads_llm(NormAverageStates, refiner_layers=LAYERS)),
+        row("layer-weights", "learned mixture of all layers", "layers", "llm", _reads_llm(LayerWeights)),
+        row("per-block", "another block for every attention layer", "published", "llm", _connects(_per_block)),
+        row("ella", "ELLA: a resampler that knows the time step", "published", "llm", _connects(_ella)),
+        row("lavi-bridge", "LaVi-Bridge: two-stage MLP, LoRA on both sides", "published", "llm", _connects(_lavi)),
+        row("llm4gen", "LLM4GEN: cross-adapter beside CLIP's states", "published", "llm", _connects(_llm4gen)),
+        row("paper", "ours, c = x_0 + sum g s", "ours", "llm", _ours("paper")),
+        row("paper-refined", "ours, c = x_0 + sum g s, its tokens refined", "ours", "llm",
+            _ours("paper", refiner_layers=LAYERS)),
+        row("guided", "ours, c = x_0 + sum (g s + k v)", "ours", "llm", _ours("guided")),
+        row("refined", "ours, c = x_0 + sum (g s + k v), its tokens refined", "ours", "llm",
+            _ours("guided", refiner_layers=LAYERS)),
+        row("refined-lora", "ours, refined, and LaVi-Bridge's LoRA in the denoiser", "ours", "llm",
+            _ours("guided", refiner_layers=LAYERS, lora_in="denoiser")),
+        row("refined-llm-lora", "ours, refined, and LaVi-Bridge's LoRA in the LLM", "ours", "llm",
+            _ours("guided", refiner_layers=LAYERS, lora_in="llm")),
+        row("context-only", "no subtraction: x_0 + sum g u", "parts removed", "llm", _reads_llm(ContextOnly)),
+        row("x0-alone", "no blocks: c = x_0", "parts removed", "llm", _reads_llm(FirstStates)),
+        row("paper-lone-token", "paper, alone = token", "parts removed", "llm", _ours("paper", lone="token")),
+        row("paper-lone-bos", "paper, alone = BOS + token", "parts removed", "llm", _ours("paper", lone="token+bos")),
+        row("guided-lone-token", "guided, alone = token", "parts removed", "llm", _ours("guided", lone="token")),
+        row(
+            "guided-lone-bos",
+            "guided, alone = BOS + token",
+            "parts removed",
+            "llm",
+            _ours("guided", lone="token+bos"),
+        ),
+        row(
+            "guided-lone-vocabulary",
+            "guided, alone = the token's own way through the blocks",
+            "parts removed",
+            "llm",
+            _ours("guided", lone="vocabulary"),
+        ),
+        row(
+            "pretrained-branch",
+            "guided, without the new branch",
+            "parts removed",
+            "llm",
+            _ours("guided", branches="pretrained"),
+        ),
+        row("new-branch", "guided, without the pretrained branch", "parts removed", "llm",
+            _ours("guided", branches="new")),
+        row("fixed-gains", "guided, g and k not learned", "parts removed", "llm",
+            _ours("guided", learn_gains=False)),
+        row("no-noise", "guided, without noise in training", "parts removed", "llm", _ours("guided", noise=False)),
+    ]  # fmt: skip
+
+
+RIVALS: dict[str, Rival] = {row.name: row for row in _rows()}

@@ -1,0 +1,68 @@
+"""Trained rivals on disk: config.json, safetensors and a manifest, like an adapter's; nothing is unpickled."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llmdiff.adapter.storage import load_adapter_files, save_adapter_files
+from llmdiff.errors import AdapterMismatchError
+from llmdiff_lab.rivals.conditioning import Conditioning
+from llmdiff_lab.rivals.registry import Parts, create, rival
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedRival:
+    """What config.json holds: the row's name, and what its weights depend on besides."""
+
+    rival: str
+    source_id: str
+    template: str | None
+    lone: str
+    base_model_id: str
+
+
+def save_rival(conditioning: Conditioning, name: str, parts: Parts, folder: str | Path) -> None:
+    """Write a trained rival's weights, of which the frozen reader and the pipeline are no part; returns nothing.
+
+    Raises:
+        OutputError: the folder cannot be written; nothing half written is left in it.
+    """
+    saved = SavedRival(
+        rival=rival(name).name,
+        source_id=conditioning.source_id,
+        template=parts.template,
+        lone=parts.lone,
+        base_model_id=parts.base_model_id or "",
+    )
+    save_adapter_files(Path(folder), asdict(saved), conditioning.tensors())
+
+
+def load_rival(folder: str | Path, parts: Parts) -> Conditioning:
+    """Return a saved rival for this pipeline and reader, ready to be attached.
+
+    Raises:
+        AdapterNotFoundError: no such folder.
+        CorruptWeightsError: a file is missing or damaged, or the weights are of other shapes: another pipeline's
+            or another reader's.
+        ConfigError: config.json has an unknown key or lacks one, or `parts` lacks what the rival reads with.
+        AdapterMismatchError: it was trained with another reader, template or reading of "alone".
+    """
+    config, read_tensors = load_adapter_files(folder, SavedRival)
+    saved = SavedRival(**config)
+    conditioning = create(saved.rival, parts)
+    given: dict[str, Any] = {
+        "source_id": conditioning.source_id,
+        "template": parts.template,
+        "lone": parts.lone,
+    }
+    for key, value in given.items():
+        if config[key] != value:
+            raise AdapterMismatchError(
+                f"rival {saved.rival!r} in {folder} was trained with {key} {json.dumps(config[key])}, these "
+                f"parts have {json.dumps(value)}: pass the same"
+            )
+    shapes = {name: tensor.shape for name, tensor in conditioning.tensors().items()}
+    conditioning.load_tensors(read_tensors(shapes))
+    conditioning.train(False)
+    return conditioning

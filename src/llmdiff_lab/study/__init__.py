@@ -1,0 +1,1 @@
+"""Blinded user studies: create, serve, report."""

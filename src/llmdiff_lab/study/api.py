@@ -1,0 +1,221 @@
+"""The study's server: one page for raters and the few addresses that it asks."""
+
+import base64
+import hashlib
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Literal
+
+from fastapi import FastAPI, Request
+from fastapi import Path as InPath
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+
+from llmdiff.errors import ConfigError
+from llmdiff.serving.errors import ApiError, error_response, install_error_handlers
+from llmdiff.serving.guard import Guard
+from llmdiff.serving.logs import log, log_as_json
+from llmdiff.serving.server import listen, run_server
+from llmdiff_lab.study.model import InvalidAnswerError, StudyFullError, UnknownRaterError
+from llmdiff_lab.study.store import StudyStore
+from llmdiff_lab.study.study import PICTURES_NAME, open_study
+
+_MAX_BODY_BYTES = 16 * 1024
+_BODY_TIMEOUT_S = 20.0
+_GRACE_S = 10.0
+
+Token = Annotated[str, InPath(max_length=64)]
+Position = Annotated[int, InPath(ge=0, le=10**6)]
+
+
+class Question(BaseModel):
+    """One question about every pair."""
+
+    id: str
+    text: str
+
+
+class StudyReply(BaseModel):
+    """What the study asks."""
+
+    title: str
+    questions: list[Question]
+    ties: bool
+
+
+class RaterReply(BaseModel):
+    """A new rater's own link; whoever has it goes on where they were."""
+
+    rater: str
+    link: str
+
+
+class ProgressReply(BaseModel):
+    """How far a rater is; `next` is the first position without an answer."""
+
+    total: int
+    done: int
+    next: int | None
+
+
+class PairReply(BaseModel):
+    """Two pictures of a prompt; nothing tells which system drew which."""
+
+    position: int
+    prompt: str
+    left: str
+    right: str
+    choices: dict[str, str]
+
+
+class Choices(BaseModel):
+    """A rater's choice for every question."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    choices: Annotated[dict[str, Literal["left", "right", "tie"]], Field(max_length=20)]
+
+
+def create_study_app(folder: str | Path, *, max_raters: int = 1000) -> FastAPI:
+    """Return the app that shows a study's pairs to raters and keeps their answers; `state.store` to be closed.
+
+    Raises:
+        ConfigError: the folder holds no study.
+    """
+    if max_raters < 1:
+        raise ConfigError(f"max_raters is {max_raters}, expected at least 1")
+    store = open_study(folder)
+    app = FastAPI(
+        title="LLMDiff study", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
+    )
+    app.state.store = store
+    install_error_handlers(app)
+    _install_study_errors(app)
+    _install_page(app, store)
+    _install_api(app, store, Path(folder) / PICTURES_NAME, max_raters)
+    app.add_middleware(Guard, max_body_bytes=_MAX_BODY_BYTES, body_timeout_s=_BODY_TIMEOUT_S)
+    return app
+
+
+def serve_study(folder: str | Path, *, host: str, port: int, max_raters: int) -> None:
+    """Serve a study until a signal ends it; returns nothing.
+
+    Raises:
+        ConfigError: the folder holds no study, or the address cannot be listened on.
+    """
+    app = create_study_app(folder, max_raters=max_raters)
+    try:
+        listener = listen(host, port)
+        log_as_json()
+        address, bound_port = listener.getsockname()[:2]
+        log("listening", host=address, port=bound_port)
+        run_server(app, listener, grace_s=_GRACE_S)
+    except KeyboardInterrupt:
+        # uvicorn passes the signal on after its end; there is nothing left to interrupt.
+        pass
+    finally:
+        app.state.store.close()
+
+
+def _install_page(app: FastAPI, store: StudyStore) -> None:
+    text = (files("llmdiff_lab") / "study" / "study_page.html").read_text(encoding="utf-8")
+    # The page is the same for all and holds no data: what came from outside reaches it as JSON only, and is
+    # set as text. So its own script and style can be named by their hashes, and nothing else ever runs.
+    script, style = (
+        _hash(re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.S)[0]) for tag in ("script", "style")
+    )
+    headers = {
+        "Content-Security-Policy": f"default-src 'none'; script-src {script}; style-src {style}; "
+        "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        "X-Robots-Tag": "noindex",
+        "Cache-Control": "no-store",
+    }
+
+    @app.get("/")
+    def first_page() -> HTMLResponse:
+        return HTMLResponse(text, headers=headers)
+
+    @app.get("/r/{token}")
+    def rater_page(token: Token) -> HTMLResponse:
+        # The same page for every link; the page asks whether there is such a rater.
+        return HTMLResponse(text, headers=headers)
+
+    @app.get("/health")
+    def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/favicon.ico")
+    def icon() -> Response:
+        # Every browser asks for one; there is none, and that is no error.
+        return Response(status_code=204)
+
+
+def _install_api(app: FastAPI, store: StudyStore, pictures: Path, max_raters: int) -> None:
+    # Plain functions, not coroutines: each runs in a thread, so waiting for the disk holds up nobody else.
+    @app.get("/api/study")
+    def study() -> StudyReply:
+        asked = store.settings
+        questions = [Question(id=name, text=text) for name, text in asked.questions.items()]
+        return StudyReply(title=asked.title, questions=questions, ties=asked.ties)
+
+    @app.post("/api/raters", status_code=201)
+    def new_rater() -> RaterReply:
+        token = store.new_rater(max_raters=max_raters)
+        return RaterReply(rater=token, link=f"/r/{token}")
+
+    @app.get("/api/raters/{token}")
+    def progress(token: Token) -> ProgressReply:
+        return _progress(store, token)
+
+    @app.get("/api/raters/{token}/pairs/{position}")
+    def pair(token: Token, position: Position) -> PairReply:
+        shown = store.shown(token, position)
+        return PairReply(
+            position=position,
+            prompt=shown.prompt,
+            left=f"/pictures/{shown.left_picture}.png",
+            right=f"/pictures/{shown.right_picture}.png",
+            choices=dict(shown.choices),
+        )
+
+    @app.put("/api/raters/{token}/pairs/{position}")
+    def answer(token: Token, position: Position, given: Choices) -> ProgressReply:
+        store.answer(token, position, given.choices)
+        return _progress(store, token)
+
+    @app.get("/pictures/{name}.png")
+    def picture(name: str) -> FileResponse:
+        # The name is looked up, never joined to a path before it is known to be one of ours.
+        if not store.has_picture(name):
+            raise ApiError(404, "there is no such picture", code="not_found")
+        return FileResponse(
+            pictures / f"{name}.png",
+            media_type="image/png",
+            headers={"Cache-Control": "private, max-age=86400, immutable"},
+        )
+
+
+def _install_study_errors(app: FastAPI) -> None:
+    replies: dict[type[Exception], tuple[int, str]] = {
+        UnknownRaterError: (404, "not_found"),
+        StudyFullError: (403, "study_full"),
+        InvalidAnswerError: (400, "invalid_value"),
+    }
+
+    async def refuse(request: Request, error: Exception) -> JSONResponse:
+        status, code = replies[type(error)]
+        param = "choices" if status == 400 else None
+        return error_response(ApiError(status, str(error), code=code, param=param))
+
+    for kind in replies:
+        app.add_exception_handler(kind, refuse)
+
+
+def _progress(store: StudyStore, token: str) -> ProgressReply:
+    progress = store.progress(token)
+    return ProgressReply(total=progress.total, done=progress.done, next=progress.next_position)
+
+
+def _hash(content: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"

@@ -1,0 +1,288 @@
+"""Rebuilds the embedded default from nothing: `llmdiff-lab build --preset cpu`.
+
+Stages, each resumable after a kill and skipped once done: vae, scenes, text, denoiser, decoder, checker, adapter,
+siglip. `--only STAGE` runs one, and before it only those that it takes something from.
+Every stage keeps its log, its loss curve and its samples beside its weights; `--ship FOLDER` then writes what the
+package carries. `--from shipped` begins with the base and the checker that the package carries, so that only
+scenes are drawn and an adapter trained: minutes instead of hours.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from transformers import CLIPTextModel
+
+from llmdiff.adapter.adapter import LLMDiffAdapter
+from llmdiff.adapter.manifest import check_manifest
+from llmdiff.errors import ConfigError, LLMDiffError
+from llmdiff.evaluation.metrics.models import ImageTextModel
+from llmdiff.evaluation.scenes_check import SceneChecker
+from llmdiff.files import whole_folder, write_whole
+from llmdiff.language.gguf import llmdiff_home
+from llmdiff.language.llm import DecoderLLM
+from llmdiff.training.curves import save_curve
+from llmdiff_lab.world_build import autoencoder, checker, dataset, denoiser, llm_adapter, siglip, text_encoder
+from llmdiff_lab.world_build.presets import Preset, preset
+from llmdiff_lab.world_build.ship import ship
+
+# Which values of a preset make a stage what it is, by how their names begin; beside those that all stages share.
+_SHARED_VALUES = ("objects", "image_size_px", "seed")
+_OWN_VALUES = {"denoiser": ("unet_",), "scenes": ("scenes",), "adapter": ("adapter_", "llm")}
+
+STAGES = ("vae", "scenes", "text", "denoiser", "decoder", "checker", "adapter", "siglip")
+
+
+class Build:
+    """One build of the embedded default in a folder; each finished stage records the settings it was made with."""
+
+    def __init__(self, settings: Preset, folder: Path, device: torch.device) -> None:
+        self.preset, self.folder, self.device = settings, folder, device
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def run(self, until: str = STAGES[-1]) -> None:
+        """Runs every stage up to and including `until`."""
+        for stage in STAGES[: STAGES.index(until) + 1]:
+            getattr(self, stage)()
+
+    def vae(self) -> AutoencoderKL:
+        """Return the autoencoder."""
+
+        def make() -> dict[str, Any]:
+            model = autoencoder.train_vae(self.preset, self.folder / "vae", self.device)
+            psnr = autoencoder.held_out_psnr_db(model, self.preset)
+            _save(model, self.folder / "vae" / "model")
+            return {"held_out_psnr_db": psnr}
+
+        self._stage("vae", make)
+        return AutoencoderKL.from_pretrained(self.folder / "vae" / "model", use_safetensors=True).to(
+            self.device
+        )
+
+    def scenes(self) -> dataset.SceneData:
+        """Return the training scenes with their latents."""
+
+        def make() -> dict[str, Any]:
+            data = dataset.load_or_make(self.preset, self.vae(), self.folder / "scenes")
+            return {"scenes": len(data.contents), "latent_std": float(data.latents.float().std())}
+
+        self._stage("scenes", make)
+        return dataset.load_or_make(self.preset, self.vae(), self.folder / "scenes")
+
+    def text(self) -> CLIPTextModel:
+        """Return the base's text encoder, as trained on captions and latents alone."""
+
+        def make() -> dict[str, Any]:
+            model = text_encoder.train_text_encoder(
+                self.preset, self.scenes(), self.tokenizer(), self.folder / "text", self.device
+            )
+            _save(model, self.folder / "text" / "model")
+            return {}
+
+        self._stage("text", make)
+        return CLIPTextModel.from_pretrained(self.folder / "text" / "model", use_safetensors=True)
+
+    def tokenizer(self) -> Any:
+        """Return the base's tokenizer."""
+        return text_encoder.create_tokenizer(self.preset, self.folder / "tokenizer")
+
+    def denoiser(self) -> StableDiffusionPipeline:
+        """Return the base pipeline before its decoder is refined."""
+
+        def make() -> dict[str, Any]:
+            pipe = denoiser.train_denoiser(
+                self.preset,
+                self.scenes(),
+                self.vae(),
+                self.text(),
+                self.tokenizer(),
+                self.folder / "denoiser",
+                self.device,
+            )
+            _save(pipe, self.folder / "denoiser" / "pipeline")
+            return {}
+
+        self._stage("denoiser", make)
+        pipe = StableDiffusionPipeline.from_pretrained(
+            self.folder / "denoiser" / "pipeline", use_safetensors=True
+        )
+        pipe.set_progress_bar_config(disable=True)
+        return pipe.to(self.device)
+
+    def checker(self) -> SceneChecker:
+        """Return what reads pictures back."""
+
+        def make() -> dict[str, Any]:
+            model = checker.train_checker(self.preset, self.folder / "checker", self.device)
+            model.figures = checker.held_out_exact(model, self.preset)
+            _save(model, self.folder / "checker" / "model")
+            return {"held_out": model.figures}
+
+        self._stage("checker", make)
+        return SceneChecker.from_pretrained(self.folder / "checker" / "model").to(self.device)
+
+    def siglip(self) -> ImageTextModel:
+        """Return the SigLIP of scenes and captions, trained first if it is not there."""
+
+        def make() -> dict[str, Any]:
+            model = siglip.train_siglip(self.preset, self.tokenizer(), self.folder / "siglip", self.device)
+            figures = siglip.held_out_order(model, self.preset)
+            model.model.half()
+            _save(model, self.folder / "siglip" / "model")
+            return {"held_out": figures}
+
+        self._stage("siglip", make)
+        return ImageTextModel.from_pretrained(self.folder / "siglip" / "model", device=str(self.device))
+
+    def decoder(self) -> AutoencoderKL:
+        """Return the autoencoder with its decoder trained on."""
+
+        def make() -> dict[str, Any]:
+            model = autoencoder.refine_decoder(self.vae(), self.preset, self.folder / "decoder", self.device)
+            psnr = autoencoder.held_out_psnr_db(model, self.preset)
+            _save(model, self.folder / "decoder" / "model")
+            return {"held_out_psnr_db": psnr}
+
+        self._stage("decoder", make)
+        return AutoencoderKL.from_pretrained(self.folder / "decoder" / "model", use_safetensors=True).to(
+            self.device
+        )
+
+    def adapter(self) -> LLMDiffAdapter:
+        """Return the trained adapter."""
+
+        def make() -> dict[str, Any]:
+            llm = DecoderLLM.from_pretrained(self.preset.llm, device=self.device)
+            pipe, data = self.pipeline(), self.scenes()
+            model = llm_adapter.create_adapter(self.preset, data, pipe, llm)
+            llm_adapter.train_llm_adapter(self.preset, data, pipe, llm, model, self.folder / "adapter")
+            _save(model, self.folder / "adapter" / "model")
+            return {}
+
+        self._stage("adapter", make)
+        adapter: LLMDiffAdapter = LLMDiffAdapter.from_pretrained(
+            self.folder / "adapter" / "model", device=self.device
+        )
+        return adapter
+
+    def pipeline(self) -> StableDiffusionPipeline:
+        """The base pipeline as it ships: the trained denoiser with the refined decoder."""
+        pipe = self.denoiser()
+        pipe.register_modules(vae=self.decoder(), scheduler=denoiser.create_scheduler())
+        return pipe
+
+    def begin_from(self, weights: Path) -> None:
+        """Takes base, checker and SigLIP from a folder that `ship` wrote; stages already done in this build stay.
+
+        Raises:
+            LLMDiffError: the folder lacks a part, or its weights are damaged.
+        """
+        check_manifest(weights / "pipeline", ["model_index.json"])
+        # What ships is in half precision, and transformers would keep its text encoder so.
+        pipe = StableDiffusionPipeline.from_pretrained(
+            weights / "pipeline", dtype=torch.float32, use_safetensors=True
+        )
+        if not (self.folder / "tokenizer").exists():
+            _save(pipe.tokenizer, self.folder / "tokenizer")
+        parts = {
+            "vae": (pipe.vae, "model"),
+            "text": (pipe.text_encoder, "model"),
+            "denoiser": (pipe, "pipeline"),
+            "decoder": (pipe.vae, "model"),
+            "checker": (SceneChecker.from_pretrained(weights / "checker"), "model"),
+        }
+        if (weights / "siglip").is_dir():
+            parts["siglip"] = (ImageTextModel.from_pretrained(weights / "siglip"), "model")
+        for stage, (model, name) in parts.items():
+
+            def take(model: Any = model, place: Path = self.folder / stage / name) -> dict[str, Any]:
+                _save(model, place)
+                return {"from": "weights that were trained before"}
+
+            self._stage(stage, take)
+
+    def _stage(self, name: str, make: Callable[[], dict[str, Any]]) -> None:
+        done = self.folder / name / "done.json"
+        if done.exists():
+            self._check_values(name, json.loads(done.read_text()).get("preset", {}))
+            return
+        print(f"== {name}", flush=True)
+        started = time.monotonic()
+        figures = make()
+        for log in (self.folder / name).rglob("log.jsonl"):
+            save_curve(log, log.with_name("loss.png"))
+        record: dict[str, Any] = {
+            **figures,
+            "last_run_s": round(time.monotonic() - started),
+            "preset": asdict(self.preset),
+        }
+        write_whole(done, json.dumps(record, indent=1))
+        print(f"== {name}: {json.dumps(figures)}", flush=True)
+
+    def _check_values(self, stage: str, was: dict[str, Any]) -> None:
+        begins = (*_SHARED_VALUES, *_OWN_VALUES.get(stage, (f"{stage}_",)))
+        now = json.loads(json.dumps(asdict(self.preset)))
+        for value in now:
+            if value.startswith(begins) and value in was and was[value] != now[value]:
+                raise ConfigError(
+                    f"{self.folder / stage} was made with {value} {was[value]!r}, the preset has {now[value]!r}: "
+                    "delete that folder to make it anew, or build in another one"
+                )
+
+
+def _save(model: Any, folder: Path) -> None:
+    """Saves a diffusers or transformers object whole or not at all."""
+    with whole_folder(folder) as partial:
+        model.save_pretrained(partial)
+
+
+def arguments() -> argparse.ArgumentParser:
+    """Return the parser of the build's own command line."""
+    parser = argparse.ArgumentParser(prog="llmdiff-lab build", description=__doc__)
+    parser.add_argument("--preset", default="cpu", help="cpu, gpu or test")
+    parser.add_argument("--out", type=Path, help="the folder to build in (default: the cache folder)")
+    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage to run")
+    parser.add_argument("--only", choices=STAGES, help="run this stage and what it takes something from")
+    parser.add_argument(
+        "--from", dest="begin", help='take base and checker from here: "shipped", or a folder made by --ship'
+    )
+    parser.add_argument(
+        "--ship", type=Path, help="write pipeline, adapter, checker and SigLIP here, in half precision"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the build that the command line asks for; return its exit status."""
+    chosen = arguments().parse_args(words)
+    try:
+        settings = preset(chosen.preset)
+        folder = chosen.out or llmdiff_home() / "builds" / f"openmoji-{settings.name}"
+        build = Build(settings, folder, torch.device(chosen.device))
+        if chosen.begin is not None:
+            shipped = Path(str(files("llmdiff"))) / "openmoji" / "weights"
+            build.begin_from(shipped if chosen.begin == "shipped" else Path(chosen.begin))
+        if chosen.only is not None:
+            getattr(build, chosen.only)()
+        else:
+            build.run(chosen.until)
+        if chosen.ship is not None:
+            parts = build.pipeline(), build.adapter(), build.checker()
+            ship(*parts, chosen.ship, preset=settings, siglip=build.siglip())
+    except LLMDiffError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

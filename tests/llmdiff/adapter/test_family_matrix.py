@@ -1,0 +1,188 @@
+"""Every family of the table against everything that has to hold for each of them."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny.families import BUILDERS
+
+from llmdiff.adapter import FAMILIES, LLMDiffAdapter, attach, detach, families, install, is_attached, layers
+from llmdiff.types import TextEncoding
+
+Draw = Callable[..., torch.Tensor]
+LONG = "a photo of the red car on the left and two green apple above the dog"
+
+
+@pytest.fixture(params=[family.name for family in FAMILIES])
+def pipe(request: pytest.FixtureRequest) -> Any:
+    return BUILDERS[request.param]()
+
+
+@pytest.fixture
+def adapter(pipe: Any, tiny_llm: Any, make_adapter: Any) -> LLMDiffAdapter:
+    made: LLMDiffAdapter = make_adapter(pipe, tiny_llm)
+    return made
+
+
+@pytest.fixture
+def attached(pipe: Any, tiny_llm: Any, adapter: LLMDiffAdapter) -> Any:
+    attach(pipe, tiny_llm, adapter)
+    return pipe
+
+
+def guided(pipe: Any, negative: Any) -> dict[str, Any]:
+    """Arguments for guidance against this negative prompt: Flux names its own scale for it."""
+    scale = {"true_cfg_scale": 4.0} if type(pipe).__name__.startswith("Flux") else {}
+    return {"negative_prompt": negative, **scale}
+
+
+def test_attach_draw_detach_restores_objects_and_bits(
+    pipe: Any, tiny_llm: Any, adapter: LLMDiffAdapter, draw: Draw, processors: Any, same_objects: Any
+) -> None:
+    objects, base, attributes = processors(pipe), draw(pipe), set(vars(pipe))
+    bits = {name: value.clone() for name, value in families.denoiser_of(pipe).state_dict().items()}
+    attach(pipe, tiny_llm, adapter)
+    ours = draw(pipe)
+    assert torch.isfinite(ours).all()
+    assert (ours - base).abs().max() > 1e-3
+    assert set(families.denoiser_of(pipe).state_dict()) == set(bits)
+    detach(pipe)
+    assert same_objects(pipe, objects)
+    assert set(vars(pipe)) == attributes
+    assert not is_attached(pipe)
+    after = families.denoiser_of(pipe).state_dict()
+    assert all(torch.equal(after[name], bits[name]) for name in bits)
+    assert torch.equal(draw(pipe), base)
+
+
+def test_a_saved_adapter_draws_the_same(
+    attached: Any, tiny_llm: Any, adapter: LLMDiffAdapter, draw: Draw, tmp_path: Path
+) -> None:
+    ours = draw(attached)
+    detach(attached)
+    adapter.save_pretrained(tmp_path)
+    loaded = LLMDiffAdapter.from_pretrained(tmp_path)
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in adapter.state_dict().items())
+    attach(attached, tiny_llm, loaded)
+    # Not bit for bit: weights at another address may be added up in another order.
+    assert (draw(attached) - ours).abs().max() < 1e-5
+
+
+def test_guidance_with_prompts_of_different_lengths(attached: Any, draw: Draw) -> None:
+    steered = draw(attached, "a cat", **guided(attached, LONG))
+    other = draw(attached, "a cat", **guided(attached, "green"))
+    assert (steered - other).abs().max() > 1e-5
+    both = draw(attached, ["a cat", "two dog in the car"], **guided(attached, [LONG, "green"]))
+    assert (both[0] - steered[0]).abs().max() < 1e-3
+
+
+def test_several_images_per_prompt(attached: Any, draw: Draw) -> None:
+    single = [draw(attached, prompt) for prompt in ("a cat", LONG)]
+    four = draw(attached, ["a cat", LONG], num_images_per_prompt=2)
+    assert four.shape[0] == 4
+    for index, image in enumerate(four):
+        assert (image - single[index // 2][0]).abs().max() < 1e-3
+
+
+def test_padding_never_changes_a_picture(attached: Any, draw: Draw) -> None:
+    together = draw(attached, ["a cat", LONG])
+    assert (together[0] - draw(attached, "a cat")[0]).abs().max() < 1e-3
+    assert (together[1] - draw(attached, LONG)[0]).abs().max() < 1e-3
+    assert (together[1] - together[0]).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("keep_base_text", [False, True])
+def test_the_scale_sweeps_from_the_base_to_the_llm(
+    pipe: Any, tiny_llm: Any, adapter: LLMDiffAdapter, draw: Draw, keep_base_text: bool
+) -> None:
+    base = draw(pipe)
+    images = {}
+    for scale in (0.0, 1e-5, 0.5, 1 - 1e-5, 1.0):
+        attach(pipe, tiny_llm, adapter, scale=scale, keep_base_text=keep_base_text)
+        images[scale] = draw(pipe)
+        detach(pipe)
+    assert torch.equal(images[0.0], base)
+    assert (images[1e-5] - base).abs().max() < 1e-3
+    assert (images[1 - 1e-5] - images[1.0]).abs().max() < 1e-3
+    assert (images[0.5] - images[0.0]).abs().max() > 1e-4
+    assert (images[0.5] - images[1.0]).abs().max() > 1e-4
+
+
+def test_kept_base_text_is_read_and_never_padded_into_a_picture(
+    pipe: Any, tiny_llm: Any, adapter: LLMDiffAdapter, draw: Draw
+) -> None:
+    attach(pipe, tiny_llm, adapter)
+    without = draw(pipe)
+    detach(pipe)
+    attach(pipe, tiny_llm, adapter, keep_base_text=True)
+    alone = draw(pipe)
+    assert (alone - without).abs().max() > 1e-5
+    assert (draw(pipe, ["a cat", LONG])[0] - alone[0]).abs().max() < 1e-3
+
+
+def test_gradients_reach_the_adapter_and_nothing_else(
+    pipe: Any, tiny_llm: Any, adapter: LLMDiffAdapter, processors: Any, same_objects: Any
+) -> None:
+    denoiser: Any = families.denoiser_of(pipe).requires_grad_(False)
+    updates = tiny_llm.block_updates(["a red cat", "two dog"], lone="token+bos")
+    assert adapter.context is not None
+    noise = torch.Generator().manual_seed(0)
+    encoding = TextEncoding(
+        states=adapter.context.sum(updates, generator=noise), token_mask=updates.token_mask
+    )
+    states, pooled = adapter.condition(encoding)
+    before = processors(pipe)
+    with install(denoiser, adapter):
+        predict(pipe, denoiser, states, pooled, updates.token_mask).square().mean().backward()
+    assert same_objects(pipe, before)
+    silent = [name for name, p in adapter.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert silent == []
+    frozen = [*denoiser.parameters(), *pipe.text_encoder.parameters(), *tiny_llm.model.parameters()]
+    assert all(parameter.grad is None for parameter in frozen)
+
+
+def predict(pipe: Any, denoiser: Any, states: Any, pooled: Any, mask: Any) -> torch.Tensor:
+    """One call of the denoiser with the arguments that its pipeline gives it."""
+    name, time = families.family_of(pipe).name, torch.tensor([10, 10])
+    image = torch.randn(2, denoiser.config.in_channels, 8, 8)
+    given: dict[str, Any] = {"encoder_hidden_states": states, "timestep": time}
+    if name == "sdxl":
+        given["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": torch.zeros(2, 6)}
+    if name in ("pixart", "sana"):
+        given["encoder_attention_mask"] = mask
+    if name in ("sd3", "flux"):
+        given["pooled_projections"] = pooled
+    if name == "flux":
+        image = torch.randn(2, 16, 16)
+        given.update(txt_ids=torch.zeros(states.shape[1], 3), img_ids=torch.rand(16, 3).round())
+    result: torch.Tensor = denoiser(image, **given)[0]
+    return result
+
+
+def test_deep_copies_are_attached_on_their_own(attached: Any, draw: Draw) -> None:
+    ours = draw(attached)
+    twin = copy.deepcopy(attached)
+    detach(attached)
+    base = draw(attached)
+    assert torch.equal(draw(twin), ours)
+    detach(twin)
+    assert torch.equal(draw(twin), base)
+
+
+def test_a_pipeline_that_only_shares_the_denoiser_does_not_draw_the_base(
+    attached: Any, tiny_llm: Any, adapter: LLMDiffAdapter, draw: Draw
+) -> None:
+    ours = draw(attached)
+    other = type(attached)(**attached.components)
+    other.set_progress_bar_config(disable=True)
+    with pytest.raises(Exception, match="this pipeline is not"):
+        draw(other)
+    attach(other, tiny_llm, adapter)
+    assert torch.equal(draw(other), ours)
+    detach(attached)
+    assert torch.equal(draw(other), ours)
+    detach(other)
+    assert layers.attention_layers(families.denoiser_of(other))

@@ -1,0 +1,134 @@
+"""`llmdiff batch`: many prompts, each drawn once, by one process or by two."""
+
+import shutil
+
+import numpy as np
+import pytest
+from closed_endpoint import Endpoint, says
+from PIL import Image
+from typer.testing import CliRunner
+
+from llmdiff.adapter import LLMDiffAdapter
+from llmdiff.cli.main import app
+from llmdiff.controller import LLMController
+from llmdiff.drawing.batch import read_prompts
+from llmdiff.drawing.pictures import read_metadata
+from llmdiff.errors import PromptError
+from llmdiff.language.llm import DecoderLLM
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """A folder of a tiny adapter; its LLM and pipeline lie beside it."""
+    from tiny.pipelines import build_llm, build_sd
+
+    folder = tmp_path_factory.mktemp("models")
+    pipe, llm = build_sd(), build_llm()
+    pipe.save_pretrained(folder / "pipe")
+    llm.model.save_pretrained(folder / "llm")
+    llm.tokenizer.save_pretrained(folder / "llm")
+    loaded = DecoderLLM.from_pretrained(folder / "llm")
+    LLMController.create(loaded, pipe, base_model_id=str(folder / "pipe")).save_pretrained(folder / "adapter")
+    return folder / "adapter"
+
+
+@pytest.fixture
+def batch(adapter, tmp_path):
+    """A function that runs the command on three prompts and returns what it printed."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red cat\n\n  two dog \na car\n")
+
+    def run(out, *more):
+        command = ["batch", str(prompts), "--out", str(tmp_path / out), "--steps", "2", "--seed", "5"]
+        ran = CliRunner().invoke(app, [*command, "--adapter", str(adapter), "--device", "cpu", *more])
+        assert ran.exit_code == 0, ran.output
+        return [line for line in ran.stdout.splitlines() if line.endswith(".png")]
+
+    return run
+
+
+def _pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def test_every_prompt_is_drawn_and_only_once(batch, tmp_path):
+    drawn = batch("a")
+    assert [path.rpartition("/")[2] for path in drawn] == ["000000.png", "000001.png", "000002.png"]
+    told = read_metadata(tmp_path / "a" / "000001.png")
+    assert (told["prompt"], told["seed"], told["steps"]) == ("two dog", "5", "2")
+    assert batch("a") == []
+    # What is gone, damaged or of other settings is drawn anew.
+    before = _pixels(tmp_path / "a" / "000002.png")
+    (tmp_path / "a" / "000000.png").unlink()
+    (tmp_path / "a" / "000002.png").write_bytes(b"half a pict")
+    assert [path[-10:] for path in batch("a")] == ["000000.png", "000002.png"]
+    assert np.array_equal(before, _pixels(tmp_path / "a" / "000002.png"))
+    assert len(batch("a", "--guidance-scale", "2")) == 3
+    assert len(batch("a", "--guidance-scale", "2", "--number", "2")) == 6
+
+
+def test_a_picture_of_another_scale_is_drawn_anew(batch, adapter, tmp_path):
+    batch("a")
+    assert read_metadata(tmp_path / "a" / "000000.png")["scale"] == "1.0"
+    assert batch("a", "--scale", "1") == []
+    assert len(batch("a", "--scale", "0.5")) == 3
+    assert len(batch("a")) == 3
+    own = LLMDiffAdapter.from_pretrained(adapter)
+    own.register_to_config(scale=0.5)
+    own.save_pretrained(adapter)
+    try:
+        assert len(batch("a")) == 3
+        assert read_metadata(tmp_path / "a" / "000000.png")["scale"] == "0.5"
+        assert batch("a", "--scale", "0.5") == []
+    finally:
+        own.register_to_config(scale=1.0)
+        own.save_pretrained(adapter)
+
+
+def test_half_precision_is_other_pictures_that_say_so(batch, tmp_path):
+    batch("full")
+    assert len(batch("full", "--dtype", "bfloat16")) == 3  # drawn anew
+    assert read_metadata(tmp_path / "full" / "000000.png")["dtype"] == "bfloat16"
+    assert batch("full", "--dtype", "bfloat16") == []
+
+
+def test_a_closed_llm_is_asked_about_every_prompt_and_the_pictures_say_so(batch, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMDIFF_HOME", str(tmp_path / "home"))
+    endpoint = Endpoint(says("a cat"))
+    via = ("--via", endpoint.url, "--via-model", "closed-1")
+    try:
+        assert len(batch("a", *via)) == 3
+        assert sorted(body["messages"][1]["content"] for _, _, body in endpoint.requests) == [
+            "a car", "a red cat", "two dog",
+        ]  # fmt: skip
+        assert read_metadata(tmp_path / "a" / "000001.png")["via"] == "closed-1"
+        assert batch("a", *via) == []
+        assert len(batch("a", *via, "--via-answers", "2")) == 3  # another way to read them
+        told = read_metadata(tmp_path / "a" / "000001.png")
+        assert told["via_answers"] == "2"
+        assert len(endpoint.requests) == 3 + 6
+        assert batch("a", *via, "--via-answers", "2") == []
+        assert len(batch("a")) == 3
+    finally:
+        endpoint.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_two_workers_draw_what_one_process_draws(batch, tmp_path, ray_cluster):
+    batch("alone")
+    (tmp_path / "shared").mkdir()
+    shutil.copy(tmp_path / "alone" / "000001.png", tmp_path / "shared")  # what a killed run has left
+    drawn = batch("shared", "--ray", "--workers", "2")
+    assert sorted(path[-10:] for path in drawn) == ["000000.png", "000002.png"]
+    for name in ("000000.png", "000002.png"):
+        assert np.array_equal(_pixels(tmp_path / "alone" / name), _pixels(tmp_path / "shared" / name))
+
+
+def test_a_file_without_prompts_is_said(tmp_path):
+    (tmp_path / "empty.txt").write_text("\n \n")
+    with pytest.raises(PromptError, match="has no prompt"):
+        read_prompts(tmp_path / "empty.txt")
+    with pytest.raises(PromptError, match="cannot be read"):
+        read_prompts(tmp_path / "none.txt")

@@ -1,0 +1,133 @@
+"""The verb `evaluate` on tiny models: suites, metrics, shards and what is refused before anything is drawn."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from tiny.image_text import save_image_text, save_vision
+from tiny.pipelines import build_llm, build_sd
+from typer.testing import CliRunner
+
+from llmdiff.cli.main import app
+from llmdiff.controller import LLMController
+from llmdiff.evaluation.scenes_check import SceneChecker
+from llmdiff.language.llm import DecoderLLM
+
+Evaluate = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny adapter and its models, a checker, a CLIP and a vision model."""
+    root = tmp_path_factory.mktemp("models")
+    pipe, llm = build_sd(), build_llm()
+    pipe.save_pretrained(root / "pipe")
+    llm.model.save_pretrained(root / "llm")
+    llm.tokenizer.save_pretrained(root / "llm")
+    loaded = DecoderLLM.from_pretrained(root / "llm")
+    LLMController.create(loaded, pipe, base_model_id=str(root / "pipe")).save_pretrained(root / "adapter")
+    SceneChecker(6).save_pretrained(root / "checker")
+    save_image_text("clip", root / "clip")
+    save_vision("vit", root / "vit")
+    (root / "mine.jsonl").write_text(
+        '{"prompt": "a cat", "tags": ["one"]}\n'
+        '{"prompt": "two red car", "tags": ["two"]}\n'
+        '{"prompt": "a dog", "tags": ["one"]}\n'
+    )
+    return root
+
+
+@pytest.fixture
+def evaluate(models: Path) -> Evaluate:
+    def call(out: Path, *arguments: object) -> Result:
+        fixed = ("evaluate", "--adapter", models / "adapter", "--device", "cpu", "--steps", 1, "--out", out)
+        return CliRunner().invoke(app, [*map(str, fixed), *map(str, arguments)])
+
+    return call
+
+
+def report(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "report.json").read_text())
+    return found
+
+
+def test_own_prompts_in_shards_with_a_metric(evaluate: Evaluate, models: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    asked = ("--suite", models / "mine.jsonl", "--metric", "clip-score", "--metric-model", models / "clip")
+    for index in (1, 2):
+        result = evaluate(out, *asked, "--shard", f"{index}/2")
+        assert result.exit_code == 0, result.output
+        assert "run the same without --shard" in result.output
+        assert not (out / "report.json").exists()
+    result = evaluate(out, *asked)
+    assert result.exit_code == 0, result.output
+    assert "not comparable with published numbers" in result.output
+    figures = report(out)
+    assert list(figures["systems"]) == ["base", "llm"]
+    assert figures["suite"]["tags"] == {"one": 2, "two": 1}
+    assert figures["systems"]["llm"]["metrics"]["clip_score"]["n"] == 3
+    assert figures["metrics"] == {"clip-score": str(models / "clip")}
+    assert len(list((out / "drawn" / "llm").glob("*.png"))) == 3
+    refused = evaluate(out, *asked, "--steps", 2)
+    assert refused.exit_code == 1
+    assert "pictures drawn with steps 1, expected 2" in refused.stderr
+
+
+def test_scenes_with_metrics_and_in_shards(evaluate: Evaluate, models: Path, tmp_path: Path) -> None:
+    asked = ("--prompts", 1, "--checker", models / "checker")
+    measured = ("--metric", "clip-score", "--metric", "fid", "--metric-model", models / "clip")
+    measured = (*measured, "--metric-model", models / "vit")
+    whole = evaluate(tmp_path / "whole", *asked, *measured)
+    assert whole.exit_code == 0, whole.output
+    found = report(tmp_path / "whole")
+    assert set(found["systems"]["llm"]["metrics"]) == {"clip_score"}
+    assert found["systems"]["llm"]["metrics_by_split"]["pairs"]["clip_score"]["n"] == 1
+    assert found["systems"]["base"]["sets"]["fid"] > 0
+    assert "clip_score" in whole.output
+    assert "not comparable with published numbers" in whole.output
+    assert found["settings"]["scale"] == 1.0
+    off = evaluate(tmp_path / "off", *asked, "--scale", 0)
+    assert off.exit_code == 0, off.output
+    assert report(tmp_path / "off")["settings"]["scale"] == 0.0
+    assert report(tmp_path / "off")["systems"]["llm"]["splits"] == found["systems"]["base"]["splits"]
+    for index in (1, 2):
+        assert evaluate(tmp_path / "out", *asked, "--shard", f"{index}/2").exit_code == 0
+    merged = evaluate(tmp_path / "out", *asked)
+    assert merged.exit_code == 0, merged.output
+    again = report(tmp_path / "out")
+    assert again["failed_pictures"] == {"base": 0, "llm": 0}
+    for name in ("base", "llm"):
+        for part in ("overall", "splits", "parts"):
+            assert again["systems"][name][part] == found["systems"][name][part]
+        assert again["seconds_per_image"][name] > 0
+
+
+def test_what_cannot_be_is_said_before_anything_is_drawn(
+    evaluate: Evaluate, models: Path, tmp_path: Path
+) -> None:
+    mine = ("--suite", models / "mine.jsonl")
+    for arguments, said in (
+        (("--suite", "portraits"), "suite: got 'portraits', expected scenes, dpg-bench"),
+        (("--suite", "geneval"), "suite-files: got None"),
+        ((*mine, "--shard", "3/2"), "shard: got '3/2', expected I/N"),
+        ((*mine, "--metric", "clip-score"), "metric clip-score: no model"),
+        ((*mine, "--metric-model", models / "clip"), "got 1 for 0 metrics"),
+        ((*mine, "--metric", "geneval"), "metric geneval: no model"),
+        (
+            (*mine, "--official-scores", "llm=none.txt"),
+            "expected SYSTEM=FILE with a file or folder that is there",
+        ),
+        (
+            (*mine, "--official-scores", f"llm={models}", "--official-scores", f"llm={models}"),
+            "official-scores: llm is there twice",
+        ),
+        ((*mine, "--metric", "fid", "--metric-model", models / "vit"), "--reference"),
+        (("--reference", tmp_path), "the suite scenes draws one picture"),
+    ):
+        result = evaluate(tmp_path / "out", *arguments)
+        assert result.exit_code == 1, result.output
+        assert said in result.stderr, result.stderr
+        assert not list((tmp_path / "out").rglob("*.png"))

@@ -1,0 +1,78 @@
+"""`llmdiff prepare --ray` with two workers fills the store that `llmdiff prepare` fills, bit for bit."""
+
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from llmdiff.cli.main import app
+from llmdiff.errors import ConfigError
+from llmdiff.language import cache
+from llmdiff.training import prepare as preparing
+from llmdiff.training.prepare import (
+    encoding_cache,
+    fill_latents,
+    latent_store,
+    load_parts,
+    missing_latents,
+    prepare,
+)
+from llmdiff.training.prepare_ray import StoreFiller
+
+
+def _stores(settings, parts):
+    return encoding_cache(settings, parts.llm, parts.context).store, latent_store(
+        settings, parts.pipe.vae, parts.samples
+    )
+
+
+def _all(store):
+    return {name: store.get(name) for name in sorted(store._place)}
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(cache, "_CHUNK", 2)
+    monkeypatch.setattr(preparing, "LATENT_CHUNK", 5)
+    monkeypatch.setattr("llmdiff.training.prepare_ray.LATENT_CHUNK", 5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_two_workers_fill_the_store_as_one_process_does(config, tmp_path, ray_cluster, small_chunks):
+    alone = config("alone").model_copy(update={"store": tmp_path / "alone-store"})
+    shared = config("shared").model_copy(update={"store": tmp_path / "shared-store"})
+    parts = load_parts(alone, torch.device("cpu"))
+    assert prepare(alone, parts) == {"captions": 4, "pictures": 12}
+    # One part of each is there already, as a run that was killed leaves it.
+    latents = _stores(shared, parts)[1]
+    encodings = encoding_cache(shared, parts.llm, parts.context)
+    encodings.fill(encodings.missing_chunks(parts.captions())[0])
+    fill_latents(latents, parts.pipe.vae, parts.samples, missing_latents(latents, parts.samples)[:5])
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(shared.model_dump(mode="json")))
+    ran = CliRunner().invoke(app, ["prepare", str(path), "--ray", "--workers", "2"])
+    assert ran.exit_code == 0, ran.output
+    assert "12 good samples, 0 in quarantine" in ran.output
+    assert "2 captions, 7 pictures" in ran.output
+    for one, other in zip(_stores(alone, parts), _stores(shared, parts), strict=True):
+        one, other = _all(one), _all(other)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert len(list((tmp_path / "shared-store" / "latents").rglob("*.safetensors"))) == 3
+
+
+def test_a_worker_whose_llm_is_another_one_is_refused(config, make_llm, tmp_path):
+    settings = config()
+    parts = load_parts(settings, torch.device("cpu"))
+    context = parts.adapter.context
+    other = {"num_blocks": context.num_blocks, "hidden_size": context.hidden_size, "clip": 2.0}
+    filler = StoreFiller(
+        config=settings.model_dump_json(),
+        keys={"captions": encoding_cache(settings, parts.llm, parts.context).key},
+        settings=other,
+        gains={name: value.tolist() for name, value in context.state_dict().items()},
+    )
+    with pytest.raises(ConfigError, match=r"other captions than this machine's"):
+        filler({"captions": ["a cat"]})
+    assert not list((tmp_path / "store" / "encodings").rglob("*.safetensors"))

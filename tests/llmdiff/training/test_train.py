@@ -1,0 +1,223 @@
+"""`llmdiff train` and `prepare` on tiny real models: what a run leaves, resumes, and refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from llmdiff.adapter.adapter import LLMDiffAdapter
+from llmdiff.cli.main import app
+from llmdiff.errors import ConfigError, LLMDiffError
+from llmdiff.training import trainer
+from llmdiff.training.checkpoint import checkpoints, load_checkpoint
+from llmdiff.training.config import TrainConfig, load_config
+from llmdiff.training.log import read_log
+from llmdiff.training.prepare import load_parts, prepare
+from llmdiff.training.trainer import train_adapter
+
+from .tiny_run import Runs
+
+
+def _weights(folder):
+    return load_file(next(Path(folder).glob("*.safetensors")))
+
+
+def test_a_run_leaves_adapter_config_samples_log_and_checkpoints(config, tmp_path):
+    settings = config(watch__trackers=None)  # tensorboard, where it is installed
+    folder = train_adapter(settings)
+    run = tmp_path / "run"
+    assert list(run.rglob("events.out.tfevents.*"))
+    assert folder == run / "adapter"
+    LLMDiffAdapter.from_pretrained(folder)
+    assert TrainConfig.model_validate(yaml.safe_load((run / "config.yaml").read_text())) == settings
+    assert [path.name for path in (run / "samples").iterdir()] == ["step-00000004.png"]
+    lines = read_log(run / "log.jsonl")
+    assert [line["step"] for line in lines if "validation_loss" in line] == [2, 4]
+    known = {"loss", "grad_norm", "samples_per_s", "memory_gb", "learning_rate"}
+    assert any(known < line.keys() and any("loss_quarter" in name for name in line) for line in lines)
+    state, tensors = load_checkpoint(run)
+    assert state["metadata"]["config"]["training"]["steps"] == 4
+    gains = [name for name in tensors if "gamma" in name]
+    assert not gains  # frozen, so that encodings stay what they are
+    assert [step for step, _ in checkpoints(run)][-1] == 4
+
+
+def test_a_stopped_run_resumes_bit_for_bit(config, monkeypatch):
+    whole = _weights(train_adapter(config("whole", training__caption_dropout=0.5)))
+    loss, steps = trainer._Run._loss, []
+
+    def stops(self, part):
+        steps.append(part.step)
+        if part.step == 3:
+            raise KeyboardInterrupt
+        return loss(self, part)
+
+    monkeypatch.setattr(trainer._Run, "_loss", stops)
+    with pytest.raises(KeyboardInterrupt):
+        train_adapter(config("cut", training__caption_dropout=0.5))
+    monkeypatch.undo()
+    resumed = _weights(train_adapter(config("cut", training__caption_dropout=0.5)))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    with pytest.raises(LLMDiffError, match="batch_size"):
+        train_adapter(config("cut", training__caption_dropout=0.5, training__batch_size=3))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {
+            "training__precision": "bf16",
+            "data__crop": "random",
+            "data__flip": True,
+            "data__store_latents": False,
+        },
+        {"training__precision": "bf16", "data__store_latents": True},  # also what GPUs are configured with
+        {"training__gains": "learned", "training__optimizer": "muon", "training__accumulation_steps": 2},
+        {"base": "sdxl", "training__noise": False},
+        {"training__gains": "learned", "training__score_groups": 2, "training__warm_start_steps": 2},
+    ],
+)
+def test_every_way_of_training_runs_and_changes_the_adapter(config, changes, tmp_path):
+    folder = train_adapter(config(**changes, watch__prompts=[]))
+    before = load_parts(config(**changes), torch.device("cpu")).adapter.state_dict()
+    after = _weights(folder)
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name].cpu())}
+    assert any("branches" in name for name in moved)
+    assert ("context.gamma" in moved) == (changes.get("training__gains") == "learned")
+    assert ("context.h_raw" in moved) == changes.get("training__noise", True)
+    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in after.values())
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_two_processes_train_the_adapter_that_one_would(config, tmp_path, sharded):
+    # Two parts a step either way, in turn or at once.
+    same = {"training__gains": "learned", "training__ema_horizon": 2}
+    settings = {
+        "one": config("one", training__accumulation_steps=2, **same),
+        "two": config("two", training__sharded=sharded, **same),
+    }
+    assert Runs(lambda folder: train_adapter(settings["one"])).finish(tmp_path / "logs-1", 1) == [0]
+    assert Runs(lambda folder: train_adapter(settings["two"])).finish(tmp_path / "logs-2", 2) == [0, 0]
+    one, two = (_weights(tmp_path / name / "adapter") for name in ("one", "two"))
+    for name, value in one.items():
+        assert torch.allclose(value, two[name], atol=1e-4), name
+    assert (tmp_path / "two" / "samples" / "step-00000004.png").is_file()
+
+
+def test_stored_scores_train_what_the_llm_in_every_step_does(config, tmp_path):
+    """As many groups as blocks: the same sum, stored in half precision. One group: one gain for all blocks."""
+    learned = {"training__gains": "learned", "watch__prompts": []}
+    blocks = load_parts(config(), torch.device("cpu")).llm.num_blocks
+    online = _weights(train_adapter(config("online", **learned)))
+    stored = _weights(train_adapter(config("stored", **learned, training__score_groups=blocks)))
+    for name, value in online.items():
+        assert torch.allclose(value, stored[name], atol=2e-3), name
+    assert len(online["context.gamma"].unique()) == blocks
+    single = _weights(train_adapter(config("single", **learned, training__score_groups=1)))
+    assert len(single["context.gamma"].unique()) == 1
+    assert single["context.gamma"][0] != 1
+
+
+def test_a_warm_start_comes_first_and_resumes_bit_for_bit(config, monkeypatch, tmp_path):
+    changes = {"training__warm_start_steps": 5, "watch__prompts": []}
+    whole = _weights(train_adapter(config("whole", **changes)))
+    explained = [line["unexplained"] for line in read_log(tmp_path / "whole" / "warm-start" / "log.jsonl")]
+    assert len(explained) >= 1
+    cold = _weights(train_adapter(config("cold", watch__prompts=[])))
+    assert not torch.equal(cold["phi.weight"], whole["phi.weight"])
+
+    encoding, steps = trainer._Run._encoding, []
+
+    def stops(self, read, noise):
+        steps.append(read)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        return encoding(self, read, noise)
+
+    monkeypatch.setattr(trainer._Run, "_encoding", stops)
+    with pytest.raises(KeyboardInterrupt):
+        train_adapter(config("cut", **changes))
+    assert not (tmp_path / "cut" / "log.jsonl").exists()
+    monkeypatch.undo()
+    resumed = _weights(train_adapter(config("cut", **changes)))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_gradient_checkpointing_changes_no_gradient(config, tmp_path):
+    norms = []
+    for asked in (False, True):
+        train_adapter(config(f"run-{asked}", training__gradient_checkpointing=asked, watch__prompts=[]))
+        norms.append(read_log(tmp_path / f"run-{asked}" / "log.jsonl")[0]["grad_norm"])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
+def test_prepare_makes_everything_once_and_train_reads_nothing_else(config, monkeypatch):
+    settings = config()
+    parts = load_parts(settings, torch.device("cpu"))
+    assert prepare(settings, parts) == {"captions": 4, "pictures": 12}
+    assert prepare(settings, parts) == {"captions": 0, "pictures": 0}
+
+    def refuse(*_, **__):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr("llmdiff.language.encoding.ContextEncoding.encode", refuse)
+    monkeypatch.setattr("llmdiff.training.prepare.encode_pictures", refuse)
+    monkeypatch.setattr(trainer, "encode_pictures", refuse)
+    train_adapter(config(watch__prompts=[]))
+
+
+def _write(tmp_path, config, **changes):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json") | changes))
+    return path
+
+
+def test_the_command_takes_values_and_says_where_the_adapter_is(config, tmp_path):
+    path = _write(tmp_path, config(watch__prompts=[]))
+    ran = CliRunner().invoke(app, ["train", str(path), "training.steps=1", f"out={tmp_path / 'other'}"])
+    assert ran.exit_code == 0, ran.output
+    assert str(tmp_path / "other" / "adapter") in ran.output
+    assert load_checkpoint(tmp_path / "other")[0]["step"] == 1
+    ran = CliRunner().invoke(app, ["prepare", str(path)])
+    assert "12 good samples, 0 in quarantine" in ran.output
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("training.stepps=3", "unknown key 'training.stepps', known are steps, batch_size"),
+        ("colour=red", "unknown key 'colour', known are out, store"),
+        ("training.steps=0", "training.steps is 0: Input should be greater than or equal to 1"),
+        ("data.flip=true", "store_latents keeps one cut of each picture"),
+        ("training", "expected section.key=value"),
+        ("data.kind=films", "data.kind is 'films'"),
+        ("models.llm=/nowhere", "/nowhere"),
+        ("models.base=/nowhere", "base pipeline '/nowhere' is neither a folder"),
+        ("watch.validation_samples=11", "leaves less than a batch"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(config, tmp_path, change, message):
+    ran = CliRunner().invoke(app, ["train", str(_write(tmp_path, config())), change])
+    assert ran.exit_code == 1
+    assert message in ran.output
+    assert ran.output.splitlines()[-1].startswith("error: ")
+
+
+def test_a_file_that_is_no_config_is_said(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "none.yaml", [])
+    (tmp_path / "a.yaml").write_text("[1, 2")
+    with pytest.raises(ConfigError, match="is no YAML"):
+        load_config(tmp_path / "a.yaml", [])
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_config_is_valid_and_begins_with_its_command(path):
+    load_config(path, [])
+    assert f" train configs/{path.name}" in path.read_text().split("\n\n")[0]
+    assert json.dumps(load_config(path, []).model_dump(mode="json"))

@@ -1,0 +1,105 @@
+"""A warm start moves the adapter towards what the base's own text encoder gives, and nothing else."""
+
+import json
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from tiny.families import BUILDERS
+
+from llmdiff.adapter import families, layers
+from llmdiff.adapter.installation import install
+from llmdiff.controller import LLMController
+from llmdiff.errors import UnsupportedPipelineError
+from llmdiff.training.bank import EncodingBank
+from llmdiff.training.loop import LoopConfig
+from llmdiff.training.warm_start import draw_queries, warm_start
+
+CAPTIONS = ["a red cat", "two green apples", "a blue car on the left of a dog", "three dogs", ""]
+
+
+def _run(pipe, llm, folder, steps, **more):
+    torch.manual_seed(3)
+    controller = LLMController.create(llm, pipe, calibration_prompts=CAPTIONS[:-1])
+    adapter = controller.adapter
+    adapter.context.requires_grad_(False)
+    bank = EncodingBank([adapter.context.encode(llm, CAPTIONS)])
+    warm_start(
+        pipe,
+        {"adapter": adapter},
+        CAPTIONS,
+        lambda indices, generator: adapter.condition(bank.batch(indices)),
+        cache(lambda: draw_queries(pipe, CAPTIONS, steps=2, positions=4)),
+        LoopConfig(steps=steps, learning_rate=1e-2, lr_warmup_steps=1, log_every=10, ema_horizon=5),
+        folder,
+        installed=lambda denoiser: install(denoiser, adapter),
+        batch_size=4,
+        **more,
+    )
+    return adapter
+
+
+def test_queries_are_what_the_layers_meet(pipe):
+    queries = draw_queries(pipe, CAPTIONS, steps=3, positions=5)
+    denoiser = families.denoiser_of(pipe)
+    assert set(queries.states) == set(layers.text_layers(denoiser))
+    assert len(queries) == len(CAPTIONS) * 3
+    steps = pipe.scheduler.timesteps[:3].float()
+    assert torch.equal(queries.timesteps, steps.repeat_interleave(len(CAPTIONS)))
+    for name, attn in layers.text_layers(denoiser).items():
+        assert queries.states[name].shape == (15, 5, attn.to_q.in_features)
+        # No two pictures or steps are alike, and nothing hooks the layers any more.
+        assert len(queries.states[name].float().flatten(1).unique(dim=0)) == 15
+        assert not attn._forward_pre_hooks
+
+
+def test_the_layers_come_to_give_what_the_base_gives(pipe, make_llm, tmp_path):
+    before = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
+    adapter = _run(pipe, make_llm(), tmp_path, 100)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["unexplained"] < 0.2 * log[0]["unexplained"]
+    if adapter.pooled is not None:
+        assert log[-1]["unexplained_pooled"] < 0.5 * log[0]["unexplained_pooled"]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in pipe.unet.state_dict().items())
+    assert adapter.context.gamma.tolist() == [1.0] * 3
+
+
+def test_the_first_loss_is_what_the_layers_outputs_say(sd_pipe, make_llm, tmp_path):
+    llm, chosen = make_llm(), [0, 1, 2, 3]
+    _run(sd_pipe, llm, tmp_path, 1, choose=lambda rng: chosen)
+    figure = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])["unexplained"]
+
+    torch.manual_seed(3)
+    fresh = LLMController.create(llm, sd_pipe, calibration_prompts=CAPTIONS[:-1]).adapter
+    base = sd_pipe.encode_prompt([CAPTIONS[i] for i in chosen], "cpu", 1, False)[0]
+    states, _ = fresh.condition(fresh.context.encode(llm, [CAPTIONS[i] for i in chosen]))
+    queries = draw_queries(sd_pipe, CAPTIONS, steps=2, positions=4)
+    rows = np.random.default_rng([0, 15, 0]).integers(len(queries), size=4)
+    shares = []
+    for name, attn in layers.text_layers(sd_pipe.unet).items():
+        z = queries.states[name][rows].float()
+        wanted = attn(z, base)
+        with install(sd_pipe.unet, fresh):
+            given = attn(z, states)
+        spread = (wanted - wanted.flatten(0, 1).mean(0)) ** 2
+        shares.append(float(((given - wanted) ** 2).mean() / spread.mean()))
+    # The bank holds encodings in half precision.
+    assert figure == pytest.approx(sum(shares) / len(shares), rel=1e-2)
+
+
+def test_it_goes_on_where_it_was(sd_pipe, make_llm, tmp_path):
+    whole = _run(sd_pipe, make_llm(), tmp_path / "whole", 6)
+    again = _run(sd_pipe, make_llm(), tmp_path / "whole", 6)
+    assert torch.equal(whole.phi.weight, again.phi.weight)
+
+
+def test_a_family_without_such_attention_is_refused(tiny_llm, tmp_path):
+    with pytest.raises(UnsupportedPipelineError, match="train it on pictures from the start"):
+        draw_queries(BUILDERS["pixart"](), CAPTIONS)
+
+
+def test_a_base_without_its_text_encoder_is_refused(sd_pipe):
+    sd_pipe.register_modules(text_encoder=None)
+    with pytest.raises(UnsupportedPipelineError, match="text encoder's states"):
+        draw_queries(sd_pipe, CAPTIONS)

@@ -1,0 +1,150 @@
+"""From an evaluation to people's verdict by commands: evaluate, study create, the server, study report."""
+
+import json
+import sqlite3
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import Result
+from PIL import Image
+from starlette.testclient import TestClient
+from typer.testing import CliRunner
+
+from llmdiff.cli.main import app
+from llmdiff.drawing.pictures import read_metadata
+from llmdiff.errors import OutputError
+from llmdiff.evaluation.kept_pictures import keep_in
+from llmdiff.evaluation.report import evaluate_systems
+from llmdiff.evaluation.scenes_check import SceneChecker
+from llmdiff.evaluation.suites import scenes_suite
+from llmdiff.openmoji.contents import SPLITS, World
+from llmdiff_lab.study.api import create_study_app
+from tests.llmdiff.serving.conftest import save_models
+
+WORLD = World(objects=6)
+
+
+def run(*arguments: object) -> Result:
+    with warnings.catch_warnings():
+        result = CliRunner().invoke(app, [str(one) for one in arguments])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def flat(level: int) -> Any:
+    """A system whose pictures tell its level and their seed."""
+
+    def draw(prompts: list[str], seeds: list[int]) -> np.ndarray:
+        return np.stack([np.full((8, 8, 3), (level, seed % 256, 0), dtype=np.uint8) for seed in seeds])
+
+    return draw
+
+
+def test_from_an_evaluation_to_a_report_on_the_command_line(
+    make_sd: Callable[..., Any], make_llm: Callable[..., Any], tmp_path: Path
+) -> None:
+    adapter = save_models(tmp_path / "models", make_sd(), make_llm())
+    SceneChecker(6).eval().save_pretrained(tmp_path / "checker")
+    options = ("--prompts", 1, "--steps", 1, "--adapter", adapter, "--checker", tmp_path / "checker")
+    run("evaluate", "--out", tmp_path / "figures", "--pictures", *options)
+    kept = {name: tmp_path / "figures" / "pictures" / name for name in ("base", "llm")}
+    suite = scenes_suite(1, 0, WORLD)
+    for name, folder in kept.items():
+        facts = [read_metadata(path) for path in sorted(folder.iterdir())]
+        assert [one["prompt"] for one in facts] == [row.prompt for row in suite]
+        assert [one["seed"] for one in facts] == [str(row.seed) for row in suite]
+        assert {one["system"] for one in facts} == {name}
+
+    sources = [part for name, folder in kept.items() for part in ("--system", f"{name}={folder}")]
+    run("study", "create", "--out", tmp_path / "study", *sources, "--check-every", 3)
+    drawn = {Image.open(path).tobytes(): name for name, folder in kept.items() for path in folder.iterdir()}
+    assert len(drawn) == 2 * len(SPLITS)
+    counted: Counter[tuple[str, str]] = Counter()
+    server = create_study_app(tmp_path / "study")
+    with TestClient(server) as http:
+        rater = f"/api/raters/{http.post('/api/raters').json()['rater']}"
+        total = http.get(rater).json()["total"]
+        assert total == len(SPLITS) + 2
+        for position in range(total):
+            pair = http.get(f"{rater}/pairs/{position}").json()
+            # A picture in noise is none of those that were drawn.
+            names = {
+                side: drawn.get(
+                    Image.open(tmp_path / "study" / "pictures" / pair[side].rpartition("/")[2]).tobytes()
+                )
+                for side in ("left", "right")
+            }
+            if None in names.values():
+                intact = next(side for side, name in names.items() if name is not None)
+                choices = dict.fromkeys(("alignment", "quality", "details"), intact)
+            else:
+                assert set(names.values()) == {"base", "llm"}
+                llm = next(side for side, name in names.items() if name == "llm")
+                choices = {"alignment": llm, "quality": "tie", "details": "left"}
+                counted.update(
+                    {("alignment", "llm"): 1, ("quality", "tie"): 1, ("details", names["left"]): 1}
+                )
+            assert http.put(f"{rater}/pairs/{position}", json={"choices": choices}).status_code == 200
+    server.state.store.close()
+
+    run("study", "report", tmp_path / "study", "--out", tmp_path / "report")
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert (report["raters"]["counted"], report["answers"]) == (1, 3 * len(SPLITS))
+    for question, result in report["results"].items():
+        (pair,) = result["pairs"]
+        found = {pair["first"]: pair["first_wins"], pair["second"]: pair["second_wins"], "tie": pair["ties"]}
+        assert found == {name: counted[question, name] for name in ("base", "llm", "tie")}
+    assert sorted(row["prompt"] for row in report["prompts"]) == sorted(row.prompt for row in suite)
+
+
+def test_a_kept_picture_is_the_one_that_was_judged(tmp_path: Path) -> None:
+    suite = scenes_suite(2, 0, WORLD)
+    systems = {"base": flat(10), "llm": flat(20)}
+    evaluate_systems(
+        systems, suite, SceneChecker(6).eval(), tmp_path, batch=5, settings={"steps": 9}, keep_pictures=True
+    )
+    for name, level in (("base", 10), ("llm", 20)):
+        paths = sorted((tmp_path / "pictures" / name).iterdir())
+        assert len(paths) == len(suite)
+        for row, path in zip(suite, paths, strict=True):
+            assert (np.asarray(Image.open(path)) == (level, row.seed % 256, 0)).all()
+            expected = {"prompt": row.prompt, "seed": str(row.seed), "split": row.split}
+            assert read_metadata(path) == expected | {"system": name, "steps": "9"}
+
+
+def test_pictures_are_kept_only_when_asked_for_and_old_ones_go(tmp_path: Path) -> None:
+    checker = SceneChecker(6).eval()
+    evaluate_systems({"base": flat(1)}, scenes_suite(1, 0, WORLD), checker, tmp_path)
+    assert not (tmp_path / "pictures").exists()
+    for prompts in (2, 1):
+        suite = scenes_suite(prompts, 0, WORLD)
+        evaluate_systems({"base": flat(1)}, suite, checker, tmp_path, keep_pictures=True)
+        assert len(list((tmp_path / "pictures" / "base").iterdir())) == len(suite)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    keep = keep_in(tmp_path / "file" / "base", {})
+    row = scenes_suite(1, 0, WORLD)[:1]
+    with pytest.raises(OutputError, match="cannot be written"):
+        keep(row, np.zeros((1, 8, 8, 3), dtype=np.uint8))
+
+
+def test_a_study_keeps_nothing_of_how_the_pictures_were_made(tmp_path: Path) -> None:
+    suite = scenes_suite(1, 0, WORLD)
+    systems = {"base": flat(10), "llm": flat(20)}
+    evaluate_systems(systems, suite, SceneChecker(6).eval(), tmp_path / "figures", keep_pictures=True)
+    kept = tmp_path / "figures" / "pictures"
+    sources = [part for name in systems for part in ("--system", f"{name}={kept / name}")]
+    run("study", "create", "--out", tmp_path / "study", *sources)
+    for path in (tmp_path / "study" / "pictures").iterdir():
+        assert read_metadata(path) == {}
+    with sqlite3.connect(tmp_path / "study" / "study.sqlite") as connection:
+        texts = {text for (text,) in connection.execute("SELECT text FROM prompts")}
+    connection.close()
+    assert texts == {row.prompt for row in suite}
