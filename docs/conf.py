@@ -41,7 +41,10 @@ python_maximum_signature_line_length = 90
 toc_object_entries_show_parents = "hide"
 nitpicky = True
 # Nothing is fetched from elsewhere while building, so what other libraries document is named, not linked.
-nitpick_ignore_regex = [(r"py:.*", r"(?!llmdiff\.).*"), (r"py:(class|obj|data)", r"llmdiff\..*\._?[A-Z]\w*")]
+nitpick_ignore_regex = [
+    (r"py:.*", r"(?!llmdiff(_lab)?\.).*"),
+    (r"py:(class|obj|data)", r"llmdiff(_lab)?\..*\._?[A-Z]\w*"),
+]
 
 html_theme = "furo"
 html_title = "LLMDiff"

@@ -23,7 +23,7 @@ def test_modules_import_downwards_only(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_no_two_modules_import_each_other_by_any_way() -> None:
-    graph = grimp.build_graph("llmdiff", exclude_type_checking_imports=True, cache_dir=None)
+    graph = grimp.build_graph("llmdiff", "llmdiff_lab", exclude_type_checking_imports=True, cache_dir=None)
     imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
     # Raises CycleError, which names the circle.
     order = list(graphlib.TopologicalSorter(imports).static_order())
@@ -39,7 +39,7 @@ def test_no_two_modules_import_each_other_by_any_way() -> None:
     [
         "import llmdiff",
         "from llmdiff.cli.main import app; app(['--help'], standalone_mode=False)",
-        "from llmdiff.cli.main import app; app(['inspect', '--help'], standalone_mode=False)",
+        "from llmdiff_lab.cli.main import app; app(['inspect', '--help'], standalone_mode=False)",
     ],
 )
 def test_nothing_heavy_is_imported_before_it_is_needed(code: str) -> None:
@@ -61,12 +61,12 @@ from packaging.requirements import Requirement
 OWN = "llmdiff-adapter"
 # The modules that are for one verb; all others are for everybody.
 PLACES = {
-    "benchmark": "benchmark|rivals.lora|rivals.lavi_bridge",
-    "ray": "ray_workers|batch_drawing|training.prepare_ray",
+    "benchmark": "lab.comparison|lab.rivals.lora|lab.rivals.lavi_bridge",
+    "ray": "drawing.ray_workers|drawing.batch|training.prepare_ray",
     "ui": "serving.ui",
-    "serve": "serving",
-    "inspect": "analysis",
-    "train": "training|openmoji",
+    "serve": "serving|lab.study",
+    "inspect": "lab.inspection",
+    "train": "training|openmoji|lab.world_build",
 }
 
 
@@ -107,7 +107,7 @@ class Hiding:
 
 
 def of_extra(module):
-    inner = module.partition(".")[2]
+    inner = module.replace("llmdiff_", "llmdiff.", 1).partition(".")[2]
     return next((extra for extra, place in PLACES.items() if re.match(place, inner)), "")
 
 
@@ -127,8 +127,13 @@ hide("")
 sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
 import diffusers, torch, transformers  # once, for all
 
-import llmdiff
-modules = [found.name for found in pkgutil.walk_packages(llmdiff.__path__, "llmdiff.")]
+import llmdiff, llmdiff_lab
+modules = [
+    found.name
+    for top in (llmdiff, llmdiff_lab)
+    for found in pkgutil.walk_packages(top.__path__, f"{top.__name__}.")
+    if not found.name.endswith("__main__")
+]
 for extra in ["", *PLACES]:
     if os.fork() == 0:
         hide(extra)

@@ -16,15 +16,20 @@ RESULTS = DOCS / "results"
 
 # What the pages of packages are headed; a package that is not here is headed by its name alone.
 HEADINGS = {
-    "llmdiff": "the front door and what it stands on",
-    "language": "from prompts to text encodings",
-    "adapter": "from text encodings to the denoiser",
-    "rivals": "other ways to condition",
-    "training": "training an adapter",
-    "evaluation": "measuring, and asking people",
-    "analysis": "looking inside",
-    "serving": "the page, the image API and the study's server",
-    "openmoji": "the embedded default",
+    "llmdiff": "the controller, types and errors",
+    "llmdiff.language": "text to encoding",
+    "llmdiff.adapter": "encoding to denoiser",
+    "llmdiff.drawing": "drawing pictures",
+    "llmdiff.training": "training an adapter",
+    "llmdiff.evaluation": "evaluation",
+    "llmdiff.serving": "the page and the image API",
+    "llmdiff.openmoji": "the embedded default",
+    "llmdiff_lab": "the laboratory",
+    "llmdiff_lab.rivals": "other ways to condition",
+    "llmdiff_lab.comparison": "comparing systems and LLMs",
+    "llmdiff_lab.inspection": "looking inside",
+    "llmdiff_lab.study": "user studies",
+    "llmdiff_lab.world_build": "building the embedded default",
 }
 
 # What the pages of results are headed; others by the name of their record.
@@ -57,9 +62,8 @@ def write_pages(folder: Path) -> None:
         "configuration.md": configuration(),
         "findings.inc": findings(),
     }
-    pages["api.md"] = api_page("llmdiff")
     for package in packages():
-        pages[f"api-{package}.md"] = api_page(f"llmdiff.{package}")
+        pages[f"api-{package}.md"] = api_page(package)
     for path in sorted(RESULTS.glob("*.json")):
         pages[f"results-{path.stem}.md"] = result_page(path)
     for name, text in pages.items():
@@ -74,22 +78,23 @@ def write_pages(folder: Path) -> None:
 
 
 def packages() -> list[str]:
-    """Return the packages inside `llmdiff`: those of the headings in their order, then what others there are."""
+    """Return both import packages and those inside: the headings' in their order, then what others there are."""
     found = {
-        one.name for one in pkgutil.iter_modules(importlib.import_module("llmdiff").__path__) if one.ispkg
+        f"{top}.{one.name}"
+        for top in ("llmdiff", "llmdiff_lab")
+        for one in pkgutil.iter_modules(importlib.import_module(top).__path__)
+        if one.ispkg and one.name != "cli"
     }
-    return [*(name for name in HEADINGS if name in found), *sorted(found - set(HEADINGS))]
+    return [*HEADINGS, *sorted(found - set(HEADINGS))]
 
 
 def api_page(package: str) -> str:
-    """Return a page with every public name of a package and those in it; of `llmdiff`, of its modules only."""
+    """Return a page with every public name of a package and those in it; of an import package, of its modules only."""
     top = importlib.import_module(package)
-    walk = pkgutil.iter_modules if package == "llmdiff" else pkgutil.walk_packages
-    names = [
-        one.name for one in walk(top.__path__, f"{package}.") if not (package == "llmdiff" and one.ispkg)
-    ]
-    names = [name for name in names if not name.rpartition(".")[2].startswith("cli")]
-    heading = HEADINGS.get(package.rpartition(".")[2])
+    is_root = "." not in package
+    walk = pkgutil.iter_modules if is_root else pkgutil.walk_packages
+    names = [one.name for one in walk(top.__path__, f"{package}.") if not (is_root and one.ispkg)]
+    heading = HEADINGS.get(package)
     lines = [f"# `{package}`" + (f": {heading}" if heading else ""), ""]
     if package == "llmdiff":
         lines += ["`from llmdiff import ...` gives:", ""]
@@ -102,16 +107,19 @@ def api_page(package: str) -> str:
 
 
 def command_line() -> str:
-    """Return a page with every verb of `llmdiff`, its arguments and options."""
+    """Return a page with every verb of `llmdiff` and `llmdiff-lab`, its arguments and options."""
     from llmdiff.cli.main import app
+    from llmdiff_lab.cli.main import app as laboratory
 
-    root = typer.main.get_command(app)
+    root, lab = typer.main.get_command(app), typer.main.get_command(laboratory)
     lines = ["# The command line", "", _sentence(root.help), ""]
     lines += [
         "What goes wrong is one line that begins with `error:`, and exit status 1; a wrong option is 2.",
         "",
     ]
-    return "\n".join([*lines, *_verbs("llmdiff", root)])
+    lines += _verbs("llmdiff", root)
+    lines += ["# The laboratory's command line", "", _sentence(lab.help), ""]
+    return "\n".join([*lines, *_verbs("llmdiff-lab", lab)])
 
 
 def _verbs(path: str, group: Any) -> Iterator[str]:
@@ -123,7 +131,7 @@ def _verbs(path: str, group: Any) -> Iterator[str]:
             continue
         arguments = [one for one in command.params if one.param_type_name == "argument"]
         usage = " ".join([full, *(one.metavar or one.name.upper() for one in arguments), "[OPTIONS]"])
-        yield from [f"{'##' if path == 'llmdiff' else '###'} `{full}`", "", _sentence(command.help), ""]
+        yield from [f"{'###' if ' ' in path else '##'} `{full}`", "", _sentence(command.help), ""]
         yield from ["```text", usage, "```", ""]
         if command.params:
             yield from ["| option | default | |", "|---|---|---|"]

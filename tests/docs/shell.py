@@ -16,8 +16,8 @@ from llmdiff.cli.main import app
 from llmdiff.language.packaged import PACKAGED
 from llmdiff.serving.schemas import ImageRequest
 from llmdiff.training.config import load_config
+from llmdiff_lab.cli.main import app as laboratory
 from llmdiff_lab.rivals.encoder import MINILM_PACKAGE
-from llmdiff_lab.world_build import build
 
 _PACKAGES = {"llmdiff-adapter", Requirement(MINILM_PACKAGE).name}
 _PACKAGES |= {Requirement(row.package).name for row in PACKAGED.values()}
@@ -31,10 +31,10 @@ def check_command(words: list[str]) -> None:
     match Path(program).name, rest:
         case "llmdiff", _:
             check_verb(rest)
+        case "llmdiff-lab", _:
+            check_verb(rest, laboratory)
         case "python", ["-m", "llmdiff.cli", *inner]:
             check_verb(inner)
-        case "python", ["-m", "llmdiff_lab.world_build.build", *inner]:
-            build.arguments().parse_args(inner)
         case "python", ["-m", "pytest", *inner]:
             _check_paths(inner)
         case "python", ["-m", module, *_]:
@@ -58,9 +58,9 @@ def check_command(words: list[str]) -> None:
             assert name in _OTHERS, f"unknown command {name}"
 
 
-def check_verb(words: list[str]) -> Any:
-    """Returns the context of a verb of `llmdiff` after parsing its words as the command line does."""
-    command: Any = typer.main.get_command(app)
+def check_verb(words: list[str], program: typer.Typer = app) -> Any:
+    """Return the context of a verb of `llmdiff` or `llmdiff-lab` after parsing its words as the command line does."""
+    command: Any = typer.main.get_command(program)
     context: Any = command.make_context("llmdiff", [words[0]])
     rest = list(words)
     while hasattr(command, "commands"):

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapter.conftest import make_adapter  # noqa: F401
-from training.conftest import config, models  # noqa: F401
+
+from tests.llmdiff.adapter.conftest import make_adapter  # noqa: F401
+from tests.llmdiff.training.conftest import config, models  # noqa: F401
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,15 +14,16 @@ class _Lines(logging.Handler):
 
 def set_up(verbose: bool) -> None:
     """Send our messages to stderr, one a line, and silence the libraries unless `verbose`; returns nothing."""
-    log = logging.getLogger("llmdiff")
-    if not any(isinstance(handler, _Lines) for handler in log.handlers):
-        log.addHandler(_Lines())
-    log.setLevel(logging.INFO)
+    for package in ("llmdiff", "llmdiff_lab"):
+        log = logging.getLogger(package)
+        if not any(isinstance(handler, _Lines) for handler in log.handlers):
+            log.addHandler(_Lines())
+        log.setLevel(logging.INFO)
     if verbose:
         return
     # These are read when the libraries are imported, which is later.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     warnings.simplefilter("ignore")
-    warnings.filterwarnings("default", category=UserWarning, module=r"llmdiff\b")
+    warnings.filterwarnings("default", category=UserWarning, module=r"llmdiff(_lab)?\b")
     warnings.showwarning = lambda message, *_, **__: typer.echo(f"warning: {message}", err=True)

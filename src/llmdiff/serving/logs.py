@@ -42,7 +42,7 @@ def log_as_json(stream: IO[str] | None = None) -> None:
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines())
     logging.captureWarnings(True)
-    for name in ("llmdiff", "uvicorn", "py.warnings"):
+    for name in ("llmdiff", "llmdiff_lab", "uvicorn", "py.warnings"):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(logging.INFO)

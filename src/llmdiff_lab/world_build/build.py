@@ -7,9 +7,7 @@ package carries. `--from shipped` begins with the base and the checker that the 
 scenes are drawn and an adapter trained: minutes instead of hours.
 """
 
-import argparse
 import json
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -23,7 +21,8 @@ from transformers import CLIPTextModel
 
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.manifest import check_manifest
-from llmdiff.errors import ConfigError, LLMDiffError
+from llmdiff.drawing.models import usable_device
+from llmdiff.errors import ConfigError
 from llmdiff.evaluation.metrics.models import ImageTextModel
 from llmdiff.evaluation.scenes_check import SceneChecker
 from llmdiff.files import whole_folder, write_whole
@@ -244,45 +243,33 @@ def _save(model: Any, folder: Path) -> None:
         model.save_pretrained(partial)
 
 
-def arguments() -> argparse.ArgumentParser:
-    """Return the parser of the build's own command line."""
-    parser = argparse.ArgumentParser(prog="llmdiff-lab build", description=__doc__)
-    parser.add_argument("--preset", default="cpu", help="cpu, gpu or test")
-    parser.add_argument("--out", type=Path, help="the folder to build in (default: the cache folder)")
-    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage to run")
-    parser.add_argument("--only", choices=STAGES, help="run this stage and what it takes something from")
-    parser.add_argument(
-        "--from", dest="begin", help='take base and checker from here: "shipped", or a folder made by --ship'
-    )
-    parser.add_argument(
-        "--ship", type=Path, help="write pipeline, adapter, checker and SigLIP here, in half precision"
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser
+def run_build(
+    preset_name: str,
+    out: Path | None,
+    *,
+    until: str = STAGES[-1],
+    only: str | None = None,
+    begin: str | None = None,
+    ship_to: Path | None = None,
+    device: str | None = None,
+) -> None:
+    """Run the stages of a build, each unless it is done; then write what the package carries to `ship_to`, if given.
 
+    `begin` is "shipped" or a folder that an earlier build shipped to: base and checker are taken from there.
 
-def main(words: list[str] | None = None) -> int:
-    """Run the build that the command line asks for; return its exit status."""
-    chosen = arguments().parse_args(words)
-    try:
-        settings = preset(chosen.preset)
-        folder = chosen.out or llmdiff_home() / "builds" / f"openmoji-{settings.name}"
-        build = Build(settings, folder, torch.device(chosen.device))
-        if chosen.begin is not None:
-            shipped = Path(str(files("llmdiff"))) / "openmoji" / "weights"
-            build.begin_from(shipped if chosen.begin == "shipped" else Path(chosen.begin))
-        if chosen.only is not None:
-            getattr(build, chosen.only)()
-        else:
-            build.run(chosen.until)
-        if chosen.ship is not None:
-            parts = build.pipeline(), build.adapter(), build.checker()
-            ship(*parts, chosen.ship, preset=settings, siglip=build.siglip())
-    except LLMDiffError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+        ConfigError: no such preset or device, or a stage was made with other values.
+    """
+    settings = preset(preset_name)
+    folder = out or llmdiff_home() / "builds" / f"openmoji-{settings.name}"
+    build = Build(settings, folder, torch.device(usable_device(device)))
+    if begin is not None:
+        shipped = Path(str(files("llmdiff"))) / "openmoji" / "weights"
+        build.begin_from(shipped if begin == "shipped" else Path(begin))
+    if only is not None:
+        getattr(build, only)()
+    else:
+        build.run(until)
+    if ship_to is not None:
+        parts = build.pipeline(), build.adapter(), build.checker()
+        ship(*parts, ship_to, preset=settings, siglip=build.siglip())

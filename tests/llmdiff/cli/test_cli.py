@@ -26,6 +26,7 @@ from llmdiff.cli.main import app
 from llmdiff.controller import LLMController
 from llmdiff.drawing.pictures import read_metadata
 from llmdiff.language.llm import DecoderLLM
+from llmdiff_lab.cli.main import app as laboratory
 
 SHIPPED = Path(str(files("llmdiff"))) / "openmoji" / "weights"
 
@@ -348,8 +349,10 @@ def test_values_out_of_range(run: Llmdiff, tmp_path: Path) -> None:
 
 def test_help_and_version(run: Llmdiff) -> None:
     assert CliRunner().invoke(app, ["--version"]).stdout == f"llmdiff {llmdiff.__version__}\n"
-    for verb in ("serve", "study"):
-        assert verb in CliRunner().invoke(app, ["--help"]).stdout
+    assert CliRunner().invoke(laboratory, ["--version"]).stdout == f"llmdiff-lab {llmdiff.__version__}\n"
+    assert "serve" in CliRunner().invoke(app, ["--help"]).stdout
+    for verb in ("build", "benchmark", "compare-llms", "inspect", "study"):
+        assert verb in CliRunner().invoke(laboratory, ["--help"]).stdout
     for verb in ("generate", "compare", "evaluate"):
         assert verb in CliRunner().invoke(app, ["--help"]).stdout
         assert "--out" in run(verb, "--help").stdout

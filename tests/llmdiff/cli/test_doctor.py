@@ -9,6 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
+import llmdiff
 from llmdiff.cli import diagnosis as doctor
 from llmdiff.cli.main import app
 from llmdiff.language.packaged import PACKAGED
@@ -37,7 +38,7 @@ def test_everything_that_the_tests_run_on_is_found_and_right(tmp_path, monkeypat
 
 
 def test_a_changed_weight_is_named_and_the_exit_status_is_1(tmp_path, monkeypatch):
-    weights = Path(doctor.__file__).parent / "openmoji" / "weights"
+    weights = Path(llmdiff.__file__).parent / "openmoji" / "weights"
     copy = tmp_path / "openmoji" / "weights"
     shutil.copytree(weights, copy)
     damaged = copy / "checker" / "model.safetensors"

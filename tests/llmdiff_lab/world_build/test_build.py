@@ -12,7 +12,7 @@ from llmdiff.adapter.manifest import check_manifest
 from llmdiff.adapter.refiner import LAYERS
 from llmdiff.controller import LLMController
 from llmdiff.errors import ConfigError
-from llmdiff_lab.world_build.build import Build, main
+from llmdiff_lab.world_build.build import Build, run_build
 from llmdiff_lab.world_build.presets import preset
 from llmdiff_lab.world_build.ship import ship
 
@@ -142,7 +142,7 @@ def test_a_build_begins_from_shipped_weights(whole, tmp_path):
 
 
 def test_one_stage_alone_trains_only_what_it_takes_something_from(tmp_path):
-    assert main(["--preset", "test", "--out", str(tmp_path), "--only", "siglip", "--device", "cpu"]) == 0
+    run_build("test", tmp_path, only="siglip", device="cpu")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["siglip", "tokenizer"]
     record = json.loads((tmp_path / "siglip" / "done.json").read_text())
     assert 0 <= record["held_out"]["near_miss"] <= 1

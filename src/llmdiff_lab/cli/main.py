@@ -1,0 +1,20 @@
+"""The command `llmdiff-lab`: compares, builds, probes and asks people; the work is done elsewhere."""
+
+from llmdiff.cli.application import new_application
+from llmdiff_lab.cli import benchmark, build, compare_llms, inspect, study
+
+# Modules that import torch are imported inside the verbs: `llmdiff-lab --help` answers at once.
+
+app = new_application(
+    "llmdiff-lab", "Compare LLMDiff with its rivals, build its embedded default, look inside, ask people."
+)
+app.command()(build.build)
+app.command()(benchmark.benchmark)
+app.command("compare-llms")(compare_llms.compare_llms)
+app.add_typer(inspect.app, name="inspect")
+app.add_typer(study.app, name="study")
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="llmdiff-lab")
