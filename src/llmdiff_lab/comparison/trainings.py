@@ -27,7 +27,7 @@ from llmdiff_lab.comparison.runs import IN_FULL, SEARCH_NAME, read_search
 from llmdiff_lab.comparison.settings import BenchmarkSettings
 from llmdiff_lab.rivals.conditioning import Conditioning
 from llmdiff_lab.rivals.encoder import EncoderStates
-from llmdiff_lab.rivals.registry import Parts, create, rival
+from llmdiff_lab.rivals.registry import RivalInputs, create, rival
 from llmdiff_lab.rivals.storage import load_rival, save_rival
 from llmdiff_lab.world_build import denoiser
 from llmdiff_lab.world_build.build import Build
@@ -262,12 +262,12 @@ class Trainings:
     def _held_out_loss(self, preset: Preset, conditioning: Conditioning) -> float:
         return held_out_loss(preset, self._data, self.pipe, conditioning, batches=_HELD_OUT_BATCHES)
 
-    def _parts(self, name: str, seed: int, *, calibrate: bool = True) -> Parts:
+    def _parts(self, name: str, seed: int, *, calibrate: bool = True) -> RivalInputs:
         preset = self.preset
         captions = CaptionedScenes.draw(
             self._data, _CALIBRATION_CAPTIONS, preset.seed, preset.adapter_wording
         ).captions[:-1]
-        return Parts(
+        return RivalInputs(
             pipe=self.pipe,
             template=preset.adapter_template,
             lone=preset.adapter_lone,
@@ -278,7 +278,7 @@ class Trainings:
         )
 
     def _reader(self, kind: str | None) -> dict[str, Any]:
-        """The frozen reader of this kind, by the name that `Parts` has for it; loaded once."""
+        """The frozen reader of this kind, by the name that `RivalInputs` has for it; loaded once."""
         if kind is None:
             return {}
         if kind not in self._readers:

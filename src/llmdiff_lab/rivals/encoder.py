@@ -28,7 +28,7 @@ class EncoderStates:
     num_blocks = 0
 
     def __init__(self, model: Any, tokenizer: Any, *, id: str, max_length: int = 512) -> None:
-        """Wraps a loaded model; freezes it.
+        """Wrap a loaded model and freeze it.
 
         Raises:
             UnsupportedLLMError: its blocks cannot be found.
@@ -40,7 +40,7 @@ class EncoderStates:
         config = model.config
         self.hidden_size = int(config.hidden_size)  # T5's d_model answers to this name too
         self.blocks = _blocks(self.model, int(config.num_hidden_layers), id=id)
-        # Few tokenizers know their model's limit.
+        # Few tokenizers know the maximum length of their model.
         self.max_length = min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
 
     @classmethod
@@ -48,7 +48,7 @@ class EncoderStates:
         """Return the encoder: "minilm" (an optional package), a folder or a Hub id; safetensors only.
 
         Raises:
-            LLMNotFoundError: it is none of these, or not to be had.
+            LLMNotFoundError: it is none of these, or it cannot be downloaded.
         """
         from transformers import AutoModel, AutoTokenizer
 
@@ -58,7 +58,7 @@ class EncoderStates:
             tokenizer: Any = AutoTokenizer.from_pretrained(place)
         except (OSError, ValueError) as error:
             raise LLMNotFoundError(
-                f"encoder {name_or_path!r} is neither a folder with a model nor to be had from the Hub "
+                f"encoder {name_or_path!r} is neither a folder with a model nor available from the Hub "
                 f'({first_line(error)}): get it once with "hf download {name_or_path}"'
             ) from error
         return cls(model.to(device), tokenizer, id=name_or_path)
