@@ -12,6 +12,7 @@ from llmdiff import __version__
 from llmdiff.drawing.models import Models, load
 from llmdiff.drawing.pictures import Panel, check_writable, numbered, save_png, sheet
 from llmdiff.errors import ConfigError, LLMDiffError, PromptError, first_line
+from llmdiff.files import clean_text, is_blank
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DrawingSettings:
-    """How to draw. `height_px` and `width_px` None: the pipeline's own size.
+    """How to draw. `height_px` and `width_px` None: the pipeline's own size. Prompts are kept as `clean_text` has them.
 
     Units: seeds count up by one from picture to picture, so each can be drawn again alone.
 
@@ -43,14 +44,14 @@ class DrawingSettings:
     width_px: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.prompt.strip():
+        if is_blank(self.prompt):
             raise PromptError(
                 f"prompt is blank ({self.prompt!r}), expected a description of the picture: write one"
             )
-        for name, text in (("prompt", self.prompt), ("negative_prompt", self.negative_prompt or "")):
-            # Arguments that are no UTF-8 reach Python as lone surrogates, which no tokenizer takes.
-            if any("\ud800" <= letter <= "\udfff" for letter in text):
-                raise PromptError(f"{name} is not valid UTF-8: set the terminal to UTF-8 and write it again")
+        for name in ("prompt", "negative_prompt"):
+            text = getattr(self, name)
+            if text is not None:
+                object.__setattr__(self, name, clean_text(name, text))
         for name, value, least in (
             ("seed", self.seed, 0),
             ("number", self.number, 1),

@@ -133,11 +133,11 @@ def read_metadata(path: Path) -> dict[str, str]:
         OutputError: the file is missing or is no picture.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=PICTURE_FORMATS) as image:
             image.load()
             return {str(key): str(value) for key, value in getattr(image, "text", {}).items()}
-    except (OSError, SyntaxError) as error:
-        raise OutputError(f"{path} cannot be read as a PNG ({error}): pass a picture") from error
+    except Exception as error:  # decoders fail in many ways on damaged files
+        raise OutputError(f"{path} cannot be read as a PNG ({first_line(error)}): pass a picture") from error
 
 
 def sheet(heading: str, panels: Sequence[Panel]) -> Image.Image:

@@ -4,7 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmdiff.drawing.models import Models
-from llmdiff.errors import ConfigError
+from llmdiff.errors import ConfigError, InputFileError
+from llmdiff.files import is_blank, read_text
+
+_MAX_SECRET_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,15 +148,14 @@ def read_password(path: Path | None, value: str | None) -> str | None:
 def _read_secret(name: str, word: str, path: Path | None, value: str | None) -> str | None:
     if path is not None:
         try:
-            value = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8"
+            value = read_text(path, max_bytes=_MAX_SECRET_BYTES)
+        except InputFileError as error:
             raise ConfigError(
-                f"{name}_file {path} cannot be read ({reason}): write the {word} to it"
+                f"{name}_file {path} cannot be read ({error}): write the {word} to it"
             ) from error
     if value is None:
         return None
-    if not value.strip():
+    if is_blank(value):
         # A blank one would leave a server open that was meant to be closed.
         raise ConfigError(f"{name} is blank, expected a {word}: set one, or leave it out")
     return value.strip()
