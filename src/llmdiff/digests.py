@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# Fields of an adapter's configuration that say where models come from, and change no picture.
+_NAMES = ("llm_id", "base_model_id")
+
 
 def weights_digest(module: nn.Module) -> str:
     """Return the SHA-256 of every weight of a module: names, types, shapes and bits, wherever they are kept.
@@ -41,6 +44,19 @@ def tokenizer_digest(tokenizer: Any) -> str:
     kept = {key: value for key, value in rules.items() if key not in ("truncation", "padding")}
     said = [type(tokenizer).__name__, kept, tokenizer.special_tokens_map]
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def llm_digest(llm: Any) -> str:
+    """Return the SHA-256 of an LLM: its configuration, weights and tokenizer."""
+    said = [config_json(llm.model), weights_digest(llm.model), tokenizer_digest(llm.tokenizer)]
+    return hashlib.sha256("\n".join(said).encode()).hexdigest()
+
+
+def adapter_digest(adapter: Any) -> str:
+    """Return the SHA-256 of an adapter: its configuration, but for the names of models in it, and its weights."""
+    config = {name: value for name, value in json.loads(config_json(adapter)).items() if name not in _NAMES}
+    said = [json.dumps(config, sort_keys=True), weights_digest(adapter)]
+    return hashlib.sha256("\n".join(said).encode()).hexdigest()
 
 
 def pipeline_digest(pipe: Any) -> str:
