@@ -2,7 +2,7 @@
 
 import platform
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -141,13 +141,14 @@ def draw_together(
     seeds: Sequence[int],
     *,
     on_step: Callable[[], None] | None = None,
+    inputs: Mapping[str, Any] | None = None,
 ) -> list["Image"]:
     """Return one picture for each of the settings, in one pass; all but their prompts must be alike.
 
     Every picture has a generator of its own, so it does not depend on what is drawn beside it: but for the
     last bits of floats, which matrix products of another shape round otherwise (differences of about 1e-6 of
     the range from black to white, measured). `on_step` runs after every denoising step; what it raises ends
-    the drawing.
+    the drawing. `inputs` is what a pipeline takes instead of height and width, such as pictures to draw on.
 
     Raises:
         LLMDiffError: there is not enough memory, or a prompt cannot be encoded.
@@ -169,8 +170,7 @@ def draw_together(
             negative_prompt=None if all(one.negative_prompt is None for one in settings) else negative,
             num_inference_steps=first.steps,
             guidance_scale=first.guidance_scale,
-            height=first.height_px,
-            width=first.width_px,
+            **({"height": first.height_px, "width": first.width_px} if inputs is None else inputs),
             # On the CPU, so that a seed means the same start on every machine.
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             callback_on_step_end=after_step,

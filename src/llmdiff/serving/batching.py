@@ -51,9 +51,11 @@ class _Order:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Alike for orders that can be drawn in one pass: all but prompt and seed are the same."""
+        """Alike for orders that can be drawn in one pass: all but prompt, picture and seed are the same."""
         one = self.settings
-        return (one.steps, one.guidance_scale, one.height_px, one.width_px, one.negative_prompt is None)
+        size_px = (one.height_px, one.width_px)
+        strength = getattr(one, "strength", None)  # of orders to draw on a picture
+        return (one.steps, one.guidance_scale, size_px, one.negative_prompt is None, strength)
 
     @property
     def wanted(self) -> bool:

@@ -29,7 +29,7 @@ def log_fields(scope: Any) -> dict[str, Any]:
 class Guard:
     """Refuses whom it must with an `ErrorReply` before the app sees anything; catches what the app raises.
 
-    `headers` go with every reply that has none of that name.
+    `headers` go with every reply that has none of that name. `larger_bodies`: paths that take more than others.
 
     Units: `body_timeout_s` in seconds, for the whole body.
     """
@@ -40,6 +40,7 @@ class Guard:
         *,
         max_body_bytes: int,
         body_timeout_s: float,
+        larger_bodies: Mapping[str, int] | None = None,
         token: str | None = None,
         open_paths: Collection[str] = (),
         metrics: Metrics | None = None,
@@ -47,6 +48,7 @@ class Guard:
     ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._larger_bodies = dict(larger_bodies or {})
         self._body_timeout_s = body_timeout_s
         self._token = None if token is None else token.encode()
         self._open_paths = open_paths
@@ -103,14 +105,15 @@ class Guard:
             )
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
+        most = self._larger_bodies.get(scope["path"], self._max_body_bytes)
         too_large = ApiError(
             413,
-            f"the body is too large, expected at most {self._max_body_bytes} bytes",
+            f"the body is too large, expected at most {most} bytes",
             code="request_too_large",
             headers={"Connection": "close"},
         )
         length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        if length.isdigit() and int(length[:20]) > self._max_body_bytes:
+        if length.isdigit() and int(length[:20]) > most:
             raise too_large
         body = bytearray()
         try:
@@ -120,7 +123,7 @@ class Guard:
                     if message["type"] == "http.disconnect":
                         return None
                     body += message.get("body", b"")
-                    if len(body) > self._max_body_bytes:
+                    if len(body) > most:
                         raise too_large
                     if not message.get("more_body", False):
                         return bytes(body)

@@ -1,6 +1,7 @@
 """Runs an app with uvicorn on one address: signals end it gently, errors before it listens are ours."""
 
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
@@ -47,6 +48,16 @@ def listen(host: str, port: int) -> socket.socket:
             f"host, port: {host}:{port} cannot be listened on ({reason}): choose another"
         ) from error
     return listener
+
+
+def say_listening(listener: socket.socket, what: str) -> None:
+    """Write to the log, and for whoever sits at a terminal, where the server listens; returns nothing."""
+    address, port = listener.getsockname()[:2]
+    log("listening", host=address, port=port)
+    if sys.stdout.isatty():
+        # Every address is also this machine's own.
+        name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
+        print(f"{what} http://{f'[{name}]' if ':' in name else name}:{port}/ (Ctrl-C ends)", flush=True)
 
 
 def run_server(
@@ -100,10 +111,10 @@ def serve_images(models: Models, settings: ServeSettings, *, host: str, port: in
     def close() -> None:
         service.batcher.closing = True
 
-    address, bound_port = listener.getsockname()[:2]
+    address = listener.getsockname()[0]
     if settings.token is None and address not in ("127.0.0.1", "::1"):
         log("no token is set: whoever reaches this address can draw", level=30, host=address)
-    log("listening", host=address, port=bound_port)
+    say_listening(listener, "docs at")
     # After its end uvicorn passes the signal on; by then there is nothing left to interrupt.
     with suppress(KeyboardInterrupt):
         run_server(app, listener, grace_s=settings.timeout_s, on_closing=close, on_server=servers.append)
