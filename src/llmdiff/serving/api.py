@@ -63,6 +63,7 @@ def create_app(
         larger_bodies={"/v1/images/edits": settings.max_upload_bytes},
         body_timeout_s=settings.body_timeout_s,
         token=settings.token,
+        hosts=settings.hosts,
         open_paths=("/health",),
         metrics=service.metrics,
     )

@@ -86,6 +86,7 @@ class Batcher:
         self._queue_size = queue_size
         self._metrics = metrics
         self._orders: deque[_Order] = deque()
+        self._current: _Batch = []
         self._arrived = asyncio.Event()
         self._picture_s = 1.0
         self.closing = False
@@ -123,7 +124,7 @@ class Batcher:
             while not self._orders:
                 self._arrived.clear()
                 await self._arrived.wait()
-            batch = self._next_batch()
+            batch = self._current = self._next_batch()
             if not batch:
                 continue
             try:
@@ -137,7 +138,7 @@ class Batcher:
     def abandon_all(self) -> None:
         """Give up every order, the one that is drawn at its next step; returns nothing."""
         self.closing = True
-        for order in list(self._orders):
+        for order in [*self._orders, *(order for order, _ in self._current)]:
             order.fail(ClosingError("the server has ended: try again later"))
 
     def _next_batch(self) -> _Batch:

@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+import ipaddress
 import secrets
 import time
 from collections.abc import Collection, Mapping
@@ -29,7 +30,9 @@ def log_fields(scope: Any) -> dict[str, Any]:
 class Guard:
     """Refuses whom it must with an `ErrorReply` before the app sees anything; catches what the app raises.
 
-    `headers` go with every reply that has none of that name. `larger_bodies`: paths that take more than others.
+    Without a token, pages of other sites are refused, and with `hosts` all names that a stranger could have registered:
+    those besides `hosts`, addresses, and names without a dot. `headers` go with every reply that has none of that name.
+    `larger_bodies`: paths that take more than others.
 
     Units: `body_timeout_s` in seconds, for the whole body.
     """
@@ -41,6 +44,7 @@ class Guard:
         max_body_bytes: int,
         body_timeout_s: float,
         larger_bodies: Mapping[str, int] | None = None,
+        hosts: Collection[str] | None = None,
         token: str | None = None,
         open_paths: Collection[str] = (),
         metrics: Metrics | None = None,
@@ -52,6 +56,7 @@ class Guard:
         self._body_timeout_s = body_timeout_s
         self._token = None if token is None else token.encode()
         self._open_paths = open_paths
+        self._hosts = hosts
         self._metrics = metrics
         more = {name.lower().encode(): value.encode() for name, value in (headers or {}).items()}
         self._headers = [*_HEADERS, *more.items()]
@@ -78,6 +83,7 @@ class Guard:
 
         try:
             self._check_token(scope)
+            self._check_origin(scope)
             body = await self._body(scope, receive)
             if body is not None:
                 await self._app(scope, _replay(body, receive), answer)
@@ -103,6 +109,28 @@ class Guard:
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
+
+    def _check_origin(self, scope: Scope) -> None:
+        """Refuse what a page of another site makes a browser send; a key, which no page has, makes up for it."""
+        if self._token is not None:
+            return
+        sent = {name: value.decode("latin-1").lower() for name, value in scope["headers"]}
+        host = sent.get(b"host", "")
+        # A name that leads here by the owner of that name alone: pages of it could read every reply.
+        if self._hosts is not None and not _is_ours(host, self._hosts):
+            raise ApiError(
+                421,
+                f"this server is not called {host[:200]!r}: use its address, or serve with --public-url or a key",
+                code="wrong_host",
+            )
+        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            return
+        # Browsers say it themselves, but only to servers that they trust; the rest is in Origin.
+        site = sent.get(b"sec-fetch-site")
+        origin = sent.get(b"origin")
+        foreign = site != "same-origin" if site else origin is not None and origin.partition("://")[2] != host
+        if foreign and site != "none":
+            raise ApiError(403, "pages of other sites may not ask this server", code="cross_site")
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
         most = self._larger_bodies.get(scope["path"], self._max_body_bytes)
@@ -152,6 +180,17 @@ class Guard:
             seconds=round(elapsed_s, 3),
             **fields,
         )
+
+
+def _is_ours(host: str, hosts: Collection[str]) -> bool:
+    """Whether a name is an address, a name without a dot, or one of these: none that a stranger can register."""
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+    name = name.strip("[]").rstrip(".")
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return "." not in name or name.endswith((".localhost", ".local", ".internal")) or name in hosts
+    return True
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -1,5 +1,6 @@
 """Runs an app with uvicorn on one address: signals end it gently, errors before it listens are ours."""
 
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from starlette.types import ASGIApp
 
 from llmdiff.drawing.models import Models
 from llmdiff.errors import ConfigError
+from llmdiff.serving.connections import BoundedConnection
 from llmdiff.serving.logs import log, log_as_json
 from llmdiff.serving.settings import ServeSettings
 
@@ -20,12 +22,20 @@ _KEEP_ALIVE_S = 30
 class GentleServer(uvicorn.Server):
     """A server that says so at once when it is told to end, and then finishes what runs."""
 
-    def __init__(self, config: uvicorn.Config, on_closing: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, on_closing: Callable[[], None], on_giving_up: Callable[[], None]
+    ) -> None:
         super().__init__(config)
-        self._on_closing = on_closing
+        self._on_closing, self._on_giving_up = on_closing, on_giving_up
+        self._gave_up = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to end, at SIGTERM or SIGINT; a second SIGINT ends at once. Returns nothing."""
+        """Begin to end at a first signal; a second SIGINT gives up what runs, a third asks nobody. Returns nothing."""
+        if self.should_exit and sig == signal.SIGINT and not self._gave_up:
+            # Not uvicorn's own way, which answers whoever waits with 500.
+            self._gave_up = True
+            self._on_giving_up()
+            return
         self._on_closing()
         super().handle_exit(sig, frame)
 
@@ -66,9 +76,12 @@ def run_server(
     *,
     grace_s: float,
     on_closing: Callable[[], None] = lambda: None,
+    on_giving_up: Callable[[], None] = lambda: None,
     on_server: Callable[[GentleServer], None] = lambda server: None,
 ) -> None:
     """Serve until a signal ends it; returns nothing. `on_server` gets the server before it starts.
+
+    The first signal calls `on_closing` and what runs is finished; a second Ctrl-C calls `on_giving_up`.
 
     Units: `grace_s` in seconds: requests that run get as long to finish.
     """
@@ -79,10 +92,11 @@ def run_server(
         server_header=False,
         date_header=False,
         lifespan="on",
+        http=BoundedConnection,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(grace_s) + 5,
     )
-    server = GentleServer(config, on_closing)
+    server = GentleServer(config, on_closing, on_giving_up)
     on_server(server)
     server.run(sockets=[listener])
 
@@ -117,6 +131,13 @@ def serve_images(models: Models, settings: ServeSettings, *, host: str, port: in
     say_listening(listener, "docs at")
     # After its end uvicorn passes the signal on; by then there is nothing left to interrupt.
     with suppress(KeyboardInterrupt):
-        run_server(app, listener, grace_s=settings.timeout_s, on_closing=close, on_server=servers.append)
+        run_server(
+            app,
+            listener,
+            grace_s=settings.timeout_s,
+            on_closing=close,
+            on_giving_up=service.batcher.abandon_all,
+            on_server=servers.append,
+        )
     if service.failure is not None:
         raise service.failure

@@ -1,7 +1,9 @@
 """How to serve, for programs and for people: limits, secrets, and what is written down."""
 
+import socket
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from llmdiff.drawing.models import Models
 from llmdiff.errors import ConfigError, InputFileError
@@ -57,6 +59,12 @@ class ServeSettings:
     def models(self) -> tuple[str, ...]:
         """Every name that the model can be asked for by."""
         return (self.model_id, *self.model_aliases)
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The names that this server has besides its addresses."""
+        public = urlsplit(self.public_url or "").hostname
+        return (socket.gethostname().lower(), *([public] if public else []))
 
     def __post_init__(self) -> None:
         for name in (

@@ -180,7 +180,7 @@ def _install_api(app: FastAPI, store: StudyStore, pictures: Path, max_raters: in
 
     @app.put("/api/raters/{token}/pairs/{position}")
     def answer(token: Token, position: Position, given: Choices) -> ProgressReply:
-        store.answer(token, position, given.choices)
+        store.answer(token, position, given.choices, max_raters=max_raters)
         return _progress(store, token)
 
     @app.get("/pictures/{name}.png")
