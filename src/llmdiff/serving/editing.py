@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -86,6 +86,14 @@ def open_upload(content: bytes) -> tuple[Image.Image, str]:
         raise ApiError(400, f"image: {error}", code="invalid_value", param="image") from error
 
 
+def filled(settings: EditSettings) -> EditSettings:
+    """Return the settings with their picture resized to their size; what is too wide or high for its shape is cut."""
+    assert settings.width_px is not None
+    assert settings.height_px is not None
+    size = (settings.width_px, settings.height_px)
+    return replace(settings, picture=ImageOps.fit(settings.picture, size, Image.Resampling.LANCZOS))
+
+
 def edit_class(pipe: Any) -> str | None:
     """Return the name of the image-to-image pipeline beside a text-to-image one; None if its family has none."""
     name = type(pipe).__name__.replace("Pipeline", "Img2ImgPipeline")
@@ -104,17 +112,11 @@ def edit_pipeline(pipe: Any) -> Any:
 
 
 def edit_inputs(pipe: Any, settings: Sequence[EditSettings]) -> Mapping[str, Any]:
-    """Return what an image-to-image pipeline takes instead of a size: pictures, filled to it, and the strength."""
-    height_px, width_px = settings[0].height_px, settings[0].width_px
-    assert height_px is not None
-    assert width_px is not None
-    pictures = [
-        ImageOps.fit(one.picture, (width_px, height_px), Image.Resampling.LANCZOS) for one in settings
-    ]
-    sizes = {"height": height_px, "width": width_px}
+    """Return what an image-to-image pipeline takes instead of a size alone: pictures of that size and the strength."""
+    sizes = {"height": settings[0].height_px, "width": settings[0].width_px}
     takes = inspect.signature(type(pipe).__call__).parameters
     return {
-        "image": pictures,
+        "image": [one.picture for one in settings],
         "strength": settings[0].strength,
         **{name: value for name, value in sizes.items() if name in takes},
     }

@@ -19,6 +19,8 @@ _HEADERS = [
     (b"referrer-policy", b"no-referrer"),
     (b"x-frame-options", b"DENY"),
 ]
+# Of all bodies that are read or answered at a time.
+_MAX_HELD_BYTES = 256 * 2**20
 
 
 def log_fields(scope: Any) -> dict[str, Any]:
@@ -52,6 +54,7 @@ class Guard:
     ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._held_bytes = 0
         self._larger_bodies = dict(larger_bodies or {})
         self._body_timeout_s = body_timeout_s
         self._token = None if token is None else token.encode()
@@ -70,6 +73,7 @@ class Guard:
         fields = log_fields(scope)
         began = time.monotonic()
         status = 0
+        body = bytearray()
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -84,9 +88,8 @@ class Guard:
         try:
             self._check_token(scope)
             self._check_origin(scope)
-            body = await self._body(scope, receive)
-            if body is not None:
-                await self._app(scope, _replay(body, receive), answer)
+            if await self._read(body, scope, receive):
+                await self._app(scope, _replay(bytes(body), receive), answer)
         except ApiError as error:
             await error_response(error)(scope, receive, answer)
         except Exception as error:
@@ -94,6 +97,7 @@ class Guard:
             if not status:
                 await error_response(internal_error(request_id))(scope, receive, answer)
         finally:
+            self._held_bytes -= len(body)
             self._write_down(scope, request_id, status, time.monotonic() - began, fields)
 
     def _check_token(self, scope: Scope) -> None:
@@ -132,7 +136,8 @@ class Guard:
         if foreign and site != "none":
             raise ApiError(403, "pages of other sites may not ask this server", code="cross_site")
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
+    async def _read(self, body: bytearray, scope: Scope, receive: Receive) -> bool:
+        """Fill `body` with what the client sends; return False if it left."""
         most = self._larger_bodies.get(scope["path"], self._max_body_bytes)
         too_large = ApiError(
             413,
@@ -143,18 +148,26 @@ class Guard:
         length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if length.isdigit() and int(length[:20]) > most:
             raise too_large
-        body = bytearray()
         try:
             async with asyncio.timeout(self._body_timeout_s):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        return None
-                    body += message.get("body", b"")
+                        return False
+                    part = message.get("body", b"")
+                    body += part
+                    self._held_bytes += len(part)
                     if len(body) > most:
                         raise too_large
+                    if self._held_bytes > _MAX_HELD_BYTES:
+                        raise ApiError(
+                            503,
+                            "too many large requests at once: try again in a few seconds",
+                            code="busy",
+                            headers={"Retry-After": "5", "Connection": "close"},
+                        )
                     if not message.get("more_body", False):
-                        return bytes(body)
+                        return True
         except TimeoutError:
             raise ApiError(
                 408,

@@ -1,6 +1,7 @@
 """What the image API's routes share: the models, the queue before them, the pictures behind URLs."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 
 from llmdiff.drawing.draw import DrawingSettings, new_seed
 from llmdiff.serving.batching import Batcher, Painter
-from llmdiff.serving.editing import EditSettings, open_upload
+from llmdiff.serving.editing import EditSettings, filled, open_upload
 from llmdiff.serving.errors import ApiError
 from llmdiff.serving.logs import log
 from llmdiff.serving.metrics import Metrics
@@ -52,6 +53,8 @@ class ImageService:
         self._load = load
         self._on_failure = on_failure
         self._painter: SizedPainter | None = None
+        # One upload at a time is unpacked: a small file may be a picture of 300 MB.
+        self._opening = threading.Lock()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -139,14 +142,15 @@ class ImageService:
                 code="invalid_value",
                 param="strength",
             )
-        picture, sha256 = open_upload(upload)
-        size_px = parse_size(asked.size)
-        if size_px is None or self.settings.size_policy == "nearest":
-            size_px = nearest_size(size_px or (picture.height, picture.width), painter)
-        settings = EditSettings(
-            **_settings(asked, size_px), picture=picture, picture_sha256=sha256, strength=asked.strength
-        )
-        return with_size(settings, painter, self.settings.max_pixels)
+        with self._opening:
+            picture, sha256 = open_upload(upload)
+            size_px = parse_size(asked.size)
+            if size_px is None or self.settings.size_policy == "nearest":
+                size_px = nearest_size(size_px or (picture.height, picture.width), painter)
+            settings = EditSettings(
+                **_settings(asked, size_px), picture=picture, picture_sha256=sha256, strength=asked.strength
+            )
+            return filled(with_size(settings, painter, self.settings.max_pixels))
 
     def _checked(self, asked: Drawing) -> SizedPainter:
         painter = self.painter()

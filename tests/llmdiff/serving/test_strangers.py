@@ -116,6 +116,22 @@ def test_there_are_no_more_connections_than_the_machine_holds(
             client.close()
 
 
+def test_many_large_requests_at_once_are_not_all_held(painter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmdiff.serving.guard._MAX_HELD_BYTES", 3_000_000)
+    path = b"POST /v1/images/edits HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2000000\r\n\r\n"
+    with serving(create_app(lambda: painter, ServeSettings())) as (url, _):
+        with connected(url) as slow, connected(url) as other:
+            slow.sendall(path + b"x" * 1_900_000)
+            time.sleep(0.5)
+            other.sendall(path + b"x" * 2_000_000)
+            assert other.recv(4096).startswith(b"HTTP/1.1 503")
+            slow.sendall(b"x" * 100_000)
+            assert slow.recv(4096).startswith(b"HTTP/1.1 400")
+        with connected(url) as later:  # nothing is held any more
+            later.sendall(path + b"x" * 2_000_000)
+            assert later.recv(4096).startswith(b"HTTP/1.1 400")
+
+
 FOREIGN = [
     {"Origin": "https://evil.example"},
     {"Origin": "null"},
