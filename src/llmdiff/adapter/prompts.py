@@ -83,11 +83,9 @@ class LLMEncodePrompt:
                 a width that fits neither.
             AttachError: an attached layer was replaced while attached.
         """
-        if self.installation is None:
-            if not self.weighted:
-                return tuple(self.base(*args, **kwargs))
-            return tuple(self.base(**self._without_weights(self._arguments(args, kwargs))))
         given = self._arguments(args, kwargs)
+        if self.installation is None:
+            return tuple(self.base(**self._as_base_reads(given)))
         self._check_embeds(given)
         embeds: Any = given.get("prompt_embeds")
         if embeds is not None and embeds.shape[-1] == self.adapter.phi.out_features:
@@ -150,7 +148,7 @@ class LLMEncodePrompt:
                 given[name] = embeds[..., :width]
         return given
 
-    def _without_weights(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _as_base_reads(self, given: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments as the base's text encoder reads them."""
         prompts = {"prompt", "negative_prompt", *self.family.second_prompts} & set(given)
         return {
@@ -159,7 +157,7 @@ class LLMEncodePrompt:
         }
 
     def _base_parts(self, given: dict[str, Any]) -> Parts:
-        result = self.base(**self._without_weights(given))
+        result = self.base(**self._as_base_reads(given))
         return dict(zip(self.family.encode_prompt_returns, result, strict=True))
 
     def _returned(

@@ -126,10 +126,11 @@ def evaluate(
         return
     from llmdiff.evaluation.prompt_suites.report import evaluate_suite
     from llmdiff.evaluation.prompt_suites.tables import suite_tables
-    from llmdiff.evaluation.systems import adapter_digest, controller_systems
+    from llmdiff.evaluation.systems import controller_systems
 
+    pipe = controller.load_pipeline(device=place)
     report = evaluate_suite(
-        controller_systems(controller, **drawing, device=place),
+        controller_systems(controller, pipe, **drawing),
         out=out,
         prompts_per_tag=prompts,
         images_per_prompt=images_per_prompt,
@@ -141,7 +142,7 @@ def evaluate(
             "scale": controller.scale if scale is None else scale,
             "llm": controller.llm.id,
             "base_model": controller.adapter.config.base_model_id,
-            "adapter": adapter_digest(controller),
+            **loading.models_digests(controller, pipe),
             "via": via_model,
             **({"via_answers": via_answers} if via_answers > 1 else {}),
         },

@@ -2,7 +2,7 @@
 
 import platform
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +12,7 @@ from llmdiff import __version__
 from llmdiff.drawing.models import Models, load
 from llmdiff.drawing.pictures import Panel, check_writable, numbered, save_png, sheet
 from llmdiff.errors import ConfigError, LLMDiffError, PromptError, first_line
+from llmdiff.files import clean_text, is_blank
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DrawingSettings:
-    """How to draw. `height_px` and `width_px` None: the pipeline's own size.
+    """How to draw. `height_px` and `width_px` None: the pipeline's own size. Prompts are kept as `clean_text` has them.
 
     Units: seeds count up by one from picture to picture, so each can be drawn again alone.
 
@@ -43,14 +44,14 @@ class DrawingSettings:
     width_px: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.prompt.strip():
+        if is_blank(self.prompt):
             raise PromptError(
                 f"prompt is blank ({self.prompt!r}), expected a description of the picture: write one"
             )
-        for name, text in (("prompt", self.prompt), ("negative_prompt", self.negative_prompt or "")):
-            # Arguments that are no UTF-8 reach Python as lone surrogates, which no tokenizer takes.
-            if any("\ud800" <= letter <= "\udfff" for letter in text):
-                raise PromptError(f"{name} is not valid UTF-8: set the terminal to UTF-8 and write it again")
+        for name in ("prompt", "negative_prompt"):
+            text = getattr(self, name)
+            if text is not None:
+                object.__setattr__(self, name, clean_text(name, text))
         for name, value, least in (
             ("seed", self.seed, 0),
             ("number", self.number, 1),
@@ -140,13 +141,14 @@ def draw_together(
     seeds: Sequence[int],
     *,
     on_step: Callable[[], None] | None = None,
+    inputs: Mapping[str, Any] | None = None,
 ) -> list["Image"]:
     """Return one picture for each of the settings, in one pass; all but their prompts must be alike.
 
     Every picture has a generator of its own, so it does not depend on what is drawn beside it: but for the
     last bits of floats, which matrix products of another shape round otherwise (differences of about 1e-6 of
     the range from black to white, measured). `on_step` runs after every denoising step; what it raises ends
-    the drawing.
+    the drawing. `inputs` is what a pipeline takes instead of height and width, such as pictures to draw on.
 
     Raises:
         LLMDiffError: there is not enough memory, or a prompt cannot be encoded.
@@ -168,8 +170,7 @@ def draw_together(
             negative_prompt=None if all(one.negative_prompt is None for one in settings) else negative,
             num_inference_steps=first.steps,
             guidance_scale=first.guidance_scale,
-            height=first.height_px,
-            width=first.width_px,
+            **({"height": first.height_px, "width": first.width_px} if inputs is None else inputs),
             # On the CPU, so that a seed means the same start on every machine.
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             callback_on_step_end=after_step,

@@ -1,6 +1,7 @@
 """Open users' pictures; write PNG files that say how they were made, and labelled sheets to compare them."""
 
 import io
+import json
 import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from llmdiff.errors import InputFileError, OutputError, first_line
@@ -115,6 +116,21 @@ def png_bytes(image: Image.Image, metadata: Mapping[str, object]) -> bytes:
     return file.getvalue()
 
 
+def as_format(png: bytes, kind: str, quality: int) -> bytes:
+    """Return a PNG file's picture as "jpeg" or "webp", what it says of itself as JSON in the EXIF description.
+
+    `quality` is 0 to 100, as these formats count it.
+    """
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+        exif = Image.Exif()
+        exif[ExifTags.Base.ImageDescription] = json.dumps(getattr(image, "text", {}))
+        # At high quality JPEG keeps colours at full resolution.
+        colours = {"subsampling": 0} if kind == "jpeg" and quality >= 90 else {}
+        file = io.BytesIO()
+        image.convert("RGB").save(file, format=kind, quality=quality, exif=exif, **colours)
+    return file.getvalue()
+
+
 def save_png(image: Image.Image, path: Path, metadata: Mapping[str, object]) -> None:
     """Write the picture with its metadata as PNG text chunks, whole or not at all; returns nothing.
 
@@ -133,11 +149,11 @@ def read_metadata(path: Path) -> dict[str, str]:
         OutputError: the file is missing or is no picture.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=PICTURE_FORMATS) as image:
             image.load()
             return {str(key): str(value) for key, value in getattr(image, "text", {}).items()}
-    except (OSError, SyntaxError) as error:
-        raise OutputError(f"{path} cannot be read as a PNG ({error}): pass a picture") from error
+    except Exception as error:  # decoders fail in many ways on damaged files
+        raise OutputError(f"{path} cannot be read as a PNG ({first_line(error)}): pass a picture") from error
 
 
 def sheet(heading: str, panels: Sequence[Panel]) -> Image.Image:

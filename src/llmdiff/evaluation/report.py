@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from llmdiff.drawing.grids import save_grid
+from llmdiff.drawing.models import models_digests
 from llmdiff.environment import command_line, versions
 from llmdiff.errors import ConfigError
 from llmdiff.evaluation.drawn import (
@@ -33,7 +34,7 @@ from llmdiff.evaluation.scenes_check import SceneChecker
 from llmdiff.evaluation.scenes_metrics import add_metrics
 from llmdiff.evaluation.suites import ScenePrompt, scenes_suite
 from llmdiff.evaluation.summary import summarise
-from llmdiff.evaluation.systems import System, adapter_digest, controller_systems
+from llmdiff.evaluation.systems import System, controller_systems
 from llmdiff.evaluation.tables import report_tables
 from llmdiff.evaluation.verdicts import SeenScene, Verdict, verdict
 from llmdiff.files import writable_folder, write_whole
@@ -94,8 +95,9 @@ def evaluate_scenes(
         checker = SceneChecker.from_pretrained(checker)
     checker.to(device)
     suite = scenes_suite(prompts_per_split, seed, World(objects=checker.objects))
+    pipe = controller.load_pipeline(device=device)
     systems = controller_systems(
-        controller, scale=scale, steps=steps, guidance_scale=guidance_scale, batch=batch, device=device
+        controller, pipe, scale=scale, steps=steps, guidance_scale=guidance_scale, batch=batch
     ) | dict(more_systems or {})
     settings: dict[str, Any] = {
         "steps": steps,
@@ -110,7 +112,7 @@ def evaluate_scenes(
     failed, seconds = None, None
     if shard is not None or (folder / DRAWN_NAME).is_dir():
         store, jobs = DrawnPictures(folder), _jobs(suite)
-        made_with = settings | {"prompts": prompts_per_split, "adapter": adapter_digest(controller)}
+        made_with = settings | {"prompts": prompts_per_split, **models_digests(controller, pipe)}
         del made_with["device"]  # shards may run on different ones
         store.check_settings(made_with | {"suite": "scenes"})
         draw_missing(systems, [[job] for job in jobs], store, batch=batch, shard=shard)

@@ -1,6 +1,5 @@
 """Systems that an evaluation compares: whatever turns prompts and seeds into pictures."""
 
-import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -41,21 +40,17 @@ def pipeline_system(pipe: Any, *, steps: int = 20, guidance_scale: float = 3.0, 
 
 def controller_systems(
     controller: Any,
+    pipe: Any,
     *,
     scale: float | None = None,
     steps: int = 20,
     guidance_scale: float = 3.0,
     batch: int = 16,
-    device: str = "cpu",
 ) -> dict[str, System]:
     """The two systems of a controller: its base pipeline (`base`), and the same one with the LLM attached (`llm`).
 
     `scale` is that of `attach`; None: the adapter's own.
-
-    Raises:
-        CorruptWeightsError: the base pipeline cannot be read.
     """
-    pipe = controller.load_pipeline(device=device)
     draw = pipeline_system(pipe, steps=steps, guidance_scale=guidance_scale, batch=batch)
 
     def draw_controlled(prompts: list[str], seeds: list[int]) -> NDArray[np.uint8]:
@@ -63,12 +58,3 @@ def controller_systems(
             return draw(prompts, seeds)
 
     return {BASE: draw, OURS: draw_controlled}
-
-
-def adapter_digest(controller: Any) -> str:
-    """Tells one adapter's weights from another's, so that pictures of the two are not mixed in one folder."""
-    digest = hashlib.sha256()
-    for name, value in sorted(controller.adapter.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llmdiff.errors import ConfigError, LLMNotFoundError, PromptError, first_line
 from llmdiff.evaluation.statistics import Interval, bootstrap_mean
+from llmdiff.language.control_tokens import plain_options
 from llmdiff.language.packaged import PACKAGED, packaged_llm_folder
 from llmdiff_lab.rivals.encoder import MINILM_NAME, minilm_folder
 
@@ -193,9 +194,9 @@ def _states(model: Any, tokenizer: Any, texts: Sequence[str]) -> _States:
     next_ids: list[Tensor] = []
     ordered = sorted(texts, key=len)
     for start in range(0, len(ordered), _BATCH):
-        batch = tokenizer(
-            ordered[start : start + _BATCH], padding=True, padding_side="right", return_tensors="pt"
-        )
+        some = ordered[start : start + _BATCH]
+        plain = plain_options(tokenizer, some)
+        batch = tokenizer(some, padding=True, padding_side="right", return_tensors="pt", **plain)
         mask = batch["attention_mask"].bool()
         output = model(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from llmdiff.language.control_tokens import plain_options
 from llmdiff.types import TextEncoding
 
 
@@ -26,7 +27,11 @@ class BaseTextStates:
     def encode(self, prompts: Sequence[str]) -> TextEncoding:
         """Return the states of the prompts. Shapes: (B, T, W), (B, T); padding rows are 0."""
         ids = self.tokenizer(
-            list(prompts), padding="max_length", truncation=True, return_tensors="pt"
+            list(prompts),
+            padding="max_length",
+            truncation=True,
+            return_tensors="pt",
+            **plain_options(self.tokenizer, prompts),
         ).input_ids.to(self.text_encoder.device)
         states = self.text_encoder(ids).last_hidden_state.float()
         # The padding token is the end token. Tokens up to and including the first one are real.

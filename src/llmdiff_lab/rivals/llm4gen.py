@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmdiff.language.control_tokens import plain_options
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.types import TextEncoding
 from llmdiff_lab.rivals.connector import Connector, side_by_side
@@ -56,7 +57,10 @@ class Llm4GenConnector(Connector):
     def read(self, prompts: Sequence[str]) -> TextEncoding:
         """Return CLIP's and the LLM's states, concatenated along the tokens, (B, S + T, max(W, D))."""
         tokenizer, text_encoder = self.clip
-        ids = tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+        plain = plain_options(tokenizer, prompts)
+        ids = tokenizer(
+            list(prompts), padding="max_length", truncation=True, return_tensors="pt", **plain
+        ).input_ids
         clip = text_encoder(ids.to(text_encoder.device)).last_hidden_state.float()
         return side_by_side(clip, self.source.encode(prompts))
 

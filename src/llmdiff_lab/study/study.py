@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from llmdiff.drawing.pictures import png_bytes, read_metadata
-from llmdiff.errors import ConfigError, LLMDiffError, OutputError
+from llmdiff.errors import ConfigError, InputFileError, LLMDiffError, OutputError
+from llmdiff.files import clean_text, is_blank, read_text, text_lines
 from llmdiff_lab.study.model import Pair, StudySettings
 from llmdiff_lab.study.store import STORE_NAME, StudyStore
 
@@ -138,7 +139,7 @@ def read_source(name: str, source: Path) -> list[SourcePicture]:
         pictures = []
         for path in sorted(source.glob("*.png")):
             facts = read_metadata(path)
-            if not facts.get("prompt", "").strip():
+            if is_blank(facts.get("prompt", "")):
                 raise ConfigError(
                     f"system {name}: {path} does not say its prompt: write pictures with `llmdiff generate`, or "
                     "pass a JSONL list"
@@ -158,23 +159,23 @@ def read_source(name: str, source: Path) -> list[SourcePicture]:
 
 def _read_list(name: str, source: Path) -> list[SourcePicture]:
     try:
-        lines = source.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = text_lines(read_text(source))
+    except InputFileError as error:
         raise ConfigError(
-            f"system {name}: {source} is neither a folder nor a JSONL list that can be read: pass one of them"
+            f"system {name}: {source} is neither a folder nor a JSONL list that can be read ({error}): pass one of them"
         ) from error
     folder = source.absolute().parent.resolve()
     pictures = []
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
+        if is_blank(line):
             continue
         where = f"system {name}: {source}, line {number}"
         try:
             row: Any = json.loads(line)
             prompt, image, seed = row["prompt"], row["image"], row.get("seed")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ConfigError(f'{where}: expected {{"prompt": ..., "image": ...}}') from error
-        if not isinstance(prompt, str) or not prompt.strip() or not isinstance(image, str):
+        if not isinstance(prompt, str) or is_blank(prompt) or not isinstance(image, str):
             raise ConfigError(f"{where}: prompt and image must be texts, and prompt not blank")
         if seed is not None and not isinstance(seed, int):
             raise ConfigError(f"{where}: seed is {seed!r}, expected a whole number")
@@ -182,7 +183,7 @@ def _read_list(name: str, source: Path) -> list[SourcePicture]:
         # A list from elsewhere must not publish other files of this machine.
         if not path.is_relative_to(folder):
             raise ConfigError(f"{where}: image {image!r} lies outside of the list's folder: move it there")
-        pictures.append(SourcePicture(prompt=prompt, seed=seed, path=path))
+        pictures.append(SourcePicture(prompt=clean_text(f"{where}: prompt", prompt), seed=seed, path=path))
     return pictures
 
 

@@ -15,6 +15,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from llmdiff.errors import MetricError, first_line
 from llmdiff.evaluation.metrics.kinds import Pictures
+from llmdiff.language.control_tokens import plain_options
 
 _BATCH = 64
 
@@ -114,13 +115,15 @@ class ImageTextModel(VisionModel):
         """Unit vectors of texts, on the CPU; what is longer than the model reads is cut. Shapes: (N, E)."""
         found = []
         for start in range(0, len(texts), _BATCH):
+            some = list(texts[start : start + _BATCH])
             # SigLIP reads its padding too and was trained on full length, without a mask.
             inputs = self.tokenizer(
-                list(texts[start : start + _BATCH]),
+                some,
                 padding=True if self.bias is None else "max_length",
                 truncation=True,
                 max_length=self.model.config.text_config.max_position_embeddings,
                 return_tensors="pt",
+                **plain_options(self.tokenizer, some),
             ).to(self.model.device)
             kept = ("input_ids", "attention_mask") if self.bias is None else ("input_ids",)
             output = self.model.get_text_features(**{name: inputs[name] for name in kept})
