@@ -14,6 +14,7 @@ from llmdiff.adapter.processors import CrossAttentionBranch
 from llmdiff.adapter.refiner import LAYERS, TokenRefiner, inside_width
 from llmdiff.adapter.starting import start_like_base
 from llmdiff.adapter.storage import load_adapter_files, save_adapter_files
+from llmdiff.adapter.true_weights import place_of
 from llmdiff.errors import AdapterMismatchError, ConfigError
 from llmdiff.language.blocks import LONES, Lone
 from llmdiff.language.encoding import ContextEncoding
@@ -199,7 +200,7 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         )
         start_like_base(adapter, pipe, family, denoiser, sample_prompts)
         for module in adapter.children():
-            module.to(next(denoiser.parameters()).device)
+            module.to(place_of(denoiser, pipe))
         return adapter
 
     def save_pretrained(  # type: ignore[override, unused-ignore]
