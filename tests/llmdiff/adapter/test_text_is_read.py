@@ -1,0 +1,84 @@
+"""Whatever pipeline draws while an LLM is attached: its picture depends on the LLM, or it is refused by name."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from tiny.families import BUILDERS
+
+from llmdiff.adapter import FAMILIES, attach, detach
+from llmdiff.errors import AttachError
+
+Draw = Callable[..., torch.Tensor]
+CONTROLLED = {name for family in FAMILIES for name in family.pipelines}
+
+
+class DrawsWithAnother(StableDiffusionPipeline):  # type: ignore[misc]
+    """Reads the prompt as its parent does, and draws with a network of its own."""
+
+    @torch.no_grad()
+    def __call__(self, prompt: Any, **more: Any) -> Any:
+        embeds, _ = self.encode_prompt(prompt, torch.device("cpu"), 1, False)
+        latents = torch.randn(1, 4, 8, 8) * embeds.mean()
+        return self.image_processor.postprocess(self.vae.decode(latents).sample, output_type="np")
+
+
+class ReadsByItself(StableDiffusionPipeline):  # type: ignore[misc]
+    """Encodes prompts in its own way, as pipelines for long prompts do."""
+
+    @torch.no_grad()
+    def __call__(self, prompt: Any, **more: Any) -> Any:
+        ids = self.tokenizer(prompt, return_tensors="pt").input_ids
+        return super().__call__(prompt_embeds=self.text_encoder(ids)[0], guidance_scale=1.0, **more)
+
+
+class AsksWithoutText(StableDiffusionPipeline):  # type: ignore[misc]
+    """Calls the denoiser's parts without any text."""
+
+    @torch.no_grad()
+    def __call__(self, prompt: Any, **more: Any) -> Any:
+        self.encode_prompt(prompt, torch.device("cpu"), 1, False)
+        return self.unet(torch.randn(1, 4, 8, 8), 10, encoder_hidden_states=None)
+
+
+@pytest.mark.hostile("ignored text")
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (DrawsWithAnother, "DrawsWithAnother has drawn a picture without asking its unet"),
+        (AsksWithoutText, "calls it without the text of encode_prompt"),
+    ],
+)
+def test_a_pipeline_of_ones_own_that_ignores_the_llm_is_refused(
+    kind: Any, message: str, tiny_llm: Any, make_adapter: Any
+) -> None:
+    pipe = kind(**BUILDERS["sd"]().components)
+    attach(pipe, tiny_llm, make_adapter(pipe, tiny_llm))
+    with pytest.raises(AttachError, match=message):
+        pipe("a cat")
+    detach(pipe)
+
+
+@pytest.mark.hostile("ignored text")
+def test_embeddings_of_ones_own_draw_as_the_base_on_purpose(
+    tiny_llm: Any, make_adapter: Any, draw: Draw
+) -> None:
+    pipe = ReadsByItself(**BUILDERS["sd"]().components)
+    pipe.set_progress_bar_config(disable=True)
+    base = pipe("a cat", num_inference_steps=2, generator=torch.Generator().manual_seed(1), output_type="pt")
+    attach(pipe, tiny_llm, make_adapter(pipe, tiny_llm))
+    again = pipe("a cat", num_inference_steps=2, generator=torch.Generator().manual_seed(1), output_type="pt")
+    assert torch.equal(base.images, again.images)
+
+
+def test_pictures_decoded_by_hand_are_nobodys_business(tiny_llm: Any, make_adapter: Any) -> None:
+    pipe = BUILDERS["sd"]()
+    attach(pipe, tiny_llm, make_adapter(pipe, tiny_llm))
+    pipe.encode_prompt("a cat", torch.device("cpu"), 1, False)
+    with torch.no_grad():
+        assert pipe.vae.decode(torch.randn(1, 4, 8, 8)).sample.isfinite().all()
+    handles = len(pipe.vae.decoder._forward_hooks)
+    detach(pipe)
+    assert len(pipe.vae.decoder._forward_hooks) == handles - 1
