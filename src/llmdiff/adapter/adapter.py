@@ -187,7 +187,7 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
             family=family.name,
             base_model_id=base_model_id,
             text_width=families.text_width(denoiser, family),
-            pooled_width=families.pooled_width(denoiser, family),
+            pooled_width=families.pooled_width(denoiser, family, pipe),
             cross_attention=layers.layer_table(denoiser),
             encoding=encoding,
             lone=lone,

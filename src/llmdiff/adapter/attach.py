@@ -179,7 +179,7 @@ def check_fits(pipe: Any, adapter: LLMDiffAdapter) -> None:
             f"{made_for.title} ({made_for.name}): use a pipeline of that family or another adapter"
         )
     check_layers(denoiser, adapter)
-    pooled = families.pooled_width(denoiser, family)
+    pooled = families.pooled_width(denoiser, family, pipe)
     if pooled != config.pooled_width:
         raise AdapterMismatchError(
             f"pipe wants pooled text vectors of width {pooled}, the adapter makes {config.pooled_width}: "

@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from llmdiff.adapter.limits import own_size_px
 from llmdiff.drawing import draw as drawing
 from llmdiff.drawing.draw import DrawingSettings
 from llmdiff.drawing.models import Models, load
 from llmdiff.drawing.pictures import png_bytes
-from llmdiff.errors import ConfigError
+from llmdiff.errors import ConfigError, UnsupportedPipelineError
 
 if TYPE_CHECKING:
     from llmdiff.controller import LLMController
@@ -27,7 +28,12 @@ class PipelinePainter:
         self._models = models
         controller.attach(pipe, models.scale)
         pipe.set_progress_bar_config(disable=True)
-        self.size_px = _own_size_px(pipe)
+        size_px = own_size_px(pipe)
+        if size_px is None:
+            raise UnsupportedPipelineError(
+                f"{type(pipe).__name__} has no size of its own: its denoiser's config lacks sample_size"
+            )
+        self.size_px = size_px
 
     @classmethod
     def load(cls, models: Models) -> "PipelinePainter":
@@ -43,7 +49,7 @@ class PipelinePainter:
         self, settings: Sequence[DrawingSettings], seeds: Sequence[int], *, on_step: Callable[[], None]
     ) -> list[bytes]:
         """Return PNG files that say how they were made; see `drawing.draw_together`."""
-        images = drawing.draw_together(self._pipe, settings, seeds, on_step=on_step)
+        images = drawing.draw_together(self._pipe, settings, seeds, after_step=lambda *_: on_step())
         pictures = []
         for image, one, seed in zip(images, settings, seeds, strict=True):
             made_with = drawing.facts(one, self._models, self._controller, self._pipe)
@@ -65,10 +71,3 @@ def check_size(settings: DrawingSettings, own_px: tuple[int, int], max_pixels: i
             f"size is {width_px}x{height_px}, expected at most {limit} pixels in all: choose a smaller one"
         )
     return replace(settings, height_px=height_px, width_px=width_px)
-
-
-def _own_size_px(pipe: Any) -> tuple[int, int]:
-    denoiser: Any = getattr(pipe, "unet", None) or pipe.transformer
-    size = getattr(pipe, "default_sample_size", None) or denoiser.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor

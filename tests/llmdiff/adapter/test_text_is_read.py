@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -82,3 +83,29 @@ def test_pictures_decoded_by_hand_are_nobodys_business(tiny_llm: Any, make_adapt
     handles = len(pipe.vae.decoder._forward_hooks)
     detach(pipe)
     assert len(pipe.vae.decoder._forward_hooks) == handles - 1
+
+
+@pytest.mark.hostile("ignored text")
+@pytest.mark.parametrize("kind", ["Img2Img", "Inpaint"])
+def test_a_refiner_with_a_score_for_aesthetics(
+    kind: str, tiny_llm: Any, make_llm: Any, make_adapter: Any, draw: Draw
+) -> None:
+    base = BUILDERS["sdxl"]()
+    unet = diffusers.UNet2DConditionModel.from_config(
+        {**base.unet.config, "projection_class_embeddings_input_dim": 20 + 5 * 8}
+    )
+    made = getattr(diffusers, f"StableDiffusionXL{kind}Pipeline")
+    # As the refiner comes: with the second text encoder alone.
+    parts = {**base.components, "unet": unet.eval(), "text_encoder": None, "tokenizer": None}
+    pipe = made(**parts, requires_aesthetics_score=True, add_watermarker=False)
+    pipe.set_progress_bar_config(disable=True)
+    adapter = make_adapter(pipe, tiny_llm)
+    assert adapter.config.pooled_width == 20
+    given: dict[str, Any] = {"image": torch.rand(1, 3, 32, 32), "strength": 0.8, "steps": 4}
+    if kind == "Inpaint":
+        given |= {"mask_image": torch.ones(1, 1, 32, 32), "height": 32, "width": 32}
+    attach(pipe, tiny_llm, adapter)
+    torch.manual_seed(3)
+    first = draw(pipe, "a cat", **given)
+    torch.manual_seed(3)
+    assert (draw(pipe, "two dog", **given) - first).abs().max() > 1e-4
