@@ -161,6 +161,8 @@ def sharing(made: Any, name: str) -> Iterator[tuple[Any, Any]]:
             other = made(**parts)
         except Exception:  # another family's parts
             continue
+        if getattr(other, holder) is not getattr(pipe, holder):  # a network of its own, made of ours
+            continue
         other.set_progress_bar_config(disable=True)
         yield pipe, other
 
