@@ -31,6 +31,10 @@ class AttachError(LLMDiffError, RuntimeError):
     """Attach or detach was called in the wrong state."""
 
 
+class NonFinitePictureError(LLMDiffError, ArithmeticError):
+    """A picture holds NaN or infinity: a part of the pipeline overflowed in its dtype."""
+
+
 class CorruptWeightsError(LLMDiffError, OSError):
     """A weight file is missing, truncated or differs from its recorded SHA-256."""
 

@@ -7,6 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from llmdiff.adapter.decoding import decoding_checked
+from llmdiff.adapter.limits import check_steps
+
 BASE, OURS = "base", "llm"
 System = Callable[[list[str], list[int]], NDArray[np.uint8]]
 """Prompts and one seed for each => pictures (N, H, W, 3) uint8."""
@@ -15,8 +18,13 @@ System = Callable[[list[str], list[int]], NDArray[np.uint8]]
 def pipeline_system(pipe: Any, *, steps: int = 20, guidance_scale: float = 3.0, batch: int = 16) -> System:
     """A system that draws with a diffusers pipeline, with or without an LLM attached to it.
 
-    Every prompt has a generator of its own, so a picture does not depend on which prompts share its batch.
+    Every prompt has a generator of its own, so a picture does not depend on which prompts share its batch. A picture
+    that is not finite raises.
+
+    Raises:
+        ConfigError: the pipeline's scheduler has fewer steps.
     """
+    check_steps(pipe, steps)
     pipe.set_progress_bar_config(disable=True)
 
     @torch.inference_mode()
@@ -25,13 +33,14 @@ def pipeline_system(pipe: Any, *, steps: int = 20, guidance_scale: float = 3.0, 
         for start in range(0, len(prompts), batch):
             # On the CPU, so that a seed means the same start on every machine.
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch]]
-            images = pipe(
-                prompts[start : start + batch],
-                num_inference_steps=steps,
-                guidance_scale=guidance_scale,
-                generator=generators,
-                output_type="np",
-            ).images
+            with decoding_checked(pipe):
+                images = pipe(
+                    prompts[start : start + batch],
+                    num_inference_steps=steps,
+                    guidance_scale=guidance_scale,
+                    generator=generators,
+                    output_type="np",
+                ).images
             pictures.append((np.asarray(images) * 255).round().astype(np.uint8))
         return np.concatenate(pictures)
 

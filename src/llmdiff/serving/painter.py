@@ -3,10 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from llmdiff.adapter.limits import own_size_px, side_multiple_px
 from llmdiff.drawing import draw as drawing
 from llmdiff.drawing.draw import DrawingSettings
 from llmdiff.drawing.models import Models, load
 from llmdiff.drawing.pictures import png_bytes
+from llmdiff.errors import UnsupportedPipelineError
 from llmdiff.serving.editing import EditSettings, edit_class, edit_inputs, edit_pipeline
 
 if TYPE_CHECKING:
@@ -28,9 +30,13 @@ class PipelinePainter:
         self._models = models
         controller.attach(pipe, models.scale)
         pipe.set_progress_bar_config(disable=True)
-        self.size_px = _own_size_px(pipe)
-        # Twice the autoencoder's: most denoisers join four latents.
-        self.multiple_px = max(8, 2 * int(pipe.vae_scale_factor))
+        size_px = own_size_px(pipe)
+        if size_px is None:
+            raise UnsupportedPipelineError(
+                f"{type(pipe).__name__} has no size of its own: its denoiser's config lacks sample_size"
+            )
+        self.size_px = size_px
+        self.multiple_px = side_multiple_px(pipe)
         self.can_edit = edit_class(pipe) is not None
         self._edit_pipe: Any = None  # made where it is first needed
 
@@ -53,7 +59,7 @@ class PipelinePainter:
         if edits:
             pipe = self._editing()
             inputs = edit_inputs(pipe, edits)
-        images = drawing.draw_together(pipe, settings, seeds, on_step=on_step, inputs=inputs)
+        images = drawing.draw_together(pipe, settings, seeds, after_step=lambda *_: on_step(), inputs=inputs)
         pictures = []
         for image, one, seed in zip(images, settings, seeds, strict=True):
             made_with = drawing.facts(one, self._models, self._controller, self._pipe)
@@ -69,10 +75,3 @@ class PipelinePainter:
             pipe.set_progress_bar_config(disable=True)
             self._edit_pipe = pipe
         return self._edit_pipe
-
-
-def _own_size_px(pipe: Any) -> tuple[int, int]:
-    denoiser: Any = getattr(pipe, "unet", None) or pipe.transformer
-    size = getattr(pipe, "default_sample_size", None) or denoiser.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor

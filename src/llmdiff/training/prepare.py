@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from llmdiff.adapter import families
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.base_pipeline import load_base_pipeline
+from llmdiff.adapter.limits import check_steps
 from llmdiff.controller import LLMController
 from llmdiff.errors import ConfigError
 from llmdiff.language.cache import EncodingCache, ScoreCache
@@ -72,6 +73,7 @@ def load_parts(config: TrainConfig, device: torch.device) -> Parts:
     dtype = COMPUTED_IN[config.training.precision]
     llm = DecoderLLM.from_pretrained(config.models.llm, device=device, dtype=dtype)
     pipe = load_base_pipeline(config.models.base, dtype=dtype).to(device)
+    check_steps(pipe, config.watch.sample_steps, name="watch.sample_steps")
     samples = load_samples(config, pipe)
     if samples.quarantined:
         _log.info("%d samples are in quarantine: %s", samples.quarantined, config.store_folder / "samples")

@@ -1,5 +1,6 @@
 """Trains an adapter as a configuration says: what `llmdiff train` does."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -14,7 +15,7 @@ from torch import Tensor
 from llmdiff.adapter.adapter import is_hidden
 from llmdiff.adapter.installation import install
 from llmdiff.drawing.pictures import save_png
-from llmdiff.errors import ConfigError, LLMDiffError, first_line
+from llmdiff.errors import ConfigError, LLMDiffError, NonFinitePictureError, first_line
 from llmdiff.files import write_whole
 from llmdiff.language.score_groups import GroupedScores, sum_groups
 from llmdiff.training.config import TrainConfig
@@ -33,6 +34,7 @@ Read = TextEncoding | GroupedScores | BlockStates
 """What the LLM made of texts: their encoding; while gains are learned, their grouped scores or all block updates."""
 
 _QUERY_CAPTIONS = 256
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,6 +276,10 @@ class _Run:
         self.installed.restore()
         try:
             picture = sample_sheet(self.config, self.parts, title=f"{self.config.out.name}, step {step}")
+        except NonFinitePictureError as error:
+            # The adapter may be fine: what overflows is mostly a VAE, which training does not decode with.
+            _log.warning("no sample pictures of step %d: %s", step, error)
+            return
         finally:
             self.installed = install(self.denoiser, self.parts.adapter)
         save_png(picture, self.config.out / "samples" / f"step-{step:08d}.png", {"step": step})

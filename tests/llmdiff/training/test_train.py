@@ -46,6 +46,30 @@ def test_a_run_leaves_adapter_config_samples_log_and_checkpoints(config, tmp_pat
     assert [step for step, _ in checkpoints(run)][-1] == 4
 
 
+@pytest.mark.hostile("non-finite pictures")
+def test_sample_pictures_that_are_not_finite_are_left_out_and_told_of(config, monkeypatch, caplog, tmp_path):
+    load = trainer.load_parts
+
+    def overflows(*given):
+        parts = load(*given)
+        with torch.no_grad():
+            parts.pipe.vae.decoder.conv_out.bias.fill_(float("inf"))
+        return parts
+
+    monkeypatch.setattr(trainer, "load_parts", overflows)
+    LLMDiffAdapter.from_pretrained(train_adapter(config()))
+    assert (
+        "no sample pictures of step 4: the picture is not finite: the VAE overflows in float32" in caplog.text
+    )
+    assert not list((tmp_path / "run").rglob("step-*.png"))
+
+
+@pytest.mark.hostile("sizes and guidance")
+def test_more_sample_steps_than_the_scheduler_has_are_refused_before_training(config, tmp_path):
+    with pytest.raises(ConfigError, match=r"watch\.sample_steps is 1001, expected at most 1000"):
+        train_adapter(config(watch__sample_steps=1001))
+
+
 def test_a_stopped_run_resumes_bit_for_bit(config, monkeypatch):
     whole = _weights(train_adapter(config("whole", training__caption_dropout=0.5)))
     loss, steps = trainer._Run._loss, []
