@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from llmdiff.digests import model_digest, tokenizer_digest
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.language.score_groups import GroupedScores, encode_groups
@@ -133,12 +134,14 @@ def encoding_key(llm: DecoderLLM, context: ContextEncoding, *, groups: int | Non
     for name, tensor in sorted(context.state_dict().items()):
         if name not in left_out:
             digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
-    # A folder of the same name may hold other weights: a few numbers of each tensor tell them apart.
-    for name, parameter in llm.model.named_parameters():
-        if parameter.device.type != "meta":
-            some = parameter.detach().flatten()[:16].cpu()
-            digest.update(name.encode() + some.to(torch.float64).numpy().tobytes())
+    # A folder of the same name may hold other weights or another tokenizer.
+    digest.update(f"{llm_digest(llm)} {tokenizer_digest(llm.tokenizer)}".encode())
     return digest.hexdigest()[:32]
+
+
+def llm_digest(llm: DecoderLLM) -> str:
+    """Return the SHA-256 of the LLM's configuration and weights; not of its tokenizer."""
+    return model_digest(llm.model, llm.placement.state())
 
 
 def _name(caption: str) -> str:
