@@ -135,13 +135,8 @@ def encoding_key(llm: DecoderLLM, context: ContextEncoding, *, groups: int | Non
         if name not in left_out:
             digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
     # A folder of the same name may hold other weights or another tokenizer.
-    digest.update(f"{llm_digest(llm)} {tokenizer_digest(llm.tokenizer)}".encode())
+    digest.update(f"{model_digest(llm.model)} {tokenizer_digest(llm.tokenizer)}".encode())
     return digest.hexdigest()[:32]
-
-
-def llm_digest(llm: DecoderLLM) -> str:
-    """Return the SHA-256 of the LLM's configuration and weights; not of its tokenizer."""
-    return model_digest(llm.model, llm.placement.state())
 
 
 def _name(caption: str) -> str:

@@ -1,7 +1,7 @@
 """Where an LLM's weights are: on its device, there only while it encodes, or there block by block."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -80,10 +80,6 @@ class Placement:
             yield from self._kept_on_cpu.items()
         else:
             yield from self._model.named_parameters()
-
-    def state(self) -> Mapping[str, Any]:
-        """Return every weight and buffer by name, wherever it is kept."""
-        return self._kept_on_cpu or self._model.state_dict(keep_vars=True)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:

@@ -10,7 +10,6 @@ from filelock import FileLock, Timeout
 from llmdiff.digests import model_digest
 from llmdiff.errors import LLMDiffError
 from llmdiff.files import sweep, writable_folder
-from llmdiff.language.cache import llm_digest
 from llmdiff.training.config import TrainConfig, WatchConfig
 from llmdiff.training.loop import LoopConfig
 from llmdiff.training.prepare import Parts
@@ -31,7 +30,7 @@ def identity(config: TrainConfig, parts: Parts, *, encodings: bool, latents: boo
     same = {name: value for name, value in told.items() if name not in _HARMLESS | _OF_THE_LOOP}
     same["samples"] = parts.samples.fingerprint
     if encodings:
-        same["weights of the LLM"] = llm_digest(parts.llm)
+        same["weights of the LLM"] = model_digest(parts.llm.model)
     if latents:
         same["weights of the VAE"] = model_digest(parts.pipe.vae)
     return same
