@@ -182,11 +182,16 @@ def check(row: Row, shapes: Shapes) -> Checked:
     reason = row.problem or _why_bad_texts(row)
     if reason is not None:
         return Checked(reason=reason)
+    # One sample, whatever is wrong with it, ends no run.
     try:
         content = row.content()
+    except Exception as error:
+        missing = isinstance(error.__cause__, FileNotFoundError)
+        return Checked(reason="picture is missing" if missing else shown(first_line(error)))
+    try:
         picture = row.decode(content)
-    except Exception as error:  # one sample, whatever is wrong with it, ends no run
-        return Checked(reason=_why_bad_picture(error))
+    except Exception as error:
+        return Checked(reason=_why_no_picture(error))
     if min(picture.size) < shapes.min_side_px:
         return Checked(reason="picture is too small")
     if max(picture.size) > 2 * shapes.max_aspect * min(picture.size):
@@ -212,14 +217,11 @@ def _why_bad_texts(row: Row) -> str | None:
     return None
 
 
-def _why_bad_picture(error: Exception) -> str:
-    if isinstance(error.__cause__, FileNotFoundError):
-        return "picture is missing"
+def _why_no_picture(error: Exception) -> str:
     if isinstance(error.__cause__, UnidentifiedImageError):
         return "not a picture"
-    if isinstance(error, InputFileError) and error.__cause__ is None:
-        return shown(first_line(error))  # of another kind than pictures, or too large
-    return "picture is damaged"
+    # The opener's own refusal, of too many pixels, or what a decoder tripped over.
+    return "picture is damaged" if error.__cause__ is not None else first_line(error)
 
 
 @dataclass(frozen=True)
