@@ -119,15 +119,15 @@ _taking = threading.Lock()
 
 
 def model_digest(model: Any) -> str:
-    """Return the SHA-256 of a model: its class, configuration and weights; not read again while they are the same."""
+    """Return the SHA-256 of a model: its class, configuration and weights, which are not read again while the same."""
     tensors = [value for value in model.state_dict(keep_vars=True).values() if isinstance(value, Tensor)]
     with _taking:
-        stamps, digest = _taken.get(model, ([], ""))
+        stamps, weights = _taken.get(model, ([], ""))
         if len(stamps) != len(tensors) or not all(map(_is_as_it_was, stamps, tensors)):
-            said = [type(model).__name__, config_json(model), weights_digest(model)]
-            digest = hashlib.sha256("\n".join(said).encode()).hexdigest()
-            _taken[model] = [(ref(tensor), _version(tensor)) for tensor in tensors], digest
-    return digest
+            weights = weights_digest(model)
+            _taken[model] = [(ref(tensor), _version(tensor)) for tensor in tensors], weights
+    said = [type(model).__name__, config_json(model), weights]
+    return hashlib.sha256("\n".join(said).encode()).hexdigest()
 
 
 def _is_as_it_was(stamp: _Stamp, tensor: Tensor) -> bool:
