@@ -23,8 +23,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from llmdiff.adapter.manifest import check_manifest, write_manifest
-from llmdiff.errors import CorruptWeightsError, DataError, InputFileError, first_line
-from llmdiff.files import is_blank, whole_folder
+from llmdiff.errors import CorruptWeightsError, DataError, InputFileError, LLMDiffError, first_line
+from llmdiff.files import is_blank, not_writable, whole_folder
 from llmdiff.training.denoise import Sizes
 from llmdiff.training.rows import Row, Source, is_whole_text, shown
 
@@ -138,25 +138,35 @@ def check_samples(
 
     Raises:
         DataError: more than `max_bad_share` of the samples are bad, or none is good.
+        OutputError: the folder cannot be written.
     """
     settings = json.dumps([_FORMAT, source.fingerprint, shapes.__dict__], sort_keys=True)
     place = folder / sha256(settings.encode()).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):  # another run with this store waits, and then finds it
-        if not _is_intact(place):
-            good, bad = _checked(source, shapes, max_bad_share, threads)
-            with whole_folder(place) as partial:
-                rows = torch.tensor([one.row for one in good], dtype=torch.int64).reshape(-1, 4)
-                digests = np.frombuffer(b"".join(one.digests for one in good), np.uint8).reshape(-1, 2, 32)
-                save_file({"rows": rows, "digests": torch.from_numpy(digests.copy())}, partial / _GOOD)
-                (partial / _QUARANTINE).write_text("".join(f"{json.dumps(line)}\n" for line in bad))
-                write_manifest(partial, [_GOOD, _QUARANTINE])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):  # another run with this store waits, and then finds it
+            if not _is_intact(place):
+                good, bad = _checked(source, shapes, max_bad_share, threads)
+                _keep(place, good, bad)
+    except LLMDiffError:
+        raise
+    except OSError as error:
+        raise not_writable(folder, error) from error
     found = load_file(place / _GOOD)
     quarantined = len((place / _QUARANTINE).read_text().splitlines())
     _stop_if_too_many(quarantined, len(found["rows"]) + quarantined, max_bad_share, Counter(), place)
     if not len(found["rows"]):
         raise DataError(f"no sample is good; {place / _QUARANTINE} says why")
     return Samples(source=source, shapes=shapes, quarantined=quarantined, place=place, **found)
+
+
+def _keep(place: Path, good: "list[_Good]", bad: list[dict[str, str]]) -> None:
+    with whole_folder(place) as partial:
+        rows = torch.tensor([one.row for one in good], dtype=torch.int64).reshape(-1, 4)
+        digests = np.frombuffer(b"".join(one.digests for one in good), np.uint8).reshape(-1, 2, 32)
+        save_file({"rows": rows, "digests": torch.from_numpy(digests.copy())}, partial / _GOOD)
+        (partial / _QUARANTINE).write_text("".join(f"{json.dumps(line)}\n" for line in bad))
+        write_manifest(partial, [_GOOD, _QUARANTINE])
 
 
 def _is_intact(place: Path) -> bool:

@@ -9,7 +9,7 @@ from filelock import FileLock, Timeout
 
 from llmdiff.digests import model_digest
 from llmdiff.errors import LLMDiffError
-from llmdiff.files import sweep, writable_folder
+from llmdiff.files import not_writable, sweep
 from llmdiff.training.config import TrainConfig, WatchConfig
 from llmdiff.training.loop import LoopConfig
 from llmdiff.training.prepare import Parts
@@ -42,14 +42,18 @@ def only_run(out: Path) -> Iterator[None]:
 
     Raises:
         LLMDiffError: another one does.
+        OutputError: the folder cannot be written.
     """
-    lock = FileLock(writable_folder(out) / ".lock", timeout=0)
+    lock = FileLock(out / ".lock", timeout=0)
     try:
+        out.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
         raise LLMDiffError(
             f"out {out} is that of a run which has not ended yet: wait for it, or choose another folder"
         ) from error
+    except OSError as error:
+        raise not_writable(out, error) from error
     try:
         sweep(out)
         yield

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from llmdiff.cli.main import app
-from llmdiff.errors import CorruptWeightsError, DataError, LLMDiffError
+from llmdiff.errors import CorruptWeightsError, DataError, LLMDiffError, OutputError
 from llmdiff.language.cache import EncodingCache, encoding_key
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.tensor_store import TensorStore
@@ -444,3 +444,12 @@ def test_the_command_says_in_one_line_that_settings_differ(begun, tmp_path):
     assert ran.exit_code == 1
     assert ran.output.splitlines()[-1].startswith("error: ")
     assert "training.optimizer" in ran.output.splitlines()[-1]
+
+
+@pytest.mark.hostile("files and folders")
+@pytest.mark.parametrize("name", ["out", "store"])
+def test_a_place_that_cannot_be_written_is_one_line(config, tmp_path, name):
+    (tmp_path / "file").write_text("")
+    settings = config().model_copy(update={name: tmp_path / "file" / "below"})
+    with pytest.raises(OutputError, match=r"below.* cannot be written"):
+        train_adapter(settings)
