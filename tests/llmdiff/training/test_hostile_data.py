@@ -9,7 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from llmdiff.cli.main import app
 from llmdiff.errors import DataError, LLMDiffError
 from llmdiff.training.data import Shapes, check_samples
 from llmdiff.training.folders import folder_source
@@ -401,3 +403,25 @@ def test_a_shard_that_cannot_be_read_is_one_line(tmp_path, kind):
         shards_source(str(path), cache=tmp_path / "cache")
     assert len(str(refused.value).splitlines()) == 1
     assert "while generating" not in str(refused.value)
+
+
+@pytest.mark.hostile("texts")
+def test_the_command_goes_on_without_the_bad_rows_and_says_how_many(config, folder, tmp_path):
+    for number in (1, 2, 3):
+        (folder / f"{number}.png").write_bytes(png())
+    (folder / "metadata.jsonl").write_bytes(
+        b'{"file_name": "1.png", "text": "a cat \\ud83d"}\n{"file_name": "2.png", "text": null}\n'
+        b'{"file_name": "3.png", "text": "a dog"}\n'
+    )
+    settings = config(data__path=str(folder), data__max_bad_share=0.9)
+    path = tmp_path / "c.yaml"
+    path.write_text(settings.as_yaml())
+    ran = CliRunner().invoke(app, ["prepare", str(path)])
+    assert ran.exit_code == 0, ran.output
+    assert "1 good samples, 2 in quarantine" in ran.output
+    assert "2 captions, 1 pictures" in ran.output
+    [listed] = (tmp_path / "store" / "samples").glob("*/quarantine.jsonl")
+    assert [json.loads(line)["reason"] for line in listed.read_text().splitlines()] == [
+        f"caption {SURROGATE}",
+        "no caption",
+    ]
