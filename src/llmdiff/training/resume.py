@@ -109,21 +109,27 @@ class RunState:
 
     def _check_settings(self, state: Mapping[str, Any]) -> None:
         metadata = state.get("metadata", {})
-        same = json.loads(json.dumps(self.same))
-        was = {"parts_per_step": 1, **flat(metadata.get("config", {})), **state["extra"]}
-        changed = {name: (was.get(name), value) for name, value in same.items() if was.get(name) != value}
-        loop = json.loads(json.dumps(self.loop))
-        then = metadata.get("loop", {})
-        differ = {name: (then[name], loop[name]) for name in loop if then.get(name, loop[name]) != loop[name]}
-        changed |= {name: both for name, both in differ.items() if name not in _HARMLESS}
-        if changed:
+        settings, loop = flat(metadata.get("config", {})), metadata.get("loop", {})
+        was = {"parts_per_step": 1, **settings, **loop, **state["extra"]}
+        config = flat(self.metadata.get("config", {}))
+        own = {key: value for key, value in config.items() if key.removeprefix("training.") not in self.loop}
+        now = json.loads(json.dumps({**own, **self.loop, **self.same}))
+        # What a checkpoint does not say of the loop, an old one did not have.
+        changed = {
+            name: (was.get(name), value)
+            for name, value in now.items()
+            if (name in was or name in self.same) and was.get(name) != value
+        }
+        compared = {*self.same, *self.loop} - _HARMLESS
+        refused = {name: both for name, both in changed.items() if name in compared}
+        if refused:
             raise LLMDiffError(
-                f"{self.folder}: its checkpoint was made with { {key: old for key, (old, _) in changed.items()} }, "
-                f"this run has { {key: new for key, (_, new) in changed.items()} }; set them back, or use another "
+                f"{self.folder}: its checkpoint was made with { {name: old for name, (old, _) in refused.items()} }, "
+                f"this run has { {name: new for name, (_, new) in refused.items()} }; set them back, or use another "
                 "folder"
             )
-        if differ and self.processes.is_main:
-            said = ", ".join(f"{name} {new} instead of {old}" for name, (old, new) in differ.items())
+        if changed and self.processes.is_main:
+            said = ", ".join(f"{name} {new!r} instead of {old!r}" for name, (old, new) in changed.items())
             _log.warning("%s: goes on with %s", self.folder, said)
 
     def _check_shapes(self, weights: Mapping[str, Tensor]) -> None:

@@ -377,7 +377,8 @@ def test_what_is_harmless_may_change_and_is_said(begun, models, tmp_path, caplog
     )
     train_adapter(settings)
     assert load_checkpoint(tmp_path / "run")[0]["step"] == 3
-    assert "goes on with steps 3 instead of 2" in caplog.text
+    assert "steps 3 instead of 2" in caplog.text
+    assert "watch.sample_every 7 instead of 1000" in caplog.text
 
 
 def test_every_setting_is_compared_but_those_that_somebody_has_listed(begun):
