@@ -41,11 +41,13 @@ def weights_digest(module: nn.Module) -> str:
 def tokenizer_digest(tokenizer: Any) -> str:
     """Return the SHA-256 of a tokenizer's vocabulary, rules and special tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = {"vocabulary": tokenizer.get_vocab()} if backend is None else json.loads(backend.to_str())
-    # Left behind by whoever called it last.
-    kept = {key: value for key, value in rules.items() if key not in ("truncation", "padding")}
-    said = [type(tokenizer).__name__, kept, tokenizer.special_tokens_map]
-    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
+    if backend is None:
+        rules = json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    else:
+        # Before it stand truncation and padding, left behind by whoever called it last.
+        rules = backend.to_str().partition('"added_tokens"')[2]
+    special = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
+    return hashlib.sha256(f"{type(tokenizer).__name__}\n{rules}\n{special}".encode()).hexdigest()
 
 
 def llm_digest(llm: Any) -> str:
