@@ -4,14 +4,17 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llmdiff.errors import InputFileError, OutputError, PromptError
 
 MAX_TEXT_BYTES = 64 * 2**20
 MAX_PICTURE_BYTES = 512 * 2**20
+# Nobody who is still writing pauses for so long.
+IDLE_S = 24 * 3600.0
 
 # Only these end a line. `str.splitlines` also splits at U+2028, U+0085, form feeds and others, which are text.
 _LINE_END = re.compile(r"\r\n|\n|\r")
@@ -172,10 +175,19 @@ def delete_folder(path: Path) -> None:
     shutil.rmtree(old)
 
 
-def sweep(parent: Path) -> None:
-    """Delete what kills have left of folders that were being deleted; returns nothing."""
-    for rest in parent.glob(".*.old"):
-        shutil.rmtree(rest, ignore_errors=True)
+def sweep(parent: Path, *, idle_s: float = 0.0, patterns: Iterable[str] = (".*.old", ".*.partial")) -> None:
+    """Delete what kills have left of files and folders that were being written or deleted; returns nothing.
+
+    Where others may be writing at this moment, `idle_s` leaves alone what has changed within so many seconds.
+    """
+    for rest in [place for pattern in patterns for place in parent.glob(pattern)]:
+        with suppress(OSError):
+            if time.time() - rest.stat().st_mtime < idle_s:
+                continue
+            if rest.is_dir():
+                shutil.rmtree(rest, ignore_errors=True)
+            else:
+                rest.unlink()
 
 
 def _old(path: Path) -> Path:

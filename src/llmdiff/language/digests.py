@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import threading
 from typing import Any
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -105,3 +107,34 @@ def _offloaded(module: nn.Module, name: str) -> Tensor:
             weight: Tensor = weights[last]
             return weight
     raise ValueError(f"the weight {name} is on the meta device: load it before its digest is taken")
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """Return the SHA-256 of a tensor: its type, shape and bits."""
+    return hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode() + _bits(tensor)).hexdigest()
+
+
+_Stamp = tuple["ReferenceType[Tensor]", int]
+# By model: each tensor with its version counter when the digest was taken, and the digest.
+_taken: "WeakKeyDictionary[nn.Module, tuple[list[_Stamp], str]]" = WeakKeyDictionary()
+_taking = threading.Lock()
+
+
+def model_digest(model: Any) -> str:
+    """Return the SHA-256 of a model: its class, configuration and weights, which are not read again while the same."""
+    tensors = [value for value in model.state_dict(keep_vars=True).values() if isinstance(value, Tensor)]
+    with _taking:
+        stamps, weights = _taken.get(model, ([], ""))
+        if len(stamps) != len(tensors) or not all(map(_is_as_it_was, stamps, tensors)):
+            weights = weights_digest(model)
+            _taken[model] = [(ref(tensor), _version(tensor)) for tensor in tensors], weights
+    said = [type(model).__name__, config_json(model), weights]
+    return hashlib.sha256("\n".join(said).encode()).hexdigest()
+
+
+def _is_as_it_was(stamp: _Stamp, tensor: Tensor) -> bool:
+    return stamp[0]() is tensor and stamp[1] == _version(tensor)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from llmdiff.errors import CorruptWeightsError, UnsupportedLLMError, first_line
+from llmdiff.files import IDLE_S, sweep
 
 MANIFEST = "llmdiff_manifest.json"
 
@@ -64,6 +65,7 @@ def convert_gguf(path: Path, folder: Path, *, source_sha256: str) -> Path:
     _check_readable(path)
     _log.info("converting %s to safetensors in %s (once)", path, folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    sweep(folder.parent, idle_s=IDLE_S, patterns=(".gguf-*",))
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         _write_safetensors(path, temporary)

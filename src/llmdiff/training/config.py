@@ -10,8 +10,11 @@ from llmdiff.adapter.refiner import LAYERS
 from llmdiff.errors import ConfigError, InputFileError
 from llmdiff.files import read_text
 from llmdiff.training.data import Shapes
+from llmdiff.training.folders import folder_source
 from llmdiff.training.loop import LoopConfig
-from llmdiff.training.sources import SceneSource, Source, folder_source, hub_source, shards_source
+from llmdiff.training.rows import Source
+from llmdiff.training.shards import shards_source
+from llmdiff.training.sources import SceneSource, hub_source
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]

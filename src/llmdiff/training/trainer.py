@@ -3,6 +3,7 @@
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,14 +19,15 @@ from llmdiff.drawing.pictures import save_png
 from llmdiff.errors import ConfigError, LLMDiffError, NonFinitePictureError, first_line
 from llmdiff.files import write_whole
 from llmdiff.language.score_groups import GroupedScores, sum_groups
+from llmdiff.training.batches import Epochs, Prefetcher
 from llmdiff.training.config import TrainConfig
-from llmdiff.training.data import Epochs, Prefetcher
 from llmdiff.training.denoise import Sizes, denoise, encode_pictures
 from llmdiff.training.loop import StepPart, train
 from llmdiff.training.objective import Noised, Objective, validation_losses
 from llmdiff.training.optimizers import adapter_lr_scale
 from llmdiff.training.prepare import Parts, encoding_cache, latent_store, load_parts, prepare
 from llmdiff.training.processes import installed_trackers, launched_process, whole_tensor
+from llmdiff.training.runs import identity, only_run
 from llmdiff.training.sample_sheet import adapter_tensors, adapter_with, sample_sheet
 from llmdiff.training.warm_start import draw_queries, warm_start
 from llmdiff.types import BlockStates, TextEncoding
@@ -64,17 +66,18 @@ def train_adapter(config: TrainConfig) -> Path:
 
 def _train_adapter(config: TrainConfig) -> Path:
     process = launched_process(config.device)
-    # The first process checks and encodes what is not in the store yet; the others then find it there.
-    with process.main_process_first():
-        parts = load_parts(config, process.device)
-        prepare(config, parts)
-    run = _Run(config, parts, process.num_processes)
-    if process.is_main_process:
-        write_whole(config.out / "config.yaml", config.as_yaml())
-    run.train()
-    state = {name: whole_tensor(value) for name, value in adapter_tensors(parts.adapter).items()}
-    if process.is_main_process:
-        adapter_with(parts.adapter, state).save_pretrained(config.out / "adapter")
+    with only_run(config.out) if process.is_main_process else nullcontext():
+        # The first process checks and encodes what is not in the store yet; the others then find it there.
+        with process.main_process_first():
+            parts = load_parts(config, process.device)
+            prepare(config, parts)
+        run = _Run(config, parts, process.num_processes)
+        if process.is_main_process:
+            write_whole(config.out / "config.yaml", config.as_yaml())
+        run.train()
+        state = {name: whole_tensor(value) for name, value in adapter_tensors(parts.adapter).items()}
+        if process.is_main_process:
+            adapter_with(parts.adapter, state).save_pretrained(config.out / "adapter")
     return config.out / "adapter"
 
 
@@ -129,12 +132,7 @@ class _Run:
                 **self._rates(),
                 on_sample=self._draw,
                 validate=self._validate if self.validation else None,
-                extra={
-                    "batch_size": training.batch_size,
-                    "scalar_learning_rate": training.scalar_learning_rate,
-                }
-                | {f"models.{name}": value for name, value in config.models.model_dump().items()}
-                | {"samples": self.parts.samples.source.fingerprint},
+                extra=self._same(),
                 metadata={"config": config.model_dump(mode="json")},
                 samples_per_part=training.batch_size,
                 trackers=installed_trackers() if trackers is None else trackers,
@@ -176,7 +174,12 @@ class _Run:
             choose=choose,
             **self._rates(),
             title=f"{config.out.name}, from text",
+            extra=self._same(),
         )
+
+    def _same(self) -> dict[str, Any]:
+        stored = self.encodings is not None, self.latents is not None
+        return identity(self.config, self.parts, encodings=stored[0], latents=stored[1])
 
     def _rates(self) -> dict[str, Any]:
         """How fast each parameter learns, from text as on pictures."""
@@ -196,7 +199,7 @@ class _Run:
         loaded = [self.parts.samples.load(index, rng) for index in indices]
         pictures = [pixels for pixels, _, _ in loaded]
         if self.latents is not None:
-            pictures = [self.latents.get(str(index)) for index in indices]
+            pictures = [self.latents.get(self.parts.samples.picture_name(index)) for index in indices]
         dropped = rng.random(len(loaded)) < caption_dropout
         texts = ["" if drop else text for drop, (_, text, _) in zip(dropped, loaded, strict=True)]
         return Batch(

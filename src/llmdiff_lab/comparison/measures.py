@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from llmdiff.drawing.pictures import open_picture
 from llmdiff.errors import MetricError
 from llmdiff.evaluation.metrics.kinds import Metric
 from llmdiff.evaluation.metrics.loading import EMBEDDED_NAME, load_metric
@@ -90,7 +90,7 @@ class Measures:
         metrics = self._tallies[name].metrics
         tally = Tally(metrics)
         for start in range(0, len(suite), _BATCH):
-            images = [np.asarray(Image.open(path).convert("RGB")) for path in paths[start : start + _BATCH]]
+            images = [np.asarray(open_picture(path)) for path in paths[start : start + _BATCH]]
             tally(suite[start : start + _BATCH], np.stack(images))
         if tally.values:
             return {"values": {key: row.round(6).tolist() for key, row in tally.values.items()}}

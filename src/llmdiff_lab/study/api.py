@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from fastapi import FastAPI, Request
 from fastapi import Path as InPath
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from llmdiff.errors import ConfigError
 from llmdiff.serving.errors import ApiError, error_response, install_error_handlers
@@ -184,12 +184,13 @@ def _install_api(app: FastAPI, store: StudyStore, pictures: Path, max_raters: in
         return _progress(store, token)
 
     @app.get("/pictures/{name}.png")
-    def picture(name: str) -> FileResponse:
+    def picture(name: str) -> Response:
         # The name is looked up, never joined to a path before it is known to be one of ours.
         if not store.has_picture(name):
             raise ApiError(404, "there is no such picture", code="not_found")
-        return FileResponse(
-            pictures / f"{name}.png",
+        # As bytes: a file's response has its time in the headers, which raters need not know.
+        return Response(
+            (pictures / f"{name}.png").read_bytes(),
             media_type="image/png",
             headers={"Cache-Control": "private, max-age=86400, immutable"},
         )

@@ -11,7 +11,7 @@ from llmdiff.errors import PromptError
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.training import trainer
-from llmdiff.training.data import Prefetcher
+from llmdiff.training.batches import Prefetcher
 from llmdiff.training.trainer import train_adapter
 
 from .tiny_run import Runs

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from llmdiff.drawing.grids import save_grid
+from llmdiff.drawing.pictures import open_picture
 from llmdiff.environment import command_line, versions
-from llmdiff.errors import ConfigError, MetricError
+from llmdiff.errors import ConfigError, InputFileError, MetricError
 from llmdiff.evaluation.drawn import DrawnPictures, PictureJob, Shard, draw_missing
 from llmdiff.evaluation.metrics.kinds import DiversityMetric, Metric, PictureMetric, Pictures, SetMetric
 from llmdiff.evaluation.metrics.tally import metric_differences, metric_figures
@@ -135,13 +136,13 @@ def read_reference(folder: Path, size_px: int = 256) -> Pictures:
     pictures = []
     for path in paths:
         try:
-            with Image.open(path) as image:
-                side = min(image.size)
-                left, top = (image.width - side) // 2, (image.height - side) // 2
-                square = image.convert("RGB").crop((left, top, left + side, top + side))
-                pictures.append(np.asarray(square.resize((size_px, size_px), Image.Resampling.BICUBIC)))
-        except (OSError, SyntaxError) as error:
+            image = open_picture(path)
+        except InputFileError as error:
             raise ConfigError(f"reference {path}: cannot be read as a picture ({error})") from error
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        square = image.crop((left, top, left + side, top + side))
+        pictures.append(np.asarray(square.resize((size_px, size_px), Image.Resampling.BICUBIC)))
     return np.stack(pictures)
 
 
