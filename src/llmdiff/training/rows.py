@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from llmdiff.drawing.pictures import open_picture
+from llmdiff.files import clean_text
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -29,8 +30,12 @@ class Row:
 
     @property
     def texts(self) -> list[Any]:
-        """The captions that are there: what stands in a second column counts where the first has none."""
-        return [text for text in self.captions if text is not None]
+        """The captions that are not None, read as prompts are: without invisible characters at their ends."""
+        given = [text for text in self.captions if text is not None]
+        return [
+            clean_text("caption", text) if isinstance(text, str) and is_whole_text(text) else text
+            for text in given
+        ]
 
 
 class Source(Protocol):

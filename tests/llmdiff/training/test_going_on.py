@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from filelock import FileLock
-from odd_samples import paint
+from .odd_samples import paint
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 

@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 import pytest
-from odd_samples import SHAPES, SURROGATE, checked, png
+from .odd_samples import SHAPES, SURROGATE, checked, png
 from PIL import Image
 from typer.testing import CliRunner
 

@@ -6,7 +6,7 @@ import tarfile
 
 import pyarrow as pa
 import pytest
-from odd_samples import checked, png
+from .odd_samples import checked, png
 
 from llmdiff.errors import DataError
 from llmdiff.training.shards import shards_source

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from odd_samples import paint
+from .odd_samples import paint
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
