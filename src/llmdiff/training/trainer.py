@@ -45,14 +45,16 @@ class Batch:
     read: Read
 
 
-def train_adapter(config: TrainConfig) -> Path:
+def train_adapter(config: TrainConfig, *, samples: int | None = None) -> Path:
     """Train, or go on training, and return the folder of the finished adapter.
+
+    `samples`: on the first so many only.
 
     Raises:
         LLMDiffError: see `load_parts` and `loop.train`; or the device's memory does not suffice.
     """
     try:
-        return _train_adapter(config)
+        return _train_adapter(config, samples)
     except torch.OutOfMemoryError as error:
         raise LLMDiffError(
             f"not enough memory on the device ({first_line(error)}): lower training.batch_size and raise "
@@ -60,11 +62,12 @@ def train_adapter(config: TrainConfig) -> Path:
         ) from error
 
 
-def _train_adapter(config: TrainConfig) -> Path:
+def _train_adapter(config: TrainConfig, samples: int | None) -> Path:
     process = launched_process(config.device)
     # The first process checks and encodes what is not in the store yet; the others then find it there.
     with process.main_process_first():
         parts = load_parts(config, process.device)
+        parts = replace(parts, samples=replace(parts.samples, rows=parts.samples.rows[:samples]))
         prepare(config, parts)
     run = _Run(config, parts, process.num_processes)
     if process.is_main_process:
