@@ -11,6 +11,8 @@ from llmdiff.training.trainer import train_adapter
 
 # The first steps make what is made once.
 _WARM_UP = 2
+# Samples that are looked at, in batches: enough that some have one shape, which batches need to be whole.
+_BATCHES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +40,9 @@ class Measured:
 
 
 def measure(config: TrainConfig, *, steps: int = 10) -> Measured:
-    """Return the time of real training steps, of the first samples only; they train nothing that is kept.
+    """Return the time of real training steps, on whole batches of one shape; they train nothing that is kept.
 
-    What the store lacks of those samples is put there.
+    What the store lacks of the first samples is put there.
 
     Raises:
         LLMDiffError: see `train_adapter`.
@@ -67,7 +69,7 @@ def measure(config: TrainConfig, *, steps: int = 10) -> Measured:
                 ),
             }
         )
-        train_adapter(short, samples=2 * per_step)
+        train_adapter(short, samples=_BATCHES * training.batch_size)
         lines = read_log(short.out / "log.jsonl")
     step_s = median(1 / line["steps_per_s"] for line in lines[_WARM_UP:])
     gpu = config.device != "cpu" and torch.cuda.is_available()

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -15,13 +16,14 @@ from typer.testing import CliRunner
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.installation import install
 from llmdiff.cli.main import app
-from llmdiff.errors import LLMNotFoundError, PipelineNotFoundError
+from llmdiff.errors import ConfigError, LLMNotFoundError, PipelineNotFoundError
 from llmdiff.training.checkpoint import checkpoints, part
 from llmdiff.training.config import TrainConfig
 from llmdiff.training.counting import PeakMemory, flop_counter
-from llmdiff.training.denoise import Sizes, denoise
+from llmdiff.training.denoise import Sizes, denoise, encode_pictures
 from llmdiff.training.fake_models import fake_models
 from llmdiff.training.measure import measure
+from llmdiff.training.objective import Objective
 from llmdiff.training.plan import count_llm, count_step, make_plan, module_bytes, moments_bytes, scaled
 from llmdiff.training.prepare import latent_store, load_parts, missing_latents
 from llmdiff.training.trainer import train_adapter
@@ -251,10 +253,30 @@ def test_measured_steps_are_extrapolated_to_the_whole_training(config, tmp_path)
     assert found.training_hours == pytest.approx(found.step_s)  # 3,600 steps in hours: the seconds of one
     assert found.samples_per_s == pytest.approx(4 / found.step_s)
     assert found.peak_memory_gb > 0
-    # Nothing is trained that is kept; the store has what the first samples lacked, and not the rest.
+    # Nothing is trained that is kept; the store has what the samples lacked, by their own numbers.
     assert not settings.out.exists()
     parts = load_parts(settings, torch.device("cpu"))
-    assert len(missing_latents(latent_store(settings, parts.pipe.vae, parts.samples), parts.samples)) == 4
+    store = latent_store(settings, parts.pipe.vae, parts.samples)
+    assert not missing_latents(store, parts.samples)
+    pixels, _, _ = parts.samples.load(3, np.random.default_rng(0))
+    expected = encode_pictures(parts.pipe.vae, pixels[None])[0]
+    torch.testing.assert_close(store.get("3").float(), expected, atol=1e-2, rtol=1e-2)
+
+
+def test_only_whole_batches_are_measured(config, monkeypatch):
+    sizes = []
+    noised = Objective.noised
+
+    def watched(self, latents, generator):
+        sizes.append(tuple(latents.shape))
+        return noised(self, latents, generator)
+
+    monkeypatch.setattr(Objective, "noised", watched)
+    # Of the 12 pictures 8 are squares, and 4 are wider: an epoch of all would have smaller batches.
+    measure(config(training__batch_size=5, data__multiple_px=8), steps=3)
+    assert set(sizes) == {(5, 4, 16, 16)}
+    with pytest.raises(ConfigError, match=r"batch_size is 9, .* at most 8 have the same shape"):
+        measure(config(training__batch_size=9, data__multiple_px=8), steps=3)
 
 
 def test_the_command_measures(config, tmp_path):
