@@ -49,14 +49,16 @@ class Batch:
     read: Read
 
 
-def train_adapter(config: TrainConfig) -> Path:
+def train_adapter(config: TrainConfig, *, samples: int | None = None) -> Path:
     """Train, or go on training, and return the folder of the finished adapter.
+
+    `samples`: only on whole batches of one shape, out of the first so many, to be timed.
 
     Raises:
         LLMDiffError: see `load_parts` and `loop.train`; or the device's memory does not suffice.
     """
     try:
-        return _train_adapter(config)
+        return _train_adapter(config, samples)
     except torch.OutOfMemoryError as error:
         raise LLMDiffError(
             f"not enough memory on the device ({first_line(error)}): lower training.batch_size and raise "
@@ -64,14 +66,15 @@ def train_adapter(config: TrainConfig) -> Path:
         ) from error
 
 
-def _train_adapter(config: TrainConfig) -> Path:
+def _train_adapter(config: TrainConfig, samples: int | None) -> Path:
     process = launched_process(config.device)
     with only_run(config.out) if process.is_main_process else nullcontext():
         # The first process checks and encodes what is not in the store yet; the others then find it there.
         with process.main_process_first():
             parts = load_parts(config, process.device)
+            parts = replace(parts, samples=replace(parts.samples, rows=parts.samples.rows[:samples]))
             prepare(config, parts)
-        run = _Run(config, parts, process.num_processes)
+        run = _Run(config, parts, process.num_processes, one_shape=samples is not None)
         if process.is_main_process:
             write_whole(config.out / "config.yaml", config.as_yaml())
         run.train()
@@ -84,7 +87,7 @@ def _train_adapter(config: TrainConfig) -> Path:
 class _Run:
     """One run's samples, texts and models, as the loop's functions of a step."""
 
-    def __init__(self, config: TrainConfig, parts: Parts, processes: int) -> None:
+    def __init__(self, config: TrainConfig, parts: Parts, processes: int, *, one_shape: bool = False) -> None:
         self.config, self.parts = config, parts
         training = config.training
         self.denoiser, self.family = parts.denoiser, parts.family
@@ -100,6 +103,8 @@ class _Run:
                 "lower it"
             )
         self.validation, self.kept = order[:held_out].tolist(), np.sort(order[held_out:])
+        if one_shape:
+            self.kept = _whole_batches(self.kept, parts.samples.rows[self.kept, 3], training.batch_size)
         self.epochs = Epochs(
             rows=parts.samples.rows[self.kept], batch_size=training.batch_size, seed=training.seed
         )
@@ -286,3 +291,14 @@ class _Run:
         finally:
             self.installed = install(self.denoiser, self.parts.adapter)
         save_png(picture, self.config.out / "samples" / f"step-{step:08d}.png", {"step": step})
+
+
+def _whole_batches(kept: Any, buckets: Tensor, batch_size: int) -> Any:
+    """The samples of the commonest shape, as many as fill whole batches."""
+    found = kept[(buckets == buckets.mode().values).numpy()]
+    if len(found) < batch_size:
+        raise ConfigError(
+            f"training.batch_size is {batch_size}, but of the first {len(kept)} samples at most {len(found)} have the "
+            "same shape, which is less than a batch: lower it, or use more samples"
+        )
+    return found[: len(found) // batch_size * batch_size]

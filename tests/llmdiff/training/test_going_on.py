@@ -6,7 +6,6 @@ import shutil
 import pytest
 import torch
 from filelock import FileLock
-from .odd_samples import paint
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -18,6 +17,8 @@ from llmdiff.training.loop import LoopConfig, train
 from llmdiff.training.resume import flat
 from llmdiff.training.runs import _HARMLESS
 from llmdiff.training.trainer import train_adapter
+
+from .odd_samples import paint
 
 # What a run is begun with, and what each setting is then changed to.
 BEGUN = {"training__steps": 2, "watch__validation_samples": 4, "training__ema_horizon": 100}

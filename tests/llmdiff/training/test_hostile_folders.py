@@ -5,7 +5,6 @@ import os
 
 import numpy as np
 import pytest
-from .odd_samples import SHAPES, SURROGATE, checked, png
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -13,6 +12,8 @@ from llmdiff.cli.main import app
 from llmdiff.errors import LLMDiffError
 from llmdiff.training.data import check_samples
 from llmdiff.training.folders import folder_source
+
+from .odd_samples import SHAPES, SURROGATE, checked, png
 
 
 @pytest.fixture

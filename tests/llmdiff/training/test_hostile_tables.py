@@ -6,11 +6,12 @@ import tarfile
 
 import pyarrow as pa
 import pytest
-from .odd_samples import checked, png
 
 from llmdiff.errors import DataError
 from llmdiff.training.shards import shards_source
 from llmdiff.training.sources import TableSource, hub_source
+
+from .odd_samples import checked, png
 
 
 def table(**columns):

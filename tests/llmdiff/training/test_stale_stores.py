@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from .odd_samples import paint
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -17,6 +16,8 @@ from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.tensor_store import TensorStore
 from llmdiff.training.prepare import latent_store, load_parts, load_samples, missing_latents, prepare
 from llmdiff.training.trainer import train_adapter
+
+from .odd_samples import paint
 
 CPU = torch.device("cpu")
 
