@@ -141,7 +141,6 @@ class _Trial:
         self._llm: Any = llm
         self.num_blocks = _blocks_of_every_kind(llm)
         self.blocks = nn.ModuleList(list(llm.blocks)[: self.num_blocks])
-        self.model = SimpleNamespace(config=llm.model.config, base_model=self._first_blocks)
         self.joined_lones: frozenset[Lone] = frozenset()
         self.prefix: PrefixStates | None = None
         quantised = getattr(llm.model, "hf_quantizer", None) is not None
@@ -152,6 +151,11 @@ class _Trial:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._llm, name)
+
+    @property
+    def model(self) -> Any:
+        """The model up to the blocks that are read; made anew, as a circle of references would keep the LLM."""
+        return SimpleNamespace(config=self._llm.model.config, base_model=self._first_blocks)
 
     @property
     def as_llm(self) -> "DecoderLLM":
