@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 
+from llmdiff.adapter.base_pipeline import load_base_pipeline
 from llmdiff.files import whole_folder, write_whole
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.training.log import read_log
@@ -96,8 +97,8 @@ class Trainings:
 
     def longer(self, seed: int) -> StableDiffusionPipeline:
         """Return the base that was trained on."""
-        pipe = StableDiffusionPipeline.from_pretrained(
-            self.place(BASE_LONGER, seed) / "model", use_safetensors=True
+        pipe: StableDiffusionPipeline = load_base_pipeline(
+            str(self.place(BASE_LONGER, seed) / "model"), dtype=torch.float32
         )
         return pipe.to(self.build.device)
 

