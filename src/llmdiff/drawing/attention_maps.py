@@ -92,9 +92,13 @@ def draw_with_maps(
 
     Raises:
         UnsupportedPipelineError: its denoiser has no cross-attention (Stable Diffusion 3, Flux).
-        ConfigError: attention slicing is on, which leaves nothing to look at.
+        ConfigError: attention slicing is on, which leaves nothing to look at, or the scale is 0.
         PromptError: the prompt has no words.
     """
+    if (controller.scale if scale is None else scale) == 0:
+        raise ConfigError(
+            "scale is 0: the base alone draws, and looks at none of the LLM's words; choose a scale above 0"
+        )
     with controller.attached(pipe, scale), watching_words(controller, pipe, prompt) as watch:
 
         def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
