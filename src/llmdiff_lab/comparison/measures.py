@@ -22,7 +22,7 @@ from llmdiff.evaluation.metrics.tally import Tally
 from llmdiff.evaluation.report import PICTURES_NAME
 from llmdiff.evaluation.scenes_metrics import tally_renders
 from llmdiff.evaluation.suites import ScenePrompt
-from llmdiff.files import write_whole
+from llmdiff.files import read_json, write_whole
 from llmdiff_lab.world_build.build import Build
 from llmdiff_lab.world_build.presets import CPU
 
@@ -112,4 +112,4 @@ def read_measured(evaluation: Path) -> Measured:
 
 def _read(evaluation: Path) -> dict[str, Any]:
     path = evaluation / _NAME
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
