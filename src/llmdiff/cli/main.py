@@ -14,6 +14,7 @@ from llmdiff.cli import plan as cli_plan
 from llmdiff.cli import serve as cli_serve
 from llmdiff.cli import train as cli_train
 from llmdiff.cli import ui as cli_ui
+from llmdiff.cli import world as cli_world
 from llmdiff.errors import LLMDiffError
 from llmdiff_lab.cli import benchmark as cli_benchmark
 from llmdiff_lab.cli import compare_llms as cli_compare_llms
@@ -55,6 +56,7 @@ app.command()(cli_plan.plan)
 app.command()(cli_batch.batch)
 app.command()(cli_ui.ui)
 app.command()(cli_doctor.doctor)
+app.command()(cli_world.world)
 app.command()(cli_benchmark.benchmark)
 app.command("compare-llms")(cli_compare_llms.compare_llms)
 
