@@ -26,6 +26,7 @@ _FILL = re.compile(r'fill="(?!none)[^"]*"|fill:(?!none)[^;"]*')
 _STROKE = re.compile(r'stroke="(?!none)[^"]*"|stroke:(?!none)[^;"]*')
 # A woman doing sports differs from a man by a thin line for her ponytail: it is drawn wider, in brown.
 _PONYTAIL = re.compile(r' d="M[\d.]+[, ](?P<y>[\d.]+)s[^"]{20,120}"')
+_COLOUR = re.compile(r"#[0-9a-fA-F]+")
 _STROKE_WIDTH = re.compile(r'stroke-width="[^"]*"')
 
 
@@ -152,9 +153,9 @@ def _flat_svg(thing: Thing, colour: str | None, who: str | None) -> str:
         )
     svg = _openmoji(thing.codepoint(who))
     if colour is not None:
-        for fill, shade in thing.fills:
-            painted = _darker(COLOURS[colour], shade)
-            svg = re.sub(rf"{fill}(?![0-9a-fA-F])", painted, svg, flags=re.IGNORECASE)
+        painted = {fill.lower(): _darker(COLOURS[colour], shade) for fill, shade in thing.fills}
+        # All at once: one replacement may be another's original.
+        svg = _COLOUR.sub(lambda found: painted.get(found[0].lower(), found[0]), svg)
     if who == "woman":
         svg = _with_ponytail(svg, _openmoji(thing.codepoint("man")))
     return svg

@@ -151,11 +151,11 @@ def _say_absent(draft: _Draft, scene: Scene, voice: Voice, rng: random.Random) -
 
 
 def _add_distractors(draft: _Draft, voice: Voice, rng: random.Random) -> None:
-    wanted = rng.choice(voice.distractors)
+    wanted, wants_long = rng.choice(voice.distractors), rng.random() < voice.long_share
     others = [form.text for form in forms("distractor", voice.distractor_tiers)]
     for text in rng.sample(others, len(others)):
         words = word_count(" . ".join(draft.sentences))
-        is_short = voice.is_long and words <= LONG_WORDS
+        is_short = wants_long and words <= LONG_WORDS
         room = len(draft.sentences) < MOST_SENTENCES and words + word_count(text) < MOST_WORDS
         if not room or (wanted <= 0 and not is_short):
             break

@@ -79,7 +79,7 @@ def _in_cells(count: int, rng: random.Random) -> list[Position]:
 
 
 def _in_pair(relation: str, sizes: Sequence[str | None], rng: random.Random) -> list[Position]:
-    both = {"small": 0.29, "large": 0.53}
+    both = {"small": 0.3, "large": 0.53}
     sides = [both.get(size or "", 0.43) + rng.uniform(-0.015, 0.015) for size in sizes]
     if sizes[0] == sizes[1] == "large":
         sides = [0.48, 0.48]

@@ -26,7 +26,7 @@ class Voice:
         distractors: how many sentences that add nothing, each as likely as it is often here.
         bare_share: how often a single sentence has neither capital letter nor full stop.
         describes_one: whether one thing goes by its held-out description.
-        is_long: whether sentences are added until no CLIP encoder can read all of it.
+        long_share: how often sentences are added until no CLIP encoder can read all of it.
     """
 
     tiers: tuple[Tier, ...] = ("plain",)
@@ -46,7 +46,7 @@ class Voice:
     uses_synonyms: bool = False
     describes_one: bool = False
     rewords_actions: bool = False
-    is_long: bool = False
+    long_share: float = 0.0
 
 
 PLAIN = Voice()
@@ -59,6 +59,7 @@ RICH = Voice(
     distractors=(0, 0, 0, 0, 1, 1, 2, 3),
     bare_share=0.5,
     says_absent=True,
+    long_share=0.08,
 )
 VOICES: dict[Wording, Voice] = {"plain": PLAIN, "rich": RICH}
 # No descriptions of training, no other names: what is tested is the one held-out thing.
@@ -72,7 +73,7 @@ SPLIT_VOICES: dict[str, Voice] = {
     "synonyms": replace(_TESTED, uses_synonyms=True, place_tiers=("held out",)),
     "descriptions": replace(_TESTED, describes_one=True),
     "actions": replace(_TESTED, rewords_actions=True),
-    "long": replace(RICH, is_long=True, distractors=(0,), bare_share=0.0, says_absent=False),
+    "long": replace(RICH, long_share=1.0, distractors=(0,), bare_share=0.0, says_absent=False),
     "negation": replace(_TESTED, says_absent=True, absent_tiers=("held out",)),
     "styles": _TESTED,
 }
