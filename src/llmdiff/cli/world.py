@@ -8,7 +8,7 @@ import typer
 
 from llmdiff.cli.output import set_up
 from llmdiff.environment import check_extra, has_extra
-from llmdiff.errors import LLMDiffError
+from llmdiff.errors import LLMDiffError, OutputError
 
 
 def world(
@@ -33,6 +33,9 @@ def world(
     groups = {name: list(same) for name, same in groupby(things, key=lambda thing: thing.group)}
     if group is not None and group not in groups:
         raise LLMDiffError(f"--group: got {group!r}, expected one of {', '.join(groups)}")
+    if out is not None and out.exists() and not out.is_file():
+        # A device or a pipe would be replaced by the picture.
+        raise OutputError(f"--out: {out} is not a regular file, expected the name of a PNG file to write")
     if style not in STYLES:
         raise LLMDiffError(f"--style: got {style!r}, expected one of {', '.join(STYLES)}")
     shown = {group: groups[group]} if group else groups

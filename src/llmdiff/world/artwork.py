@@ -42,7 +42,7 @@ def picture(name: str, style: str, colour: str | None, who: str | None) -> RGBA:
     thing = all_things()[name]
     if style == "3d":
         return _cut(_fluent(thing, who))
-    svg = _flat_svg(thing, colour, who)
+    svg = _flat_svg(thing, colour, who, hair="#fff" if style == "line" else "#a57939")
     if style == "line":
         svg = _without_colours(svg)
     return _cut(rasterise(svg, _MASTER_PX))
@@ -144,7 +144,7 @@ def _fluent(thing: Thing, who: str | None) -> RGBA:
     raise LLMDiffError(f"{_fluent_folder} has no picture of {thing.name!r} ({plain}.webp)")
 
 
-def _flat_svg(thing: Thing, colour: str | None, who: str | None) -> str:
+def _flat_svg(thing: Thing, colour: str | None, who: str | None, *, hair: str) -> str:
     if thing.is_shape:
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" {_VIEW_BOX}>'
@@ -157,7 +157,7 @@ def _flat_svg(thing: Thing, colour: str | None, who: str | None) -> str:
         # All at once: one replacement may be another's original.
         svg = _COLOUR.sub(lambda found: painted.get(found[0].lower(), found[0]), svg)
     if who == "woman":
-        svg = _with_ponytail(svg, _openmoji(thing.codepoint("man")))
+        svg = _with_ponytail(svg, _openmoji(thing.codepoint("man")), hair)
     return svg
 
 
@@ -181,7 +181,7 @@ def _without_colours(svg: str) -> str:
     for start, end in zip(starts, [*starts[1:], len(svg)], strict=True):
         layer = svg[start:end]
         named = _GROUP.match(layer)
-        if named is not None and not named["id"].startswith("line"):
+        if named is not None and named["id"].startswith(("color", "skin", "hair")):
             layer = _FILL.sub(lambda found: _like(found[0], "fill", "#fff"), layer)
             layer = _STROKE.sub(lambda found: _like(found[0], "stroke", "#000"), layer)
         parts.append(layer)
@@ -192,8 +192,10 @@ def _like(found: str, what: str, value: str) -> str:
     return f'{what}="{value}"' if "=" in found else f"{what}:{value}"
 
 
-def _with_ponytail(woman: str, man: str) -> str:
-    """Return the woman's drawing with her ponytail drawn wider, in brown; the man's drawing has none."""
+def _with_ponytail(woman: str, man: str, hair: str) -> str:
+    """Return the woman's drawing with her ponytail drawn wider, filled with `hair`; the man's drawing has none."""
+    if '<g id="hair">' in woman:  # a portrait, whose hair can be seen
+        return woman
     lines = woman.splitlines()
     found = [(i, _PONYTAIL.search(line)) for i, line in enumerate(lines)]
     tops = {i: float(path["y"]) for i, path in found if path and path[0] not in man}
@@ -201,7 +203,7 @@ def _with_ponytail(woman: str, man: str) -> str:
         if top <= min(tops.values()) + 6:  # lower ones are waves
             lines[i] = "\n".join(
                 _STROKE_WIDTH.sub(f'stroke-width="{width}"', _STROKE.sub(f'stroke="{colour}"', lines[i]))
-                for colour, width in (("#000", 7), ("#a57939", 4))
+                for colour, width in (("#000", 7), (hair, 4))
             )
     return "\n".join(lines)
 

@@ -58,7 +58,7 @@ def _tiled(
     sheet = Image.new("RGB", (columns * width + _GAP_PX, rows * height + _GAP_PX), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(_TEXT_PX - 2)
-    letters = max(round(width / (_TEXT_PX * 0.45)), 8)
+    letters = max(round(width / (_TEXT_PX * 0.5)), 8)
     for index, (tile, text) in enumerate(tiles):
         x, y = index % columns * width + _GAP_PX, index // columns * height + _GAP_PX
         sheet.paste(tile, (x, y), tile)

@@ -161,7 +161,8 @@ def test_the_verb_lists_everything_and_writes_a_sheet(tmp_path) -> None:
     ("options", "named"),
     [(["--group", "cars"], "--group: got 'cars'"), (["--style", "oil"], "--style: got 'oil'"),
      (["--out", "sheet.png", "--style", "3d", "--group", "music"], "fluent-emoji-3d"),
-     (["--out", "sheet.png", "--fluent", "nowhere"], "nowhere has no pictures")],
+     (["--out", "sheet.png", "--fluent", "nowhere"], "nowhere has no pictures"),
+     (["--out", "."], "--out: . is not a regular file")],
 )  # fmt: skip
 def test_a_wrong_option_is_named_in_one_line(options, named, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -186,3 +187,13 @@ def test_without_the_extra_the_verb_lists_and_says_what_brings_the_sheet(monkeyp
     refused = CliRunner().invoke(app, ["world", "--out", str(tmp_path / "sheet.png")])
     assert refused.exit_code == 1
     assert "llmdiff-adapter[train]" in refused.stderr
+
+
+@pytest.mark.hostile("files and folders")
+def test_a_pipe_is_not_replaced_by_the_picture(tmp_path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    refused = CliRunner().invoke(app, ["world", "--group", "music", "--out", str(pipe)])
+    assert refused.exit_code == 1
+    assert "is not a regular file" in refused.stderr
+    assert pipe.is_fifo()
