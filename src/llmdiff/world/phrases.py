@@ -53,13 +53,19 @@ def absent_phrases(names: Sequence[str]) -> tuple[str, str]:
 
 
 def _noun(placed: Placed, count: int, voice: Voice, rng: random.Random) -> Noun:
-    names = [noun for noun in placed.thing.names if count == 1 or noun.plural is not None]
-    synonyms = [noun for noun in placed.thing.synonyms if count == 1 or noun.plural is not None]
+    names = _fitting(placed.thing.names, placed, count)
+    synonyms = _fitting(placed.thing.synonyms, placed, count)
     if voice.uses_synonyms and synonyms:
         return rng.choice(synonyms)
     if len(names) > 1 and rng.random() < voice.other_name_share:
         return rng.choice(names[1:])
     return names[0]
+
+
+def _fitting(nouns: Sequence[Noun], placed: Placed, count: int) -> Sequence[Noun]:
+    """Return the nouns that a number or a size can stand before: not "two milk", rather not "small milk"."""
+    counted = [noun for noun in nouns if noun.plural is not None]
+    return counted if count > 1 or (placed.size and counted) else nouns
 
 
 def _adjectives(placed: Placed, rng: random.Random) -> tuple[str, str]:

@@ -27,7 +27,7 @@ from llmdiff.world.words import Noun, word_count
 CAPTIONS = 20_000
 # A word for more than one thing of the world, when more words go before or after it: "the bird that hoots".
 HYPERNYMS = {
-    "baby", "bear", "beetle", "bird", "birds", "boot", "bowl", "bowls", "box", "boxes", "bread", "camera", "car",
+    "baby", "ball", "balls", "bag", "bear", "beetle", "boat", "cup", "flag", "hat", "helmet", "lamp", "temple", "bird", "birds", "boot", "bowl", "bowls", "box", "boxes", "bread", "camera", "car",
     "cars", "cat", "dog", "fish", "flower", "flowers", "hand", "hands", "horse", "house", "lion", "man", "mountain",
     "old man", "old woman", "planet", "rock", "soup", "star", "swimsuit", "tower", "train", "tree", "van", "wheel",
     "woman",
