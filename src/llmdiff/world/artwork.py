@@ -48,7 +48,7 @@ def picture(name: str, style: str, colour: str | None, who: str | None) -> RGBA:
     return _cut(rasterise(svg, _MASTER_PX))
 
 
-@lru_cache(maxsize=16384)
+@lru_cache(maxsize=8192)
 def sprite(
     name: str, style: str, colour: str | None, who: str | None, side_px: int, upside_down: bool, halo: bool
 ) -> RGBA:

@@ -17,7 +17,7 @@ from llmdiff.world.things import BACKGROUNDS
 SCENE_SIZE_PX = 128
 # Flat and thin things look small in a square: they may be wider than `side` by this factor.
 _MOST_STRETCH = 1.2
-_CHUNK = 256
+_CHUNK = 64
 
 
 def render(scene: Scene, size_px: int = SCENE_SIZE_PX) -> NDArray[np.uint8]:
@@ -60,28 +60,30 @@ def backdrop(place: str | None, background: str | None, size_px: int) -> NDArray
 
 
 def render_many(
-    scenes: Sequence[Scene], size_px: int = SCENE_SIZE_PX, *, workers: int | None = None
+    scenes: Sequence[Scene], size_px: int = SCENE_SIZE_PX, *, pool: ProcessPoolExecutor | None = None
 ) -> NDArray[np.uint8]:
-    """Return the pictures of many scenes, rendered by `workers` processes [all cores].
+    """Return the pictures of many scenes, rendered on all cores; `pool`, from `renderers`, is used if given.
 
     Shapes: (len(scenes), size_px, size_px, 3) uint8.
     """
+    if pool is None:
+        with renderers() as own:
+            return render_many(scenes, size_px, pool=own)
     pictures = np.empty((len(scenes), size_px, size_px, 3), dtype=np.uint8)
-    count = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if count == 1 or len(scenes) <= _CHUNK:
-        for i, scene in enumerate(scenes):
-            pictures[i] = render(scene, size_px)
-        return pictures
     starts = range(0, len(scenes), _CHUNK)
     chunks = [scenes[start : start + _CHUNK] for start in starts]
-    with renderers(count) as pool:
-        for start, drawn in zip(starts, pool.map(_render_all, chunks, [size_px] * len(chunks)), strict=True):
-            pictures[start : start + len(drawn)] = drawn
+    for start, drawn in zip(starts, pool.map(_render_all, chunks, [size_px] * len(chunks)), strict=True):
+        pictures[start : start + len(drawn)] = drawn
     return pictures
 
 
 def renderers(workers: int | None = None) -> ProcessPoolExecutor:
-    """Return a pool of processes that can render; keep it open for many batches, each caches its sprites."""
+    """Return a pool of processes that render, as many as there are cores unless said.
+
+    Keep it open for many batches: each process spends some ten seconds on drawing everything once.
+    """
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
