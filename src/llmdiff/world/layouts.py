@@ -79,10 +79,10 @@ def _in_cells(count: int, rng: random.Random) -> list[Position]:
 
 
 def _in_pair(relation: str, sizes: Sequence[str | None], rng: random.Random) -> list[Position]:
-    both = {"small": 0.3, "large": 0.53}
-    sides = [both.get(size or "", 0.43) + rng.uniform(-0.015, 0.015) for size in sizes]
+    both = {"small": 0.3, "large": 0.5}
+    sides = [both.get(size or "", 0.41) + rng.uniform(-0.015, 0.015) for size in sizes]
     if sizes[0] == sizes[1] == "large":
-        sides = [0.48, 0.48]
+        sides = [0.45, 0.45]
     gap = (1 - sum(sides)) / 3
     along = [gap + sides[0] / 2, 1 - gap - sides[1] / 2]
     if relation in ("right", "below"):

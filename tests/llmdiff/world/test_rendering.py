@@ -2,6 +2,7 @@
 
 import os
 import time
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,23 @@ def test_rendering_is_fast_once_things_have_been_drawn() -> None:
         render(scene)
     # Measured: 900 fresh scenes a second and core, 4,900 once their sprites are cached in their sizes too.
     assert 400 / (time.process_time() - started) > 300
+
+
+def test_no_drawing_hides_another() -> None:
+    for index in range(400):
+        scene = sample_scene(2, index, WORLD)
+        inked = []
+        for placed in scene.things:
+            left, top, side = sprite_box(placed)
+            drawn = sprite(
+                placed.name, placed.style, placed.colour, placed.who, side, placed.upside_down, False
+            )
+            ink = np.zeros((128, 128), dtype=bool)
+            ink[top : top + side, left : left + side] = drawn[..., 3] > 40
+            inked.append(ink)
+        for one, other in combinations(inked, 2):
+            # Measured over 2,500 scenes of the whole world: 0.13 at most, above 0.03 in one of a hundred.
+            assert (one & other).sum() <= 0.15 * min(one.sum(), other.sum()), scene
 
 
 def test_contact_sheets_show_all(tmp_path) -> None:
