@@ -1,7 +1,7 @@
 """Articles, plurals and lists: the English that captions need."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 COUNT_WORDS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
@@ -97,14 +97,6 @@ def sentence(text: str) -> str:
 def word_count(text: str) -> int:
     """Return how many words and punctuation marks a text has: no tokeniser of CLIP's kind makes fewer tokens."""
     return len(re.findall(r"[A-Za-z]+|[0-9]|[^\sA-Za-z0-9]+", text))
-
-
-def phrases_in(text: str, phrases: Iterable[str]) -> list[str]:
-    """Return which of these phrases stand in a text as whole words, whatever the case."""
-    padded = f" {' '.join(re.findall(r'[a-z0-9]+', text.lower()))} "
-    return [
-        phrase for phrase in phrases if f" {' '.join(re.findall(r'[a-z0-9]+', phrase.lower()))} " in padded
-    ]
 
 
 def _plural_word(word: str) -> str:
