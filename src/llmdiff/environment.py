@@ -4,6 +4,7 @@ import importlib.util
 import platform
 import shlex
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -35,8 +36,16 @@ def check_extra(extra: str, *packages: str) -> None:
     Raises:
         LLMDiffError: one is missing; says which extra brings it.
     """
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    if missing:
+    if missing := _missing(packages):
         raise LLMDiffError(
             f"{missing[0]} is not installed, expected the extra {extra!r}: pip install 'llmdiff-adapter[{extra}]'"
         )
+
+
+def has_extra(*packages: str) -> bool:
+    """Return whether these packages are installed."""
+    return not _missing(packages)
+
+
+def _missing(packages: Sequence[str]) -> list[str]:
+    return [package for package in packages if importlib.util.find_spec(package) is None]

