@@ -8,6 +8,7 @@ object's word map has to lie within that object. Chance is the share of the pict
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,7 @@ def play(
         if not values:  # the checker saw none of the objects
             record[branch] = {"n": 0}
             continue
-        found = bootstrap_mean(values)
-        record[branch] = {"accuracy": found.mean, "low": found.low, "high": found.high, "n": found.n}
+        record[branch] = asdict(bootstrap_mean(values))
     return record
 
 

@@ -165,7 +165,7 @@ def main() -> None:
     for split, row in record["splits"].items():
         shown = "  ".join(f"{name} {100 * figures['mean']:.1f}" for name, figures in row["accuracy"].items())
         for key in ("gain", "gain_told"):
-            shown += f"  {key} {percent(row[key], key='mean', sign=True)}"
+            shown += f"  {key} {percent(row[key], sign=True)}"
         print(f"{split:10s} {shown}")
     about = {
         "command": command_line(),

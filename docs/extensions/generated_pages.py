@@ -272,7 +272,7 @@ def _verdicts(record: Mapping[str, Any]) -> Iterator[str]:
         better, worse, open_ = verdicts
         for split, gap in {"all": gaps["overall"], **gaps["splits"]}.items():
             key = better if gap["low"] > 0 else worse if gap["high"] < 0 else open_
-            verdicts[key].append(f"{split} ({100 * gap['difference']:+.1f} points)")
+            verdicts[key].append(f"{split} ({100 * gap['mean']:+.1f} points)")
         yield from (f"- {verdict}: {', '.join(splits) or 'nowhere'}" for verdict, splits in verdicts.items())
 
 

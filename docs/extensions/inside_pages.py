@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llmdiff.evaluation.tables import percent
+
 Record = Mapping[str, Any]
 
 
@@ -147,29 +149,25 @@ def _by_verdict(gaps: Mapping[str, Record], above: str, below: str) -> str:
 
 
 def _proxy_findings(record: Record) -> Iterator[str]:
-    from llmdiff.evaluation.tables import percent
-
     for split, row in record["splits"].items():
         gain = row["gain"]
         word = "a gain" if gain["low"] > 0 else "a loss" if gain["high"] < 0 else "not decided"
         yield (
             f"- {split}: {_short(record['via'])} by proxy answers {100 * row['answered']:.0f} % of the prompts and "
             f"brings {100 * gain['mean']:+.1f} points over the LLM alone, {word}; an answer that says in plain words "
-            f"what is meant brings {percent(row['gain_told'], key='mean', sign=True)}"
+            f"what is meant brings {percent(row['gain_told'], sign=True)}"
         )
 
 
 def _proxy_table(record: Record) -> Iterator[str]:
-    from llmdiff.evaluation.tables import percent
-
     yield from [
         "| exact match, % | base | llm | llm via | gain, points | answered, % | llm told | gain, points |",
         "|---|" + "---:|" * 7,
     ]
     for split, row in record["splits"].items():
         cells = [_share(row["accuracy"][name]) for name in ("base", "llm", "llm via")]
-        cells += [percent(row["gain"], key="mean", sign=True), f"{100 * row['answered']:.0f}"]
-        cells += [_share(row["accuracy"]["llm told"]), percent(row["gain_told"], key="mean", sign=True)]
+        cells += [percent(row["gain"], sign=True), f"{100 * row['answered']:.0f}"]
+        cells += [_share(row["accuracy"]["llm told"]), percent(row["gain_told"], sign=True)]
         yield f"| {split} | {' | '.join(cells)} |"
     yield from [
         "",
@@ -211,9 +209,7 @@ def _branches(record: Record) -> list[str]:
 
 
 def _accuracy(row: Mapping[str, float]) -> str:
-    if not row["n"]:
-        return "-"
-    return f"{100 * row['accuracy']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+    return percent(row) if row["n"] else "-"
 
 
 def _share(row: Mapping[str, float]) -> str:

@@ -1,11 +1,12 @@
 """The figures of an evaluation: exact accuracy by split, by part, and against the base, with intervals."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, get_args
 
 import numpy as np
 
-from llmdiff.evaluation.statistics import Interval, bootstrap_mean, paired_difference
+from llmdiff.evaluation.statistics import bootstrap_mean, paired_difference
 from llmdiff.evaluation.suites import ScenePrompt
 from llmdiff.evaluation.systems import BASE
 from llmdiff.evaluation.verdicts import RelationVerdict, Verdict
@@ -27,16 +28,16 @@ def summarise(suite: Sequence[ScenePrompt], verdicts: Mapping[str, Sequence[Verd
     systems: dict[str, Any] = {}
     for name, rows in verdicts.items():
         systems[name] = {
-            "overall": _accuracy(bootstrap_mean(exact[name])),
-            "splits": {split: _accuracy(bootstrap_mean(exact[name][at])) for split, at in splits.items()},
+            "overall": asdict(bootstrap_mean(exact[name])),
+            "splits": {split: asdict(bootstrap_mean(exact[name][at])) for split, at in splits.items()},
             "parts": _parts(rows),
             "parts_by_split": {split: _parts([rows[i] for i in at]) for split, at in splits.items()},
         }
         if BASE in verdicts and name != BASE:
             systems[name]["differences_to_base"] = {
-                "overall": _difference(paired_difference(exact[name], exact[BASE])),
+                "overall": asdict(paired_difference(exact[name], exact[BASE])),
                 "splits": {
-                    split: _difference(paired_difference(exact[name][at], exact[BASE][at]))
+                    split: asdict(paired_difference(exact[name][at], exact[BASE][at]))
                     for split, at in splits.items()
                 },
             }
@@ -48,17 +49,9 @@ def _parts(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     for name in _PARTS:
         values = [getattr(v, name) for v in verdicts if getattr(v, name) is not None]
         if values:
-            parts[name] = _accuracy(bootstrap_mean(values))
+            parts[name] = asdict(bootstrap_mean(values))
     relations = [v.relation for v in verdicts if v.relation is not None]
     if relations:
         shares = {kind: relations.count(kind) / len(relations) for kind in get_args(RelationVerdict)}
         parts["relation"] = shares | {"n": len(relations)}
     return parts
-
-
-def _accuracy(interval: Interval) -> dict[str, float]:
-    return {"accuracy": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
-
-
-def _difference(interval: Interval) -> dict[str, float]:
-    return {"difference": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}

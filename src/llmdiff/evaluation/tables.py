@@ -17,11 +17,11 @@ def report_tables(report: Mapping[str, Any], *, markdown: bool = False) -> str:
         if "differences_to_base" in figures:
             gaps = figures["differences_to_base"]
             values = [gaps["overall"], *(gaps["splits"][split] for split in splits)]
-            rows.append([f"{name} - base", *(percent(v, key="difference", sign=True) for v in values)])
+            rows.append([f"{name} - base", *(percent(v, sign=True) for v in values)])
     parts = [["parts right, %", *_PARTS, "relation", "swapped"]]
     for name, figures in systems.items():
         measured, relation = figures["parts"], figures["parts"].get("relation")
-        line = [f"{100 * measured[part]['accuracy']:.1f}" if part in measured else "-" for part in _PARTS]
+        line = [f"{100 * measured[part]['mean']:.1f}" if part in measured else "-" for part in _PARTS]
         ends = [f"{100 * relation[kind]:.1f}" if relation else "-" for kind in ("right", "swapped")]
         parts.append([name, *line, *ends])
     measured = metric_table(systems, markdown)
@@ -65,14 +65,15 @@ def metric_rows(systems: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def figure_text(figures: Mapping[str, float]) -> str:
-    """A mean with its interval, four digits each."""
-    return f"{figures['mean']:.4g} [{figures['low']:.4g}, {figures['high']:.4g}]"
+def figure_text(figures: Mapping[str, Any], *, factor: float = 1) -> str:
+    """A mean with its interval, four digits each; all times `factor`."""
+    mean, low, high = (factor * figures[name] for name in ("mean", "low", "high"))
+    return f"{mean:.4g} [{low:.4g}, {high:.4g}]"
 
 
-def percent(figures: Mapping[str, float], *, key: str = "accuracy", sign: bool = False) -> str:
+def percent(figures: Mapping[str, Any], *, sign: bool = False) -> str:
     """Return "mean [low, high]" in percent, or with a sign in points."""
-    mean, low, high = (100 * figures[name] for name in (key, "low", "high"))
+    mean, low, high = (100 * figures[name] for name in ("mean", "low", "high"))
     return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" if sign else f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
 

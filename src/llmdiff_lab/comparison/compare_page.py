@@ -58,19 +58,19 @@ def comparison_figure(report: Mapping[str, Any]) -> Any:
     figure = Figure(figsize=(14, 4.6), layout="constrained")
     held_out, splits, speed = figure.subplots(1, 3)
     rows = [row["held_out"] for row in llms.values()]
-    means = [100 * row["accuracy"] for row in rows]
-    low = [100 * (row["accuracy"] - row["low"]) for row in rows]
-    high = [100 * (row["high"] - row["accuracy"]) for row in rows]
+    means = [100 * row["mean"] for row in rows]
+    low = [100 * (row["mean"] - row["low"]) for row in rows]
+    high = [100 * (row["high"] - row["mean"]) for row in rows]
     held_out.errorbar(sizes, means, yerr=[low, high], marker="o", capsize=3, color="#d0743c")
     for size, mean, name in zip(sizes, means, llms, strict=True):
         held_out.annotate(f" {Path(name).name}", (size, mean), fontsize=8)
     base = report["base"]["held_out"]
-    held_out.axhline(100 * base["accuracy"], color="#4a7bd0", linestyle="--", label="base text encoder")
+    held_out.axhline(100 * base["mean"], color="#4a7bd0", linestyle="--", label="base text encoder")
     held_out.axhspan(100 * base["low"], 100 * base["high"], color="#4a7bd0", alpha=0.12)
     held_out.legend(fontsize=8)
     held_out.set(title="exact match, all splits but seen", ylabel="%")
     for split in report["base"]["splits"]:
-        values = [100 * row["splits"][split]["accuracy"] for row in llms.values()]
+        values = [100 * row["splits"][split]["mean"] for row in llms.values()]
         splits.plot(sizes, values, marker="o", label=split)
     splits.legend(fontsize=8)
     splits.set(title="exact match by split", ylabel="%")
@@ -103,7 +103,7 @@ def _tables(report: Mapping[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:
         if found:
             head, parts = ["", "all", "held out", *names], ("overall", "held_out", *names)
             body = [
-                [_short(name), *(percent(gaps[part], key="mean", sign=True) for part in parts)]
+                [_short(name), *(percent(gaps[part], sign=True) for part in parts)]
                 for name, gaps in found.items()
             ]
             yield title, [head, *body]

@@ -37,7 +37,7 @@ figure { display: inline-block; margin: .3rem; text-align: center; } figcaption 
 def benchmark_page(report: Mapping[str, Any], runs: Sequence[Run]) -> str:
     """Return the page of a report; the pictures are those of every system's first seed."""
     systems: Mapping[str, Any] = report["systems"]
-    ranked = sorted(systems, key=lambda name: -systems[name]["held_out"]["accuracy"])
+    ranked = sorted(systems, key=lambda name: -systems[name]["held_out"]["mean"])
     first = {run.system: run for run in reversed(runs)}
     splits: Mapping[str, str] = report["suite"]["splits"]
     curves = curves_plot(systems)

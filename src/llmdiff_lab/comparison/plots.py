@@ -22,14 +22,14 @@ def accuracy_plot(systems: Mapping[str, Any]) -> str:
     """Return bars of held-out accuracy with intervals, best first, as an address that holds the picture."""
     from matplotlib.figure import Figure
 
-    ranked = sorted(systems, key=lambda name: systems[name]["held_out"]["accuracy"])
+    ranked = sorted(systems, key=lambda name: systems[name]["held_out"]["mean"])
     figures = [systems[name]["held_out"] for name in ranked]
     sheet = Figure(figsize=(8, 0.34 * len(ranked) + 1.2), layout="constrained")
     axes = sheet.subplots()
-    means = [100 * row["accuracy"] for row in figures]
+    means = [100 * row["mean"] for row in figures]
     reach = [
-        [100 * (row["accuracy"] - row["low"]) for row in figures],
-        [100 * (row["high"] - row["accuracy"]) for row in figures],
+        [100 * (row["mean"] - row["low"]) for row in figures],
+        [100 * (row["high"] - row["mean"]) for row in figures],
     ]
     colours = ["#d0743c" if systems[name]["group"] == "ours" else "#4a7bd0" for name in ranked]
     axes.barh(ranked, means, xerr=reach, color=colours, ecolor="#333", capsize=2)

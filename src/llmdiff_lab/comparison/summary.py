@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from llmdiff.environment import versions
 from llmdiff.evaluation.metrics.tally import metric_differences
-from llmdiff.evaluation.statistics import bootstrap_mean, paired_difference
+from llmdiff.evaluation.statistics import over_trainings, paired_difference
 from llmdiff_lab.comparison.names import BASE, group_of, is_longer, title_of
 from llmdiff_lab.comparison.runs import Exact, Run, exact_by_prompt, values_by_prompt
-from llmdiff_lab.comparison.seeds import mean_over_seeds, seed_interval
 from llmdiff_lab.comparison.settings import BenchmarkSettings
 from llmdiff_lab.comparison.treatment import treatment
 
@@ -94,20 +93,20 @@ def _difference(ours: Exact, other: Exact) -> dict[str, Any]:
     seeds = {len(ours), len(other)} - {1}
     if len(seeds) == 1:
         gaps = ours.mean(1) - other.mean(1)
-        found["over_seeds"] = mean_over_seeds(list(gaps[:, None]))
+        found["over_seeds"] = asdict(over_trainings(list(gaps[:, None])))
     return found
 
 
 def ranking(report: Mapping[str, Any]) -> str:
     """Return the systems with their held-out accuracy in percent, best first, as lines for the screen."""
     systems: Mapping[str, Any] = report["systems"]
-    ranked = sorted(systems, key=lambda name: -systems[name]["held_out"]["accuracy"])
+    ranked = sorted(systems, key=lambda name: -systems[name]["held_out"]["mean"])
     width = max(map(len, ranked))
     lines = [f"{'exact match, %'.ljust(width)}  held out              seen"]
     for name in ranked:
         cells = [systems[name]["held_out"], systems[name]["splits"].get(_SEEN)]
         shown = [
-            "" if c is None else f"{100 * c['accuracy']:.1f} [{100 * c['low']:.1f}, {100 * c['high']:.1f}]"
+            "" if c is None else f"{100 * c['mean']:.1f} [{100 * c['low']:.1f}, {100 * c['high']:.1f}]"
             for c in cells
         ]
         lines.append(f"{name.ljust(width)}  {shown[0].ljust(20)}  {shown[1]}".rstrip())
@@ -140,7 +139,7 @@ def _system(runs: Sequence[Run]) -> dict[str, Any]:
         "held_out": _held_out(runs, held_out),
         "splits": {split: _over_seeds([row["splits"][split] for row in figures]) for split in splits},
         "parts": {part: _over_seeds([row["parts"][part] for row in figures]) for part in parts},
-        "seeds": [row["overall"]["accuracy"] for row in figures],
+        "seeds": [row["overall"]["mean"] for row in figures],
         "failed_pictures": sum(run.report.get("failed_pictures", {}).get(name, 0) for run in runs),
         "interval_over": "seeds" if len(runs) > 1 else "prompts",
         **_metrics(runs),
@@ -159,20 +158,23 @@ def _system(runs: Sequence[Run]) -> dict[str, Any]:
     return result
 
 
-def _over_seeds(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def _over_seeds(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Over seeds where there are several, else the interval over prompts that the evaluation found."""
-    return dict(rows[0]) if len(rows) == 1 else seed_interval([row["accuracy"] for row in rows])
+    return dict(rows[0]) if len(rows) == 1 else _share([np.array([row["mean"]]) for row in rows])
 
 
-def _held_out(runs: Sequence[Run], splits: Sequence[str]) -> dict[str, float]:
+def _held_out(runs: Sequence[Run], splits: Sequence[str]) -> dict[str, Any]:
     """All prompts but those of the seen split."""
-    exact = [
-        [float(line["verdict"]["exact"]) for line in run.verdicts if line["split"] in splits] for run in runs
-    ]
-    if len(runs) > 1:
-        return seed_interval([float(np.mean(row)) for row in exact])
-    interval = bootstrap_mean(exact[0])
-    return {"accuracy": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
+    return _share(
+        [
+            np.array([float(line["verdict"]["exact"]) for line in run.verdicts if line["split"] in splits])
+            for run in runs
+        ]
+    )
+
+
+def _share(rows: Sequence[NDArray[np.float64]]) -> dict[str, Any]:
+    return asdict(over_trainings(rows, low=0.0, high=1.0))
 
 
 def _metrics(runs: Sequence[Run]) -> dict[str, Any]:
@@ -186,7 +188,7 @@ def _metrics(runs: Sequence[Run]) -> dict[str, Any]:
     def means(at: NDArray[np.bool_]) -> dict[str, Any]:
         rows = {name: [row[name][at] for row in values] for name in names}
         # NaN: the prompt does not ask for what the figure measures.
-        return {name: mean_over_seeds(row) for name, row in rows.items() if not np.isnan(row).all()}
+        return {name: asdict(over_trainings(row)) for name, row in rows.items() if not np.isnan(row).all()}
 
     return {
         "metrics": means(np.ones(len(splits), dtype=bool)),

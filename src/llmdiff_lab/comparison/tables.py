@@ -31,7 +31,7 @@ SEARCH_NOTE = (
 def benchmark_tables(report: Mapping[str, Any]) -> str:
     """Return accuracy, differences, parts and cost of all systems, the best on held-out splits first."""
     systems: Mapping[str, Any] = report["systems"]
-    ranked = sorted(systems, key=lambda name: -systems[name]["held_out"]["accuracy"])
+    ranked = sorted(systems, key=lambda name: -systems[name]["held_out"]["mean"])
     splits = list(report["suite"]["splits"])
     lines = ["| system | what it is |", "|---|---|"]
     lines += [f"| {name} | {systems[name]['title']} |" for name in ranked]
@@ -108,7 +108,7 @@ def machine_of(report: Mapping[str, Any]) -> str:
 
 
 def _points(figures: Mapping[str, float] | None) -> str:
-    return "-" if figures is None else percent(figures, key="mean", sign=True)
+    return "-" if figures is None else percent(figures, sign=True)
 
 
 def _table(heading: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -122,7 +122,7 @@ def _cells(system: Mapping[str, Any], splits: Sequence[str]) -> list[Mapping[str
 
 def _parts(system: Mapping[str, Any]) -> list[str]:
     parts, relation = system["parts"], system.get("relation")
-    shown = [f"{100 * parts[part]['accuracy']:.1f}" if part in parts else "-" for part in _PARTS]
+    shown = [f"{100 * parts[part]['mean']:.1f}" if part in parts else "-" for part in _PARTS]
     return shown + [f"{100 * relation[kind]:.1f}" if relation else "-" for kind in _RELATION]
 
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from llmdiff.evaluation.tables import percent
+
 _CSP = "default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'; base-uri 'none'"
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -48,9 +50,9 @@ def report_page(report: Mapping[str, Any], pictures: Mapping[tuple[int, str], st
 def _win_rates(result: Mapping[str, Any]) -> str:
     rows = "".join(
         f"<tr><td>{escape(pair['first'])} against {escape(pair['second'])}</td><td>{pair['first_wins']}</td>"
-        f"<td>{pair['second_wins']}</td><td>{pair['ties']}</td><td>{_rate(pair)}</td>"
-        f"<td><span class=bar><i style='left:{100 * pair['low']:.1f}%;"
-        f"width:{100 * (pair['high'] - pair['low']):.1f}%'></i><b></b></span></td></tr>"
+        f"<td>{pair['second_wins']}</td><td>{pair['ties']}</td><td>{_rate(pair['win_rate'])}</td>"
+        f"<td><span class=bar><i style='left:{100 * pair['win_rate']['low']:.1f}%;"
+        f"width:{100 * (pair['win_rate']['high'] - pair['win_rate']['low']):.1f}%'></i><b></b></span></td></tr>"
         for pair in result["pairs"]
     )
     return (
@@ -59,16 +61,14 @@ def _win_rates(result: Mapping[str, Any]) -> str:
     )
 
 
-def _rate(pair: Mapping[str, Any]) -> str:
-    if not pair["n"]:
-        return "no answers"
-    return f"{100 * pair['win_rate']:.1f} [{100 * pair['low']:.1f}, {100 * pair['high']:.1f}]"
+def _rate(rate: Mapping[str, Any]) -> str:
+    return percent(rate) if rate["n"] else "no answers"
 
 
 def _strengths(result: Mapping[str, Any]) -> str:
-    ranked = sorted(result["bradley_terry"].items(), key=lambda item: -item[1]["strength"])
+    ranked = sorted(result["bradley_terry"].items(), key=lambda item: -item[1]["mean"])
     rows = "".join(
-        f"<tr><td>{escape(name)}</td><td>{one['strength']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]</td></tr>"
+        f"<tr><td>{escape(name)}</td><td>{one['mean']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]</td></tr>"
         for name, one in ranked
     )
     return f"<table><tr><th>system</th><th>Bradley-Terry strength</th></tr>{rows}</table>"

@@ -56,19 +56,19 @@ def test_figures_agree_with_a_hand_count() -> None:
     }
     figures = summarise(suite, verdicts)
     base, ours = figures["base"], figures["llm"]
-    assert (base["overall"]["accuracy"], base["overall"]["n"]) == (0.25, 4)
-    assert (ours["overall"]["accuracy"], ours["overall"]["n"]) == (0.75, 4)
+    assert (base["overall"]["mean"], base["overall"]["n"]) == (0.25, 4)
+    assert (ours["overall"]["mean"], ours["overall"]["n"]) == (0.75, 4)
     assert base["overall"]["low"] <= 0.25 <= base["overall"]["high"]
-    assert {split: row["accuracy"] for split, row in base["splits"].items()} == {"seen": 0.5, "pairs": 0.0}
-    assert {split: row["accuracy"] for split, row in ours["splits"].items()} == {"seen": 1.0, "pairs": 0.5}
-    assert base["parts"]["things"]["accuracy"] == 0.75
+    assert {split: row["mean"] for split, row in base["splits"].items()} == {"seen": 0.5, "pairs": 0.0}
+    assert {split: row["mean"] for split, row in ours["splits"].items()} == {"seen": 1.0, "pairs": 0.5}
+    assert base["parts"]["things"]["mean"] == 0.75
     assert base["parts"]["relation"] == {"right": 0.0, "swapped": 0.5, "wrong": 0.5, "n": 2}
     assert ours["parts"]["relation"] == {"right": 0.5, "swapped": 0.5, "wrong": 0.0, "n": 2}
-    assert (ours["parts"]["background"]["accuracy"], ours["parts"]["background"]["n"]) == (0.5, 2)
+    assert (ours["parts"]["background"]["mean"], ours["parts"]["background"]["n"]) == (0.5, 2)
     assert "colours" not in ours["parts"]
     assert "background" not in base["parts"]
-    assert ours["differences_to_base"]["overall"]["difference"] == pytest.approx(0.5)
-    assert ours["differences_to_base"]["splits"]["pairs"]["difference"] == pytest.approx(0.5)
+    assert ours["differences_to_base"]["overall"]["mean"] == pytest.approx(0.5)
+    assert ours["differences_to_base"]["splits"]["pairs"]["mean"] == pytest.approx(0.5)
     assert "differences_to_base" not in base
 
 
@@ -97,7 +97,7 @@ def test_everything_is_written_and_every_system_gets_the_same(tmp_path: Path) ->
     lines = [json.loads(line) for line in (tmp_path / "verdicts.jsonl").read_text().splitlines()]
     assert len(lines) == 2 * len(suite)
     exact = [line["verdict"]["exact"] for line in lines if line["system"] == "llm"]
-    assert report["systems"]["llm"]["overall"]["accuracy"] == pytest.approx(np.mean(exact))
+    assert report["systems"]["llm"]["overall"]["mean"] == pytest.approx(np.mean(exact))
     for split in SPLITS:
         for name in systems:
             with Image.open(tmp_path / "grids" / f"{split}-{name}.png") as grid:
@@ -165,8 +165,8 @@ def test_real_renders_are_right_and_shuffled_ones_are_not(
     ]
     systems = {"perfect": render(suite), "shuffled": render(shifted)}
     report = evaluate_systems(systems, suite, trained_checker, tmp_path)
-    assert report["systems"]["perfect"]["overall"]["accuracy"] >= 0.97
-    assert report["systems"]["shuffled"]["overall"]["accuracy"] <= 0.05
+    assert report["systems"]["perfect"]["overall"]["mean"] >= 0.97
+    assert report["systems"]["shuffled"]["overall"]["mean"] <= 0.05
 
 
 def test_a_picture_that_cannot_be_drawn_is_black_counted_and_said(

@@ -43,7 +43,7 @@ def test_every_system_has_figures_intervals_and_costs(done):
     for name, system in report["systems"].items():
         assert set(system["splits"]) == {"seen", "pairs", "colours", "phrasings", "synonyms", "indirect"}
         for figures in (system["overall"], system["held_out"], *system["splits"].values()):
-            assert 0 <= figures["low"] <= figures["accuracy"] <= figures["high"] <= 1
+            assert 0 <= figures["low"] <= figures["mean"] <= figures["high"] <= 1
         assert system["interval_over"] == ("prompts" if name == "base" else "seeds")
         cost = system["cost"]
         assert cost["seconds_per_image"] > 0

@@ -42,7 +42,7 @@ def run_of(system, seed, relations, folder, *, exact_seen=True):
     right = [line["verdict"]["exact"] for line in verdicts]
 
     def share(values):
-        return {"accuracy": sum(values) / len(values), "low": 0.0, "high": 1.0, "n": len(values)}
+        return {"mean": sum(values) / len(values), "low": 0.0, "high": 1.0, "n": len(values)}
 
     kinds = {kind: relations.count(kind) / 2 for kind in ("right", "swapped", "wrong")}
     figures = {
@@ -96,11 +96,11 @@ def report(runs):
 
 def test_figures_are_means_over_seeds(report):
     guided, ella, base = (report["systems"][name] for name in ("guided", "ella", "base"))
-    assert guided["held_out"]["accuracy"] == pytest.approx(0.75)
+    assert guided["held_out"]["mean"] == pytest.approx(0.75)
     # 0.5 and 1.0: t with one degree of freedom is 12.7, so the interval is everything.
     assert (guided["held_out"]["low"], guided["held_out"]["high"], guided["held_out"]["n"]) == (0.0, 1.0, 2)
-    assert ella["splits"]["seen"]["accuracy"] == pytest.approx(0.5)
-    assert ella["overall"]["accuracy"] == pytest.approx((1 / 3 + 1 / 3) / 2)
+    assert ella["splits"]["seen"]["mean"] == pytest.approx(0.5)
+    assert ella["overall"]["mean"] == pytest.approx((1 / 3 + 1 / 3) / 2)
     assert ella["relation"] == pytest.approx({"right": 0.25, "swapped": 0.5, "wrong": 0.25})
     assert base["interval_over"] == "prompts"
     assert guided["cost"] == {

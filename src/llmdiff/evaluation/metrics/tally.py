@@ -1,6 +1,7 @@
 """What metrics say of one system's pictures, collected batch by batch, and the figures of it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 
 from llmdiff.errors import MetricError
 from llmdiff.evaluation.metrics.kinds import Metric, PictureMetric, Pictures, SetMetric
-from llmdiff.evaluation.statistics import Interval, bootstrap_mean, paired_difference
+from llmdiff.evaluation.statistics import bootstrap_mean, paired_difference
 
 
 class Asked(Protocol):
@@ -76,7 +77,7 @@ def metric_figures(
     def means(at: Sequence[int] | slice) -> dict[str, Any]:
         chosen = {name: row[at] for name, row in values.items()}
         counted = {name: row[~np.isnan(row)] for name, row in chosen.items()}
-        return {name: as_figure(bootstrap_mean(row)) for name, row in counted.items() if len(row)}
+        return {name: asdict(bootstrap_mean(row)) for name, row in counted.items() if len(row)}
 
     return {
         "overall": means(slice(None)),
@@ -92,10 +93,5 @@ def metric_differences(
     for name, row in ours.items():
         both = ~(np.isnan(row) | np.isnan(base[name])) if name in base else np.zeros(len(row), dtype=bool)
         if both.any():
-            found[name] = as_figure(paired_difference(row[both], base[name][both]))
+            found[name] = asdict(paired_difference(row[both], base[name][both]))
     return found
-
-
-def as_figure(interval: Interval) -> dict[str, float]:
-    """An interval as reports write it."""
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}

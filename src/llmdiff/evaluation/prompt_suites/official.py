@@ -1,6 +1,7 @@
 """What goes between this library and a benchmark's own scorer: pictures and scores in its formats, its figures back."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,6 @@ import numpy as np
 
 from llmdiff.evaluation.drawn import DrawnPictures, PictureJob, stored_system
 from llmdiff.evaluation.metrics.kinds import PictureMetric
-from llmdiff.evaluation.metrics.tally import as_figure
 from llmdiff.evaluation.prompt_suites.benchmarks import BENCHMARKS
 from llmdiff.evaluation.prompt_suites.scores import ScoreBook
 from llmdiff.evaluation.prompt_suites.suite import PromptSuite, SuitePrompt, SuiteScorer
@@ -60,9 +60,9 @@ def official_figures(
     for index, row in enumerate(scored):
         for tag in row.tags:
             tags.setdefault(tag, []).append(index)
-    by_tag = {tag: as_figure(bootstrap_mean(scores[at])) for tag, at in tags.items()}
+    by_tag = {tag: asdict(bootstrap_mean(scores[at])) for tag, at in tags.items()}
     return {
-        "overall": as_figure(bootstrap_mean(scores)),
+        "overall": asdict(bootstrap_mean(scores)),
         "by_tag": by_tag,
         "mean_over_tags": float(np.mean([one["mean"] for one in by_tag.values()])) if by_tag else None,
         "missing": found.missing,
