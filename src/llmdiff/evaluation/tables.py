@@ -79,13 +79,23 @@ def percent(figures: Mapping[str, Any], *, sign: bool = False) -> str:
 
 def text_table(rows: Sequence[Sequence[str]], markdown: bool) -> str:
     """Rows as one table, the first its head: aligned for the screen, or Markdown."""
+    if markdown:
+        return markdown_table(rows)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0])] + [
-            cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)
-        ]
-        lines.append(f"| {' | '.join(cells)} |" if markdown else "  ".join(cells).rstrip())
-    rule = ["-" * widths[0]] + [f"{'-' * (width - 1)}:" for width in widths[1:]]
-    lines.insert(1, f"| {' | '.join(rule)} |" if markdown else "  ".join("-" * width for width in widths))
+    for row in [rows[0], ["-" * width for width in widths], *rows[1:]]:
+        rest = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *rest]).rstrip())
     return "\n".join(lines)
+
+
+def markdown_table(rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """Rows as a Markdown table, the first its head; all but the first `left` columns are aligned to the right."""
+    head = rows[0]
+    rule = "".join("---|" if column < left else "---:|" for column in range(len(head)))
+    lines = ["|" + "".join(f" {_one_line(cell)} |" if cell else " |" for cell in row) for row in rows]
+    return "\n".join([lines[0], f"|{rule}", *lines[1:]])
+
+
+def _one_line(cell: str) -> str:
+    return " ".join(cell.split("\n")).replace("|", "\\|")

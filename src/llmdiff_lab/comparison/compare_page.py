@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from llmdiff.evaluation.tables import percent
+from llmdiff.evaluation.tables import markdown_table, percent
 from llmdiff.files import write_whole
 
 _NAME = "compare-llms"
@@ -42,11 +42,7 @@ def save_comparison(report: Mapping[str, Any], folder: Path) -> list[Path]:
 
 def comparison_tables(report: Mapping[str, Any]) -> str:
     """Markdown: accuracy by LLM and split, the differences to the base, then sizes and costs."""
-    lines: list[str] = []
-    for heading, rows in _tables(report):
-        lines += [f"**{heading}**", "", f"| {' | '.join(rows[0])} |", f"|---|{'---:|' * (len(rows[0]) - 1)}"]
-        lines += [f"| {' | '.join(row)} |" for row in rows[1:]] + [""]
-    return "\n".join(lines)
+    return "\n".join(f"**{heading}**\n\n{markdown_table(rows)}\n" for heading, rows in _tables(report))
 
 
 def comparison_figure(report: Mapping[str, Any]) -> Any:

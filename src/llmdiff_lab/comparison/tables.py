@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from llmdiff.evaluation.tables import failure_notes, figure_text, metric_rows, percent
+from llmdiff.evaluation.tables import failure_notes, figure_text, markdown_table, metric_rows, percent
 from llmdiff_lab.comparison.runs import IN_FULL
 
 _PARTS = ("things", "colours", "count", "size", "background")
@@ -33,8 +33,11 @@ def benchmark_tables(report: Mapping[str, Any]) -> str:
     systems: Mapping[str, Any] = report["systems"]
     ranked = sorted(systems, key=lambda name: -systems[name]["held_out"]["mean"])
     splits = list(report["suite"]["splits"])
-    lines = ["| system | what it is |", "|---|---|"]
-    lines += [f"| {name} | {systems[name]['title']} |" for name in ranked]
+    lines = [
+        markdown_table(
+            [["system", "what it is"], *([name, systems[name]["title"]] for name in ranked)], left=2
+        )
+    ]
     seeds = report["settings"]["seeds"]
     over = "seeds where a system has several, else over prompts" if seeds > 1 else "prompts"
     heading = f"Exact match, %, with 95 % intervals over {over}"
@@ -112,8 +115,7 @@ def _points(figures: Mapping[str, float] | None) -> str:
 
 
 def _table(heading: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield from ["", f"**{heading}**", "", f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
-    yield from (f"| {' | '.join(row)} |" for row in rows)
+    yield from ["", f"**{heading}**", "", markdown_table([head, *rows])]
 
 
 def _cells(system: Mapping[str, Any], splits: Sequence[str]) -> list[Mapping[str, float]]:

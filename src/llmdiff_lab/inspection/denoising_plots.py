@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llmdiff.evaluation.tables import markdown_table
 from llmdiff.files import write_whole
 from llmdiff_lab.inspection.denoising import DenoisingReport
 
@@ -69,16 +70,15 @@ def denoising_figure(reports: Sequence[DenoisingReport]) -> Any:
 
 def denoising_table(reports: Sequence[DenoisingReport]) -> str:
     """A Markdown table: each model half-way and at its end."""
-    rows = [
-        "| model | kind | blocks | tokens that approach in every block | blocks that lead away, mean | "
-        "final state's R2 half-way | own token at the end | next token half-way | next token at the end |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    rows = [[
+        "model", "kind", "blocks", "tokens that approach in every block", "blocks that lead away, mean",
+        "final state's R2 half-way", "own token at the end", "next token half-way", "next token at the end",
+    ]]  # fmt: skip
     for report in reports:
         middle, last = report.blocks[len(report.blocks) // 2], report.blocks[-1]
-        rows.append(
-            f"| {Path(report.model).name} | {report.kind} | {len(report.blocks) - 1} | {100 * report.monotone:.1f} % | "
-            f"{report.steps_back:.1f} | {middle.final_r2:.2f} | {100 * last.own_token.mean:.0f} % | "
-            f"{100 * middle.next_token.mean:.0f} % | {100 * last.next_token.mean:.0f} % |"
-        )
-    return "\n".join(rows) + "\n"
+        said = [100 * one.mean for one in (last.own_token, middle.next_token, last.next_token)]
+        rows.append([
+            Path(report.model).name, report.kind, str(len(report.blocks) - 1), f"{100 * report.monotone:.1f} %",
+            f"{report.steps_back:.1f}", f"{middle.final_r2:.2f}", *(f"{share:.0f} %" for share in said),
+        ])  # fmt: skip
+    return markdown_table(rows, left=2) + "\n"

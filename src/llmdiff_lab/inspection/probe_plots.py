@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llmdiff.evaluation.tables import markdown_table
 from llmdiff.files import write_whole
 
 KINDS = {
@@ -49,12 +50,12 @@ def probe_tables(record: Mapping[str, Any]) -> str:
         shown = [split for split in splits if kind in record["table"][reference][split]]
         if not shown:
             continue
-        lines += [f"**{kind}**: {meaning}", "", f"| | {' | '.join(shown)} |", f"|---|{'---:|' * len(shown)}"]
+        rows = [["", *shown]]
         for encoding, row in record["table"].items():
             gaps = record["differences"].get(encoding, {})
             cells = [_cell(row[split][kind], gaps.get(split, {}).get(kind)) for split in shown]
-            lines.append(f"| {encoding} | {' | '.join(cells)} |")
-        lines.append("")
+            rows.append([encoding, *cells])
+        lines += [f"**{kind}**: {meaning}", "", markdown_table(rows), ""]
     lines += [f"- {encoding}: {title}" for encoding, title in record["titles"].items()]
     return "\n".join(lines) + "\n"
 
