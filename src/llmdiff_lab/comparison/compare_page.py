@@ -4,20 +4,14 @@ import base64
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from llmdiff.evaluation.tables import markdown_table, percent
 from llmdiff.files import write_whole
+from llmdiff.serving.templates import render
 
 _NAME = "compare-llms"
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem}"
-    "table{border-collapse:collapse;display:block;overflow-x:auto}img{max-width:100%;background:#fff}"
-    "td,th{padding:.25rem .6rem;border-bottom:1px solid #8884;text-align:right;white-space:nowrap}"
-    "td:first-child,th:first-child{text-align:left}"
-)
 
 
 def save_comparison(report: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -32,7 +26,13 @@ def save_comparison(report: Mapping[str, Any], folder: Path) -> list[Path]:
         "json": json.dumps(report, indent=1) + "\n",
         "md": comparison_tables(report),
         "png": png.getvalue(),
-        "html": _page(report, png.getvalue()),
+        "html": render(
+            "compare-llms.html",
+            package="llmdiff_lab",
+            report=report,
+            tables=list(_tables(report)),
+            plot=f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}",
+        ),
     }
     paths = {ending: folder / f"{_NAME}.{ending}" for ending in contents}
     for ending, content in contents.items():
@@ -123,27 +123,6 @@ def _tables(report: Mapping[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:
             ]
         )
     yield "Size and cost", rows
-
-
-def _page(report: Mapping[str, Any], png: bytes) -> str:
-    tables = "".join(
-        f"<h2>{escape(heading)}</h2><table><tr>{''.join(f'<th>{escape(x)}</th>' for x in rows[0])}</tr>"
-        + "".join(f"<tr>{''.join(f'<td>{escape(x)}</td>' for x in row)}</tr>" for row in rows[1:])
-        + "</table>"
-        for heading, rows in _tables(report)
-    )
-    picture = base64.b64encode(png).decode()
-    facts = {key: report[key] for key in ("settings", "hardware", "versions")}
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; img-src data:; "
-        "style-src 'unsafe-inline'\">"
-        f"<title>LLMs compared</title><style>{_STYLE}</style><h1>One adapter on {len(report['llms'])} LLMs</h1>"
-        f"<p>{escape(report['date'])}. <code>{escape(report['command'])}</code></p>"
-        f"<img alt='accuracy over parameters' src='data:image/png;base64,{picture}'>{tables}"
-        f"<h2>Equal treatment</h2><ul>{''.join(f'<li>{escape(one)}</li>' for one in report['treatment'])}</ul>"
-        f"<h2>Settings and versions</h2><pre>{escape(json.dumps(facts, indent=1))}</pre></html>\n"
-    )
 
 
 def _short(name: str) -> str:

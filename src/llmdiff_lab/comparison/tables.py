@@ -6,8 +6,8 @@ from typing import Any
 from llmdiff.evaluation.tables import failure_notes, figure_text, markdown_table, metric_rows, percent
 from llmdiff_lab.comparison.runs import IN_FULL
 
-_PARTS = ("things", "colours", "count", "size", "background")
-_RELATION = ("right", "swapped", "wrong")
+PARTS = ("things", "colours", "count", "size", "background")
+RELATIONS = ("right", "swapped", "wrong")
 METRIC_NOTE = (
     "siglip: cosine of picture and prompt; more is better. fid, kid, cmmd: distance from real renders of the same "
     "scenes; less is better. Differences have intervals over prompts. Measured with the models named in report.json; "
@@ -41,7 +41,7 @@ def benchmark_tables(report: Mapping[str, Any]) -> str:
     seeds = report["settings"]["seeds"]
     over = "seeds where a system has several, else over prompts" if seeds > 1 else "prompts"
     heading = f"Exact match, %, with 95 % intervals over {over}"
-    rows = [[name, *(percent(cell) for cell in _cells(systems[name], splits))] for name in ranked]
+    rows = [[name, *accuracy_cells(systems[name], splits)] for name in ranked]
     lines += _table(heading, ["system", "held out", "all", *splits], rows)
     failed = {name: system["failed_pictures"] for name, system in systems.items()}
     lines += [f"\n{note}." for note in failure_notes(failed)]
@@ -59,7 +59,7 @@ def benchmark_tables(report: Mapping[str, Any]) -> str:
         if rows:
             lines += _table(OVER_SEEDS, ["", "held out", "all", *splits], rows)
     rows = [[name, *_parts(systems[name])] for name in ranked]
-    head = ["system", *_PARTS, *(f"relation {kind}" for kind in _RELATION)]
+    head = ["system", *PARTS, *(f"relation {kind}" for kind in RELATIONS)]
     lines += _table("Parts right, %, of the prompts that ask for them", head, rows)
     measured = measured_rows(report, ranked)
     if measured:
@@ -118,14 +118,22 @@ def _table(heading: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     yield from ["", f"**{heading}**", "", markdown_table([head, *rows])]
 
 
-def _cells(system: Mapping[str, Any], splits: Sequence[str]) -> list[Mapping[str, float]]:
-    return [system["held_out"], system["overall"], *(system["splits"][split] for split in splits)]
+def accuracy_cells(system: Mapping[str, Any], splits: Sequence[str]) -> list[str]:
+    """Return the accuracy on held-out prompts, on all, and on those of every split, in percent."""
+    found = [system["held_out"], system["overall"], *(system["splits"][split] for split in splits)]
+    return [percent(figures) for figures in found]
 
 
 def _parts(system: Mapping[str, Any]) -> list[str]:
-    parts, relation = system["parts"], system.get("relation")
-    shown = [f"{100 * parts[part]['mean']:.1f}" if part in parts else "-" for part in _PARTS]
-    return shown + [f"{100 * relation[kind]:.1f}" if relation else "-" for kind in _RELATION]
+    parts = system["parts"]
+    shown = [f"{100 * parts[part]['mean']:.1f}" if part in parts else "-" for part in PARTS]
+    return shown + relation_cells(system)
+
+
+def relation_cells(system: Mapping[str, Any]) -> list[str]:
+    """Return how many relations are right, swapped and wrong, in percent."""
+    relation = system.get("relation")
+    return [f"{100 * relation[kind]:.1f}" if relation else "-" for kind in RELATIONS]
 
 
 def measured_rows(report: Mapping[str, Any], ranked: Sequence[str]) -> list[list[str]]:

@@ -1,6 +1,5 @@
 """A score report as pictures and as one page that needs nothing else."""
 
-import html
 import io
 import json
 import re
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmdiff.files import write_whole
+from llmdiff.serving.templates import render
 from llmdiff_lab.inspection.scores import Rows, ScoreReport
 
 _PANELS = (
@@ -17,12 +17,6 @@ _PANELS = (
     ("cosine", "cosine of u and v", "signed", "RdBu_r"),
     ("added", "what the block adds to c", "linear", "viridis"),
     ("running", "cosine of c so far and c", "signed", "RdBu_r"),
-)
-_STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem}"
-    "svg{max-width:100%;height:auto}table{border-collapse:collapse}"
-    "td,th{padding:.2rem .7rem;border-bottom:1px solid #8884;text-align:right}"
-    "td:first-child,th:first-child{text-align:left}"
 )
 
 
@@ -69,23 +63,13 @@ def score_figure(report: ScoreReport) -> Any:
 
 def score_page(report: ScoreReport, svg: str) -> str:
     """One HTML page with the figure inside it; it loads nothing from anywhere."""
-    sink = report.sink
-    rows = "".join(
-        f"<tr><td>{html.escape(token)}</td><td>{x0:.2f}</td><td>{c:.2f}</td></tr>"
+    rows = [["token", "|x_0|", "|c|"]]
+    rows += [
+        [token, f"{x0:.2f}", f"{c:.2f}"]
         for token, x0, c in zip(report.tokens, report.x0_norm, report.encoding_norm, strict=True)
-    )
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; style-src 'unsafe-inline'; "
-        'img-src data:">'
-        f"<title>Scores: {html.escape(report.prompt)}</title><style>{_STYLE}</style>"
-        f"<h1>{html.escape(report.prompt)}</h1>"
-        f"<p>{html.escape(report.llm)}, {len(report.context_norm)} blocks. The largest context update has "
-        f"{html.escape(repr(sink['text']))} in block {sink['block']}: {sink['context_norm']:,.0f}, against a "
-        f"median of {sink['median_context_norm']:,.1f}. Alone the same token gets {sink['lone_norm']:,.0f}, "
-        f"so that its score is {sink['score_norm']:,.0f}.</p>"
-        f"{svg[svg.index('<svg') :]}"
-        f"<h2>Tokens</h2><table><tr><th>token</th><th>|x_0|</th><th>|c|</th></tr>{rows}</table></html>\n"
+    ]
+    return render(
+        "scores.html", package="llmdiff_lab", report=report, rows=rows, svg=svg[svg.index("<svg") :]
     )
 
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from llmdiff.errors import ConfigError, OutputError
 from llmdiff.files import write_whole
+from llmdiff.serving.templates import render
 from llmdiff_lab.study.model import Answer, StudySettings
-from llmdiff_lab.study.report_page import report_page
 from llmdiff_lab.study.statistics import (
     Comparison,
     Resampling,
@@ -114,6 +114,15 @@ def summarise(
         "prompts": _by_prompt(settings, prompts, counted),
         "method": list(METHOD),
     }
+
+
+def report_page(report: Mapping[str, Any], pictures: Mapping[tuple[int, str], str]) -> str:
+    """Return the HTML page. `pictures`: (index of the prompt, system) => name of the file in `pictures/`."""
+    ranked = {
+        question: sorted(result["bradley_terry"].items(), key=lambda item: -item[1]["mean"])
+        for question, result in report["results"].items()
+    }
+    return render("study-report.html", package="llmdiff_lab", report=report, pictures=pictures, ranked=ranked)
 
 
 def failed_checks(answers: Sequence[Answer]) -> dict[int, int]:

@@ -152,7 +152,7 @@ def test_the_page_shows_the_best_first_and_right_beside_swapped(report, runs):
     assert swaps[second:].index("<td>swapped</td>") < swaps[second:].replace("base64", "xxxxxx").index("base")
     samples = page[page.index("<h2>Samples") : page.index("right beside swapped")]
     assert samples.count("<tr><td>guided</td>") == 2
-    assert samples.count("class='picture right'") == 3 + 2  # seen: all three; pairs: guided's two
+    assert samples.count('class="picture right"') == 3 + 2  # seen: all three; pairs: guided's two
     assert "1,234,567" in page
     assert "t5-encoder: no t5 was given" in page
 
@@ -255,7 +255,7 @@ def test_pictures_that_were_not_kept_leave_the_rest_of_the_page(report, runs):
     for run in runs:
         shutil.rmtree(run.pictures)
     page = benchmark_page(report, runs)
-    assert "class='picture" not in page
+    assert 'class="picture' not in page
     assert "not kept" in page
 
 
