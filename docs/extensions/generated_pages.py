@@ -247,7 +247,7 @@ def _beside(path: Path) -> str:
 
 def _evaluation(record: Mapping[str, Any]) -> Iterator[str]:
     yield report_tables(record, markdown=True)
-    splits = [[split, _cell(what)] for split, what in record["suite"]["splits"].items()]
+    splits = [[split, _cell(what)] for split, what in record["suite"]["meanings"].items()]
     yield from [
         "## What the splits are",
         "",
@@ -275,7 +275,8 @@ def _verdicts(record: Mapping[str, Any]) -> Iterator[str]:
             "not decided": [],
         }
         better, worse, open_ = verdicts
-        for split, gap in {"all": gaps["overall"], **gaps["splits"]}.items():
+        of_tags = {tag: found["scenes"] for tag, found in gaps["metrics_by_tag"].items()}
+        for split, gap in {"all": gaps["metrics"]["scenes"], **of_tags}.items():
             key = better if gap["low"] > 0 else worse if gap["high"] < 0 else open_
             verdicts[key].append(f"{split} ({100 * gap['mean']:+.1f} points)")
         yield from (f"- {verdict}: {', '.join(splits) or 'nowhere'}" for verdict, splits in verdicts.items())

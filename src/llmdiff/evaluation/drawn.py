@@ -1,6 +1,7 @@
 """Pictures of an evaluation on disk: drawn once, by one process or several, and gone on with after a stop."""
 
 import json
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,9 @@ from llmdiff.files import write_whole
 
 DRAWN_NAME, _RUN_NAME = "drawn", "run.json"
 _FAILED_SIDE_PX = 64
+# A system that cannot draw any of its first pictures is not asked for the rest.
+_HOPELESS = 16
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +141,7 @@ def draw_missing(
     What cannot be drawn, alone and not only in its batch, is kept as failed, with the reason.
 
     Raises:
-        LLMDiffError: a system gave something else than pictures, or could draw none at all.
+        LLMDiffError: a system gave something else than pictures, or could draw none at the start.
         OutputError: a picture cannot be written.
     """
     shard = shard or Shard()
@@ -156,6 +160,7 @@ def draw_missing(
                 for job, image in zip(some, images, strict=True):
                     if isinstance(image, Exception):
                         failures.append(image)
+                        _log.warning("system %s: %r could not be drawn: %s", name, job.prompt, image)
                         write_whole(store.failure_path(name, job), f"{type(image).__name__}: {image}\n")
                         continue
                     said = {"prompt": job.prompt, "seed": job.seed, "system": name, **job.facts}
@@ -164,10 +169,12 @@ def draw_missing(
                     )
                     store.failure_path(name, job).unlink(missing_ok=True)
                 bar.update(len(some))
-        if failures and len(failures) == len(mine):
-            raise LLMDiffError(
-                f"system {name}: none of its {len(mine)} pictures could be drawn; the first: {failures[0]}"
-            ) from failures[0]
+                tried = start + len(some)
+                if len(failures) == tried >= min(_HOPELESS, len(mine)) and len(todo) == len(mine):
+                    first = "" if tried == len(mine) else "first "
+                    raise LLMDiffError(
+                        f"system {name}: none of its {first}{tried} pictures could be drawn; the first: {failures[0]}"
+                    ) from failures[0]
 
 
 def stored_system(store: DrawnPictures, name: str, jobs: Iterable[PictureJob]) -> System:

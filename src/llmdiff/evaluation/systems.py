@@ -65,10 +65,10 @@ def controller_systems(
     return {BASE: draw, OURS: draw_controlled}
 
 
-def adapter_digest(controller: Any) -> str:
-    """Tells one adapter's weights from another's, so that pictures of the two are not mixed in one folder."""
+def weights_digest(module: torch.nn.Module) -> str:
+    """Tells one model's weights from another's, so that pictures or scores of the two are not mixed in one folder."""
     digest = hashlib.sha256()
-    for name, value in sorted(controller.adapter.state_dict().items()):
+    for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]

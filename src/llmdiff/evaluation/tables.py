@@ -3,37 +3,98 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_PARTS = ("things", "colours", "count", "size", "background")
+NOT_COMPARABLE = "not comparable with published numbers"
+_EXACT, _PARTS = (
+    "scenes",
+    ("things", "colours", "count", "size", "background", "relation right", "relation swapped"),
+)
 
 
 def report_tables(report: Mapping[str, Any], *, markdown: bool = False) -> str:
-    """The report's figures in percent: exact accuracy by split, differences to the base, and the parts."""
+    """A report's figures: by tag, of all prompts, those of a benchmark's own scorer, and what to know about them.
+
+    Those of the scenes' scorer are in percent.
+    """
     systems: Mapping[str, Any] = report["systems"]
-    splits = list(report["suite"]["splits"])
-    rows = [["exact match, %", "all", *splits]]
-    for name, figures in systems.items():
-        rows.append([name, percent(figures["overall"]), *(percent(figures["splits"][s]) for s in splits)])
-    for name, figures in systems.items():
+    names = list(dict.fromkeys(name for one in systems.values() for name in one["metrics"]))
+    tables: list[Sequence[Sequence[str]]] = []
+    if names and report["suite"]["tags"]:
+        tables.append(_by_tag(report, names[0]))
+    if _EXACT in names:
+        tables.append(_parts(systems))
+    tables.append(metric_rows(systems, [name for name in names if name.partition(":")[0] != _EXACT]))
+    official = {name: one["official"] for name, one in systems.items() if "official" in one}
+    if official:
+        tables.append(_official(official))
+    sections = [text_table(rows, markdown) for rows in tables if rows]
+    sections.append("\n".join(f"{note}." for note in _notes(report, bool(official))))
+    return "\n\n".join(sections) + "\n"
+
+
+def _by_tag(report: Mapping[str, Any], name: str) -> list[list[str]]:
+    systems, tags = report["systems"], report["suite"]["tags"]
+    cell, title = (percent, "exact match, %") if name == _EXACT else (figure_text, name)
+    # Of tags that are equally large their mean is that of all.
+    with_mean = len(set(tags.values())) > 1 or sum(tags.values()) != report["suite"]["prompts"]
+    rows = [[title, "all", *tags, *(["mean over tags"] if with_mean else [])]]
+
+    def cells(figures: Mapping[str, Any], *, sign: bool = False) -> list[str]:
+        found = [figures["metrics"].get(name), *(figures["metrics_by_tag"][tag].get(name) for tag in tags)]
+        return ["-" if one is None else cell(one, sign=sign) for one in found]
+
+    for system, figures in systems.items():
+        means = [f"{figures['mean_over_tags'][name]:.4g}"] if with_mean else []
+        rows.append([system, *cells(figures), *means])
+    for system, figures in systems.items():
         if "differences_to_base" in figures:
-            gaps = figures["differences_to_base"]
-            values = [gaps["overall"], *(gaps["splits"][split] for split in splits)]
-            rows.append([f"{name} - base", *(percent(v, sign=True) for v in values)])
-    parts = [["parts right, %", *_PARTS, "relation", "swapped"]]
-    for name, figures in systems.items():
-        measured, relation = figures["parts"], figures["parts"].get("relation")
-        line = [f"{100 * measured[part]['mean']:.1f}" if part in measured else "-" for part in _PARTS]
-        ends = [f"{100 * relation[kind]:.1f}" if relation else "-" for kind in ("right", "swapped")]
-        parts.append([name, *line, *ends])
-    measured = metric_table(systems, markdown)
-    notes = [f"{report['suite']['prompts']} prompts; 95 % bootstrap intervals over prompts"]
+            gaps = cells(figures["differences_to_base"], sign=True)
+            rows.append([f"{system} - base", *gaps, *(["-"] if with_mean else [])])
+    return rows
+
+
+def _parts(systems: Mapping[str, Any]) -> list[list[str]]:
+    rows = [["parts right, %", *(part.removeprefix("relation ") for part in _PARTS)]]
+    rows[0][-2] = "relation"
+    for system, figures in systems.items():
+        found = [figures["metrics"].get(f"{_EXACT}: {part}") for part in _PARTS]
+        rows.append([system, *("-" if one is None else f"{100 * one['mean']:.1f}" for one in found)])
+    return rows
+
+
+def _official(official: Mapping[str, Any]) -> list[list[str]]:
+    tags = list(dict.fromkeys(tag for one in official.values() for tag in one["by_tag"]))
+    rows = [["by the published scorer", "all", *tags, "without a score"]]
+    for system, one in official.items():
+        by_tag = [figure_text(one["by_tag"][tag]) if tag in one["by_tag"] else "-" for tag in tags]
+        rows.append([system, figure_text(one["overall"]), *by_tag, str(one["missing"])])
+    return rows
+
+
+def _notes(report: Mapping[str, Any], has_official: bool) -> list[str]:
+    suite = report["suite"]
+    notes = [
+        f"{suite['prompts']} prompts of {suite['benchmark'] or suite['name']}, "
+        f"{suite['images_per_prompt']} pictures of each; 95 % bootstrap intervals over prompts"
+    ]
     if "exact" in report["checker"]:
         notes.append(f"The checker reads {100 * report['checker']['exact']:.1f} % of real renders exactly")
-    for name, model in report.get("metrics", {}).items():
-        notes.append(f"{name} is measured with {model}; not comparable with published numbers")
-    notes += failure_notes(report.get("failed_pictures", {}))
-    tables = [text_table(rows, markdown), text_table(parts, markdown), *([measured] if measured else [])]
-    sections = [*tables, "\n".join(f"{note}." for note in notes)]
-    return "\n\n".join(sections) + "\n"
+    notes += [
+        f"{name}: {figures['failed']} of {figures['pictures']} pictures could not be drawn and count as wrong"
+        for name, figures in report["systems"].items()
+        if figures["failed"]
+    ]
+    notes += [
+        f"{name} is measured with {model}: {report['note']}"
+        for name, model in report["metrics"].items()
+        if name != _EXACT
+    ]
+    if has_official and not report["comparable_with_published"]:
+        notes.append(f"Not all prompts and pictures of the published protocol: {report['note']}")
+    elif has_official:
+        notes.append("By the published scorer: as far as its files are what that scorer wrote, comparable")
+    if not report["metrics"] and not has_official:
+        notes.append(f"Nothing was measured: {report['note']}")
+    return notes
 
 
 def failure_notes(counts: Mapping[str, int]) -> list[str]:
@@ -45,19 +106,17 @@ def failure_notes(counts: Mapping[str, int]) -> list[str]:
     ]
 
 
-def metric_table(systems: Mapping[str, Any], markdown: bool) -> str | None:
-    """What metrics measured, a column for each figure; None if nothing was measured."""
-    rows = metric_rows(systems)
-    return text_table([["metrics", *rows[0][1:]], *rows[1:]], markdown) if rows else None
+def metric_rows(systems: Mapping[str, Any], names: Sequence[str] | None = None) -> list[list[str]]:
+    """A head and a row for every system, a column for each figure; nothing if nothing was measured.
 
-
-def metric_rows(systems: Mapping[str, Any]) -> list[list[str]]:
-    """A head and a row for every system, a column for each figure; nothing if nothing was measured."""
-    names = {name: None for figures in systems.values() for name in figures.get("metrics", {})}
-    sets = {name: None for figures in systems.values() for name in figures.get("sets", {})}
+    `names`: of figures of pictures; None: all.
+    """
+    if names is None:
+        names = list(dict.fromkeys(name for one in systems.values() for name in one.get("metrics", {})))
+    sets = list(dict.fromkeys(name for one in systems.values() for name in one.get("sets", {})))
     if not names and not sets:
         return []
-    rows = [["system", *names, *sets]]
+    rows = [["metrics", *names, *sets]]
     for system, figures in systems.items():
         found, of_set = figures.get("metrics", {}), figures.get("sets", {})
         cells = [figure_text(found[name]) if name in found else "-" for name in names]
@@ -65,10 +124,10 @@ def metric_rows(systems: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def figure_text(figures: Mapping[str, Any], *, factor: float = 1) -> str:
-    """A mean with its interval, four digits each; all times `factor`."""
+def figure_text(figures: Mapping[str, Any], *, factor: float = 1, sign: bool = False) -> str:
+    """A mean with its interval, four digits each; all times `factor`, or with a sign."""
     mean, low, high = (factor * figures[name] for name in ("mean", "low", "high"))
-    return f"{mean:.4g} [{low:.4g}, {high:.4g}]"
+    return f"{mean:+.4g} [{low:+.4g}, {high:+.4g}]" if sign else f"{mean:.4g} [{low:.4g}, {high:.4g}]"
 
 
 def percent(figures: Mapping[str, Any], *, sign: bool = False) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 from llmdiff.environment import versions
 from llmdiff.errors import ConfigError
-from llmdiff.evaluation.suites import scenes_suite
+from llmdiff.evaluation.prompt_suites.scenes import scene_prompts
 from llmdiff.files import writable_folder, write_whole
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
@@ -168,7 +168,7 @@ def seconds_per_encoding(llm: DecoderLLM, made_with: Preset) -> float:
     )
     prompts = [
         row.prompt
-        for row in scenes_suite(_TIMED_PROMPTS, 0, World(objects=made_with.objects), splits=(_SEEN,))
+        for row in scene_prompts(_TIMED_PROMPTS, 0, World(objects=made_with.objects), splits=(_SEEN,))
     ]
     context.encode(llm, prompts[:1])  # the template's keys and values are computed once
     seconds: list[float] = []

@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llmdiff.evaluation.prompt_suites.scenes import PARTS
 from llmdiff.evaluation.tables import failure_notes, percent
 from llmdiff.serving.templates import render
 from llmdiff_lab.comparison.plots import accuracy_plot, curves_plot, picture_uri
-from llmdiff_lab.comparison.runs import Run
+from llmdiff_lab.comparison.runs import EXACT, Run
 from llmdiff_lab.comparison.tables import (
     COST_NOTE,
     METRIC_NOTE,
-    PARTS,
     RELATIONS,
     SEARCH_HEADING,
     SEARCH_NOTE,
@@ -30,10 +30,10 @@ def benchmark_page(report: Mapping[str, Any], runs: Sequence[Run]) -> str:
     ranked = sorted(systems, key=lambda name: -systems[name]["held_out"]["mean"])
     first = {run.system: run for run in reversed(runs)}
     splits = list(report["suite"]["splits"])
-    lines = next(iter(first.values())).verdicts
+    one = next(iter(first.values()))
 
     def address_of(name: str, index: int) -> str | None:
-        path = first[name].pictures / f"{index:05d}.png"
+        path = first[name].pictures / f"{index:05d}-0.png"
         return picture_uri(path) if path.exists() else None
 
     return render(
@@ -60,12 +60,11 @@ def benchmark_page(report: Mapping[str, Any], runs: Sequence[Run]) -> str:
         search_heading=SEARCH_HEADING,
         search_note=SEARCH_NOTE,
         curves_plot=curves_plot(systems),
-        prompts=[line["prompt"] for line in lines],
+        prompts=[line["prompt"] for line in one.prompts],
         samples={
-            split: [i for i, line in enumerate(lines) if line["split"] == split][:_SAMPLES]
-            for split in splits
+            split: [i for i, its in enumerate(one.splits) if its == split][:_SAMPLES] for split in splits
         },
-        right={name: [line["verdict"]["exact"] for line in run.verdicts] for name, run in first.items()},
+        right={name: run.figure(EXACT) == 1 for name, run in first.items()},
         swaps=_swaps(ranked, first),
         address_of=address_of,
     )
@@ -78,11 +77,12 @@ def _parts(system: Mapping[str, Any]) -> list[str]:
 def _swaps(ranked: Sequence[str], first: Mapping[str, Run]) -> dict[int, dict[str, list[str]]]:
     """The prompts where one system has the relation right and another has it swapped: kind => systems."""
     found: dict[int, dict[str, list[str]]] = {}
-    for index in range(len(next(iter(first.values())).verdicts)):
-        kinds = {
-            kind: [name for name in ranked if first[name].verdicts[index]["verdict"]["relation"] == kind]
-            for kind in ("right", "swapped")
-        }
+    shown = {
+        kind: {name: first[name].figure(f"{EXACT}: relation {kind}") == 1 for name in ranked}
+        for kind in ("right", "swapped")
+    }
+    for index in range(len(next(iter(first.values())).prompts)):
+        kinds = {kind: [name for name in ranked if by_name[name][index]] for kind, by_name in shown.items()}
         if all(kinds.values()) and len(found) < _SWAPS:
             found[index] = kinds
     return found

@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from llmdiff.environment import versions
-from llmdiff.evaluation.metrics.tally import metric_differences
+from llmdiff.evaluation.prompt_suites.report import metric_differences, metric_figures
+from llmdiff.evaluation.prompt_suites.scenes import PARTS
 from llmdiff.evaluation.statistics import over_trainings, paired_difference
 from llmdiff_lab.comparison.names import BASE, group_of, is_longer, title_of
-from llmdiff_lab.comparison.runs import Exact, Run, exact_by_prompt, values_by_prompt
+from llmdiff_lab.comparison.runs import EXACT, Exact, Run, exact_by_prompt, metric_names, values_by_prompt
 from llmdiff_lab.comparison.settings import BenchmarkSettings
 from llmdiff_lab.comparison.treatment import treatment
 
@@ -50,7 +51,8 @@ def summarise_runs(
             system["differences_to_base"] = differences(right[name], right[BASE])
         if ours is not None and name != ours:
             system["ours_above"] = differences(right[ours], right[name])
-            system["metrics_ours_above"] = metric_differences(values[ours], values[name])
+            above_it = metric_differences(values[ours], values[name])
+            system["metrics_ours_above"] = metric_figures(above_it, {})["metrics"]
         above = {one: differences(right[one], right[name]) for one in longer if one != name}
         if above:
             system["longer_above"] = above
@@ -58,9 +60,15 @@ def summarise_runs(
     return {
         "systems": systems,
         "ours": ours,
-        "suite": first["suite"],
+        "suite": {
+            "name": first["suite"]["name"],
+            "prompts": first["suite"]["prompts"],
+            "splits": first["suite"]["meanings"],
+        },
         "checker": first["checker"],
-        "metrics": {name: model for run in runs for name, model in run.measured.models.items()},
+        "metrics": {
+            name: model for run in runs for name, model in run.report["metrics"].items() if name != EXACT
+        },
         "settings": asdict(settings),
         "treatment": treatment(settings) + ([_SHARED.format(processes)] if processes > 1 else []),
         "left_out": dict(left_out),
@@ -126,29 +134,41 @@ def hardware() -> dict[str, Any]:
 
 
 def _system(runs: Sequence[Run]) -> dict[str, Any]:
-    name = runs[0].system
-    figures = [run.report["systems"][name] for run in runs]
-    splits = list(figures[0]["splits"])
-    held_out = [split for split in splits if split != _SEEN]
-    relations = [row["parts"]["relation"] for row in figures if "relation" in row["parts"]]
-    parts = [key for key in figures[0]["parts"] if key != "relation"]
+    name, splits = runs[0].system, np.array(runs[0].splits)
+    chosen = {split: splits == split for split in dict.fromkeys(runs[0].splits)}
+    everywhere, held_out = np.ones(len(splits), dtype=bool), splits != _SEEN
+    shares = {part: _over_trainings(runs, f"{EXACT}: {part}", everywhere) for part in PARTS}
+    relation = {kind: _over_trainings(runs, f"{EXACT}: relation {kind}", everywhere) for kind in _RELATIONS}
+    sets = [run.report["systems"][name]["sets"] for run in runs]
+    metrics = metric_names(runs)
+
+    def means(at: NDArray[np.bool_]) -> dict[str, Any]:
+        found = {metric: _over_trainings(runs, metric, at) for metric in metrics}
+        return {metric: figures for metric, figures in found.items() if figures is not None}
+
     result: dict[str, Any] = {
         "title": title_of(name),
         "group": group_of(name),
-        "overall": _over_seeds([row["overall"] for row in figures]),
-        "held_out": _held_out(runs, held_out),
-        "splits": {split: _over_seeds([row["splits"][split] for row in figures]) for split in splits},
-        "parts": {part: _over_seeds([row["parts"][part] for row in figures]) for part in parts},
-        "seeds": [row["overall"]["mean"] for row in figures],
-        "failed_pictures": sum(run.report.get("failed_pictures", {}).get(name, 0) for run in runs),
+        "overall": _over_trainings(runs, EXACT, everywhere),
+        "held_out": _over_trainings(runs, EXACT, held_out),
+        "splits": {split: _over_trainings(runs, EXACT, at) for split, at in chosen.items()},
+        "parts": {part: figures for part, figures in shares.items() if figures is not None},
+        "seeds": [float(run.figure(EXACT).mean()) for run in runs],
+        "failed_pictures": sum(run.report["systems"][name]["failed"] for run in runs),
         "interval_over": "seeds" if len(runs) > 1 else "prompts",
-        **_metrics(runs),
+        "metrics": means(everywhere),
+        "metrics_by_split": {split: means(at) for split, at in chosen.items()},
+        "sets": {
+            one: float(np.mean([row[one] for row in sets]))
+            for one in sets[0]
+            if all(one in row for row in sets)
+        },
         "cost": _cost(runs),
         "curves": [[list(point) for point in run.curve] for run in runs],
         "text_curves": [[list(point) for point in run.text_curve] for run in runs],
     }
-    if relations:
-        result["relation"] = {kind: float(np.mean([row[kind] for row in relations])) for kind in _RELATIONS}
+    if any(relation.values()):
+        result["relation"] = {kind: figures["mean"] for kind, figures in relation.items() if figures}
     if runs[0].search:
         result["search"] = dict(runs[0].search)
     for key in ("learning_rate", "held_out_loss"):
@@ -158,47 +178,13 @@ def _system(runs: Sequence[Run]) -> dict[str, Any]:
     return result
 
 
-def _over_seeds(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Over seeds where there are several, else the interval over prompts that the evaluation found."""
-    return dict(rows[0]) if len(rows) == 1 else _share([np.array([row["mean"]]) for row in rows])
-
-
-def _held_out(runs: Sequence[Run], splits: Sequence[str]) -> dict[str, Any]:
-    """All prompts but those of the seen split."""
-    return _share(
-        [
-            np.array([float(line["verdict"]["exact"]) for line in run.verdicts if line["split"] in splits])
-            for run in runs
-        ]
-    )
-
-
-def _share(rows: Sequence[NDArray[np.float64]]) -> dict[str, Any]:
-    return asdict(over_trainings(rows, low=0.0, high=1.0))
-
-
-def _metrics(runs: Sequence[Run]) -> dict[str, Any]:
-    """The figures of every metric: by picture with intervals, also by split, and of sets; none if not measured."""
-    values = [run.measured.values for run in runs]
-    names = [name for name in values[0] if all(name in row for row in values)]
-    splits = [line["split"] for line in runs[0].verdicts]
-    chosen = {split: np.asarray([one == split for one in splits]) for split in dict.fromkeys(splits)}
-    sets = [run.measured.sets for run in runs]
-
-    def means(at: NDArray[np.bool_]) -> dict[str, Any]:
-        rows = {name: [row[name][at] for row in values] for name in names}
-        # NaN: the prompt does not ask for what the figure measures.
-        return {name: asdict(over_trainings(row)) for name, row in rows.items() if not np.isnan(row).all()}
-
-    return {
-        "metrics": means(np.ones(len(splits), dtype=bool)),
-        "metrics_by_split": {split: means(at) for split, at in chosen.items()},
-        "sets": {
-            name: float(np.mean([row[name] for row in sets]))
-            for name in sets[0]
-            if all(name in row for row in sets)
-        },
-    }
+def _over_trainings(runs: Sequence[Run], name: str, at: NDArray[np.bool_]) -> dict[str, Any] | None:
+    """A figure over the prompts at these places; a share stays within 0 and 1. None: no prompt asks for it."""
+    rows = [run.figure(name)[at] for run in runs]
+    if np.isnan(rows).all():
+        return None
+    limits = {"low": 0.0, "high": 1.0} if name.partition(":")[0] == EXACT else {}
+    return asdict(over_trainings(rows, **limits))
 
 
 def _cost(runs: Sequence[Run]) -> dict[str, Any]:

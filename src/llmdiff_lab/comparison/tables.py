@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from llmdiff.evaluation.prompt_suites.scenes import PARTS
 from llmdiff.evaluation.tables import failure_notes, figure_text, markdown_table, metric_rows, percent
 from llmdiff_lab.comparison.runs import IN_FULL
 
-PARTS = ("things", "colours", "count", "size", "background")
 RELATIONS = ("right", "swapped", "wrong")
 METRIC_NOTE = (
     "siglip: cosine of picture and prompt; more is better. fid, kid, cmmd: distance from real renders of the same "
@@ -140,6 +140,8 @@ def measured_rows(report: Mapping[str, Any], ranked: Sequence[str]) -> list[list
     """Return a head and a row for every system: every metric's figures, and how far ours is above; or nothing."""
     systems = {name: report["systems"][name] for name in ranked}
     rows = metric_rows(systems)
+    if rows:
+        rows[0][0] = "system"
     if not rows or report["ours"] is None:
         return rows
     names = list(dict.fromkeys(name for system in systems.values() for name in system.get("metrics", {})))

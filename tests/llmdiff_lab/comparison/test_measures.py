@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from llmdiff.evaluation.metrics.kinds import PictureMetric
-from llmdiff_lab.comparison.measures import own_metrics
+from llmdiff_lab.comparison.prepare import own_metrics
 from llmdiff_lab.world_build.build import Build
 from llmdiff_lab.world_build.presets import preset
 

@@ -119,6 +119,11 @@ class DPGScorer:
             )
         return judged
 
+    def failed(self, row: SuitePrompt) -> dict[str, Any]:
+        """0, in every category that the prompt is asked about."""
+        groups = [one["category"].split("-")[0].strip() for one in row.facts["questions"]]
+        return {"score": 0.0, "parts": dict.fromkeys(groups, 0.0)}
+
 
 def export_pictures(rows: Sequence[SuitePrompt], pictures: Sequence[Pictures], folder: Path) -> None:
     """Writes ITEM.png for every prompt, its first four pictures two by two, as the published scorer reads them."""

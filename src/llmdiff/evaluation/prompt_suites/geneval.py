@@ -109,6 +109,10 @@ class GenEvalScorer:
             )
         return judged
 
+    def failed(self, row: SuitePrompt) -> dict[str, Any]:
+        """0."""
+        return {"score": 0.0}
+
 
 def export_pictures(rows: Sequence[SuitePrompt], pictures: Sequence[Pictures], folder: Path) -> None:
     """Writes NUMBER/metadata.jsonl and NUMBER/samples/NUMBER.png, as the published scorer reads them."""

@@ -12,8 +12,8 @@ from llmdiff.evaluation.metrics.kinds import PictureMetric
 from llmdiff.evaluation.prompt_suites.benchmarks import BENCHMARKS
 from llmdiff.evaluation.prompt_suites.scores import ScoreBook
 from llmdiff.evaluation.prompt_suites.suite import PromptSuite, SuitePrompt, SuiteScorer
-from llmdiff.evaluation.prompt_suites.tables import NOT_COMPARABLE
 from llmdiff.evaluation.statistics import bootstrap_mean
+from llmdiff.evaluation.tables import NOT_COMPARABLE
 from llmdiff.files import write_whole
 
 

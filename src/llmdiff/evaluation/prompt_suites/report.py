@@ -1,7 +1,8 @@
 """An evaluation on a suite of prompts: systems draw, metrics score, figures, samples and official files are written."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,13 @@ from llmdiff.environment import command_line, versions
 from llmdiff.errors import ConfigError, MetricError
 from llmdiff.evaluation.drawn import DrawnPictures, PictureJob, Shard, draw_missing
 from llmdiff.evaluation.metrics.kinds import DiversityMetric, Metric, PictureMetric, Pictures, SetMetric
-from llmdiff.evaluation.metrics.tally import metric_differences, metric_figures
 from llmdiff.evaluation.prompt_suites.benchmarks import BENCHMARKS
 from llmdiff.evaluation.prompt_suites.official import official_figures, write_official
-from llmdiff.evaluation.prompt_suites.scores import ScoreBook, score_missing
+from llmdiff.evaluation.prompt_suites.scores import ScoreBook, figures_of, score_missing
 from llmdiff.evaluation.prompt_suites.suite import PromptSuite, SuitePrompt, SuiteScorer
-from llmdiff.evaluation.prompt_suites.tables import NOT_COMPARABLE, suite_tables
+from llmdiff.evaluation.statistics import bootstrap_mean
 from llmdiff.evaluation.systems import BASE, System
+from llmdiff.evaluation.tables import NOT_COMPARABLE, report_tables
 from llmdiff.files import writable_folder, write_whole
 
 _SAMPLES, _COLUMNS = 24, 6
@@ -47,8 +48,9 @@ def evaluate_suite(
     """The report of these systems over a suite, with prompts and seeds the same for all; empty for one of many shards.
 
     A picture or score that `out` has is not made again. A picture that could not be drawn counts as a metric's
-    `failed_score`. Written to `out`: drawn/SYSTEM/*.png, scores/, samples-SYSTEM.png, report.json and report.md;
-    for a published benchmark also official/SYSTEM, as its own scorer reads pictures.
+    `failed_score`. Written to `out`: drawn/SYSTEM/*.png, scores/, samples-SYSTEM.png, prompts.jsonl (the figures of
+    every prompt), report.json and report.md; for a published benchmark also official/SYSTEM, as its own scorer reads
+    pictures.
 
     Raises:
         OutputError: `out` cannot be written; nothing is drawn then.
@@ -58,9 +60,14 @@ def evaluate_suite(
     """
     count = suite.images_per_prompt if images_per_prompt is None else images_per_prompt
     rows = suite.prompts if prompts_per_tag is None else suite.first(prompts_per_tag)
-    official = dict(official_scores or {})
-    _check(systems, suite, count, metrics, reference, official, Path(out))
-    store, book = DrawnPictures(writable_folder(out)), ScoreBook(Path(out))
+    official, folder = dict(official_scores or {}), Path(out)
+    if not systems or not rows:
+        raise ConfigError(
+            f"systems, suite: got {len(systems)} and {len(rows)} prompts, expected at least one of each"
+        )
+    check_metrics(metrics, suite, count, has_reference=reference is not None)
+    _check_official(official, suite, systems, folder)
+    store, book = DrawnPictures(writable_folder(folder)), ScoreBook(folder)
     made_with = {**(settings or {}), "suite": suite.name, "suite_sha256": suite.sha256, "suite_seed": seed}
     jobs = [_jobs(row, index, count, seed) for index, row in enumerate(rows)]
     store.check_settings(made_with | {"prompts_per_tag": prompts_per_tag, "systems": sorted(systems)})
@@ -72,27 +79,25 @@ def evaluate_suite(
     if shard.count > 1:
         return {}
     groups = {tag: [i for i, row in enumerate(rows) if tag in row.tags] for row in rows for tag in row.tags}
-    values = {name: _values(name, scored, jobs, book) for name in systems}
+    values = {name: _values(name, scored, rows, jobs, book) for name in systems}
+    if reference is None and suite.reference is not None and any(isinstance(m, SetMetric) for m in metrics):
+        reference = suite.reference()
     figures: dict[str, Any] = {}
     for name in systems:
-        found = metric_figures(values[name], groups)
         figures[name] = {
             "pictures": sum(map(len, jobs)),
             "failed": sum(len(store.failed(name, row)) for row in jobs),
-            "metrics": found["overall"],
-            "metrics_by_tag": found["groups"],
-            "mean_over_tags": {
-                key: float(np.mean([one[key]["mean"] for one in found["groups"].values() if key in one]))
-                for key in (found["overall"] if groups else ())
-                if any(key in one for one in found["groups"].values())
-            },
-            "sets": _of_sets(name, metrics, jobs, store, reference),
+            **(means := metric_figures(values[name], groups)),
+            "mean_over_tags": _over_tags(means),
+            "sets": _of_sets(name, metrics, jobs, store, reference, batch),
         }
         if BASE in systems and name != BASE:
-            figures[name]["metric_differences_to_base"] = metric_differences(values[name], values[BASE])
-        _save_samples(Path(out) / f"samples-{name}.png", name, rows, jobs, store)
+            figures[name]["differences_to_base"] = metric_figures(
+                metric_differences(values[name], values[BASE]), groups
+            )
+        _save_samples(folder / f"samples-{name}.png", name, suite, rows, jobs, store, values[name])
         if suite.name in BENCHMARKS:
-            write_official(suite, name, rows, jobs, store, book, scored, Path(out) / "official")
+            write_official(suite, name, rows, jobs, store, book, scored, folder / "official")
         if name in official:
             figures[name]["official"] = official_figures(suite, rows, official[name], images_per_prompt=count)
     whole = prompts_per_tag is None and count == suite.images_per_prompt
@@ -105,10 +110,12 @@ def evaluate_suite(
             "prompts": len(rows),
             "images_per_prompt": count,
             "tags": {tag: len(at) for tag, at in groups.items()},
+            "meanings": dict(suite.meanings),
         },
         "comparable_with_published": sorted(official) if whole and suite.benchmark else [],
         "note": NOT_COMPARABLE,
         "metrics": {metric.name: metric.model_id for metric in metrics},
+        "checker": {key: one for metric in metrics for key, one in getattr(metric, "figures", {}).items()},
         "settings": made_with,
         "seconds_per_image": {
             name: round(store.seconds_per_image(name, [job for row in jobs for job in row]), 4)
@@ -118,9 +125,31 @@ def evaluate_suite(
         "command": command or command_line(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    write_whole(Path(out) / "report.md", suite_tables(report, markdown=True))
-    write_whole(Path(out) / "report.json", json.dumps(report, indent=1) + "\n")
+    write_whole(folder / "prompts.jsonl", "".join(_prompt_lines(rows, values)))
+    write_whole(folder / "report.md", report_tables(report, markdown=True))
+    write_whole(folder / "report.json", json.dumps(report, indent=1) + "\n")
     return report
+
+
+def metric_figures(values: Values, groups: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """The means of figures with their 95 % intervals over prompts: `metrics`, of all, and `metrics_by_tag`.
+
+    NaN: the prompt does not ask for what the figure measures; `n` says how many prompts count.
+    """
+
+    def means(at: Sequence[int] | slice) -> dict[str, Any]:
+        counted = {name: row[at][~np.isnan(row[at])] for name, row in values.items()}
+        return {name: asdict(bootstrap_mean(row)) for name, row in counted.items() if len(row)}
+
+    return {
+        "metrics": means(slice(None)),
+        "metrics_by_tag": {group: means(list(at)) for group, at in groups.items()},
+    }
+
+
+def metric_differences(ours: Values, base: Values) -> Values:
+    """The differences of figures, prompt by prompt, of those that both have."""
+    return {name: row - base[name] for name, row in ours.items() if name in base}
 
 
 def read_reference(folder: Path, size_px: int = 256) -> Pictures:
@@ -145,21 +174,23 @@ def read_reference(folder: Path, size_px: int = 256) -> Pictures:
     return np.stack(pictures)
 
 
-def _check(
-    systems: Mapping[str, System],
-    suite: PromptSuite,
-    count: int,
+def check_metrics(
     metrics: Sequence[Metric | SuiteScorer],
-    reference: Pictures | None,
-    official: Mapping[str, Path],
-    out: Path,
+    suite: PromptSuite,
+    images_per_prompt: int,
+    *,
+    has_reference: bool,
 ) -> None:
-    if not systems or count < 1:
-        raise ConfigError(
-            f"systems, images_per_prompt: got {len(systems)} and {count}, expected at least 1 of each"
-        )
+    """Return if the metrics can measure pictures of this suite.
+
+    Raises:
+        ConfigError: no pictures of a prompt.
+        MetricError: a metric lacks what it needs.
+    """
+    if images_per_prompt < 1:
+        raise ConfigError(f"images_per_prompt: got {images_per_prompt}, expected at least 1")
     for metric in metrics:
-        if metric.name in BENCHMARKS and metric.name != suite.name:
+        if not isinstance(metric, Metric) and metric.name != suite.name:
             raise MetricError(
                 f"metric {metric.name}: scores its own benchmark's pictures only, not {suite.name}'s"
             )
@@ -169,14 +200,19 @@ def _check(
                 f"metric {metric.name}: scores prompts of {', '.join(tags)}, and the suite has none of them: leave it "
                 "out"
             )
-        if isinstance(metric, SetMetric) and reference is None:
+        if isinstance(metric, SetMetric) and not has_reference and suite.reference is None:
             raise MetricError(
                 f"metric {metric.name}: no pictures to compare with, expected a folder of them (--reference)"
             )
-        if isinstance(metric, DiversityMetric) and count < 2:
+        if isinstance(metric, DiversityMetric) and images_per_prompt < 2:
             raise MetricError(
                 f"metric {metric.name}: one picture of each prompt, expected at least two (--images-per-prompt)"
             )
+
+
+def _check_official(
+    official: Mapping[str, Path], suite: PromptSuite, systems: Mapping[str, System], out: Path
+) -> None:
     for name, path in official.items():
         if suite.name not in BENCHMARKS or name not in systems:
             raise ConfigError(
@@ -201,28 +237,41 @@ def _jobs(row: SuitePrompt, index: int, count: int, seed: int) -> list[PictureJo
 def _values(
     system: str,
     metrics: Sequence[PictureMetric | SuiteScorer],
+    rows: Sequence[SuitePrompt],
     jobs: Sequence[Sequence[PictureJob]],
     book: ScoreBook,
 ) -> Values:
-    """Figures of every prompt: the mean of its pictures, of which failed ones count as a metric's failed score."""
+    """Figures of every prompt: the mean of its pictures; NaN where none of them is scored so."""
     values: Values = {}
     for metric in metrics:
         found = book.read(metric.name, metric.model_id, system)
-        worst = float(getattr(metric, "failed_score", 0.0))
-        for name in {name: None for one in found.values() for name in one["values"]}:
-            everywhere = all(name in one["values"] for one in found.values())
-            rows = [
-                [found[job.name]["values"].get(name) if job.name in found else worst for job in row]
-                for row in jobs
+        names = list(dict.fromkeys(name for one in found.values() for name in one["values"]))
+        by_name: dict[str, list[float]] = {name: [] for name in names}
+        for row, some in zip(rows, jobs, strict=True):
+            scored = [
+                found[job.name]["values"] if job.name in found else _failed(metric, row, names)
+                for job in some
             ]
-            if not everywhere:
-                # A part that only some prompts ask for: a failed picture fails it where the prompt's others have it.
-                asked = [
-                    any(name in found[job.name]["values"] for job in row if job.name in found) for row in jobs
-                ]
-                rows = [row if ask else [] for row, ask in zip(rows, asked, strict=True)]
-            values[name] = np.array([np.mean(row) if row else np.nan for row in rows], dtype=np.float64)
+            for name in names:
+                has = [one[name] for one in scored if name in one]
+                by_name[name].append(float(np.mean(has)) if has else np.nan)
+        values |= {name: np.array(row) for name, row in by_name.items()}
     return values
+
+
+def _failed(
+    metric: PictureMetric | SuiteScorer, row: SuitePrompt, names: Sequence[str]
+) -> Mapping[str, float]:
+    """What a picture counts that could not be drawn."""
+    if isinstance(metric, PictureMetric):
+        return dict.fromkeys(names, float(metric.failed_score))
+    return figures_of(metric, metric.failed(row))
+
+
+def _over_tags(means: Mapping[str, Any]) -> dict[str, float]:
+    by_tag = [one for one in means["metrics_by_tag"].values() if one]
+    names = [name for name in means["metrics"] if any(name in one for one in by_tag)]
+    return {name: float(np.mean([one[name]["mean"] for one in by_tag if name in one])) for name in names}
 
 
 def _of_sets(
@@ -231,32 +280,54 @@ def _of_sets(
     jobs: Sequence[Sequence[PictureJob]],
     store: DrawnPictures,
     reference: Pictures | None,
+    batch: int,
 ) -> dict[str, float]:
     """Figures of all pictures together; those that failed are not among them, which is why a report counts them."""
+    chosen = [metric for metric in metrics if isinstance(metric, SetMetric | DiversityMetric)]
+    if not chosen:
+        return {}
     figures: dict[str, float] = {}
-    drawn = [[store.read(system, job) for job in row] for row in jobs]
-    there = [np.stack(found) for row in drawn if (found := [one for one in row if one is not None])]
-    for metric in metrics:
-        if isinstance(metric, SetMetric) and reference is not None:
-            features = np.concatenate([metric.features(row) for row in there])
-            figures |= metric.compare(metric.features(reference), features)
-        elif isinstance(metric, DiversityMetric):
-            several = [metric.diversity(row) for row in there if len(row) > 1]
+    drawn = [[one for job in row if (one := store.read(system, job)) is not None] for row in jobs]
+    pictures = [one for row in drawn for one in row]
+    for metric in chosen:
+        if isinstance(metric, DiversityMetric):
+            several = [metric.diversity(np.stack(row)) for row in drawn if len(row) > 1]
             figures |= {metric.name: float(np.mean(several))} if several else {}
+        elif reference is not None:
+            batches = [np.stack(pictures[start : start + batch]) for start in range(0, len(pictures), batch)]
+            features = np.concatenate([metric.features(one) for one in batches])
+            figures |= metric.compare(metric.features(reference), features)
     return figures
+
+
+def _prompt_lines(rows: Sequence[SuitePrompt], values: Mapping[str, Values]) -> Iterator[str]:
+    for system, figures in values.items():
+        for index, row in enumerate(rows):
+            found = {name: float(one[index]) for name, one in figures.items() if not np.isnan(one[index])}
+            said = {"system": system, "id": row.id, "prompt": row.prompt, "tags": row.tags, "values": found}
+            yield json.dumps(said) + "\n"
 
 
 def _save_samples(
     path: Path,
     system: str,
+    suite: PromptSuite,
     rows: Sequence[SuitePrompt],
     jobs: Sequence[Sequence[PictureJob]],
     store: DrawnPictures,
+    values: Values,
 ) -> None:
+    """Saves the first picture of some prompts of every tag; a scorer's verdict stands above where it is clear."""
+    verdicts = {1.0: "RIGHT: ", 0.0: "WRONG: "}
+    scores = values.get(suite.score_name, np.full(len(rows), np.nan))
+    kinds = len({row.tags for row in rows})
+    first = {row.id for row in suite.first(max(1, _SAMPLES // kinds))}
     shown = [
-        (row.prompt, store.read(system, some[0])) for row, some in zip(rows[:_SAMPLES], jobs, strict=False)
-    ]
-    there = [(prompt, image) for prompt, image in shown if image is not None]
-    if there:
-        labels = [prompt for prompt, _ in there]
-        save_grid(np.stack([image for _, image in there]), labels, path, columns=_COLUMNS)
+        (verdicts.get(float(score), "") + row.prompt, image)
+        for row, some, score in zip(rows, jobs, scores, strict=True)
+        if row.id in first and (image := store.read(system, some[0])) is not None
+    ][:_SAMPLES]
+    if shown:
+        save_grid(
+            np.stack([image for _, image in shown]), [label for label, _ in shown], path, columns=_COLUMNS
+        )

@@ -92,15 +92,14 @@ def _found(
     if isinstance(metric, PictureMetric):
         figures = metric.score(images, [row.prompt for row in rows])
         return [{"values": {name: float(v[i]) for name, v in figures.items()}} for i in range(len(rows))]
+    return [{"values": figures_of(metric, one), **one} for one in metric.judge(images, rows)]
+
+
+def figures_of(metric: SuiteScorer, judged: Mapping[str, Any]) -> dict[str, float]:
+    """Return what a scorer found in a picture as figures: its score by the scorer's name, and its parts."""
     name = metric.name.replace("-", "_")
-    return [
-        {
-            "values": ({name: one["score"]} if "score" in one else {})
-            | {f"{name}: {k}": v for k, v in one.get("parts", {}).items()},
-            **one,
-        }
-        for one in metric.judge(images, rows)
-    ]
+    score = {name: judged["score"]} if "score" in judged else {}
+    return score | {f"{name}: {part}": value for part, value in judged.get("parts", {}).items()}
 
 
 def _picture(store: DrawnPictures, system: str, job: PictureJob) -> NDArray[np.uint8]:

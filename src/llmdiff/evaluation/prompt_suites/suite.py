@@ -1,7 +1,7 @@
 """A suite of prompts as it is drawn: every prompt with its name, its tags and the seeds of its pictures."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,24 +12,30 @@ from llmdiff.evaluation.metrics.kinds import Pictures
 
 @dataclass(frozen=True, kw_only=True)
 class SuitePrompt:
-    """One prompt: its name in the suite, what groups it belongs to, and what a benchmark's scorer has to know of it."""
+    """One prompt: its name in the suite, what groups it belongs to, and what a benchmark's scorer has to know of it.
+
+    `seed`: of its first picture, where the suite says it.
+    """
 
     id: str
     prompt: str
     tags: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
 
     def seeds(self, count: int, seed: int) -> list[int]:
         """The seeds of its pictures: the same for every system, in whatever order and company it is drawn."""
         keys = [f"{seed}|{self.id}|{number}".encode() for number in range(count)]
-        return [int.from_bytes(hashlib.sha256(key).digest()[:4], "big") >> 1 for key in keys]
+        seeds = [int.from_bytes(hashlib.sha256(key).digest()[:4], "big") >> 1 for key in keys]
+        return seeds if self.seed is None else [self.seed, *seeds[1:]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSuite:
     """Prompts in their order, how many pictures each asks for, and the hash of the files that they were read from.
 
-    `benchmark`: the published benchmark whose files these are; None for a user's own prompts.
+    `benchmark`: the published benchmark whose files these are; None for a user's own prompts. `meanings`: of tags.
+    `reference`: pictures of what the prompts ask for, which metrics of sets compare with where no others are given.
     """
 
     name: str
@@ -37,6 +43,13 @@ class PromptSuite:
     sha256: str
     images_per_prompt: int = 1
     benchmark: str | None = None
+    meanings: Mapping[str, str] = field(default_factory=dict)
+    reference: Callable[[], Pictures] | None = None
+
+    @property
+    def score_name(self) -> str:
+        """Return what the figure of the suite's own scorer is called."""
+        return self.name.replace("-", "_")
 
     def first(self, count: int) -> tuple[SuitePrompt, ...]:
         """The first `count` prompts of every group of tags, in the suite's order."""
@@ -87,8 +100,12 @@ class SuiteScorer(Protocol):
     def judge(self, pictures: Pictures, rows: Sequence[SuitePrompt]) -> list[dict[str, Any]]:
         """What it found in every picture; `score` in each is the picture's score in 0..1.
 
-        Without `score` where it cannot score pictures of such prompts.
+        Without `score` where it cannot score pictures of such prompts. `parts`: named figures besides.
         """
+        ...
+
+    def failed(self, row: SuitePrompt) -> dict[str, Any]:
+        """What a picture counts that could not be drawn, in the form of `judge`."""
         ...
 
 

@@ -103,6 +103,10 @@ class CompBenchScorer:
             )
         return judged
 
+    def failed(self, row: SuitePrompt) -> dict[str, Any]:
+        """0 in the categories that are scored."""
+        return {"score": 0.0} if set(row.tags) & set(self.tags) else {}
+
 
 def export_pictures(rows: Sequence[SuitePrompt], pictures: Sequence[Pictures], folder: Path) -> None:
     """Writes CATEGORY/samples/PROMPT_NUMBER.png, numbered through a category, as the published scorers read them."""

@@ -80,9 +80,9 @@ def test_figures_of_a_suite_are_a_hand_count(suite: PromptSuite, tmp_path: Path)
     base, ours = report["systems"]["base"], report["systems"]["llm"]
     assert (base["metrics"]["red"]["mean"], base["metrics"]["red"]["n"]) == (pytest.approx(0.2), 5)
     assert ours["metrics_by_tag"]["odd"]["red"] == pytest.approx(
-        {"mean": 0.4, "low": 0.4, "high": 0.4, "n": 2}
+        {"mean": 0.4, "low": 0.4, "high": 0.4, "n": 2, "how": "bootstrap"}
     )
-    assert ours["metric_differences_to_base"]["red"]["mean"] == pytest.approx(0.2)
+    assert ours["differences_to_base"]["metrics"]["red"]["mean"] == pytest.approx(0.2)
     assert (base["pictures"], base["failed"]) == (5, 0)
     assert systems["base"].calls == systems["llm"].calls
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
@@ -167,12 +167,19 @@ def test_failed_pictures_count_and_are_tried_again(suite: PromptSuite, tmp_path:
     assert figures["metrics"]["red"]["n"] == 5
     assert figures["metrics_by_tag"]["odd"]["red"]["mean"] == pytest.approx(0.1)
     assert "out of paint" in (tmp_path / "out" / "drawn" / "base" / "00003-0.failed.txt").read_text()
-    assert "base: 1 of 5 pictures could not be drawn" in (tmp_path / "out" / "report.md").read_text()
+    assert (
+        "base: 1 of 5 pictures could not be drawn and count as wrong"
+        in (tmp_path / "out" / "report.md").read_text()
+    )
     mended = evaluate_suite({"base": Painter(51)}, suite, tmp_path / "out", metrics=[Red()])
     assert mended["systems"]["base"]["failed"] == 0
     assert mended["systems"]["base"]["metrics"]["red"]["mean"] == pytest.approx(0.2)
     with pytest.raises(LLMDiffError, match="none of its 5 pictures could be drawn; the first: out of paint"):
         evaluate_suite({"base": Painter(1, fails_at="thing")}, suite, tmp_path / "none")
+    hopeless = Painter(1, fails_at="thing")
+    with pytest.raises(LLMDiffError, match="none of its first 18 pictures could be drawn"):
+        evaluate_suite({"base": hopeless}, suite, tmp_path / "first", images_per_prompt=9, batch=9)
+    assert len(hopeless.calls) < 45
 
 
 def test_official_scores_that_number_pictures_through(compbench_folder: Path, tmp_path: Path) -> None:
