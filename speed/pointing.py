@@ -17,9 +17,9 @@ from tqdm.auto import tqdm
 
 from llmdiff.controller import LLMController
 from llmdiff.drawing.attention_maps import Branch, draw_with_maps
-from llmdiff.evaluation.prompt_suites.scenes import scene_prompts
-from llmdiff.evaluation.scenes_check import SceneChecker
 from llmdiff.evaluation.statistics import bootstrap_mean
+from llmdiff.evaluation.suites.scenes import scene_prompts
+from llmdiff.evaluation.suites.scenes_check import SceneChecker
 from llmdiff.files import write_whole
 from llmdiff.openmoji.contents import World
 from llmdiff.openmoji.scenes import SCENE_SIZE_PX

@@ -22,9 +22,9 @@ from local_server import served
 
 from llmdiff.controller import LLMController
 from llmdiff.environment import command_line, versions
-from llmdiff.evaluation.prompt_suites.scenes import SceneScorer, scene_prompts
-from llmdiff.evaluation.scenes_check import SceneChecker
 from llmdiff.evaluation.statistics import bootstrap_mean, paired_difference
+from llmdiff.evaluation.suites.scenes import SceneScorer, scene_prompts
+from llmdiff.evaluation.suites.scenes_check import SceneChecker
 from llmdiff.evaluation.systems import controller_systems
 from llmdiff.evaluation.tables import percent
 from llmdiff.files import write_whole

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from llmdiff.controller import LLMController
-from llmdiff.evaluation.prompt_suites.report import evaluate_suite
-from llmdiff.evaluation.prompt_suites.scenes import SceneScorer, scene_prompts, scenes_suite
-from llmdiff.evaluation.scenes_check import SceneChecker
+from llmdiff.evaluation.report import evaluate_suite
+from llmdiff.evaluation.suites.scenes import SceneScorer, scene_prompts, scenes_suite
+from llmdiff.evaluation.suites.scenes_check import SceneChecker
 from llmdiff.evaluation.systems import BASE, System, controller_systems
 from llmdiff.evaluation.tables import report_tables
 from llmdiff.files import writable_folder

@@ -86,8 +86,8 @@ def evaluate(
     """
     set_up(verbose)
     from llmdiff.drawing import models as loading
-    from llmdiff.evaluation.drawn import Shard
-    from llmdiff.evaluation.prompt_suites.report import evaluate_suite
+    from llmdiff.evaluation.picture_store import Shard
+    from llmdiff.evaluation.report import evaluate_suite
     from llmdiff.evaluation.systems import controller_systems, weights_digest
     from llmdiff.evaluation.tables import report_tables
     from llmdiff.files import writable_folder
@@ -139,9 +139,9 @@ def _scenes(
     reference: Path | None,
     official: Many,
 ) -> dict[str, Any]:
-    from llmdiff.evaluation.prompt_suites.report import read_reference
-    from llmdiff.evaluation.prompt_suites.scenes import SceneScorer, scene_prompts, scenes_suite
-    from llmdiff.evaluation.scenes_check import SceneChecker
+    from llmdiff.evaluation.metrics.reference import read_reference
+    from llmdiff.evaluation.suites.scenes import SceneScorer, scene_prompts, scenes_suite
+    from llmdiff.evaluation.suites.scenes_check import SceneChecker
     from llmdiff.openmoji.contents import World
 
     for name, value in {"suite-files": files, "official-scores": official}.items():
@@ -159,8 +159,8 @@ def _scenes(
 
 
 def _suite_parts(suite: str, files: Path | None, reference: Path | None, official: Many) -> dict[str, Any]:
-    from llmdiff.evaluation.prompt_suites.benchmarks import read_suite
-    from llmdiff.evaluation.prompt_suites.report import read_reference
+    from llmdiff.evaluation.metrics.reference import read_reference
+    from llmdiff.evaluation.suites.benchmarks import read_suite
 
     pairs = [one.partition("=") for one in official or []]
     for name, _, path in pairs:
@@ -179,7 +179,7 @@ def _suite_parts(suite: str, files: Path | None, reference: Path | None, officia
 
 def _metrics(names: list[str], models: list[str], device: str) -> list[Any]:
     from llmdiff.evaluation.metrics.loading import load_metric, with_models
-    from llmdiff.evaluation.prompt_suites.benchmarks import BENCHMARKS
+    from llmdiff.evaluation.suites.benchmarks import BENCHMARKS
 
     loaded = []
     for name, model in with_models(names, models):

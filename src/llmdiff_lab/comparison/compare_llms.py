@@ -18,17 +18,17 @@ from typing import Any
 
 from llmdiff.environment import versions
 from llmdiff.errors import ConfigError
-from llmdiff.evaluation.prompt_suites.scenes import scene_prompts
+from llmdiff.evaluation.suites.scenes import scene_prompts
 from llmdiff.files import writable_folder, write_whole
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.openmoji.contents import Split, World
 from llmdiff_lab.comparison.names import BASE
+from llmdiff_lab.comparison.protocol_notes import protocol_notes
 from llmdiff_lab.comparison.run import Benchmark
 from llmdiff_lab.comparison.runs import Exact, exact_by_prompt, read_run
 from llmdiff_lab.comparison.settings import BenchmarkSettings
 from llmdiff_lab.comparison.summary import differences, hardware
-from llmdiff_lab.comparison.treatment import treatment
 from llmdiff_lab.rivals.registry import rival
 from llmdiff_lab.world_build.build import Build
 from llmdiff_lab.world_build.presets import Preset, preset
@@ -121,7 +121,7 @@ def compare_llms(
         "llms": rows,
         "base": {key: base_figures[key] for key in ("overall", "held_out", "splits", "parts")},
         "settings": {key: value for key, value in asdict(settings).items() if key != "llm"},
-        "treatment": treatment(settings),
+        "treatment": protocol_notes(settings),
         "hardware": hardware(),
         "versions": versions(),
         "command": command,

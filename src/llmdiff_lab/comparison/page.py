@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmdiff.evaluation.prompt_suites.scenes import PARTS
+from llmdiff.evaluation.suites.scenes import PARTS
 from llmdiff.evaluation.tables import failure_notes, percent
 from llmdiff.serving.templates import render
 from llmdiff_lab.comparison.plots import accuracy_plot, curves_plot, picture_uri

@@ -21,11 +21,11 @@ from diffusers import StableDiffusionPipeline
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from llmdiff.evaluation.drawn import DRAWN_NAME
 from llmdiff.evaluation.metrics.kinds import Metric
-from llmdiff.evaluation.prompt_suites.report import check_metrics, evaluate_suite
-from llmdiff.evaluation.prompt_suites.scenes import SceneScorer, scene_prompts, scenes_suite
-from llmdiff.evaluation.prompt_suites.suite import PromptSuite
+from llmdiff.evaluation.picture_store import DRAWN_NAME
+from llmdiff.evaluation.report import check_metrics, evaluate_suite
+from llmdiff.evaluation.suites.scenes import SceneScorer, scene_prompts, scenes_suite
+from llmdiff.evaluation.suites.suite import PromptSuite
 from llmdiff.evaluation.systems import System, pipeline_system
 from llmdiff.files import writable_folder, write_whole
 from llmdiff.openmoji.contents import World

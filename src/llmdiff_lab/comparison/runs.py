@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmdiff.evaluation.drawn import DRAWN_NAME
+from llmdiff.evaluation.picture_store import DRAWN_NAME
 from llmdiff.training.log import read_log
 
 SEARCH_NAME = "search.json"

@@ -12,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from llmdiff.environment import versions
-from llmdiff.evaluation.prompt_suites.report import metric_differences, metric_figures
-from llmdiff.evaluation.prompt_suites.scenes import PARTS
+from llmdiff.evaluation.figures import metric_differences, metric_figures
 from llmdiff.evaluation.statistics import over_trainings, paired_difference
+from llmdiff.evaluation.suites.scenes import PARTS
+from llmdiff.evaluation.tables import percent, text_table
 from llmdiff_lab.comparison.names import BASE, group_of, is_longer, title_of
+from llmdiff_lab.comparison.protocol_notes import protocol_notes
 from llmdiff_lab.comparison.runs import EXACT, Exact, Run, exact_by_prompt, metric_names, values_by_prompt
 from llmdiff_lab.comparison.settings import BenchmarkSettings
-from llmdiff_lab.comparison.treatment import treatment
 
 _SEEN = "seen"
 _RELATIONS = ("right", "swapped", "wrong")
@@ -70,7 +71,7 @@ def summarise_runs(
             name: model for run in runs for name, model in run.report["metrics"].items() if name != EXACT
         },
         "settings": asdict(settings),
-        "treatment": treatment(settings) + ([_SHARED.format(processes)] if processes > 1 else []),
+        "treatment": protocol_notes(settings) + ([_SHARED.format(processes)] if processes > 1 else []),
         "left_out": dict(left_out),
         "hardware": hardware(),
         "versions": versions(),
@@ -109,16 +110,11 @@ def ranking(report: Mapping[str, Any]) -> str:
     """Return the systems with their held-out accuracy in percent, best first, as lines for the screen."""
     systems: Mapping[str, Any] = report["systems"]
     ranked = sorted(systems, key=lambda name: -systems[name]["held_out"]["mean"])
-    width = max(map(len, ranked))
-    lines = [f"{'exact match, %'.ljust(width)}  held out              seen"]
+    rows = [["exact match, %", "held out", "seen"]]
     for name in ranked:
-        cells = [systems[name]["held_out"], systems[name]["splits"].get(_SEEN)]
-        shown = [
-            "" if c is None else f"{100 * c['mean']:.1f} [{100 * c['low']:.1f}, {100 * c['high']:.1f}]"
-            for c in cells
-        ]
-        lines.append(f"{name.ljust(width)}  {shown[0].ljust(20)}  {shown[1]}".rstrip())
-    return "\n".join(lines)
+        seen = systems[name]["splits"].get(_SEEN)
+        rows.append([name, percent(systems[name]["held_out"]), "-" if seen is None else percent(seen)])
+    return text_table(rows, markdown=False)
 
 
 def hardware() -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from llmdiff.evaluation.prompt_suites.scenes import PARTS
+from llmdiff.evaluation.suites.scenes import PARTS
 from llmdiff.evaluation.tables import failure_notes, figure_text, markdown_table, metric_rows, percent
 from llmdiff_lab.comparison.runs import IN_FULL
 

@@ -10,8 +10,8 @@ import numpy as np
 from torch import nn
 
 from llmdiff.errors import ConfigError
-from llmdiff.evaluation.prompt_suites.scenes import scene_prompts
 from llmdiff.evaluation.statistics import bootstrap_mean, paired_difference
+from llmdiff.evaluation.suites.scenes import scene_prompts
 from llmdiff.files import write_whole
 from llmdiff.language.blocks import Lone
 from llmdiff.language.llm import DecoderLLM

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmdiff.errors import ConfigError
-from llmdiff.evaluation.scenes_check import to_checker_input
 from llmdiff.evaluation.statistics import bootstrap_mean
+from llmdiff.evaluation.suites.scenes_check import to_checker_input
+from llmdiff.evaluation.suites.verdicts import SeenScene, Verdict, scene_as_seen, verdict
 from llmdiff.evaluation.tables import figure_text, text_table
-from llmdiff.evaluation.verdicts import SeenScene, Verdict, scene_as_seen, verdict
 from llmdiff.openmoji.contents import World
 from llmdiff.openmoji.scenes import Content
 from llmdiff_lab.world_build.checker import real_renders, spoil, to_uint8

@@ -11,7 +11,7 @@ from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.manifest import write_manifest_of_all
 from llmdiff.errors import LLMDiffError
 from llmdiff.evaluation.metrics.models import ImageTextModel
-from llmdiff.evaluation.scenes_check import SceneChecker
+from llmdiff.evaluation.suites.scenes_check import SceneChecker
 from llmdiff.evaluation.tables import markdown_table
 from llmdiff.files import whole_folder
 from llmdiff.openmoji.scenes import artwork_licence, artwork_version

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from llmdiff.cli.main import app
 from llmdiff.controller import LLMController
-from llmdiff.evaluation.scenes_check import SceneChecker
+from llmdiff.evaluation.suites.scenes_check import SceneChecker
 from llmdiff.language.llm import DecoderLLM
 
 Evaluate = Callable[..., Result]

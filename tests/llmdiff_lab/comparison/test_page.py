@@ -105,8 +105,8 @@ def test_figures_are_means_over_seeds(report):
     assert guided["text_curves"] == [[[4, 0.9]], [[4, 0.9]]]
     assert guided["curves"] == [[[5, 1.0], [10, 0.5]], [[5, 2.0], [10, 0.5]]]
     lines = ranking(report).splitlines()
-    assert [line.split()[0] for line in lines[1:]] == ["guided", "ella", "base"]
-    assert "75.0 [0.0, 100.0]" in lines[1]
+    assert [line.split()[0] for line in lines[2:]] == ["guided", "ella", "base"]
+    assert "75.0 [0.0, 100.0]" in lines[2]
 
 
 def test_metrics_are_means_over_seeds_and_ours_is_compared_prompt_by_prompt(report, runs):

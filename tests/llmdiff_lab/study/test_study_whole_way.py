@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 from llmdiff.cli.main import app
 from llmdiff.drawing.pictures import read_metadata
-from llmdiff.evaluation.prompt_suites.report import evaluate_suite
-from llmdiff.evaluation.prompt_suites.scenes import scene_prompts, scenes_suite
-from llmdiff.evaluation.scenes_check import SceneChecker
+from llmdiff.evaluation.report import evaluate_suite
+from llmdiff.evaluation.suites.scenes import scene_prompts, scenes_suite
+from llmdiff.evaluation.suites.scenes_check import SceneChecker
 from llmdiff.openmoji.contents import SPLITS, World
 from llmdiff_lab.study.api import create_study_app
 from tests.llmdiff.serving.conftest import save_models

@@ -10,10 +10,10 @@ import numpy as np
 
 from llmdiff.errors import ConfigError
 from llmdiff.evaluation.metrics.kinds import Pictures
-from llmdiff.evaluation.prompt_suites.suite import PromptSuite, SuitePrompt
-from llmdiff.evaluation.scenes_check import SceneChecker
+from llmdiff.evaluation.suites.scenes_check import SceneChecker
+from llmdiff.evaluation.suites.suite import PromptSuite, SuitePrompt
+from llmdiff.evaluation.suites.verdicts import SeenScene, verdict
 from llmdiff.evaluation.systems import weights_digest
-from llmdiff.evaluation.verdicts import SeenScene, verdict
 from llmdiff.openmoji.captions import caption
 from llmdiff.openmoji.contents import SPLIT_MEANINGS, SPLITS, Split, World
 from llmdiff.openmoji.scenes import Content, draw, lay_out

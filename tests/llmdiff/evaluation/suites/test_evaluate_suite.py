@@ -14,16 +14,17 @@ from tiny.image_text import SIDE_PX, save_vision
 
 from llmdiff.drawing.pictures import read_metadata
 from llmdiff.errors import ConfigError, LLMDiffError, MetricError
-from llmdiff.evaluation.drawn import Shard
 from llmdiff.evaluation.metrics.distribution import FID
 from llmdiff.evaluation.metrics.diversity import Diversity
 from llmdiff.evaluation.metrics.kinds import Pictures
-from llmdiff.evaluation.prompt_suites.benchmarks import read_suite
-from llmdiff.evaluation.prompt_suites.dpg_bench import DPGScorer
-from llmdiff.evaluation.prompt_suites.official import official_figures
-from llmdiff.evaluation.prompt_suites.report import evaluate_suite, read_reference
-from llmdiff.evaluation.prompt_suites.suite import PromptSuite
-from llmdiff.evaluation.prompt_suites.t2i_compbench import CompBenchScorer
+from llmdiff.evaluation.metrics.reference import read_reference
+from llmdiff.evaluation.picture_store import Shard
+from llmdiff.evaluation.report import evaluate_suite
+from llmdiff.evaluation.suites.benchmarks import read_suite
+from llmdiff.evaluation.suites.dpg_bench import DPGScorer
+from llmdiff.evaluation.suites.official import official_figures
+from llmdiff.evaluation.suites.suite import PromptSuite
+from llmdiff.evaluation.suites.t2i_compbench import CompBenchScorer
 
 
 class Red:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from llmdiff.errors import ConfigError, CorruptWeightsError, OutputError
-from llmdiff.evaluation.scenes_check import GRID, CheckerOutput, SceneChecker
-from llmdiff.evaluation.verdicts import UNCLEAR
+from llmdiff.evaluation.suites.scenes_check import GRID, CheckerOutput, SceneChecker
+from llmdiff.evaluation.suites.verdicts import UNCLEAR
 
 
 def test_decoding_finds_each_thing_once_and_names_only_what_is_clear() -> None:

@@ -2,31 +2,33 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from llmdiff.drawing.grids import save_grid
 from llmdiff.environment import command_line, versions
 from llmdiff.errors import ConfigError, MetricError
-from llmdiff.evaluation.drawn import DrawnPictures, PictureJob, Shard, draw_missing
-from llmdiff.evaluation.metrics.kinds import DiversityMetric, Metric, PictureMetric, Pictures, SetMetric
-from llmdiff.evaluation.prompt_suites.benchmarks import BENCHMARKS
-from llmdiff.evaluation.prompt_suites.official import official_figures, write_official
-from llmdiff.evaluation.prompt_suites.scores import ScoreBook, figures_of, score_missing
-from llmdiff.evaluation.prompt_suites.suite import PromptSuite, SuitePrompt, SuiteScorer
-from llmdiff.evaluation.statistics import bootstrap_mean
+from llmdiff.evaluation.figures import (
+    Values,
+    mean_over_tags,
+    metric_differences,
+    metric_figures,
+    prompt_values,
+)
+from llmdiff.evaluation.metrics.kinds import DiversityMetric, Metric, Pictures, SetMetric
+from llmdiff.evaluation.picture_store import PictureJob, PictureStore, Shard, draw_missing
+from llmdiff.evaluation.score_store import ScoreStore, score_missing
+from llmdiff.evaluation.suites.benchmarks import BENCHMARKS
+from llmdiff.evaluation.suites.official import official_figures, write_official
+from llmdiff.evaluation.suites.suite import PromptSuite, SuitePrompt, SuiteScorer
 from llmdiff.evaluation.systems import BASE, System
 from llmdiff.evaluation.tables import NOT_COMPARABLE, report_tables
 from llmdiff.files import writable_folder, write_whole
 
 _SAMPLES, _COLUMNS = 24, 6
-Values = dict[str, NDArray[np.float64]]
 
 
 def evaluate_suite(
@@ -67,7 +69,7 @@ def evaluate_suite(
         )
     check_metrics(metrics, suite, count, has_reference=reference is not None)
     _check_official(official, suite, systems, folder)
-    store, book = DrawnPictures(writable_folder(folder)), ScoreBook(folder)
+    store, scores = PictureStore(writable_folder(folder)), ScoreStore(folder)
     made_with = {**(settings or {}), "suite": suite.name, "suite_sha256": suite.sha256, "suite_seed": seed}
     jobs = [_jobs(row, index, count, seed) for index, row in enumerate(rows)]
     store.check_settings(made_with | {"prompts_per_tag": prompts_per_tag, "systems": sorted(systems)})
@@ -75,11 +77,11 @@ def evaluate_suite(
     draw_missing(systems, jobs, store, batch=batch, shard=shard)
     scored = [metric for metric in metrics if not isinstance(metric, SetMetric | DiversityMetric)]
     for metric in scored:
-        score_missing(metric, list(systems), rows, jobs, store, book, shard=shard, batch=batch)
+        score_missing(metric, list(systems), rows, jobs, store, scores, shard=shard, batch=batch)
     if shard.count > 1:
         return {}
     groups = {tag: [i for i, row in enumerate(rows) if tag in row.tags] for row in rows for tag in row.tags}
-    values = {name: _values(name, scored, rows, jobs, book) for name in systems}
+    values = {name: prompt_values(name, scored, rows, jobs, scores) for name in systems}
     if reference is None and suite.reference is not None and any(isinstance(m, SetMetric) for m in metrics):
         reference = suite.reference()
     figures: dict[str, Any] = {}
@@ -88,7 +90,7 @@ def evaluate_suite(
             "pictures": sum(map(len, jobs)),
             "failed": sum(len(store.failed(name, row)) for row in jobs),
             **(means := metric_figures(values[name], groups)),
-            "mean_over_tags": _over_tags(means),
+            "mean_over_tags": mean_over_tags(means),
             "sets": _of_sets(name, metrics, jobs, store, reference, batch),
         }
         if BASE in systems and name != BASE:
@@ -97,7 +99,7 @@ def evaluate_suite(
             )
         _save_samples(folder / f"samples-{name}.png", name, suite, rows, jobs, store, values[name])
         if suite.name in BENCHMARKS:
-            write_official(suite, name, rows, jobs, store, book, scored, folder / "official")
+            write_official(suite, name, rows, jobs, store, scores, scored, folder / "official")
         if name in official:
             figures[name]["official"] = official_figures(suite, rows, official[name], images_per_prompt=count)
     whole = prompts_per_tag is None and count == suite.images_per_prompt
@@ -129,49 +131,6 @@ def evaluate_suite(
     write_whole(folder / "report.md", report_tables(report, markdown=True))
     write_whole(folder / "report.json", json.dumps(report, indent=1) + "\n")
     return report
-
-
-def metric_figures(values: Values, groups: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """The means of figures with their 95 % intervals over prompts: `metrics`, of all, and `metrics_by_tag`.
-
-    NaN: the prompt does not ask for what the figure measures; `n` says how many prompts count.
-    """
-
-    def means(at: Sequence[int] | slice) -> dict[str, Any]:
-        counted = {name: row[at][~np.isnan(row[at])] for name, row in values.items()}
-        return {name: asdict(bootstrap_mean(row)) for name, row in counted.items() if len(row)}
-
-    return {
-        "metrics": means(slice(None)),
-        "metrics_by_tag": {group: means(list(at)) for group, at in groups.items()},
-    }
-
-
-def metric_differences(ours: Values, base: Values) -> Values:
-    """The differences of figures, prompt by prompt, of those that both have."""
-    return {name: row - base[name] for name, row in ours.items() if name in base}
-
-
-def read_reference(folder: Path, size_px: int = 256) -> Pictures:
-    """The pictures of a folder, cut to squares and resized: what set metrics compare with. Shapes: (N, size, size, 3).
-
-    Raises:
-        ConfigError: it has less than two pictures, or one that cannot be read.
-    """
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
-    if len(paths) < 2:
-        raise ConfigError(f"reference {folder}: has {len(paths)} pictures, expected at least two")
-    pictures = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                side = min(image.size)
-                left, top = (image.width - side) // 2, (image.height - side) // 2
-                square = image.convert("RGB").crop((left, top, left + side, top + side))
-                pictures.append(np.asarray(square.resize((size_px, size_px), Image.Resampling.BICUBIC)))
-        except (OSError, SyntaxError) as error:
-            raise ConfigError(f"reference {path}: cannot be read as a picture ({error})") from error
-    return np.stack(pictures)
 
 
 def check_metrics(
@@ -234,51 +193,11 @@ def _jobs(row: SuitePrompt, index: int, count: int, seed: int) -> list[PictureJo
     ]
 
 
-def _values(
-    system: str,
-    metrics: Sequence[PictureMetric | SuiteScorer],
-    rows: Sequence[SuitePrompt],
-    jobs: Sequence[Sequence[PictureJob]],
-    book: ScoreBook,
-) -> Values:
-    """Figures of every prompt: the mean of its pictures; NaN where none of them is scored so."""
-    values: Values = {}
-    for metric in metrics:
-        found = book.read(metric.name, metric.model_id, system)
-        names = list(dict.fromkeys(name for one in found.values() for name in one["values"]))
-        by_name: dict[str, list[float]] = {name: [] for name in names}
-        for row, some in zip(rows, jobs, strict=True):
-            scored = [
-                found[job.name]["values"] if job.name in found else _failed(metric, row, names)
-                for job in some
-            ]
-            for name in names:
-                has = [one[name] for one in scored if name in one]
-                by_name[name].append(float(np.mean(has)) if has else np.nan)
-        values |= {name: np.array(row) for name, row in by_name.items()}
-    return values
-
-
-def _failed(
-    metric: PictureMetric | SuiteScorer, row: SuitePrompt, names: Sequence[str]
-) -> Mapping[str, float]:
-    """What a picture counts that could not be drawn."""
-    if isinstance(metric, PictureMetric):
-        return dict.fromkeys(names, float(metric.failed_score))
-    return figures_of(metric, metric.failed(row))
-
-
-def _over_tags(means: Mapping[str, Any]) -> dict[str, float]:
-    by_tag = [one for one in means["metrics_by_tag"].values() if one]
-    names = [name for name in means["metrics"] if any(name in one for one in by_tag)]
-    return {name: float(np.mean([one[name]["mean"] for one in by_tag if name in one])) for name in names}
-
-
 def _of_sets(
     system: str,
     metrics: Sequence[Metric | SuiteScorer],
     jobs: Sequence[Sequence[PictureJob]],
-    store: DrawnPictures,
+    store: PictureStore,
     reference: Pictures | None,
     batch: int,
 ) -> dict[str, float]:
@@ -314,7 +233,7 @@ def _save_samples(
     suite: PromptSuite,
     rows: Sequence[SuitePrompt],
     jobs: Sequence[Sequence[PictureJob]],
-    store: DrawnPictures,
+    store: PictureStore,
     values: Values,
 ) -> None:
     """Saves the first picture of some prompts of every tag; a scorer's verdict stands above where it is clear."""

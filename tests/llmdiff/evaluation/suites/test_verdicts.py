@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmdiff.evaluation.verdicts import UNCLEAR, SeenScene, SeenThing, verdict
+from llmdiff.evaluation.suites.verdicts import UNCLEAR, SeenScene, SeenThing, verdict
 from llmdiff.openmoji.scenes import Content, Item
 
 CAT, CAR = Item(name="cat"), Item(name="car")

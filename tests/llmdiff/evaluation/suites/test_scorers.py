@@ -20,8 +20,8 @@ from transformers import (
 
 from llmdiff.errors import MetricError
 from llmdiff.evaluation.metrics.kinds import Pictures
-from llmdiff.evaluation.prompt_suites.benchmarks import read_suite
-from llmdiff.evaluation.prompt_suites.detection import (
+from llmdiff.evaluation.suites.benchmarks import read_suite
+from llmdiff.evaluation.suites.detection import (
     COLOURS,
     ColourReader,
     Detection,
@@ -29,10 +29,10 @@ from llmdiff.evaluation.prompt_suites.detection import (
     judge_detections,
     relations,
 )
-from llmdiff.evaluation.prompt_suites.dpg_bench import DPGScorer
-from llmdiff.evaluation.prompt_suites.geneval import GenEvalScorer
-from llmdiff.evaluation.prompt_suites.questions import BlipAnswerer
-from llmdiff.evaluation.prompt_suites.t2i_compbench import CompBenchScorer
+from llmdiff.evaluation.suites.dpg_bench import DPGScorer
+from llmdiff.evaluation.suites.geneval import GenEvalScorer
+from llmdiff.evaluation.suites.questions import BlipAnswerer
+from llmdiff.evaluation.suites.t2i_compbench import CompBenchScorer
 
 
 def at(x: float, y: float, side: float = 10, score: float = 0.9) -> Detection:

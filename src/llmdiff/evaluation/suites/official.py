@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from llmdiff.evaluation.drawn import DrawnPictures, PictureJob, stored_system
 from llmdiff.evaluation.metrics.kinds import PictureMetric
-from llmdiff.evaluation.prompt_suites.benchmarks import BENCHMARKS
-from llmdiff.evaluation.prompt_suites.scores import ScoreBook
-from llmdiff.evaluation.prompt_suites.suite import PromptSuite, SuitePrompt, SuiteScorer
+from llmdiff.evaluation.picture_store import PictureJob, PictureStore, stored_system
+from llmdiff.evaluation.score_store import ScoreStore
 from llmdiff.evaluation.statistics import bootstrap_mean
+from llmdiff.evaluation.suites.benchmarks import BENCHMARKS
+from llmdiff.evaluation.suites.suite import PromptSuite, SuitePrompt, SuiteScorer
 from llmdiff.evaluation.tables import NOT_COMPARABLE
 from llmdiff.files import write_whole
 
@@ -22,8 +22,8 @@ def write_official(
     system: str,
     rows: Sequence[SuitePrompt],
     jobs: Sequence[Sequence[PictureJob]],
-    store: DrawnPictures,
-    book: ScoreBook,
+    store: PictureStore,
+    scores: ScoreStore,
     metrics: Sequence[PictureMetric | SuiteScorer],
     folder: Path,
 ) -> None:
@@ -38,7 +38,7 @@ def write_official(
     for metric in metrics:
         if metric.name != suite.name:
             continue
-        found = book.read(metric.name, metric.model_id, system)
+        found = scores.read(metric.name, metric.model_id, system)
         judged = [[found.get(job.name, {"score": 0.0}) for job in row] for row in jobs]
         place = folder / system / "scores-of-another-model"
         benchmark.write_scores(rows, judged, place / benchmark.scores_name)

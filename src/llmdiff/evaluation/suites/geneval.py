@@ -12,13 +12,13 @@ from PIL import Image
 
 from llmdiff.errors import ConfigError, MetricError
 from llmdiff.evaluation.metrics.kinds import Pictures
-from llmdiff.evaluation.prompt_suites.detection import (
+from llmdiff.evaluation.suites.detection import (
     ColourReader,
     Detector,
     TransformersDetector,
     judge_detections,
 )
-from llmdiff.evaluation.prompt_suites.suite import (
+from llmdiff.evaluation.suites.suite import (
     OfficialScores,
     PromptSuite,
     SuitePrompt,

@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from llmdiff.evaluation.drawn import DrawnPictures, PictureJob, Shard
 from llmdiff.evaluation.metrics.kinds import PictureMetric
-from llmdiff.evaluation.prompt_suites.suite import SuitePrompt, SuiteScorer
+from llmdiff.evaluation.picture_store import PictureJob, PictureStore, Shard
+from llmdiff.evaluation.suites.suite import SuitePrompt, SuiteScorer
 from llmdiff.files import not_writable
 
 Scored = Mapping[str, Mapping[str, Any]]
 """What was found in each picture, by the picture's name: `values`, figures by name, and what else was kept."""
 
 
-class ScoreBook:
+class ScoreStore:
     """The scores of a run: scores/METRIC/SYSTEM.I-of-N.jsonl, a line for every picture, added to as they come."""
 
     def __init__(self, folder: Path) -> None:
@@ -62,15 +62,15 @@ def score_missing(
     systems: Sequence[str],
     rows: Sequence[SuitePrompt],
     jobs: Sequence[Sequence[PictureJob]],
-    store: DrawnPictures,
-    book: ScoreBook,
+    store: PictureStore,
+    scores: ScoreStore,
     *,
     shard: Shard,
     batch: int = 16,
 ) -> None:
     """Scores what the shard's pictures lack. Pictures that could not be drawn are not scored here."""
     for system in systems:
-        known = book.read(metric.name, metric.model_id, system)
+        known = scores.read(metric.name, metric.model_id, system)
         todo = [
             (row, job)
             for position, (row, some) in enumerate(zip(rows, jobs, strict=True))
@@ -83,7 +83,7 @@ def score_missing(
             images = np.stack([_picture(store, system, job) for _, job in some_todo])
             found = _found(metric, images, [row for row, _ in some_todo])
             names = [job.name for _, job in some_todo]
-            book.add(metric.name, metric.model_id, system, shard, dict(zip(names, found, strict=True)))
+            scores.add(metric.name, metric.model_id, system, shard, dict(zip(names, found, strict=True)))
 
 
 def _found(
@@ -102,7 +102,7 @@ def figures_of(metric: SuiteScorer, judged: Mapping[str, Any]) -> dict[str, floa
     return score | {f"{name}: {part}": value for part, value in judged.get("parts", {}).items()}
 
 
-def _picture(store: DrawnPictures, system: str, job: PictureJob) -> NDArray[np.uint8]:
+def _picture(store: PictureStore, system: str, job: PictureJob) -> NDArray[np.uint8]:
     picture = store.read(system, job)
     assert picture is not None, f"{job.name} has a file and yet none"
     return picture

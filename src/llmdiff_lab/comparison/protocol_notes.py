@@ -5,7 +5,7 @@ from llmdiff_lab.comparison.settings import BenchmarkSettings
 from llmdiff_lab.world_build.presets import PRESETS
 
 
-def treatment(settings: BenchmarkSettings) -> list[str]:
+def protocol_notes(settings: BenchmarkSettings) -> list[str]:
     """Return how the systems are treated, in sentences."""
     return [
         _training(settings),

@@ -7,9 +7,9 @@ from typing import Any
 
 from llmdiff.errors import ConfigError
 from llmdiff.evaluation.metrics.kinds import Pictures
-from llmdiff.evaluation.prompt_suites import dpg_bench, geneval, t2i_compbench
-from llmdiff.evaluation.prompt_suites.own import read_own
-from llmdiff.evaluation.prompt_suites.suite import OfficialScores, PromptSuite, SuitePrompt
+from llmdiff.evaluation.suites import dpg_bench, geneval, t2i_compbench
+from llmdiff.evaluation.suites.own import read_own
+from llmdiff.evaluation.suites.suite import OfficialScores, PromptSuite, SuitePrompt
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 import pytest
 
 from llmdiff.errors import ConfigError
-from llmdiff.evaluation.prompt_suites.scenes import scene_prompts, scenes_suite
+from llmdiff.evaluation.suites.scenes import scene_prompts, scenes_suite
 from llmdiff.openmoji.contents import SPLITS, World, is_training_content
 
 WORLD = World(objects=24)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llmdiff.errors import ConfigError, CorruptWeightsError, OutputError, first_line
-from llmdiff.evaluation.verdicts import UNCLEAR, SeenScene, SeenThing
+from llmdiff.evaluation.suites.verdicts import UNCLEAR, SeenScene, SeenThing
 from llmdiff.files import whole_file, write_whole
 from llmdiff.openmoji.contents import World
 from llmdiff.openmoji.scenes import SCENE_SIZE_PX

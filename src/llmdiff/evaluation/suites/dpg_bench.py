@@ -14,8 +14,8 @@ from PIL import Image
 
 from llmdiff.errors import ConfigError
 from llmdiff.evaluation.metrics.kinds import Pictures
-from llmdiff.evaluation.prompt_suites.questions import Answerer, BlipAnswerer
-from llmdiff.evaluation.prompt_suites.suite import (
+from llmdiff.evaluation.suites.questions import Answerer, BlipAnswerer
+from llmdiff.evaluation.suites.suite import (
     OfficialScores,
     PromptSuite,
     SuitePrompt,

@@ -13,13 +13,13 @@ from PIL import Image
 
 from llmdiff.controller import LLMController
 from llmdiff.errors import ConfigError, LLMDiffError, OutputError
-from llmdiff.evaluation.drawn import DRAWN_NAME
-from llmdiff.evaluation.prompt_suites.report import evaluate_suite
-from llmdiff.evaluation.prompt_suites.scenes import ScenePrompt, SceneScorer, scene_prompts, scenes_suite
-from llmdiff.evaluation.scenes_check import SceneChecker
+from llmdiff.evaluation.picture_store import DRAWN_NAME
+from llmdiff.evaluation.report import evaluate_suite
+from llmdiff.evaluation.suites.scenes import ScenePrompt, SceneScorer, scene_prompts, scenes_suite
+from llmdiff.evaluation.suites.scenes_check import SceneChecker
+from llmdiff.evaluation.suites.verdicts import SeenScene, scene_as_seen
 from llmdiff.evaluation.systems import System, controller_systems, pipeline_system
 from llmdiff.evaluation.tables import report_tables
-from llmdiff.evaluation.verdicts import SeenScene, scene_as_seen
 from llmdiff.openmoji.contents import SPLITS, World
 from llmdiff.openmoji.scenes import draw, lay_out
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from llmdiff.errors import ConfigError
-from llmdiff.evaluation.prompt_suites.suite import PromptSuite, SuitePrompt, read_text, suite_of
+from llmdiff.evaluation.suites.suite import PromptSuite, SuitePrompt, read_text, suite_of
 
 _KEYS = {"id", "prompt", "tags"}
 

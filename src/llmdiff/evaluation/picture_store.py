@@ -62,7 +62,7 @@ class Shard:
         return f"{self.index}-of-{self.count}"
 
 
-class DrawnPictures:
+class PictureStore:
     """The pictures of every system in an evaluation's folder: drawn/SYSTEM/NAME.png, or NAME.failed.txt."""
 
     def __init__(self, folder: Path) -> None:
@@ -131,7 +131,7 @@ class DrawnPictures:
 def draw_missing(
     systems: Mapping[str, System],
     jobs: Sequence[Sequence[PictureJob]],
-    store: DrawnPictures,
+    store: PictureStore,
     *,
     batch: int = 16,
     shard: Shard | None = None,
@@ -177,7 +177,7 @@ def draw_missing(
                     ) from failures[0]
 
 
-def stored_system(store: DrawnPictures, name: str, jobs: Iterable[PictureJob]) -> System:
+def stored_system(store: PictureStore, name: str, jobs: Iterable[PictureJob]) -> System:
     """A system that reads its pictures from disk; one that failed is black, so that it counts as wrong."""
     by_seed = {(job.prompt, job.seed): job for job in jobs}
 

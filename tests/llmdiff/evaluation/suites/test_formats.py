@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from llmdiff.errors import ConfigError
-from llmdiff.evaluation.prompt_suites import dpg_bench, geneval, t2i_compbench
-from llmdiff.evaluation.prompt_suites.benchmarks import read_suite
-from llmdiff.evaluation.prompt_suites.own import read_own
-from llmdiff.evaluation.prompt_suites.suite import SuitePrompt
+from llmdiff.evaluation.suites import dpg_bench, geneval, t2i_compbench
+from llmdiff.evaluation.suites.benchmarks import read_suite
+from llmdiff.evaluation.suites.own import read_own
+from llmdiff.evaluation.suites.suite import SuitePrompt
 
 
 def pictures(*values: int, side: int = 8) -> np.ndarray:

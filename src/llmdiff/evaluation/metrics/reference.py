@@ -1,0 +1,31 @@
+"""Pictures of a user's folder, as metrics of sets compare with them."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from llmdiff.errors import ConfigError
+from llmdiff.evaluation.metrics.kinds import Pictures
+
+
+def read_reference(folder: Path, size_px: int = 256) -> Pictures:
+    """The pictures of a folder, cut to squares and resized: what set metrics compare with. Shapes: (N, size, size, 3).
+
+    Raises:
+        ConfigError: it has less than two pictures, or one that cannot be read.
+    """
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+    if len(paths) < 2:
+        raise ConfigError(f"reference {folder}: has {len(paths)} pictures, expected at least two")
+    pictures = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                side = min(image.size)
+                left, top = (image.width - side) // 2, (image.height - side) // 2
+                square = image.convert("RGB").crop((left, top, left + side, top + side))
+                pictures.append(np.asarray(square.resize((size_px, size_px), Image.Resampling.BICUBIC)))
+        except (OSError, SyntaxError) as error:
+            raise ConfigError(f"reference {path}: cannot be read as a picture ({error})") from error
+    return np.stack(pictures)
