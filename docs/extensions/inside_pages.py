@@ -212,7 +212,7 @@ def _accuracy(row: Mapping[str, float]) -> str:
 
 
 def _share(row: Mapping[str, float]) -> str:
-    return f"{100 * row['mean']:.0f} [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
+    return percent(row, digits=0)
 
 
 def _short(name: str) -> str:

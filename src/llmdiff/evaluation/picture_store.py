@@ -177,18 +177,6 @@ def draw_missing(
                     ) from failures[0]
 
 
-def stored_system(store: PictureStore, name: str, jobs: Iterable[PictureJob]) -> System:
-    """A system that reads its pictures from disk; one that failed is black, so that it counts as wrong."""
-    by_seed = {(job.prompt, job.seed): job for job in jobs}
-
-    def read(prompts: list[str], seeds: list[int]) -> NDArray[np.uint8]:
-        return with_black(
-            [store.read(name, by_seed[prompt, seed]) for prompt, seed in zip(prompts, seeds, strict=True)]
-        )
-
-    return read
-
-
 def check_pictures(name: str, images: NDArray[np.uint8], count: int) -> None:
     """Returns nothing if these are `count` pictures.
 
@@ -221,13 +209,11 @@ def try_each(
     return list(images)
 
 
-def with_black(
-    pictures: Sequence[NDArray[np.uint8] | None], *, shape: tuple[int, ...] | None = None
-) -> NDArray[np.uint8]:
-    """Return the pictures, black ones where there is none, of the others' shape; of `shape` if there are no others.
+def with_black(pictures: Sequence[NDArray[np.uint8] | None]) -> NDArray[np.uint8]:
+    """Return the pictures, black ones of the others' shape where there is none.
 
     Shapes: (N, H, W, 3).
     """
-    shape = next((one.shape for one in pictures if one is not None), shape)
-    black = np.zeros(shape or (_FAILED_SIDE_PX, _FAILED_SIDE_PX, 3), dtype=np.uint8)
+    none = np.zeros((_FAILED_SIDE_PX, _FAILED_SIDE_PX, 3), dtype=np.uint8)
+    black = np.zeros_like(next((one for one in pictures if one is not None), none))
     return np.stack([black if one is None else one for one in pictures])

@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llmdiff.drawing.grids import save_grid
-from llmdiff.environment import command_line, versions
+from llmdiff.environment import provenance
 from llmdiff.errors import ConfigError, MetricError
 from llmdiff.evaluation.figures import (
     Values,
@@ -123,9 +122,7 @@ def evaluate_suite(
             name: round(store.seconds_per_image(name, [job for row in jobs for job in row]), 4)
             for name in systems
         },
-        "versions": versions(),
-        "command": command or command_line(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **provenance(command),
     }
     write_whole(folder / "prompts.jsonl", "".join(_prompt_lines(rows, values)))
     write_whole(folder / "report.md", report_tables(report, markdown=True))

@@ -126,14 +126,16 @@ def metric_rows(systems: Mapping[str, Any], names: Sequence[str] | None = None) 
 
 def figure_text(figures: Mapping[str, Any], *, factor: float = 1, sign: bool = False) -> str:
     """A mean with its interval, four digits each; all times `factor`, or with a sign."""
-    mean, low, high = (factor * figures[name] for name in ("mean", "low", "high"))
-    return f"{mean:+.4g} [{low:+.4g}, {high:+.4g}]" if sign else f"{mean:.4g} [{low:.4g}, {high:.4g}]"
+    form = "+.4g" if sign else ".4g"
+    mean, low, high = (format(factor * figures[name], form) for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
 
 
-def percent(figures: Mapping[str, Any], *, sign: bool = False) -> str:
+def percent(figures: Mapping[str, Any], *, sign: bool = False, digits: int = 1) -> str:
     """Return "mean [low, high]" in percent, or with a sign in points."""
-    mean, low, high = (100 * figures[name] for name in ("mean", "low", "high"))
-    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" if sign else f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+    form = f"{'+' if sign else ''}.{digits}f"
+    mean, low, high = (format(100 * figures[name], form) for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
 
 
 def text_table(rows: Sequence[Sequence[str]], markdown: bool) -> str:

@@ -12,11 +12,10 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from llmdiff.environment import versions
+from llmdiff.environment import provenance
 from llmdiff.errors import ConfigError
 from llmdiff.evaluation.suites.scenes import scene_prompts
 from llmdiff.files import writable_folder, write_whole
@@ -123,9 +122,7 @@ def compare_llms(
         "settings": {key: value for key, value in asdict(settings).items() if key != "llm"},
         "treatment": protocol_notes(settings),
         "hardware": hardware(),
-        "versions": versions(),
-        "command": command,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **provenance(command),
     }
 
 

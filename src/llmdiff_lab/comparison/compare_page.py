@@ -1,15 +1,12 @@
 """A comparison of LLMs as JSON, Markdown, a plot and one HTML page."""
 
-import base64
-import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llmdiff.evaluation.tables import markdown_table, percent
-from llmdiff.files import write_whole
 from llmdiff.serving.templates import render
+from llmdiff_lab.inspection.figure_files import data_address, figure_bytes, json_text, save_all
 
 _NAME = "compare-llms"
 
@@ -20,24 +17,21 @@ def save_comparison(report: Mapping[str, Any], folder: Path) -> list[Path]:
     Raises:
         OutputError: the folder cannot be written.
     """
-    png = io.BytesIO()
-    comparison_figure(report).savefig(png, format="png", dpi=100)
+    png = figure_bytes(comparison_figure(report), dpi=100)
+    page = render(
+        "compare-llms.html",
+        package="llmdiff_lab",
+        report=report,
+        tables=list(_tables(report)),
+        plot=data_address(png),
+    )
     contents: dict[str, str | bytes] = {
-        "json": json.dumps(report, indent=1) + "\n",
-        "md": comparison_tables(report),
-        "png": png.getvalue(),
-        "html": render(
-            "compare-llms.html",
-            package="llmdiff_lab",
-            report=report,
-            tables=list(_tables(report)),
-            plot=f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}",
-        ),
+        f"{_NAME}.json": json_text(report),
+        f"{_NAME}.md": comparison_tables(report),
+        f"{_NAME}.png": png,
+        f"{_NAME}.html": page,
     }
-    paths = {ending: folder / f"{_NAME}.{ending}" for ending in contents}
-    for ending, content in contents.items():
-        write_whole(paths[ending], content)
-    return list(paths.values())
+    return save_all(folder, contents)
 
 
 def comparison_tables(report: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from llmdiff.evaluation.suites.scenes import PARTS
 from llmdiff.evaluation.tables import failure_notes, percent
 from llmdiff.serving.templates import render
-from llmdiff_lab.comparison.plots import accuracy_plot, curves_plot, picture_uri
+from llmdiff_lab.comparison.plots import accuracy_plot, curves_plot
 from llmdiff_lab.comparison.runs import EXACT, Run
 from llmdiff_lab.comparison.tables import (
     COST_NOTE,
@@ -15,11 +15,13 @@ from llmdiff_lab.comparison.tables import (
     SEARCH_HEADING,
     SEARCH_NOTE,
     accuracy_cells,
+    best_first,
     cost_rows,
     measured_rows,
     relation_cells,
     search_rows,
 )
+from llmdiff_lab.inspection.figure_files import data_address
 
 _SAMPLES, _SWAPS = 4, 6
 
@@ -27,14 +29,14 @@ _SAMPLES, _SWAPS = 4, 6
 def benchmark_page(report: Mapping[str, Any], runs: Sequence[Run]) -> str:
     """Return the page of a report; the pictures are those of every system's first seed."""
     systems: Mapping[str, Any] = report["systems"]
-    ranked = sorted(systems, key=lambda name: -systems[name]["held_out"]["mean"])
+    ranked = best_first(systems)
     first = {run.system: run for run in reversed(runs)}
     splits = list(report["suite"]["splits"])
     one = next(iter(first.values()))
 
     def address_of(name: str, index: int) -> str | None:
         path = first[name].pictures / f"{index:05d}-0.png"
-        return picture_uri(path) if path.exists() else None
+        return data_address(path.read_bytes()) if path.exists() else None
 
     return render(
         "benchmark.html",

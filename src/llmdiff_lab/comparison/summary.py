@@ -4,18 +4,16 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llmdiff.environment import versions
+from llmdiff.environment import provenance
 from llmdiff.evaluation.figures import metric_differences, metric_figures
 from llmdiff.evaluation.statistics import over_trainings, paired_difference
 from llmdiff.evaluation.suites.scenes import PARTS
-from llmdiff.evaluation.tables import percent, text_table
 from llmdiff_lab.comparison.names import BASE, group_of, is_longer, title_of
 from llmdiff_lab.comparison.protocol_notes import protocol_notes
 from llmdiff_lab.comparison.runs import EXACT, Exact, Run, exact_by_prompt, metric_names, values_by_prompt
@@ -74,9 +72,7 @@ def summarise_runs(
         "treatment": protocol_notes(settings) + ([_SHARED.format(processes)] if processes > 1 else []),
         "left_out": dict(left_out),
         "hardware": hardware(),
-        "versions": versions(),
-        "command": command,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **provenance(command),
     }
 
 
@@ -104,17 +100,6 @@ def _difference(ours: Exact, other: Exact) -> dict[str, Any]:
         gaps = ours.mean(1) - other.mean(1)
         found["over_seeds"] = asdict(over_trainings(list(gaps[:, None])))
     return found
-
-
-def ranking(report: Mapping[str, Any]) -> str:
-    """Return the systems with their held-out accuracy in percent, best first, as lines for the screen."""
-    systems: Mapping[str, Any] = report["systems"]
-    ranked = sorted(systems, key=lambda name: -systems[name]["held_out"]["mean"])
-    rows = [["exact match, %", "held out", "seen"]]
-    for name in ranked:
-        seen = systems[name]["splits"].get(_SEEN)
-        rows.append([name, percent(systems[name]["held_out"]), "-" if seen is None else percent(seen)])
-    return text_table(rows, markdown=False)
 
 
 def hardware() -> dict[str, Any]:

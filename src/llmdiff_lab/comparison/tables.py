@@ -4,7 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llmdiff.evaluation.suites.scenes import PARTS
-from llmdiff.evaluation.tables import failure_notes, figure_text, markdown_table, metric_rows, percent
+from llmdiff.evaluation.tables import (
+    failure_notes,
+    figure_text,
+    markdown_table,
+    metric_rows,
+    percent,
+    text_table,
+)
 from llmdiff_lab.comparison.runs import IN_FULL
 
 RELATIONS = ("right", "swapped", "wrong")
@@ -31,7 +38,7 @@ SEARCH_NOTE = (
 def benchmark_tables(report: Mapping[str, Any]) -> str:
     """Return accuracy, differences, parts and cost of all systems, the best on held-out splits first."""
     systems: Mapping[str, Any] = report["systems"]
-    ranked = sorted(systems, key=lambda name: -systems[name]["held_out"]["mean"])
+    ranked = best_first(systems)
     splits = list(report["suite"]["splits"])
     lines = [
         markdown_table(
@@ -74,6 +81,21 @@ def benchmark_tables(report: Mapping[str, Any]) -> str:
         lines += [f"- {name}: {reason}" for name, reason in report["left_out"].items()]
     lines += ["", "**Equal treatment**", "", *(f"- {line}" for line in report["treatment"])]
     return "\n".join([*lines, ""])
+
+
+def best_first(systems: Mapping[str, Any]) -> list[str]:
+    """Return the names of the systems, the best on held-out splits first."""
+    return sorted(systems, key=lambda name: -systems[name]["held_out"]["mean"])
+
+
+def ranking(report: Mapping[str, Any]) -> str:
+    """Return the systems with their held-out accuracy in percent, best first, as lines for the screen."""
+    rows = [["exact match, %", "held out", "seen"]]
+    for name in best_first(report["systems"]):
+        system = report["systems"][name]
+        seen = system["splits"].get("seen")
+        rows.append([name, percent(system["held_out"]), "-" if seen is None else percent(seen)])
+    return text_table(rows, markdown=False)
 
 
 def _differences(

@@ -1,14 +1,12 @@
 """Denoising reports of several models as one figure and one table."""
 
-import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llmdiff.evaluation.tables import markdown_table
-from llmdiff.files import write_whole
 from llmdiff_lab.inspection.denoising import DenoisingReport
+from llmdiff_lab.inspection.figure_files import figure_bytes, json_text, save_all
 
 _PANELS = (
     ("distance", "distance to the final state"),
@@ -30,16 +28,12 @@ def save_denoising(
         OutputError: the folder cannot be written.
     """
     record = {**(made_with or {}), "models": [report.to_json() for report in reports]}
-    file = io.BytesIO()
-    denoising_figure(reports).savefig(file, format="png", dpi=90)
-    contents = {
-        "denoising.json": (json.dumps(record, indent=1) + "\n").encode(),
-        "denoising.png": file.getvalue(),
-        "denoising.md": denoising_table(reports).encode(),
+    contents: dict[str, str | bytes] = {
+        "denoising.json": json_text(record),
+        "denoising.png": figure_bytes(denoising_figure(reports)),
+        "denoising.md": denoising_table(reports),
     }
-    for name, content in contents.items():
-        write_whole(folder / name, content)
-    return [folder / name for name in contents]
+    return save_all(folder, contents)
 
 
 def denoising_figure(reports: Sequence[DenoisingReport]) -> Any:

@@ -1,13 +1,11 @@
 """A score report as pictures and as one page that needs nothing else."""
 
-import io
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-from llmdiff.files import write_whole
 from llmdiff.serving.templates import render
+from llmdiff_lab.inspection.figure_files import figure_bytes, json_text, save_all
 from llmdiff_lab.inspection.scores import Rows, ScoreReport
 
 _PANELS = (
@@ -27,16 +25,14 @@ def save_scores(report: ScoreReport, folder: Path) -> list[Path]:
         OutputError: the folder cannot be written.
     """
     figure = score_figure(report)
-    svg = _rendered(figure, "svg")
-    contents: dict[str, bytes] = {
-        "scores.json": (json.dumps(report.to_json(), indent=1) + "\n").encode(),
-        "scores.png": _rendered(figure, "png"),
+    svg = figure_bytes(figure, "svg")
+    contents: dict[str, str | bytes] = {
+        "scores.json": json_text(report.to_json()),
+        "scores.png": figure_bytes(figure),
         "scores.svg": svg,
-        "scores.html": score_page(report, svg.decode()).encode(),
+        "scores.html": score_page(report, svg.decode()),
     }
-    for name, content in contents.items():
-        write_whole(folder / name, content)
-    return [folder / name for name in contents]
+    return save_all(folder, contents)
 
 
 def score_figure(report: ScoreReport) -> Any:
@@ -152,13 +148,3 @@ def _gates(place: Any, gates: dict[str, tuple[float, float]]) -> None:
 def _label(token: str) -> str:
     # "$" would begin a formula.
     return token.strip().replace("$", r"\$") or repr(token)
-
-
-def _rendered(figure: Any, kind: str) -> bytes:
-    file = io.BytesIO()
-    import matplotlib
-
-    # A fixed salt and no date: the same report gives the same bytes.
-    with matplotlib.rc_context({"svg.hashsalt": "llmdiff"}):
-        figure.savefig(file, format=kind, dpi=90, metadata={"Date": None} if kind == "svg" else None)
-    return file.getvalue()

@@ -15,8 +15,8 @@ from llmdiff_lab.comparison.page import benchmark_page
 from llmdiff_lab.comparison.plots import curves_plot
 from llmdiff_lab.comparison.runs import Run, read_run
 from llmdiff_lab.comparison.settings import BenchmarkSettings
-from llmdiff_lab.comparison.summary import ranking, summarise_runs
-from llmdiff_lab.comparison.tables import OVER_SEEDS, benchmark_tables
+from llmdiff_lab.comparison.summary import summarise_runs
+from llmdiff_lab.comparison.tables import OVER_SEEDS, benchmark_tables, ranking
 
 PROMPTS = [("seen", "a car"), ("pairs", "a cat left of a dog"), ("pairs", "a bee above a cup")]
 SETTINGS = BenchmarkSettings(

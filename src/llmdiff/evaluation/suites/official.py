@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from llmdiff.evaluation.metrics.kinds import PictureMetric
-from llmdiff.evaluation.picture_store import PictureJob, PictureStore, stored_system
+from llmdiff.evaluation.picture_store import PictureJob, PictureStore, with_black
 from llmdiff.evaluation.score_store import ScoreStore
 from llmdiff.evaluation.statistics import bootstrap_mean
 from llmdiff.evaluation.suites.benchmarks import BENCHMARKS
@@ -32,8 +32,7 @@ def write_official(
     A picture that could not be drawn is black there, so that no scorer leaves it out.
     """
     benchmark = BENCHMARKS[suite.name]
-    read = stored_system(store, system, [job for row in jobs for job in row])
-    pictures = [read([job.prompt for job in row], [job.seed for job in row]) for row in jobs]
+    pictures = [with_black([store.read(system, job) for job in row]) for row in jobs]
     benchmark.export_pictures(rows, pictures, folder / system / "pictures")
     for metric in metrics:
         if metric.name != suite.name:
