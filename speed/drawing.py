@@ -19,8 +19,8 @@ from tiny_models import sd15_shaped
 
 from llmdiff import LLMController
 from llmdiff.adapter.base_pipeline import load_base_pipeline
-from llmdiff.training.counting import Cost
-from llmdiff_lab.rivals.registry import Parts, create
+from llmdiff.training.counting import flop_counter
+from llmdiff_lab.rivals.registry import RivalInputs, create
 
 _GUIDANCE, _SCALE = 3.0, 0.7
 
@@ -52,7 +52,7 @@ def measure(
     repeats: int | None = None,
 ) -> list[Record]:
     pipe.set_progress_bar_config(disable=True)
-    ella = create("ella", Parts(pipe=pipe, llm=controller.llm))
+    ella = create("ella", RivalInputs(pipe=pipe, llm=controller.llm))
     ella.train(False)
     for module in ella.modules.values():
         module.to(device=options.device, dtype=dtype)
@@ -65,9 +65,9 @@ def measure(
     seconds = interleaved(acts, repeats=repeats or options.repeats, device=options.device, within=within)
     counted: dict[str, int] = {}
     for name in ("base", "llm"):
-        with within.get(name, nullcontext)(), Cost() as cost:
+        with within.get(name, nullcontext)(), flop_counter() as flops:
             act()
-        counted[name] = cost.flops
+        counted[name] = flops.get_total_flops()
     kind = str(dtype).removeprefix("torch.")
     records = [
         record(

@@ -15,7 +15,7 @@ from tiny_models import llm as load_llm
 
 from llmdiff.language import ContextEncoding, DecoderLLM, Lone
 from llmdiff.language.blocks import LONES
-from llmdiff.training.counting import Cost
+from llmdiff.training.counting import flop_counter
 
 
 def plain_forward(llm: DecoderLLM, prompts: list[str]) -> Callable[[], object]:
@@ -35,10 +35,9 @@ def plain_forward(llm: DecoderLLM, prompts: list[str]) -> Callable[[], object]:
 
 def flops(act: Callable[[], object]) -> int:
     """Returns the counted FLOPs of an act."""
-    cost = Cost()
-    with cost:
+    with flop_counter() as counted:
         act()
-    return cost.flops
+    return int(counted.get_total_flops())
 
 
 def aim_of(lone: Lone, batch: int, device: str) -> Aim | None:

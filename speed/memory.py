@@ -2,7 +2,6 @@
 
 The peak is that of the whole process (the kernel's VmHWM), libraries and weights included; on a GPU that of its
 allocator stands beside it. The other side draws with the base pipeline alone, or runs the LLM alone; training has none.
-For Stable Diffusion 1.5 with a 7 B LLM, which is not here, stands what `llmdiff plan` counts.
 """
 
 import json
@@ -98,18 +97,6 @@ def peak(act: str, options: Any) -> dict[str, float]:
     return found
 
 
-def planned() -> dict[str, Any]:
-    """Returns what `llmdiff plan` says for Stable Diffusion 1.5 with a 7 B LLM."""
-    from llmdiff.training.config import load_config
-    from llmdiff.training.plan import Assumptions, make_plan
-
-    plan = make_plan(
-        load_config(_CONFIGS / "sd15-llama2-7b.yaml", []), Assumptions(processes=1, tokens=32, samples=None)
-    )
-    found: dict[str, Any] = plan.as_dict()
-    return found
-
-
 def main(arguments: Sequence[str] | None = None) -> list[Record]:
     options_of = parser(__doc__)
     options_of.add_argument("--llm", default="smollm2-135m")
@@ -137,17 +124,6 @@ def main(arguments: Sequence[str] | None = None) -> list[Record]:
         )
         for act, other in others.items()
     ]
-    parts = planned()["memory"]["whole"]
-    records.append(
-        record(
-            "planned memory of one GPU: train SD 1.5 + Llama 2 7B",
-            ours=sum(parts.values()) / 2**20,
-            other=None,
-            unit="MiB",
-            device=options.device,
-            parts_bytes=parts,
-        )
-    )
     return finish(records, options)
 
 

@@ -74,7 +74,8 @@ def compare(
         world,
         splits=chosen.splits.split(","),  # type: ignore[arg-type]
     )
-    base, llm = controller_systems(controller, scale=1.0, steps=chosen.steps).values()
+    pipe = controller.load_pipeline()
+    base, llm = controller_systems(controller, pipe, scale=1.0, steps=chosen.steps).values()
 
     told = Told(
         advice.closed.settings,

@@ -27,8 +27,9 @@ def sweep(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     checker = SceneChecker.from_pretrained("openmoji")
     drawing = {"steps": chosen.steps, "guidance_scale": chosen.guidance_scale}
     systems: dict[str, System] = {}
+    pipe = controller.load_pipeline()
     for scale in map(float, chosen.scales.split(",")):
-        base, ours = controller_systems(controller, scale=scale, **drawing).values()
+        base, ours = controller_systems(controller, pipe, scale=scale, **drawing).values()
         systems.setdefault(BASE, base)
         systems[f"scale {scale:g}"] = ours
     suite = scenes_suite(scene_prompts(chosen.prompts, chosen.seed, World(objects=checker.objects)))

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from llmdiff.adapter.installation import install
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
+from llmdiff.training.batches import Epochs
 from llmdiff.training.config import TrainConfig
-from llmdiff.training.data import Epochs
 from llmdiff.training.denoise import denoise, encode_pictures
 from llmdiff.training.log import read_log
 from llmdiff.training.loop import step_part

@@ -24,8 +24,8 @@ from tiny_models import tiny_llm
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.training import loop, trainer
+from llmdiff.training.batches import Prefetcher
 from llmdiff.training.config import load_config
-from llmdiff.training.data import Prefetcher
 from llmdiff.training.ema import Ema
 
 _CONFIG = Path(__file__).parents[1] / "configs" / "openmoji-smollm2.yaml"

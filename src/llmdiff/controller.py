@@ -278,13 +278,26 @@ class LLMController:
         private: bool = False,
         license: str | None = None,
         dtype: torch.dtype | None = None,
+        llm_id: str | None = None,
+        base_model_id: str | None = None,
     ) -> str:
         """Upload the adapter to the Hub, creating its repository if needed; return the commit's address.
 
         A generated card goes with it, unless the repository has one already. `license` is what the card
-        claims, an identifier of the Hub ("apache-2.0"); without one, none is claimed.
+        claims, an identifier of the Hub ("apache-2.0"); without one, none is claimed. `llm_id` and
+        `base_model_id` name the LLM and the pipeline for others, where the adapter was made with folders of
+        this machine; "" names none, and whoever loads the adapter brings it.
 
         Raises:
+            ConfigError: one of the two is a place on this machine.
             OutputError: the Hub does not take it: no network, no rights, a name that is none.
         """
-        return upload_adapter(self.adapter, repo_id, private=private, license=license, dtype=dtype)
+        return upload_adapter(
+            self.adapter,
+            repo_id,
+            private=private,
+            license=license,
+            dtype=dtype,
+            llm_id=llm_id,
+            base_model_id=base_model_id,
+        )

@@ -1,5 +1,7 @@
 """Errors that users meet: one line that names what came, what was expected and what to do."""
 
+import re
+
 
 class LLMDiffError(Exception):
     """Base of every error that LLMDiff raises on purpose; the command line prints it without a traceback."""
@@ -27,6 +29,10 @@ class AdapterMismatchError(LLMDiffError, ValueError):
 
 class AttachError(LLMDiffError, RuntimeError):
     """Attach or detach was called in the wrong state."""
+
+
+class NonFinitePictureError(LLMDiffError, ArithmeticError):
+    """A picture holds NaN or infinity: a part of the pipeline overflowed in its dtype."""
 
 
 class CorruptWeightsError(LLMDiffError, OSError):
@@ -63,4 +69,4 @@ class MetricError(LLMDiffError, ValueError):
 
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, its class's name where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return re.split(r"[\r\n]", str(error).strip() or type(error).__name__, maxsplit=1)[0]

@@ -4,19 +4,23 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from llmdiff.errors import InputFileError, OutputError
+from llmdiff.errors import InputFileError, OutputError, PromptError
 
 MAX_TEXT_BYTES = 64 * 2**20
 MAX_PICTURE_BYTES = 512 * 2**20
+# Nobody who is still writing pauses for so long.
+IDLE_S = 24 * 3600.0
 
 # Only these end a line. `str.splitlines` also splits at U+2028, U+0085, form feeds and others, which are text.
 _LINE_END = re.compile(r"\r\n|\n|\r")
 # Characters without a glyph that `str.isspace` does not count: the byte-order mark and the zero-width space.
 _INVISIBLE = "\ufeff\u200b"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_bytes(path: Path, *, max_bytes: int) -> bytes:
@@ -68,9 +72,44 @@ def text_lines(text: str) -> list[str]:
     return lines if lines[-1] else lines[:-1]
 
 
+def prompt_lines(path: Path) -> list[str]:
+    """Return the prompts of a text file that holds one a line, without blanks around them; blank lines are left out.
+
+    Raises:
+        InputFileError: see `read_text`.
+    """
+    lines = (clean_text(str(path), line).strip() for line in text_lines(read_text(path)))
+    return [line for line in lines if line]
+
+
 def is_blank(text: str) -> bool:
     """Return whether a text has no visible character."""
-    return not text.strip().strip(_INVISIBLE).strip()
+    return not _without_invisible(text).strip()
+
+
+def clean_text(name: str, text: str) -> str:
+    """Return a prompt as it is read: without byte-order marks and zero-width spaces at its ends, else as written.
+
+    Editors and web pages leave these there unseen, and a tokenizer makes a word of them.
+
+    Raises:
+        PromptError: a character is half of one (a lone surrogate), which no tokenizer takes. `name` is the argument.
+    """
+    half = _SURROGATE.search(text)
+    if half is not None:
+        raise PromptError(
+            f"{name} is not valid UTF-8 (U+{ord(half[0]):04X} at character {half.start()} is half a character): set "
+            "the terminal or editor to UTF-8 and write it again"
+        )
+    seen = [place for place, char in enumerate(text) if not char.isspace() and char not in _INVISIBLE]
+    if not seen:
+        return _without_invisible(text)
+    start, end = seen[0], seen[-1] + 1
+    return _without_invisible(text[:start]) + text[start:end] + _without_invisible(text[end:])
+
+
+def _without_invisible(text: str) -> str:
+    return "".join(char for char in text if char not in _INVISIBLE)
 
 
 @contextmanager
@@ -136,10 +175,19 @@ def delete_folder(path: Path) -> None:
     shutil.rmtree(old)
 
 
-def sweep(parent: Path) -> None:
-    """Delete what kills have left of folders that were being deleted; returns nothing."""
-    for rest in parent.glob(".*.old"):
-        shutil.rmtree(rest, ignore_errors=True)
+def sweep(parent: Path, *, idle_s: float = 0.0, patterns: Iterable[str] = (".*.old", ".*.partial")) -> None:
+    """Delete what kills have left of files and folders that were being written or deleted; returns nothing.
+
+    Where others may be writing at this moment, `idle_s` leaves alone what has changed within so many seconds.
+    """
+    for rest in [place for pattern in patterns for place in parent.glob(pattern)]:
+        with suppress(OSError):
+            if time.time() - rest.stat().st_mtime < idle_s:
+                continue
+            if rest.is_dir():
+                shutil.rmtree(rest, ignore_errors=True)
+            else:
+                rest.unlink()
 
 
 def _old(path: Path) -> Path:

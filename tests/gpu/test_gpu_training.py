@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from tiny.pipelines import build_llm
 
 from llmdiff.errors import LLMDiffError
-from llmdiff.training import trainer
 from llmdiff.training.log import read_log
+from llmdiff.training.objective import Objective
 from llmdiff.training.trainer import train_adapter
 from llmdiff_lab.comparison.prepare import choose_rivals
 from llmdiff_lab.comparison.side_by_side import Recipe, fill_side_by_side
@@ -66,17 +66,18 @@ def test_a_stopped_run_resumes_bit_for_bit(
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         whole = weights(train_adapter(on_gpu(config, "whole", **changes)))
-        loss = trainer._Run._loss
+        noised, steps = Objective.noised, []
 
-        def stops(self: Any, part: Any) -> Any:
-            if part.step == 3:
+        def stops(self: Any, *given: Any) -> Any:
+            steps.append(self)
+            if len(steps) == 4:
                 raise KeyboardInterrupt
-            return loss(self, part)
+            return noised(self, *given)
 
-        monkeypatch.setattr(trainer._Run, "_loss", stops)
+        monkeypatch.setattr(Objective, "noised", stops)
         with pytest.raises(KeyboardInterrupt):
             train_adapter(on_gpu(config, "cut", **changes))
-        monkeypatch.setattr(trainer._Run, "_loss", loss)
+        monkeypatch.setattr(Objective, "noised", noised)
         resumed = weights(train_adapter(on_gpu(config, "cut", **changes)))
     finally:
         torch.use_deterministic_algorithms(False)

@@ -14,6 +14,7 @@ from llmdiff.adapter.processors import CrossAttentionBranch
 from llmdiff.adapter.refiner import LAYERS, TokenRefiner, inside_width
 from llmdiff.adapter.starting import start_like_base
 from llmdiff.adapter.storage import load_adapter_files, save_adapter_files
+from llmdiff.adapter.true_weights import place_of
 from llmdiff.errors import AdapterMismatchError, ConfigError
 from llmdiff.language.blocks import LONES, Lone
 from llmdiff.language.encoding import ContextEncoding
@@ -186,7 +187,7 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
             family=family.name,
             base_model_id=base_model_id,
             text_width=families.text_width(denoiser, family),
-            pooled_width=families.pooled_width(denoiser, family),
+            pooled_width=families.pooled_width(denoiser, family, pipe),
             cross_attention=layers.layer_table(denoiser),
             encoding=encoding,
             lone=lone,
@@ -199,7 +200,7 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         )
         start_like_base(adapter, pipe, family, denoiser, sample_prompts)
         for module in adapter.children():
-            module.to(next(denoiser.parameters()).device)
+            module.to(place_of(denoiser, pipe))
         return adapter
 
     def save_pretrained(  # type: ignore[override, unused-ignore]

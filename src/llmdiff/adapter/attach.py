@@ -9,6 +9,7 @@ from torch import nn
 
 from llmdiff.adapter import families
 from llmdiff.adapter.adapter import LLMDiffAdapter
+from llmdiff.adapter.decoding import watch_decoding
 from llmdiff.adapter.installation import (
     Installation,
     check_layers,
@@ -65,6 +66,9 @@ def attach(
     the same adapter and settings; until then it refuses to draw. A ControlNet's own cross-attention sees
     phi(c).
 
+    While attached, `pipe(...)` raises instead of giving a picture that would be wrong in silence: a
+    NonFinitePictureError where a part overflows, an AttachError where the LLM's text did not reach the denoiser.
+
     Raises:
         ConfigError: scale is not between 0 and 1, the base's text encoder is needed and not there, or weights
             are asked of an adapter without a context encoding.
@@ -119,6 +123,7 @@ def attach(
         keep_base_text=keep_base_text,
         weighted=weighted,
         replaced=vars(pipe).get("encode_prompt"),
+        decoding=watch_decoding(pipe),
     )
 
 
@@ -145,6 +150,8 @@ def detach(pipe: Any) -> None:
         part.check_in_place()
     for part in leaving:
         part.restore()
+    if attached.decoding is not None:
+        attached.decoding.remove()
     if attached.replaced is None:
         del pipe.encode_prompt
     else:
@@ -172,7 +179,7 @@ def check_fits(pipe: Any, adapter: LLMDiffAdapter) -> None:
             f"{made_for.title} ({made_for.name}): use a pipeline of that family or another adapter"
         )
     check_layers(denoiser, adapter)
-    pooled = families.pooled_width(denoiser, family)
+    pooled = families.pooled_width(denoiser, family, pipe)
     if pooled != config.pooled_width:
         raise AdapterMismatchError(
             f"pipe wants pooled text vectors of width {pooled}, the adapter makes {config.pooled_width}: "

@@ -30,7 +30,9 @@ def has_text_encoder(pipe: Any) -> bool:
 
 def encode_with_base(pipe: Any, family: Family, prompts: Sequence[str]) -> BaseTexts:
     """Return the base's own encoding of prompts, whether or not an LLM is attached."""
-    arguments: dict[str, Any] = {"prompt": list(prompts), "device": pipe.device, "num_images_per_prompt": 1}
+    # Of offloaded parts, `pipe.device` would be where they wait, which may be nowhere.
+    device = pipe._execution_device
+    arguments: dict[str, Any] = {"prompt": list(prompts), "device": device, "num_images_per_prompt": 1}
     if family.encodes_negative:
         arguments["do_classifier_free_guidance"] = False
     # Some pipelines want an argument for each of their text encoders.

@@ -17,6 +17,7 @@ from llmdiff.errors import (
     UnsupportedPipelineError,
     first_line,
 )
+from llmdiff.language.whole_weights import load_whole
 
 EMBEDDED_NAME = "openmoji"
 
@@ -24,19 +25,23 @@ EMBEDDED_NAME = "openmoji"
 def load_base_pipeline(base: str, *, dtype: torch.dtype) -> Any:
     """Return a text-to-image pipeline on the CPU: "openmoji" (shipped with the package), a folder or a Hub id.
 
-    A folder with a manifest is checked against it. Weights are read from safetensors only, and no Python code
-    that comes with a pipeline is run.
+    A folder with a manifest is checked against it. Weights are read from safetensors only, every one that the parts
+    have, and no Python code that comes with a pipeline is run.
 
     Raises:
         PipelineNotFoundError: the pipeline is neither a folder nor to be had from the Hub.
-        CorruptWeightsError: its folder lacks a file or has a damaged one.
+        CorruptWeightsError: its folder lacks a file or has a damaged one, or a part lacks a weight.
         UnsupportedPipelineError: it is no text-to-image pipeline of diffusers' own, or brings code.
     """
     place = packaged("pipeline", PipelineNotFoundError) if base == EMBEDDED_NAME else Path(base)
     if (place / MANIFEST_NAME).is_file():
         check_manifest(place, ["model_index.json"])
     try:
-        return _loader(place)(place if place.is_dir() else base, dtype=dtype, use_safetensors=True)
+        load, source = _loader(place), place if place.is_dir() else base
+        parts = _whole_parts(_folder(source), dtype=dtype, base=base)
+        pipe = load(source, dtype=dtype, use_safetensors=True, **parts)
+    except CorruptWeightsError:
+        raise
     except SafetensorError as error:
         raise CorruptWeightsError(
             f"pipeline {base!r} has a weight file that is truncated or damaged ({error}): download it again"
@@ -63,6 +68,69 @@ def load_base_pipeline(base: str, *, dtype: torch.dtype) -> Any:
             f"base pipeline {base!r} is neither a folder nor to be had from the Hub ({reason}): get it once "
             f'with "hf download {base}", or load a pipeline yourself and attach to it'
         ) from error
+    for name, part in pipe.components.items():
+        if isinstance(part, torch.nn.Module) and name not in parts:
+            raise UnsupportedPipelineError(
+                f"base pipeline {base!r} has a {name} of its own kind ({type(part).__name__}), whose weights cannot be "
+                "checked: load the pipeline yourself and attach to it"
+            )
+    return pipe
+
+
+def _folder(source: Path | str) -> Path:
+    """The folder of a pipeline, of a Hub id once its files are here."""
+    import diffusers
+
+    if isinstance(source, Path):
+        return source
+    return Path(diffusers.DiffusionPipeline.download(source, use_safetensors=True))
+
+
+def _whole_parts(folder: Path, *, dtype: torch.dtype, base: str) -> dict[str, Any]:
+    """The models of a pipeline by name, see `load_whole`: a pipeline itself asks none of them for its report.
+
+    Parts that it was saved without are None.
+    """
+    parts: dict[str, Any] = {}
+    for name, (library, class_name) in _index(folder).items():
+        kind = _model_class(library, class_name)
+        if class_name is None:
+            parts[name] = None
+        elif kind is not None:
+            own = folder / name
+            parts[name] = load_whole(
+                kind,
+                own if own.is_dir() else folder,
+                what=f"{name} of pipeline {base!r}",
+                dtype=dtype,
+                use_safetensors=True,
+            )
+    return parts
+
+
+def _model_class(library: Any, name: Any) -> Any:
+    """The class of a pipeline's part if it is a model; None for all else, and for what diffusers has to refuse."""
+    import diffusers
+    import transformers
+
+    if not isinstance(library, str) or not isinstance(name, str):
+        return None
+    places = {"diffusers": diffusers, "transformers": transformers}
+    kind = getattr(places.get(library) or getattr(diffusers.pipelines, library, None), name, None)
+    models = (diffusers.ModelMixin, transformers.PreTrainedModel)
+    return kind if isinstance(kind, type) and issubclass(kind, models) else None
+
+
+def _index(folder: Path) -> dict[str, tuple[Any, Any]]:
+    """Library and class of each part of a pipeline in a folder; empty where it cannot be read."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        pairs = {name: pair for name, pair in index.items() if not name.startswith("_")}
+    except (OSError, ValueError, AttributeError):
+        return {}
+    return {
+        name: (pair[0], pair[1]) for name, pair in pairs.items() if isinstance(pair, list) and len(pair) == 2
+    }
 
 
 def _loader(place: Path) -> Any:

@@ -1,13 +1,18 @@
 """The model card of an adapter: the README.md that goes to the Hub with it."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 from llmdiff.adapter import families
 from llmdiff.adapter.adapter import LLMDiffAdapter
+from llmdiff.language.packaged import PACKAGED
 
 _PAPER = "https://arxiv.org/abs/2502.04412"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+\Z")
+# owner/name, owner/name/file.gguf, and the names without an owner that the Hub once gave.
+_PUBLIC = re.compile(r"[\w.-]+(/[\w.-]+){0,2}\Z")
+_PACKAGED = ("openmoji", *PACKAGED)
 
 
 def adapter_card(adapter: LLMDiffAdapter, *, repo_id: str, license: str | None = None) -> str:
@@ -22,7 +27,9 @@ def adapter_card(adapter: LLMDiffAdapter, *, repo_id: str, license: str | None =
     config: Any = adapter.config
     llm, base = _source(config.llm_id), _source(config.base_model_id)
     family = next(row.title for row in families.FAMILIES if row.name == config.family)
-    models = [name for name in (config.base_model_id, config.llm_id) if _is_hub_id(name)]
+    models = [
+        name for name in (config.base_model_id, config.llm_id) if _HUB_ID.match(name) and not is_local(name)
+    ]
     data: Any = ModelCardData(
         library_name="llmdiff",
         pipeline_tag="text-to-image",
@@ -87,27 +94,32 @@ The adapter fits this LLM and pipelines of this family and width only; both are 
 """  # noqa: E501 (sentences of the card are not wrapped)
 
 
-def _is_hub_id(name: str) -> bool:
-    return bool(_HUB_ID.match(name)) and not name.endswith(".gguf") and not name.startswith(".")
+def is_local(name: str) -> bool:
+    """Return whether a model's name is a place on this machine: its author's folders, which nobody else has.
+
+    The rest are ids of the Hub, names of packaged models, and "" for none.
+    """
+    if not name or name in _PACKAGED:
+        return False
+    if not _PUBLIC.match(name) or name.startswith("."):
+        return True
+    gguf = name.endswith(".gguf")
+    # What is both a folder here and an id of the Hub was loaded from the folder.
+    return gguf != (name.count("/") == 2) or Path(name).exists()
 
 
 def _source(name: str) -> str:
     """Returns where a model comes from, without anybody's folders."""
-    if _is_hub_id(name):
-        return f"[{name}](https://huggingface.co/{name})"
     if not name:
         return "not named"
-    # org/name/file.gguf is at the Hub, too
-    if name.endswith(".gguf") and name.count("/") == 2 and not name.startswith(("/", ".")):
-        return f"`{name}`"
-    if "/" in name or "\\" in name:
+    if is_local(name):
         return "a local folder, not at the Hub"
-    return f"`{name}`"
+    return f"[{name}](https://huggingface.co/{name})" if _HUB_ID.match(name) else f"`{name}`"
 
 
 def _local_note(config: Any) -> str:
     named = (("llm", config.llm_id), ("base", config.base_model_id))
-    local = [what for what, name in named if _source(name) in ("a local folder, not at the Hub", "not named")]
+    local = [what for what, name in named if not name or is_local(name)]
     if not local:
         return ""
     notes = {

@@ -24,6 +24,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from llmdiff.adapter.layers import heads_of, joined, text_keys_values
 from llmdiff.adapter.layout import (
     CARRIER_NDIM,
+    NO_TEXT,
     TextParts,
     base_text,
     parts_beside,
@@ -31,7 +32,7 @@ from llmdiff.adapter.layout import (
     split_text,
 )
 from llmdiff.adapter.processors import AttachedLayer, CrossAttentionBranch, KeysValues, as_bias, seen_by
-from llmdiff.errors import UnsupportedPipelineError
+from llmdiff.errors import AttachError, UnsupportedPipelineError
 
 # Plain softmax attention: computed here, so that its keys and values can be kept for the whole generation.
 _COMPUTED_HERE = (AttnProcessor, AttnProcessor2_0, SanaAttnProcessor2_0)
@@ -138,6 +139,9 @@ class TwoBranchAttention(AttachedLayer):
             parts = split_text(text, self.text_width, self.hidden_size)
             if parts is None:
                 text = base_text(text, self.text_width, strict=self.strict)
+        elif self.strict:
+            raise AttachError(NO_TEXT)
+        self.read = True
         if parts is None:
             given = text if pictures is None else (text, pictures)
             more = kwargs if temb is None else {**kwargs, "temb": temb}

@@ -38,6 +38,9 @@ class Family:
             travels in `encoder_attention_mask`, the one argument that reaches every block unchanged.
             "joint": text and image share their attention; c travels in `joint_attention_kwargs`.
         text_projections: modules of the denoiser that text states pass before the attention layers.
+        side_divisor_px: what its pipelines want height and width to be divisible by, beside their VAE's factor.
+        latent_patch: how many latents to a side go into one patch: a number, or a key of the denoiser's config. 1 for
+            PixArt, whose pipelines draw the nearest size that fits and bring it to the one that was asked for.
     """
 
     name: str
@@ -51,6 +54,8 @@ class Family:
     second_prompts: tuple[str, ...] = ()
     text_channel: Literal["states", "mask", "joint"] = "states"
     text_projections: tuple[str, ...] = ()
+    side_divisor_px: int = 8
+    latent_patch: int | Literal["patch_size"] = 1
 
     @property
     def text_to_image(self) -> tuple[str, ...]:
@@ -128,6 +133,7 @@ FAMILIES: tuple[Family, ...] = (
         text_width="caption_channels",
         text_channel="mask",
         text_projections=("caption_projection", "caption_norm"),
+        side_divisor_px=32,
     ),
     Family(
         name="sd3",
@@ -145,6 +151,8 @@ FAMILIES: tuple[Family, ...] = (
         second_prompts=("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3"),
         text_channel="joint",
         text_projections=("context_embedder",),
+        side_divisor_px=1,
+        latent_patch="patch_size",
     ),
     Family(
         name="flux",
@@ -158,6 +166,8 @@ FAMILIES: tuple[Family, ...] = (
         second_prompts=("prompt_2",),
         text_channel="joint",
         text_projections=("context_embedder",),
+        side_divisor_px=1,
+        latent_patch=2,
     ),
 )
 
@@ -237,8 +247,11 @@ def text_width(denoiser: nn.Module, family: Family) -> int:
     return int(width)
 
 
-def pooled_width(denoiser: nn.Module, family: Family) -> int | None:
-    """Return the width of the pooled text vector that the denoiser expects, None where it expects none."""
+def pooled_width(denoiser: nn.Module, family: Family, pipe: Any = None) -> int | None:
+    """Return the width of the pooled text vector that the denoiser expects, None where it expects none.
+
+    `pipe` says what else it expects; None: what a text-to-image pipeline gives it.
+    """
     config: Any = denoiser.config
     if not family.has_pooled:
         return None
@@ -246,5 +259,9 @@ def pooled_width(denoiser: nn.Module, family: Family) -> int | None:
         return int(config[family.pooled_width])
     if config.get("addition_embed_type") != "text_time":
         return None
-    # SDXL's added embedding is [pooled text ; six sizes and crops, each as a sinusoid].
-    return int(config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim)
+    # SDXL's added embedding is [pooled text ; numbers as sinusoids]: six sizes and crops, or, in its refiner, four and
+    # a score for aesthetics.
+    scored = pipe is not None and pipe.config.get("requires_aesthetics_score")
+    return int(
+        config.projection_class_embeddings_input_dim - (5 if scored else 6) * config.addition_time_embed_dim
+    )

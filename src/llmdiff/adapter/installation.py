@@ -48,6 +48,16 @@ class Installation:
         self.hook = hook
         self._handle = None if hook is None else module.register_forward_pre_hook(hook, with_kwargs=True)
 
+    @property
+    def read(self) -> bool:
+        """Whether a layer has read text from an attached `encode_prompt` since `forget_reading`."""
+        return any(layer.read for layer in self.layers.values())
+
+    def forget_reading(self) -> None:
+        """Start to watch for text anew; returns nothing."""
+        for layer in self.layers.values():
+            layer.read = False
+
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
         """Bring every branch to this device and dtype; returns nothing."""
         for layer in self.layers.values():

@@ -28,9 +28,9 @@ from diffusers.models.transformers.transformer_flux import (
 from torch import Tensor, nn
 
 from llmdiff.adapter.layers import heads_of, joined, text_keys_values
-from llmdiff.adapter.layout import TextParts, base_text, carrier, real_rows, rows_of, split_text
+from llmdiff.adapter.layout import NO_TEXT, TextParts, base_text, carrier, real_rows, rows_of, split_text
 from llmdiff.adapter.processors import AttachedLayer, CrossAttentionBranch, as_bias, seen_by
-from llmdiff.errors import UnsupportedPipelineError
+from llmdiff.errors import AttachError, UnsupportedPipelineError
 
 KEY = "llm_text"
 _PLAIN_JOINT = (JointAttnProcessor2_0, FusedJointAttnProcessor2_0, XFormersJointAttnProcessor)
@@ -81,6 +81,8 @@ class SplitText:
             args, kwargs = args[:1], {**dict(zip(names[1:], args[1:], strict=False)), **kwargs}
         states = kwargs.get("encoder_hidden_states")
         if states is None:
+            if self.strict:
+                raise AttachError(NO_TEXT)
             return args, kwargs
         parts = split_text(states, self.text_width, self.hidden_size)
         if parts is None:
@@ -167,6 +169,7 @@ class JointTwoBranch(AttachedLayer):
         **kwargs: Any,
     ) -> Any:
         """Return what the layer returns: image states, or image and text states (and an IP-Adapter's)."""
+        self.read = True
         if llm_text is None:
             return self.original(hidden_states, encoder_hidden_states, attention_mask, **kwargs)
         result: Any

@@ -49,7 +49,7 @@ def layer_table(denoiser: nn.Module) -> dict[str, dict[str, int | bool]]:
 def states_at_layers(denoiser: Any, family: Family, states: Tensor) -> Tensor:
     """Return text states as the attention layers meet them, (B, T, W) => (B, T, width inside)."""
     for name in family.text_projections:
-        states = getattr(denoiser, name)(states.to(denoiser.dtype))
+        states = getattr(denoiser, name)(states)
     if family.text_channel == "joint":
         # Every joint block normalises its text stream before the attention reads it.
         states = F.layer_norm(states, states.shape[-1:])

@@ -20,6 +20,11 @@ from torch import Tensor
 
 from llmdiff.errors import AttachError
 
+NO_TEXT = (
+    "the denoiser is under LLM control, but this pipeline calls it without the text of encode_prompt: detach, or use "
+    "a pipeline that attach accepts"
+)
+
 
 @dataclass(frozen=True)
 class TextParts:

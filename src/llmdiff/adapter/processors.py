@@ -90,6 +90,8 @@ class AttachedLayer(ABC):
         # Set when installed: where the layer belongs, and a forward that was on it before (accelerate's hooks).
         self.installation: Any = None
         self.replaced: Any = None
+        # Set where text from an attached `encode_prompt` arrives, see `Installation.read`.
+        self.read = False
 
     @abstractmethod
     def check(self) -> None:

@@ -13,7 +13,7 @@ from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.families import Family, Part
 from llmdiff.adapter.layout import beside_base, mark_base, pad_rows, real_rows
 from llmdiff.adapter.texts import encode_texts, negative_texts, plain_text, prompt_texts
-from llmdiff.errors import PromptError
+from llmdiff.errors import AttachError, PromptError
 
 Parts = dict[Part, Tensor | None]
 
@@ -42,6 +42,7 @@ class LLMEncodePrompt:
         keep_base_text: bool,
         weighted: bool,
         replaced: Any,
+        decoding: Any = None,
     ) -> None:
         self.pipe = pipe
         self.llm = llm
@@ -53,6 +54,7 @@ class LLMEncodePrompt:
         self.reads_base = scale < 1 or keep_base_text
         self.weighted = weighted
         self.replaced = replaced
+        self.decoding = decoding
         self.__signature__ = inspect.signature(self.base)
 
     @property
@@ -83,11 +85,10 @@ class LLMEncodePrompt:
                 a width that fits neither.
             AttachError: an attached layer was replaced while attached.
         """
-        if self.installation is None:
-            if not self.weighted:
-                return tuple(self.base(*args, **kwargs))
-            return tuple(self.base(**self._without_weights(self._arguments(args, kwargs))))
         given = self._arguments(args, kwargs)
+        if self.installation is None:
+            return tuple(self.base(**self._as_base_reads(given)))
+        self.installation.forget_reading()
         self._check_embeds(given)
         embeds: Any = given.get("prompt_embeds")
         if embeds is not None and embeds.shape[-1] == self.adapter.phi.out_features:
@@ -133,6 +134,19 @@ class LLMEncodePrompt:
         _pad_alike(parts)
         return self._returned(parts, device, denoiser.dtype, given.get("num_images_per_prompt") or 1)
 
+    def check_read(self) -> None:
+        """Return nothing if the denoiser has read the text that was encoded last.
+
+        Raises:
+            AttachError: it has not, so the picture does not depend on the LLM.
+        """
+        if self.installation is not None and not self.installation.read:
+            name = type(self.pipe).__name__
+            raise AttachError(
+                f"{name} has drawn a picture without asking its {self.family.denoiser} about the prompt, so the "
+                f"LLM has no part in it: detach, or use one of {', '.join(self.family.pipelines)} as it is"
+            )
+
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the call's arguments by name, without those that the pipeline only takes to ignore."""
         bound = self.__signature__.bind(*args, **kwargs)
@@ -150,7 +164,7 @@ class LLMEncodePrompt:
                 given[name] = embeds[..., :width]
         return given
 
-    def _without_weights(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _as_base_reads(self, given: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments as the base's text encoder reads them."""
         prompts = {"prompt", "negative_prompt", *self.family.second_prompts} & set(given)
         return {
@@ -159,7 +173,7 @@ class LLMEncodePrompt:
         }
 
     def _base_parts(self, given: dict[str, Any]) -> Parts:
-        result = self.base(**self._without_weights(given))
+        result = self.base(**self._as_base_reads(given))
         return dict(zip(self.family.encode_prompt_returns, result, strict=True))
 
     def _returned(

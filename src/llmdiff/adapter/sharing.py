@@ -1,13 +1,14 @@
 """Sending an adapter to the Hub: the files that are saved, and a card."""
 
 import tempfile
+from typing import Any
 
 import torch
 
 from llmdiff.adapter.adapter import LLMDiffAdapter
-from llmdiff.adapter.card import adapter_card
+from llmdiff.adapter.card import adapter_card, is_local
 from llmdiff.adapter.storage import CARD_NAME
-from llmdiff.errors import OutputError, first_line
+from llmdiff.errors import ConfigError, OutputError, first_line
 
 
 def upload_adapter(
@@ -17,20 +18,38 @@ def upload_adapter(
     private: bool = False,
     license: str | None = None,
     dtype: torch.dtype | None = None,
+    llm_id: str | None = None,
+    base_model_id: str | None = None,
 ) -> str:
     """Upload an adapter with its card, creating the repository if needed; return the commit's address.
 
-    A card that is in the repository already stays: its author may have written in it.
+    A card that is in the repository already stays: its author may have written in it. `llm_id` and `base_model_id` are
+    what is uploaded as these two, instead of the names on this machine; "" names none.
 
     Raises:
+        ConfigError: a name is a place on this machine.
         OutputError: the Hub does not take it: no network, no rights, a name that is none.
     """
     from huggingface_hub import HfApi
 
     api = HfApi()
+    config: Any = adapter.config
+    here = {"llm_id": config.llm_id, "base_model_id": config.base_model_id}
+    named = {"llm_id": llm_id, "base_model_id": base_model_id}
+    public = {name: here[name] if value is None else value for name, value in named.items()}
+    for name, value in public.items():
+        if is_local(value):
+            raise ConfigError(
+                f"{name} {value!r} is a place on this machine, expected the id that others load it by: pass "
+                f'{name}="owner/name" to push_to_hub, or {name}="" if it is nowhere public'
+            )
     with tempfile.TemporaryDirectory() as folder:
-        card = adapter_card(adapter, repo_id=repo_id, license=license)
-        adapter.save_pretrained(folder, dtype=dtype, card=card)
+        adapter.register_to_config(**public)
+        try:
+            card = adapter_card(adapter, repo_id=repo_id, license=license)
+            adapter.save_pretrained(folder, dtype=dtype, card=card)
+        finally:
+            adapter.register_to_config(**here)
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
             kept = [CARD_NAME] if api.file_exists(repo_id, CARD_NAME) else None

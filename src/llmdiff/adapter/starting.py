@@ -1,6 +1,7 @@
 """How large the weights of a new adapter are: such that what it says has the size of what the base itself says."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from llmdiff.adapter import families, layers
 from llmdiff.adapter.base_encoder import encode_with_base, has_text_encoder
+from llmdiff.adapter.true_weights import in_accepted_dtype, place_of, weight_and_bias
 
 if TYPE_CHECKING:
     from llmdiff.adapter.adapter import LLMDiffAdapter
@@ -18,7 +20,7 @@ def start_like_base(
     adapter: "LLMDiffAdapter",
     pipe: Any,
     family: families.Family,
-    denoiser: nn.Module,
+    denoiser: Any,
     prompts: Sequence[str],
 ) -> None:
     """Fill the weights of a new adapter, see `LLMDiffAdapter.create`; returns nothing."""
@@ -28,15 +30,29 @@ def start_like_base(
     _fill(adapter.phi, one_unit * _rms(states))
     if adapter.pooled is not None:
         _fill(adapter.pooled, one_unit * _rms(pooled))
-    inside = None if states is None else layers.states_at_layers(denoiser, family, states)
+    dtype = denoiser.dtype
+    inside = None
+    if states is not None:
+        # A packed projection may compute in another dtype than what lies around it.
+        inside = in_accepted_dtype(
+            partial(layers.states_at_layers, denoiser, family),
+            states.to(place_of(denoiser, pipe)),
+            [dtype],
+            name=" and ".join(family.text_projections),
+        )
     for name, layer in layers.text_layers(denoiser).items():
         attn: Any = layer
         branch = adapter.branch(name)
         for own, pretrained in ((branch.to_q, attn.to_q), (branch.to_out, attn.to_out[0])):
-            own.weight.copy_(pretrained.weight)
-            if own.bias is not None:
-                own.bias.copy_(pretrained.bias)
-        key, value = (None, None) if inside is None else layers.text_keys_values(attn, inside)
+            weight, bias = weight_and_bias(pretrained, name=name, dtype=dtype)
+            own.weight.copy_(weight)
+            if own.bias is not None and bias is not None:
+                own.bias.copy_(bias)
+        key = value = None
+        if inside is not None:
+            key, value = in_accepted_dtype(
+                partial(layers.text_keys_values, attn), inside, [inside.dtype, dtype], name=name
+            )
         _fill(branch.to_k, one_unit * _rms(key))
         _fill(branch.to_v, one_unit * _rms(value))
 

@@ -7,6 +7,7 @@ import torch
 
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.errors import ConfigError, PromptError
+from llmdiff.files import clean_text, is_blank
 from llmdiff.language.advice import Advice, encode_with_advice
 from llmdiff.language.weights import parse_weights
 from llmdiff.types import TextEncoding
@@ -22,12 +23,12 @@ def prompt_texts(name: str, prompt: Any, *, may_be_blank: bool, weighted: bool) 
     if not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) for text in texts):
         raise PromptError(f"{name} is {prompt!r}, expected a text or a list of texts")
     for index, text in enumerate(texts):
-        if not may_be_blank and not plain_text(text, weighted=weighted).strip():
+        if not may_be_blank and is_blank(plain_text(text, weighted=weighted)):
             where = name if len(texts) == 1 else f"{name}[{index}]"
             raise PromptError(
                 f"{where} is blank ({text!r}), expected a description of the picture: write one"
             )
-    return list(texts)
+    return _clean(name, texts)
 
 
 def negative_texts(negative_prompt: Any, count: int) -> list[str]:
@@ -37,10 +38,12 @@ def negative_texts(negative_prompt: Any, count: int) -> list[str]:
         PromptError: they are no texts, or of another number than the prompts.
     """
     if negative_prompt is None or isinstance(negative_prompt, str):
-        return [negative_prompt or ""] * count
-    texts = list(negative_prompt)
-    if not all(isinstance(text, str) for text in texts):
+        return _clean("negative_prompt", [negative_prompt or ""]) * count
+    if not isinstance(negative_prompt, list | tuple) or not all(
+        isinstance(text, str) for text in negative_prompt
+    ):
         raise PromptError(f"negative_prompt is {negative_prompt!r}, expected a text or a list of texts")
+    texts = _clean("negative_prompt", negative_prompt)
     if len(texts) != count:
         raise PromptError(
             f"negative_prompt has {len(texts)} texts, prompt has {count}: give one for each, or a single text"
@@ -49,16 +52,22 @@ def negative_texts(negative_prompt: Any, count: int) -> list[str]:
 
 
 def plain_text(text: Any, *, weighted: bool) -> Any:
-    """Return a text, or a list of them, as the base's text encoder reads it: without weights.
+    """Return a text, or a list of them, as the base's text encoder reads it: `clean_text`, without weights.
 
     Raises:
-        PromptError: a weight is out of range.
+        PromptError: a weight is out of range, or a text is not valid.
     """
-    if weighted and isinstance(text, str):
-        return parse_weights(text).text
-    if weighted and isinstance(text, list | tuple):
-        return [plain_text(one, weighted=True) for one in text]
+    if isinstance(text, str):
+        text = clean_text("prompt", text)
+        return parse_weights(text).text if weighted else text
+    if isinstance(text, list | tuple):
+        return [plain_text(one, weighted=weighted) for one in text]
     return text
+
+
+def _clean(name: str, texts: Sequence[str]) -> list[str]:
+    many = len(texts) > 1
+    return [clean_text(f"{name}[{i}]" if many else name, text) for i, text in enumerate(texts)]
 
 
 def encode_texts(

@@ -88,7 +88,7 @@ def evaluate(
     from llmdiff.drawing import models as loading
     from llmdiff.evaluation.picture_store import Shard
     from llmdiff.evaluation.report import evaluate_suite
-    from llmdiff.evaluation.systems import controller_systems, weights_digest
+    from llmdiff.evaluation.systems import controller_systems
     from llmdiff.evaluation.tables import report_tables
     from llmdiff.files import writable_folder
 
@@ -106,8 +106,9 @@ def evaluate(
     measured = [*chosen.pop("scorers", []), *_metrics(metric or [], metric_model or [], place)]
     controller = loading.load_controller(models, device=place)
     drawing: dict[str, Any] = {"scale": scale, "steps": steps, "guidance_scale": guidance_scale}
+    pipe = controller.load_pipeline(device=place)
     report = evaluate_suite(
-        controller_systems(controller, **drawing, device=place),
+        controller_systems(controller, pipe, **drawing),
         out=out,
         images_per_prompt=images_per_prompt,
         metrics=measured,
@@ -118,7 +119,7 @@ def evaluate(
             "scale": controller.scale if scale is None else scale,
             "llm": controller.llm.id,
             "base_model": controller.adapter.config.base_model_id,
-            "adapter": weights_digest(controller.adapter),
+            **loading.models_digests(controller, pipe),
             "via": via_model,
             **({"via_answers": via_answers} if via_answers > 1 else {}),
         },

@@ -19,22 +19,26 @@ def plan(
         int | None,
         typer.Option("--samples", min=1, help="Samples that the store is for [the scenes, or a million]."),
     ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Time a few real training steps here, and what all would take."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    header: Annotated[bool, typer.Option("--header", help="Write the cost into the file's header.")] = False,
 ) -> None:
-    """Say what a run will take: parameters, memory, samples/s and GPU-days, disk. No weights are loaded."""
+    """Say what a training will take: parameters, memory, FLOPs, disk; with --measure, time.
+
+    Without --measure no weights are loaded.
+    """
     set_up(verbose=False)
     check_extra("train", "pydantic", "yaml", "datasets")
+    from dataclasses import replace
+
     from llmdiff.training.config import load_config
-    from llmdiff.training.plan import Assumptions, make_plan
-    from llmdiff.training.plan_text import plan_paragraph, plan_text, write_header
+    from llmdiff.training.measure import measure as time_steps
+    from llmdiff.training.plan import make_plan
 
     settings = load_config(config, changes or [])
-    found = make_plan(settings, Assumptions(processes=processes, tokens=tokens, samples=samples))
-    if header:
-        asked = {"--processes": processes, "--tokens": tokens, "--samples": samples}
-        usual = {"--processes": 1, "--tokens": 32, "--samples": None}
-        options = [f" {name} {value}" for name, value in asked.items() if value != usual[name]]
-        changed = "".join(f" {change}" for change in changes or [])
-        write_header(config, plan_paragraph(found, f"llmdiff plan {config}{changed}{''.join(options)}"))
-    typer.echo(json.dumps(found.as_dict(), indent=1) if as_json else plan_text(found))
+    found = make_plan(settings, processes=processes, tokens=tokens, samples=samples)
+    if measure:
+        found = replace(found, measured=time_steps(settings))
+    typer.echo(json.dumps(found.as_dict(), indent=1) if as_json else found.text())

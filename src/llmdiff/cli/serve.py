@@ -1,6 +1,7 @@
 """`llmdiff serve`: pictures over HTTP."""
 
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,14 @@ from llmdiff.cli.options import (
 )
 from llmdiff.cli.output import set_up
 from llmdiff.environment import check_extra
+
+
+class SizePolicy(StrEnum):
+    """What is drawn for a size that is not the pipeline's own."""
+
+    strict = "strict"
+    nearest = "nearest"
+
 
 TokenFile = Annotated[
     Path | None,
@@ -46,6 +55,19 @@ def serve(
     public_url: Annotated[
         str | None, typer.Option("--public-url", help="Where clients reach the server [as they say].")
     ] = None,
+    model_alias: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model-alias", metavar="NAME", help="Another name that clients may ask for; repeated."
+        ),
+    ] = None,
+    size_policy: Annotated[
+        SizePolicy,
+        typer.Option("--size-policy", help="Draw the size that is asked for, or the nearest of its own."),
+    ] = SizePolicy.strict,
+    max_upload_mb: Annotated[
+        int, typer.Option("--max-upload-mb", min=1, max=1024, help="Size of a request with a picture.")
+    ] = 32,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts to the log.")] = False,
     scale: Scale = None,
     adapter: Adapter = "openmoji",
@@ -61,7 +83,7 @@ def serve(
 ) -> None:
     """Serve pictures over HTTP, with OpenAI's images API. Ctrl-C finishes what runs, then ends."""
     set_up(verbose)
-    check_extra("serve", "uvicorn", "fastapi", "prometheus_client")
+    check_extra("serve", "uvicorn", "fastapi", "prometheus_client", "python_multipart")
     from llmdiff.drawing import models as loading
     from llmdiff.serving.server import serve_images
     from llmdiff.serving.settings import ServeSettings, read_token
@@ -78,6 +100,9 @@ def serve(
         max_pixels=max_pixels,
         log_prompts=log_prompts,
         public_url=public_url,
+        model_aliases=tuple(model_alias or ()),
+        size_policy=size_policy.value,
+        max_upload_bytes=max_upload_mb * 2**20,
     )
     models = loading.Models(
         adapter=adapter,

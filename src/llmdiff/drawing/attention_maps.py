@@ -15,6 +15,7 @@ from llmdiff.adapter.cross import LayerTexts, TwoBranchAttention
 from llmdiff.adapter.families import denoiser_of
 from llmdiff.adapter.installation import installation_on
 from llmdiff.adapter.layers import heads_of
+from llmdiff.adapter.limits import check_steps
 from llmdiff.adapter.processors import KeysValues
 from llmdiff.controller import LLMController
 from llmdiff.errors import ConfigError, PromptError, UnsupportedPipelineError
@@ -92,9 +93,10 @@ def draw_with_maps(
 
     Raises:
         UnsupportedPipelineError: its denoiser has no cross-attention (Stable Diffusion 3, Flux).
-        ConfigError: attention slicing is on, which leaves nothing to look at.
+        ConfigError: attention slicing is on, which leaves nothing to look at, or the scheduler has fewer steps.
         PromptError: the prompt has no words.
     """
+    check_steps(pipe, steps)
     with controller.attached(pipe, scale), watching_words(controller, pipe, prompt) as watch:
 
         def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:

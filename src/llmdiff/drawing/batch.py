@@ -8,19 +8,19 @@ from typing import Any
 from PIL import Image
 
 from llmdiff.drawing.draw import DrawingSettings, draw, facts
-from llmdiff.drawing.models import Models, load, scale_of, usable_device
-from llmdiff.drawing.pictures import check_writable, numbered, read_metadata, save_png
+from llmdiff.drawing.models import Models, load, models_digests, scale_of, usable_device
+from llmdiff.drawing.pictures import PICTURE_FORMATS, check_writable, numbered, read_metadata, save_png
 from llmdiff.drawing.ray_workers import on_workers
 from llmdiff.errors import PromptError
+from llmdiff.files import prompt_lines
 
-# Of what a picture says of itself: all that decides what is on it, besides versions.
+# Of what a picture says of itself: all that decides what is on it, besides the models' digests and versions.
 _SAME = (
     "prompt",
     "negative_prompt",
     "seed",
     "steps",
     "guidance_scale",
-    "adapter",
     "scale",
     "dtype",
     "via",
@@ -32,15 +32,10 @@ def read_prompts(path: Path) -> list[str]:
     """Return the lines of a text file, blank ones left out.
 
     Raises:
-        PromptError: it cannot be read, is not UTF-8 or has no prompt.
+        InputFileError: it cannot be read or is not UTF-8.
+        PromptError: it has no prompt.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(
-            f"prompts {path} cannot be read ({error}): give a UTF-8 text file, one prompt a line"
-        ) from error
-    found = [line.strip() for line in lines if line.strip()]
+    found = prompt_lines(path)
     if not found:
         raise PromptError(f"prompts {path} has no prompt: write one a line")
     return found
@@ -57,36 +52,49 @@ def draw_prompts(
     """Return the paths of pictures as they are drawn: OUT/000000.png and so on, in the order of the prompts.
 
     `settings` hold for every prompt but for their own; all prompts have the same seeds. A picture that is there
-    already, of the same prompt, seed and settings, is not drawn again. With `workers`, as many processes draw, on this
-    machine or on Ray's cluster; which of them draws a picture makes no difference to it.
+    already, of the same prompt, seed and settings and drawn by the same models (their digests are in its file), is not
+    drawn again. With `workers`, as many processes draw, on this machine or on Ray's cluster; which of them draws a
+    picture makes no difference to it.
 
     Raises:
         OutputError: the folder cannot be written; known before any model is loaded.
         LLMDiffError: whatever keeps the models from loading or a prompt from being drawn.
     """
     every = list(_items(prompts, settings, out))
-    if every:
-        check_writable(Path(every[0]["path"]))
+    if not every:
+        return
+    check_writable(Path(every[0]["path"]))
     models = replace(models, scale=scale_of(models))
-    items = [item for item in every if not _is_there(item, settings, models)]
+    kept = {item["path"]: _digests(item, settings, models) for item in every}
     made_of = {"settings": asdict(settings), "models": asdict(models)}
+    painter = None
+    if workers is None or any(kept.values()):
+        # Names and folders do not tell whether a picture is of these models: what was loaded does.
+        place = {} if workers is None else {"models": asdict(replace(models, device="cpu"))}
+        painter = Painter(**{**made_of, **place})
+    items = [item for item in every if painter is None or kept[item["path"]] != painter.digests]
     if workers is None:
-        painter = Painter(**made_of) if items else None
         for item in items:
             assert painter is not None
             yield Path(painter(item)["path"])
         return
+    del painter
     gpus_each = 0.0 if usable_device(models.device) == "cpu" else 1.0
     for done in on_workers(Painter, made_of, items, workers=workers, gpus_each=gpus_each):
         yield Path(done["path"])
 
 
 class Painter:
-    """One process's models, attached; draws and writes one picture for each item."""
+    """One process's models, attached; draws and writes one picture for each item.
+
+    Fields:
+        digests: of the models, written into every picture.
+    """
 
     def __init__(self, *, settings: Mapping[str, Any], models: Mapping[str, Any]) -> None:
         self._settings, self._models = DrawingSettings(**settings), Models(**models)
         self._controller, self._pipe = load(self._models)
+        self.digests = models_digests(self._controller, self._pipe)
         self._controller.attach(self._pipe, self._models.scale)
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, str]:
@@ -94,7 +102,7 @@ class Painter:
         settings = replace(self._settings, prompt=item["prompt"])
         about = facts(settings, self._models, self._controller, self._pipe)
         image = draw(self._pipe, settings, item["seed"])
-        save_png(image, Path(item["path"]), {**about, "seed": item["seed"]})
+        save_png(image, Path(item["path"]), {**about, **self.digests, "seed": item["seed"]})
         return {"path": item["path"]}
 
 
@@ -103,26 +111,22 @@ def _items(prompts: Sequence[str], settings: DrawingSettings, out: Path) -> Iter
         own = replace(settings, prompt=prompt)  # a prompt that cannot be drawn is named before any is
         paths = numbered(out.absolute() / f"{number:06d}.png", settings.number)
         for path, seed in zip(paths, own.seeds, strict=True):
-            yield {"prompt": prompt, "seed": seed, "path": str(path)}
+            yield {"prompt": own.prompt, "seed": seed, "path": str(path)}
 
 
-def _is_there(item: Mapping[str, Any], settings: DrawingSettings, models: Models) -> bool:
+def _digests(item: Mapping[str, Any], settings: DrawingSettings, models: Models) -> dict[str, str] | None:
+    """Return the digests of the models that drew the item's picture; None if it is not there or of other settings."""
     path = Path(item["path"])
     try:
         told = read_metadata(path)
-        with Image.open(path) as image:
+        with Image.open(path, formats=PICTURE_FORMATS) as image:
             width_px, height_px = image.size
     except (OSError, SyntaxError):  # none, or a damaged one
-        return False
+        return None
     wanted = {**asdict(settings), **asdict(models), **item, "via": models.via_model}
     if models.via_answers == 1:
         wanted["via_answers"] = None  # not worth saying
-    named = [name for name in ("llm", "pipeline") if wanted[name] is not None]
-    return (
-        all(
-            told.get(name) == (None if wanted[name] is None else str(wanted[name]))
-            for name in (*_SAME, *named)
-        )
-        and settings.height_px in (None, height_px)
-        and settings.width_px in (None, width_px)
-    )
+    same = all(told.get(name) == (None if wanted[name] is None else str(wanted[name])) for name in _SAME)
+    if not same or settings.height_px not in (None, height_px) or settings.width_px not in (None, width_px):
+        return None
+    return {name: digest for name, digest in told.items() if name.endswith("_sha256")} or None

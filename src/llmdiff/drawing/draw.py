@@ -2,7 +2,7 @@
 
 import platform
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,11 +12,15 @@ from llmdiff import __version__
 from llmdiff.drawing.models import Models, load
 from llmdiff.drawing.pictures import Panel, check_writable, numbered, save_png, sheet
 from llmdiff.errors import ConfigError, LLMDiffError, PromptError, first_line
+from llmdiff.files import clean_text, is_blank
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from llmdiff.controller import LLMController
+
+AfterStep = Callable[[int, Any, Any], None]
+"""Told of every denoising step: its number, its timestep, its latents (B, C, h, w)."""
 
 # torch, transformers and diffusers are imported where they are used: a blank prompt or an output that cannot
 # be written is refused before the seconds that these take.
@@ -24,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DrawingSettings:
-    """How to draw. `height_px` and `width_px` None: the pipeline's own size.
+    """How to draw. `height_px` and `width_px` None: the pipeline's own size. Prompts are kept as `clean_text` has them.
 
     Units: seeds count up by one from picture to picture, so each can be drawn again alone.
 
@@ -43,14 +47,14 @@ class DrawingSettings:
     width_px: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.prompt.strip():
+        if is_blank(self.prompt):
             raise PromptError(
                 f"prompt is blank ({self.prompt!r}), expected a description of the picture: write one"
             )
-        for name, text in (("prompt", self.prompt), ("negative_prompt", self.negative_prompt or "")):
-            # Arguments that are no UTF-8 reach Python as lone surrogates, which no tokenizer takes.
-            if any("\ud800" <= letter <= "\udfff" for letter in text):
-                raise PromptError(f"{name} is not valid UTF-8: set the terminal to UTF-8 and write it again")
+        for name in ("prompt", "negative_prompt"):
+            text = getattr(self, name)
+            if text is not None:
+                object.__setattr__(self, name, clean_text(name, text))
         for name, value, least in (
             ("seed", self.seed, 0),
             ("number", self.number, 1),
@@ -129,9 +133,9 @@ def compare(settings: DrawingSettings, models: Models, out: Path, *, weighted: b
     return out
 
 
-def draw(pipe: Any, settings: DrawingSettings, seed: int) -> "Image":
+def draw(pipe: Any, settings: DrawingSettings, seed: int, *, after_step: AfterStep | None = None) -> "Image":
     """Return one picture: alone, so that memory does not grow and a seed is all it takes to redraw it."""
-    return draw_together(pipe, [settings], [seed])[0]
+    return draw_together(pipe, [settings], [seed], after_step=after_step)[0]
 
 
 def draw_together(
@@ -139,41 +143,52 @@ def draw_together(
     settings: Sequence[DrawingSettings],
     seeds: Sequence[int],
     *,
-    on_step: Callable[[], None] | None = None,
+    after_step: AfterStep | None = None,
+    inputs: Mapping[str, Any] | None = None,
 ) -> list["Image"]:
     """Return one picture for each of the settings, in one pass; all but their prompts must be alike.
 
     Every picture has a generator of its own, so it does not depend on what is drawn beside it: but for the
     last bits of floats, which matrix products of another shape round otherwise (differences of about 1e-6 of
-    the range from black to white, measured). `on_step` runs after every denoising step; what it raises ends
-    the drawing.
+    the range from black to white, measured). `after_step` runs after every denoising step, with its number, its
+    timestep and its latents; what it raises ends the drawing. Where one side is given, the other is the pipeline's own.
+    `inputs` replaces height and width in the pipeline's call: pictures to draw on, for instance.
 
     Raises:
+        ConfigError: the pipeline cannot draw this size or so many steps.
+        NonFinitePictureError: a part of the pipeline overflows in its dtype.
         LLMDiffError: there is not enough memory, or a prompt cannot be encoded.
     """
     import torch
 
-    first = settings[0]
-    negative = [one.negative_prompt or "" for one in settings]
+    from llmdiff.adapter import limits
+    from llmdiff.adapter.decoding import decoding_checked
 
-    def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        if on_step is not None:
-            on_step()
+    first = settings[0]
+    height_px, width_px = limits.fitted_size_px(pipe, first.height_px, first.width_px)
+    limits.check_steps(pipe, first.steps)
+    negative = [one.negative_prompt or "" for one in settings]
+    if any(negative):
+        limits.warn_of_unread_negative(pipe, first.guidance_scale)
+
+    def report(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if after_step is not None:
+            after_step(step, timestep, tensors["latents"])
         return tensors
 
     try:
-        images: list[Image] = pipe(
-            [one.prompt for one in settings],
-            # None is not "": some bases then take zeros instead of an encoded "".
-            negative_prompt=None if all(one.negative_prompt is None for one in settings) else negative,
-            num_inference_steps=first.steps,
-            guidance_scale=first.guidance_scale,
-            height=first.height_px,
-            width=first.width_px,
-            # On the CPU, so that a seed means the same start on every machine.
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            callback_on_step_end=after_step,
-        ).images
+        with decoding_checked(pipe):
+            images: list[Image] = pipe(
+                [one.prompt for one in settings],
+                # None is not "": some bases then take zeros instead of an encoded "".
+                negative_prompt=None if all(one.negative_prompt is None for one in settings) else negative,
+                num_inference_steps=first.steps,
+                guidance_scale=first.guidance_scale,
+                **({"height": height_px, "width": width_px} if inputs is None else inputs),
+                # On the CPU, so that a seed means the same start on every machine.
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                callback_on_step_end=report,
+            ).images
     except RuntimeError as error:
         # Accelerators have a class for it; the CPU's allocator only has words.
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):

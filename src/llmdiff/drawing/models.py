@@ -93,6 +93,20 @@ def load(models: Models) -> tuple["LLMController", Any]:
     return controller, pipe
 
 
+def models_digests(controller: "LLMController", pipe: Any) -> dict[str, str]:
+    """Return what tells these models from others of the same names: digests of the LLM, the adapter and the pipeline.
+
+    Whoever keeps drawn pictures keeps these with them. Take them while nothing is attached to the pipeline.
+    """
+    from llmdiff.language.digests import adapter_digest, llm_digest, pipeline_digest
+
+    return {
+        "llm_sha256": llm_digest(controller.llm),
+        "adapter_sha256": adapter_digest(controller.adapter),
+        "pipeline_sha256": pipeline_digest(pipe),
+    }
+
+
 def load_controller(models: Models, *, device: str) -> "LLMController":
     """Return the controller of `models`, on the device.
 

@@ -1,14 +1,16 @@
 """Open users' pictures; write PNG files that say how they were made, and labelled sheets to compare them."""
 
 import io
+import json
 import tempfile
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from llmdiff.errors import InputFileError, OutputError, first_line
@@ -19,6 +21,16 @@ PICTURE_FORMATS = ("PNG", "JPEG", "WEBP")
 # Shown where a picture is transparent.
 BACKGROUND_RGB = (255, 255, 255)
 MAX_PICTURE_PIXELS = 100_000_000
+_SRGB_NAMES = ("sRGB IEC61966-2.1", "sRGB built-in", "sRGB", "c2")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _SUFFIX = ".png"
 # Smaller pictures are enlarged on sheets, each pixel to a square, so that 64 x 64 can be looked at.
 _MIN_TILE_PX = 192
@@ -35,7 +47,10 @@ class Panel:
 
 
 def open_picture(source: Path | bytes) -> Image.Image:
-    """Return a picture as a viewer shows it: upright by its EXIF orientation, composited on white, 8-bit RGB.
+    """Return a picture as a viewer shows it, 8-bit RGB without metadata.
+
+    It is upright by its EXIF orientation, in sRGB by its embedded colour profile, composited on white where it is
+    transparent, and the first picture where it moves.
 
     Args:
         source: a file, or a file's content.
@@ -45,33 +60,79 @@ def open_picture(source: Path | bytes) -> Image.Image:
     """
     name = "the picture" if isinstance(source, bytes) else str(source)
     content = source if isinstance(source, bytes) else read_bytes(source, max_bytes=MAX_PICTURE_BYTES)
+    with _opened(content, PICTURE_FORMATS, name) as image:
+        seen_through = image.info.get("transparency")
+        if image.mode == "RGB" and isinstance(seen_through, tuple) and content[24] == 16:  # bits, of a PNG
+            image.info["transparency"] = tuple(level >> 8 for level in seen_through)
+        return _as_shown(image)
+
+
+@contextmanager
+def _opened(content: bytes, formats: tuple[str, ...], name: str) -> Iterator[Image.Image]:
+    """Return a context with the decoded picture; whatever Pillow raises in it is an InputFileError."""
     try:
-        with Image.open(io.BytesIO(content), formats=PICTURE_FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=formats) as image:
             width, height = image.size
             if width * height > MAX_PICTURE_PIXELS:
                 raise InputFileError(
                     f"{name} has {width} x {height} pixels, expected at most {MAX_PICTURE_PIXELS:,}: make it smaller"
                 )
-            return _as_shown(image)
+            image.load()
+            yield image
     except InputFileError:
         raise
     # Decoders fail in many ways on damaged files (struct.error, IndexError, SyntaxError, MemoryError, ...).
     except Exception as error:
         raise InputFileError(
-            f"{name} cannot be opened as one of {', '.join(PICTURE_FORMATS)} ({type(error).__name__}: "
+            f"{name} cannot be opened as one of {', '.join(formats)} ({type(error).__name__}: "
             f"{first_line(error)}): convert it or leave it out"
         ) from error
 
 
 def _as_shown(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
+    turn, profile = _turn(image), image.info.get("icc_profile")
+    alpha: Image.Image | None = None
     if image.mode.startswith("I"):  # 16-bit grey, which `convert` would clip at 255
         levels = np.asarray(image).astype(np.float32)
-        return Image.fromarray((levels / 257 + 0.5).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
+        if isinstance(hidden := image.info.get("transparency"), int):  # the one level that is not seen
+            alpha = Image.fromarray(np.where(levels == hidden, 0, 255).astype(np.uint8))
+        image = Image.fromarray((levels / 257 + 0.5).astype(np.uint8))
+    elif image.has_transparency_data:
         image = image.convert("RGBA")
-        page = Image.new("RGBA", image.size, (*BACKGROUND_RGB, 255))
-        return Image.alpha_composite(page, image).convert("RGB")
+        alpha = image.getchannel("A")
+        image = image.convert("RGB")
+    elif image.mode not in ("L", "RGB", "CMYK"):
+        image = image.convert("RGB")
+    image = _in_srgb(image, profile)
+    if alpha is not None:
+        page = Image.new("RGB", image.size, BACKGROUND_RGB)
+        page.paste(image, mask=alpha)
+        image = page
+    if turn is not None:
+        image = image.transpose(turn)
+    image.info.clear()  # it is of the file, and true of these pixels no more
+    return image
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes the picture upright; None where it is, or where its EXIF data cannot be read."""
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # malformed, which viewers pass over
+        return None
+
+
+def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """The picture in sRGB, from the colours of its embedded profile; that is ignored where it is malformed."""
+    if profile:
+        with suppress(ImageCms.PyCMSError, OSError, ValueError, TypeError):
+            embedded = ImageCms.getOpenProfile(io.BytesIO(profile))
+            # Not a level is changed of what is in sRGB already; others have that in their names and are linear.
+            if ImageCms.getProfileDescription(embedded).strip() not in _SRGB_NAMES:
+                srgb = ImageCms.createProfile("sRGB")
+                converted = ImageCms.profileToProfile(image, embedded, srgb, outputMode="RGB")
+                assert converted is not None  # None is of conversions in place
+                return converted
     return image.convert("RGB")
 
 
@@ -115,6 +176,21 @@ def png_bytes(image: Image.Image, metadata: Mapping[str, object]) -> bytes:
     return file.getvalue()
 
 
+def as_format(png: bytes, kind: str, quality: int) -> bytes:
+    """Return a PNG file's picture as "jpeg" or "webp", what it says of itself as JSON in the EXIF description.
+
+    `quality` is 0 to 100, as these formats count it.
+    """
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+        exif = Image.Exif()
+        exif[ExifTags.Base.ImageDescription] = json.dumps(getattr(image, "text", {}))
+        # At high quality JPEG keeps colours at full resolution.
+        colours = {"subsampling": 0} if kind == "jpeg" and quality >= 90 else {}
+        file = io.BytesIO()
+        image.convert("RGB").save(file, format=kind, quality=quality, exif=exif, **colours)
+    return file.getvalue()
+
+
 def save_png(image: Image.Image, path: Path, metadata: Mapping[str, object]) -> None:
     """Write the picture with its metadata as PNG text chunks, whole or not at all; returns nothing.
 
@@ -133,10 +209,10 @@ def read_metadata(path: Path) -> dict[str, str]:
         OutputError: the file is missing or is no picture.
     """
     try:
-        with Image.open(path) as image:
-            image.load()
+        content = read_bytes(path, max_bytes=MAX_PICTURE_BYTES)
+        with _opened(content, ("PNG",), str(path)) as image:
             return {str(key): str(value) for key, value in getattr(image, "text", {}).items()}
-    except (OSError, SyntaxError) as error:
+    except InputFileError as error:
         raise OutputError(f"{path} cannot be read as a PNG ({error}): pass a picture") from error
 
 

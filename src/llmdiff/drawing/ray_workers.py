@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from llmdiff.environment import check_extra
 from llmdiff.errors import ConfigError, LLMDiffError, first_line
+from llmdiff.files import text_lines
 
 # What passes through is a few lines of JSON for each item; results lie on disk.
 _OBJECT_STORE_BYTES = 2**28
@@ -67,7 +68,7 @@ def on_workers(
                     raise LLMDiffError(row["error"])
                 yield json.loads(row["result"])
         except ray.exceptions.RayError as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            reason = text_lines(str(error).strip() or type(error).__name__)[-1]
             raise LLMDiffError(
                 f"a Ray worker failed ({reason}); what was done is kept: run again to go on"
             ) from error

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm.auto import tqdm
 
-from llmdiff.drawing.pictures import read_metadata, save_png
-from llmdiff.errors import ConfigError, CorruptWeightsError, LLMDiffError
+from llmdiff.drawing.pictures import open_picture, read_metadata, save_png
+from llmdiff.errors import ConfigError, CorruptWeightsError, InputFileError, LLMDiffError
 from llmdiff.evaluation.systems import System
 from llmdiff.files import write_whole
 
@@ -116,9 +116,8 @@ class PictureStore:
                 return None
             raise ConfigError(f"{path} is not there: its shard has not been drawn yet")
         try:
-            with Image.open(path) as image:
-                return np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError) as error:
+            return np.asarray(open_picture(path))
+        except InputFileError as error:
             raise CorruptWeightsError(f"{path} is damaged ({error}): delete it and run again") from error
 
     def seconds_per_image(self, system: str, jobs: Iterable[PictureJob]) -> float:

@@ -6,12 +6,9 @@
 Source: Dong et al. 2024 (arXiv 2502.04412), blocks as denoising steps of every token's state.
 """
 
-import inspect
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, get_args
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +16,8 @@ from transformers.cache_utils import DynamicCache
 
 from llmdiff.errors import UnsupportedLLMError
 from llmdiff.language.finite import FiniteWatch, non_finite_error
-from llmdiff.language.lone_calls import JoinedCall, call_alone, first_of
+from llmdiff.language.hooks import on_every_block
+from llmdiff.language.lone_calls import JoinedCall, call_alone
 from llmdiff.language.prefix import PrefixStates, fixed_caches
 from llmdiff.language.rows import TokenRows
 from llmdiff.language.tokens import PromptTokens, first_token_id
@@ -30,13 +28,9 @@ if TYPE_CHECKING:
 Lone = Literal["token", "token+bos", "vocabulary"]
 LONES: tuple[Lone, ...] = get_args(Lone)
 Visit = Callable[[int, Tensor, Tensor, Tensor | None], None]
-# The block's number, itself, its input and output, the rest it was called with, and from a joined call the lone
-# tokens' output.
-BlockCall = Callable[[int, nn.Module, Tensor, Tensor, dict[str, Any], Tensor | None], None]
 
 # Hooks sit on modules that threads share; two passes at once would see each other's blocks.
 _one_pass_at_a_time = threading.RLock()
-_known_arguments: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()
 
 
 @torch.no_grad()
@@ -138,7 +132,8 @@ def run_rows(
         else:
             sees_bos = lone == "token+bos"
             calls = lone is not None and known is None
-            joined = JoinedCall.of(llm, rows, len(prefix_ids), sees_bos=sees_bos) if calls else None
+            joins = calls and lone in llm.joined_lones
+            joined = JoinedCall.of(llm, rows, len(prefix_ids), sees_bos=sees_bos) if joins else None
 
             def on_block(
                 index: int,
@@ -160,7 +155,7 @@ def run_rows(
                     v = lone_out.float() - x_l
                 hand_out(index, x_l, rows.of_run(out).float() - x_l, v)
 
-            with _on_every_block(llm.blocks, on_block, joined):
+            with on_every_block(llm.blocks, on_block, joined):
                 # Padded on the right under a causal mask: no real token sees padding, so no mask is needed.
                 result = llm.model.base_model(
                     input_ids=rows.run_ids, past_key_values=prefix.cache, use_cache=True, return_dict=True
@@ -197,15 +192,15 @@ def run_prefix(llm: "DecoderLLM", prefix_ids: tuple[int, ...]) -> PrefixStates:
         _one_pass_at_a_time,
         llm.placement.in_use(),
         torch.autocast(device.type, enabled=False),
-        _on_every_block(llm.blocks, on_block),
+        on_every_block(llm.blocks, on_block),
     ):
         result = llm.model.base_model(
             input_ids=ids, past_key_values=recorded, use_cache=True, return_dict=True
         )
     if len(recorded.layers) != llm.num_blocks or len(inputs) != llm.num_blocks:
         raise UnsupportedLLMError(
-            f"{llm.id}: {len(recorded.layers)} of {llm.num_blocks} blocks keep keys and values of their own; "
-            "expected a decoder-only LLM whose every block does"
+            f"{llm.id}: of {llm.num_blocks} blocks {len(inputs)} are run, and {len(recorded.layers)} keep keys and "
+            "values of their own; expected a decoder-only LLM whose every block does"
         )
     whole, bos = fixed_caches(recorded)
     return PrefixStates(
@@ -215,6 +210,28 @@ def run_prefix(llm: "DecoderLLM", prefix_ids: tuple[int, ...]) -> PrefixStates:
         bos_outputs=torch.stack(outputs),
         bos_last=result.last_hidden_state[0, 0].float(),
     )
+
+
+@torch.no_grad()
+def run_plainly(llm: "DecoderLLM", ids: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Returns every block's input and output as the model itself reads texts, without anything of a pass of ours.
+
+    Shapes:
+        ids: (B, S) => (B, S, D) each.
+    """
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def on_block(index: int, block: nn.Module, x: Tensor, out: Tensor, *_: Any) -> None:
+        found.append((x.to(llm.device), out.to(llm.device)))
+
+    with (
+        _one_pass_at_a_time,
+        llm.placement.in_use(),
+        torch.autocast(llm.device.type, enabled=False),
+        on_every_block(llm.blocks, on_block),
+    ):
+        llm.model.base_model(input_ids=ids.to(llm.device), use_cache=False, return_dict=True)
+    return found
 
 
 @torch.no_grad()
@@ -231,7 +248,7 @@ def run_vocabulary(llm: "DecoderLLM", token_ids: Tensor) -> Tensor:
 
     with _one_pass_at_a_time, llm.placement.in_use(), torch.autocast(llm.device.type, enabled=False):
         prefix = llm.prefix_states((first_token_id(llm.tokenizer),))
-        with _on_every_block(llm.blocks, on_block):
+        with on_every_block(llm.blocks, on_block):
             llm.model.base_model(
                 input_ids=token_ids[:, None].to(llm.device),
                 past_key_values=prefix.cache,
@@ -244,49 +261,3 @@ def run_vocabulary(llm: "DecoderLLM", token_ids: Tensor) -> Tensor:
 def _with_bos(words: Tensor, bos: Tensor) -> Tensor:
     """(N, D) and (D,) => (N + 1, D)."""
     return torch.cat([words, bos.to(words.device)[None]])
-
-
-@contextmanager
-def _on_every_block(
-    blocks: nn.ModuleList, on_block: BlockCall, joined: JoinedCall | None = None
-) -> Iterator[None]:
-    """Calls `on_block` after each block, until left; a joined call gives the block its lone tokens to do as well."""
-    handles = []
-    for index, block in enumerate(blocks):
-        names = _arguments(block)
-
-        def by_name(args: Any, kwargs: Any, names: list[str] = names) -> tuple[Tensor, dict[str, Any]]:
-            named = {**dict(zip(names, args, strict=False)), **kwargs}
-            return named.pop(names[0]), named
-
-        def before(module: nn.Module, args: Any, kwargs: Any, by_name: Any = by_name) -> Any:
-            assert joined is not None
-            x, others = joined.inputs(*by_name(args, kwargs))
-            return (x,), others
-
-        def after(
-            module: nn.Module, args: Any, kwargs: Any, out: Any, index: int = index, by_name: Any = by_name
-        ) -> Any:
-            x, others = by_name(args, kwargs)
-            if joined is None:
-                on_block(index, module, x, first_of(out), others, None)
-                return None
-            text, lone = joined.outputs(first_of(out))
-            on_block(index, module, joined.outputs(x)[0], text, others, lone)
-            return (text, *out[1:]) if isinstance(out, tuple | list) else text
-
-        if joined is not None:
-            handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
-        handles.append(block.register_forward_hook(after, with_kwargs=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _arguments(block: nn.Module) -> list[str]:
-    """Returns the names of what a block is called with, looked up once for each block."""
-    if block not in _known_arguments:
-        _known_arguments[block] = list(inspect.signature(block.forward).parameters)
-    return _known_arguments[block]

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from llmdiff.language.digests import model_digest, tokenizer_digest
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.language.score_groups import GroupedScores, encode_groups
@@ -133,11 +134,8 @@ def encoding_key(llm: DecoderLLM, context: ContextEncoding, *, groups: int | Non
     for name, tensor in sorted(context.state_dict().items()):
         if name not in left_out:
             digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
-    # A folder of the same name may hold other weights: a few numbers of each tensor tell them apart.
-    for name, parameter in llm.model.named_parameters():
-        if parameter.device.type != "meta":
-            some = parameter.detach().flatten()[:16].cpu()
-            digest.update(name.encode() + some.to(torch.float64).numpy().tobytes())
+    # A folder of the same name may hold other weights or another tokenizer.
+    digest.update(f"{model_digest(llm.model)} {tokenizer_digest(llm.tokenizer)}".encode())
     return digest.hexdigest()[:32]
 
 

@@ -4,14 +4,18 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from llmdiff.errors import CorruptWeightsError, UnsupportedLLMError, first_line
+from llmdiff.files import IDLE_S, sweep
+from llmdiff.language.whole_weights import check_faults, load_whole
 
 MANIFEST = "llmdiff_manifest.json"
 
@@ -27,14 +31,19 @@ def gguf_llm_folder(path: Path) -> Path:
     """Returns the safetensors folder of a GGUF file, converted on first use, found by its SHA-256 later.
 
     Raises:
-        CorruptWeightsError: the file is truncated or no GGUF at all.
+        CorruptWeightsError: the file is truncated, no GGUF at all, or lacks a tensor; names it.
         UnsupportedLLMError: transformers cannot read this architecture or quantisation.
     """
     digest = file_sha256(path)
     folder = llmdiff_home() / "llms" / f"gguf-{digest[:32]}"
-    if is_intact(folder, source_sha256=digest):
+    if is_intact(folder, source_sha256=digest) and _is_whole(folder):
         return folder
     return convert_gguf(path, folder, source_sha256=digest)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether it was made since a GGUF's missing tensors are looked for: before, they became random values."""
+    return bool(json.loads((folder / MANIFEST).read_text()).get("whole", False))
 
 
 def file_sha256(path: Path) -> str:
@@ -64,11 +73,12 @@ def convert_gguf(path: Path, folder: Path, *, source_sha256: str) -> Path:
     _check_readable(path)
     _log.info("converting %s to safetensors in %s (once)", path, folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    sweep(folder.parent, idle_s=IDLE_S, patterns=(".gguf-*",))
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         _write_safetensors(path, temporary)
         files = {file.name: file_sha256(file) for file in sorted(temporary.iterdir())}
-        manifest = {"source": path.name, "source_sha256": source_sha256, "files": files}
+        manifest = {"source": path.name, "source_sha256": source_sha256, "whole": True, "files": files}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2))
         # mkdtemp and safetensors make private files; a cache may be shared.
         for file in temporary.iterdir():
@@ -77,7 +87,7 @@ def convert_gguf(path: Path, folder: Path, *, source_sha256: str) -> Path:
         try:
             os.replace(temporary, folder)
         except OSError:  # something is there already
-            if not is_intact(folder, source_sha256=source_sha256):
+            if not (is_intact(folder, source_sha256=source_sha256) and _is_whole(folder)):
                 shutil.rmtree(folder)
                 os.replace(temporary, folder)
     finally:
@@ -105,9 +115,16 @@ def _write_safetensors(path: Path, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(**where)
         # dequantize: where kernels for packed weights are installed, transformers would keep them packed.
         # float16 on disk: half the space, and its rounding (2^-11) is far below that of quantised weights.
-        model = AutoModelForCausalLM.from_pretrained(
-            **where, dtype=torch.float16, quantization_config=GgufConfig(dequantize=True)
+        model = load_whole(
+            AutoModelForCausalLM,
+            str(path.parent),
+            what=f"GGUF file {str(path)!r}",
+            head_runs=False,
+            gguf_file=path.name,
+            dtype=torch.float16,
+            quantization_config=GgufConfig(dequantize=True),
         )
+        _check_all_read(path, model)
     except (ValueError, NotImplementedError, KeyError) as error:
         raise UnsupportedLLMError(
             f"{path}: transformers cannot read this GGUF ({first_line(error)}); pass the LLM as a "
@@ -129,3 +146,22 @@ def _write_safetensors(path: Path, folder: Path) -> None:
     plain.tie_weights()
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _check_all_read(path: Path, model: Any) -> None:
+    """Raise CorruptWeightsError for tensors that transformers has left out: it drops what it has no place for."""
+    from gguf import GGUFReader
+    from transformers import modeling_gguf_pytorch_utils
+
+    theirs: Any = modeling_gguf_pytorch_utils
+    reader = GGUFReader(path)
+    architecture = theirs.read_field(reader, "general.architecture")[0]
+    processor = theirs.TENSOR_PROCESSORS.get(architecture, theirs.TensorProcessor)
+    known = theirs.get_gguf_hf_weights_map(model, processor(config=model.config.to_dict()))
+    # The head is never run, rotary tables are made from the configuration, experts are merged under other names.
+    unread = [
+        tensor.name
+        for tensor in reader.tensors
+        if tensor.name not in known and not re.search(r"^output\.|(^|\.)(rope_|attn_rot)|_exps", tensor.name)
+    ]
+    check_faults({"unread, for which transformers has no place": unread}, what=f"GGUF file {str(path)!r}")

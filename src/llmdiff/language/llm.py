@@ -12,7 +12,13 @@ from llmdiff.language.blocks import Lone, run_blocks, run_prefix, run_vocabulary
 from llmdiff.language.loading import load_llm
 from llmdiff.language.placement import Placement
 from llmdiff.language.prefix import PrefixStates
-from llmdiff.language.support import check_stateless, check_supported, decoder_blocks
+from llmdiff.language.self_check import check_reading
+from llmdiff.language.support import (
+    check_stateless,
+    check_supported,
+    decoder_blocks,
+    whatever_fails_is_unsupported,
+)
 from llmdiff.language.templates import INSTRUCTION, instruction_template
 from llmdiff.language.tokens import PromptTokens, first_token_id, tokenize
 from llmdiff.language.vocabulary import LoneVocabulary, VocabularyRows
@@ -28,32 +34,39 @@ class DecoderLLM:
     """A frozen decoder-only LLM with its tokenizer.
 
     `model` is a transformers causal language model, `id` what `from_pretrained` takes to load it again,
-    `blocks` its decoder blocks. The language-model head is never run. `advice`, if set, is a closed LLM that is
+    `blocks` its decoder blocks. The language-model head is never run. `joined_lones` are the readings of "alone" that
+    blocks may compute in one call with the text. `advice`, if set, is a closed LLM that is
     asked about every prompt that a pipeline draws with this LLM.
     """
 
     advice: "Advice | None" = None
+    joined_lones: frozenset[Lone]
 
     def __init__(self, model: Any, tokenizer: Any, *, id: str) -> None:
         """Wraps a loaded model; freezes it.
 
         Raises:
-            UnsupportedLLMError: not decoder-only, or its blocks cannot be called on a lone token.
+            UnsupportedLLMError: not decoder-only, not causal, or its blocks cannot be called on a lone token.
         """
+        self._wrap(model, tokenizer, id=id)
+        self.joined_lones = check_reading(self)
+
+    def _wrap(self, model: Any, tokenizer: Any, *, id: str) -> None:
         check_supported(model.config, id=id)
         check_stateless(type(model), id=id)
         first_token_id(tokenizer)
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.id = id
-        self.blocks = decoder_blocks(model, id=id)
+        with whatever_fails_is_unsupported(model, id=id):
+            self.blocks = decoder_blocks(model, id=id)
+            config = model.config.get_text_config(decoder=True)
+            self.hidden_size = int(config.hidden_size)
+            self.placement = Placement(model, id=id, before_move=self._before_move)
         self.num_blocks = len(self.blocks)
-        config = model.config.get_text_config(decoder=True)
-        self.hidden_size = int(config.hidden_size)
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
         self._prefixes: dict[tuple[int, ...], PrefixStates] = {}
         self.vocabulary = LoneVocabulary(self.num_blocks, self.hidden_size)
-        self.placement = Placement(model, id=id, before_move=self._before_move)
 
     @classmethod
     def from_pretrained(
@@ -80,9 +93,11 @@ class DecoderLLM:
 
         Raises:
             LLMNotFoundError: no such folder, file or Hub model, or no network to get it.
-            CorruptWeightsError: a weight file is truncated or damaged.
-            UnsupportedLLMError: encoder-only, encoder-decoder, ALiBi or recurrent models, and those that
-                bring code of their own unless `trust_remote_code` is True.
+            CorruptWeightsError: a weight file is truncated or damaged, or a weight is missing, unread or of
+                another shape.
+            UnsupportedLLMError: encoder-only, encoder-decoder, ALiBi or recurrent models, others that do not read
+                a few tokens alike alone, batched and continued, and those that bring code of their own unless
+                `trust_remote_code` is True.
             ConfigError: the quantisation's package is missing, or it does not go with the rest.
         """
         if offload_blocks and quantization_config is not None:
@@ -101,12 +116,15 @@ class DecoderLLM:
             trust_remote_code=trust_remote_code,
             quantization_config=quantization_config,
         )
-        llm = cls(model, tokenizer, id=llm_id)
+        llm = cls.__new__(cls)
+        llm._wrap(model, tokenizer, id=llm_id)
         if offload_blocks:
             llm.placement.offload_blocks(torch.device(device))
         elif free_after_encoding:
             llm.free_after_encoding = True
             llm.to(device)
+        # Where it will compute, as not every device computes what another does.
+        llm.joined_lones = check_reading(llm)
         return llm
 
     @property

@@ -5,13 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from llmdiff.errors import ConfigError, CorruptWeightsError, LLMNotFoundError, UnsupportedLLMError, first_line
+from llmdiff.errors import (
+    ConfigError,
+    CorruptWeightsError,
+    LLMDiffError,
+    LLMNotFoundError,
+    UnsupportedLLMError,
+    first_line,
+)
 from llmdiff.language.gguf import gguf_llm_folder
 from llmdiff.language.packaged import PACKAGED, packaged_llm_folder
 from llmdiff.language.support import check_supported
+from llmdiff.language.whole_weights import load_whole
 
 
 def load_llm(
@@ -50,28 +57,27 @@ def load_llm(
         packing: dict[str, Any] = {"device_map": {"": device}} if quantized else {}
         if quantization_config is not None:  # None would overwrite what a packed checkpoint says of itself
             packing["quantization_config"] = quantization_config
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        model = load_whole(
+            AutoModelForCausalLM,
             source,
+            what=f"llm {llm_id!r}",
+            head_runs=False,
             dtype=dtype,
             use_safetensors=True,
             **packing,
             **options,
         )
-    except SafetensorError as error:
-        raise CorruptWeightsError(
-            f"{llm_id}: a weight file is truncated or damaged ({error}); download or convert it again"
-        ) from error
+    except (LLMDiffError, torch.OutOfMemoryError):
+        raise
     except OSError as error:
         raise LLMNotFoundError(_not_found(llm_id, first_line(error))) from error
-    except UnsupportedLLMError:
-        raise
     except ImportError as error:
         what = "its quantised weights need" if quantized else "it needs"
         raise ConfigError(
             f"{llm_id}: {what} a package that is not installed ({first_line(error)}); install it"
             + (", or load the LLM without quantization_config" if quantization_config is not None else "")
         ) from error
-    except (ValueError, RuntimeError) as error:
+    except Exception as error:  # odd configurations trip over whatever comes first in their own class
         if "trust_remote_code" in str(error):
             raise UnsupportedLLMError(
                 f"{llm_id} brings Python code of its own, and none of it was run; read it, and if you trust it "
@@ -82,13 +88,22 @@ def load_llm(
                 f"quantization_config {type(quantization_config).__name__} cannot be used for {llm_id} on "
                 f"{device} ({first_line(error)}); use another one, or none"
             ) from error
-        if isinstance(error, RuntimeError):
-            raise
+        if isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError):
+            raise CorruptWeightsError(
+                f"{llm_id}: its weights cannot be read ({first_line(error)}); download or convert it again"
+            ) from error
         raise UnsupportedLLMError(
-            f"{llm_id}: transformers cannot load it as a causal language model ({first_line(error)}); "
+            f"{llm_id}: transformers cannot load it as a causal language model ({_reason(error)}); "
             "expected a decoder-only LLM"
         ) from error
     return (model if quantized else model.to(device)), tokenizer, llm_id
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what went wrong, with its class where that is no sentence of its own."""
+    return (
+        first_line(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {first_line(error)}"
+    )
 
 
 def _local_source(llm_id: str, *, revision: str | None) -> str | Path:

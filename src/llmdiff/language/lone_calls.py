@@ -14,7 +14,7 @@ _WITH_MASKS = ("sdpa", "eager")
 # calls took 0.6 of the time for a prompt of 5 to 10 words, 0.7 for 20, 0.93 for 8 prompts of 40, 1.06 for 32 of 20.
 _MAX_TOKENS = 768
 # Attention is dense over both parts: in one long text it costs more than is saved.
-_MAX_KEYS = 512
+MAX_KEYS = 512
 
 
 class JoinedCall:
@@ -43,7 +43,7 @@ class JoinedCall:
             return None
         made = cls(rows, prefix_length, sees_bos=sees_bos)
         tokens = rows.run_ids.shape[0] * (made._steps + made._each)
-        return made if tokens <= _MAX_TOKENS and made._keys <= _MAX_KEYS else None
+        return made if tokens <= _MAX_TOKENS and made._keys <= MAX_KEYS else None
 
     @property
     def _keys(self) -> int:
@@ -105,7 +105,11 @@ def call_alone(
         if name == "attention_mask":
             # Attention that adds its mask (eager) may not take None for "all visible".
             adds = isinstance(value, Tensor) and value.is_floating_point()
-            return value.new_zeros(1, 1, 1, 1 + (cache is not None)) if adds else None
+            return (
+                value.new_zeros(1, 1, 1, 1 + (cache is not None)).expand(len(words), -1, -1, -1)
+                if adds
+                else None
+            )
         if name == "use_cache":
             return cache is not None
         if isinstance(value, tuple):

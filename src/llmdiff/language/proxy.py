@@ -23,7 +23,7 @@ from typing import Any
 import httpx2
 
 from llmdiff.errors import ConfigError, LLMDiffError
-from llmdiff.files import write_whole
+from llmdiff.files import is_blank, text_lines, write_whole
 
 KEY_VARIABLE = "LLMDIFF_VIA_API_KEY"
 DESCRIBE = (
@@ -274,7 +274,7 @@ def checked_answer(content: str, max_characters: int) -> str:
     Raises:
         ProxyError: it is empty, longer than allowed, of several lines, or holds control characters.
     """
-    lines = [line.strip() for line in content.strip().splitlines() if line.strip()]
+    lines = [line.strip() for line in text_lines(content) if not is_blank(line)]
     if len(lines) != 1:
         raise _Refused(f"{len(lines)} lines, expected one")
     text = " ".join(lines[0].split())

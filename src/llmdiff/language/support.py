@@ -1,17 +1,20 @@
 """Which models are decoder-only LLMs whose blocks can be called on a lone token."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from llmdiff.errors import UnsupportedLLMError
+from llmdiff.errors import LLMDiffError, UnsupportedLLMError, first_line
 
+EXPECTED = "expected a decoder-only LLM with causal attention in every block, each callable on a token alone"
 _ALIBI_TYPES = ("bloom", "mpt")
 _ALIBI = "ALiBi: distances enter the attention from outside the block, so a lone token's call is not defined"
 
@@ -70,6 +73,24 @@ def check_stateless(model_class: Any, *, id: str) -> None:
             f"{id} ({model_class.__name__}) carries a recurrent state from token to token; expected a "
             "decoder-only LLM with attention in every block"
         )
+
+
+@contextmanager
+def whatever_fails_is_unsupported(model: Any, *, id: str) -> Iterator[None]:
+    """Names the model in any error of its own class, which trips in its own way over what it does not know.
+
+    Raises:
+        UnsupportedLLMError: something failed that is no error of ours and no lack of memory.
+    """
+    try:
+        yield
+    except (LLMDiffError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        raise UnsupportedLLMError(
+            f"{id} ({type(model).__name__}) cannot be read block by block ({type(error).__name__}: "
+            f"{first_line(error)}); {EXPECTED}"
+        ) from error
 
 
 def decoder_blocks(model: nn.Module, *, id: str) -> nn.ModuleList:

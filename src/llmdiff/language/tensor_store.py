@@ -1,8 +1,10 @@
 """Tensors found by name, in safetensors files that only ever grow in number."""
 
+import logging
 import os
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llmdiff.errors import CorruptWeightsError, OutputError
-from llmdiff.files import whole_file
+from llmdiff.errors import CorruptWeightsError, OutputError, first_line
+from llmdiff.files import IDLE_S, sweep, whole_file
+from llmdiff.language.digests import tensor_digest
+
+_log = logging.getLogger(__name__)
 
 
 class TensorStore:
-    """Named tensors of one folder.
+    """Named tensors of one folder, each with its SHA-256 in the file's header, which is compared whenever it is read.
 
     `put` adds a file whole or not at all, so a killed writer loses what it had not put yet, and several processes
     may write at once. Files are memory-mapped: what is read is what takes memory.
@@ -25,6 +30,10 @@ class TensorStore:
         self.folder = folder
         self._files: dict[Path, Any] = {}
         self._place: dict[str, Path] = {}
+        self._digests: dict[str, str] = {}
+        sweep(folder, idle_s=IDLE_S)
+        if not folder.is_dir():
+            _say_what_is_not_read(folder.parent)
         self._read_new_files()
 
     def __contains__(self, name: str) -> bool:
@@ -49,7 +58,9 @@ class TensorStore:
         path = self.folder / f"{uuid.uuid4().hex}.safetensors"
         try:
             with whole_file(path) as partial:
-                save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, partial)
+                kept = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+                digests = {name: tensor_digest(tensor) for name, tensor in kept.items()}
+                save_file(kept, partial, metadata=digests)
         except (OSError, SafetensorError) as error:
             raise OutputError(
                 f"{self.folder} cannot be written ({error}): make room, then run again to go on"
@@ -61,8 +72,12 @@ class TensorStore:
 
         Raises:
             KeyError: there is none of this name.
+            CorruptWeightsError: it is not what was put there.
         """
-        tensor: Tensor = self._files[self._place[name]].get_tensor(name)
+        path = self._place[name]
+        tensor: Tensor = self._files[path].get_tensor(name)
+        if tensor_digest(tensor) != self._digests[name]:
+            raise _damaged(path, f"{name} differs from its SHA-256")
         return tensor
 
     def _read_new_files(self) -> None:
@@ -76,7 +91,30 @@ class TensorStore:
     def _open(self, path: Path) -> None:
         try:
             file: Any = safe_open(path, framework="pt")
-        except SafetensorError as error:
-            raise CorruptWeightsError(f"{path} is damaged ({error}): delete it and prepare again") from error
+            names, digests = file.keys(), file.metadata() or {}
+        except (SafetensorError, OSError) as error:
+            raise _damaged(path, first_line(error)) from error
+        if set(names) != set(digests):
+            raise _damaged(path, "its names are not those of its SHA-256 sums")
         self._files[path] = file
-        self._place.update(dict.fromkeys(file.keys(), path))
+        self._place.update(dict.fromkeys(names, path))
+        self._digests.update(digests)
+
+
+def _say_what_is_not_read(stores: Path) -> None:
+    """Name the stores that an earlier version made: their keys are not made any more, so nobody reads them."""
+    old = []
+    for first in stores.glob("*/*.safetensors"):
+        with suppress(SafetensorError, OSError):
+            file: Any = safe_open(first, framework="pt")
+            if not file.metadata():
+                old.append(str(first.parent))
+    if old:
+        _log.warning(
+            "made by an earlier version, without SHA-256 sums, and not read any more; delete: %s",
+            ", ".join(dict.fromkeys(sorted(old))),
+        )
+
+
+def _damaged(path: Path, reason: str) -> CorruptWeightsError:
+    return CorruptWeightsError(f"{path} is damaged ({reason}): delete it and prepare again")

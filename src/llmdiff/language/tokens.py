@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from llmdiff.errors import ConfigError, PromptError, UnsupportedLLMError
+from llmdiff.files import clean_text
+from llmdiff.language.control_tokens import plain_ids, template_ids
 from llmdiff.language.weights import WeightedText, parse_weights
 
 PLACEHOLDER = "{prompt}"
@@ -85,10 +87,10 @@ def first_token_id(tokenizer: Any) -> int:
 
 
 def checked_prompts(prompts: str | Sequence[str]) -> list[str]:
-    """Returns the prompts as a list.
+    """Returns the prompts as a list, each as `clean_text` has it.
 
     Raises:
-        PromptError: there are none, or one is not a string.
+        PromptError: there are none, or one is not a string or not valid text.
     """
     rows = [prompts] if isinstance(prompts, str) else prompts
     if not isinstance(rows, Sequence) or isinstance(rows, bytes):
@@ -98,7 +100,7 @@ def checked_prompts(prompts: str | Sequence[str]) -> list[str]:
     for i, prompt in enumerate(rows):
         if not isinstance(prompt, str):
             raise PromptError(f"prompts[{i}] is a {type(prompt).__name__}, expected a string")
-    return list(rows)
+    return [clean_text(f"prompts[{i}]", prompt) for i, prompt in enumerate(rows)]
 
 
 def tokenize(
@@ -116,6 +118,8 @@ def tokenize(
     `contexts`, one for each prompt, stand on a line of their own before the prompt: seen by its tokens, not kept.
 
     With `weighted`, `(word:1.3)` is read as a weight, see `parse_weights`; without, as text.
+
+    A special token that a prompt spells out ("</s>") is plain text there; in the template it is that token.
 
     Every piece of text is tokenised by itself, so that the constant part has the same tokens for every
     prompt. Blanks at a piece's end go to the prompt behind it: tokenizers join a word with the blank before
@@ -135,12 +139,16 @@ def tokenize(
 
     before_ids, before_blank = _constant_ids(tokenizer, parts.before)
     between_ids, between_blank = _constant_ids(tokenizer, parts.between or "")
-    after_ids = _ids(tokenizer, parts.after)
+    after_ids = template_ids(tokenizer, parts.after)
     # A chat template may spell BOS out itself; a second one would be a token of its own.
     prefix = before_ids if before_ids[:1] == [bos] else [bos, *before_ids]
 
-    if contexts is not None and len(checked_prompts(contexts)) != len(rows):
-        raise PromptError(f"contexts are {len(contexts)}, expected one for each of the {len(rows)} prompts")
+    if contexts is not None:
+        contexts = checked_prompts(contexts)
+        if len(contexts) != len(rows):
+            raise PromptError(
+                f"contexts are {len(contexts)}, expected one for each of the {len(rows)} prompts"
+            )
 
     # A context takes as much room as a prompt may.
     uses = (1 if parts.between is None else 2) + (contexts is not None)
@@ -194,29 +202,21 @@ def tokenize(
 def _context_ids(tokenizer: Any, blank: str, text: str, limit: int) -> tuple[int, ...]:
     if not text.strip():
         return ()
-    return tuple(_ids(tokenizer, f"{blank}{text.strip()}\n")[:limit])
-
-
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    if not text:
-        return []
-    # verbose=False: cutting has a warning of its own that says how much is lost.
-    return [int(i) for i in tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
+    ids, _ = plain_ids(tokenizer, f"{blank}{text.strip()}\n")
+    return tuple(ids[:limit])
 
 
 def _weighted_ids(tokenizer: Any, blank: str, text: WeightedText) -> tuple[list[int], list[float]]:
     """Returns the ids of blank + text, and every token's weight."""
-    ids = _ids(tokenizer, blank + text.text)
-    if all(weight == 1 for weight in text.weights):
-        return ids, [1.0] * len(ids)
-    if not getattr(tokenizer, "is_fast", False):
+    weighted = any(weight != 1 for weight in text.weights)
+    if weighted and not getattr(tokenizer, "is_fast", False):
         raise PromptError(
             f"{type(tokenizer).__name__} does not say which characters a token stands for, and prompt weights "
             "need that; use the LLM's fast tokenizer, or prompts without weights"
         )
-    spans = tokenizer(
-        blank + text.text, add_special_tokens=False, verbose=False, return_offsets_mapping=True
-    )["offset_mapping"]
+    ids, spans = plain_ids(tokenizer, blank + text.text)
+    if not weighted:
+        return ids, [1.0] * len(ids)
     # The blank belongs to the template: it has no weight of its own.
     shift = len(blank)
     return ids, [text.of_span(max(start - shift, 0), max(end - shift, 0)) for start, end in spans]
@@ -246,12 +246,12 @@ def _constant_ids(tokenizer: Any, text: str) -> tuple[list[int], str]:
     blank = text[len(stripped) :]
     if blank and _marks_word_starts(tokenizer):
         blank = blank[1:]
-    return _ids(tokenizer, stripped), blank
+    return template_ids(tokenizer, stripped), blank
 
 
 def _marks_word_starts(tokenizer: Any) -> bool:
     """Returns whether the tokenizer (SentencePiece) puts a blank before every text by itself."""
-    tokens = tokenizer.convert_ids_to_tokens(_ids(tokenizer, "a"))
+    tokens = tokenizer.convert_ids_to_tokens(template_ids(tokenizer, "a"))
     return bool(tokens) and str(tokens[0]).startswith("\u2581")
 
 

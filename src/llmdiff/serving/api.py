@@ -8,17 +8,22 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from llmdiff import __version__
+from llmdiff.drawing.draw import DrawingSettings
+from llmdiff.drawing.pictures import as_format
 from llmdiff.errors import LLMDiffError
 from llmdiff.serving.batching import ClosingError, QueueFullError
+from llmdiff.serving.editing import FORM, MAX_FIELDS, read_form
 from llmdiff.serving.errors import ApiError, ErrorReply, from_library, install_error_handlers
 from llmdiff.serving.guard import Guard, log_fields
 from llmdiff.serving.openapi_page import install_openapi
-from llmdiff.serving.schemas import ImageReply, ImageRequest, Model, ModelList, Picture, Status
+from llmdiff.serving.schemas import Drawing, ImageReply, ImageRequest, Model, ModelList, Picture, Status
 from llmdiff.serving.service import RETRY_S, ImageService, SizedPainter
 from llmdiff.serving.settings import ServeSettings
+
+_MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
 
 def create_app(
@@ -55,8 +60,10 @@ def create_app(
     app.add_middleware(
         Guard,
         max_body_bytes=settings.max_body_bytes,
+        larger_bodies={"/v1/images/edits": settings.max_upload_bytes},
         body_timeout_s=settings.body_timeout_s,
         token=settings.token,
+        hosts=settings.hosts,
         open_paths=("/health",),
         metrics=service.metrics,
     )
@@ -74,55 +81,61 @@ def _install_routes(app: FastAPI, service: ImageService) -> None:
         response_model_exclude_none=True,
         responses=errors(400, 401, 404, 408, 413, 429, 500, 503, 504),
     )
-    async def generate(asked: ImageRequest, request: Request) -> ImageReply:
+    async def generate(asked: ImageRequest, request: Request, response: Response) -> ImageReply:
         """Draw a prompt."""
-        order = service.order(asked)
-        fields = log_fields(request.scope)
-        fields.update(pictures=order.number, steps=order.steps, seed=order.seed)
-        if settings.log_prompts:
-            fields.update(prompt=order.prompt, negative_prompt=order.negative_prompt)
-        pngs = await _while_connected(request, service.batcher.draw(order), settings.timeout_s)
-        data = []
-        for seed, png in zip(order.seeds, pngs, strict=True):
-            if asked.response_format == "b64_json":
-                data.append(Picture(b64_json=base64.b64encode(png).decode(), seed=seed))
-            else:
-                base_url = settings.public_url or str(request.base_url)
-                url = f"{base_url.rstrip('/')}/v1/images/files/{service.store.add(png)}.png"
-                data.append(Picture(url=url, seed=seed))
-        return ImageReply(created=int(time.time()), data=data)
+        return await _answer(service, asked, service.order(asked), request, response)
+
+    @app.post(
+        "/v1/images/edits",
+        response_model_exclude_none=True,
+        responses=errors(400, 401, 404, 408, 413, 429, 500, 503, 504),
+        openapi_extra={
+            "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}
+        },
+    )
+    async def edit(request: Request, response: Response) -> ImageReply:
+        """Draw a prompt on a picture; a form with the picture as `image`."""
+        async with request.form(max_files=MAX_FIELDS, max_fields=MAX_FIELDS) as form:
+            asked, upload = read_form(form)
+        order = await asyncio.to_thread(service.edit_order, asked, upload)
+        return await _answer(service, asked, order, request, response)
 
     @app.get(
-        "/v1/images/files/{name}.png",
+        "/v1/images/files/{name}",
         response_class=Response,
-        responses={200: {"content": {"image/png": {}}}, **errors(401, 404)},
+        responses={200: {"content": {kind: {} for kind in _MEDIA_TYPES.values()}}, **errors(401, 404)},
     )
     async def file(name: str) -> Response:
         """A picture that was given by its URL."""
-        png = service.store.get(name)
-        if png is None:
+        found = service.store.get(name)
+        if found is None:
             raise ApiError(
                 404,
                 "there is no such picture, or it has expired: draw it again from its seed",
                 code="not_found",
             )
-        return Response(png, media_type="image/png", headers={"Cache-Control": "private, immutable"})
+        kind = _MEDIA_TYPES[name.rpartition(".")[2]]
+        return Response(found, media_type=kind, headers={"Cache-Control": "private, immutable"})
 
     @app.get("/v1/models", responses=errors(401))
     async def models() -> ModelList:
         """The models that can be asked for."""
-        return ModelList(data=[Model(id=settings.model_id, created=service.started)])
+        return ModelList(data=[Model(id=name, created=service.started) for name in settings.models])
 
     @app.get("/v1/models/{model_id:path}", responses=errors(401, 404))
     async def model(model_id: str) -> Model:
         """One model."""
         service.check_model(model_id)
-        return Model(id=settings.model_id, created=service.started)
+        return Model(id=model_id, created=service.started)
 
     @app.get("/health")
     async def health() -> Status:
         """Whether the server answers; needs no key."""
         return Status(status="ok")
+
+    @app.get("/", include_in_schema=False)
+    async def first_page() -> Response:
+        return RedirectResponse("docs")
 
     @app.get("/favicon.ico", include_in_schema=False)
     async def icon() -> Response:
@@ -141,6 +154,33 @@ def _install_routes(app: FastAPI, service: ImageService) -> None:
     async def metrics() -> Response:
         """Figures for Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def _answer(
+    service: ImageService, asked: Drawing, order: DrawingSettings, request: Request, response: Response
+) -> ImageReply:
+    """Return the pictures of an order, once they are drawn, in the form that was asked for."""
+    settings = service.settings
+    fields = log_fields(request.scope)
+    fields.update(pictures=order.number, steps=order.steps, seed=order.seed)
+    if settings.log_prompts:
+        fields.update(prompt=order.prompt, negative_prompt=order.negative_prompt)
+    pngs = await _while_connected(request, service.batcher.draw(order), settings.timeout_s)
+    kind = asked.output_format or "png"
+    quality = 100 if asked.output_compression is None else asked.output_compression
+    data = []
+    for seed, png in zip(order.seeds, pngs, strict=True):
+        content = png if kind == "png" else await asyncio.to_thread(as_format, png, kind, quality)
+        if asked.as_base64:
+            data.append(Picture(b64_json=base64.b64encode(content).decode(), seed=seed))
+        else:
+            base_url = settings.public_url or str(request.base_url)
+            name = service.store.add(content, f".{kind}")
+            data.append(Picture(url=f"{base_url.rstrip('/')}/v1/images/files/{name}", seed=seed))
+    size = f"{order.width_px}x{order.height_px}"
+    if asked.size not in (None, "auto", size):
+        response.headers["X-Size-Asked"] = str(asked.size)
+    return ImageReply(created=int(time.time()), data=data, size=size, output_format=kind)
 
 
 async def _while_connected(

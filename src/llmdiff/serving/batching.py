@@ -51,9 +51,11 @@ class _Order:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Alike for orders that can be drawn in one pass: all but prompt and seed are the same."""
+        """Alike for orders that can be drawn in one pass: all but prompt, picture and seed are the same."""
         one = self.settings
-        return (one.steps, one.guidance_scale, one.height_px, one.width_px, one.negative_prompt is None)
+        size_px = (one.height_px, one.width_px)
+        strength = getattr(one, "strength", None)  # of orders to draw on a picture
+        return (one.steps, one.guidance_scale, size_px, one.negative_prompt is None, strength)
 
     @property
     def wanted(self) -> bool:
@@ -84,6 +86,7 @@ class Batcher:
         self._queue_size = queue_size
         self._metrics = metrics
         self._orders: deque[_Order] = deque()
+        self._current: _Batch = []
         self._arrived = asyncio.Event()
         self._picture_s = 1.0
         self.closing = False
@@ -121,7 +124,7 @@ class Batcher:
             while not self._orders:
                 self._arrived.clear()
                 await self._arrived.wait()
-            batch = self._next_batch()
+            batch = self._current = self._next_batch()
             if not batch:
                 continue
             try:
@@ -135,7 +138,7 @@ class Batcher:
     def abandon_all(self) -> None:
         """Give up every order, the one that is drawn at its next step; returns nothing."""
         self.closing = True
-        for order in list(self._orders):
+        for order in [*self._orders, *(order for order, _ in self._current)]:
             order.fail(ClosingError("the server has ended: try again later"))
 
     def _next_batch(self) -> _Batch:

@@ -29,10 +29,19 @@ p { margin: 0; color: #c22; min-height: 1.5em; }
 <button>Enter</button><p role=alert>MESSAGE</p></form></html>"""
 
 
+class _Guesses:
+    """The guesses of one address that are not answered yet."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.waiting = 0
+
+
 class PasswordDoor:
     """Shows a form to whoever has not given the password yet, and lets nobody else past.
 
-    Wrong guesses are answered one at a time and slowly, so that passwords cannot be tried out by the thousand.
+    Wrong guesses from one address are answered one at a time and slowly, so that passwords cannot be tried out by the
+    thousand; who guesses keeps nobody else out.
     """
 
     def __init__(self, app: ASGIApp, *, password: str, open_paths: tuple[str, ...] = ()) -> None:
@@ -41,8 +50,7 @@ class PasswordDoor:
         self._open_paths = open_paths
         # One for all who know the password: they may all do the same. A new one for every start.
         self._session = secrets.token_urlsafe(32)
-        self._guessing = asyncio.Lock()
-        self._guesses = 0
+        self._guessing: dict[str, _Guesses] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; returns nothing."""
@@ -68,17 +76,24 @@ class PasswordDoor:
     async def _login(self, request: Request) -> Response:
         if request.method != "POST":
             return _form(200, "")
-        if self._guesses >= _MAX_GUESSES:
+        address = request.client.host if request.client else ""
+        guesses = self._guessing.setdefault(address, _Guesses())
+        if guesses.waiting >= _MAX_GUESSES:
             return _form(429, "Too many are trying at once: wait a little.")
-        given = parse_qs((await request.body()).decode("utf-8", "replace")).get("password", [""])[0]
-        self._guesses += 1
+        guesses.waiting += 1
         try:
-            async with self._guessing:
-                if not hmac.compare_digest(given.encode("utf-8", "replace"), self._password):
-                    await asyncio.sleep(_WRONG_S)
-                    return _form(401, "That is not the password.")
+            return await self._judged(request, guesses)
         finally:
-            self._guesses -= 1
+            guesses.waiting -= 1
+            if not guesses.waiting:
+                self._guessing.pop(address, None)
+
+    async def _judged(self, request: Request, guesses: "_Guesses") -> Response:
+        given = parse_qs((await request.body()).decode("utf-8", "replace")).get("password", [""])[0]
+        async with guesses.lock:
+            if not hmac.compare_digest(given.encode("utf-8", "replace"), self._password):
+                await asyncio.sleep(_WRONG_S)
+                return _form(401, "That is not the password.")
         response = RedirectResponse(".", status_code=303)
         response.set_cookie(
             _COOKIE, self._session, httponly=True, samesite="strict", secure=request.url.scheme == "https"

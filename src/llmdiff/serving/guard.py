@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+import ipaddress
 import secrets
 import time
 from collections.abc import Collection, Mapping
@@ -18,6 +19,8 @@ _HEADERS = [
     (b"referrer-policy", b"no-referrer"),
     (b"x-frame-options", b"DENY"),
 ]
+# Of all bodies that are read or answered at a time.
+_MAX_HELD_BYTES = 256 * 2**20
 
 
 def log_fields(scope: Any) -> dict[str, Any]:
@@ -29,7 +32,9 @@ def log_fields(scope: Any) -> dict[str, Any]:
 class Guard:
     """Refuses whom it must with an `ErrorReply` before the app sees anything; catches what the app raises.
 
-    `headers` go with every reply that has none of that name.
+    Without a token, pages of other sites are refused, and with `hosts` all names that a stranger could have registered:
+    those besides `hosts`, addresses, and names without a dot. `headers` go with every reply that has none of that name.
+    `larger_bodies`: paths that take more than others.
 
     Units: `body_timeout_s` in seconds, for the whole body.
     """
@@ -40,6 +45,8 @@ class Guard:
         *,
         max_body_bytes: int,
         body_timeout_s: float,
+        larger_bodies: Mapping[str, int] | None = None,
+        hosts: Collection[str] | None = None,
         token: str | None = None,
         open_paths: Collection[str] = (),
         metrics: Metrics | None = None,
@@ -47,9 +54,12 @@ class Guard:
     ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._held_bytes = 0
+        self._larger_bodies = dict(larger_bodies or {})
         self._body_timeout_s = body_timeout_s
         self._token = None if token is None else token.encode()
         self._open_paths = open_paths
+        self._hosts = hosts
         self._metrics = metrics
         more = {name.lower().encode(): value.encode() for name, value in (headers or {}).items()}
         self._headers = [*_HEADERS, *more.items()]
@@ -63,6 +73,7 @@ class Guard:
         fields = log_fields(scope)
         began = time.monotonic()
         status = 0
+        body = bytearray()
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -76,9 +87,9 @@ class Guard:
 
         try:
             self._check_token(scope)
-            body = await self._body(scope, receive)
-            if body is not None:
-                await self._app(scope, _replay(body, receive), answer)
+            self._check_origin(scope)
+            if await self._read(body, scope, receive):
+                await self._app(scope, _replay(bytes(body), receive), answer)
         except ApiError as error:
             await error_response(error)(scope, receive, answer)
         except Exception as error:
@@ -86,6 +97,7 @@ class Guard:
             if not status:
                 await error_response(internal_error(request_id))(scope, receive, answer)
         finally:
+            self._held_bytes -= len(body)
             self._write_down(scope, request_id, status, time.monotonic() - began, fields)
 
     def _check_token(self, scope: Scope) -> None:
@@ -102,28 +114,60 @@ class Guard:
                 headers={"WWW-Authenticate": "Bearer"},
             )
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
+    def _check_origin(self, scope: Scope) -> None:
+        """Refuse what a page of another site makes a browser send; a key, which no page has, makes up for it."""
+        if self._token is not None:
+            return
+        sent = {name: value.decode("latin-1").lower() for name, value in scope["headers"]}
+        host = sent.get(b"host", "")
+        # A name that leads here by the owner of that name alone: pages of it could read every reply.
+        if self._hosts is not None and not _is_ours(host, self._hosts):
+            raise ApiError(
+                421,
+                f"this server is not called {host[:200]!r}: use its address, or serve with --public-url or a key",
+                code="wrong_host",
+            )
+        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            return
+        # Browsers say it themselves, but only to servers that they trust; the rest is in Origin.
+        site = sent.get(b"sec-fetch-site")
+        origin = sent.get(b"origin")
+        foreign = site != "same-origin" if site else origin is not None and origin.partition("://")[2] != host
+        if foreign and site != "none":
+            raise ApiError(403, "pages of other sites may not ask this server", code="cross_site")
+
+    async def _read(self, body: bytearray, scope: Scope, receive: Receive) -> bool:
+        """Fill `body` with what the client sends; return False if it left."""
+        most = self._larger_bodies.get(scope["path"], self._max_body_bytes)
         too_large = ApiError(
             413,
-            f"the body is too large, expected at most {self._max_body_bytes} bytes",
+            f"the body is too large, expected at most {most} bytes",
             code="request_too_large",
             headers={"Connection": "close"},
         )
         length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        if length.isdigit() and int(length[:20]) > self._max_body_bytes:
+        if length.isdigit() and int(length[:20]) > most:
             raise too_large
-        body = bytearray()
         try:
             async with asyncio.timeout(self._body_timeout_s):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        return None
-                    body += message.get("body", b"")
-                    if len(body) > self._max_body_bytes:
+                        return False
+                    part = message.get("body", b"")
+                    body += part
+                    self._held_bytes += len(part)
+                    if len(body) > most:
                         raise too_large
+                    if self._held_bytes > _MAX_HELD_BYTES:
+                        raise ApiError(
+                            503,
+                            "too many large requests at once: try again in a few seconds",
+                            code="busy",
+                            headers={"Retry-After": "5", "Connection": "close"},
+                        )
                     if not message.get("more_body", False):
-                        return bytes(body)
+                        return True
         except TimeoutError:
             raise ApiError(
                 408,
@@ -149,6 +193,17 @@ class Guard:
             seconds=round(elapsed_s, 3),
             **fields,
         )
+
+
+def _is_ours(host: str, hosts: Collection[str]) -> bool:
+    """Whether a name is an address, a name without a dot, or one of these: none that a stranger can register."""
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+    name = name.strip("[]").rstrip(".")
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return "." not in name or name.endswith((".localhost", ".local", ".internal")) or name in hosts
+    return True
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

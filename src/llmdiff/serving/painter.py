@@ -1,14 +1,15 @@
 """The painter behind the server: one pipeline under LLM control, drawing PNG files."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from llmdiff.adapter.limits import own_size_px, side_multiple_px
 from llmdiff.drawing import draw as drawing
 from llmdiff.drawing.draw import DrawingSettings
 from llmdiff.drawing.models import Models, load
 from llmdiff.drawing.pictures import png_bytes
-from llmdiff.errors import ConfigError
+from llmdiff.errors import UnsupportedPipelineError
+from llmdiff.serving.editing import EditSettings, edit_class, edit_inputs, edit_pipeline
 
 if TYPE_CHECKING:
     from llmdiff.controller import LLMController
@@ -19,6 +20,8 @@ class PipelinePainter:
 
     Fields:
         size_px: (height, width) of a picture whose size nobody chose.
+        multiple_px: what height and width are multiples of.
+        can_edit: whether there is an image-to-image pipeline of its family.
     """
 
     def __init__(self, controller: "LLMController", pipe: Any, models: Models) -> None:
@@ -27,7 +30,15 @@ class PipelinePainter:
         self._models = models
         controller.attach(pipe, models.scale)
         pipe.set_progress_bar_config(disable=True)
-        self.size_px = _own_size_px(pipe)
+        size_px = own_size_px(pipe)
+        if size_px is None:
+            raise UnsupportedPipelineError(
+                f"{type(pipe).__name__} has no size of its own: its denoiser's config lacks sample_size"
+            )
+        self.size_px = size_px
+        self.multiple_px = side_multiple_px(pipe)
+        self.can_edit = edit_class(pipe) is not None
+        self._edit_pipe: Any = None  # made where it is first needed
 
     @classmethod
     def load(cls, models: Models) -> "PipelinePainter":
@@ -43,32 +54,24 @@ class PipelinePainter:
         self, settings: Sequence[DrawingSettings], seeds: Sequence[int], *, on_step: Callable[[], None]
     ) -> list[bytes]:
         """Return PNG files that say how they were made; see `drawing.draw_together`."""
-        images = drawing.draw_together(self._pipe, settings, seeds, on_step=on_step)
+        edits = [one for one in settings if isinstance(one, EditSettings)]
+        pipe, inputs = self._pipe, None
+        if edits:
+            pipe = self._editing()
+            inputs = edit_inputs(pipe, edits)
+        images = drawing.draw_together(pipe, settings, seeds, after_step=lambda *_: on_step(), inputs=inputs)
         pictures = []
         for image, one, seed in zip(images, settings, seeds, strict=True):
             made_with = drawing.facts(one, self._models, self._controller, self._pipe)
+            if isinstance(one, EditSettings):
+                made_with |= {"image_sha256": one.picture_sha256, "strength": one.strength}
             pictures.append(png_bytes(image, {**made_with, "seed": seed}))
         return pictures
 
-
-def check_size(settings: DrawingSettings, own_px: tuple[int, int], max_pixels: int | None) -> DrawingSettings:
-    """Return the settings with their size filled in.
-
-    Raises:
-        ConfigError: the picture would have more than `max_pixels` (None: four times the pipeline's own).
-    """
-    height_px = settings.height_px or own_px[0]
-    width_px = settings.width_px or own_px[1]
-    limit = max_pixels or 4 * own_px[0] * own_px[1]
-    if height_px * width_px > limit:
-        raise ConfigError(
-            f"size is {width_px}x{height_px}, expected at most {limit} pixels in all: choose a smaller one"
-        )
-    return replace(settings, height_px=height_px, width_px=width_px)
-
-
-def _own_size_px(pipe: Any) -> tuple[int, int]:
-    denoiser: Any = getattr(pipe, "unet", None) or pipe.transformer
-    size = getattr(pipe, "default_sample_size", None) or denoiser.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
+    def _editing(self) -> Any:
+        if self._edit_pipe is None:
+            pipe = edit_pipeline(self._pipe)
+            self._controller.attach(pipe, self._models.scale)
+            pipe.set_progress_bar_config(disable=True)
+            self._edit_pipe = pipe
+        return self._edit_pipe

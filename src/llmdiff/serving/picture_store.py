@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class PictureStore:
-    """PNG files by unguessable name; they expire after `lifetime_s`, the oldest earlier if space runs out."""
+    """Files of pictures by unguessable name; they expire after `lifetime_s`, the oldest earlier if space runs out."""
 
     def __init__(
         self, *, max_bytes: int, lifetime_s: float, clock: Callable[[], float] = time.monotonic
@@ -18,9 +18,9 @@ class PictureStore:
         self._pictures: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
         self._bytes = 0
 
-    def add(self, png: bytes) -> str:
-        """Return the name that the picture can be had by from now on."""
-        name = secrets.token_urlsafe(24)
+    def add(self, png: bytes, suffix: str = "") -> str:
+        """Return the name that the picture can be had by from now on; it ends in `suffix`."""
+        name = f"{secrets.token_urlsafe(24)}{suffix}"
         self._pictures[name] = (self._clock() + self._lifetime_s, png)
         self._bytes += len(png)
         # All live equally long, so the first in is the first to expire.

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from llmdiff.errors import NonFinitePictureError
+
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
@@ -32,7 +34,12 @@ class Previewer:
         if before is None or latents.ndim != 4 or self._clock() < self._not_before:
             return None
         began = self._clock()
-        image = _decoded(self._pipe, clean_estimate(self._pipe.scheduler, timestep, before, latents))
+        try:
+            image = _decoded(self._pipe, clean_estimate(self._pipe.scheduler, timestep, before, latents))
+        except NonFinitePictureError:
+            image = (
+                None  # an estimate may overflow where the picture does not; that one is checked at its end
+            )
         took = self._clock() - began
         self._not_before = self._clock() + took * (1 - _SHARE) / _SHARE
         return image

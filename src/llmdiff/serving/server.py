@@ -1,6 +1,8 @@
 """Runs an app with uvicorn on one address: signals end it gently, errors before it listens are ours."""
 
+import signal
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
@@ -10,6 +12,7 @@ from starlette.types import ASGIApp
 
 from llmdiff.drawing.models import Models
 from llmdiff.errors import ConfigError
+from llmdiff.serving.connections import BoundedConnection
 from llmdiff.serving.logs import log, log_as_json
 from llmdiff.serving.settings import ServeSettings
 
@@ -19,12 +22,20 @@ _KEEP_ALIVE_S = 30
 class GentleServer(uvicorn.Server):
     """A server that says so at once when it is told to end, and then finishes what runs."""
 
-    def __init__(self, config: uvicorn.Config, on_closing: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, on_closing: Callable[[], None], on_giving_up: Callable[[], None]
+    ) -> None:
         super().__init__(config)
-        self._on_closing = on_closing
+        self._on_closing, self._on_giving_up = on_closing, on_giving_up
+        self._gave_up = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to end, at SIGTERM or SIGINT; a second SIGINT ends at once. Returns nothing."""
+        """Begin to end at a first signal; a second SIGINT gives up what runs, a third asks nobody. Returns nothing."""
+        if self.should_exit and sig == signal.SIGINT and not self._gave_up:
+            # Not uvicorn's own way, which answers whoever waits with 500.
+            self._gave_up = True
+            self._on_giving_up()
+            return
         self._on_closing()
         super().handle_exit(sig, frame)
 
@@ -49,15 +60,28 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def say_listening(listener: socket.socket, what: str) -> None:
+    """Write to the log, and for whoever sits at a terminal, where the server listens; returns nothing."""
+    address, port = listener.getsockname()[:2]
+    log("listening", host=address, port=port)
+    if sys.stdout.isatty():
+        # Every address is also this machine's own.
+        name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
+        print(f"{what} http://{f'[{name}]' if ':' in name else name}:{port}/ (Ctrl-C ends)", flush=True)
+
+
 def run_server(
     app: ASGIApp,
     listener: socket.socket,
     *,
     grace_s: float,
     on_closing: Callable[[], None] = lambda: None,
+    on_giving_up: Callable[[], None] = lambda: None,
     on_server: Callable[[GentleServer], None] = lambda server: None,
 ) -> None:
     """Serve until a signal ends it; returns nothing. `on_server` gets the server before it starts.
+
+    The first signal calls `on_closing` and what runs is finished; a second Ctrl-C calls `on_giving_up`.
 
     Units: `grace_s` in seconds: requests that run get as long to finish.
     """
@@ -68,10 +92,11 @@ def run_server(
         server_header=False,
         date_header=False,
         lifespan="on",
+        http=BoundedConnection,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(grace_s) + 5,
     )
-    server = GentleServer(config, on_closing)
+    server = GentleServer(config, on_closing, on_giving_up)
     on_server(server)
     server.run(sockets=[listener])
 
@@ -100,12 +125,19 @@ def serve_images(models: Models, settings: ServeSettings, *, host: str, port: in
     def close() -> None:
         service.batcher.closing = True
 
-    address, bound_port = listener.getsockname()[:2]
+    address = listener.getsockname()[0]
     if settings.token is None and address not in ("127.0.0.1", "::1"):
         log("no token is set: whoever reaches this address can draw", level=30, host=address)
-    log("listening", host=address, port=bound_port)
+    say_listening(listener, "docs at")
     # After its end uvicorn passes the signal on; by then there is nothing left to interrupt.
     with suppress(KeyboardInterrupt):
-        run_server(app, listener, grace_s=settings.timeout_s, on_closing=close, on_server=servers.append)
+        run_server(
+            app,
+            listener,
+            grace_s=settings.timeout_s,
+            on_closing=close,
+            on_giving_up=service.batcher.abandon_all,
+            on_server=servers.append,
+        )
     if service.failure is not None:
         raise service.failure

@@ -1,30 +1,32 @@
 """What the image API's routes share: the models, the queue before them, the pictures behind URLs."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from llmdiff.drawing.draw import DrawingSettings, new_seed
 from llmdiff.serving.batching import Batcher, Painter
+from llmdiff.serving.editing import EditSettings, filled, open_upload
 from llmdiff.serving.errors import ApiError
 from llmdiff.serving.logs import log
 from llmdiff.serving.metrics import Metrics
-from llmdiff.serving.painter import check_size
 from llmdiff.serving.picture_store import PictureStore
-from llmdiff.serving.schemas import ImageRequest
+from llmdiff.serving.schemas import Drawing, EditRequest
 from llmdiff.serving.settings import ServeSettings
+from llmdiff.serving.sizes import Sized, nearest_size, parse_size, with_size
 
 RETRY_S = 5
 """Seconds after which a client may ask again while the server loads or ends."""
 
 
-class SizedPainter(Painter, Protocol):
-    """A painter that knows the (height, width) in pixels of a picture whose size nobody chose."""
+class SizedPainter(Painter, Sized, Protocol):
+    """A painter that knows the sizes of its pictures, and whether it can draw on one that it is given."""
 
-    size_px: tuple[int, int]
+    can_edit: bool
 
 
 class ImageService:
@@ -51,6 +53,8 @@ class ImageService:
         self._load = load
         self._on_failure = on_failure
         self._painter: SizedPainter | None = None
+        # One upload at a time is unpacked: a small file may be a picture of 300 MB.
+        self._opening = threading.Lock()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -99,21 +103,56 @@ class ImageService:
         Raises:
             ApiError: 404, there is none.
         """
-        if model_id not in (None, self.settings.model_id):
+        if model_id is not None and model_id not in self.settings.models:
             raise ApiError(
                 404,
-                f"there is no such model here, expected {self.settings.model_id!r}: see /v1/models",
+                f"there is no such model here, expected {' or '.join(map(repr, self.settings.models))}: see "
+                "/v1/models, or serve with --model-alias",
                 code="model_not_found",
                 param="model",
             )
 
-    def order(self, asked: ImageRequest) -> DrawingSettings:
+    def order(self, asked: Drawing) -> DrawingSettings:
         """Return what to draw.
 
         Raises:
-            ApiError: the model, the size or the number of steps is not to be had here.
+            ApiError: the model or the number of steps is not to be had here.
             LLMDiffError: the prompt is blank or a number is out of range.
         """
+        painter = self._checked(asked)
+        size_px = parse_size(asked.size)
+        if size_px is not None and self.settings.size_policy == "nearest":
+            size_px = nearest_size(size_px, painter)
+        return with_size(DrawingSettings(**_settings(asked, size_px)), painter, self.settings.max_pixels)
+
+    def edit_order(self, asked: EditRequest, upload: bytes) -> EditSettings:
+        """Return what to draw on which picture; without a size, the picture's shape with the pipeline's pixels.
+
+        Raises:
+            ApiError: the upload is no picture, or this pipeline draws on none.
+            LLMDiffError: the prompt is blank or a number is out of range.
+        """
+        painter = self._checked(asked)
+        if not painter.can_edit:
+            raise ApiError(400, "this server's pipeline cannot draw on a picture", code="unsupported")
+        if int(asked.num_inference_steps * asked.strength) < 1:
+            raise ApiError(
+                400,
+                f"strength is {asked.strength:g}, expected at least one of {asked.num_inference_steps} steps",
+                code="invalid_value",
+                param="strength",
+            )
+        with self._opening:
+            picture, sha256 = open_upload(upload)
+            size_px = parse_size(asked.size)
+            if size_px is None or self.settings.size_policy == "nearest":
+                size_px = nearest_size(size_px or (picture.height, picture.width), painter)
+            settings = EditSettings(
+                **_settings(asked, size_px), picture=picture, picture_sha256=sha256, strength=asked.strength
+            )
+            return filled(with_size(settings, painter, self.settings.max_pixels))
+
+    def _checked(self, asked: Drawing) -> SizedPainter:
         painter = self.painter()
         self.check_model(asked.model)
         if asked.num_inference_steps > self.settings.max_steps:
@@ -124,17 +163,26 @@ class ImageService:
                 code="invalid_value",
                 param="num_inference_steps",
             )
-        height_px = width_px = None
-        if asked.size not in (None, "auto"):
-            width_px, height_px = (int(side) for side in str(asked.size).split("x"))
-        settings = DrawingSettings(
-            prompt=asked.prompt,
-            negative_prompt=asked.negative_prompt,
-            seed=new_seed() if asked.seed is None else asked.seed,
-            number=asked.n or 1,
-            steps=asked.num_inference_steps,
-            guidance_scale=asked.guidance_scale,
-            height_px=height_px,
-            width_px=width_px,
-        )
-        return check_size(settings, painter.size_px, self.settings.max_pixels)
+        if asked.output_format in (None, "png") and asked.output_compression not in (None, 100):
+            raise ApiError(
+                400,
+                f"output_compression is {asked.output_compression}, and png loses nothing: ask for output_format "
+                '"jpeg" or "webp"',
+                code="invalid_value",
+                param="output_compression",
+            )
+        return painter
+
+
+def _settings(asked: Drawing, size_px: tuple[int, int] | None) -> dict[str, Any]:
+    height_px, width_px = size_px or (None, None)
+    return {
+        "prompt": asked.prompt,
+        "negative_prompt": asked.negative_prompt,
+        "seed": new_seed() if asked.seed is None else asked.seed,
+        "number": asked.n or 1,
+        "steps": asked.num_inference_steps,
+        "guidance_scale": asked.guidance_scale,
+        "height_px": height_px,
+        "width_px": width_px,
+    }

@@ -1,10 +1,16 @@
 """How to serve, for programs and for people: limits, secrets, and what is written down."""
 
+import socket
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from llmdiff.drawing.models import Models
-from llmdiff.errors import ConfigError
+from llmdiff.errors import ConfigError, InputFileError
+from llmdiff.files import is_blank, read_text
+from llmdiff.serving.sizes import SizePolicy
+
+_MAX_SECRET_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +27,10 @@ class ServeSettings:
         log_prompts: write prompts to the log; off, no prompt is written anywhere but into its picture.
         url_store_bytes: memory for pictures that wait behind a URL; the oldest go first.
         public_url: where clients reach the server, for the URLs of pictures; None: as the request says.
+        model_aliases: further names of the model, for clients that have one built in.
+        size_policy: "strict" draws the size that was asked for or refuses it; "nearest" draws the pipeline's own
+            number of pixels in the shape that was asked for.
+        max_upload_bytes: of a request with a picture.
 
     Units: `*_s` in seconds, `*_bytes` in bytes.
 
@@ -41,14 +51,38 @@ class ServeSettings:
     url_lifetime_s: float = 3600.0
     url_store_bytes: int = 256 * 1024 * 1024
     public_url: str | None = None
+    model_aliases: tuple[str, ...] = ()
+    size_policy: SizePolicy = "strict"
+    max_upload_bytes: int = 32 * 1024 * 1024
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Every name that the model can be asked for by."""
+        return (self.model_id, *self.model_aliases)
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The names that this server has besides its addresses."""
+        public = urlsplit(self.public_url or "").hostname
+        return (socket.gethostname().lower(), *([public] if public else []))
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "queue_size", "max_body_bytes", "max_steps", "url_store_bytes"):
+        for name in (
+            "max_batch",
+            "queue_size",
+            "max_body_bytes",
+            "max_steps",
+            "url_store_bytes",
+            "max_upload_bytes",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
         for name in ("timeout_s", "body_timeout_s", "url_lifetime_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0")
+        for name in self.model_aliases:
+            if not name or len(name) > 200 or not name.isprintable():
+                raise ConfigError(f"model_alias is {name[:80]!r}, expected 1 to 200 printable characters")
         if self.token is not None and (len(self.token) < 8 or not self.token.isascii() or " " in self.token):
             # Never the token itself: errors end in logs.
             raise ConfigError(
@@ -145,15 +179,14 @@ def read_password(path: Path | None, value: str | None) -> str | None:
 def _read_secret(name: str, word: str, path: Path | None, value: str | None) -> str | None:
     if path is not None:
         try:
-            value = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8"
+            value = read_text(path, max_bytes=_MAX_SECRET_BYTES)
+        except InputFileError as error:
             raise ConfigError(
-                f"{name}_file {path} cannot be read ({reason}): write the {word} to it"
+                f"{name}_file {path} cannot be read ({error}): write the {word} to it"
             ) from error
     if value is None:
         return None
-    if not value.strip():
+    if is_blank(value):
         # A blank one would leave a server open that was meant to be closed.
         raise ConfigError(f"{name} is blank, expected a {word}: set one, or leave it out")
     return value.strip()

@@ -139,8 +139,8 @@ class Studio:
         controller, pipe = self._models(models, tell)
 
         def picture(system: System, seed: int, words_watch: "WordWatch | None" = None) -> None:
-            watched = _watched(pipe, settings, system, seed, tell, stop, words_watch)
-            image = drawing.draw(watched, settings, seed)
+            after_step = _watcher(pipe, settings, system, seed, tell, stop, words_watch)
+            image = drawing.draw(pipe, settings, seed, after_step=after_step)
             # Scale 0 is the base: whoever draws the picture again from what it says gets the same one.
             made_with = replace(models, scale=0.0) if system == "base" else models
             facts = drawing.facts(settings, made_with, controller, pipe) | {"seed": seed}
@@ -179,7 +179,7 @@ def _heat(watch: "WordWatch", image: "Image") -> list[tuple[str, bytes]]:
     ]
 
 
-def _watched(
+def _watcher(
     pipe: Any,
     settings: DrawingSettings,
     system: System,
@@ -187,28 +187,23 @@ def _watched(
     tell: Callable[[Event], None],
     stop: threading.Event,
     words_watch: "WordWatch | None",
-) -> Callable[..., Any]:
-    """Return the pipeline, but every step is told of; it draws the same bits."""
+) -> drawing.AfterStep:
+    """Return what tells of every step; it changes no bit of what is drawn."""
     previewer = Previewer(pipe)
     told_at = 0.0
 
-    def draw(prompts: list[str], *, callback_on_step_end: Callable[..., Any], **options: Any) -> Any:
-        def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            nonlocal told_at
-            if stop.is_set():
-                raise _StoppedError
-            if words_watch is not None:
-                words_watch.next_step()
-            preview = previewer.after_step(timestep, tensors["latents"])
-            now = time.monotonic()
-            if preview is not None or now - told_at >= _REPORT_EVERY_S:
-                told_at = now
-                # Some schedulers take more steps than were asked for.
-                steps = max(getattr(pipe, "num_timesteps", settings.steps), step + 1)
-                tell(Step(system=system, seed=seed, step=step + 1, steps=steps, preview=preview))
-            kept: dict[str, Any] = callback_on_step_end(pipe, step, timestep, tensors)
-            return kept
+    def after_step(step: int, timestep: Any, latents: Any) -> None:
+        nonlocal told_at
+        if stop.is_set():
+            raise _StoppedError
+        if words_watch is not None:
+            words_watch.next_step()
+        preview = previewer.after_step(timestep, latents)
+        now = time.monotonic()
+        if preview is not None or now - told_at >= _REPORT_EVERY_S:
+            told_at = now
+            # Some schedulers take more steps than were asked for.
+            steps = max(getattr(pipe, "num_timesteps", settings.steps), step + 1)
+            tell(Step(system=system, seed=seed, step=step + 1, steps=steps, preview=preview))
 
-        return pipe(prompts, callback_on_step_end=after_step, **options)
-
-    return draw
+    return after_step

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from llmdiff.errors import ConfigError
+from llmdiff.errors import ConfigError, CorruptWeightsError, first_line
 from llmdiff.files import whole_file
+from llmdiff.language.digests import tensor_digest
 from llmdiff.language.score_groups import GroupedScores
 from llmdiff.types import TextEncoding
 
@@ -55,7 +56,8 @@ class EncodingBank:
         index = self._index
         with whole_file(path) as partial:
             tensors = {"states": self.states, "lengths": index.lengths, "starts": index.starts}
-            save_file(tensors, partial, metadata={"of": of})
+            sums = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
+            save_file(tensors, partial, metadata={"of": of, **sums})
 
     @classmethod
     def load(cls, path: Path, *, of: str) -> Self:
@@ -63,13 +65,21 @@ class EncodingBank:
 
         Raises:
             ConfigError: the file holds those of something else.
+            CorruptWeightsError: they are not what was saved.
         """
         bank = cls.__new__(cls)
-        with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("of") != of:
-                raise ConfigError(f"{path} holds encodings of other captions or by another reader: delete it")
-            bank.states = file.get_tensor("states")
-            bank._index = _Ragged(file.get_tensor("lengths"), file.get_tensor("starts"))
+        try:
+            with safe_open(path, framework="pt") as file:
+                said = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in ("states", "lengths", "starts")}
+        except SafetensorError as error:
+            raise CorruptWeightsError(f"{path} is damaged ({first_line(error)}): delete it") from error
+        if said.get("of") != of:
+            raise ConfigError(f"{path} holds encodings of other captions or by another reader: delete it")
+        if any(tensor_digest(tensor) != said.get(name) for name, tensor in tensors.items()):
+            raise CorruptWeightsError(f"{path} differs from its SHA-256 sums, or has none: delete it")
+        bank.states = tensors["states"]
+        bank._index = _Ragged(tensors["lengths"], tensors["starts"])
         return bank
 
 

@@ -5,6 +5,7 @@ FOLDER/checkpoints/step-00001000/    checkpoint.safetensors  checkpoint.json  ma
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from llmdiff.errors import CorruptWeightsError, OutputError
 from llmdiff.files import delete_folder, sweep, whole_folder
 
 _TENSORS, _STATE = "checkpoint.safetensors", "checkpoint.json"
+_NAME = re.compile(r"step-(\d+)")
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ def save_checkpoint(
             f"the checkpoint of step {step} cannot be written to {folder} ({error}), {kept}: make room, then run "
             "again to go on from there"
         ) from error
-    _prune(folder, keep_last)
+    _prune(folder, step, keep_last)
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
@@ -82,15 +84,25 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | 
 
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """Return the steps and folders of a run's checkpoints, oldest first."""
-    places = sorted((folder / "checkpoints").glob("step-*"))
-    return [(int(place.name.removeprefix("step-")), place) for place in places]
+    """Return the steps and folders of a run's checkpoints, oldest first; what else lies beside them is passed over."""
+    named = [(_NAME.fullmatch(place.name), place) for place in (folder / "checkpoints").glob("step-*")]
+    return sorted((int(name[1]), place) for name, place in named if name is not None and place.is_dir())
 
 
 def best_checkpoint(folder: Path) -> tuple[float, Path] | None:
-    """Return the lowest validation loss and its checkpoint's folder, or None where none was measured."""
-    measured = [(_read(place / _STATE).get("validation_loss"), place) for _, place in checkpoints(folder)]
-    return min(((loss, place) for loss, place in measured if loss is not None), default=None)
+    """Return the lowest validation loss and its checkpoint's folder, or None where none was measured.
+
+    One whose state is damaged counts as not measured.
+    """
+    measured: list[tuple[float, Path]] = []
+    for _, place in checkpoints(folder):
+        try:
+            loss = _read(place / _STATE).get("validation_loss")
+        except (OSError, ValueError, AttributeError):
+            continue
+        if isinstance(loss, float | int):
+            measured.append((loss, place))
+    return min(measured, default=None)
 
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -130,11 +142,14 @@ def _read(path: Path) -> dict[str, Any]:
     return state
 
 
-def _prune(folder: Path, keep_last: int) -> None:
-    places = [place for _, place in checkpoints(folder)]
+def _prune(folder: Path, step: int, keep_last: int) -> None:
+    found = checkpoints(folder)
+    # What is of a later step was damaged: the run has begun before it.
+    passed_over = [place for one, place in found if one > step]
+    places = [place for one, place in found if one <= step]
     best = best_checkpoint(folder)
-    for place in places[: -max(1, keep_last)]:
-        if best is None or place != best[1]:
+    for place in [*places[: -max(1, keep_last)], *passed_over]:
+        if best is None or place != best[1] or place in passed_over:
             # Not file by file: a kill would leave a checkpoint that is listed and cannot be read.
             delete_folder(place)
     sweep(folder / "checkpoints")

@@ -7,10 +7,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from llmdiff.adapter.refiner import LAYERS
-from llmdiff.errors import ConfigError
+from llmdiff.errors import ConfigError, InputFileError
+from llmdiff.files import read_text
 from llmdiff.training.data import Shapes
+from llmdiff.training.folders import folder_source
 from llmdiff.training.loop import LoopConfig
-from llmdiff.training.sources import SceneSource, Source, folder_source, hub_source, shards_source
+from llmdiff.training.rows import Source
+from llmdiff.training.shards import shards_source
+from llmdiff.training.sources import SceneSource, hub_source
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -215,11 +219,9 @@ def load_config(path: Path, changes: list[str]) -> TrainConfig:
         ConfigError: no such file, no YAML, an unknown key or a value out of range; by its name.
     """
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"config {path} cannot be read ({error.strerror}): give the path of a YAML file"
-        ) from error
+        found = yaml.safe_load(read_text(path))
+    except InputFileError as error:
+        raise ConfigError(f"config {path}: {error}; give the path of a YAML file") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"config {path} is no YAML: {error}") from error
     if not isinstance(found, dict):

@@ -1,35 +1,38 @@
-"""Training samples: checked once, in buckets of like shape, each used exactly once in every epoch.
+"""Training samples: checked once, in buckets of like shape.
 
 What is wrong goes to a quarantine list with its reason and is never replaced by something else.
 """
 
 import json
 import re
+import shutil
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import torch
+from filelock import FileLock
 from PIL import Image, UnidentifiedImageError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from llmdiff.errors import DataError
-from llmdiff.files import whole_folder
+from llmdiff.adapter.manifest import check_manifest, write_manifest
+from llmdiff.errors import CorruptWeightsError, DataError, InputFileError, LLMDiffError, first_line
+from llmdiff.files import is_blank, not_writable, whole_folder
 from llmdiff.training.denoise import Sizes
-from llmdiff.training.sources import Row, Source
+from llmdiff.training.rows import Row, Source, is_whole_text, shown
 
 # Words whose meaning a mirror turns round.
 _SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
 _SEEN_BEFORE_STOPPING = 1000
-
-T = TypeVar("T")
+_FORMAT = 2  # of what is kept of a check, and of how pictures are opened
+_GOOD, _QUARANTINE = "good.safetensors", "quarantine.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,18 +66,35 @@ class Shapes:
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """The good samples of a source.
+    """The good samples of a source; `place` keeps what the check has found.
 
-    Shapes: rows (N, 4) int64: number in the source, width, height, bucket.
+    Shapes:
+        rows: (N, 4) int64: number in the source, width, height, bucket.
+        digests: (N, 2, 32) uint8, SHA-256 of the picture's file and of the captions.
     """
 
     source: Source
     shapes: Shapes
     rows: Tensor
+    digests: Tensor
     quarantined: int
+    place: Path
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The SHA-256 of all pictures and captions, wherever they lie and whenever they were written."""
+        return sha256(self.digests.numpy().tobytes()).hexdigest()
+
+    def picture_name(self, index: int) -> str:
+        """Return a name that a picture has alone, whatever its file is called: a digest of its content."""
+        return self.digests[index, 0].numpy().tobytes().hex()[:32]
+
+    def texts(self, index: int) -> list[str]:
+        """Return all captions of a sample."""
+        return self.source.row(int(self.rows[index, 0])).texts
 
     def load(self, index: int, rng: np.random.Generator) -> tuple[Tensor, str, Sizes]:
         """Return a picture, cut to its bucket, with one of its captions.
@@ -82,17 +102,23 @@ class Samples:
         Shapes: (3, H, W) float32 in -1..1.
 
         Raises:
-            DataError: the picture was good when it was checked, and no longer is.
+            DataError: the picture was good when it was checked, and no longer is or is another; the next start
+                checks again.
         """
         number, _, _, bucket = self.rows[index].tolist()
         row = self.source.row(number)
-        captions = list(row.captions)
+        captions = row.texts
         text = captions[int(rng.integers(len(captions)))]
         try:
-            picture = row.open().convert("RGB")
-        except (OSError, ValueError, SyntaxError) as error:
+            content = row.content()
+            if sha256(content).digest() != self.digests[index, 0].numpy().tobytes():
+                raise InputFileError("it is another picture")
+            picture = row.decode(content)
+        except (OSError, ValueError) as error:
+            # Otherwise the next start would believe what this one has found.
+            shutil.rmtree(self.place, ignore_errors=True)
             raise DataError(
-                f"{row.key} was readable before and is not now ({error}): prepare again"
+                f"{row.key} was readable before and is not now ({first_line(error)}): prepare again"
             ) from error
         height, width = self.shapes.buckets()[bucket]
         cut, corner = _cut(picture, height, width, self.shapes.crop, rng)
@@ -112,148 +138,128 @@ def check_samples(
 
     Raises:
         DataError: more than `max_bad_share` of the samples are bad, or none is good.
+        OutputError: the folder cannot be written.
     """
-    settings = json.dumps([source.fingerprint, shapes.__dict__], sort_keys=True)
+    settings = json.dumps([_FORMAT, source.fingerprint, shapes.__dict__], sort_keys=True)
     place = folder / sha256(settings.encode()).hexdigest()[:16]
-    if not place.is_dir():
-        good, bad = _checked(source, shapes, max_bad_share, threads)
-        with whole_folder(place) as partial:
-            save_file(
-                {"rows": torch.tensor(good, dtype=torch.int64).reshape(-1, 4)}, partial / "good.safetensors"
-            )
-            (partial / "quarantine.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in bad))
-    rows = load_file(place / "good.safetensors")["rows"]
-    quarantined = len((place / "quarantine.jsonl").read_text().splitlines())
-    _stop_if_too_many(quarantined, len(rows) + quarantined, max_bad_share, Counter(), place)
-    if not len(rows):
-        raise DataError(f"no sample is good; {place / 'quarantine.jsonl'} says why")
-    return Samples(source=source, shapes=shapes, rows=rows, quarantined=quarantined)
-
-
-def why_bad(row: Row, shapes: Shapes) -> tuple[str | None, tuple[int, int]]:
-    """Return what is wrong with a sample, or None, and the picture's width and height in pixels."""
-    if row.problem:
-        return row.problem, (0, 0)
-    if not row.captions:
-        return "no caption", (0, 0)
-    if not all(isinstance(text, str) for text in row.captions):
-        return "caption is not a text", (0, 0)
-    if not all(text.strip() for text in row.captions):
-        return "empty caption", (0, 0)
     try:
-        picture = row.open()
-        picture.convert("RGB")  # reads all of it
-    except FileNotFoundError:
-        return "picture is missing", (0, 0)
-    except UnidentifiedImageError:
-        return "not a picture", (0, 0)
-    except Image.DecompressionBombError:
-        return "picture has too many pixels", (0, 0)
-    except (OSError, ValueError, SyntaxError):
-        return "picture is damaged", (0, 0)
-    if min(picture.size) < shapes.min_side_px:
-        return "picture is too small", picture.size
-    if max(picture.size) > 2 * shapes.max_aspect * min(picture.size):
-        return "picture is too long", picture.size
-    return None, picture.size
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):  # another run with this store waits, and then finds it
+            if not _is_intact(place):
+                good, bad = _checked(source, shapes, max_bad_share, threads)
+                _keep(place, good, bad)
+    except LLMDiffError:
+        raise
+    except OSError as error:
+        raise not_writable(folder, error) from error
+    found = load_file(place / _GOOD)
+    quarantined = len((place / _QUARANTINE).read_text().splitlines())
+    _stop_if_too_many(quarantined, len(found["rows"]) + quarantined, max_bad_share, Counter(), place)
+    if not len(found["rows"]):
+        raise DataError(f"no sample is good; {place / _QUARANTINE} says why")
+    return Samples(source=source, shapes=shapes, quarantined=quarantined, place=place, **found)
+
+
+def _keep(place: Path, good: "list[_Good]", bad: list[dict[str, str]]) -> None:
+    with whole_folder(place) as partial:
+        rows = torch.tensor([one.row for one in good], dtype=torch.int64).reshape(-1, 4)
+        digests = np.frombuffer(b"".join(one.digests for one in good), np.uint8).reshape(-1, 2, 32)
+        save_file({"rows": rows, "digests": torch.from_numpy(digests.copy())}, partial / _GOOD)
+        (partial / _QUARANTINE).write_text("".join(f"{json.dumps(line)}\n" for line in bad))
+        write_manifest(partial, [_GOOD, _QUARANTINE])
+
+
+def _is_intact(place: Path) -> bool:
+    try:
+        check_manifest(place, [_GOOD, _QUARANTINE])
+    except CorruptWeightsError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)
-class Epochs:
-    """Batches of samples of one bucket each, in an order that depends on seed and epoch only.
+class Checked:
+    """What is known of a sample: what is wrong with it, or None, its picture's size in pixels, and its digests."""
 
-    Every epoch has every sample exactly once, so the last batch of a bucket may be a smaller one.
-    """
-
-    rows: Tensor
-    batch_size: int
-    seed: int
-    _members: list[np.ndarray] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        buckets = self.rows[:, 3].numpy()
-        members = [np.flatnonzero(buckets == bucket) for bucket in np.unique(buckets)]
-        object.__setattr__(self, "_members", members)
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """The number of batches in every epoch."""
-        return sum(-(-len(members) // self.batch_size) for members in self._members)
-
-    def batch(self, number: int) -> list[int]:
-        """Return the samples of a batch, counted from the first of epoch 0."""
-        epoch, place = divmod(number, self.batches_per_epoch)
-        return self._epoch(epoch)[place]
-
-    def _epoch(self, epoch: int) -> list[list[int]]:
-        kept: tuple[int, list[list[int]]] | None = self.__dict__.get("_kept")
-        if kept is None or kept[0] != epoch:
-            rng = np.random.default_rng([self.seed, 13, epoch])
-            shuffled = [rng.permutation(members) for members in self._members]
-            batches = [
-                part[start : start + self.batch_size].tolist()
-                for part in shuffled
-                for start in range(0, len(part), self.batch_size)
-            ]
-            kept = epoch, [batches[place] for place in rng.permutation(len(batches))]
-            object.__setattr__(self, "_kept", kept)
-        return kept[1]
+    reason: str | None
+    width: int = 0
+    height: int = 0
+    digests: bytes = b""
 
 
-class Prefetcher(Generic[T]):
-    """Values by number, made in threads before they are asked for, when they are asked for in steps of `stride`.
+def check(row: Row, shapes: Shapes) -> Checked:
+    """Return what is known of a sample once its captions and its picture have been read."""
+    reason = row.problem or _why_bad_texts(row)
+    if reason is not None:
+        return Checked(reason=reason)
+    # One sample, whatever is wrong with it, ends no run.
+    try:
+        content = row.content()
+    except Exception as error:
+        missing = isinstance(error.__cause__, FileNotFoundError)
+        return Checked(reason="picture is missing" if missing else shown(first_line(error)))
+    try:
+        picture = row.decode(content)
+    except Exception as error:
+        return Checked(reason=_why_no_picture(error))
+    if min(picture.size) < shapes.min_side_px:
+        return Checked(reason="picture is too small")
+    if max(picture.size) > 2 * shapes.max_aspect * min(picture.size):
+        return Checked(reason="picture is too long")
+    texts = json.dumps(row.texts).encode()
+    return Checked(
+        reason=None,
+        width=picture.width,
+        height=picture.height,
+        digests=sha256(content).digest() + sha256(texts).digest(),
+    )
 
-    `ahead` values are under way at any time; with 0, each is made when it is asked for. None is begun from the
-    number `end` on.
-    """
 
-    def __init__(
-        self, make: Callable[[int], T], *, stride: int, ahead: int = 2, end: int | None = None
-    ) -> None:
-        self._make, self._stride, self._ahead, self._end = make, stride, ahead, end
-        self._pool = ThreadPoolExecutor(max(1, ahead), thread_name_prefix="prefetch")
-        self._waiting: dict[int, Future[T]] = {}
+def _why_bad_texts(row: Row) -> str | None:
+    if not row.captions:
+        return "no caption"
+    if not row.texts or not all(isinstance(text, str) for text in row.texts):
+        return "caption is not a text"
+    if any(map(is_blank, row.texts)):
+        return "empty caption"
+    if not all(map(is_whole_text, row.texts)):
+        return "caption has half a character (a lone surrogate)"
+    return None
 
-    def get(self, number: int) -> T:
-        """Return the value; those that come after it are begun.
 
-        Raises:
-            Exception: whatever making it raised, in its thread.
-        """
-        if self._ahead == 0:
-            return self._make(number)
-        later = [number + step * self._stride for step in range(1, self._ahead + 1)]
-        wanted = [number, *(one for one in later if self._end is None or one < self._end)]
-        self._waiting = {one: self._waiting.get(one) or self._pool.submit(self._make, one) for one in wanted}
-        return self._waiting.pop(number).result()
+def _why_no_picture(error: Exception) -> str:
+    if isinstance(error.__cause__, UnidentifiedImageError):
+        return "not a picture"
+    # The opener's own refusal, of too many pixels, or what a decoder tripped over.
+    return "picture is damaged" if error.__cause__ is not None else first_line(error)
 
-    def close(self) -> None:
-        """Begin nothing more, and wait for what is under way; returns nothing."""
-        self._pool.shutdown(cancel_futures=True)
-        self._waiting = {}
+
+@dataclass(frozen=True)
+class _Good:
+    row: tuple[int, int, int, int]
+    digests: bytes
 
 
 def _checked(
     source: Source, shapes: Shapes, max_bad_share: float, threads: int
-) -> tuple[list[tuple[int, int, int, int]], list[dict[str, str]]]:
+) -> tuple[list[_Good], list[dict[str, str]]]:
     aspects = np.log([width / height for height, width in shapes.buckets()])
-    good: list[tuple[int, int, int, int]] = []
+    good: list[_Good] = []
     bad: list[dict[str, str]] = []
     reasons: Counter[str] = Counter()
 
-    def check(number: int) -> tuple[int, str, str | None, tuple[int, int]]:
+    def look(number: int) -> tuple[int, str, Checked]:
         row = source.row(number)
-        reason, size = why_bad(row, shapes)
-        return number, row.key, reason, size
+        return number, row.key, check(row, shapes)
 
     with ThreadPoolExecutor(threads) as pool, tqdm(total=len(source), desc="checking", mininterval=2) as bar:
-        for number, key, reason, (width, height) in pool.map(check, range(len(source)), chunksize=16):
-            if reason is None:
-                bucket = int(np.abs(aspects - np.log(width / height)).argmin())
-                good.append((number, width, height, bucket))
+        for number, key, found in pool.map(look, range(len(source)), chunksize=16):
+            if found.reason is None:
+                bucket = int(np.abs(aspects - np.log(found.width / found.height)).argmin())
+                good.append(_Good((number, found.width, found.height, bucket), found.digests))
             else:
-                bad.append({"key": key, "reason": reason})
-                reasons[reason] += 1
+                bad.append({"key": key, "reason": found.reason})
+                reasons[found.reason] += 1
                 bar.set_postfix_str(f"{len(bad)} in quarantine", refresh=False)
                 seen = len(good) + len(bad)
                 if seen >= _SEEN_BEFORE_STOPPING:

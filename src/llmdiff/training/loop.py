@@ -124,8 +124,9 @@ def train(
     rate and of the weight decay, `muon(name)` whether a matrix is updated by Muon. Run again, it resumes from the
     last checkpoint in `folder`, which all processes have to see; run after the last step, it only loads.
     `on_sample(step)`, on the main process, and `validate(rank, processes)`, which gives the sum of that process's
-    share of losses and their number, are called with the averaged weights in place. `extra` has to be the same
-    when a run resumes; `metadata` is only kept. torch's global seed is set before every pass.
+    share of losses and their number, are called with the averaged weights in place. `extra` and what in `config` is
+    not harmless has to be the same when a run resumes; `metadata` is only kept. torch's global seed is set before
+    every pass.
 
     SIGTERM ends the step that runs, saves and leaves through SystemExit(0).
 
@@ -149,11 +150,9 @@ def train(
     shares = [group["lr"] for group in optimizer.param_groups]
     ema = Ema(parameters, config.ema_horizon)
     parts = config.accumulation_steps * processes.count
-    same = dict(extra or {}, learning_rate=config.learning_rate, lr_schedule=config.lr_schedule)
-    same |= {"seed": config.seed, "parts_per_step": parts}
     run = RunState(
-        folder, parameters, ema, optimizer, scaler, processes, same=same, keep_last=config.keep_last,
-        metadata={"loop": asdict(config), **(metadata or {})},
+        folder, parameters, ema, optimizer, scaler, processes, loop=asdict(config),
+        same={**(extra or {}), "parts_per_step": parts}, metadata=metadata or {},
     )  # fmt: skip
     first = run.resume()
     folder.mkdir(parents=True, exist_ok=True)

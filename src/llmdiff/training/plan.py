@@ -1,194 +1,293 @@
-"""What a run will take, known before any weight is loaded: what `llmdiff plan` prints.
+"""What a training will take, from config files alone: what `llmdiff plan` prints.
 
-Parameters and the bytes of weights, gradients, moments and averages are exact. Activations and FLOPs are counted on the
-meta device; seconds on a GPU follow from them and its data sheet, see `gpus`. Left out: validation, sample pictures,
-reading pictures, and what an allocator loses.
+Parameters and the bytes of weights, gradients, moments and averages are exact. FLOPs and activations are those of one
+training step, run on fake tensors. Left out: validation, sample pictures, and what an allocator loses.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
+from transformers.cache_utils import DynamicCache
 
+from llmdiff.adapter.adapter import LLMDiffAdapter, is_hidden
+from llmdiff.adapter.installation import install
 from llmdiff.language.score_groups import group_parts
 from llmdiff.training.config import TrainConfig
-from llmdiff.training.gpus import GPUS
-from llmdiff.training.meta_models import MetaModels, meta_models
-from llmdiff.training.plan_memory import Memory, memory_of
-from llmdiff.training.plan_step import count_llm, count_step, count_vae, latent_shape, side_px
+from llmdiff.training.counting import GpuAutocast, PeakMemory, flop_counter
+from llmdiff.training.denoise import Sizes, denoise, encode_pictures, side_multiple_px
+from llmdiff.training.fake_models import FakeModels, fake_models
+from llmdiff.training.measure import Measured
 from llmdiff.training.prepare import COMPUTED_IN, set_trainable
+from llmdiff.types import BlockStates, TextEncoding
 
-_CAPTIONS_AT_ONCE = 32  # when the store is filled
-
-Calls = Counter[tuple[int, int]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Assumptions:
-    """What a plan cannot know. `samples` None: as many as the data's own scenes, else a million."""
-
-    processes: int = 1
-    tokens: int = 32
-    samples: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class GpuPlan:
-    """A run on one kind of GPU. `prepare_gpu_hours`: filling the store, once."""
-
-    name: str
-    fits: bool
-    step_s: float
-    samples_per_s: float
-    gpu_days: float
-    prepare_gpu_hours: float
+# bitsandbytes keeps a float32 scale for every so many numbers of a moment, and small tensors in float32.
+_BLOCK, _SMALL = 256, 4096
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run takes.
+    """What a training takes.
 
-    Units: bytes, FLOPs, samples; `step` is one pass of one process, by parts; `cache_bytes_per_sample` has what the
-    store holds of a sample under every setting, and `cache_bytes` what it will hold under this one.
+    Fields:
+        trained, frozen: parameters by part.
+        memory: of one process, by what it holds.
+        step_flops: of one pass of one process, by part.
+        cache_bytes_per_sample: what the store holds of a sample, under every setting; cache_bytes: of all samples,
+            under this one.
+        measured: real steps on the device at hand, where that was asked for.
+    Units: bytes, FLOPs, samples.
     """
 
     trained: Mapping[str, int]
     frozen: Mapping[str, int]
-    memory: Memory
-    samples_per_step: int
+    memory: Mapping[str, int]
     step_flops: Mapping[str, int]
-    step_bytes: Mapping[str, int]
-    gpus: tuple[GpuPlan, ...]
+    samples_per_step: int
     samples: int
     cache_bytes_per_sample: Mapping[str, int]
     cache_bytes: int
-    published: tuple[str, ...]
-    processes: int
-    sharded: bool
     tokens: int
+    processes: int
+    measured: Measured | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain values for JSON."""
         return asdict(self)
 
+    def text(self) -> str:
+        """Return it as tables for people."""
+        parts = [
+            _table("trained parameters", {**self.trained, "all": sum(self.trained.values())}, "{:,}".format),
+            _table("frozen parameters", self.frozen, "{:,}".format),
+            _table(
+                f"memory of each of {self.processes}" if self.processes > 1 else "memory",
+                {**self.memory, "all": sum(self.memory.values())},
+                lambda size: scaled(size, "B"),
+            ),
+            _table(
+                f"FLOPs of a pass ({self.tokens} tokens a caption)",
+                self.step_flops,
+                lambda flops: scaled(flops, "FLOP"),
+            ),
+            _table(
+                f"store, of a sample ({scaled(self.cache_bytes, 'B')} for {self.samples:,} samples)",
+                self.cache_bytes_per_sample,
+                lambda size: scaled(size, "B"),
+            ),
+        ]
+        return "\n\n".join([*parts, *([] if self.measured is None else [self.measured.text()])])
 
-def make_plan(config: TrainConfig, assumed: Assumptions) -> Plan:
-    """Return what a run takes.
+
+def make_plan(
+    config: TrainConfig, *, processes: int = 1, tokens: int = 32, samples: int | None = None
+) -> Plan:
+    """Return what a training takes; `samples` None: as many as the data's own scenes, else a million.
 
     Raises:
-        LLMDiffError: a model's config is not to be had, or LLM and base do not fit each other.
+        LLMDiffError: a model's config cannot be found, or LLM and base do not fit each other.
     """
     training, data = config.training, config.data
-    models = meta_models(config.models, COMPUTED_IN[training.precision])
-    set_trainable(models.adapter, training)
-    half = None if training.precision == "no" else COMPUTED_IN[training.precision]
-    latents = latent_shape(models, config)
-    step = {
-        asked: count_step(models, config, latents, tokens=assumed.tokens, checkpointing=asked, like_gpu=half)
-        for asked in (False, True)
-    }
-    chosen = step[training.gradient_checkpointing]
-    parts: dict[str, Calls] = {"denoiser": chosen.calls}
-    if not training.stores_encodings:
-        parts["llm"] = count_llm(models, training.batch_size, assumed.tokens).calls
-    side = side_px(models, config)
-    if not data.store_latents:
-        parts["vae"] = count_vae(models, training.batch_size, side, half).calls
-    samples = assumed.samples or (data.scenes if data.kind == "scenes" else 1_000_000)
-    cache = _cache(models, config, latents, assumed.tokens)
-    read = cache["encodings"] if training.score_groups is None else cache["grouped scores"]
+    with FakeTensorMode():
+        models = fake_models(config.models, COMPUTED_IN[training.precision])
+        set_trainable(models.adapter, training)
+        side = _side_px(models, config)
+        pixels = torch.empty(1, 3, side, side)
+        with torch.no_grad():
+            latents = tuple(encode_pictures(models.pipe.vae, pixels).shape[1:])
+        flops, activations = count_step(models, config, latents, tokens)
+        parts = {"denoiser": flops}
+        if not training.stores_encodings:
+            parts["llm"] = count_llm(models, training.batch_size, tokens)
+        if not data.store_latents:
+            batch = pixels.expand(training.batch_size, -1, -1, -1)
+            parts["vae"] = _counted(lambda: encode_pictures(models.pipe.vae, batch))
+    samples = samples or (data.scenes if data.kind == "scenes" else 1_000_000)
+    cache = _cache(models, config, latents, tokens)
+    read = cache["encodings" if training.score_groups is None else "grouped scores"]
     stored = training.stores_encodings * read + data.store_latents * cache["latents"]
-    memory = memory_of(
-        models, training, assumed.processes, {asked: cost.peak_bytes for asked, cost in step.items()}
-    )
-    once = _prepare_calls(models, config, assumed.tokens, side, half)
-    per_step = training.batch_size * training.accumulation_steps * assumed.processes
+    frozen = {"llm": models.llm, "denoiser": models.denoiser, "vae": models.pipe.vae, **models.others}
     return Plan(
         trained=_trained(models.adapter),
-        frozen={name: _count(module) for name, module in _frozen(models).items()},
-        memory=memory,
-        samples_per_step=per_step,
-        step_flops={name: sum(flops * n for (flops, _), n in calls.items()) for name, calls in parts.items()},
-        step_bytes={name: sum(size * n for (_, size), n in calls.items()) for name, calls in parts.items()},
-        gpus=tuple(_on_gpus(config, assumed, parts, once, samples, per_step, memory)),
+        frozen={name: sum(one.numel() for one in module.parameters()) for name, module in frozen.items()},
+        memory=_memory(models, config, processes) | {"activations": activations},
+        step_flops=parts,
+        samples_per_step=training.batch_size * training.accumulation_steps * processes,
         samples=samples,
         cache_bytes_per_sample=cache,
         cache_bytes=stored * samples,
-        published=models.published,
-        processes=assumed.processes,
-        sharded=training.sharded,
-        tokens=assumed.tokens,
+        tokens=tokens,
+        processes=processes,
     )
 
 
-def _cache(models: MetaModels, config: TrainConfig, latents: tuple[int, ...], tokens: int) -> dict[str, int]:
-    text = models.llm.config.get_text_config(decoder=True)
+def count_step(
+    models: FakeModels, config: TrainConfig, latents: tuple[int, ...], tokens: int
+) -> tuple[int, int]:
+    """Return the FLOPs of a pass of denoiser and adapter, forward and backward, and its peak of activations.
+
+    Units: FLOPs; bytes.
+    """
+    training, side_px = config.training, config.data.resolution_px
+    count, dtype = training.batch_size, COMPUTED_IN[training.precision]
+    half = training.precision != "no"
+    like_gpu: Any = GpuAutocast if half else nullcontext
+
+    def again(block: Any, *inputs: Any) -> Any:
+        # A backward pass runs outside of modes of functions: what it computes again has to enter them anew.
+        contexts: Any = lambda: (nullcontext(), like_gpu())  # noqa: E731
+        return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
+
+    if training.gradient_checkpointing:
+        models.denoiser.enable_gradient_checkpointing(again)
+    trained = [one for one in models.adapter.parameters() if one.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)  # gradients are counted by themselves
+    size = Sizes(original=(side_px, side_px), crop=(0, 0), target=(side_px, side_px))
+    noisy = torch.empty(count, *latents)
+    timesteps = torch.empty(count, dtype=torch.float32 if models.family.objective == "flow" else torch.int64)
+
+    def step() -> None:
+        with install(models.denoiser, models.adapter), like_gpu():
+            with torch.autocast("cpu", dtype, enabled=half):
+                states, pooled = models.adapter.condition(_encoding(models, config, tokens))
+                output = denoise(
+                    models.denoiser, models.family, noisy, timesteps, states, pooled, [size] * count
+                )
+                loss: Any = F.mse_loss(output.float(), torch.empty_like(noisy))
+            loss.backward()
+
+    # One after the other: what counts FLOPs keeps what checkpointing has computed again.
+    with PeakMemory() as memory:
+        step()
+    with flop_counter() as flops:
+        step()
+    return flops.get_total_flops(), memory.peak_bytes
+
+
+def count_llm(models: FakeModels, texts: int, tokens: int) -> int:
+    """Return the FLOPs of reading texts: each token in its context, and alone where that is not known by its id."""
+    ids = torch.zeros(texts, tokens, dtype=torch.int64)
+
+    def read() -> None:
+        for some in (ids,) if models.context.lone == "vocabulary" else (ids, ids.reshape(-1, 1)):
+            # With a cache, as when it reads for real; without, it would look for packed texts in the ids.
+            models.llm.base_model(input_ids=some, past_key_values=DynamicCache(), use_cache=True)
+
+    return _counted(read)
+
+
+def moments_bytes(adapter: nn.Module, optimizer: str) -> int:
+    """Return the bytes that an optimiser remembers of the trained parameters, counts of steps included."""
+    total = 0
+    for name, one in adapter.named_parameters():
+        if not one.requires_grad:
+            continue
+        if optimizer == "adamw8bit" and one.numel() >= _SMALL:
+            total += 2 * (one.numel() + 4 * -(-one.numel() // _BLOCK))
+        else:
+            one_moment = optimizer == "muon" and one.ndim > 1 and is_hidden(name)
+            total += (4 if one_moment else 8) * one.numel() + 4
+    return total
+
+
+def module_bytes(module: nn.Module) -> int:
+    """Return the bytes of a module's parameters and buffers."""
+    total: int = sum(one.numel() * one.element_size() for one in [*module.parameters(), *module.buffers()])
+    return total
+
+
+def scaled(value: float, unit: str) -> str:
+    """Return a number with three digits and its unit: 1234567, "B" => 1.23 MB."""
+    size, letter = next(
+        (
+            (size, letter)
+            for size, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+            if value >= size
+        ),
+        (1.0, ""),
+    )
+    digits = value / size
+    return f"{digits:.0f} {letter}{unit}" if digits >= 100 else f"{digits:.3g} {letter}{unit}"
+
+
+def _counted(act: Callable[[], Any]) -> int:
+    with torch.no_grad(), flop_counter() as flops:
+        act()
+    return int(flops.get_total_flops())
+
+
+def _encoding(models: FakeModels, config: TrainConfig, tokens: int) -> TextEncoding:
+    """What the adapter gets of the LLM; while gains are learned, their sum is part of the pass."""
+    context, count, groups = models.context, config.training.batch_size, config.training.score_groups
+    mask = torch.ones(count, tokens, dtype=torch.bool)
+    shape = (count, tokens, context.hidden_size)
+    if config.training.gains == "frozen":
+        return TextEncoding(states=torch.empty(shape), token_mask=mask)
+    if groups is not None:
+        # As `sum_groups`, which puts every token in its place by the mask's values: fake tensors have none.
+        parts = torch.empty(count * tokens, group_parts(context, groups), context.hidden_size)
+        gains = context.gamma[:1].expand(parts.shape[1])
+        states = torch.einsum("p,npd->nd", gains, parts).reshape(shape)
+        return TextEncoding(states=states, token_mask=mask)
+    updates = torch.empty(2, context.num_blocks, *shape)
+    read = BlockStates(
+        x0=torch.empty(shape),
+        context=updates[0],
+        lone=updates[1],
+        token_mask=mask,
+        input_ids=torch.zeros(count, tokens, dtype=torch.int64),
+    )
+    return TextEncoding(states=context.sum(read), token_mask=mask)
+
+
+def _memory(models: FakeModels, config: TrainConfig, processes: int) -> dict[str, int]:
+    """The bytes of one process, activations left out."""
+    trained = [one for one in models.adapter.parameters() if one.requires_grad]
+    weights: int = 4 * sum(one.numel() for one in trained)
+    moments = moments_bytes(models.adapter, config.training.optimizer)
+    memory = {
+        "LLM": module_bytes(models.llm),
+        "denoiser": module_bytes(models.denoiser),
+        "VAE": module_bytes(models.pipe.vae),
+        "text encoders and other parts": sum(map(module_bytes, models.others.values())),
+        "adapter": module_bytes(models.adapter),
+        # DDP adds gradients up in buckets of their own.
+        "gradients": weights * (2 if processes > 1 else 1),
+        "moments": moments,
+        "averages": weights,
+    }
+    if config.training.sharded and processes > 1:
+        # Weights are whole while a step runs, and gradients until its end; FSDP leaves single numbers whole.
+        single: int = 4 * sum(one.numel() for one in trained if one.ndim == 0)
+        share = single + (weights - single) // processes
+        memory["adapter"] += share
+        memory |= {"gradients": weights + share, "moments": moments // processes, "averages": share}
+    return memory
+
+
+def _cache(models: FakeModels, config: TrainConfig, latents: tuple[int, ...], tokens: int) -> dict[str, int]:
+    text, groups = models.llm.config.get_text_config(decoder=True), config.training.score_groups
     half = 2  # bytes: everything in the store is float16
     states = half * tokens * text.hidden_size
     channels, height, width = latents
-    groups = config.training.score_groups
-    context = models.adapter.context
-    assert context is not None
     return {
         "latents": half * channels * height * width,
         "encodings": states,
-        **({} if groups is None else {"grouped scores": group_parts(context, groups) * states}),
+        **({} if groups is None else {"grouped scores": group_parts(models.context, groups) * states}),
         # For comparison; no setting keeps them: x_0, and two updates of every block.
         "all block updates": (2 * text.num_hidden_layers + 1) * states,
     }
 
 
-def _prepare_calls(
-    models: MetaModels, config: TrainConfig, tokens: int, side: int, half: torch.dtype | None
-) -> list[tuple[Calls, int]]:
-    """What filling the store costs: operations, and how many samples they are for."""
-    found: list[tuple[Calls, int]] = []
-    if config.training.stores_encodings:
-        found.append((count_llm(models, _CAPTIONS_AT_ONCE, tokens).calls, _CAPTIONS_AT_ONCE))
-    if config.data.store_latents:
-        found.append((count_vae(models, 1, side, half).calls, 1))
-    return found
-
-
-def _on_gpus(
-    config: TrainConfig,
-    assumed: Assumptions,
-    parts: Mapping[str, Calls],
-    once: list[tuple[Calls, int]],
-    samples: int,
-    per_step: int,
-    memory: Memory,
-) -> list[GpuPlan]:
-    training, count = config.training, assumed.processes
-    half = training.precision != "no"
-    rows = memory.sharded if training.sharded else memory.whole
-    trained = memory.trained_bytes
-    # All-reduce sends 2 (n - 1) / n of the gradients; FSDP gathers weights twice and scatters gradients once.
-    sent = (3 if training.sharded else 2) * (count - 1) / count * trained
-    # AdamW, the averages and the norm read or write every parameter's float32 numbers 12 times.
-    updated = 12 * trained / (count if training.sharded else 1)
-    found: list[GpuPlan] = []
-    for gpu in GPUS:
-        passes = sum(gpu.seconds(calls, half=half) for calls in parts.values()) * training.accumulation_steps
-        step_s = passes + gpu.copy_seconds(updated) + gpu.link_seconds(sent)
-        prepare_s = sum(gpu.seconds(calls, half=half) / n * samples for calls, n in once)
-        found.append(
-            GpuPlan(
-                name=gpu.name,
-                fits=sum(rows.values()) <= gpu.memory_gb * 1e9,
-                step_s=step_s,
-                samples_per_s=per_step / step_s,
-                gpu_days=step_s * training.steps * count / 86_400,
-                prepare_gpu_hours=prepare_s / 3600,
-            )
-        )
-    return found
-
-
-def _trained(adapter: nn.Module) -> dict[str, int]:
+def _trained(adapter: LLMDiffAdapter) -> dict[str, int]:
     """Trained numbers by the adapter's parts, the branches' by kind."""
     found: Counter[str] = Counter()
     for name, parameter in adapter.named_parameters():
@@ -200,9 +299,13 @@ def _trained(adapter: nn.Module) -> dict[str, int]:
     return dict(found)
 
 
-def _frozen(models: MetaModels) -> dict[str, nn.Module]:
-    return {"llm": models.llm, "denoiser": models.denoiser, "vae": models.pipe.vae, **models.others}
+def _side_px(models: FakeModels, config: TrainConfig) -> int:
+    """The side of the square that a training's pictures are cut to."""
+    shapes = config.data.shapes(side_multiple_px(models.pipe, models.family))
+    return max(1, shapes.resolution_px // shapes.multiple_px) * shapes.multiple_px
 
 
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+def _table(title: str, rows: Mapping[str, int], shown: Callable[[int], str]) -> str:
+    cells = [(name, shown(value)) for name, value in rows.items()]
+    left, right = (max(len(row[side]) for row in cells) for side in (0, 1))
+    return "\n".join([title, *(f"  {name:<{left}}  {value:>{right}}" for name, value in cells)])

@@ -15,9 +15,11 @@ from tqdm.auto import tqdm
 from llmdiff.adapter import families
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.base_pipeline import load_base_pipeline
+from llmdiff.adapter.limits import check_steps
 from llmdiff.controller import LLMController
 from llmdiff.errors import ConfigError
 from llmdiff.language.cache import EncodingCache, ScoreCache
+from llmdiff.language.digests import model_digest
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.language.tensor_store import TensorStore
@@ -26,6 +28,7 @@ from llmdiff.training.data import Samples, check_samples
 from llmdiff.training.denoise import encode_pictures, side_multiple_px
 
 LATENT_CHUNK = 256  # pictures that are put on disk together
+_LATENT_FORMAT = 2  # of what is kept, and of how pictures are opened
 _CALIBRATION_CAPTIONS = 256
 COMPUTED_IN = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -59,8 +62,7 @@ class Parts:
 
     def captions(self) -> list[str]:
         """Return every caption of every sample, and the empty one."""
-        rows = self.samples.rows[:, 0].tolist()
-        return [*(text for row in rows for text in self.samples.source.row(row).captions), ""]
+        return [*(text for index in range(len(self.samples)) for text in self.samples.texts(index)), ""]
 
 
 def load_parts(config: TrainConfig, device: torch.device) -> Parts:
@@ -72,6 +74,7 @@ def load_parts(config: TrainConfig, device: torch.device) -> Parts:
     dtype = COMPUTED_IN[config.training.precision]
     llm = DecoderLLM.from_pretrained(config.models.llm, device=device, dtype=dtype)
     pipe = load_base_pipeline(config.models.base, dtype=dtype).to(device)
+    check_steps(pipe, config.watch.sample_steps, name="watch.sample_steps")
     samples = load_samples(config, pipe)
     if samples.quarantined:
         _log.info("%d samples are in quarantine: %s", samples.quarantined, config.store_folder / "samples")
@@ -140,17 +143,22 @@ def encoding_cache(
 
 
 def latent_store(config: TrainConfig, vae: Any, samples: Samples) -> TensorStore:
-    """Return the store of latents for this base's VAE and this cut of the pictures; names are row numbers."""
-    settings = [config.models.base, str(vae.dtype), samples.source.fingerprint, samples.shapes.__dict__]
-    digest = sha256(json.dumps(settings, sort_keys=True).encode())
-    for name, tensor in vae.state_dict().items():
-        digest.update(name.encode() + tensor.flatten()[:16].double().cpu().numpy().tobytes())
-    return TensorStore(config.store_folder / "latents" / digest.hexdigest()[:32])
+    """Return the store of latents for this VAE and this cut of the pictures; names are digests of pictures.
+
+    A picture that was painted over has none, and one whose caption or name has changed keeps its own.
+    """
+    shapes = samples.shapes
+    cut = [shapes.resolution_px, shapes.multiple_px, shapes.aspect_buckets, shapes.max_aspect]
+    key = sha256(json.dumps([_LATENT_FORMAT, model_digest(vae), cut]).encode()).hexdigest()[:32]
+    return TensorStore(config.store_folder / "latents" / key)
 
 
 def missing_latents(store: TensorStore, samples: Samples) -> list[int]:
-    """Return the samples whose latents are not in the store."""
-    return [int(name) for name in store.missing(map(str, range(len(samples))))]
+    """Return the samples whose latents are not in the store, of like pictures one."""
+    first: dict[str, int] = {}
+    for index in range(len(samples)):
+        first.setdefault(samples.picture_name(index), index)
+    return [first[name] for name in store.missing(first)]
 
 
 @torch.no_grad()
@@ -168,7 +176,7 @@ def fill_latents(
         chunk: dict[str, Tensor] = {}
         for index in indices[start : start + LATENT_CHUNK]:
             pixels, _, _ = samples.load(index, rng)
-            chunk[str(index)] = encode_pictures(vae, pixels[None])[0].half().cpu()
+            chunk[samples.picture_name(index)] = encode_pictures(vae, pixels[None])[0].half().cpu()
             progress(1)
         store.put(chunk)
     return len(indices)
@@ -179,7 +187,7 @@ def _adapter(config: TrainConfig, llm: DecoderLLM, pipe: Any, samples: Samples) 
     if models.start is not None:
         return LLMController.from_pretrained(models.start, llm=llm).adapter
     rows = np.random.default_rng(0).permutation(len(samples))[:_CALIBRATION_CAPTIONS]
-    captions = [str(samples.source.row(int(samples.rows[row, 0])).captions[0]) for row in rows]
+    captions = [samples.texts(int(row))[0] for row in rows]
     return LLMController.create(
         llm,
         pipe,

@@ -1,5 +1,7 @@
 """All that a run has to remember, saved and put back so that not one bit differs."""
 
+import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,19 @@ from llmdiff.training.checkpoint import (
 from llmdiff.training.ema import Ema
 from llmdiff.training.processes import Processes, like, whole_tensor
 
+# What a run may go on with changed: it says how long, how often and on what machines, not what is computed. Whatever
+# is not listed here has to be as it was, so a new setting is compared unless somebody decides that it is harmless.
+_HARMLESS = {"steps", "stop_grad_norm", "accumulation_steps", "sharded", "checkpoint_every_s", "keep_last"}
+_HARMLESS |= {"sample_every", "validate_every", "log_every"}
+
+_log = logging.getLogger(__name__)
+
 
 class RunState:
     """Weights, averages and moments of a run, and where they are kept.
 
-    `same` are settings that a checkpoint has to agree with; `metadata` is kept beside them.
+    `same` are settings that a checkpoint has to agree with, beside those of the loop that are not harmless;
+    `metadata` is kept beside them.
     """
 
     def __init__(
@@ -34,13 +44,14 @@ class RunState:
         scaler: Any,
         processes: Processes,
         *,
+        loop: Mapping[str, Any],
         same: Mapping[str, Any],
-        keep_last: int,
         metadata: Mapping[str, Any],
     ) -> None:
+        self.loop, self.keep_last = loop, int(loop["keep_last"])
         self.folder, self.parameters, self.ema = folder, parameters, ema
         self.optimizer, self.scaler, self.processes = optimizer, scaler, processes
-        self.same, self.keep_last, self.metadata = same, keep_last, metadata
+        self.same, self.metadata = same, {"loop": dict(loop), **metadata}
 
     def save(self, step: int, validation_loss: float | None) -> None:
         """Write a checkpoint on the main process; returns nothing.
@@ -77,13 +88,7 @@ class RunState:
         if found is None:
             return 0
         state, tensors = found
-        was = {"parts_per_step": 1, **state["extra"]}
-        changed = sorted(key for key in self.same if was.get(key) != self.same[key])
-        if changed:
-            raise LLMDiffError(
-                f"{self.folder}: its checkpoint was made with { {key: was.get(key) for key in changed} }, this run "
-                f"has { {key: self.same[key] for key in changed} }; use another folder"
-            )
+        self._check_settings(state)
         weights = part(tensors, "weights")
         self._check_shapes(weights)
         with torch.no_grad():
@@ -102,6 +107,31 @@ class RunState:
             self.scaler.load_state_dict(state["scaler"])
         return int(state["step"])
 
+    def _check_settings(self, state: Mapping[str, Any]) -> None:
+        metadata = state.get("metadata", {})
+        settings, loop = flat(metadata.get("config", {})), metadata.get("loop", {})
+        was = {"parts_per_step": 1, **settings, **loop, **state["extra"]}
+        config = flat(self.metadata.get("config", {}))
+        own = {key: value for key, value in config.items() if key.removeprefix("training.") not in self.loop}
+        now = json.loads(json.dumps({**own, **self.loop, **self.same}))
+        # What a checkpoint does not say of the loop, an old one did not have.
+        changed = {
+            name: (was.get(name), value)
+            for name, value in now.items()
+            if (name in was or name in self.same) and was.get(name) != value
+        }
+        compared = {*self.same, *self.loop} - _HARMLESS
+        refused = {name: both for name, both in changed.items() if name in compared}
+        if refused:
+            raise LLMDiffError(
+                f"{self.folder}: its checkpoint was made with { {name: old for name, (old, _) in refused.items()} }, "
+                f"this run has { {name: new for name, (_, new) in refused.items()} }; set them back, or use another "
+                "folder"
+            )
+        if changed and self.processes.is_main:
+            said = ", ".join(f"{name} {new!r} instead of {old!r}" for name, (old, new) in changed.items())
+            _log.warning("%s: goes on with %s", self.folder, said)
+
     def _check_shapes(self, weights: Mapping[str, Tensor]) -> None:
         was = {name: tuple(value.shape) for name, value in weights.items()}
         now = {name: tuple(value.shape) for name, value in self.parameters.items()}
@@ -112,3 +142,12 @@ class RunState:
                 f"{self.folder}: its checkpoint was made of other parameters, {len(changed)} differ: {first} has "
                 f"shape {was.get(first, 'none')} there and {now.get(first, 'none')} in this run; use another folder"
             )
+
+
+def flat(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a configuration by their dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in sections.items():
+        inner = flat(value) if isinstance(value, dict) else {"": value}
+        found |= {f"{name}.{key}".rstrip("."): one for key, one in inner.items()}
+    return found

@@ -1,7 +1,9 @@
 """Trains an adapter as a configuration says: what `llmdiff train` does."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,17 +16,18 @@ from torch import Tensor
 from llmdiff.adapter.adapter import is_hidden
 from llmdiff.adapter.installation import install
 from llmdiff.drawing.pictures import save_png
-from llmdiff.errors import ConfigError, LLMDiffError, first_line
+from llmdiff.errors import ConfigError, LLMDiffError, NonFinitePictureError, first_line
 from llmdiff.files import write_whole
 from llmdiff.language.score_groups import GroupedScores, sum_groups
+from llmdiff.training.batches import Epochs, Prefetcher
 from llmdiff.training.config import TrainConfig
-from llmdiff.training.data import Epochs, Prefetcher
 from llmdiff.training.denoise import Sizes, denoise, encode_pictures
 from llmdiff.training.loop import StepPart, train
 from llmdiff.training.objective import Noised, Objective, validation_losses
 from llmdiff.training.optimizers import adapter_lr_scale
 from llmdiff.training.prepare import Parts, encoding_cache, latent_store, load_parts, prepare
 from llmdiff.training.processes import installed_trackers, launched_process, whole_tensor
+from llmdiff.training.runs import identity, only_run
 from llmdiff.training.sample_sheet import adapter_tensors, adapter_with, sample_sheet
 from llmdiff.training.warm_start import draw_queries, warm_start
 from llmdiff.types import BlockStates, TextEncoding
@@ -33,6 +36,7 @@ Read = TextEncoding | GroupedScores | BlockStates
 """What the LLM made of texts: their encoding; while gains are learned, their grouped scores or all block updates."""
 
 _QUERY_CAPTIONS = 256
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +49,16 @@ class Batch:
     read: Read
 
 
-def train_adapter(config: TrainConfig) -> Path:
+def train_adapter(config: TrainConfig, *, samples: int | None = None) -> Path:
     """Train, or go on training, and return the folder of the finished adapter.
+
+    `samples`: only on whole batches of one shape, out of the first so many, to be timed.
 
     Raises:
         LLMDiffError: see `load_parts` and `loop.train`; or the device's memory does not suffice.
     """
     try:
-        return _train_adapter(config)
+        return _train_adapter(config, samples)
     except torch.OutOfMemoryError as error:
         raise LLMDiffError(
             f"not enough memory on the device ({first_line(error)}): lower training.batch_size and raise "
@@ -60,26 +66,28 @@ def train_adapter(config: TrainConfig) -> Path:
         ) from error
 
 
-def _train_adapter(config: TrainConfig) -> Path:
+def _train_adapter(config: TrainConfig, samples: int | None) -> Path:
     process = launched_process(config.device)
-    # The first process checks and encodes what is not in the store yet; the others then find it there.
-    with process.main_process_first():
-        parts = load_parts(config, process.device)
-        prepare(config, parts)
-    run = _Run(config, parts, process.num_processes)
-    if process.is_main_process:
-        write_whole(config.out / "config.yaml", config.as_yaml())
-    run.train()
-    state = {name: whole_tensor(value) for name, value in adapter_tensors(parts.adapter).items()}
-    if process.is_main_process:
-        adapter_with(parts.adapter, state).save_pretrained(config.out / "adapter")
+    with only_run(config.out) if process.is_main_process else nullcontext():
+        # The first process checks and encodes what is not in the store yet; the others then find it there.
+        with process.main_process_first():
+            parts = load_parts(config, process.device)
+            parts = replace(parts, samples=replace(parts.samples, rows=parts.samples.rows[:samples]))
+            prepare(config, parts)
+        run = _Run(config, parts, process.num_processes, one_shape=samples is not None)
+        if process.is_main_process:
+            write_whole(config.out / "config.yaml", config.as_yaml())
+        run.train()
+        state = {name: whole_tensor(value) for name, value in adapter_tensors(parts.adapter).items()}
+        if process.is_main_process:
+            adapter_with(parts.adapter, state).save_pretrained(config.out / "adapter")
     return config.out / "adapter"
 
 
 class _Run:
     """One run's samples, texts and models, as the loop's functions of a step."""
 
-    def __init__(self, config: TrainConfig, parts: Parts, processes: int) -> None:
+    def __init__(self, config: TrainConfig, parts: Parts, processes: int, *, one_shape: bool = False) -> None:
         self.config, self.parts = config, parts
         training = config.training
         self.denoiser, self.family = parts.denoiser, parts.family
@@ -95,6 +103,8 @@ class _Run:
                 "lower it"
             )
         self.validation, self.kept = order[:held_out].tolist(), np.sort(order[held_out:])
+        if one_shape:
+            self.kept = _whole_batches(self.kept, parts.samples.rows[self.kept, 3], training.batch_size)
         self.epochs = Epochs(
             rows=parts.samples.rows[self.kept], batch_size=training.batch_size, seed=training.seed
         )
@@ -127,12 +137,7 @@ class _Run:
                 **self._rates(),
                 on_sample=self._draw,
                 validate=self._validate if self.validation else None,
-                extra={
-                    "batch_size": training.batch_size,
-                    "scalar_learning_rate": training.scalar_learning_rate,
-                }
-                | {f"models.{name}": value for name, value in config.models.model_dump().items()}
-                | {"samples": self.parts.samples.source.fingerprint},
+                extra=self._same(),
                 metadata={"config": config.model_dump(mode="json")},
                 samples_per_part=training.batch_size,
                 trackers=installed_trackers() if trackers is None else trackers,
@@ -174,7 +179,12 @@ class _Run:
             choose=choose,
             **self._rates(),
             title=f"{config.out.name}, from text",
+            extra=self._same(),
         )
+
+    def _same(self) -> dict[str, Any]:
+        stored = self.encodings is not None, self.latents is not None
+        return identity(self.config, self.parts, encodings=stored[0], latents=stored[1])
 
     def _rates(self) -> dict[str, Any]:
         """How fast each parameter learns, from text as on pictures."""
@@ -194,7 +204,7 @@ class _Run:
         loaded = [self.parts.samples.load(index, rng) for index in indices]
         pictures = [pixels for pixels, _, _ in loaded]
         if self.latents is not None:
-            pictures = [self.latents.get(str(index)) for index in indices]
+            pictures = [self.latents.get(self.parts.samples.picture_name(index)) for index in indices]
         dropped = rng.random(len(loaded)) < caption_dropout
         texts = ["" if drop else text for drop, (_, text, _) in zip(dropped, loaded, strict=True)]
         return Batch(
@@ -274,6 +284,21 @@ class _Run:
         self.installed.restore()
         try:
             picture = sample_sheet(self.config, self.parts, title=f"{self.config.out.name}, step {step}")
+        except NonFinitePictureError as error:
+            # The adapter may be fine: what overflows is mostly a VAE, which training does not decode with.
+            _log.warning("no sample pictures of step %d: %s", step, error)
+            return
         finally:
             self.installed = install(self.denoiser, self.parts.adapter)
         save_png(picture, self.config.out / "samples" / f"step-{step:08d}.png", {"step": step})
+
+
+def _whole_batches(kept: Any, buckets: Tensor, batch_size: int) -> Any:
+    """The samples of the commonest shape, as many as fill whole batches."""
+    found = kept[(buckets == buckets.mode().values).numpy()]
+    if len(found) < batch_size:
+        raise ConfigError(
+            f"training.batch_size is {batch_size}, but of the first {len(kept)} samples at most {len(found)} have the "
+            "same shape, which is less than a batch: lower it, or use more samples"
+        )
+    return found[: len(found) // batch_size * batch_size]

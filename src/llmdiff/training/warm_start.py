@@ -138,6 +138,7 @@ def warm_start(
     lr_scale: LrScale = lambda name: (1.0, 1.0),
     muon: Callable[[str], bool] = lambda name: False,
     title: str = "warm start",
+    extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Train what requires gradients in `modules` on captions alone; resumable as `train` is. Returns nothing.
 
@@ -189,7 +190,7 @@ def warm_start(
             loss = loss + wrong
         return loss, figures
 
-    train(modules, step_loss, config, folder, title=title, lr_scale=lr_scale, muon=muon)
+    train(modules, step_loss, config, folder, title=title, lr_scale=lr_scale, muon=muon, extra=extra)
 
 
 def _unexplained(given: Tensor, wanted: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from llmdiff.cli.options import Adapter, Device, Guidance, Pipeline, Scale, Step
 from llmdiff.cli.output import set_up
 from llmdiff.environment import check_extra
 from llmdiff.errors import PromptError
+from llmdiff.files import is_blank
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -117,7 +118,7 @@ def attention(
 
 
 def _check(prompt: str) -> None:
-    if not prompt.strip():
+    if is_blank(prompt):
         raise PromptError(f"prompt is blank ({prompt!r}), expected a description of the picture: write one")
 
 

@@ -9,6 +9,7 @@ from llmdiff.files import write_whole
 from llmdiff_lab.comparison.names import check_names
 
 _NAME = "settings.json"
+_BASE_TIMESTEPS = 1000  # what the embedded default's scheduler was trained with
 _GAIN_SHARE = 3 / 17
 # A benchmark may be given more of these later, and a reader that it had not.
 _MAY_GROW, _MAY_COME = ("rivals", "seeds"), ("encoder", "t5")
@@ -53,6 +54,8 @@ class BenchmarkSettings:
         for key in ("seeds", "steps", "batch", "captions", "prompts_per_split", "drawing_steps"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key} is {getattr(self, key)}, expected at least 1")
+        if self.drawing_steps > _BASE_TIMESTEPS:
+            raise ConfigError(f"drawing_steps is {self.drawing_steps}, expected at most {_BASE_TIMESTEPS}")
         if not self.rivals or not self.learning_rates:
             raise ConfigError("rivals, learning_rates: got none, expected at least one of each")
         if len(self.learning_rates) > 1 and self.search_steps < 1:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 
+from llmdiff.adapter.base_pipeline import load_base_pipeline
 from llmdiff.files import whole_folder, write_whole
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.training.log import read_log
@@ -27,7 +28,7 @@ from llmdiff_lab.comparison.runs import IN_FULL, SEARCH_NAME, read_search
 from llmdiff_lab.comparison.settings import BenchmarkSettings
 from llmdiff_lab.rivals.conditioning import Conditioning
 from llmdiff_lab.rivals.encoder import EncoderStates
-from llmdiff_lab.rivals.registry import Parts, create, rival
+from llmdiff_lab.rivals.registry import RivalInputs, create, rival
 from llmdiff_lab.rivals.storage import load_rival, save_rival
 from llmdiff_lab.world_build import denoiser
 from llmdiff_lab.world_build.build import Build
@@ -96,8 +97,8 @@ class Trainings:
 
     def longer(self, seed: int) -> StableDiffusionPipeline:
         """Return the base that was trained on."""
-        pipe = StableDiffusionPipeline.from_pretrained(
-            self.place(BASE_LONGER, seed) / "model", use_safetensors=True
+        pipe: StableDiffusionPipeline = load_base_pipeline(
+            str(self.place(BASE_LONGER, seed) / "model"), dtype=torch.float32
         )
         return pipe.to(self.build.device)
 
@@ -262,12 +263,12 @@ class Trainings:
     def _held_out_loss(self, preset: Preset, conditioning: Conditioning) -> float:
         return held_out_loss(preset, self._data, self.pipe, conditioning, batches=_HELD_OUT_BATCHES)
 
-    def _parts(self, name: str, seed: int, *, calibrate: bool = True) -> Parts:
+    def _parts(self, name: str, seed: int, *, calibrate: bool = True) -> RivalInputs:
         preset = self.preset
         captions = CaptionedScenes.draw(
             self._data, _CALIBRATION_CAPTIONS, preset.seed, preset.adapter_wording
         ).captions[:-1]
-        return Parts(
+        return RivalInputs(
             pipe=self.pipe,
             template=preset.adapter_template,
             lone=preset.adapter_lone,
@@ -278,7 +279,7 @@ class Trainings:
         )
 
     def _reader(self, kind: str | None) -> dict[str, Any]:
-        """The frozen reader of this kind, by the name that `Parts` has for it; loaded once."""
+        """The frozen reader of this kind, by the name that `RivalInputs` has for it; loaded once."""
         if kind is None:
             return {}
         if kind not in self._readers:

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmdiff.errors import ConfigError, LLMNotFoundError, PromptError, first_line
+from llmdiff.errors import ConfigError, PromptError
 from llmdiff.evaluation.statistics import Interval, bootstrap_mean
+from llmdiff.language.control_tokens import plain_options
 from llmdiff.language.packaged import PACKAGED, packaged_llm_folder
-from llmdiff_lab.rivals.encoder import MINILM_NAME, minilm_folder
+from llmdiff_lab.rivals.encoder import MINILM_NAME, load_transformer, minilm_folder
 
 Kind = Literal["decoder-only", "encoder-only", "encoder-decoder"]
 _BATCH = 32
@@ -70,20 +71,14 @@ def load_encoder(name_or_path: str) -> tuple[Any, Any, Kind]:
 
     Raises:
         LLMNotFoundError: neither a folder nor a Hub id that is to be had.
+        CorruptWeightsError: a weight is missing, unread or of another shape.
     """
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-    place = _folder_of(name_or_path)
-    try:
-        config = AutoConfig.from_pretrained(place)
-        model: Any = AutoModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True).eval()
-        tokenizer = AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError) as error:
-        raise LLMNotFoundError(
-            f"model {name_or_path!r} is neither a folder with a model nor to be had from the Hub "
-            f'({first_line(error)}): get it once with "hf download {name_or_path}"'
-        ) from error
+    model, tokenizer = load_transformer(
+        _folder_of(name_or_path), what=f"model {name_or_path!r}", name=name_or_path
+    )
+    model, config = model.eval(), model.config
     if getattr(config, "is_encoder_decoder", False):
         return model.get_encoder(), tokenizer, "encoder-decoder"
     kind: Kind = "encoder-only" if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "decoder-only"
@@ -193,9 +188,9 @@ def _states(model: Any, tokenizer: Any, texts: Sequence[str]) -> _States:
     next_ids: list[Tensor] = []
     ordered = sorted(texts, key=len)
     for start in range(0, len(ordered), _BATCH):
-        batch = tokenizer(
-            ordered[start : start + _BATCH], padding=True, padding_side="right", return_tensors="pt"
-        )
+        some = ordered[start : start + _BATCH]
+        plain = plain_options(tokenizer, some)
+        batch = tokenizer(some, padding=True, padding_side="right", return_tensors="pt", **plain)
         mask = batch["attention_mask"].bool()
         output = model(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from llmdiff.errors import PromptError
+from llmdiff.files import prompt_lines
 from llmdiff.openmoji.captions import caption
 from llmdiff.openmoji.contents import World
 
@@ -13,15 +14,13 @@ def read_texts(path: Path | None, number: int, *, seed: int = 0) -> list[str]:
     """The first `number` texts of a file that holds one a line, or as many captions where there is no file.
 
     Raises:
-        PromptError: the file cannot be read, or holds fewer texts.
+        InputFileError: the file cannot be read, or is not UTF-8.
+        PromptError: it holds fewer texts.
     """
     if path is None:
         world, rng = World(), np.random.default_rng([seed, 12])
         return [caption(world.training_content(rng), world, rng) for _ in range(number)]
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"texts {path} cannot be read ({error}): pass a text file in UTF-8") from error
+    lines = prompt_lines(path)
     if len(lines) < number:
         raise PromptError(
             f"texts {path} holds {len(lines)} texts, expected at least {number}: lower --number"

@@ -1,6 +1,7 @@
-"""Other ways to condition a denoiser on a prompt: what the paper's method is measured against.
+"""Other ways to condition a denoiser on a prompt: the systems that our method is compared with.
 
-`registry` names them all; every one is a `Conditioning`, which training, drawing and saving use alike. Sources of
-states for our own adapter have `id`, `hidden_size`, `num_blocks` (0: their states are no sum over blocks) and
-`encode(prompts)`; a `LearnedSource` has trained weights besides. A `Connector` takes the adapter's place.
+`registry` lists them by name. Each is a `Conditioning`, the one interface that training, drawing and saving use.
+There are two kinds. A source of states is read by our own adapter; it has `id`, `hidden_size`, `num_blocks` (0 unless
+its states are a sum over blocks) and `encode(prompts)`, and a `LearnedSource` also has trained weights. A `Connector`
+replaces the adapter.
 """

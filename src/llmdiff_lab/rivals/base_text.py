@@ -1,10 +1,11 @@
-"""The base pipeline's own text encoder as the source of states: what the same adapter does without an LLM."""
+"""The base pipeline's own text encoder as a source of states: our adapter without an LLM."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from llmdiff.language.control_tokens import plain_options
 from llmdiff.types import TextEncoding
 
 
@@ -24,12 +25,16 @@ class BaseTextStates:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> TextEncoding:
-        """The states of the prompts. Shapes: (B, T, W), (B, T); padding rows are 0."""
+        """Return the states of the prompts. Shapes: (B, T, W), (B, T); padding rows are 0."""
         ids = self.tokenizer(
-            list(prompts), padding="max_length", truncation=True, return_tensors="pt"
+            list(prompts),
+            padding="max_length",
+            truncation=True,
+            return_tensors="pt",
+            **plain_options(self.tokenizer, prompts),
         ).input_ids.to(self.text_encoder.device)
         states = self.text_encoder(ids).last_hidden_state.float()
-        # The padding token is the end token: real is everything up to the first of them.
+        # The padding token is the end token. Tokens up to and including the first one are real.
         ends = (ids == self.tokenizer.eos_token_id).int()
         mask = ends.cumsum(1) - ends == 0
         length = int(mask.sum(1).max())

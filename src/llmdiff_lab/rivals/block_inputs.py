@@ -13,7 +13,7 @@ Pick = Callable[[int, Tensor, Tensor], None]
 
 
 class LLMStates:
-    """An LLM as a source of states for our adapter, with nothing to train; `encode` says which states."""
+    """A frozen LLM as a source of states for our adapter; subclasses choose the states in `encode`."""
 
     num_blocks = 0
 
@@ -25,7 +25,7 @@ class LLMStates:
         self.max_length = max_length
 
     def read(self, prompts: Sequence[str], visit: Pick) -> Tensor:
-        """Return the token mask, see `read_blocks`."""
+        """Call `visit` for every block and return the token mask; see `read_blocks`."""
         return read_blocks(self.llm, prompts, visit, template=self.template, max_length=self.max_length)
 
     def entering(self, block: int, prompts: Sequence[str]) -> TextEncoding:
@@ -43,7 +43,7 @@ class LLMStates:
 def read_blocks(
     llm: DecoderLLM, prompts: Sequence[str], visit: Pick, *, template: str | None, max_length: int
 ) -> Tensor:
-    """Return the token mask (B, T), after `visit(l, x_l, u_l)` for every block l in order.
+    """Call `visit(l, x_l, u_l)` for every block l in order and return the token mask (B, T).
 
     x_l enters block l and x_l + u_l leaves it; x_l and u_l are (B, T, D), padding rows 0.
     """

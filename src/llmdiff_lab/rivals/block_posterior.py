@@ -11,9 +11,8 @@ from llmdiff_lab.rivals.update_sum import UpdateSum
 class BlockPosterior(UpdateSum):
     """c = x_0 + sum_l g_l u_l,   u_l = block_l(x_l | whole text) - x_l
 
-    A block of an encoder (T5's, or an encoder-only model's) sees the whole text at once: its output is the
-    posterior p(x^{t-1} | x^t) of all tokens together, so no left context can be told apart from the token and
-    there is nothing to subtract.
+    A block of an encoder (T5's or an encoder-only model's) reads the whole text at once. Its output is the posterior
+    p(x^{t-1} | x^t) of all tokens together, so there is no separate left context and nothing to subtract.
 
     Source: Dong et al. 2024 (arXiv 2502.04412), blocks as denoising steps, carried over to encoders by us.
     """

@@ -1,4 +1,4 @@
-"""One interface for every way to condition a frozen denoiser on text: what training, drawing and saving need."""
+"""The interface that every way to condition a frozen denoiser on text implements."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -14,16 +14,16 @@ Keeps = Literal["encodings", "scores", "texts"]
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One part of a training: what is read of every caption once, and what a step computes from it.
+    """One stage of a training: a frozen reading of each caption, done once, and what each step computes from it.
 
     Fields:
-        name: "gains" where what is read is too large to be kept for all captions: on a few of them, for a small
-            share of the steps. "main": on all captions, for the rest.
-        keeps: what `read` gives: a `TextEncoding`, `GroupedScores` or the texts themselves.
+        name: "gains" trains on few captions for a small share of the steps, because the readings are too large to
+            store for all captions; "main" trains on all captions for the remaining steps.
+        keeps: what `read` returns: a `TextEncoding`, `GroupedScores` or the texts themselves.
         read: the frozen part, captions => raw states.
-        condition: raw states and the step's generator => what goes through diffusers as
-            `encoder_hidden_states`, with gradients; None draws no noise, as in drawing.
-        fixed: whether nothing that was trained has a part in what `read` gives.
+        condition: the trained part, raw states and the step's generator => the `encoder_hidden_states` that diffusers
+            passes on, with gradients. Without a generator no noise is added, as in drawing.
+        fixed: whether the result of `read` is independent of everything trained.
     """
 
     name: Literal["gains", "main"]
@@ -34,10 +34,10 @@ class Stage:
 
 
 class Conditioning(ABC):
-    """A frozen reader of prompts, trainable parts behind it, and the way their states enter a denoiser.
+    """A frozen reader of prompts, trainable modules behind it, and how their states enter a denoiser.
 
     Fields:
-        source_id: the name of what reads the prompts.
+        source_id: the name of the reader.
         modules: everything that is trained and saved, by name.
     """
 
@@ -46,25 +46,27 @@ class Conditioning(ABC):
 
     @abstractmethod
     def stages(self) -> Iterator[Stage]:
-        """Yield the stages of its training in order; what a stage has learned for good is frozen after it."""
+        """Yield the stages of its training in order. Parameters that only one stage trains are frozen after it."""
 
     @abstractmethod
     def installed(self, denoiser: nn.Module) -> AbstractContextManager[Any]:
-        """Return a context where the denoiser takes what `Stage.condition` gives; undone exactly at its end."""
+        """Return a context in which the denoiser reads the result of `Stage.condition`; undone exactly."""
 
     @abstractmethod
     def attached(self, pipe: Any) -> AbstractContextManager[Any]:
-        """Return a context where plain `pipe("a prompt")` is conditioned this way; undone exactly at its end."""
+        """Return a context in which `pipe("a prompt")` is conditioned this way; undone exactly."""
 
     def layer_inputs(self, states: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return what a text layer of the denoiser, while installed, reads of `Stage.condition`'s states.
+        """Return the states that a cross-attention layer reads, computed from the result of `Stage.condition`.
+
+        Used by training from captions alone, while installed.
 
         Shapes: timesteps (B,) => states (B, T, any width), an additive mask (B, 1, T) or None.
         """
         return states, None
 
     def is_hidden(self, name: str) -> bool:
-        """Return whether the parameter of this name ("module.path") is a matrix between others, as Muon wants it."""
+        """Return whether Muon optimises the parameter of this name ("module.path")."""
         return False
 
     def figures(self) -> Mapping[str, float]:
@@ -72,12 +74,12 @@ class Conditioning(ABC):
         return {}
 
     def train(self, training: bool = True) -> None:
-        """Put all its modules into training or evaluation mode; returns nothing."""
+        """Set all modules to training or evaluation mode."""
         for module in self.modules.values():
             module.train(training)
 
     def trainable(self) -> dict[str, int]:
-        """Return the size of everything that is trained at present, by name."""
+        """Return the number of elements of every parameter that is trained now, by name."""
         return {
             f"{prefix}.{name}": parameter.numel()
             for prefix, module in self.modules.items()
@@ -86,7 +88,7 @@ class Conditioning(ABC):
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return everything that is saved, by name."""
+        """Return all tensors to save, by name."""
         return {
             f"{prefix}.{name}": tensor.detach().cpu().contiguous()
             for prefix, module in self.modules.items()
@@ -94,7 +96,7 @@ class Conditioning(ABC):
         }
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put saved tensors back, all of them; returns nothing."""
+        """Load all saved tensors."""
         for prefix, module in self.modules.items():
             part = {
                 name.removeprefix(f"{prefix}."): tensor

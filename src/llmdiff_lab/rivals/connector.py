@@ -1,4 +1,4 @@
-"""Connectors: trained parts whose states the denoiser's own cross-attention reads, as published rivals do it."""
+"""Connectors: trained modules whose states the denoiser's own cross-attention reads, as published systems do it."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -22,14 +22,14 @@ _HIDDEN = -10_000.0  # as diffusers' U-Net adds to the scores of what it may not
 
 
 class Connector(nn.Module, ABC):
-    """What stands between frozen text states and the denoiser.
+    """A trained module between frozen text states and the denoiser.
 
-    Three parts: `read` is frozen and the same for a caption in every step; `carried` is trained and the same in
-    all steps of a drawing; `at_step` is trained and knows the time step.
+    It works in three parts: `read` is frozen, so a caption is read once; `carried` is trained and computed once per
+    drawing; `at_step` is trained and computed at every time step.
 
     Fields:
-        id: the name of what reads the prompts.
-        layers: the attention layers that each read a share of their own of the states' width; none: all read all.
+        id: the name of the reader.
+        layers: attention layers that each read their own slice of the states' width; empty if all read all of it.
     """
 
     id: str
@@ -38,23 +38,23 @@ class Connector(nn.Module, ABC):
 
     @abstractmethod
     def read(self, prompts: Sequence[str]) -> Any:
-        """Return the frozen states of the prompts, of the kind that `keeps` says."""
+        """Return the frozen states of the prompts; `keeps` names their kind."""
 
     def carried(self, raw: Any) -> TextEncoding:
-        """Return what is computed once for a drawing. Shapes: (B, T, any width), (B, T)."""
+        """Return the states computed once per drawing. Shapes: (B, T, any width), (B, T)."""
         assert isinstance(raw, TextEncoding)
         return raw
 
     def at_step(self, encoding: TextEncoding, timesteps: Tensor) -> TextEncoding:
-        """Return what cross-attention reads. Shapes: timesteps (B,) => (B, T, W * max(1, layers)), (B, T)."""
+        """Return the states that attention reads. Shapes: timesteps (B,) => (B, T, W * max(1, layers)), (B, T)."""
         return encoding
 
     def extended(self, denoiser: nn.Module) -> AbstractContextManager[Any]:
-        """Return a context where trained parts of the connector are inside the denoiser."""
+        """Return a context in which the connector's trained layers are inside the denoiser."""
         return nullcontext()
 
     def is_hidden(self, name: str) -> bool:
-        """Return whether the parameter is a matrix between others, for Muon."""
+        """Return whether Muon optimises the parameter of this name."""
         return False
 
 
@@ -67,7 +67,7 @@ class ConnectorConditioning(Conditioning):
         self.modules = {"connector": connector}
 
     def stages(self) -> Iterator[Stage]:
-        """Yield one stage: nothing that is read is too large to be kept."""
+        """Yield one stage: the readings of all captions fit in memory."""
         connector = self.connector
         yield Stage(
             name="main",
@@ -78,18 +78,18 @@ class ConnectorConditioning(Conditioning):
         )
 
     def layer_inputs(self, states: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return what the connector makes of packed states at these time steps, and the mask of what is real."""
+        """Return the connector's states for packed states at these time steps, and their additive mask."""
         read = _at_step(self.connector, states, timesteps)
         return read.states, (1 - read.token_mask.to(read.states))[:, None] * _HIDDEN
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Return what goes through diffusers for these prompts, (B, T, width + 1)."""
+        """Return the packed states of the prompts, which diffusers passes on. Shapes: (B, T, width + 1)."""
         return packed(self.connector.carried(self.connector.read(prompts)))
 
     @contextmanager
     def installed(self, denoiser: nn.Module) -> Iterator[None]:
-        """Return a context where the U-Net takes `packed` states; its weights stay its own.
+        """Return a context in which the U-Net reads `packed` states; its weights do not change.
 
         Raises:
             AttachError: the U-Net carries an adapter or a connector already.
@@ -111,7 +111,7 @@ class ConnectorConditioning(Conditioning):
 
     @contextmanager
     def attached(self, pipe: Any) -> Iterator[Any]:
-        """Return a context where the pipeline draws through this connector.
+        """Return a context in which the pipeline draws through this connector.
 
         Raises:
             UnsupportedPipelineError: the pipeline is not of the family "sd".
@@ -129,15 +129,15 @@ class ConnectorConditioning(Conditioning):
                 del pipe.encode_prompt
 
     def is_hidden(self, name: str) -> bool:
-        """Return what the connector says of it."""
+        """Return whether Muon optimises the parameter of this name."""
         return self.connector.is_hidden(name)
 
 
 def check_family(pipe: Any) -> None:
-    """Return nothing if connectors can be used with this pipeline.
+    """Check that connectors can be used with this pipeline.
 
     Raises:
-        UnsupportedPipelineError: it is not of the family "sd", whose text states reach attention unchanged.
+        UnsupportedPipelineError: the pipeline is not of the family "sd", whose text states reach attention unchanged.
     """
     family = families.family_of(pipe)
     if family.name != "sd":
@@ -148,12 +148,15 @@ def check_family(pipe: Any) -> None:
 
 
 def packed(encoding: TextEncoding) -> Tensor:
-    """Return [states ; real], (B, T, width) => (B, T, width + 1): what carries the mask through diffusers."""
+    """Append the token mask to the states as a column, so that diffusers passes it on.
+
+    Shapes: (B, T, width) => (B, T, width + 1).
+    """
     return torch.cat([encoding.states, encoding.token_mask.to(encoding.states)[..., None]], dim=-1)
 
 
 class _AtStep:
-    """A forward pre-hook of a U-Net: [states ; real] and the time step => what cross-attention reads."""
+    """A forward pre-hook of a U-Net: packed states and the time step => the states that cross-attention reads."""
 
     def __init__(self, connector: Connector) -> None:
         self.connector = connector
@@ -171,7 +174,7 @@ class _AtStep:
 
 
 def _at_step(connector: Connector, states: Tensor, timesteps: Tensor) -> TextEncoding:
-    """Return what cross-attention reads of packed states."""
+    """Unpack the states and return those that cross-attention reads."""
     weight = next(connector.parameters())
     states = states.to(weight.device, weight.dtype)
     timesteps = timesteps.to(weight.device).float().expand(len(states))
@@ -180,7 +183,7 @@ def _at_step(connector: Connector, states: Tensor, timesteps: Tensor) -> TextEnc
 
 
 class _Share:
-    """A forward pre-hook of an attention layer: it reads the share of the width that is its own."""
+    """A forward pre-hook of an attention layer: it reads its own slice of the width."""
 
     def __init__(self, index: int, count: int) -> None:
         self.index, self.count = index, count
@@ -193,7 +196,7 @@ class _Share:
 
 
 class _EncodePrompt:
-    """Stands in for `encode_prompt` of a Stable Diffusion pipeline: same arguments, the connector's states."""
+    """Replaces `encode_prompt` of a Stable Diffusion pipeline: same arguments, the connector's states."""
 
     def __init__(self, pipe: Any, conditioning: ConnectorConditioning) -> None:
         self.pipe = pipe
@@ -214,7 +217,7 @@ class _EncodePrompt:
             )
         texts = prompt_texts("prompt", prompt, may_be_blank=False, weighted=False)
         unwanted = negative_texts(negative_prompt, len(texts)) if do_classifier_free_guidance else []
-        # Every different text once; one call, so that all have one length.
+        # Each distinct text once, in one call, so that all are padded to one length.
         every = list(dict.fromkeys([*texts, *unwanted]))
         states = self.conditioning.encode(every).to(device)
 
@@ -226,7 +229,7 @@ class _EncodePrompt:
 
 
 def side_by_side(first: Tensor, second: TextEncoding) -> TextEncoding:
-    """Return rows of `first` (B, S, V), all real, above those of `second`, the narrower padded with zeros.
+    """Concatenate `first`, without padding, and `second` along the tokens; pad the narrower one with zeros.
 
     Shapes: (B, S, V), (B, T, D) => (B, S + T, max(V, D)).
     """

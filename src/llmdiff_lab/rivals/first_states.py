@@ -1,4 +1,4 @@
-"""The LLM's embeddings alone: what is left of our encoding when every block's update is taken away."""
+"""The LLM's embeddings alone: our encoding without any block's update."""
 
 from collections.abc import Sequence
 

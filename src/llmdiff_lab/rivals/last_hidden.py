@@ -1,4 +1,4 @@
-"""The LLM's last hidden state as the text encoding: what most pipelines with an LLM do."""
+"""The LLM's last hidden state as the text encoding, as in most pipelines with an LLM."""
 
 from collections.abc import Sequence
 
@@ -15,5 +15,5 @@ class LastHiddenStates(LLMStates):
     """
 
     def encode(self, prompts: Sequence[str]) -> TextEncoding:
-        """The states of the prompts. Shapes: (B, T, D), (B, T); padding rows are 0."""
+        """Return the states of the prompts. Shapes: (B, T, D), (B, T); padding rows are 0."""
         return self.llm.last_hidden_states(prompts, template=self.template, max_length=self.max_length)

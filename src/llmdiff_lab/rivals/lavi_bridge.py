@@ -28,10 +28,10 @@ class LaviBridgeConnector(Connector):
 
     Shapes: h (B, T, D) => (B, T, W).
     Source: Zhao et al. 2024 (arXiv 2403.07860) and the released code (rank 32, dropout 0.1; 4096 -> 2432 -> 768
-        for Llama 2, 1024 -> 896 -> 768 for T5-large). Padding is masked, which the release reads. All parts learn
-        at one rate, where the release trains the LLM's LoRA at a twentieth of it. LoRA is peft's: dropout before
-        A and A drawn as in a linear layer, where the release has dropout behind B and draws A with
-        standard deviation 1 / rank.
+        for Llama 2, 1024 -> 896 -> 768 for T5-large). Differences to the released code: padding is masked, not read;
+        all parts have one learning rate, where the release gives the LLM's LoRA a twentieth of it; LoRA is peft's,
+        with dropout before A and A initialised as in a linear layer, where the release has dropout after B and
+        draws A with standard deviation 1 / rank.
     """
 
     keeps = "texts"
@@ -60,7 +60,7 @@ class LaviBridgeConnector(Connector):
         self.denoiser_lora = denoiser_lora(denoiser, rank=rank, dropout=dropout)
 
     def read(self, prompts: Sequence[str]) -> list[str]:
-        """Return the prompts themselves: nothing before the first trained layer is worth keeping."""
+        """Return the prompts themselves: the first layers are trained, so no reading can be stored."""
         return list(prompts)
 
     def carried(self, raw: Sequence[str]) -> TextEncoding:
@@ -76,7 +76,7 @@ class LaviBridgeConnector(Connector):
         llm = self.llm
         tokens = llm.tokenize(list(prompts), template=self.template, max_length=self.max_length)
         rows = [ids[real].tolist() for ids, real in zip(tokens.input_ids, tokens.token_mask, strict=True)]
-        # What the LLM reads: the prefix (BOS first), the context, the kept tokens without their BOS.
+        # The LLM's input: the prefix (BOS first), the context, the kept tokens without their BOS.
         runs = [
             [*tokens.prefix_ids, *context, *row[1:]]
             for context, row in zip(tokens.context_ids, rows, strict=True)
@@ -95,23 +95,23 @@ class LaviBridgeConnector(Connector):
         return TextEncoding(states=kept, token_mask=mask)
 
     def extended(self, denoiser: nn.Module) -> AbstractContextManager[Any]:
-        """Return a context where the denoiser has its LoRA."""
+        """Return a context in which the denoiser has its LoRA layers."""
         return self.denoiser_lora.applied(denoiser)
 
     def is_hidden(self, name: str) -> bool:
-        """Return whether it is a matrix of the feed-forward stages; LoRA's are too thin for Muon."""
+        """Return whether Muon optimises the parameter: the feed-forward stages; LoRA matrices have too low a rank."""
         return ".ff1." in name or ".ff2." in name
 
 
 def denoiser_lora(denoiser: nn.Module, *, rank: int = RANK, dropout: float = DROPOUT) -> RemovableLora:
-    """Return new LoRA layers for a U-Net, where LaVi-Bridge has its own."""
+    """Return new LoRA layers for a U-Net, in the places where LaVi-Bridge has them."""
     return RemovableLora(denoiser, layers_within(denoiser, _DENOISER_KINDS), rank=rank, dropout=dropout)
 
 
 def llm_lora(llm: DecoderLLM, *, rank: int = RANK, dropout: float = DROPOUT) -> RemovableLora:
-    """Return new LoRA layers for `llm.model.base_model`, where LaVi-Bridge has its own."""
+    """Return new LoRA layers for `llm.model.base_model`, in the places where LaVi-Bridge has them."""
     model = llm.model.base_model
-    # An LLM's is called LlamaAttention, MistralAttention and so on.
+    # The class is called LlamaAttention, MistralAttention and so on.
     attention = frozenset(
         type(module).__name__ for module in model.modules() if type(module).__name__.endswith("Attention")
     )

@@ -33,7 +33,7 @@ class LayerWeights(LearnedSource):
         self.gamma = nn.Parameter(torch.zeros(llm.num_blocks))
 
     def calibrate(self, prompts: Sequence[str]) -> None:
-        """Nothing to set: every layer is normalised token by token."""
+        """Do nothing: every layer is normalised per token."""
 
     def read(self, prompts: Sequence[str]) -> TextEncoding:
         """Return all blocks' normalised outputs side by side. Shapes: (B, T, L * D), (B, T)."""

@@ -1,4 +1,4 @@
-"""Sources of states with a few trainable numbers of their own, before the adapter."""
+"""Sources of states with a few trained weights of their own, before the adapter."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from llmdiff.types import TextEncoding
 
 
 class LearnedSource(nn.Module, ABC):
-    """A frozen reader whose many states per token are brought together with trained weights.
+    """A frozen reader whose several states per token are combined with trained weights.
 
-    To `attach` it is a source like any other: `id`, `hidden_size`, `num_blocks` (0) and `encode`. To training it
-    has two halves: `read`, the same for a caption in every step, and `combine`, which has the weights.
+    `attach` uses it like any other source: `id`, `hidden_size`, `num_blocks` (0) and `encode`. Training uses two
+    halves: `read`, frozen and done once per caption, and `combine`, which has the weights.
     """
 
     id: str
@@ -22,15 +22,15 @@ class LearnedSource(nn.Module, ABC):
 
     @abstractmethod
     def read(self, prompts: Sequence[str]) -> TextEncoding:
-        """Return the frozen states side by side. Shapes: (B, T, many * D), (B, T); padding rows are 0."""
+        """Return the frozen states side by side. Shapes: (B, T, n * D), (B, T); padding rows are 0."""
 
     @abstractmethod
     def combine(self, raw: TextEncoding) -> TextEncoding:
-        """Return the states that the adapter reads. Shapes: (B, T, many * D) => (B, T, D)."""
+        """Return the states that the adapter reads. Shapes: (B, T, n * D) => (B, T, D)."""
 
     @abstractmethod
     def calibrate(self, prompts: Sequence[str]) -> None:
-        """Set fixed scales from ordinary captions, once; returns nothing."""
+        """Set fixed scales from ordinary captions, once."""
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> TextEncoding:

@@ -1,4 +1,4 @@
-"""LLM4GEN: the LLM's states, looked up in CLIP's, stand beside CLIP's own."""
+"""LLM4GEN: the LLM's states attend to CLIP's, and both are read side by side."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmdiff.language.control_tokens import plain_options
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.types import TextEncoding
 from llmdiff_lab.rivals.connector import Connector, side_by_side
@@ -14,18 +15,18 @@ from llmdiff_lab.rivals.last_hidden import LastHiddenStates
 
 
 class Llm4GenConnector(Connector):
-    """The Cross-Adapter Module: LLM tokens ask CLIP's tokens, and both go to the U-Net side by side.
+    """The Cross-Adapter Module: LLM tokens attend to CLIP's tokens; the U-Net reads both, concatenated.
 
         y = W_llm c_llm
         y = y + W_o Attn(W_q LN(y), W_k LN(c_clip), W_v LN(c_clip))
         y = y + W_2 quickgelu(W_1 LN(y)),   quickgelu(x) = x sigmoid(1.702 x)
         c = [c_clip ; y]
 
-    All of CLIP's padded tokens are read and passed on, as Stable Diffusion does it; padding of the LLM is masked.
+    CLIP's padding tokens are read, as in Stable Diffusion; the LLM's padding is masked.
 
     Shapes: CLIP (B, S, W), LLM (B, T, D) => (B, S + T, W).
-    Source: Liu et al. 2024 (arXiv 2407.00737), as in the released inference code (8 heads, one module); its
-        fine-tuning of the whole U-Net and its entity-guided loss are left out: here the denoiser is frozen.
+    Source: Liu et al. 2024 (arXiv 2407.00737), as in the released inference code (8 heads, one module). The
+        original also fine-tunes the whole U-Net with an entity-guided loss; here the denoiser is frozen.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class Llm4GenConnector(Connector):
         super().__init__()
         self.source = LastHiddenStates(llm, template=template, max_length=max_length)
         self.id = llm.id
-        self.clip = (tokenizer, text_encoder)  # in a tuple: not a part that is trained or saved
+        self.clip = (tokenizer, text_encoder)  # in a tuple, so that it is not registered as a submodule
         self.hidden_size, self.heads = llm.hidden_size, heads
         width = self.width = int(text_encoder.config.hidden_size)
         self.llm_proj = nn.Linear(llm.hidden_size, width)
@@ -54,9 +55,12 @@ class Llm4GenConnector(Connector):
 
     @torch.no_grad()
     def read(self, prompts: Sequence[str]) -> TextEncoding:
-        """Return CLIP's states above the LLM's, the narrower ones padded, (B, S + T, max(W, D))."""
+        """Return CLIP's and the LLM's states, concatenated along the tokens, (B, S + T, max(W, D))."""
         tokenizer, text_encoder = self.clip
-        ids = tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+        plain = plain_options(tokenizer, prompts)
+        ids = tokenizer(
+            list(prompts), padding="max_length", truncation=True, return_tensors="pt", **plain
+        ).input_ids
         clip = text_encoder(ids.to(text_encoder.device)).last_hidden_state.float()
         return side_by_side(clip, self.source.encode(prompts))
 
@@ -83,5 +87,5 @@ class Llm4GenConnector(Connector):
         return torch.unflatten(states, -1, (self.heads, -1)).transpose(1, 2)
 
     def is_hidden(self, name: str) -> bool:
-        """Return whether it is a matrix behind the first."""
+        """Return whether Muon optimises the parameter: all but the first projection."""
         return ".llm_proj." not in name

@@ -1,4 +1,4 @@
-"""LoRA layers by peft that can be put into a model and taken out again, the very same objects."""
+"""LoRA layers of peft that can be put into a model and taken out again."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -42,7 +42,7 @@ class RemovableLora(nn.Module):
             delattr(model, added)
         for parameter in model.parameters():
             parameter.requires_grad_(wanted[id(parameter)])
-        # Registered by their parts: the layers themselves hold the model's weights.
+        # Register A and B only: the layers themselves hold the model's weights.
         self.down = nn.ModuleDict()
         self.up = nn.ModuleDict()
         for name, layer in self._layers.items():
@@ -50,7 +50,7 @@ class RemovableLora(nn.Module):
             self.up[name.replace(".", "/")] = layer.lora_B[_NAME].requires_grad_(True)
 
     def train(self, mode: bool = True) -> "RemovableLora":
-        """Return itself, in this mode: dropout is inside the layers."""
+        """Set the mode, also of the dropout inside the layers, and return itself."""
         super().train(mode)
         for layer in self._layers.values():
             layer.lora_dropout.train(mode)
@@ -58,7 +58,7 @@ class RemovableLora(nn.Module):
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """Return a context where the model it was made for has the updates."""
+        """Return a context in which the model has the updates."""
         for name, layer in self._layers.items():
             _put(model, name, layer)
         try:
@@ -69,7 +69,7 @@ class RemovableLora(nn.Module):
 
 
 def layers_within(model: nn.Module, kinds: frozenset[str]) -> list[str]:
-    """Return the linear and convolutional layers below modules of these classes, by name."""
+    """Return the names of the linear and convolutional layers inside modules of these classes."""
     inside = [name for name, module in model.named_modules() if type(module).__name__ in kinds]
     return [
         name

@@ -10,7 +10,7 @@ class PenultimateStates(LLMStates):
     """The states that enter the LLM's last block: c = x_{L-1}, transformers' `hidden_states[-2]`.
 
     Source: Saharia et al. 2022 (arXiv 2205.11487) and later pipelines take a text encoder's second-last layer,
-        because the last one is bent towards the next token; the norm is the adapter's.
+        because the last one is specialised to predict the next token. The adapter normalises.
     """
 
     def encode(self, prompts: Sequence[str]) -> TextEncoding:

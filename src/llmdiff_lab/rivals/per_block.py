@@ -20,9 +20,9 @@ class PerBlockConnector(Connector):
 
     Shapes: x (B, T, D), W_i (W, D) without bias => n times (B, T, W) side by side.
     Source: Liu et al. 2024 (Playground v3, arXiv 2409.10695) and HiDream-I1 (2025): one LLM layer per denoiser
-        block, in HiDream with one bias-free projection each. Both train the denoiser on it, ours is frozen; with
-        fewer layers than blocks, every few blocks one is read; LN is ours, against the massive activations of small
-        LLMs.
+        block, in HiDream with one bias-free projection each. Both train the denoiser; here it is frozen. If there
+        are fewer layers than blocks, blocks are skipped evenly. LN is ours, against the massive activations of
+        small LLMs.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class PerBlockConnector(Connector):
         self.projections = nn.ModuleList(nn.Linear(llm.hidden_size, width, bias=False) for _ in self.layers)
 
     def start(self, rms: float) -> None:
-        """Fill the projections at random, for states of this root mean square; returns nothing."""
+        """Initialise the projections at random, so that their outputs have this root mean square."""
         for projection in self.projections:
             assert isinstance(projection, nn.Linear)
             nn.init.normal_(projection.weight, std=rms * projection.in_features**-0.5)

@@ -1,4 +1,4 @@
-"""Every way to condition that can be compared, by name: published rivals, ours, and ours with parts removed."""
+"""All ways to condition that can be compared, by name: published systems, ours, and ours with parts removed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,14 +35,14 @@ Group = Literal["base", "encoders", "layers", "published", "ours", "parts remove
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
-    """What rivals are made from.
+class RivalInputs:
+    """The models and settings that rivals are made from.
 
     Fields:
         pipe: the frozen base pipeline. llm, encoder, t5: frozen readers; None where there is none.
-        template, lone: of everything that reads the LLM, and of our encodings.
-        captions: ordinary captions that set fixed scales; none where saved ones follow.
-        seed: of the random weights.
+        template: used by everything that reads the LLM. lone: used by our encodings.
+        captions: ordinary captions that set fixed scales; none if saved weights are loaded afterwards.
+        seed: seed of the random weights.
     """
 
     pipe: Any
@@ -56,12 +56,12 @@ class Parts:
     seed: int = 0
 
 
-Make = Callable[[Parts], Conditioning]
+Make = Callable[[RivalInputs], Conditioning]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rival:
-    """One row: a name, what it is in a few words, which frozen reader it needs, and how it is made."""
+    """One row: its name, a short description, the frozen reader it needs, and a function that makes it."""
 
     name: str
     title: str
@@ -70,11 +70,11 @@ class Rival:
     make: Make
 
 
-def create(name: str, parts: Parts) -> Conditioning:
-    """Return the named way to condition, untrained; torch's global random state stays as it was.
+def create(name: str, parts: RivalInputs) -> Conditioning:
+    """Return an untrained rival by name; torch's global random state does not change.
 
     Raises:
-        ConfigError: no such name, or `parts` lacks what it reads with.
+        ConfigError: the name is unknown, or `parts` lacks the reader it needs.
     """
     row = rival(name)
     if row.needs is not None and getattr(parts, row.needs) is None:
@@ -95,7 +95,7 @@ def rival(name: str) -> Rival:
     return RIVALS[name]
 
 
-def _adapter(parts: Parts, source: Any, **context: Any) -> LLMDiffAdapter:
+def _adapter(parts: RivalInputs, source: Any, **context: Any) -> LLMDiffAdapter:
     context = {"encoding": None, "num_blocks": 0, **context}
     more = {"sample_prompts": list(parts.captions[:16])} if parts.captions else {}
     adapter: LLMDiffAdapter = LLMDiffAdapter.create(
@@ -109,10 +109,10 @@ def _adapter(parts: Parts, source: Any, **context: Any) -> LLMDiffAdapter:
     return adapter
 
 
-def _reads(make_source: Callable[[Parts], Any], *, refiner_layers: int = 0) -> Make:
-    """The library's adapter on the states of a source."""
+def _reads(make_source: Callable[[RivalInputs], Any], *, refiner_layers: int = 0) -> Make:
+    """Return a function that makes our adapter on the states of a source."""
 
-    def make(parts: Parts) -> Conditioning:
+    def make(parts: RivalInputs) -> Conditioning:
         source = make_source(parts)
         if isinstance(source, LearnedSource):
             source.to(next(families.denoiser_of(parts.pipe).parameters()).device)
@@ -135,7 +135,7 @@ def _ours(
     lora_in: Literal["denoiser", "llm"] | None = None,
     **removed: Any,
 ) -> Make:
-    def make(parts: Parts) -> Conditioning:
+    def make(parts: RivalInputs) -> Conditioning:
         llm = parts.llm
         assert llm is not None
         adapter = _adapter(
@@ -159,8 +159,8 @@ def _ours(
     return make
 
 
-def _connects(make_connector: Callable[[Parts, nn.Module, int], Connector]) -> Make:
-    def make(parts: Parts) -> Conditioning:
+def _connects(make_connector: Callable[[RivalInputs, nn.Module, int], Connector]) -> Make:
+    def make(parts: RivalInputs) -> Conditioning:
         check_family(parts.pipe)
         denoiser = families.denoiser_of(parts.pipe)
         width = families.text_width(denoiser, families.family_of(parts.pipe))
@@ -170,26 +170,26 @@ def _connects(make_connector: Callable[[Parts, nn.Module, int], Connector]) -> M
     return make
 
 
-def _ella(parts: Parts, denoiser: Any, width: int) -> Connector:
+def _ella(parts: RivalInputs, denoiser: Any, width: int) -> Connector:
     channels = int(denoiser.config.block_out_channels[0])
     assert parts.llm is not None
     return EllaConnector(parts.llm, width=width, time_channels=channels, template=parts.template)
 
 
-def _lavi(parts: Parts, denoiser: nn.Module, width: int) -> Connector:
+def _lavi(parts: RivalInputs, denoiser: nn.Module, width: int) -> Connector:
     assert parts.llm is not None
     return LaviBridgeConnector(parts.llm, denoiser, width=width, template=parts.template)
 
 
-def _llm4gen(parts: Parts, denoiser: nn.Module, width: int) -> Connector:
+def _llm4gen(parts: RivalInputs, denoiser: nn.Module, width: int) -> Connector:
     assert parts.llm is not None
     pipe = parts.pipe
     return Llm4GenConnector(parts.llm, pipe.tokenizer, pipe.text_encoder, template=parts.template)
 
 
-def _per_block(parts: Parts, denoiser: nn.Module, width: int) -> Connector:
+def _per_block(parts: RivalInputs, denoiser: nn.Module, width: int) -> Connector:
     assert parts.llm is not None
-    # In the order in which a picture passes them; modules are listed down, up, middle.
+    # In the order of the forward pass; modules are listed down, up, middle.
     order = ("down_blocks", "mid_block", "up_blocks")
     names = sorted(layers.text_layers(denoiser), key=lambda name: order.index(name.partition(".")[0]))
     connector = PerBlockConnector(parts.llm, names, width=width, template=parts.template)
@@ -203,7 +203,7 @@ def _rows() -> list[Rival]:
     def row(name: str, title: str, group: Group, needs: Any, make: Make) -> Rival:
         return Rival(name=name, title=title, group=group, needs=needs, make=make)
 
-    def base_states(parts: Parts) -> BaseTextStates:
+    def base_states(parts: RivalInputs) -> BaseTextStates:
         return BaseTextStates(parts.pipe.tokenizer, parts.pipe.text_encoder)
 
     return [

@@ -1,4 +1,4 @@
-"""Trained rivals on disk: config.json, safetensors and a manifest, like an adapter's; nothing is unpickled."""
+"""Save and load trained rivals: config.json, safetensors and a manifest, like an adapter's; nothing is unpickled."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -8,12 +8,12 @@ from typing import Any
 from llmdiff.adapter.storage import load_adapter_files, save_adapter_files
 from llmdiff.errors import AdapterMismatchError
 from llmdiff_lab.rivals.conditioning import Conditioning
-from llmdiff_lab.rivals.registry import Parts, create, rival
+from llmdiff_lab.rivals.registry import RivalInputs, create, rival
 
 
 @dataclass(frozen=True, kw_only=True)
 class SavedRival:
-    """What config.json holds: the row's name, and what its weights depend on besides."""
+    """The content of config.json: the row's name and the settings that its weights depend on."""
 
     rival: str
     source_id: str
@@ -22,11 +22,11 @@ class SavedRival:
     base_model_id: str
 
 
-def save_rival(conditioning: Conditioning, name: str, parts: Parts, folder: str | Path) -> None:
-    """Write a trained rival's weights, of which the frozen reader and the pipeline are no part; returns nothing.
+def save_rival(conditioning: Conditioning, name: str, parts: RivalInputs, folder: str | Path) -> None:
+    """Write a trained rival's weights, without those of the frozen reader and the pipeline.
 
     Raises:
-        OutputError: the folder cannot be written; nothing half written is left in it.
+        OutputError: the folder cannot be written; no partial file is left in it.
     """
     saved = SavedRival(
         rival=rival(name).name,
@@ -38,14 +38,14 @@ def save_rival(conditioning: Conditioning, name: str, parts: Parts, folder: str 
     save_adapter_files(Path(folder), asdict(saved), conditioning.tensors())
 
 
-def load_rival(folder: str | Path, parts: Parts) -> Conditioning:
-    """Return a saved rival for this pipeline and reader, ready to be attached.
+def load_rival(folder: str | Path, parts: RivalInputs) -> Conditioning:
+    """Return a saved rival for this pipeline and reader, ready to attach.
 
     Raises:
         AdapterNotFoundError: no such folder.
         CorruptWeightsError: a file is missing or damaged, or the weights are of other shapes: another pipeline's
             or another reader's.
-        ConfigError: config.json has an unknown key or lacks one, or `parts` lacks what the rival reads with.
+        ConfigError: config.json has an unknown key or lacks one, or `parts` lacks the reader it needs.
         AdapterMismatchError: it was trained with another reader, template or reading of "alone".
     """
     config, read_tensors = load_adapter_files(folder, SavedRival)

@@ -1,4 +1,4 @@
-"""The library's own adapter as a way to condition, on states from any source, with single parts removed."""
+"""The library's adapter as a `Conditioning`, on states of any source, with single parts removed."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,17 +25,19 @@ Branches = Literal["both", "pretrained", "new"]
 class AdapterConditioning(Conditioning):
     """An `LLMDiffAdapter` behind a source of states.
 
-    The source is a `DecoderLLM` where the adapter has a context encoding; a `LearnedSource`, trained along; or
-    anything frozen with `encode`.
+    The source is a `DecoderLLM` if the adapter has a context encoding, a `LearnedSource` that is trained as well, or
+    any frozen object with `encode`.
 
-    `learn_gains=False`: the gains g (and k) stay as they are. `noise=False`: eps is 0 in training too.
-    `branches`: "pretrained" is the sum without its second term (a2 = 0), "new" without its first (a1 = 0).
-    `denoiser_lora`, `llm_lora`: trained layers inside the denoiser or the LLM, which is then not the frozen one of
-    the paper. With `llm_lora` the LLM runs in every step once the gains are learned, with gradients; what stands
-    before all prompts (BOS, a template's start) it reads as it is.
+    Args:
+        learn_gains: whether the gains g (and k) are trained.
+        noise: whether noise is added in training; without, eps is 0.
+        branches: "pretrained" removes the new branch (a2 = 0), "new" removes the pretrained one (a1 = 0).
+        denoiser_lora, llm_lora: LoRA layers trained inside the denoiser or the LLM, which the paper keeps frozen.
+            With `llm_lora` the LLM runs with gradients in every step after the gains are learned; the constant start
+            of the text (BOS, the template's beginning) is read without LoRA.
 
     Raises:
-        ConfigError: `llm_lora` without a context encoding, or with one whose tokens alone are remembered.
+        ConfigError: `llm_lora` is given without a context encoding, or with one that stores lone updates.
     """
 
     def __init__(
@@ -68,13 +70,13 @@ class AdapterConditioning(Conditioning):
                 self.modules[name] = lora
         if adapter.context is not None and not noise:
             adapter.context.h_raw.requires_grad_(False).zero_()
-        self._remove_half(branches)
+        self._remove_branch(branches)
 
     @torch.no_grad()
-    def _remove_half(self, branches: Branches) -> None:
+    def _remove_branch(self, branches: Branches) -> None:
         for branch in self._branches():
             if branches == "pretrained":
-                # Nothing of the second branch is trained or computed with any effect.
+                # The new branch is not trained, and its output is multiplied by zero.
                 branch.requires_grad_(False)
                 branch.a2.zero_()
                 branch.a1.requires_grad_(True)
@@ -87,7 +89,7 @@ class AdapterConditioning(Conditioning):
             self.adapter.phi.requires_grad_(False)
 
     def stages(self) -> Iterator[Stage]:
-        """Yield "gains" where the source or the context encoding has some, then "main"."""
+        """Yield "gains" if the source or the context encoding has gains, then "main"."""
         if self.adapter.context is not None:
             yield from self._context_stages()
             return
@@ -151,13 +153,13 @@ class AdapterConditioning(Conditioning):
 
     @contextmanager
     def installed(self, denoiser: nn.Module) -> Iterator[None]:
-        """Return a context where the denoiser has the adapter's two-branch layers, and its LoRA where there is one."""
+        """Return a context in which the denoiser has the adapter's two-branch layers and its LoRA, if any."""
         with self._extended(denoiser), install(denoiser, self.adapter):
             yield
 
     @contextmanager
     def attached(self, pipe: Any, scale: float = 1.0) -> Iterator[Any]:
-        """Return a context where the pipeline draws with this adapter and source; `scale` is that of `attach`."""
+        """Return a context in which the pipeline draws with this adapter and source; `scale` as in `attach`."""
         self.train(False)
         with self._extended(families.denoiser_of(pipe)), self._llm_extended():
             attach(pipe, self.source, self.adapter, scale=scale)
@@ -170,7 +172,7 @@ class AdapterConditioning(Conditioning):
         return nullcontext() if self.denoiser_lora is None else self.denoiser_lora.applied(denoiser)
 
     def _llm_extended(self) -> AbstractContextManager[Any]:
-        """The LLM with its LoRA. What is remembered of the constant start is without, whenever it is computed."""
+        """Return a context in which the LLM has its LoRA layers, except for the constant start."""
         if self.llm_lora is None or self.adapter.context is None:
             return nullcontext()
         llm = self.source
@@ -178,11 +180,11 @@ class AdapterConditioning(Conditioning):
         return self.llm_lora.applied(llm.model.base_model)
 
     def is_hidden(self, name: str) -> bool:
-        """Return whether it is of a second branch or of the refiner's blocks."""
+        """Return whether Muon optimises the parameter: new branches and the refiner's blocks."""
         return is_hidden(name)
 
     def figures(self) -> Mapping[str, float]:
-        """Return the mean gates of both halves."""
+        """Return the mean gates of both branches."""
         gates = torch.stack([torch.stack(branch.gates()) for branch in self._branches()]).detach().mean(0)
         return {"gate_pretrained": float(gates[0]), "gate_new": float(gates[1])}
 

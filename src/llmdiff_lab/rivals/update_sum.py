@@ -1,4 +1,4 @@
-"""x_0 plus a learned sum of block updates that nothing was subtracted from: for LLMs and for encoders."""
+"""x_0 plus a learned sum of block updates without a subtraction, for LLMs and encoders."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from llmdiff_lab.rivals.learned_source import LearnedSource
 
 
 class UpdateSum(LearnedSource):
-    """c = x_0 / x0_scale + sum_l gamma_l clip(u_l / scale_l): our encoding with every lone update set to 0.
+    """c = x_0 / x0_scale + sum_l gamma_l clip(u_l / scale_l): our encoding with all lone updates set to 0.
 
     Gains, scales and clipping are those of `ContextEncoding`, so that only the subtraction differs.
     """
@@ -49,7 +49,7 @@ class UpdateSum(LearnedSource):
 
     @torch.no_grad()
     def calibrate(self, prompts: Sequence[str]) -> None:
-        """Set the scales to median token norms over these captions, first tokens left out; returns nothing."""
+        """Set the scales to median token norms over these captions, without first tokens."""
         norms: list[Tensor] = []
         for start in range(0, len(prompts), 16):
             raw = self.read(prompts[start : start + 16])

@@ -10,13 +10,13 @@ from typing import Annotated, Literal
 from fastapi import FastAPI, Request
 from fastapi import Path as InPath
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from llmdiff.errors import ConfigError
 from llmdiff.serving.errors import ApiError, error_response, install_error_handlers
 from llmdiff.serving.guard import Guard
-from llmdiff.serving.logs import log, log_as_json
-from llmdiff.serving.server import listen, run_server
+from llmdiff.serving.logs import log_as_json
+from llmdiff.serving.server import listen, run_server, say_listening
 from llmdiff_lab.study.model import InvalidAnswerError, StudyFullError, UnknownRaterError
 from llmdiff_lab.study.store import StudyStore
 from llmdiff_lab.study.study import PICTURES_NAME, open_study
@@ -108,8 +108,7 @@ def serve_study(folder: str | Path, *, host: str, port: int, max_raters: int) ->
     try:
         listener = listen(host, port)
         log_as_json()
-        address, bound_port = listener.getsockname()[:2]
-        log("listening", host=address, port=bound_port)
+        say_listening(listener, "study at")
         run_server(app, listener, grace_s=_GRACE_S)
     except KeyboardInterrupt:
         # uvicorn passes the signal on after its end; there is nothing left to interrupt.
@@ -181,16 +180,17 @@ def _install_api(app: FastAPI, store: StudyStore, pictures: Path, max_raters: in
 
     @app.put("/api/raters/{token}/pairs/{position}")
     def answer(token: Token, position: Position, given: Choices) -> ProgressReply:
-        store.answer(token, position, given.choices)
+        store.answer(token, position, given.choices, max_raters=max_raters)
         return _progress(store, token)
 
     @app.get("/pictures/{name}.png")
-    def picture(name: str) -> FileResponse:
+    def picture(name: str) -> Response:
         # The name is looked up, never joined to a path before it is known to be one of ours.
         if not store.has_picture(name):
             raise ApiError(404, "there is no such picture", code="not_found")
-        return FileResponse(
-            pictures / f"{name}.png",
+        # As bytes: a file's response has its time in the headers, which raters need not know.
+        return Response(
+            (pictures / f"{name}.png").read_bytes(),
             media_type="image/png",
             headers={"Cache-Control": "private, max-age=86400, immutable"},
         )

@@ -103,15 +103,21 @@ class StudyStore:
     def new_rater(self, *, max_raters: int) -> str:
         """Return the token of a new rater, whose pairs, their order and sides are fixed from now on.
 
-        Pairs that were given to the fewest raters go first, so that all get equally many answers.
+        Pairs that were given to the fewest raters go first, so that all get equally many answers. Whoever has not
+        answered yet takes nobody's place: of those, the last `max_raters` are kept.
 
         Raises:
-            StudyFullError: there are `max_raters` already.
+            StudyFullError: `max_raters` have answered already.
         """
         token, rng = secrets.token_urlsafe(16), random.SystemRandom()
         with self._writing() as cursor:
-            if cursor.execute("SELECT count(*) FROM raters").fetchone()[0] >= max_raters:
-                raise StudyFullError(f"{max_raters} people take part already, no more are needed: thank you")
+            _check_room(cursor, max_raters)
+            idle = cursor.execute(
+                "SELECT id FROM raters WHERE id NOT IN (SELECT rater FROM answers) ORDER BY id DESC LIMIT -1 OFFSET ?",
+                (max_raters - 1,),
+            ).fetchall()
+            cursor.executemany("DELETE FROM places WHERE rater = ?", idle)
+            cursor.executemany("DELETE FROM raters WHERE id = ?", idle)
             rater = cursor.execute("INSERT INTO raters (token) VALUES (?)", (token,)).lastrowid
             given = cursor.execute(
                 "SELECT pairs.id, count(places.pair) FROM pairs LEFT JOIN places ON places.pair = pairs.id "
@@ -173,7 +179,9 @@ class StudyStore:
             position=position, prompt=prompt, left_picture=left, right_picture=right, choices=choices
         )
 
-    def answer(self, token: str, position: int, choices: Mapping[str, str]) -> None:
+    def answer(
+        self, token: str, position: int, choices: Mapping[str, str], *, max_raters: int | None = None
+    ) -> None:
         """Store the rater's choices at a position, all of them on disk when this returns; returns nothing.
 
         Answering again replaces the answer, so that a client may repeat what was not acknowledged.
@@ -181,6 +189,7 @@ class StudyStore:
         Raises:
             UnknownRaterError: there is no such rater or position.
             InvalidAnswerError: not every question has exactly one valid choice.
+            StudyFullError: it would be the rater's first answer, and `max_raters` others have answered.
         """
         questions = self.settings.questions
         allowed = ("left", "right", "tie") if self.settings.ties else ("left", "right")
@@ -195,6 +204,9 @@ class StudyStore:
             ).fetchone()
             if found is None:
                 raise UnknownRaterError(f"there is no pair at position {position}")
+            begun = cursor.execute("SELECT 1 FROM answers WHERE rater = ? LIMIT 1", (rater,)).fetchone()
+            if begun is None and max_raters is not None:
+                _check_room(cursor, max_raters)
             cursor.executemany(
                 "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)",
                 [(rater, position, question, choice) for question, choice in choices.items()],
@@ -239,7 +251,7 @@ class StudyStore:
         return found
 
     def raters(self) -> int:
-        """Return the number of people who began."""
+        """Return the number of people who began; of those without an answer the last ones are kept."""
         with self._lock:
             return int(self._connection.execute("SELECT count(*) FROM raters").fetchone()[0])
 
@@ -270,6 +282,11 @@ class StudyStore:
                 cursor.execute("ROLLBACK")
                 raise
             cursor.execute("COMMIT")
+
+
+def _check_room(cursor: sqlite3.Cursor, max_raters: int) -> None:
+    if cursor.execute("SELECT count(DISTINCT rater) FROM answers").fetchone()[0] >= max_raters:
+        raise StudyFullError(f"{max_raters} people take part already, no more are needed: thank you")
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from llmdiff.drawing.pictures import png_bytes, read_metadata
-from llmdiff.errors import ConfigError, LLMDiffError, OutputError
+from llmdiff.drawing.pictures import open_picture, png_bytes, read_metadata
+from llmdiff.errors import ConfigError, InputFileError, LLMDiffError, OutputError
+from llmdiff.files import clean_text, is_blank, read_text, text_lines
 from llmdiff_lab.study.model import Pair, StudySettings
 from llmdiff_lab.study.store import STORE_NAME, StudyStore
 
@@ -31,6 +33,7 @@ PICTURES_NAME = "pictures"
 # Enough for every rater to see at a glance that something is wrong with the picture.
 _NOISE_SHARE = 0.75
 _MAX_NAME = 60
+_MAX_SEED_DIGITS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +83,13 @@ def create_study(
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.absolute().parent))
     try:
         (partial / PICTURES_NAME).mkdir()
-        names = [
-            {system: _add_picture(partial, picture.path) for system, picture in row.items()} for row in rows
-        ]
+        names = [{system: secrets.token_hex(8) for system in row} for row in rows]
+        # Every picture by its random name: where it is, and the noise that it is to drown in.
+        pictures: dict[str, tuple[Path, np.random.Generator | None]] = {
+            names[index][system]: (picture.path, None)
+            for index, row in enumerate(rows)
+            for system, picture in row.items()
+        }
         pairs = [
             Pair(prompt=index, first=one, second=two, first_picture=row[one], second_picture=row[two])
             for index, row in enumerate(names)
@@ -91,17 +98,20 @@ def create_study(
         per_rater = min(pairs_per_rater or len(pairs), len(pairs))
         checks = -(-per_rater // check_every) if check_every else 0
         for index in rng.permutation(len(pairs))[: min(checks, len(pairs))]:
-            intact = pairs[index]
-            noisy = _add_picture(partial, partial / PICTURES_NAME / f"{intact.first_picture}.png", rng)
+            # Either of the two: were it always the first system's, a check would tell who drew its picture.
+            intact = secrets.choice((pairs[index].first_picture, pairs[index].second_picture))
+            noisy = secrets.token_hex(8)
+            pictures[noisy] = pictures[intact][0], np.random.default_rng([seed, index])
             pairs.append(
                 Pair(
-                    prompt=intact.prompt,
+                    prompt=pairs[index].prompt,
                     first=None,
                     second=None,
-                    first_picture=intact.first_picture,
+                    first_picture=intact,
                     second_picture=noisy,
                 )
             )
+        _write_pictures(partial / PICTURES_NAME, pictures)
         StudyStore.create(partial / STORE_NAME, settings, prompts, pairs).close()
         os.chmod(partial, 0o755)
         if folder.exists():
@@ -138,15 +148,15 @@ def read_source(name: str, source: Path) -> list[SourcePicture]:
         pictures = []
         for path in sorted(source.glob("*.png")):
             facts = read_metadata(path)
-            if not facts.get("prompt", "").strip():
+            if is_blank(facts.get("prompt", "")):
                 raise ConfigError(
                     f"system {name}: {path} does not say its prompt: write pictures with `llmdiff generate`, or "
                     "pass a JSONL list"
                 )
             seed = facts.get("seed", "")
-            pictures.append(
-                SourcePicture(prompt=facts["prompt"], seed=int(seed) if seed.isdigit() else None, path=path)
-            )
+            # A number that was once a seed: others ("²", thousands of digits) are `str.isdigit` too.
+            known = int(seed) if seed.isascii() and seed.isdigit() and len(seed) <= _MAX_SEED_DIGITS else None
+            pictures.append(SourcePicture(prompt=facts["prompt"], seed=known, path=path))
     else:
         pictures = _read_list(name, source)
     if not pictures:
@@ -158,23 +168,23 @@ def read_source(name: str, source: Path) -> list[SourcePicture]:
 
 def _read_list(name: str, source: Path) -> list[SourcePicture]:
     try:
-        lines = source.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = text_lines(read_text(source))
+    except InputFileError as error:
         raise ConfigError(
-            f"system {name}: {source} is neither a folder nor a JSONL list that can be read: pass one of them"
+            f"system {name}: {source} is neither a folder nor a JSONL list that can be read ({error}): pass one of them"
         ) from error
     folder = source.absolute().parent.resolve()
     pictures = []
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
+        if is_blank(line):
             continue
         where = f"system {name}: {source}, line {number}"
         try:
             row: Any = json.loads(line)
             prompt, image, seed = row["prompt"], row["image"], row.get("seed")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ConfigError(f'{where}: expected {{"prompt": ..., "image": ...}}') from error
-        if not isinstance(prompt, str) or not prompt.strip() or not isinstance(image, str):
+        if not isinstance(prompt, str) or is_blank(prompt) or not isinstance(image, str):
             raise ConfigError(f"{where}: prompt and image must be texts, and prompt not blank")
         if seed is not None and not isinstance(seed, int):
             raise ConfigError(f"{where}: seed is {seed!r}, expected a whole number")
@@ -182,7 +192,7 @@ def _read_list(name: str, source: Path) -> list[SourcePicture]:
         # A list from elsewhere must not publish other files of this machine.
         if not path.is_relative_to(folder):
             raise ConfigError(f"{where}: image {image!r} lies outside of the list's folder: move it there")
-        pictures.append(SourcePicture(prompt=prompt, seed=seed, path=path))
+        pictures.append(SourcePicture(prompt=clean_text(f"{where}: prompt", prompt), seed=seed, path=path))
     return pictures
 
 
@@ -210,22 +220,27 @@ def _matched(
     return prompts, rows
 
 
-def _add_picture(folder: Path, source: Path, rng: np.random.Generator | None = None) -> str:
-    """Copy a picture's pixels under a random name, in noise if there is an `rng`; return the name."""
-    try:
-        with Image.open(source) as opened:
-            image = opened.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise OutputError(f"{source} cannot be read as a picture: draw it again") from error
-    if rng is not None:
-        values = np.asarray(image, dtype=np.float64)
-        noise = rng.uniform(0, 255, values.shape)
-        values = (1 - _NOISE_SHARE) * values + _NOISE_SHARE * noise
-        image = Image.fromarray(values.round().astype(np.uint8))
-    name = secrets.token_hex(8)
-    # Without metadata, which would tell raters the system.
-    (folder / PICTURES_NAME / f"{name}.png").write_bytes(png_bytes(image, {}))
-    return name
+def _write_pictures(folder: Path, pictures: Mapping[str, tuple[Path, np.random.Generator | None]]) -> None:
+    """Write the pixels of pictures under their names; nothing but the pixels tells one system's from another's.
+
+    No metadata is kept, not even a colour profile, and neither the order on disk nor the times are those of systems.
+    """
+    order = list(pictures)
+    secrets.SystemRandom().shuffle(order)
+    for name in order:
+        source, noise = pictures[name]
+        try:
+            image = open_picture(source)
+        except InputFileError as error:
+            raise OutputError(f"{source} cannot be read as a picture ({error}): draw it again") from error
+        if noise is not None:
+            values = np.asarray(image, dtype=np.float64)
+            values = (1 - _NOISE_SHARE) * values + _NOISE_SHARE * noise.uniform(0, 255, values.shape)
+            image = Image.fromarray(values.round().astype(np.uint8))
+        (folder / f"{name}.png").write_bytes(png_bytes(image, {}))
+    now = time.time()
+    for name in order:
+        os.utime(folder / f"{name}.png", (now, now))
 
 
 def _check(

@@ -20,6 +20,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from transformers import CLIPTextModel
 
 from llmdiff.adapter.adapter import LLMDiffAdapter
+from llmdiff.adapter.base_pipeline import load_base_pipeline
 from llmdiff.adapter.manifest import check_manifest
 from llmdiff.drawing.models import usable_device
 from llmdiff.errors import ConfigError
@@ -28,6 +29,7 @@ from llmdiff.evaluation.suites.scenes_check import SceneChecker
 from llmdiff.files import whole_folder, write_whole
 from llmdiff.language.gguf import llmdiff_home
 from llmdiff.language.llm import DecoderLLM
+from llmdiff.language.whole_weights import load_whole
 from llmdiff.training.curves import save_curve
 from llmdiff_lab.world_build import autoencoder, checker, dataset, denoiser, llm_adapter, siglip, text_encoder
 from llmdiff_lab.world_build.presets import Preset, preset
@@ -62,9 +64,7 @@ class Build:
             return {"held_out_psnr_db": psnr}
 
         self._stage("vae", make)
-        return AutoencoderKL.from_pretrained(self.folder / "vae" / "model", use_safetensors=True).to(
-            self.device
-        )
+        return self._whole(AutoencoderKL, "vae").to(self.device)
 
     def scenes(self) -> dataset.SceneData:
         """Return the training scenes with their latents."""
@@ -87,7 +87,8 @@ class Build:
             return {}
 
         self._stage("text", make)
-        return CLIPTextModel.from_pretrained(self.folder / "text" / "model", use_safetensors=True)
+        model: CLIPTextModel = self._whole(CLIPTextModel, "text")
+        return model
 
     def tokenizer(self) -> Any:
         """Return the base's tokenizer."""
@@ -110,8 +111,8 @@ class Build:
             return {}
 
         self._stage("denoiser", make)
-        pipe = StableDiffusionPipeline.from_pretrained(
-            self.folder / "denoiser" / "pipeline", use_safetensors=True
+        pipe: StableDiffusionPipeline = load_base_pipeline(
+            str(self.folder / "denoiser" / "pipeline"), dtype=torch.float32
         )
         pipe.set_progress_bar_config(disable=True)
         return pipe.to(self.device)
@@ -151,9 +152,7 @@ class Build:
             return {"held_out_psnr_db": psnr}
 
         self._stage("decoder", make)
-        return AutoencoderKL.from_pretrained(self.folder / "decoder" / "model", use_safetensors=True).to(
-            self.device
-        )
+        return self._whole(AutoencoderKL, "decoder").to(self.device)
 
     def adapter(self) -> LLMDiffAdapter:
         """Return the trained adapter."""
@@ -185,10 +184,7 @@ class Build:
             LLMDiffError: the folder lacks a part, or its weights are damaged.
         """
         check_manifest(weights / "pipeline", ["model_index.json"])
-        # What ships is in half precision, and transformers would keep its text encoder so.
-        pipe = StableDiffusionPipeline.from_pretrained(
-            weights / "pipeline", dtype=torch.float32, use_safetensors=True
-        )
+        pipe = load_base_pipeline(str(weights / "pipeline"), dtype=torch.float32)
         if not (self.folder / "tokenizer").exists():
             _save(pipe.tokenizer, self.folder / "tokenizer")
         parts = {
@@ -207,6 +203,11 @@ class Build:
                 return {"from": "weights that were trained before"}
 
             self._stage(stage, take)
+
+    def _whole(self, kind: Any, stage: str) -> Any:
+        """The model that a stage has saved."""
+        place = self.folder / stage / "model"
+        return load_whole(kind, place, what=str(place), use_safetensors=True)
 
     def _stage(self, name: str, make: Callable[[], dict[str, Any]]) -> None:
         done = self.folder / name / "done.json"

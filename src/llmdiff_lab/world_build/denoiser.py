@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from llmdiff.adapter.decoding import decoding_checked
 from llmdiff.drawing.grids import save_grid
 from llmdiff.openmoji.captions import Wording, caption
 from llmdiff.openmoji.contents import SPLITS
@@ -173,14 +174,15 @@ def save_samples(
     splits = [SPLITS[i % len(SPLITS)] if i % 2 else "seen" for i in range(count)]
     captions = [caption(data.world.content(split, rng), data.world, rng, split) for split in splits]
     pipe.unet.eval()
-    images = pipe(
-        captions,
-        num_inference_steps=20,
-        guidance_scale=3.0,
-        generator=torch.Generator().manual_seed(seed),
-        output_type="np",
-        height=pipe.vae.config.sample_size,
-        width=pipe.vae.config.sample_size,
-    ).images
+    with decoding_checked(pipe):
+        images = pipe(
+            captions,
+            num_inference_steps=20,
+            guidance_scale=3.0,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="np",
+            height=pipe.vae.config.sample_size,
+            width=pipe.vae.config.sample_size,
+        ).images
     pipe.unet.train()
     save_grid((images * 255).round().astype(np.uint8), captions, path, columns=6)

@@ -37,5 +37,8 @@ def test_the_pipeline_draws(family: str, name: str, tiny_llm: Any, make_adapter:
     ours = picture()
     assert torch.isfinite(ours).all()
     assert (ours - base).abs().max() > 1e-4
+    given["prompt"] = "two dog"
+    assert (picture() - ours).abs().max() > 1e-5  # it is the LLM's text that counts
+    del given["prompt"]
     detach(other)
     assert torch.equal(picture(), base)

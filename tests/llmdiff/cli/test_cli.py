@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,6 @@ from llmdiff.controller import LLMController
 from llmdiff.drawing.pictures import read_metadata
 from llmdiff.language.llm import DecoderLLM
 from llmdiff_lab.cli.main import app as laboratory
-
-SHIPPED = Path(str(files("llmdiff"))) / "openmoji" / "weights"
 
 Llmdiff = Callable[..., Result]
 _built: dict[str, Path] = {}
@@ -374,14 +371,3 @@ def test_a_new_process_says_nothing_but_what_matters(models: dict[str, Path], tm
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1].startswith("error: ")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not SHIPPED.is_dir(), reason="the embedded default's weights are not built yet")
-def test_the_embedded_default_draws(tmp_path: Path) -> None:
-    out = tmp_path / "a.png"
-    result = in_new_process("-m", "llmdiff.cli", "generate", "a red apple", "--out", out, "--seed", 0)
-    assert result.returncode == 0, result.stderr
-    assert read_metadata(out)["llm"] == "smollm2-135m"
-    # A picture of something: neither one colour nor noise around grey.
-    assert pixels(out).std() > 20

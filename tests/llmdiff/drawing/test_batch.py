@@ -11,9 +11,11 @@ from typer.testing import CliRunner
 from llmdiff.adapter import LLMDiffAdapter
 from llmdiff.cli.main import app
 from llmdiff.controller import LLMController
-from llmdiff.drawing.batch import read_prompts
-from llmdiff.drawing.pictures import read_metadata
-from llmdiff.errors import PromptError
+from llmdiff.drawing.batch import draw_prompts, read_prompts
+from llmdiff.drawing.draw import DrawingSettings
+from llmdiff.drawing.models import Models
+from llmdiff.drawing.pictures import read_metadata, save_png
+from llmdiff.errors import InputFileError, PromptError
 from llmdiff.language.llm import DecoderLLM
 
 
@@ -114,6 +116,117 @@ def test_a_closed_llm_is_asked_about_every_prompt_and_the_pictures_say_so(batch,
         endpoint.close()
 
 
+def _other_adapter(folders):
+    own = LLMDiffAdapter.from_pretrained(folders / "adapter")
+    own.phi.weight.data.mul_(1.01)
+    own.save_pretrained(folders / "adapter")
+
+
+def _other_llm(folders):
+    from tiny.pipelines import build_llm
+
+    model = build_llm().model
+    model.model.norm.weight.data.mul_(1.01)
+    model.save_pretrained(folders / "llm")
+
+
+def _other_tokenizer(folders):
+    from tiny.pipelines import word_tokenizer
+
+    tokenizer = word_tokenizer()
+    tokenizer.add_tokens(["bird"])
+    tokenizer.save_pretrained(folders / "llm")
+
+
+def _other_pipeline(folders):
+    from tiny.pipelines import build_sd
+
+    pipe = build_sd()
+    pipe.vae.decoder.conv_out.bias.data.add_(0.1)
+    pipe.save_pretrained(folders / "pipe")
+
+
+def _other_scheduler(folders):
+    from diffusers import DDIMScheduler
+
+    DDIMScheduler(beta_end=0.02, steps_offset=1, clip_sample=False).save_pretrained(
+        folders / "pipe" / "scheduler"
+    )
+
+
+@pytest.mark.hostile("stale batches")
+@pytest.mark.parametrize(
+    "change", [_other_adapter, _other_llm, _other_tokenizer, _other_pipeline, _other_scheduler]
+)
+def test_pictures_of_models_that_were_changed_in_place_are_drawn_anew(adapter, tmp_path, change):
+    for name in ("adapter", "llm", "pipe"):
+        shutil.copytree(adapter.parent / name, tmp_path / name)
+    own = LLMDiffAdapter.from_pretrained(tmp_path / "adapter")
+    own.register_to_config(llm_id=str(tmp_path / "llm"), base_model_id=str(tmp_path / "pipe"))
+    own.save_pretrained(tmp_path / "adapter")
+    models = Models(adapter=str(tmp_path / "adapter"), device="cpu")
+    settings = DrawingSettings(prompt="a", seed=5, steps=1)
+
+    def drawn():
+        return [
+            path.name for path in draw_prompts(["a red cat", "a dog"], settings, models, tmp_path / "out")
+        ]
+
+    assert drawn() == ["000000.png", "000001.png"]
+    assert drawn() == []
+    change(tmp_path)
+    assert drawn() == ["000000.png", "000001.png"]
+    assert drawn() == []
+
+
+@pytest.mark.hostile("stale batches")
+@pytest.mark.parametrize(("option", "kind"), [("--llm", "llm"), ("--pipeline", "pipe")])
+def test_pictures_of_a_model_that_was_named_the_first_time_only_are_drawn_anew(
+    batch, adapter, tmp_path, option, kind
+):
+    shutil.copytree(adapter.parent / kind, tmp_path / kind)
+    # The same models by another name are the same pictures.
+    batch("a")
+    assert batch("a", option, str(tmp_path / kind)) == []
+    {"llm": _other_llm, "pipe": _other_pipeline}[kind](tmp_path)
+    assert len(batch("a", option, str(tmp_path / kind))) == 3
+    assert len(batch("a")) == 3
+    assert batch("a") == []
+
+
+@pytest.mark.hostile("stale batches")
+def test_a_picture_that_does_not_say_which_models_drew_it_is_drawn_anew(batch, tmp_path):
+    batch("a")
+    path = tmp_path / "a" / "000001.png"
+    told = read_metadata(path)
+    with Image.open(path) as image:
+        save_png(image, path, {key: value for key, value in told.items() if not key.endswith("_sha256")})
+    assert [line[-10:] for line in batch("a")] == ["000001.png"]
+
+
+@pytest.mark.hostile("texts")
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbfa red cat\ntwo dog\n",
+        b"a red cat\r\ntwo dog\r\n",
+        b"a red cat\rtwo dog",
+        "\u200ba red cat\n\ufeff\n \u200b \ufeff \u200b\ntwo dog \u200b\n".encode(),
+    ],
+    ids=["byte-order mark", "CR LF", "CR", "invisible"],
+)
+def test_prompts_are_read_as_an_editor_shows_them(tmp_path, content):
+    (tmp_path / "prompts.txt").write_bytes(content)
+    assert read_prompts(tmp_path / "prompts.txt") == ["a red cat", "two dog"]
+
+
+@pytest.mark.hostile("texts")
+@pytest.mark.parametrize("char", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e"])
+def test_only_line_ends_end_a_prompt(tmp_path, char):
+    (tmp_path / "prompts.txt").write_bytes(f"a poster: hello{char}world\na dog\n".encode())
+    assert read_prompts(tmp_path / "prompts.txt") == [f"a poster: hello{char}world", "a dog"]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_two_workers_draw_what_one_process_draws(batch, tmp_path, ray_cluster):
@@ -130,5 +243,5 @@ def test_a_file_without_prompts_is_said(tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n")
     with pytest.raises(PromptError, match="has no prompt"):
         read_prompts(tmp_path / "empty.txt")
-    with pytest.raises(PromptError, match="cannot be read"):
+    with pytest.raises(InputFileError, match="cannot be read"):
         read_prompts(tmp_path / "none.txt")

@@ -1,6 +1,7 @@
 """The verb `evaluate` on tiny models: suites, metrics, shards and what is refused before anything is drawn."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from tiny.image_text import save_image_text, save_vision
 from tiny.pipelines import build_llm, build_sd
 from typer.testing import CliRunner
 
+from llmdiff.adapter import LLMDiffAdapter
 from llmdiff.cli.main import app
 from llmdiff.controller import LLMController
 from llmdiff.evaluation.suites.scenes_check import SceneChecker
@@ -81,6 +83,41 @@ def test_own_prompts_in_shards_with_a_metric(evaluate: Evaluate, models: Path, t
     refused = evaluate(out, *asked, "--steps", 2)
     assert refused.exit_code == 1
     assert "pictures drawn with steps 1, expected 2" in refused.stderr
+
+
+@pytest.mark.hostile("stale batches")
+@pytest.mark.parametrize("suite", ["mine.jsonl", "scenes"])
+def test_pictures_of_models_that_were_changed_in_place_are_not_gone_on_with(
+    models: Path, tmp_path: Path, suite: str
+) -> None:
+    for name in ("adapter", "llm", "pipe"):
+        shutil.copytree(models / name, tmp_path / name)
+    own = LLMDiffAdapter.from_pretrained(tmp_path / "adapter")
+    own.register_to_config(llm_id=str(tmp_path / "llm"), base_model_id=str(tmp_path / "pipe"))
+    own.save_pretrained(tmp_path / "adapter")
+    which = ["--prompts", "1", "--checker", str(models / "checker")]
+    which = [*which, "--shard", "1/2"] if suite == "scenes" else ["--suite", str(models / suite)]
+
+    def run() -> Result:
+        fixed = ["evaluate", "--adapter", tmp_path / "adapter", "--device", "cpu", "--steps", 1]
+        return CliRunner().invoke(app, [*map(str, [*fixed, "--out", tmp_path / "out"]), *which])
+
+    assert run().exit_code == 0
+    assert run().exit_code == 0
+    pipe = build_sd()
+    pipe.vae.decoder.conv_out.bias.data.add_(0.1)
+    pipe.save_pretrained(tmp_path / "pipe")
+    refused = run()
+    assert refused.exit_code == 1
+    assert "has pictures drawn with pipeline_sha256" in refused.stderr
+    build_sd().save_pretrained(tmp_path / "pipe")
+    assert run().exit_code == 0
+    llm = build_llm()
+    llm.model.model.norm.weight.data.mul_(1.01)
+    llm.model.save_pretrained(tmp_path / "llm")
+    refused = run()
+    assert refused.exit_code == 1
+    assert "has pictures drawn with llm_sha256" in refused.stderr
 
 
 def test_scenes_with_metrics_and_in_shards(evaluate: Evaluate, models: Path, tmp_path: Path) -> None:

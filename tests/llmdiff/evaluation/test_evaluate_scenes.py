@@ -174,7 +174,7 @@ def test_a_picture_does_not_depend_on_its_batch(sd_pipe: Any) -> None:
 def test_base_and_controlled_pipeline_are_evaluated(tmp_path: Path, sd_pipe: Any, tiny_llm: Any) -> None:
     sd_pipe.save_pretrained(tmp_path / "base")
     controller = LLMController.create(tiny_llm, sd_pipe, base_model_id=str(tmp_path / "base"))
-    systems = controller_systems(controller, steps=2)
+    systems = controller_systems(controller, controller.load_pipeline(), steps=2)
     report = evaluate(systems, scene_prompts(1, 0, WORLD), SceneChecker(6).eval(), tmp_path / "out")
     assert list(report["systems"]) == ["base", "llm"]
     assert report["systems"]["llm"]["metrics"]["scenes"]["n"] == len(SPLITS)

@@ -1,6 +1,7 @@
 """Intervals: the bootstrap against the normal approximation and known coverage, Student's t by hand."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -35,10 +36,18 @@ def test_the_same_seed_gives_the_same_interval() -> None:
 
 
 def test_large_samples_are_drawn_in_parts() -> None:
-    values = np.random.default_rng(2).random(30_000)
-    interval = bootstrap_mean(values, resamples=300)
+    count, resamples = 30_000, 1_000
+    values = np.random.default_rng(2).random(count)
+    tracemalloc.start()
+    try:
+        interval = bootstrap_mean(values, resamples=resamples)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
     assert interval.low < values.mean() < interval.high
     assert interval.high - interval.low < 0.01
+    # All resamples at once hold two such arrays: the numbers of the values, and the values.
+    assert peak_bytes < count * resamples * 8 / 4
 
 
 def test_pairing_takes_out_what_both_find_hard() -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from llmdiff.errors import CorruptWeightsError, LLMDiffError, LLMNotFoundError, UnsupportedLLMError
 from llmdiff.language import DecoderLLM
@@ -41,8 +42,8 @@ def folder(llama: DecoderLLM, tmp_path: Path) -> Path:
     return tmp_path / "llm"
 
 
-def write_gguf(llm: DecoderLLM, path: Path) -> Path:
-    """Writes a tiny Llama as GGUF, the way llama.cpp's converter does."""
+def write_gguf(llm: DecoderLLM, path: Path, *, without: str = "nothing", beside: str = "") -> Path:
+    """Writes a tiny Llama as GGUF, the way llama.cpp's converter does; without one tensor, or with one more."""
     config, weights = llm.model.config, llm.model.state_dict()
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(config.num_hidden_layers)
@@ -93,7 +94,10 @@ def write_gguf(llm: DecoderLLM, path: Path) -> Path:
                 weight = rotary_order(weight, config.num_attention_heads)
             elif part == "self_attn.k_proj":
                 weight = rotary_order(weight, config.num_key_value_heads)
-        writer.add_tensor(target, weight.numpy().astype(np.float32))
+        if target != without:
+            writer.add_tensor(target, weight.numpy().astype(np.float32))
+    if beside:
+        writer.add_tensor(beside, np.ones(config.hidden_size, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -142,6 +146,55 @@ def test_damaged_conversion_is_made_again(home: Path, tmp_path: Path, llama: Dec
     weights.write_bytes(damaged)
     assert_same_states(DecoderLLM.from_pretrained(path), first, 0.0)
     assert [entry.name for entry in (home / "llms").iterdir()] == [converted.name]
+
+
+@pytest.mark.hostile("weights")
+@pytest.mark.parametrize(
+    ("spoilt", "words"),
+    [
+        ({"without": "blk.2.attn_q.weight"}, r"1 missing \(model\.layers\.2\.self_attn\.q_proj\.weight\)"),
+        ({"without": "token_embd.weight"}, r"missing \(model\.embed_tokens\.weight"),
+        ({"without": "output_norm.weight"}, r"1 missing \(model\.norm\.weight\)"),
+        (
+            {"beside": "blk.1.attn_q.bias"},
+            r"1 unread, for which transformers has no place \(blk\.1\.attn_q\.bias\)",
+        ),
+        ({"beside": "blk.9.attn_norm.weight"}, r"1 unread.*blk\.9\.attn_norm\.weight"),
+    ],
+    ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else "",
+)
+def test_a_gguf_that_is_not_whole_is_refused_and_not_kept(
+    home: Path, tmp_path: Path, llama: DecoderLLM, spoilt: dict[str, str], words: str
+) -> None:
+    path = write_gguf(llama, tmp_path / "tiny.gguf", **spoilt)
+    for _ in range(2):
+        with pytest.raises(CorruptWeightsError, match=words) as caught:
+            DecoderLLM.from_pretrained(path)
+        assert "\n" not in str(caught.value)
+        assert list((home / "llms").iterdir()) == []
+
+
+@pytest.mark.hostile("weights")
+def test_a_conversion_from_before_missing_tensors_were_looked_for_is_made_again(
+    home: Path, tmp_path: Path, llama: DecoderLLM
+) -> None:
+    path = write_gguf(llama, tmp_path / "tiny.gguf")
+    first = DecoderLLM.from_pretrained(path)
+    (converted,) = (home / "llms").iterdir()
+    weights = load_file(converted / "model.safetensors")
+    weights["model.norm.weight"] += 1  # whatever was given in place of a missing tensor
+    save_file(weights, converted / "model.safetensors", metadata={"format": "pt"})
+    manifest = json.loads((converted / gguf_module.MANIFEST).read_text())
+    del manifest["whole"]
+    manifest["files"]["model.safetensors"] = gguf_module.file_sha256(converted / "model.safetensors")
+    (converted / gguf_module.MANIFEST).write_text(json.dumps(manifest))
+    again = DecoderLLM.from_pretrained(path)
+    torch.testing.assert_close(
+        again.last_hidden_states(PROMPTS).states,
+        first.last_hidden_states(PROMPTS).states,
+        atol=1e-6,
+        rtol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("keep", [0, 3, 200, 0.5, 0.99])

@@ -28,7 +28,7 @@ class GatedPainter:
 
     def __init__(self, painter: PipelinePainter) -> None:
         self.painter = painter
-        self.size_px = painter.size_px
+        self.size_px, self.multiple_px, self.can_edit = painter.size_px, painter.multiple_px, painter.can_edit
         self.gate = threading.Event()
         self.begun = threading.Semaphore(0)
         self.batches: list[list[str]] = []

@@ -218,7 +218,7 @@ def test_other_refusals(client: Client) -> None:
 class _Broken:
     """A painter that fails: on purpose when a prompt says so, with words that must not leave the server."""
 
-    size_px = (16, 16)
+    size_px, multiple_px, can_edit = (16, 16), 8, True
 
     def __init__(self, painter: PipelinePainter) -> None:
         self._painter = painter

@@ -61,3 +61,21 @@ def config(models, tmp_path):
         return TrainConfig.model_validate(settings)
 
     return make
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """A function that interrupts a method's nth call, as Ctrl-C would, until `monkeypatch.undo()`."""
+
+    def at_call(number, owner, name):
+        method, calls = getattr(owner, name), []
+
+        def counted(*args, **kwargs):
+            calls.append(name)
+            if len(calls) == number:
+                raise KeyboardInterrupt
+            return method(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    return at_call

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llmdiff.errors import ConfigError
+from llmdiff.errors import ConfigError, CorruptWeightsError
 from llmdiff.language.score_groups import GroupedScores
 from llmdiff.training.bank import EncodingBank, GroupBank, by_length
 from llmdiff.types import TextEncoding
@@ -74,3 +74,16 @@ def test_saved_encodings_come_back_bit_for_bit_and_not_as_those_of_other_caption
         assert torch.equal(before.token_mask, after.token_mask)
     with pytest.raises(ConfigError, match=r"kept\.safetensors holds encodings of other captions"):
         EncodingBank.load(tmp_path / "kept.safetensors", of="others")
+
+
+@pytest.mark.hostile("stale stores")
+@pytest.mark.parametrize("place", [-1, -40, 20])
+def test_a_flipped_byte_of_saved_encodings_is_named(tmp_path, place):
+    encoding = TextEncoding(states=torch.randn(2, 3, 4), token_mask=torch.ones(2, 3, dtype=torch.bool))
+    path = tmp_path / "kept.safetensors"
+    EncodingBank([encoding]).save(path, of="these")
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CorruptWeightsError, match=r"kept\.safetensors .*: delete it"):
+        EncodingBank.load(path, of="these")

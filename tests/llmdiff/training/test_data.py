@@ -11,8 +11,11 @@ import torch
 from PIL import Image
 
 from llmdiff.errors import DataError
-from llmdiff.training.data import Epochs, Prefetcher, Shapes, check_samples
-from llmdiff.training.sources import SceneSource, folder_source, hub_source, shards_source
+from llmdiff.training.batches import Epochs, Prefetcher
+from llmdiff.training.data import Shapes, check_samples
+from llmdiff.training.folders import folder_source
+from llmdiff.training.shards import shards_source
+from llmdiff.training.sources import SceneSource, hub_source
 
 SHAPES = Shapes(resolution_px=32, multiple_px=8, min_side_px=16)
 
@@ -120,19 +123,23 @@ def test_too_many_bad_samples_stop_the_run(tmp_path):
     assert len(check_samples(folder_source(tmp_path / "data"), SHAPES, tmp_path, max_bad_share=0.2)) > 300
 
 
-def test_what_was_checked_is_not_checked_again_unless_something_changed(tmp_path):
+def test_what_was_checked_is_not_checked_again_unless_something_changed(tmp_path, monkeypatch):
     _make_folder(tmp_path / "data", 60, bad_every=50)
     first = check_samples(folder_source(tmp_path / "data"), SHAPES, tmp_path / "checked")
-    for path in (tmp_path / "data").glob("*.jpg"):
-        path.write_bytes(b"")  # a second look would see this
-    again = check_samples(folder_source(tmp_path / "data"), SHAPES, tmp_path / "checked")
+    with monkeypatch.context() as patched:
+        patched.setattr("llmdiff.training.data.check", None)
+        again = check_samples(folder_source(tmp_path / "data"), SHAPES, tmp_path / "checked")
+        other = Shapes(resolution_px=64, multiple_px=8)
+        with pytest.raises(TypeError):  # it looks again
+            check_samples(folder_source(tmp_path / "data"), other, tmp_path / "checked")
     assert torch.equal(first.rows, again.rows)
+    assert first.fingerprint == again.fingerprint
+    for path in (tmp_path / "data").glob("*.jpg"):
+        path.write_bytes(b"")
     with pytest.raises(DataError, match="was readable before and is not now"):
         again.load(0, np.random.default_rng(0))
-    with pytest.raises(DataError):
-        check_samples(
-            folder_source(tmp_path / "data"), Shapes(resolution_px=64, multiple_px=8), tmp_path / "checked"
-        )
+    with pytest.raises(DataError, match="60 of 60 samples are bad"):
+        check_samples(folder_source(tmp_path / "data"), SHAPES, tmp_path / "checked")
 
 
 def test_epochs_differ_and_seeds_differ():

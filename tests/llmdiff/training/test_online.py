@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from llmdiff.errors import PromptError
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
-from llmdiff.training import trainer
-from llmdiff.training.data import Prefetcher
+from llmdiff.training.batches import Prefetcher
+from llmdiff.training.objective import Objective
 from llmdiff.training.trainer import train_adapter
 
 from .tiny_run import Runs
@@ -28,19 +28,12 @@ def _same(one, other):
 
 
 @pytest.mark.parametrize("gains", ONLINE)
-def test_prefetching_changes_no_bit_and_neither_does_a_stop(config, monkeypatch, gains):
+def test_prefetching_changes_no_bit_and_neither_does_a_stop(config, monkeypatch, interrupt, gains):
     same = {**ONLINE[gains], "training__caption_dropout": 0.3, "watch__prompts": []}
     alone = _weights(train_adapter(config("alone", training__prefetch=0, **same)))
     ahead = _weights(train_adapter(config("ahead", training__prefetch=3, **same)))
     assert _same(alone, ahead)
-    loss = trainer._Run._loss
-
-    def stops(self, part):
-        if part.step == 3:
-            raise KeyboardInterrupt
-        return loss(self, part)
-
-    monkeypatch.setattr(trainer._Run, "_loss", stops)
+    interrupt(4, Objective, "noised")  # once a step
     with pytest.raises(KeyboardInterrupt):
         train_adapter(config("cut", training__prefetch=2, **same))
     monkeypatch.undo()

@@ -12,10 +12,12 @@ from typer.testing import CliRunner
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.cli.main import app
 from llmdiff.errors import ConfigError, LLMDiffError
+from llmdiff.language.encoding import ContextEncoding
 from llmdiff.training import trainer
 from llmdiff.training.checkpoint import checkpoints, load_checkpoint
 from llmdiff.training.config import TrainConfig, load_config
 from llmdiff.training.log import read_log
+from llmdiff.training.objective import Objective
 from llmdiff.training.prepare import load_parts, prepare
 from llmdiff.training.trainer import train_adapter
 
@@ -46,17 +48,33 @@ def test_a_run_leaves_adapter_config_samples_log_and_checkpoints(config, tmp_pat
     assert [step for step, _ in checkpoints(run)][-1] == 4
 
 
-def test_a_stopped_run_resumes_bit_for_bit(config, monkeypatch):
+@pytest.mark.hostile("non-finite pictures")
+def test_sample_pictures_that_are_not_finite_are_left_out_and_told_of(config, monkeypatch, caplog, tmp_path):
+    load = trainer.load_parts
+
+    def overflows(*given):
+        parts = load(*given)
+        with torch.no_grad():
+            parts.pipe.vae.decoder.conv_out.bias.fill_(float("inf"))
+        return parts
+
+    monkeypatch.setattr(trainer, "load_parts", overflows)
+    LLMDiffAdapter.from_pretrained(train_adapter(config()))
+    assert (
+        "no sample pictures of step 4: the picture is not finite: the VAE overflows in float32" in caplog.text
+    )
+    assert not list((tmp_path / "run").rglob("step-*.png"))
+
+
+@pytest.mark.hostile("sizes and guidance")
+def test_more_sample_steps_than_the_scheduler_has_are_refused_before_training(config, tmp_path):
+    with pytest.raises(ConfigError, match=r"watch\.sample_steps is 1001, expected at most 1000"):
+        train_adapter(config(watch__sample_steps=1001))
+
+
+def test_a_stopped_run_resumes_bit_for_bit(config, monkeypatch, interrupt):
     whole = _weights(train_adapter(config("whole", training__caption_dropout=0.5)))
-    loss, steps = trainer._Run._loss, []
-
-    def stops(self, part):
-        steps.append(part.step)
-        if part.step == 3:
-            raise KeyboardInterrupt
-        return loss(self, part)
-
-    monkeypatch.setattr(trainer._Run, "_loss", stops)
+    interrupt(4, Objective, "noised")  # once a step
     with pytest.raises(KeyboardInterrupt):
         train_adapter(config("cut", training__caption_dropout=0.5))
     monkeypatch.undo()
@@ -123,7 +141,7 @@ def test_stored_scores_train_what_the_llm_in_every_step_does(config, tmp_path):
     assert single["context.gamma"][0] != 1
 
 
-def test_a_warm_start_comes_first_and_resumes_bit_for_bit(config, monkeypatch, tmp_path):
+def test_a_warm_start_comes_first_and_resumes_bit_for_bit(config, monkeypatch, interrupt, tmp_path):
     changes = {"training__warm_start_steps": 5, "watch__prompts": []}
     whole = _weights(train_adapter(config("whole", **changes)))
     explained = [line["unexplained"] for line in read_log(tmp_path / "whole" / "warm-start" / "log.jsonl")]
@@ -131,15 +149,7 @@ def test_a_warm_start_comes_first_and_resumes_bit_for_bit(config, monkeypatch, t
     cold = _weights(train_adapter(config("cold", watch__prompts=[])))
     assert not torch.equal(cold["phi.weight"], whole["phi.weight"])
 
-    encoding, steps = trainer._Run._encoding, []
-
-    def stops(self, read, noise):
-        steps.append(read)
-        if len(steps) == 4:
-            raise KeyboardInterrupt
-        return encoding(self, read, noise)
-
-    monkeypatch.setattr(trainer._Run, "_encoding", stops)
+    interrupt(4, ContextEncoding, "noised")  # once a step
     with pytest.raises(KeyboardInterrupt):
         train_adapter(config("cut", **changes))
     assert not (tmp_path / "cut" / "log.jsonl").exists()

@@ -16,7 +16,7 @@ from transformers import (
 from typer.testing import CliRunner
 
 from llmdiff.cli.main import app
-from llmdiff.errors import LLMNotFoundError, PromptError
+from llmdiff.errors import InputFileError, LLMNotFoundError, PromptError
 from llmdiff_lab.inspection.denoising import load_encoder, read_denoising
 from llmdiff_lab.inspection.texts import read_texts
 
@@ -106,7 +106,7 @@ def test_bad_input_is_named(tmp_path):
     (tmp_path / "few.txt").write_text("one\ntwo\n")
     with pytest.raises(PromptError, match="holds 2 texts"):
         read_texts(tmp_path / "few.txt", 20)
-    with pytest.raises(PromptError, match="cannot be read"):
+    with pytest.raises(InputFileError, match="cannot be read"):
         read_texts(tmp_path / "none.txt", 20)
 
 

@@ -5,7 +5,7 @@ from tiny.pipelines import build_llm, build_sd
 from tiny.readers import PROMPTS, build_bert, build_t5
 
 from llmdiff_lab.rivals.encoder import EncoderStates
-from llmdiff_lab.rivals.registry import Parts
+from llmdiff_lab.rivals.registry import RivalInputs
 
 
 @pytest.fixture
@@ -19,8 +19,8 @@ def t5() -> EncoderStates:
 
 
 @pytest.fixture
-def parts() -> Parts:
-    return Parts(
+def parts() -> RivalInputs:
+    return RivalInputs(
         pipe=build_sd(),
         llm=build_llm(),
         encoder=build_bert(),

@@ -150,12 +150,14 @@ def test_what_is_refused(http: TestClient, folder: Path) -> None:
     assert long.status_code == 413
     assert http.delete(pair).status_code == 405
     assert http.get("/docs").status_code == 404
-    for _ in range(2):
-        assert http.post("/api/raters").status_code == 201
-    full = http.post("/api/raters")
-    assert (full.status_code, full.json()["error"]["code"]) == (403, "study_full")
     store = open_study(folder)
     assert store.answers() == []
+    for _ in range(3):
+        begun = http.post("/api/raters")
+        assert begun.status_code == 201
+        assert http.put(f"/api/raters/{begun.json()['rater']}/pairs/0", json=ALL_LEFT).status_code == 200
+    full = http.post("/api/raters")
+    assert (full.status_code, full.json()["error"]["code"]) == (403, "study_full")
     store.close()
 
 

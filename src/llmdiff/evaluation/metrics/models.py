@@ -1,6 +1,7 @@
 """Models of transformers that see pictures, and texts too: loaded from a folder or the Hub, and asked for features."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,8 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-from llmdiff.errors import MetricError, first_line
+from llmdiff.errors import CorruptWeightsError, MetricError, first_line
 from llmdiff.evaluation.metrics.kinds import Pictures
+from llmdiff.language.control_tokens import plain_options
+from llmdiff.language.whole_weights import check_faults, load_whole
 
 _BATCH = 64
 
@@ -37,7 +40,7 @@ class VisionModel:
             MetricError: there is none, or it is not of this kind.
         """
         name = str(name_or_path)
-        model = load_part(AutoModel, name, use_safetensors=True, dtype=torch.float32)
+        model = load_model(AutoModel, name)
         # Pillow's resizing on every machine: a figure may not depend on what else is installed.
         processor = load_part(AutoImageProcessor, name, backend="pil")
         return cls(model.to(device), processor, id=name)
@@ -114,13 +117,15 @@ class ImageTextModel(VisionModel):
         """Unit vectors of texts, on the CPU; what is longer than the model reads is cut. Shapes: (N, E)."""
         found = []
         for start in range(0, len(texts), _BATCH):
+            some = list(texts[start : start + _BATCH])
             # SigLIP reads its padding too and was trained on full length, without a mask.
             inputs = self.tokenizer(
-                list(texts[start : start + _BATCH]),
+                some,
                 padding=True if self.bias is None else "max_length",
                 truncation=True,
                 max_length=self.model.config.text_config.max_position_embeddings,
                 return_tensors="pt",
+                **plain_options(self.tokenizer, some),
             ).to(self.model.device)
             kept = ("input_ids", "attention_mask") if self.bias is None else ("input_ids",)
             output = self.model.get_text_features(**{name: inputs[name] for name in kept})
@@ -151,14 +156,37 @@ def _check_reads_texts(model: Any, id: str) -> None:
         )
 
 
+def load_model(kind: Any, name: str) -> Any:
+    """A model of transformers, `kind`, in float32 from a folder or Hub id, with every weight from its safetensors.
+
+    Raises:
+        MetricError: it cannot be loaded.
+        CorruptWeightsError: a weight is missing, unread, of another shape or not finite.
+    """
+    what = f"metric model {name!r}"
+    with _failure_named(kind, name):
+        model = load_whole(kind, name, what=what, use_safetensors=True, dtype=torch.float32)
+    broken = [key for key, weight in model.named_parameters() if not bool(weight.sum().isfinite())]
+    check_faults({"NaN or infinite": broken}, what=what)
+    return model
+
+
 def load_part(kind: Any, name: str, **options: Any) -> Any:
-    """A part of transformers, `kind`, from a folder or Hub id.
+    """Another part of transformers, `kind`, from a folder or Hub id.
 
     Raises:
         MetricError: it cannot be loaded.
     """
-    try:
+    with _failure_named(kind, name):
         return kind.from_pretrained(name, **options)
+
+
+@contextmanager
+def _failure_named(kind: Any, name: str) -> Iterator[None]:
+    try:
+        yield
+    except CorruptWeightsError:
+        raise
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
         raise MetricError(
             f"metric model {name!r}: {kind.__name__} cannot load it ({first_line(error)}); give a folder of "

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from llmdiff.errors import ConfigError
+from llmdiff.drawing.pictures import open_picture
+from llmdiff.errors import ConfigError, InputFileError
 from llmdiff.evaluation.metrics.kinds import Pictures
 
 
@@ -21,11 +22,11 @@ def read_reference(folder: Path, size_px: int = 256) -> Pictures:
     pictures = []
     for path in paths:
         try:
-            with Image.open(path) as image:
-                side = min(image.size)
-                left, top = (image.width - side) // 2, (image.height - side) // 2
-                square = image.convert("RGB").crop((left, top, left + side, top + side))
-                pictures.append(np.asarray(square.resize((size_px, size_px), Image.Resampling.BICUBIC)))
-        except (OSError, SyntaxError) as error:
+            image = open_picture(path)
+        except InputFileError as error:
             raise ConfigError(f"reference {path}: cannot be read as a picture ({error})") from error
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        square = image.crop((left, top, left + side, top + side))
+        pictures.append(np.asarray(square.resize((size_px, size_px), Image.Resampling.BICUBIC)))
     return np.stack(pictures)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from llmdiff.errors import MetricError
-from llmdiff.evaluation.metrics.models import ImageTextModel, load_part
+from llmdiff.evaluation.metrics.models import ImageTextModel, load_model, load_part
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 _COLOUR_FORMS = ("a photo of a {c} {name}", "a photo of a {c}-colored {name}", "a photo of a {c} object")
@@ -66,7 +66,7 @@ class TransformersDetector:
             MetricError: there is none, or it is no object detector.
         """
         name = str(name_or_path)
-        model = load_part(AutoModelForObjectDetection, name, use_safetensors=True, dtype=torch.float32)
+        model = load_model(AutoModelForObjectDetection, name)
         return cls(model.to(device), load_part(AutoImageProcessor, name, backend="pil"), id=name)
 
     @torch.no_grad()

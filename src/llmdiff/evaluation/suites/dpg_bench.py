@@ -4,6 +4,7 @@ Source: Hu et al. 2024 (ELLA, arXiv 2403.05135), section 4; formats: dpg_bench/ 
 """
 
 import csv
+import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,11 +20,10 @@ from llmdiff.evaluation.suites.suite import (
     OfficialScores,
     PromptSuite,
     SuitePrompt,
-    read_text,
     scores_of_prompts,
     suite_of,
 )
-from llmdiff.files import whole_file, write_whole
+from llmdiff.files import read_text, text_lines, whole_file, write_whole
 
 NAME = "dpg-bench"
 _COLUMNS = (
@@ -36,10 +36,11 @@ def read_dpg_bench(path: Path) -> PromptSuite:
     """The suite of `dpg_bench.csv`, or of a folder that holds it; four pictures of each prompt, as published.
 
     Raises:
-        ConfigError: no such file, or other columns.
+        InputFileError: no such file.
+        ConfigError: other columns.
     """
     file = path / "dpg_bench.csv" if path.is_dir() else path
-    table = csv.DictReader(read_text(file).splitlines(keepends=True))
+    table = csv.DictReader(io.StringIO(read_text(file), newline=""))
     missing = [column for column in _COLUMNS if column not in (table.fieldnames or ())]
     if missing:
         raise ConfigError(f"suite {file}: no column {missing[0]!r}, expected DPG-Bench's dpg_bench.csv")
@@ -155,7 +156,7 @@ def read_scores(file: Path, rows: Sequence[SuitePrompt], images_per_prompt: int)
         ConfigError: no line in it is such a score, or none is of these prompts.
     """
     found = {}
-    for line in read_text(file).splitlines():
+    for line in text_lines(read_text(file)):
         parts = line.rsplit(".png, ", 1)
         if len(parts) == 2 and re.fullmatch(r"[-+.e\d]+(, [-+.e\d]+)*", parts[1].strip()):
             found[Path(parts[0]).name] = float(parts[1].split(", ")[-1])

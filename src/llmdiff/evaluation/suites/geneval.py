@@ -22,11 +22,10 @@ from llmdiff.evaluation.suites.suite import (
     OfficialScores,
     PromptSuite,
     SuitePrompt,
-    read_text,
     scores_of_prompts,
     suite_of,
 )
-from llmdiff.files import whole_file, write_whole
+from llmdiff.files import is_blank, read_text, text_lines, whole_file, write_whole
 
 NAME = "geneval"
 IMAGES_PER_PROMPT = 4
@@ -36,12 +35,13 @@ def read_geneval(path: Path) -> PromptSuite:
     """The suite of `evaluation_metadata.jsonl`, or of a folder that holds it; four pictures of each, as published.
 
     Raises:
-        ConfigError: no such file, or lines without tag, include and prompt.
+        InputFileError: no such file.
+        ConfigError: lines without tag, include and prompt.
     """
     file = path / "evaluation_metadata.jsonl" if path.is_dir() else path
     rows: list[SuitePrompt] = []
-    for line in read_text(file).splitlines():
-        if not line.strip():
+    for line in text_lines(read_text(file)):
+        if is_blank(line):
             continue
         try:
             facts = json.loads(line)
@@ -152,7 +152,7 @@ def read_scores(file: Path, rows: Sequence[SuitePrompt], images_per_prompt: int)
         ConfigError: a line is no such result, or none is of these prompts.
     """
     found: dict[str, list[float]] = {}
-    for number, line in enumerate(read_text(file).splitlines(), start=1):
+    for number, line in enumerate(text_lines(read_text(file)), start=1):
         try:
             given = json.loads(line)
             # .../00012/samples/0003.png => 00012

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 from llmdiff.errors import ConfigError
-from llmdiff.evaluation.suites.suite import PromptSuite, SuitePrompt, read_text, suite_of
+from llmdiff.evaluation.suites.suite import PromptSuite, SuitePrompt, suite_of
+from llmdiff.files import is_blank, read_text, text_lines
 
 _KEYS = {"id", "prompt", "tags"}
 
@@ -17,15 +18,15 @@ def read_own(path: Path) -> PromptSuite:
     Raises:
         ConfigError: another kind of file, a line that is none of this, or no prompts.
     """
-    lines = read_text(path).splitlines()
+    lines = text_lines(read_text(path))
     if path.suffix == ".txt":
         rows = [
             SuitePrompt(id=str(number), prompt=line.strip())
             for number, line in enumerate(lines, start=1)
-            if line.strip()
+            if not is_blank(line)
         ]
     elif path.suffix == ".jsonl":
-        rows = [_row(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+        rows = [_row(path, number, line) for number, line in enumerate(lines, start=1) if not is_blank(line)]
     else:
         raise ConfigError(f"suite {path}: expected a file that ends in .txt or .jsonl")
     return suite_of(path.name, rows, [path])
@@ -34,7 +35,7 @@ def read_own(path: Path) -> PromptSuite:
 def _row(path: Path, number: int, line: str) -> SuitePrompt:
     try:
         given = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"suite {path}, line {number}: no JSON ({error})") from error
     if not isinstance(given, dict) or not isinstance(given.get("prompt"), str):
         raise ConfigError(f"suite {path}, line {number}: expected an object with a text named prompt")

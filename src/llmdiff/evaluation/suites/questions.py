@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, BlipForQuestionAnswe
 
 from llmdiff.errors import MetricError
 from llmdiff.evaluation.metrics.kinds import Pictures
-from llmdiff.evaluation.metrics.models import load_part
+from llmdiff.evaluation.metrics.models import load_model, load_part
 
 _BATCH = 32
 
@@ -53,7 +53,7 @@ class BlipAnswerer:
             MetricError: there is none, or it is no BLIP for questions.
         """
         name = str(name_or_path)
-        model = load_part(BlipForQuestionAnswering, name, use_safetensors=True, dtype=torch.float32)
+        model = load_model(BlipForQuestionAnswering, name)
         processor = load_part(AutoImageProcessor, name, backend="pil")
         return cls(model.to(device), processor, load_part(AutoTokenizer, name), id=name)
 

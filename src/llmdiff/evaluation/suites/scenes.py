@@ -13,7 +13,7 @@ from llmdiff.evaluation.metrics.kinds import Pictures
 from llmdiff.evaluation.suites.scenes_check import SceneChecker
 from llmdiff.evaluation.suites.suite import PromptSuite, SuitePrompt
 from llmdiff.evaluation.suites.verdicts import SeenScene, verdict
-from llmdiff.evaluation.systems import weights_digest
+from llmdiff.language.digests import weights_digest
 from llmdiff.openmoji.captions import caption
 from llmdiff.openmoji.contents import SPLIT_MEANINGS, SPLITS, Split, World
 from llmdiff.openmoji.scenes import Content, draw, lay_out
@@ -91,7 +91,7 @@ class SceneScorer:
 
     def __init__(self, checker: SceneChecker) -> None:
         # By its weights: the same on every machine, and another one where it was trained again.
-        self.checker, self.model_id = checker, f"checker {weights_digest(checker)}"
+        self.checker, self.model_id = checker, f"checker {weights_digest(checker)[:16]}"
         self.figures = dict(checker.figures)
 
     def judge(self, pictures: Pictures, rows: Sequence[SuitePrompt]) -> list[dict[str, Any]]:

@@ -2,12 +2,13 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from llmdiff.errors import ConfigError
 from llmdiff.evaluation.metrics.kinds import Pictures
+from llmdiff.files import clean_text, is_blank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +128,7 @@ def suite_of(
         raise ConfigError(f"suite {place}: holds no prompts, expected at least one")
     seen: set[str] = set()
     for row in rows:
-        if not row.prompt.strip():
+        if is_blank(row.prompt):
             raise ConfigError(f"suite {place}: prompt {row.id!r} is empty")
         if row.id in seen:
             raise ConfigError(f"suite {place}: two prompts are called {row.id!r}; names have to differ")
@@ -137,20 +138,10 @@ def suite_of(
         digest.update(file.read_bytes())
     return PromptSuite(
         name=name,
-        prompts=tuple(rows),
+        prompts=tuple(
+            replace(row, prompt=clean_text(f"suite {place}: prompt {row.id!r}", row.prompt)) for row in rows
+        ),
         sha256=digest.hexdigest(),
         images_per_prompt=images_per_prompt,
         benchmark=benchmark,
     )
-
-
-def read_text(path: Path) -> str:
-    """The text of a suite's file.
-
-    Raises:
-        ConfigError: it cannot be read as UTF-8 text.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"suite {path}: cannot be read ({error}); expected a UTF-8 text file") from error

@@ -19,10 +19,9 @@ from llmdiff.evaluation.suites.suite import (
     OfficialScores,
     PromptSuite,
     SuitePrompt,
-    read_text,
     suite_of,
 )
-from llmdiff.files import whole_file, write_whole
+from llmdiff.files import read_text, text_lines, whole_file, write_whole
 
 NAME = "t2i-compbench"
 IMAGES_PER_PROMPT = 10
@@ -51,7 +50,7 @@ def read_t2i_compbench(path: Path) -> PromptSuite:
     rows: list[SuitePrompt] = []
     for file in files:
         category = file.stem.removesuffix("_val").removesuffix("_train")
-        for line in read_text(file).splitlines():
+        for line in text_lines(read_text(file)):
             # Some lists carry the parts of a prompt behind a tab.
             prompt = line.split("\t")[0].strip()
             if prompt:

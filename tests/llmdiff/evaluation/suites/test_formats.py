@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llmdiff.errors import ConfigError
+from llmdiff.errors import ConfigError, InputFileError
 from llmdiff.evaluation.suites import dpg_bench, geneval, t2i_compbench
 from llmdiff.evaluation.suites.benchmarks import read_suite
 from llmdiff.evaluation.suites.own import read_own
@@ -63,9 +63,11 @@ def test_suites_that_are_not_there_are_named(tmp_path: Path) -> None:
         read_suite("portraits")
     with pytest.raises(ConfigError, match="suite-files: got None, expected the folder or file of geneval"):
         read_suite("geneval")
-    for name in ("dpg-bench", "geneval", "t2i-compbench"):
-        with pytest.raises(ConfigError):
+    for name in ("dpg-bench", "geneval"):
+        with pytest.raises(InputFileError, match="cannot be read"):
             read_suite(name, tmp_path)
+    with pytest.raises(ConfigError, match=r"no \*_val.txt"):
+        read_suite("t2i-compbench", tmp_path)
     (tmp_path / "dpg_bench.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ConfigError, match="no column 'item_id'"):
         read_suite("dpg-bench", tmp_path)

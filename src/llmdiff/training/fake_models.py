@@ -1,7 +1,6 @@
-"""The models of a run on the meta device: of their true shapes, without weights, from their config files alone."""
+"""The models of a training without their weights, from their config files alone; to be made in a `FakeTensorMode`."""
 
 import importlib
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from llmdiff.adapter import families, layers
 from llmdiff.adapter.adapter import LLMDiffAdapter
@@ -21,32 +21,32 @@ from llmdiff.errors import (
     UnsupportedPipelineError,
     first_line,
 )
+from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.gguf import gguf_llm_folder
 from llmdiff.language.packaged import PACKAGED, packaged_llm_folder
 from llmdiff.language.support import check_supported
 from llmdiff.training.config import ModelsConfig
-from llmdiff.training.published_sizes import LLMS, PIPELINES
-
-_META = torch.device("meta")
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MetaModels:
-    """The models of a run, on the meta device.
+class FakeModels:
+    """The models of a training.
 
     Fields:
         llm: the causal language model; pipe: a pipeline with its denoiser and VAE, and nothing else in it.
         others: the pipeline's further models by name: text encoders, safety checker.
-        published: which of LLM and base were built from published sizes, because they were not to be had.
     """
 
     llm: Any
     pipe: Any
     others: Mapping[str, nn.Module]
     adapter: LLMDiffAdapter
-    published: tuple[str, ...]
+
+    @property
+    def context(self) -> ContextEncoding:
+        """The adapter's weighted sum over the LLM's blocks."""
+        assert self.adapter.context is not None
+        return self.adapter.context
 
     @property
     def family(self) -> families.Family:
@@ -59,29 +59,29 @@ class MetaModels:
         return families.denoiser_of(self.pipe)
 
 
-def meta_models(models: ModelsConfig, dtype: torch.dtype) -> MetaModels:
-    """Return the models of a run; LLM and base in `dtype`, the adapter in float32.
+def fake_models(models: ModelsConfig, dtype: torch.dtype) -> FakeModels:
+    """Return the models of a training; LLM and base in `dtype`, the adapter in float32.
 
     From the Hub come config files only. Of a folder, they are all that has to be there: `config.json` of an LLM;
     `model_index.json` and each part's `config.json` of a base.
 
     Raises:
-        LLMNotFoundError, PipelineNotFoundError, AdapterNotFoundError: a config is not to be had, and its sizes are
-            not among the published ones.
+        LLMNotFoundError, PipelineNotFoundError, AdapterNotFoundError: a config cannot be found.
     """
-    published: list[str] = []
-    llm = _in(_llm(models.llm, published), dtype)
-    pipe, others = _pipeline(models.base, published)
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # fake parameters cannot be converted afterwards
+    try:
+        llm = _llm(models.llm)
+        pipe, others = _pipeline(models.base)
+    finally:
+        torch.set_default_dtype(usual)
     denoiser: Any = families.denoiser_of(pipe)
-    for module in (denoiser, pipe.vae, *others.values()):
-        _in(module, dtype)
-    if published:
-        _log.info("not to be had here, so taken from published sizes: %s", ", ".join(published))
-    adapter = _adapter(models, llm, pipe).train()
-    return MetaModels(llm=llm, pipe=pipe, others=others, adapter=adapter, published=tuple(published))
+    for module in (llm, denoiser, pipe.vae, *others.values()):
+        module.requires_grad_(False).eval()
+    return FakeModels(llm=llm, pipe=pipe, others=others, adapter=_adapter(models, llm, pipe).train())
 
 
-def _llm(name: str, published: list[str]) -> Any:
+def _llm(name: str) -> Any:
     source: str | Path = name
     if name in PACKAGED:
         folder = PACKAGED[name].folder
@@ -91,39 +91,28 @@ def _llm(name: str, published: list[str]) -> Any:
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
-        if name not in LLMS:
-            raise LLMNotFoundError(
-                f"the config of llm {name!r} is not to be had ({first_line(error)}): pass a folder with its "
-                "config.json instead, models.llm=FOLDER"
-            ) from error
-        published.append(name)
-        sizes = dict(LLMS[name])
-        config = AutoConfig.for_model(sizes.pop("model_type"), **sizes)
+        raise LLMNotFoundError(
+            f"the config of llm {name!r} cannot be found ({first_line(error)}): pass a folder with its "
+            "config.json instead, models.llm=FOLDER"
+        ) from error
     check_supported(config, id=name)
     kind: Any = AutoModelForCausalLM
-    with _META:
-        model: Any = kind.from_config(config)
+    with no_init_weights():
+        model: Any = kind.from_config(config, dtype=torch.get_default_dtype())
     model.tie_weights()  # an LLM whose head is its embedding has it once
     return model
 
 
-def _pipeline(base: str, published: list[str]) -> tuple[Any, dict[str, nn.Module]]:
+def _pipeline(base: str) -> tuple[Any, dict[str, nn.Module]]:
     place = packaged("pipeline", PipelineNotFoundError) if base == EMBEDDED_NAME else Path(base)
     source = str(place) if place.is_dir() else base
     try:
         class_name, parts = _read_parts(source)
     except (OSError, ValueError) as error:
-        if base not in PIPELINES:
-            raise PipelineNotFoundError(
-                f"the configs of base {base!r} are not to be had ({first_line(error)}): pass a folder with "
-                "model_index.json and each part's config.json instead, models.base=FOLDER"
-            ) from error
-        published.append(base)
-        class_name = PIPELINES[base][0]
-        parts = {
-            name: (_class(library, kind), sizes)
-            for name, (library, kind, sizes) in PIPELINES[base][1].items()
-        }
+        raise PipelineNotFoundError(
+            f"the configs of base {base!r} cannot be found ({first_line(error)}): pass a folder with "
+            "model_index.json and each part's config.json instead, models.base=FOLDER"
+        ) from error
     import diffusers
 
     kind: Any = getattr(diffusers, class_name, None)
@@ -167,16 +156,11 @@ def _class(library: str, name: str) -> Any:
 
 
 def _built(kind: Any, config: Mapping[str, Any]) -> Any:
-    with _META:
-        if issubclass(kind, PreTrainedModel):
-            config_class: Any = kind.config_class
+    if issubclass(kind, PreTrainedModel):
+        config_class: Any = kind.config_class
+        with no_init_weights():
             return kind(config_class(**config))
-        return kind.from_config(dict(config))
-
-
-def _in(module: Any, dtype: torch.dtype) -> Any:
-    """A frozen module in this dtype; the library's own `to` warns of what only real weights suffer from."""
-    return nn.Module.to(module, dtype).requires_grad_(False).eval()
+    return kind.from_config(dict(config))
 
 
 def _adapter(models: ModelsConfig, llm: Any, pipe: Any) -> LLMDiffAdapter:
@@ -190,7 +174,7 @@ def _adapter(models: ModelsConfig, llm: Any, pipe: Any) -> LLMDiffAdapter:
             found = dict(make.load_config(source))
         except (OSError, ValueError) as error:
             raise AdapterNotFoundError(
-                f"the config of adapter {models.start!r} is not to be had ({first_line(error)}): pass a folder with "
+                f"the config of adapter {models.start!r} cannot be found ({first_line(error)}): pass a folder with "
                 "its config.json instead, models.start=FOLDER"
             ) from error
         config = {name: value for name, value in found.items() if not name.startswith("_")}
@@ -214,6 +198,5 @@ def _adapter(models: ModelsConfig, llm: Any, pipe: Any) -> LLMDiffAdapter:
             "refiner_layers": models.refiner_layers,
             "refiner_width": models.refiner_width,
         }
-    with _META:
-        adapter: LLMDiffAdapter = make(**config)
+    adapter: LLMDiffAdapter = make(**config)
     return adapter

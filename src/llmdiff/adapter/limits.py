@@ -1,0 +1,104 @@
+"""What a pipeline can draw: sizes, steps, and when a negative prompt counts; checked before anything is drawn."""
+
+import math
+import warnings
+from typing import Any
+
+from llmdiff.adapter import families
+from llmdiff.errors import ConfigError
+
+# A denoiser that draws larger than this, in multiples of what it was trained for, repeats its subject.
+_TIMES_TRAINED = 2
+
+
+def own_size_px(pipe: Any) -> tuple[int, int] | None:
+    """Return the (height, width) that a pipeline draws where none is asked for; None where its config has none."""
+    size = getattr(pipe, "default_sample_size", None) or _config(pipe).get("sample_size")
+    if size is None:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
+
+
+def side_multiple_px(pipe: Any) -> int:
+    """Return what height and width have to be multiples of. Units: pixels."""
+    family = families.family_of(pipe)
+    patch = (
+        family.latent_patch if isinstance(family.latent_patch, int) else _config(pipe)[family.latent_patch]
+    )
+    return math.lcm(family.side_divisor_px, pipe.vae_scale_factor * patch)
+
+
+def fitted_size_px(pipe: Any, height_px: int | None, width_px: int | None) -> tuple[int | None, int | None]:
+    """Return height and width as they are drawn: where one is given, the other is the pipeline's own.
+
+    Both None stay None. Warns, once for every size, of one that the pipeline was not trained for.
+
+    Raises:
+        ConfigError: a side is no multiple of the pipeline's, or one is missing and the pipeline has none of its own.
+    """
+    if height_px is None and width_px is None:
+        return None, None
+    own, multiple = own_size_px(pipe), side_multiple_px(pipe)
+    for name, given in (("height", height_px), ("width", width_px)):
+        if given is None and own is None:
+            raise ConfigError(
+                f"{name} is not given, and {type(pipe).__name__} has none of its own: give both"
+            )
+        if given is not None and (given < 1 or given % multiple):
+            below = given // multiple * multiple
+            nearest = " or ".join(str(side) for side in (below, below + multiple) if side > 0)
+            raise ConfigError(
+                f"{name} is {given} px, expected a multiple of {multiple} for this {type(pipe).__name__}: {nearest}"
+            )
+    if own is None:
+        return height_px, width_px
+    height_px, width_px = height_px or own[0], width_px or own[1]
+    if height_px > _TIMES_TRAINED * own[0] or width_px > _TIMES_TRAINED * own[1]:
+        warnings.warn(
+            f"the size {width_px} x {height_px} is more than twice the {own[1]} x {own[0]} that the pipeline was "
+            "trained for: expect its subject many times over; leave height and width out for its own size",
+            stacklevel=2,
+        )
+    return height_px, width_px
+
+
+def check_steps(pipe: Any, steps: int, *, name: str = "steps") -> None:
+    """Return nothing if the pipeline's scheduler has so many steps.
+
+    Raises:
+        ConfigError: it was trained with fewer.
+    """
+    trained = pipe.scheduler.config.get("num_train_timesteps")
+    if trained is not None and steps > trained:
+        raise ConfigError(
+            f"{name} is {steps}, expected at most {trained}, as many as {type(pipe.scheduler).__name__} was trained "
+            "with; 20 to 50 are usual"
+        )
+
+
+def warn_of_unread_negative(pipe: Any, guidance_scale: float) -> None:
+    """Warn, once, where a negative prompt changes nothing; returns nothing."""
+    family = families.family_of(pipe)
+    if not family.encodes_negative:
+        warnings.warn(
+            f"negative_prompt changes nothing: {family.title} is guided without one; leave it out, or in Python call "
+            "the pipeline with true_cfg_scale above 1",
+            stacklevel=2,
+        )
+    elif guidance_scale <= 1:
+        warnings.warn(
+            f"negative_prompt changes nothing at guidance_scale {guidance_scale:g}: choose a scale above 1, or leave "
+            "the negative prompt out",
+            stacklevel=2,
+        )
+    elif _config(pipe).get("time_cond_proj_dim") is not None:
+        warnings.warn(
+            "negative_prompt changes nothing: this denoiser has learned its guidance, and is not guided by prompts; "
+            "leave it out",
+            stacklevel=2,
+        )
+
+
+def _config(pipe: Any) -> Any:
+    return families.denoiser_of(pipe).config

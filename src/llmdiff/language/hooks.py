@@ -1,0 +1,63 @@
+"""Calls a function after every block while a model runs, and gives blocks their lone tokens beside the text."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+from llmdiff.language.lone_calls import JoinedCall, first_of
+
+# The block's number, itself, its input and output, the rest it was called with, and from a joined call the lone
+# tokens' output.
+BlockCall = Callable[[int, nn.Module, Tensor, Tensor, dict[str, Any], Tensor | None], None]
+
+_known_arguments: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()
+
+
+@contextmanager
+def on_every_block(
+    blocks: nn.ModuleList, on_block: BlockCall, joined: JoinedCall | None = None
+) -> Iterator[None]:
+    """Calls `on_block` after each block, until left; a joined call gives the block its lone tokens to do as well."""
+    handles = []
+    for index, block in enumerate(blocks):
+        names = _arguments(block)
+
+        def by_name(args: Any, kwargs: Any, names: list[str] = names) -> tuple[Tensor, dict[str, Any]]:
+            named = {**dict(zip(names, args, strict=False)), **kwargs}
+            return named.pop(names[0]), named
+
+        def before(module: nn.Module, args: Any, kwargs: Any, by_name: Any = by_name) -> Any:
+            assert joined is not None
+            x, others = joined.inputs(*by_name(args, kwargs))
+            return (x,), others
+
+        def after(
+            module: nn.Module, args: Any, kwargs: Any, out: Any, index: int = index, by_name: Any = by_name
+        ) -> Any:
+            x, others = by_name(args, kwargs)
+            if joined is None:
+                on_block(index, module, x, first_of(out), others, None)
+                return None
+            text, lone = joined.outputs(first_of(out))
+            on_block(index, module, joined.outputs(x)[0], text, others, lone)
+            return (text, *out[1:]) if isinstance(out, tuple | list) else text
+
+        if joined is not None:
+            handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(block.register_forward_hook(after, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _arguments(block: nn.Module) -> list[str]:
+    """Returns the names of what a block is called with, looked up once for each block."""
+    if block not in _known_arguments:
+        _known_arguments[block] = list(inspect.signature(block.forward).parameters)
+    return _known_arguments[block]

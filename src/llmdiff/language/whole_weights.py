@@ -1,0 +1,121 @@
+"""Loads models of transformers and diffusers, and refuses any whose weights do not all come from their files.
+
+Both libraries give a weight that is missing random values, and leave a weight that they have no place for unread.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from itertools import chain
+from typing import Any
+
+from llmdiff.errors import CorruptWeightsError
+
+# Counters and tables that older files carry and that are made from the configuration anyway.
+_NO_WEIGHT = re.compile(r"(^|\.)(num_batches_tracked|position_ids|inv_freq|masked_bias)$")
+# diffusers has no report of this, only a message.
+_WRONG_SHAPE = re.compile(r"(\S+) expected shape (.+?), but got (.+?)\. If you")
+_NAMED = 3
+
+
+def load_whole(
+    kind: Any,
+    source: Any,
+    *,
+    what: str,
+    unused: Collection[str] = (),
+    head_runs: bool = True,
+    **options: Any,
+) -> Any:
+    """Return `kind.from_pretrained(source, **options)`, a model whose every weight was read from its files.
+
+    `what` names the model in an error. `unused` are parts that are never run, and may be missing or unread;
+    `head_runs=False` adds all that is not in the base model, as a language model's head.
+
+    Raises:
+        CorruptWeightsError: a weight is missing, unread, of another shape or without values, or a file is damaged.
+    """
+    from safetensors import SafetensorError
+
+    if not _is_diffusers(kind):
+        # Reported with names, where transformers itself would only say that there are some.
+        options["ignore_mismatched_sizes"] = True
+    try:
+        model, report = kind.from_pretrained(source, output_loading_info=True, **options)
+    except SafetensorError as error:
+        raise CorruptWeightsError(
+            f"{what}: a weight file is truncated or damaged ({error}); download or convert it again"
+        ) from error
+    except ValueError as error:
+        found = _WRONG_SHAPE.search(str(error))
+        if found is None:
+            raise
+        name, expected, got = found.groups()
+        check_faults({"of another shape": [f"{name}: {got} instead of {expected}"]}, what=what)
+    check_report(model, report, what=what, unused=unused, head_runs=head_runs)
+    return model
+
+
+def check_report(
+    model: Any, report: Any, *, what: str, unused: Collection[str] = (), head_runs: bool = True
+) -> None:
+    """Return None if the loading report of a model of transformers or diffusers is clean; see `load_whole`.
+
+    Raises:
+        CorruptWeightsError: it is not; names some of the weights.
+    """
+    missing = set(report["missing_keys"])
+    unread = set(report["unexpected_keys"])
+    shapes = {
+        name: f"{name}: {_shape(got)} instead of {_shape(it)}" for name, got, it in report["mismatched_keys"]
+    }
+    if not _is_diffusers(type(model)):
+        parts = _parts_that_run(model, head_runs) - set(unused)
+        missing, unread = ({key for key in keys if key.split(".")[0] in parts} for keys in (missing, unread))
+        shapes = {name: text for name, text in shapes.items() if name.split(".")[0] in parts}
+    weights = chain(model.named_parameters(), model.named_buffers())
+    without_values = {name for name, weight in weights if weight.is_meta} - missing - set(shapes)
+    check_faults(
+        {
+            "missing": missing,
+            "unread, for which the model has no place": unread,
+            "of another shape": shapes.values(),
+            "without values": without_values,
+        },
+        what=what,
+    )
+
+
+def check_faults(faults: Mapping[str, Iterable[str]], *, what: str) -> None:
+    """Return None if no kind of fault has the name of a weight.
+
+    Raises:
+        CorruptWeightsError: one has; names a few for each kind, and says how many there are.
+    """
+    found = []
+    for fault, names in faults.items():
+        listed = sorted(name for name in names if not _NO_WEIGHT.search(name))
+        if listed:
+            more = ", ..." if len(listed) > _NAMED else ""
+            found.append(f"{len(listed)} {fault} ({', '.join(listed[:_NAMED])}{more})")
+    if found:
+        raise CorruptWeightsError(
+            f"{what} cannot be read whole, weights: {'; '.join(found)}. Use a complete copy, saved in the names and "
+            "shapes of its own class, with nothing left to unpack or to scale"
+        )
+
+
+def _parts_that_run(model: Any, head_runs: bool) -> set[str]:
+    """The first words of the names of weights that a result depends on."""
+    if not head_runs and model.base_model is not model:
+        return {model.base_model_prefix.split(".")[0]}
+    own = chain(model.named_parameters(recurse=False), model.named_buffers(recurse=False))
+    return {name for name, _ in chain(model.named_children(), own)}
+
+
+def _shape(shape: Iterable[int]) -> str:
+    return " x ".join(str(size) for size in shape) or "one number"
+
+
+def _is_diffusers(kind: Any) -> bool:
+    """Whether this is a model class of diffusers, which does nothing about what is missing and has no heads."""
+    return isinstance(kind, type) and any(base.__module__.startswith("diffusers.") for base in kind.__mro__)

@@ -1,0 +1,65 @@
+"""Which size is drawn for the one that was asked for."""
+
+import math
+from dataclasses import replace
+from typing import Literal, Protocol, TypeVar
+
+from llmdiff.drawing.draw import DrawingSettings
+from llmdiff.errors import ConfigError
+
+SizePolicy = Literal["strict", "nearest"]
+# Wider or higher pictures than 3:1 are drawn as 3:1, which OpenAI's models keep to as well.
+_MAX_ASPECT = 3.0
+
+Settings = TypeVar("Settings", bound=DrawingSettings)
+
+
+class Sized(Protocol):
+    """What knows the sizes of its pictures.
+
+    Fields:
+        size_px: (height, width) of a picture whose size nobody chose.
+        multiple_px: what height and width are multiples of.
+    """
+
+    size_px: tuple[int, int]
+    multiple_px: int
+
+
+def parse_size(size: str | None) -> tuple[int, int] | None:
+    """Return (height, width) of a size like "64x48" (width first); None for none and "auto"."""
+    if size is None or size == "auto":
+        return None
+    width, height = (int(side) for side in size.split("x"))
+    return height, width
+
+
+def nearest_size(asked_px: tuple[int, int], painter: Sized) -> tuple[int, int]:
+    """Return the (height, width) of the asked shape with about as many pixels as the painter's own pictures."""
+    if asked_px == painter.size_px:
+        return asked_px
+    aspect = min(max(asked_px[1] / asked_px[0], 1 / _MAX_ASPECT), _MAX_ASPECT)
+    side = math.sqrt(painter.size_px[0] * painter.size_px[1])
+    step = painter.multiple_px
+    height, width = (
+        max(step, round(length / step) * step)
+        for length in (side / math.sqrt(aspect), side * math.sqrt(aspect))
+    )
+    return height, width
+
+
+def with_size(settings: Settings, painter: Sized, max_pixels: int | None) -> Settings:
+    """Return the settings with their size filled in.
+
+    Raises:
+        ConfigError: the picture would have more than `max_pixels` (None: four times the pipeline's own).
+    """
+    own_px = painter.size_px
+    height_px, width_px = settings.height_px or own_px[0], settings.width_px or own_px[1]
+    limit = max_pixels or 4 * own_px[0] * own_px[1]
+    if height_px * width_px > limit:
+        raise ConfigError(
+            f"size is {width_px}x{height_px}, expected at most {limit} pixels in all: choose a smaller one, such as "
+            f'the pipeline\'s own {own_px[1]}x{own_px[0]} ("auto"), or serve with --size-policy nearest'
+        )
+    return replace(settings, height_px=height_px, width_px=width_px)

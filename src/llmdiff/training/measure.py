@@ -1,0 +1,83 @@
+"""How long a training takes on the device at hand: a few real steps of it, timed."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from llmdiff.training.config import TrainConfig
+from llmdiff.training.log import read_log
+from llmdiff.training.trainer import train_adapter
+
+# The first steps make what is made once.
+_WARM_UP = 2
+# Samples that are looked at, in batches: enough that some have one shape, which batches need to be whole.
+_BATCHES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Real training steps of one process, and the whole training by their median.
+
+    Units: seconds, samples, hours, 10^9 bytes. `peak_memory_gb`: of the GPU, or of the process on a CPU.
+    """
+
+    steps: int
+    device: str
+    step_s: float
+    samples_per_s: float
+    training_hours: float
+    peak_memory_gb: float
+
+    def text(self) -> str:
+        """Return it in two sentences."""
+        return (
+            f"measured on {self.device}, {self.steps} steps of one process: {self.step_s:.3g} s a step, "
+            f"{self.samples_per_s:.3g} samples/s, {self.peak_memory_gb:.3g} GB at the peak.\n"
+            f"All steps at that rate take {self.training_hours:.3g} hours, without validation, sample pictures, "
+            "filling the store, and what several processes send each other."
+        )
+
+
+def measure(config: TrainConfig, *, steps: int = 10) -> Measured:
+    """Return the time of real training steps, on whole batches of one shape; they train nothing that is kept.
+
+    What the store lacks of the first samples is put there.
+
+    Raises:
+        LLMDiffError: see `train_adapter`.
+    """
+    import torch
+
+    training = config.training
+    per_step = training.batch_size * training.accumulation_steps
+    with tempfile.TemporaryDirectory() as folder:
+        short = config.model_copy(
+            update={
+                "out": Path(folder) / "run",
+                "store": config.store_folder,
+                "training": training.model_copy(
+                    update={
+                        "steps": steps + _WARM_UP,
+                        "log_every": 1,
+                        "warm_start_steps": 0,
+                        "checkpoint_every_s": 1e9,
+                    }
+                ),
+                "watch": config.watch.model_copy(
+                    update={"validation_samples": 0, "prompts": (), "trackers": ()}
+                ),
+            }
+        )
+        train_adapter(short, samples=_BATCHES * training.batch_size)
+        lines = read_log(short.out / "log.jsonl")
+    step_s = median(1 / line["steps_per_s"] for line in lines[_WARM_UP:])
+    gpu = config.device != "cpu" and torch.cuda.is_available()
+    return Measured(
+        steps=steps,
+        device=torch.cuda.get_device_name() if gpu else "the CPU",
+        step_s=step_s,
+        samples_per_s=per_step / step_s,
+        training_hours=step_s * training.steps / 3600,
+        peak_memory_gb=max(line["memory_gb"] for line in lines),
+    )

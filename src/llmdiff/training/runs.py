@@ -1,0 +1,61 @@
+"""What makes a run the same run when it goes on, and that there is one of it at a time."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from llmdiff.errors import LLMDiffError
+from llmdiff.files import not_writable, sweep
+from llmdiff.language.digests import model_digest
+from llmdiff.training.config import TrainConfig, WatchConfig
+from llmdiff.training.loop import LoopConfig
+from llmdiff.training.prepare import Parts
+from llmdiff.training.resume import flat
+
+# What a run may go on with changed, beside what the loop lists: where things lie, how they are read, what is shown.
+# Whatever is not listed is compared, a new setting too.
+_HARMLESS = {"out", "store", "device", "data.path", "data.threads", "data.max_bad_share"}
+_HARMLESS |= {"training.prefetch", "training.gradient_checkpointing"}
+_HARMLESS |= {f"watch.{name}" for name in WatchConfig.model_fields if name != "validation_samples"}
+# The loop compares these itself; of optimisers, it knows one name for two.
+_OF_THE_LOOP = {f"training.{name}" for name in LoopConfig.__dataclass_fields__ if name != "optimizer"}
+
+
+def identity(config: TrainConfig, parts: Parts, *, encodings: bool, latents: bool) -> dict[str, Any]:
+    """Return what has to be as it was for a run to go on: settings, samples, and the models behind its stores."""
+    told = flat(config.model_dump(mode="json"))
+    same = {name: value for name, value in told.items() if name not in _HARMLESS | _OF_THE_LOOP}
+    same["samples"] = parts.samples.fingerprint
+    if encodings:
+        same["weights of the LLM"] = model_digest(parts.llm.model)
+    if latents:
+        same["weights of the VAE"] = model_digest(parts.pipe.vae)
+    return same
+
+
+@contextmanager
+def only_run(out: Path) -> Iterator[None]:
+    """Return a context in which no other run writes to this folder; what killed ones have left there is swept.
+
+    Raises:
+        LLMDiffError: another one does.
+        OutputError: the folder cannot be written.
+    """
+    lock = FileLock(out / ".lock", timeout=0)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise LLMDiffError(
+            f"out {out} is that of a run which has not ended yet: wait for it, or choose another folder"
+        ) from error
+    except OSError as error:
+        raise not_writable(out, error) from error
+    try:
+        sweep(out)
+        yield
+    finally:
+        lock.release()

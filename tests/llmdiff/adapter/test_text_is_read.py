@@ -1,0 +1,227 @@
+"""Whatever pipeline draws while an LLM is attached: its picture depends on the LLM, or it is refused by name."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from tiny.families import BUILDERS
+
+from llmdiff.adapter import FAMILIES, attach, detach
+from llmdiff.errors import AttachError, UnsupportedPipelineError
+
+Draw = Callable[..., torch.Tensor]
+CONTROLLED = {name for family in FAMILIES for name in family.pipelines}
+
+
+class DrawsWithAnother(StableDiffusionPipeline):  # type: ignore[misc]
+    """Reads the prompt as its parent does, and draws with a network of its own."""
+
+    @torch.no_grad()
+    def __call__(self, prompt: Any, **more: Any) -> Any:
+        embeds, _ = self.encode_prompt(prompt, torch.device("cpu"), 1, False)
+        latents = torch.randn(1, 4, 8, 8) * embeds.mean()
+        return self.image_processor.postprocess(self.vae.decode(latents).sample, output_type="np")
+
+
+class ReadsByItself(StableDiffusionPipeline):  # type: ignore[misc]
+    """Encodes prompts in its own way, as pipelines for long prompts do."""
+
+    @torch.no_grad()
+    def __call__(self, prompt: Any, **more: Any) -> Any:
+        ids = self.tokenizer(prompt, return_tensors="pt").input_ids
+        return super().__call__(prompt_embeds=self.text_encoder(ids)[0], guidance_scale=1.0, **more)
+
+
+class AsksWithoutText(StableDiffusionPipeline):  # type: ignore[misc]
+    """Calls the denoiser's parts without any text."""
+
+    @torch.no_grad()
+    def __call__(self, prompt: Any, **more: Any) -> Any:
+        self.encode_prompt(prompt, torch.device("cpu"), 1, False)
+        return self.unet(torch.randn(1, 4, 8, 8), 10, encoder_hidden_states=None)
+
+
+@pytest.mark.hostile("ignored text")
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (DrawsWithAnother, "DrawsWithAnother has drawn a picture without asking its unet"),
+        (AsksWithoutText, "calls it without the text of encode_prompt"),
+    ],
+)
+def test_a_pipeline_of_ones_own_that_ignores_the_llm_is_refused(
+    kind: Any, message: str, tiny_llm: Any, make_adapter: Any
+) -> None:
+    pipe = kind(**BUILDERS["sd"]().components)
+    attach(pipe, tiny_llm, make_adapter(pipe, tiny_llm))
+    with pytest.raises(AttachError, match=message):
+        pipe("a cat")
+    detach(pipe)
+
+
+@pytest.mark.hostile("ignored text")
+def test_embeddings_of_ones_own_draw_as_the_base_on_purpose(
+    tiny_llm: Any, make_adapter: Any, draw: Draw
+) -> None:
+    pipe = ReadsByItself(**BUILDERS["sd"]().components)
+    pipe.set_progress_bar_config(disable=True)
+    base = pipe("a cat", num_inference_steps=2, generator=torch.Generator().manual_seed(1), output_type="pt")
+    attach(pipe, tiny_llm, make_adapter(pipe, tiny_llm))
+    again = pipe("a cat", num_inference_steps=2, generator=torch.Generator().manual_seed(1), output_type="pt")
+    assert torch.equal(base.images, again.images)
+
+
+def test_pictures_decoded_by_hand_are_nobodys_business(tiny_llm: Any, make_adapter: Any) -> None:
+    pipe = BUILDERS["sd"]()
+    attach(pipe, tiny_llm, make_adapter(pipe, tiny_llm))
+    pipe.encode_prompt("a cat", torch.device("cpu"), 1, False)
+    with torch.no_grad():
+        assert pipe.vae.decode(torch.randn(1, 4, 8, 8)).sample.isfinite().all()
+    handles = len(pipe.vae.decoder._forward_hooks)
+    detach(pipe)
+    assert len(pipe.vae.decoder._forward_hooks) == handles - 1
+
+
+@pytest.mark.hostile("ignored text")
+@pytest.mark.parametrize("kind", ["Img2Img", "Inpaint"])
+def test_a_refiner_with_a_score_for_aesthetics(
+    kind: str, tiny_llm: Any, make_llm: Any, make_adapter: Any, draw: Draw
+) -> None:
+    base = BUILDERS["sdxl"]()
+    unet = diffusers.UNet2DConditionModel.from_config(
+        {**base.unet.config, "projection_class_embeddings_input_dim": 20 + 5 * 8}
+    )
+    made = getattr(diffusers, f"StableDiffusionXL{kind}Pipeline")
+    # As the refiner comes: with the second text encoder alone.
+    parts = {**base.components, "unet": unet.eval(), "text_encoder": None, "tokenizer": None}
+    pipe = made(**parts, requires_aesthetics_score=True, add_watermarker=False)
+    pipe.set_progress_bar_config(disable=True)
+    adapter = make_adapter(pipe, tiny_llm)
+    assert adapter.config.pooled_width == 20
+    given: dict[str, Any] = {"image": torch.rand(1, 3, 32, 32), "strength": 0.8, "steps": 4}
+    if kind == "Inpaint":
+        given |= {"mask_image": torch.ones(1, 1, 32, 32), "height": 32, "width": 32}
+    attach(pipe, tiny_llm, adapter)
+    torch.manual_seed(3)
+    first = draw(pipe, "a cat", **given)
+    torch.manual_seed(3)
+    assert (draw(pipe, "two dog", **given) - first).abs().max() > 1e-4
+
+
+# What a class wants of its denoiser beside what its family's text-to-image pipeline has.
+ALTERED: dict[str, dict[str, Any]] = {
+    "FluxControlPipeline": {"in_channels": 32, "out_channels": 16},
+    "FluxControlImg2ImgPipeline": {"in_channels": 32, "out_channels": 16},
+    "FluxControlInpaintPipeline": {"in_channels": 32, "out_channels": 16},
+    "SanaSprintPipeline": {"guidance_embeds": True},
+    "SanaSprintImg2ImgPipeline": {"guidance_embeds": True},
+    "StableDiffusionInstructPix2PixPipeline": {"in_channels": 8},
+    "StableDiffusionXLInstructPix2PixPipeline": {"in_channels": 8},
+    "StableDiffusionLatentUpscalePipeline": {"in_channels": 8},
+    "StableDiffusionDepth2ImgPipeline": {"in_channels": 5},
+}
+SCHEDULERS = {
+    "LatentConsistencyModelPipeline": diffusers.LCMScheduler,
+    "SanaSprintPipeline": diffusers.SCMScheduler,
+    "SanaSprintImg2ImgPipeline": diffusers.SCMScheduler,
+    "StableDiffusionLatentUpscalePipeline": diffusers.EulerDiscreteScheduler,
+}
+FOREIGN = [name for name in dir(diffusers) if name.endswith("Pipeline") and name not in CONTROLLED]
+# Those that come nearest to a family of the table; all the others take minutes to import and try.
+NEAREST = [*ALTERED, "FluxFillPipeline", "FluxKontextPipeline", "LatentConsistencyModelPipeline"]
+
+
+def sharing(made: Any, name: str) -> Iterator[tuple[Any, Any]]:
+    """A family's pipeline, and one of this class made of its parts, wherever that can be made."""
+    wanted = inspect.signature(made.__init__).parameters
+    needed = {
+        key
+        for key, row in wanted.items()
+        if row.default is row.empty and key != "self" and row.kind is row.POSITIONAL_OR_KEYWORD
+    }
+    for build in BUILDERS.values():
+        pipe = build()
+        holder = "unet" if hasattr(pipe, "unet") else "transformer"
+        if holder not in wanted:
+            continue
+        denoiser = getattr(pipe, holder)
+        if name in ALTERED:
+            torch.manual_seed(8)
+            setattr(pipe, holder, type(denoiser).from_config({**denoiser.config, **ALTERED[name]}).eval())
+        # Parts that a class wants beside ours are left empty: its own checks may then end the call.
+        parts = {key: pipe.components.get(key) for key in wanted if key in pipe.components or key in needed}
+        parts.pop("self", None)
+        if name in SCHEDULERS:
+            parts["scheduler"] = SCHEDULERS[name]()
+        try:
+            other = made(**parts)
+        except Exception:  # another family's parts
+            continue
+        if getattr(other, holder) is not getattr(pipe, holder):  # a network of its own, made of ours
+            continue
+        other.set_progress_bar_config(disable=True)
+        yield pipe, other
+
+
+def asked(made: Any) -> dict[str, Any]:
+    """Everything that such a pipeline may want to be asked with, small."""
+    picture = torch.rand(1, 3, 32, 32)
+    given = {"prompt": "a cat", "image": picture, "control_image": picture, "num_inference_steps": 2}
+    given |= {"mask_image": torch.ones(1, 1, 32, 32), "height": 32, "width": 32, "strength": 1.0}
+    given |= {"use_resolution_binning": False, "complex_human_instruction": None, "output_type": "np"}
+    given |= {
+        "max_area": 32 * 32,
+        "_auto_resize": False,
+        "max_sequence_length": 16,
+        "intermediate_timesteps": None,
+    }
+    return {key: value for key, value in given.items() if key in inspect.signature(made.__call__).parameters}
+
+
+def check_foreign(name: str, llm: Any, make_adapter: Any) -> None:
+    made = getattr(diffusers, name)
+    if not (inspect.isclass(made) and issubclass(made, DiffusionPipeline)):
+        return
+    with pytest.raises(
+        UnsupportedPipelineError, match=f"pipe is a {made.__name__}, which LLMDiff cannot control"
+    ):
+        attach(made.__new__(made), llm, None, scale=1.0)  # type: ignore[arg-type]
+    for pipe, other in sharing(made, name):
+        adapter = make_adapter(pipe, llm)
+        try:
+            attach(pipe, llm, adapter)
+        except UnsupportedPipelineError:  # the other one has put processors of its own into the denoiser
+            continue
+        with pytest.raises(UnsupportedPipelineError, match=made.__name__):
+            attach(other, llm, adapter)
+        pictures = []
+        for loudness in (1.0, 2.0):
+            with torch.no_grad():
+                for parameter in adapter.parameters():
+                    parameter.mul_(loudness)
+            torch.manual_seed(3)
+            try:
+                drawn = other(generator=torch.Generator().manual_seed(0), **asked(made))
+            except Exception:  # ours, or its own about what it lacks: it has drawn nothing
+                break
+            pictures.append(torch.as_tensor(drawn[0] if isinstance(drawn, tuple) else drawn.images))
+        assert len(pictures) < 2 or not torch.equal(*pictures), f"{name} draws whatever the LLM says"
+
+
+@pytest.mark.hostile("ignored text")
+@pytest.mark.parametrize("name", NEAREST)
+def test_a_near_relative_is_refused_and_never_draws_the_base(
+    name: str, tiny_llm: Any, make_adapter: Any
+) -> None:
+    check_foreign(name, tiny_llm, make_adapter)
+
+
+@pytest.mark.soak
+@pytest.mark.hostile("ignored text")
+@pytest.mark.parametrize("name", [name for name in FOREIGN if name not in NEAREST])
+def test_every_other_pipeline_of_diffusers(name: str, tiny_llm: Any, make_adapter: Any) -> None:
+    check_foreign(name, tiny_llm, make_adapter)

@@ -1,0 +1,114 @@
+"""Tiny configurations of every causal language model that transformers has, made from the names of their settings."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from llmdiff.language import kinds
+
+MOST_PARAMETERS = 40_000_000
+
+# Settings by the names that transformers gives them, most common first.
+_SIZES: dict[str, Any] = {
+    "vocab_size": kinds.TINY_VOCAB_SIZE,
+    **dict.fromkeys(
+        ("hidden_size", "d_model", "n_embd", "dim", "emb_dim", "embed_dim", "decoder_hidden_size"), 32
+    ),
+    **dict.fromkeys(("input_embedding_size", "word_embed_proj_dim", "embedding_size", "hidden_dim"), 32),
+    **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "d_ff", "dim_ff", "ffn_hidden_size"), 64),
+    **dict.fromkeys(
+        ("encoder_ffn_dim", "decoder_ffn_dim", "moe_intermediate_size", "shared_expert_intermediate_size"), 32
+    ),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "n_layers", "num_decoder_layers"), 4),
+    **dict.fromkeys(("decoder_layers", "num_encoder_layers", "encoder_layers"), 4),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"), 4),
+    **dict.fromkeys(
+        ("encoder_attention_heads", "num_decoder_attention_heads", "num_encoder_attention_heads"), 4
+    ),
+    **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), 2),
+    **dict.fromkeys(
+        ("head_dim", "d_kv", "dim_head", "attention_head_dim", "v_head_dim", "qk_nope_head_dim"), 8
+    ),
+    **dict.fromkeys(("global_head_dim", "swa_head_dim", "v_head_dim"), 8),
+    **dict.fromkeys(("qk_rope_head_dim", "rotary_dim"), 4),
+    **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "o_lora_rank", "index_head_dim"), 16),
+    **dict.fromkeys(("index_n_heads", "n_group", "topk_group", "o_groups"), 2),
+    **dict.fromkeys(
+        ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts"), 4
+    ),
+    **dict.fromkeys(
+        ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k", "top_k_experts"), 2
+    ),
+    **dict.fromkeys(("hidden_size_per_layer_input", "vocab_size_per_layer_input"), 16),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"), 256),
+    **dict.fromkeys(("sliding_window", "attention_window_size"), 4),
+    **dict.fromkeys(("state_size", "mamba_d_state", "mamba_n_heads", "mamba_d_head", "ssm_state_size"), 8),
+    **dict.fromkeys(("bos_token_id", "pad_token_id"), 0),
+    "eos_token_id": 1,
+    "num_kv_shared_layers": 0,
+    "first_k_dense_replace": 1,
+}
+
+# What some classes want besides, or of their own; their values agree with each other in ways no name tells.
+_OWN: dict[str, dict[str, Any]] = {
+    "AXK1Config": {"num_key_value_heads": 4},
+    "AXK2Config": {"num_key_value_heads": 4},
+    "DeepseekV2Config": {"num_key_value_heads": 4},
+    "DeepseekV32Config": {"num_key_value_heads": 4},
+    "DeepseekV3Config": {"num_key_value_heads": 4},
+    "BltConfig": {"encoder_hash_byte_group_vocab": 64},
+    "Dots1Config": {"n_shared_experts": 1},
+    "Dots3NoteTextConfig": {"num_key_value_heads": 4},
+    "GPTNeoConfig": {"attention_types": [[["global", "local"], 2]]},
+    "Gemma4TextConfig": {"vocab_size_per_layer_input": kinds.TINY_VOCAB_SIZE},
+    "Glm4MoeLiteConfig": {"num_key_value_heads": 4},
+    "GlmMoeDsaConfig": {"num_key_value_heads": 4},
+    "HYV4Config": {"num_key_value_heads": 4},
+    "InklingTextConfig": {"layer_types": ["hybrid_sliding", "hybrid"] * 2},
+    "Lfm2Config": {"layer_types": ["conv", "full_attention"] * 2},
+    "Lfm2MoeConfig": {"layer_types": ["conv", "full_attention"] * 2},
+    "MiniCPM3Config": {"num_key_value_heads": 4},
+    "YoutuConfig": {"num_key_value_heads": 4},
+    "ZayaConfig": {"num_experts_per_tok": 1},
+}
+
+
+def causal_configs() -> list[type[Any]]:
+    """Every configuration class that has a causal language model, by name."""
+    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING.keys(), key=lambda kind: kind.__name__)
+
+
+def tiny_config_of(kind: type[Any], **changes: Any) -> Any:
+    """A tiny configuration of a class; with parts that are configurations themselves, those too."""
+    parameters = set(inspect.signature(kind).parameters)
+    names = parameters | set(getattr(kind, "attribute_map", {})) | set(getattr(kind, "__annotations__", {}))
+    sizes = {name: value for name, value in _SIZES.items() if name in names}
+    for name, part in getattr(kind, "sub_configs", {}).items():
+        if isinstance(part, type) and issubclass(part, PreTrainedConfig) and part is not PreTrainedConfig:
+            sizes[name] = tiny_config_of(part).to_dict()
+    return kind(**{**sizes, **_OWN.get(kind.__name__, {}), **changes})
+
+
+def tiny_model_of(config: Any) -> Any:
+    """A random model of it, norms and biases too.
+
+    Raises:
+        ValueError: it is not tiny after all.
+    """
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    with torch.device("meta"):
+        size = sum(weight.numel() for weight in kind(config).parameters())
+    if size > MOST_PARAMETERS:
+        raise ValueError(f"{size:,} parameters")
+    torch.manual_seed(0)
+    model = kind(config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            nn.init.normal_(parameter, 0.0 if not parameter.detach().any() else 1.0, 0.2)
+        else:
+            nn.init.normal_(parameter, 0.0, 0.1)
+    return model
