@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 NOT_COMPARABLE = "not comparable with published numbers"
-_EXACT, _PARTS = (
-    "scenes",
-    ("things", "colours", "count", "size", "background", "relation right", "relation swapped"),
-)
+# The figure of the scenes' scorer, and its parts with their headings.
+_EXACT = "scenes"
+_PARTS = {part: part for part in ("things", "colours", "count", "size", "background")}
+_PARTS |= {"relation right": "relation", "relation swapped": "swapped"}
 
 
 def report_tables(report: Mapping[str, Any], *, markdown: bool = False) -> str:
@@ -53,8 +53,7 @@ def _by_tag(report: Mapping[str, Any], name: str) -> list[list[str]]:
 
 
 def _parts(systems: Mapping[str, Any]) -> list[list[str]]:
-    rows = [["parts right, %", *(part.removeprefix("relation ") for part in _PARTS)]]
-    rows[0][-2] = "relation"
+    rows = [["parts right, %", *_PARTS.values()]]
     for system, figures in systems.items():
         found = [figures["metrics"].get(f"{_EXACT}: {part}") for part in _PARTS]
         rows.append([system, *("-" if one is None else f"{100 * one['mean']:.1f}" for one in found)])
