@@ -173,7 +173,7 @@ def configuration() -> str:
                 rows.append([f"`{key}`", "", "the section below"])
                 continue
             default = "needed" if field.is_required() else f"`{_yaml(field.default)}`"
-            limits = ", ".join(_limit(one) for one in field.metadata)
+            limits = ", ".join(filter(None, map(_limit, field.metadata)))
             rows.append([f"`{key}`", default, _cell(_kind(field.annotation)) + (limits and f", {limits}")])
         lines += [markdown_table(rows, left=3), ""]
     return "\n".join(lines)
@@ -186,7 +186,7 @@ def _yaml(value: Any) -> str:
 def _limit(constraint: Any) -> str:
     signs = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
     return ", ".join(
-        f"{word} {getattr(constraint, name)}" for name, word in signs.items() if hasattr(constraint, name)
+        f"{word} {getattr(constraint, name):,}" for name, word in signs.items() if hasattr(constraint, name)
     )
 
 

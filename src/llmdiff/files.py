@@ -1,13 +1,17 @@
 """Read users' files within bounds; write files and folders whole or not at all."""
 
+import json
 import os
 import re
 import shutil
 import stat
+import tempfile
 import time
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from llmdiff.errors import InputFileError, OutputError, PromptError
 
@@ -40,13 +44,16 @@ def read_bytes(path: Path, *, max_bytes: int) -> bytes:
                 raise InputFileError(
                     f"{path} has {status.st_size:,} bytes, expected at most {max_bytes:,}: is it the right file?"
                 )
-            content = file.read(max_bytes + 1)
+            # No more at first than there is: Python takes memory for all that it is asked to read.
+            content = file.read(status.st_size + 1)
+            if len(content) > status.st_size:  # it grew, or its size is not what the system says (/proc)
+                content += file.read(max_bytes + 1 - len(content))
     except InputFileError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or error
         raise InputFileError(f"{str(path)!r} cannot be read ({reason}): check the path") from error
-    if len(content) > max_bytes:  # it grew, or its size is not what the system says (/proc)
+    if len(content) > max_bytes:
         raise InputFileError(f"{path} has more than {max_bytes:,} bytes: is it the right file?")
     return content
 
@@ -64,6 +71,31 @@ def read_text(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> str:
         raise InputFileError(
             f"{path} is not UTF-8 (byte {error.start}: {content[error.start]:#04x}): save it as UTF-8"
         ) from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return what a JSON text says.
+
+    Raises:
+        ValueError: it is not JSON, or nested deeper than can be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
+def read_json(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> Any:
+    """Return what a JSON file says.
+
+    Raises:
+        InputFileError: see `read_text`, or it is no JSON.
+    """
+    text = read_text(path, max_bytes=max_bytes)
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise InputFileError(f"{path} is not JSON ({error}): write it again") from error
 
 
 def text_lines(text: str) -> list[str]:
@@ -114,14 +146,17 @@ def _without_invisible(text: str) -> str:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Return a context with a place beside `path` to write to; at its end that takes `path`'s place, in one step.
+    """Return a context with a temporary path beside `path`; at the end it replaces `path` in one step.
 
-    After an error nothing is left of it, and what stood at `path` still stands. Missing folders are made.
+    After an error the temporary file is deleted and `path` is unchanged. Missing folders are made.
 
     Raises:
-        OutputError: the place cannot be written.
+        OutputError: the place cannot be written, or is a device, a pipe or a folder, which are never replaced.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path} exists and is no regular file: write to another place")
+    # A part of the name: names may be nearly as long as the system allows.
+    partial = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex[:12]}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -136,7 +171,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file, text as UTF-8, whole or not at all; returns nothing.
+    """Write a file, text as UTF-8, whole or not at all.
 
     Raises:
         OutputError: the place cannot be written.
@@ -210,9 +245,8 @@ def writable_folder(out: str | Path) -> Path:
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        trial = folder / ".writable.partial"
-        trial.write_text("")
-        trial.unlink()
+        with tempfile.TemporaryFile(dir=folder):  # without a name, so that others may try at the same time
+            pass
     except OSError as error:
         raise OutputError(
             f"out {folder} cannot be written ({error.strerror or error}): choose a folder you can write"

@@ -92,7 +92,7 @@ def test_every_key_of_the_configuration_is_in_the_reference() -> None:
         assert f"`{name}`" in page
         for key in getattr(field.annotation, "model_fields", {}):
             assert f"| `{key}` |" in page
-    assert "| `batch_size` | needed | a whole number, at least 1 |" in page
+    assert "| `batch_size` | needed | a whole number, at least 1, at most 1,000,000 |" in page
     assert '| `lr_schedule` | `"cosine"` | `constant`, `cosine`, `linear`, `trapezoid` |' in page
 
 

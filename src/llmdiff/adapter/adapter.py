@@ -1,6 +1,6 @@
 """LLMDiffAdapter: everything that is trained, from the text encoding to the second attention branches."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -13,10 +13,10 @@ from llmdiff.adapter import families, layers
 from llmdiff.adapter.processors import CrossAttentionBranch
 from llmdiff.adapter.refiner import LAYERS, TokenRefiner, inside_width
 from llmdiff.adapter.starting import start_like_base
-from llmdiff.adapter.storage import load_adapter_files, save_adapter_files
+from llmdiff.adapter.storage import ReadTensors, load_adapter_files, save_adapter_files
 from llmdiff.adapter.true_weights import place_of
-from llmdiff.errors import AdapterMismatchError, ConfigError
-from llmdiff.language.blocks import LONES, Lone
+from llmdiff.errors import AdapterMismatchError
+from llmdiff.language.blocks import Lone
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.types import TextEncoding
 
@@ -69,21 +69,11 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         refiner_layers: int = 0,
         refiner_width: int | None = None,
     ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        from llmdiff.adapter.saved_config import check_config
+
+        check_config(given)
         super().__init__()
-        _check_choice("family", family, [row.name for row in families.FAMILIES])
-        _check_choice("encoding", encoding, ["guided", "paper", None])
-        _check_choice("lone", lone, list(LONES))
-        if not isinstance(scale, float | int) or not 0 < scale <= 1:
-            raise ConfigError(f"scale is {scale!r}, expected a number above 0 and up to 1 (the LLM alone)")
-        # States that come from no LLM have no blocks.
-        least_blocks = 0 if encoding is None else 1
-        _check_size("num_blocks", num_blocks, least_blocks)
-        for name, value in (
-            ("hidden_size", hidden_size),
-            ("text_width", text_width),
-            ("max_length", max_length),
-        ):
-            _check_size(name, value, 1)
         self.context: ContextEncoding | None = None
         if encoding is not None:
             self.context = ContextEncoding(
@@ -96,11 +86,9 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
                 clip=clip,
             )
         self.norm = nn.LayerNorm(hidden_size)
-        _check_size("refiner_layers", refiner_layers, 0)
         self.refiner: TokenRefiner | None = None
         if refiner_layers:
             width = inside_width(hidden_size, text_width) if refiner_width is None else refiner_width
-            _check_size("refiner_width", width, 1)
             self.refiner = TokenRefiner(hidden_size, layers=refiner_layers, width=width)
         self.phi = nn.Linear(hidden_size, text_width)
         self.pooled = None if pooled_width is None else nn.Linear(hidden_size, pooled_width)
@@ -241,14 +229,11 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
                 tensor is missing, has another shape or holds values that are not finite.
             ConfigError: config.json has an unknown key, lacks one or has a value out of range.
         """
-        config, read_tensors = load_adapter_files(name_or_path, cls, revision=revision)
+        config, read_tensors = cls.saved_config(name_or_path, revision=revision)
         make: Any = cls
-        try:
+        # Without values: shapes are compared with those of the file before either takes memory.
+        with torch.device("meta"):
             adapter: Self = make(**config)
-        except (TypeError, AttributeError, RuntimeError) as error:
-            raise ConfigError(
-                f"config.json of {name_or_path} has a value of a wrong kind ({error})"
-            ) from error
         tensors = read_tensors({name: tensor.shape for name, tensor in adapter.state_dict().items()})
         adapter.load_state_dict(tensors, assign=True)
         for name, module in adapter.named_children():
@@ -256,17 +241,20 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         adapter.eval()
         return adapter
 
+    @classmethod
+    def saved_config(
+        cls, name_or_path: str | Path, *, revision: str | None = None
+    ) -> tuple[dict[str, Any], ReadTensors]:
+        """Return a saved adapter's arguments, checked, and a function that reads its tensors, see `from_pretrained`."""
+        from llmdiff.adapter.saved_config import check_config, check_counts
+
+        def check(config: dict[str, Any], names: Collection[str]) -> None:
+            check_config(config)
+            check_counts(config, names)
+
+        return load_adapter_files(name_or_path, cls, revision=revision, check=check)
+
 
 def is_hidden(name: str) -> bool:
     """Return whether an adapter's parameter of this name is, if a matrix, one between others, as Muon wants it."""
     return ".branches." in f".{name}" or ".refiner.blocks." in f".{name}"
-
-
-def _check_choice(name: str, value: Any, choices: list[Any]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
-
-
-def _check_size(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name} is {value!r}, expected a whole number of at least {least}")

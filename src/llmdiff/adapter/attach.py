@@ -19,6 +19,7 @@ from llmdiff.adapter.installation import (
 )
 from llmdiff.adapter.prompts import LLMEncodePrompt
 from llmdiff.adapter.texts import check_weighable
+from llmdiff.checks.bounds import SCALE, short
 from llmdiff.errors import AdapterMismatchError, AttachError, ConfigError
 
 
@@ -81,8 +82,10 @@ def attach(
     """
     if scale is None:
         scale = own_scale(adapter)
-    if not 0.0 <= scale <= 1.0:
-        raise ConfigError(f"scale is {scale}, expected a number from 0 (the base pipeline) to 1 (the LLM)")
+    if not SCALE.holds(scale):
+        raise ConfigError(
+            f"scale is {short(scale)}, expected a number from 0 (the base pipeline) to 1 (the LLM)"
+        )
     if is_attached(pipe):
         raise AttachError("pipe already has an LLM attached: detach(pipe) first")
     family, denoiser = families.family_of(pipe), families.denoiser_of(pipe)

@@ -5,9 +5,12 @@ import json
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+from llmdiff.checks.bounds import short
 from llmdiff.errors import CorruptWeightsError
+from llmdiff.files import read_json
 
 MANIFEST_NAME = "manifest.json"
+_MAX_PART_BYTES = 255
 _REMEDY = "save it again or download it again"
 
 
@@ -46,7 +49,7 @@ def check_manifest(folder: Path, required: Iterable[str]) -> None:
             f"{folder} has no {MANIFEST_NAME}, expected a folder saved with one: {_REMEDY}"
         )
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["sha256"]
+        entries = read_json(path)["sha256"]
         known = {str(name): str(digest) for name, digest in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptWeightsError(
@@ -57,8 +60,11 @@ def check_manifest(folder: Path, required: Iterable[str]) -> None:
             raise CorruptWeightsError(f"{path} has no entry for {name}: {_REMEDY}")
     for name, expected in known.items():
         parts = PurePosixPath(name).parts
-        if not parts or parts[0] == "/" or ".." in parts or "\\" in name or ":" in name:
-            raise CorruptWeightsError(f"{path} lists {name!r}, expected names inside the folder: {_REMEDY}")
+        long = max((len(part.encode("utf-8", "replace")) for part in parts), default=0) > _MAX_PART_BYTES
+        if not parts or parts[0] == "/" or ".." in parts or "\\" in name or ":" in name or long:
+            raise CorruptWeightsError(
+                f"{path} lists {short(name)}, expected names inside the folder: {_REMEDY}"
+            )
         file = folder / name
         if not file.is_file():
             raise CorruptWeightsError(f"{file} is missing, the manifest lists it: {_REMEDY}")

@@ -5,23 +5,31 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llmdiff.adapter.manifest import MANIFEST_NAME, check_manifest, write_manifest
+from llmdiff.checks.bounds import short
 from llmdiff.errors import AdapterNotFoundError, ConfigError, CorruptWeightsError, OutputError, first_line
+from llmdiff.files import parse_json, read_text
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 CARD_NAME = "README.md"
 
 ReadTensors = Callable[[Mapping[str, torch.Size]], dict[str, Tensor]]
+Check = Callable[[dict[str, Any], Collection[str]], None]
+
+# Real ones have some ten thousand bytes.
+_MAX_CONFIG_BYTES = 4 * 2**20
+# As safetensors names types: those that an adapter computes in, or is made smaller to.
+_KINDS = ("F64", "F32", "F16", "BF16")
 
 
 def save_adapter_files(
@@ -72,9 +80,15 @@ def save_adapter_files(
 
 
 def load_adapter_files(
-    name_or_path: str | Path, adapter_class: type, *, revision: str | None = None
+    name_or_path: str | Path,
+    adapter_class: type,
+    *,
+    revision: str | None = None,
+    check: Check = lambda config, names: None,
 ) -> tuple[dict[str, Any], ReadTensors]:
     """Return the checked config and a function that reads the tensors, given the shapes that it has to find.
+
+    `check` is given the config and the tensors' names, before anything is made of either.
 
     Raises:
         AdapterNotFoundError: see `LLMDiffAdapter.from_pretrained`.
@@ -85,45 +99,74 @@ def load_adapter_files(
     check_manifest(folder, [CONFIG_NAME, WEIGHTS_NAME])
     path = folder / CONFIG_NAME
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = parse_json(read_text(path, max_bytes=_MAX_CONFIG_BYTES))
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON ({error}): save the adapter again") from error
-    config = {name: value for name, value in dict(stored).items() if not name.startswith("_")}
+    if not isinstance(stored, dict):
+        raise ConfigError(f"{path} holds {short(stored)}, expected keys and values: save the adapter again")
+    config = {name: value for name, value in stored.items() if not name.startswith("_")}
     parameters = inspect.signature(adapter_class.__init__).parameters  # type: ignore[misc]
     known = {name: row for name, row in parameters.items() if name != "self"}
     unknown = sorted(set(config) - set(known))
     if unknown:
         raise ConfigError(
-            f"{path} has the unknown key {unknown[0]!r}, known are {', '.join(sorted(known))}: "
+            f"{path} has the unknown key {short(unknown[0])}, known are {', '.join(sorted(known))}: "
             "it was made by another version of llmdiff, or by hand"
         )
     for name, row in known.items():
         if name not in config and row.default is inspect.Parameter.empty:
             raise ConfigError(f"{path} lacks the key {name!r}: save the adapter again")
+    weights = folder / WEIGHTS_NAME
+    try:
+        check(config, _headers(weights))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
     def read_tensors(shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-        return _read_tensors(folder / WEIGHTS_NAME, shapes)
+        return _read_tensors(weights, shapes)
 
     return config, read_tensors
 
 
+def _headers(path: Path) -> dict[str, tuple[torch.Size, str]]:
+    """Return every tensor's shape and type, from the file's header alone."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {
+                name: (torch.Size(part.get_shape()), str(part.get_dtype())) for name, part in parts.items()
+            }
+    except (OSError, SafetensorError) as error:
+        raise CorruptWeightsError(
+            f"{path} is not a readable safetensors file ({error}): download it again"
+        ) from error
+
+
 def _read_tensors(path: Path, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    headers = _headers(path)
+    for name in sorted(set(shapes) ^ set(headers)):
+        what = "lacks the tensor" if name in shapes else "has the unexpected tensor"
+        raise CorruptWeightsError(
+            f"{path} {what} {short(name)}: config and weights are of different adapters"
+        )
+    for name, (shape, kind) in headers.items():
+        if shape != shapes[name]:
+            raise CorruptWeightsError(
+                f"{path} has {name!r} of shape {tuple(shape)}, config.json says "
+                f"{tuple(shapes[name])}: config and weights are of different adapters"
+            )
+        if kind not in _KINDS:
+            raise CorruptWeightsError(
+                f"{path} has {name!r} in {kind}, expected one of {', '.join(_KINDS)}: save the adapter again"
+            )
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CorruptWeightsError(
             f"{path} is not a readable safetensors file ({error}): download it again"
         ) from error
-    for name in sorted(set(shapes) ^ set(tensors)):
-        what = "lacks the tensor" if name in shapes else "has the unexpected tensor"
-        raise CorruptWeightsError(f"{path} {what} {name!r}: config and weights are of different adapters")
     for name, tensor in tensors.items():
-        if tensor.shape != shapes[name]:
-            raise CorruptWeightsError(
-                f"{path} has {name!r} of shape {tuple(tensor.shape)}, config.json says "
-                f"{tuple(shapes[name])}: config and weights are of different adapters"
-            )
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not bool(torch.isfinite(tensor).all()):
             raise CorruptWeightsError(
                 f"{path} has values that are not finite in {name!r}: the training diverged"
             )

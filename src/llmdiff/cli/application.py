@@ -1,27 +1,47 @@
-"""What the commands `llmdiff` and `llmdiff-lab` share: one line for an error, `--version`."""
+"""What the commands `llmdiff` and `llmdiff-lab` share: one line for an error, Ctrl-C, `--version`, `--traceback`."""
 
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from llmdiff import __version__
-from llmdiff.errors import LLMDiffError
+from llmdiff.errors import LLMDiffError, first_line
+
+_TRACEBACK = "--traceback"
+_EXIT_INTERRUPTED, _EXIT_INTERNAL = 130, 70  # as a shell reports SIGINT; EX_SOFTWARE of sysexits.h
 
 
 class _Verbs(TyperGroup):
-    """Prints our own errors as one line; anything else is a bug and keeps its traceback."""
+    """Prints our own errors, and the system's about files, as one line; for anything else see `run`."""
 
-    def invoke(self, ctx: Any) -> Any:
+    def main(self, *args: Any, **options: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            return super().main(*args, **options)
         except LLMDiffError as error:
-            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-            raise typer.Exit(1) from None
+            _print_error(str(error))
+        except OSError as error:
+            # A full disk, a read-only folder, a name that is too long.
+            if error.strerror is None:
+                raise
+            _print_error(
+                f"{error.filename or 'a file or the standard output'} cannot be used ({error.strerror}): check the "
+                "path, its rights and the room on its disk"
+            )
+        sys.exit(1)
+
+
+def _print_error(message: str) -> None:
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
 
 
 def new_application(name: str, help: str) -> typer.Typer:
-    """Return a command without verbs; it prints our errors as one line and has `--version`."""
+    """Return a command without verbs; `run` starts it."""
     # Without rich: its import would take longer than all the rest of `llmdiff --help`.
     app = typer.Typer(
         cls=_Verbs,
@@ -42,7 +62,67 @@ def new_application(name: str, help: str) -> typer.Typer:
         version: Annotated[
             bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
         ] = False,
+        traceback: Annotated[
+            bool, typer.Option(_TRACEBACK, help="Show the traceback of an internal error.")
+        ] = False,
     ) -> None:
         pass
 
     return app
+
+
+def run(app: Callable[..., Any], name: str) -> None:
+    """Run a command and exit; an unexpected exception is one line, and exit status 70."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where Ctrl-C is ignored: nohup
+        signal.signal(signal.SIGINT, _Interrupts())
+    code: Any = 0
+    try:
+        app(prog_name=name)
+    except SystemExit as end:
+        code = end.code
+    except KeyboardInterrupt:
+        code = _EXIT_INTERRUPTED
+    except Exception as error:
+        if _TRACEBACK in sys.argv:
+            raise
+        typer.echo(
+            f"internal error: {type(error).__name__}: {first_line(error)} (`{name} {_TRACEBACK} ...` shows where; "
+            "please report it)",
+            err=True,
+        )
+        code = _EXIT_INTERNAL
+    sys.exit(_flushed(code))
+
+
+def _flushed(code: Any) -> Any:
+    """Return the exit status after writing all output: 1 if it cannot be written."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # Python would try again when it ends, and print the error in its own words.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            _print_error(f"standard output cannot be written ({error.strerror}): send it somewhere else")
+        return code or 1
+    return code
+
+
+class _Interrupts:
+    """Ends the process at once if Ctrl-C comes during an import, which may swallow it, or a second time."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self._asked or _is_importing(frame):
+            os._exit(_EXIT_INTERRUPTED)
+        self._asked = True
+        raise KeyboardInterrupt
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from llmdiff.checks import bounds
 from llmdiff.cli.options import (
     Adapter,
     Computing,
@@ -23,6 +24,7 @@ from llmdiff.cli.options import (
     ViaAnswers,
     ViaModel,
     Width,
+    number,
 )
 from llmdiff.cli.output import set_up
 
@@ -32,11 +34,11 @@ def batch(
         Path, typer.Argument(metavar="PROMPTS.txt", help="One prompt a line.", show_default=False)
     ],
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where pictures go: 000000.png ...")],
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of every prompt's first picture.")] = 0,
+    seed: Annotated[int, number("--seed", bounds.SEED, help="Of every prompt's first picture.")] = 0,
     steps: Steps = 20,
     guidance_scale: Guidance = 3.0,
     negative_prompt: Negative = None,
-    number: Annotated[int, typer.Option("--number", min=1, help="Pictures of every prompt.")] = 1,
+    number: Annotated[int, number("--number", bounds.NUMBER, help="Pictures of every prompt.")] = 1,
     height: Height = None,
     width: Width = None,
     scale: Scale = None,
@@ -53,7 +55,7 @@ def batch(
         bool,
         typer.Option("--ray", help="Share the work out by Ray: here, or on the cluster of $RAY_ADDRESS."),
     ] = False,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes, with --ray.")] = 2,
+    workers: Annotated[int, number("--workers", bounds.PROCESSES, help="Processes, with --ray.")] = 2,
     verbose: Verbose = False,
 ) -> None:
     """Draw every prompt of a file. Run again, it draws what is not there yet."""

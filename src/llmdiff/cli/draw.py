@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llmdiff.checks import bounds
 from llmdiff.cli.options import (
     Adapter,
     Computing,
@@ -25,6 +26,7 @@ from llmdiff.cli.options import (
     ViaAnswers,
     ViaModel,
     Width,
+    number,
 )
 from llmdiff.cli.output import set_up
 
@@ -37,7 +39,7 @@ Draw = Callable[["DrawingSettings", "Models", Path, bool], Iterator[Path]]
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)]
 Out = Annotated[Path, typer.Option("--out", metavar="FILE.png", help="Where to write.", show_default=False)]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the first picture [random].")]
+Seed = Annotated[int | None, number("--seed", bounds.SEED, help="Seed of the first picture [random].")]
 Weighted = Annotated[
     bool, typer.Option("--weighted", help="(word:1.3) in a prompt is a weight for the LLM, not text.")
 ]

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from llmdiff.checks import bounds
 from llmdiff.cli.options import (
     Adapter,
     Device,
@@ -18,6 +19,7 @@ from llmdiff.cli.options import (
     Via,
     ViaAnswers,
     ViaModel,
+    number,
 )
 from llmdiff.cli.output import set_up
 from llmdiff.errors import ConfigError
@@ -42,11 +44,11 @@ def evaluate(
     ] = None,
     prompts: Annotated[
         int | None,
-        typer.Option("--prompts", min=1, help="Prompts of every split or tag [scenes: 100; else all]."),
+        number("--prompts", bounds.COUNT, help="Prompts of every split or tag [scenes: 100; else all]."),
     ] = None,
     images_per_prompt: Annotated[
         int | None,
-        typer.Option("--images-per-prompt", min=1, help="Pictures of each [the suite's own number]."),
+        number("--images-per-prompt", bounds.NUMBER, help="Pictures of each [the suite's own number]."),
     ] = None,
     metric: MetricNames = None,
     metric_model: MetricModels = None,
@@ -67,7 +69,7 @@ def evaluate(
     ] = None,
     steps: Steps = 20,
     guidance_scale: Guidance = 3.0,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the suite.")] = 0,
+    seed: Annotated[int, number("--seed", bounds.SEED, help="Seed of the suite.")] = 0,
     adapter: Adapter = "openmoji",
     llm: Llm = None,
     scale: Scale = None,

@@ -1,25 +1,26 @@
 """The command `llmdiff`: one thin verb for each thing to do; the work is done elsewhere."""
 
 from llmdiff.cli import batch, doctor, draw, evaluate, plan, serve, train, ui
-from llmdiff.cli.application import new_application
+from llmdiff.cli.application import new_application, run
+from llmdiff.cli.options import Verb
 
 # Modules that import torch are imported inside the verbs: `llmdiff --help` answers at once.
 
 app = new_application(
     "llmdiff", "Draw with a decoder-only LLM in control of a diffusers text-to-image pipeline."
 )
-app.command("generate")(draw.generate)
-app.command("compare")(draw.compare)
-app.command()(batch.batch)
-app.command()(train.prepare)
-app.command()(train.train)
-app.command()(plan.plan)
-app.command()(evaluate.evaluate)
-app.command()(serve.serve)
-app.command()(ui.ui)
-app.command()(doctor.doctor)
+app.command("generate", cls=Verb)(draw.generate)
+app.command("compare", cls=Verb)(draw.compare)
+app.command(cls=Verb)(batch.batch)
+app.command(cls=Verb)(train.prepare)
+app.command(cls=Verb)(train.train)
+app.command(cls=Verb)(plan.plan)
+app.command(cls=Verb)(evaluate.evaluate)
+app.command(cls=Verb)(serve.serve)
+app.command(cls=Verb)(ui.ui)
+app.command(cls=Verb)(doctor.doctor)
 
 
 def main() -> None:
     """Run the command line."""
-    app(prog_name="llmdiff")
+    run(app, "llmdiff")

@@ -1,10 +1,70 @@
-"""Options that several verbs have: the same name, the same words."""
+"""Options that several verbs have: the same name, the same words; and what every number and text has to be."""
 
+import os
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+
+from llmdiff.checks import bounds
+from llmdiff.checks.bounds import Bounds, short
+from llmdiff.errors import ConfigError
+
+# Of one part of a path; what every common file system takes.
+_MAX_PART_BYTES = 255
+_MAX_NAME = 4096
+# Texts that may be long and have lines; all others are names and addresses.
+_TEXTS = frozenset({"prompt", "negative_prompt", "template", "title", "changes"})
+
+
+def number(name: str, allowed: Bounds, **described: Any) -> Any:
+    """Return an option whose value is a number in these bounds, or several of them; every number is one."""
+
+    def check(value: Any) -> Any:
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if one is not None and not allowed.holds(one):
+                raise typer.BadParameter(f"{short(one)} is not {allowed}.")
+        return value
+
+    check.__dict__["allowed"] = allowed  # for those who look through all options
+    return typer.Option(name, callback=check, **described)
+
+
+class Verb(TyperCommand):
+    """A verb whose texts are UTF-8 and whose names can be names; every verb is one."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Return what the verb does, once no text among its values is one that no file or model can have.
+
+        Raises:
+            ConfigError: a value is not UTF-8, too long, or has control characters.
+        """
+        for name, value in ctx.params.items():
+            for one in _texts_in(value):
+                _check_text(name, one)
+        return super().invoke(ctx)
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    for one in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(one, str | Path):
+            yield str(one)
+
+
+def _check_text(name: str, value: str) -> None:
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ConfigError(f"{name} is not valid UTF-8: set the terminal to UTF-8 and write it again")
+    if "\0" in value:
+        raise ConfigError(f"{name} has a NUL character ({short(value)}): leave it out")
+    if name in _TEXTS:
+        return
+    if len(value) > _MAX_NAME or any(len(os.fsencode(part)) > _MAX_PART_BYTES for part in value.split("/")):
+        raise ConfigError(f"{name} is {short(value)}: too long for a name, expected a shorter one")
+    if any(letter < " " or letter == "\x7f" for letter in value):
+        raise ConfigError(f"{name} is {short(value)}: expected a name without control characters")
 
 
 class Dtype(StrEnum):
@@ -15,17 +75,15 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
-Steps = Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")]
-Guidance = Annotated[float, typer.Option("--guidance-scale", help="Classifier-free guidance.")]
+Steps = Annotated[int, number("--steps", bounds.STEPS, help="Denoising steps.")]
+Guidance = Annotated[float, number("--guidance-scale", bounds.GUIDANCE, help="Classifier-free guidance.")]
 Negative = Annotated[str | None, typer.Option("--negative-prompt", help="What not to draw.")]
-Number = Annotated[int, typer.Option("--number", min=1, help="Pictures to draw, from seeds in a row.")]
-Height = Annotated[int | None, typer.Option("--height", help="Pixels [the pipeline's own].")]
-Width = Annotated[int | None, typer.Option("--width", help="Pixels [the pipeline's own].")]
+Number = Annotated[int, number("--number", bounds.NUMBER, help="Pictures to draw, from seeds in a row.")]
+Height = Annotated[int | None, number("--height", bounds.SIDE_PX, help="Pixels [the pipeline's own].")]
+Width = Annotated[int | None, number("--width", bounds.SIDE_PX, help="Pixels [the pipeline's own].")]
 Scale = Annotated[
     float | None,
-    typer.Option(
-        "--scale", min=0.0, max=1.0, help="From 0, the base text encoder, to 1, the LLM [the adapter's own]."
-    ),
+    number("--scale", bounds.SCALE, help="From 0, the base text encoder, to 1, the LLM [the adapter's own]."),
 ]
 Adapter = Annotated[str, typer.Option("--adapter", help="A trained adapter: name, folder or Hub id.")]
 Llm = Annotated[str | None, typer.Option("--llm", help="Name, folder, GGUF or Hub id [the adapter's own].")]
@@ -41,8 +99,8 @@ ViaModel = Annotated[
 ]
 ViaAnswers = Annotated[
     int,
-    typer.Option(
-        "--via-answers", min=1, help="Ask it so often and average what the LLM makes of each answer."
+    number(
+        "--via-answers", bounds.ANSWERS, help="Ask it so often and average what the LLM makes of each answer."
     ),
 ]
 MetricNames = Annotated[
@@ -70,7 +128,9 @@ Begin = Annotated[
     str | None,
     typer.Option("--from", help='Base and checker: "shipped" or a folder [shipped, if of the preset].'),
 ]
-Batch = Annotated[int | None, typer.Option("--batch", min=1, help="Captions a step [the preset's].")]
-Captions = Annotated[int | None, typer.Option("--captions", min=1, help="Of training [the preset's].")]
-Prompts = Annotated[int, typer.Option("--prompts", min=1, help="Prompts of every split.")]
-DrawingSteps = Annotated[int, typer.Option("--drawing-steps", min=1, help="Denoising steps.")]
+Batch = Annotated[int | None, number("--batch", bounds.COUNT, help="Captions a step [the preset's].")]
+Captions = Annotated[
+    int | None, number("--captions", bounds.TRAINING_STEPS, help="Of training [the preset's].")
+]
+Prompts = Annotated[int, number("--prompts", bounds.COUNT, help="Prompts of every split.")]
+DrawingSteps = Annotated[int, number("--drawing-steps", bounds.STEPS, help="Denoising steps.")]

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from llmdiff.checks import bounds
+from llmdiff.cli.options import number
 from llmdiff.cli.output import set_up
 from llmdiff.cli.train import Changes, Config
 from llmdiff.environment import check_extra
@@ -13,11 +15,11 @@ from llmdiff.environment import check_extra
 def plan(
     config: Config,
     changes: Changes = None,
-    processes: Annotated[int, typer.Option("--processes", min=1, help="GPUs that train together.")] = 1,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens of a caption, BOS included.")] = 32,
+    processes: Annotated[int, number("--processes", bounds.COUNT, help="GPUs that train together.")] = 1,
+    tokens: Annotated[int, number("--tokens", bounds.COUNT, help="Tokens of a caption, BOS included.")] = 32,
     samples: Annotated[
         int | None,
-        typer.Option("--samples", min=1, help="Samples that the store is for [the scenes, or a million]."),
+        number("--samples", bounds.SAMPLES, help="Samples that the store is for [the scenes, or a million]."),
     ] = None,
     measure: Annotated[
         bool,

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from llmdiff.checks import bounds
+from llmdiff.checks.bounds import Bounds
 from llmdiff.cli.options import (
     Adapter,
     Computing,
@@ -20,6 +22,7 @@ from llmdiff.cli.options import (
     Via,
     ViaAnswers,
     ViaModel,
+    number,
 )
 from llmdiff.cli.output import set_up
 from llmdiff.environment import check_extra
@@ -40,17 +43,20 @@ TokenFile = Annotated[
 
 def serve(
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    port: Annotated[int, number("--port", bounds.PORT, help="Port; 0 takes a free one.")] = 8000,
     token_file: TokenFile = None,
     max_batch: Annotated[
         int | None,
-        typer.Option("--max-batch", min=1, max=64, help="Pictures in one pass [1 on a CPU: exact; else 8]."),
+        number("--max-batch", Bounds(1, 64), help="Pictures in one pass [1 on a CPU: exact; else 8]."),
     ] = None,
-    queue_size: Annotated[int, typer.Option("--queue-size", min=1, help="Requests that may wait.")] = 8,
-    timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="Seconds for a request.")] = 300,
-    max_body_kb: Annotated[int, typer.Option("--max-body-kb", min=1, help="Size of a request.")] = 256,
+    queue_size: Annotated[int, number("--queue-size", bounds.COUNT, help="Requests that may wait.")] = 8,
+    timeout_s: Annotated[
+        float, number("--timeout", Bounds(1.0, 86_400.0), help="Seconds for a request.")
+    ] = 300,
+    max_body_kb: Annotated[int, number("--max-body-kb", Bounds(1, 2**20), help="Size of a request.")] = 256,
     max_pixels: Annotated[
-        int | None, typer.Option("--max-pixels", min=64, help="Of a picture [four times the pipeline's own].")
+        int | None,
+        number("--max-pixels", Bounds(64, 2**28), help="Of a picture [four times the pipeline's own]."),
     ] = None,
     public_url: Annotated[
         str | None, typer.Option("--public-url", help="Where clients reach the server [as they say].")
@@ -66,7 +72,7 @@ def serve(
         typer.Option("--size-policy", help="Draw the size that is asked for, or the nearest of its own."),
     ] = SizePolicy.strict,
     max_upload_mb: Annotated[
-        int, typer.Option("--max-upload-mb", min=1, max=1024, help="Size of a request with a picture.")
+        int, number("--max-upload-mb", Bounds(1, 1024), help="Size of a request with a picture.")
     ] = 32,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts to the log.")] = False,
     scale: Scale = None,

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from llmdiff.checks import bounds
+from llmdiff.cli.options import number
 from llmdiff.environment import check_extra
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="See configs/.", show_default=False)]
@@ -35,7 +37,7 @@ def prepare(
         bool,
         typer.Option("--ray", help="Share the work out by Ray: here, or on the cluster of $RAY_ADDRESS."),
     ] = False,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes, with --ray.")] = 2,
+    workers: Annotated[int, number("--workers", bounds.PROCESSES, help="Processes, with --ray.")] = 2,
 ) -> None:
     """Check the samples and fill the store of encodings and latents, all that training needs beforehand."""
     check_extra("train", "pydantic", "yaml", "datasets")

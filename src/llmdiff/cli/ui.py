@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from llmdiff.cli.options import Device, Verbose, Via, ViaAnswers, ViaModel
+from llmdiff.checks import bounds
+from llmdiff.cli.options import Device, Verbose, Via, ViaAnswers, ViaModel, number
 from llmdiff.cli.output import set_up
 from llmdiff.environment import check_extra
 from llmdiff.errors import ConfigError
@@ -15,7 +16,7 @@ from llmdiff.errors import ConfigError
 
 def ui(
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 7860,
+    port: Annotated[int, number("--port", bounds.PORT, help="Port; 0 takes a free one.")] = 7860,
     password: Annotated[
         bool, typer.Option("--password", help="Ask here for a password that visitors must know.")
     ] = False,
@@ -23,7 +24,7 @@ def ui(
         Path | None,
         typer.Option("--password-file", help="File with that password [$LLMDIFF_PASSWORD; none]."),
     ] = None,
-    queue_size: Annotated[int, typer.Option("--queue-size", min=1, help="Drawings that may wait.")] = 8,
+    queue_size: Annotated[int, number("--queue-size", bounds.COUNT, help="Drawings that may wait.")] = 8,
     adapter: Annotated[
         list[str] | None,
         typer.Option(

@@ -93,10 +93,15 @@ def draw_with_maps(
 
     Raises:
         UnsupportedPipelineError: its denoiser has no cross-attention (Stable Diffusion 3, Flux).
-        ConfigError: attention slicing is on, which leaves nothing to look at, or the scheduler has fewer steps.
+        ConfigError: attention slicing is on, which leaves nothing to look at, the scale is 0, or the scheduler has
+            fewer steps.
         PromptError: the prompt has no words.
     """
     check_steps(pipe, steps)
+    if (controller.scale if scale is None else scale) == 0:
+        raise ConfigError(
+            "scale is 0: the base alone draws, and looks at none of the LLM's words; choose a scale above 0"
+        )
     with controller.attached(pipe, scale), watching_words(controller, pipe, prompt) as watch:
 
         def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:

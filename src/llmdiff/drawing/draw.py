@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmdiff import __version__
+from llmdiff.checks import bounds
 from llmdiff.drawing.models import Models, load
 from llmdiff.drawing.pictures import Panel, check_writable, numbered, save_png, sheet
 from llmdiff.errors import ConfigError, LLMDiffError, PromptError, first_line
@@ -55,13 +56,10 @@ class DrawingSettings:
             text = getattr(self, name)
             if text is not None:
                 object.__setattr__(self, name, clean_text(name, text))
-        for name, value, least in (
-            ("seed", self.seed, 0),
-            ("number", self.number, 1),
-            ("steps", self.steps, 1),
-        ):
-            if value < least:
-                raise ConfigError(f"{name} is {value}, expected at least {least}")
+        bounds.SEED.check("seed", self.seed)
+        bounds.NUMBER.check("number", self.number)
+        bounds.STEPS.check("steps", self.steps)
+        bounds.GUIDANCE.check("guidance_scale", self.guidance_scale)
         if self.seed + self.number > 2**63:
             raise ConfigError(f"seed is {self.seed}, expected less than {2**63 - self.number + 1}")
         for name, size_px in (("height", self.height_px), ("width", self.width_px)):

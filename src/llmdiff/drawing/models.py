@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from llmdiff.errors import ConfigError, CorruptWeightsError, first_line
+from llmdiff.checks import bounds
+from llmdiff.checks.bounds import short
+from llmdiff.errors import ConfigError, CorruptWeightsError, OutputError, first_line
 
 if TYPE_CHECKING:
     from llmdiff.controller import LLMController
@@ -47,15 +49,16 @@ class Models:
     via_answers: int = 1
 
     def __post_init__(self) -> None:
-        if self.scale is not None and not 0 <= self.scale <= 1:
-            raise ConfigError(f"scale is {self.scale:g}, expected 0 (the base alone) to 1 (the LLM alone)")
+        if self.scale is not None and not bounds.SCALE.holds(self.scale):
+            raise ConfigError(
+                f"scale is {short(self.scale)}, expected 0 (the base alone) to 1 (the LLM alone)"
+            )
         if (self.via is None) != (self.via_model is None):
             raise ConfigError(
                 f"via is {self.via!r} and via_model {self.via_model!r}, expected both or none: give the address of a "
                 "closed LLM and its name there"
             )
-        if self.via_answers < 1:
-            raise ConfigError(f"via_answers is {self.via_answers}, expected at least 1")
+        bounds.ANSWERS.check("via_answers", self.via_answers)
         if self.dtype not in get_args(Dtype):
             raise ConfigError(f"dtype is {self.dtype!r}, expected one of {', '.join(get_args(Dtype))}")
 
@@ -154,10 +157,9 @@ def scale_of(models: Models) -> float:
     if models.scale is not None:
         return models.scale
     from llmdiff.adapter.adapter import LLMDiffAdapter
-    from llmdiff.adapter.storage import load_adapter_files
     from llmdiff.controller import adapter_source
 
-    config, _ = load_adapter_files(adapter_source(models.adapter), LLMDiffAdapter)
+    config, _ = LLMDiffAdapter.saved_config(adapter_source(models.adapter))
     return float(config.get("scale", 1.0))
 
 
@@ -196,10 +198,10 @@ def usable_device(name: str | None) -> str:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return "cpu" if accelerator is None else accelerator.type
     try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.zeros(1, device=name).item()  # "meta" has no values
+    except Exception as error:  # every device has its own kinds: ModuleNotFoundError, AssertionError, ...
         raise ConfigError(
-            f'device {name!r} is not to be had here ({first_line(error)}): leave it out, or use "cpu"'
+            f'device {short(name)} is not to be had here ({first_line(error)}): leave it out, or use "cpu"'
         ) from error
     return name
 
@@ -224,12 +226,20 @@ def _hide_loading_bars() -> None:
 
 @contextmanager
 def _damage_named(what: str) -> Iterator[None]:
-    """Return a context where a damaged safetensors file, wherever it is read, is one of our errors."""
+    """Return a context where a damaged safetensors file, wherever it is read, is one of our errors.
+
+    A full disk, where the LLM's weights are converted and kept, is another one.
+    """
     from safetensors import SafetensorError
 
     try:
         yield
     except SafetensorError as error:
+        if "I/O error" in str(error):
+            raise OutputError(
+                f"{what}: weights cannot be written ({error}): make room on the disk, or set $LLMDIFF_HOME to a folder "
+                "on another"
+            ) from error
         raise CorruptWeightsError(
             f"{what} has a weight file that is truncated or damaged ({error}): download it again"
         ) from error

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm.auto import tqdm
 
+from llmdiff.checks.bounds import short
 from llmdiff.drawing.pictures import open_picture, read_metadata, save_png
 from llmdiff.errors import ConfigError, CorruptWeightsError, InputFileError, LLMDiffError
 from llmdiff.evaluation.systems import System
-from llmdiff.files import write_whole
+from llmdiff.files import read_json, write_whole
 
 DRAWN_NAME, _RUN_NAME = "drawn", "run.json"
 _FAILED_SIDE_PX = 64
@@ -50,8 +51,9 @@ class Shard:
             ConfigError: it is none.
         """
         index, _, count = text.partition("/")
-        if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-            raise ConfigError(f"shard: got {text!r}, expected I/N with I from 1 to N, for example 2/4")
+        short_enough = len(text) <= 20
+        if not (short_enough and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+            raise ConfigError(f"shard: got {short(text)}, expected I/N with I from 1 to N, for example 2/4")
         return cls(index=int(index), count=int(count))
 
     def takes(self, position: int) -> bool:
@@ -79,13 +81,18 @@ class PictureStore:
         if not path.exists():
             write_whole(path, json.dumps(wanted, indent=1) + "\n")
             return
-        kept = json.loads(path.read_text())
+        kept = read_json(path)
         for name in sorted(set(kept) | set(wanted)):
             if kept.get(name) != wanted.get(name):
                 raise ConfigError(
                     f"out {self.folder} has pictures drawn with {name} {kept.get(name)!r}, expected "
                     f"{wanted.get(name)!r}: go on with the same settings, or choose another folder"
                 )
+
+    def forget_settings(self) -> None:
+        """Let go of the kept settings where nothing could be drawn with them; returns nothing."""
+        if not any((self.folder / DRAWN_NAME).rglob("*.png")):
+            (self.folder / DRAWN_NAME / _RUN_NAME).unlink(missing_ok=True)
 
     def path(self, system: str, job: PictureJob) -> Path:
         """Return where a system's picture is kept."""
@@ -170,6 +177,7 @@ def draw_missing(
                 bar.update(len(some))
                 tried = start + len(some)
                 if len(failures) == tried >= min(_HOPELESS, len(mine)) and len(todo) == len(mine):
+                    store.forget_settings()
                     first = "" if tried == len(mine) else "first "
                     raise LLMDiffError(
                         f"system {name}: none of its {first}{tried} pictures could be drawn; the first: {failures[0]}"

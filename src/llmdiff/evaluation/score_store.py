@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from llmdiff.evaluation.metrics.kinds import PictureMetric
 from llmdiff.evaluation.picture_store import PictureJob, PictureStore, Shard
 from llmdiff.evaluation.suites.suite import SuitePrompt, SuiteScorer
-from llmdiff.files import not_writable
+from llmdiff.files import not_writable, parse_json
 
 Scored = Mapping[str, Mapping[str, Any]]
 """What was found in each picture, by the picture's name: `values`, figures by name, and what else was kept."""
@@ -30,8 +30,8 @@ class ScoreStore:
         for path in sorted((self.folder / "scores" / metric).glob(f"{system}.[0-9]*-of-*.jsonl")):
             for line in path.read_text().splitlines():
                 try:
-                    one = json.loads(line)
-                except json.JSONDecodeError:  # the last line of a process that was killed: scored again
+                    one = parse_json(line)
+                except ValueError:  # the last line of a process that was killed: scored again
                     continue
                 if one["model"] == model_id:
                     found[one["picture"]] = one

@@ -46,12 +46,21 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         ConfigError: the address is taken, or is none of this machine.
     """
+    if not host:  # the system would take it for every address of this machine
+        raise ConfigError(
+            "host is empty, expected an address: 127.0.0.1, or 0.0.0.0 for every one of this machine"
+        )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-    except (OSError, OverflowError) as error:
+    except (
+        OSError,
+        OverflowError,
+        TypeError,
+        ValueError,
+    ) as error:  # TypeError: a name that no address can have
         listener.close()
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(

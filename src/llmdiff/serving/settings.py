@@ -1,5 +1,6 @@
 """How to serve, for programs and for people: limits, secrets, and what is written down."""
 
+import math
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,8 +79,8 @@ class ServeSettings:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
         for name in ("timeout_s", "body_timeout_s", "url_lifetime_s"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected a finite number above 0")
         for name in self.model_aliases:
             if not name or len(name) > 200 or not name.isprintable():
                 raise ConfigError(f"model_alias is {name[:80]!r}, expected 1 to 200 printable characters")

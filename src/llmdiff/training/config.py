@@ -4,25 +4,70 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from llmdiff.adapter.refiner import LAYERS
+from llmdiff.checks.bounds import (
+    COUNT,
+    GUIDANCE,
+    SEED,
+    SIDE_PX,
+    STEPS,
+    TRAINING_STEPS,
+    TRAINING_STEPS_OR_NONE,
+    Bounds,
+    short,
+)
+from llmdiff.checks.validation import what_is_wrong
 from llmdiff.errors import ConfigError, InputFileError
-from llmdiff.files import read_text
+from llmdiff.files import is_blank, read_text
 from llmdiff.training.data import Shapes
 from llmdiff.training.folders import folder_source
 from llmdiff.training.loop import LoopConfig
 from llmdiff.training.rows import Source
 from llmdiff.training.shards import shards_source
 from llmdiff.training.sources import SceneSource, hub_source
+from llmdiff.training.yaml_text import parse_yaml
 
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
+_MAX_CONFIG_BYTES = 2**20
+
+
+def _no_truth(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("expected a number")
+    return value
+
+
+def _place(value: Any) -> Any:
+    # Its type first: a list may name others billions of times.
+    text = str(value) if isinstance(value, str | Path) else ""
+    if is_blank(text) or len(text) > 4096 or not text.isprintable():
+        raise ValueError("expected the path of a folder")
+    return value
+
+
+def _within(bounds: Bounds) -> Any:
+    return Field(ge=bounds.low, le=bounds.high)
+
+
+_NUMBER = BeforeValidator(_no_truth)  # which `true` is not
+Whole = Annotated[int, _NUMBER]
+Real = Annotated[float, _NUMBER]
+Steps = Annotated[Whole, _within(TRAINING_STEPS)]
+StepsOrNone = Annotated[Whole, _within(TRAINING_STEPS_OR_NONE)]
+Count = Annotated[Whole, _within(COUNT)]
+Side = Annotated[Whole, _within(SIDE_PX)]
+Seed = Annotated[Whole, _within(SEED)]
+Share = Annotated[Real, Field(ge=0, le=1)]
+Rate = Annotated[Real, Field(gt=0, le=10)]
+Positive = Annotated[Real, Field(gt=0, le=1e12)]
+# Of a model, a data set, a column: what no name can have is refused before it becomes a path.
+Name = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Place = Annotated[Path, BeforeValidator(_place)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelsConfig(_Strict):
@@ -31,16 +76,16 @@ class ModelsConfig(_Strict):
     `start` is an adapter to go on from; without one, a fresh adapter is made as the next fields say.
     """
 
-    llm: str
-    base: str
-    start: str | None = None
+    llm: Name
+    base: Name
+    start: Name | None = None
     encoding: Literal["guided", "paper"] = "guided"
     lone: Literal["token", "token+bos", "vocabulary"] = "token+bos"
-    template: str | None = None
-    max_length: Count = 512
+    template: Annotated[str, Field(max_length=100_000)] | None = None
+    max_length: Annotated[Whole, Field(ge=1, le=100_000)] = 512
     clip: Positive = 3.0
-    refiner_layers: Annotated[int, Field(ge=0)] = LAYERS
-    refiner_width: Count | None = None
+    refiner_layers: Annotated[Whole, Field(ge=0, le=64)] = LAYERS
+    refiner_width: Annotated[Whole, Field(ge=1, le=16_384)] | None = None
 
 
 class DataConfig(_Strict):
@@ -51,22 +96,22 @@ class DataConfig(_Strict):
     """
 
     kind: Literal["folder", "shards", "hub", "scenes"]
-    path: str = ""
-    split: str = "train"
-    image_column: str = "image"
-    caption_columns: tuple[str, ...] = ("text",)
-    scenes: Count = 20_000
-    objects: Count = 24
-    resolution_px: Count = 512
-    multiple_px: Count | None = None
+    path: Name = ""
+    split: Name = "train"
+    image_column: Name = "image"
+    caption_columns: tuple[Name, ...] = ("text",)
+    scenes: Annotated[Whole, Field(ge=1, le=100_000_000)] = 20_000
+    objects: Annotated[Whole, Field(ge=1, le=10_000)] = 24
+    resolution_px: Side = 512
+    multiple_px: Annotated[Whole, Field(ge=1, le=1024)] | None = None
     aspect_buckets: bool = True
-    max_aspect: Annotated[float, Field(ge=1)] = 2.0
-    min_side_px: Count = 32
+    max_aspect: Annotated[Real, Field(ge=1, le=16)] = 2.0
+    min_side_px: Side = 32
     crop: Literal["centre", "random"] = "centre"
     flip: bool = False
     store_latents: bool = False
     max_bad_share: Share = 0.05
-    threads: Count = 4
+    threads: Annotated[Whole, Field(ge=1, le=1024)] = 4
 
     def source(self, cache: Path) -> Source:
         """Return the samples as they are found."""
@@ -118,33 +163,33 @@ class TrainingConfig(_Strict):
     bring the adapter to where the base's own text encoder is, from captions alone, see `training.warm_start`.
     """
 
-    steps: Count
+    steps: Steps
     batch_size: Count
     accumulation_steps: Count = 1
-    learning_rate: Positive = 1e-4
-    scalar_learning_rate: Positive = 1e-3
-    lr_warmup_steps: Annotated[int, Field(ge=0)] = 500
+    learning_rate: Rate = 1e-4
+    scalar_learning_rate: Rate = 1e-3
+    lr_warmup_steps: StepsOrNone = 500
     lr_schedule: Literal["constant", "cosine", "linear", "trapezoid"] = "cosine"
     optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[Real, Field(ge=0, le=100)] = 0.01
     max_grad_norm: Positive = 1.0
     stop_grad_norm: Positive = 1e6
-    ema_horizon: Annotated[int, Field(ge=2)] = 1000
+    ema_horizon: Annotated[Whole, Field(ge=2, le=TRAINING_STEPS.high)] = 1000
     precision: Literal["no", "bf16", "fp16"] = "no"
     gradient_checkpointing: bool = False
     sharded: bool = False
     gains: Literal["learned", "frozen"] = "frozen"
-    score_groups: Count | None = None
-    warm_start_steps: Annotated[int, Field(ge=0)] = 0
+    score_groups: Annotated[Whole, Field(ge=1, le=10_000)] | None = None
+    warm_start_steps: StepsOrNone = 0
     encodings: Literal["store", "online"] = "store"
-    prefetch: Annotated[int, Field(ge=0)] = 2
+    prefetch: Annotated[Whole, Field(ge=0, le=1000)] = 2
     noise: bool = True
     caption_dropout: Share = 0.1
     min_snr_gamma: Positive | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
-    checkpoint_every_s: Annotated[float, Field(ge=0)] = 600.0
+    seed: Seed = 0
+    checkpoint_every_s: Annotated[Real, Field(ge=0, le=1e9)] = 600.0
     keep_last: Count = 2
-    log_every: Count = 50
+    log_every: Steps = 50
 
     @model_validator(mode="after")
     def _groups_learn(self) -> Self:
@@ -174,17 +219,17 @@ class TrainingConfig(_Strict):
 class WatchConfig(_Strict):
     """What is looked at while training. `trackers: null` takes tensorboard where it is installed."""
 
-    validation_samples: Annotated[int, Field(ge=0)] = 64
-    validate_every: Count = 1000
-    prompts: tuple[str, ...] = (
+    validation_samples: Annotated[Whole, Field(ge=0, le=COUNT.high)] = 64
+    validate_every: Steps = 1000
+    prompts: tuple[Annotated[str, Field(max_length=100_000)], ...] = (
         "a cat to the left of a red car",
         "two apples and a banana",
         "a house at night",
     )
-    seeds: tuple[int, ...] = (0, 1)
-    sample_every: Count = 1000
-    sample_steps: Count = 20
-    guidance_scale: float = 3.0
+    seeds: tuple[Seed, ...] = (0, 1)
+    sample_every: Steps = 1000
+    sample_steps: Annotated[Whole, _within(STEPS)] = 20
+    guidance_scale: Annotated[Real, _within(GUIDANCE)] = 3.0
     trackers: tuple[Literal["tensorboard", "wandb"], ...] | None = None
 
 
@@ -194,8 +239,8 @@ class TrainConfig(_Strict):
     `device: cpu` leaves an accelerator alone; otherwise every process takes the one that its launcher gives it.
     """
 
-    out: Path
-    store: Path | None = None
+    out: Place
+    store: Place | None = None
     device: Literal["cpu"] | None = None
     models: ModelsConfig
     data: DataConfig
@@ -219,11 +264,10 @@ def load_config(path: Path, changes: list[str]) -> TrainConfig:
         ConfigError: no such file, no YAML, an unknown key or a value out of range; by its name.
     """
     try:
-        found = yaml.safe_load(read_text(path))
+        text = read_text(path, max_bytes=_MAX_CONFIG_BYTES)
     except InputFileError as error:
-        raise ConfigError(f"config {path}: {error}; give the path of a YAML file") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config {path} is no YAML: {error}") from error
+        raise ConfigError(f"config: {error}; give the path of a YAML file") from error
+    found = parse_yaml(f"config {path} is no YAML", text)
     if not isinstance(found, dict):
         raise ConfigError(f"config {path} holds {type(found).__name__}, expected keys and values")
     for change in changes:
@@ -231,34 +275,18 @@ def load_config(path: Path, changes: list[str]) -> TrainConfig:
     try:
         return TrainConfig.model_validate(found)
     except ValidationError as error:
-        raise ConfigError(f"config {path}: {_said(error)}") from error
+        raise ConfigError(f"config {path}: {what_is_wrong(error, TrainConfig)}") from error
 
 
 def _apply(found: dict[str, Any], change: str) -> None:
     name, equals, value = change.partition("=")
     if not equals:
-        raise ConfigError(f"{change!r}: expected section.key=value, for instance training.steps=100")
+        raise ConfigError(f"{short(change)}: expected section.key=value, for instance training.steps=100")
     *sections, key = name.split(".")
     place = found
     for section in sections:
         inner = place.setdefault(section, {})
         if not isinstance(inner, dict):
-            raise ConfigError(f"{change!r}: {section} has no keys of its own")
+            raise ConfigError(f"{short(change)}: {short(section)} has no keys of its own")
         place = inner
-    try:
-        place[key] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{change!r}: the value is no YAML ({error})") from error
-
-
-def _said(error: ValidationError) -> str:
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        known: Any = TrainConfig
-        for part in first["loc"][:-1]:
-            known = known.model_fields[part].annotation
-        return f"unknown key {name!r}, known are {', '.join(known.model_fields)}"
-    if first["type"] == "missing":
-        return f"{name} is missing: set it"
-    return f"{name} is {first['input']!r}: {first['msg']}"
+    place[key] = parse_yaml(f"{short(change)}: the value is no YAML", value)

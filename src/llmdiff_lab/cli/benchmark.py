@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from llmdiff.checks import bounds
+from llmdiff.checks.bounds import Bounds
 from llmdiff.cli.options import (
     Batch,
     Begin,
@@ -18,6 +20,7 @@ from llmdiff.cli.options import (
     Preset,
     Prompts,
     Verbose,
+    number,
 )
 from llmdiff.cli.output import set_up
 from llmdiff.environment import check_extra
@@ -28,7 +31,7 @@ def benchmark(
     rivals: Annotated[
         str | None, typer.Option("--rivals", help="Which, separated by commas [all that can be run].")
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Trainings of every rival.")] = 3,
+    seeds: Annotated[int, number("--seeds", Bounds(1, 1000), help="Trainings of every rival.")] = 3,
     preset: Preset = "cpu",
     build: Build = None,
     begin: Begin = None,
@@ -37,18 +40,32 @@ def benchmark(
         str | None, typer.Option("--encoder", help="Encoder-only: folder or Hub id [minilm, if installed].")
     ] = None,
     t5: Annotated[str | None, typer.Option("--t5", help="Of the T5 family: folder or Hub id [none].")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Of training [the preset's].")] = None,
+    steps: Annotated[
+        int | None, number("--steps", bounds.TRAINING_STEPS, help="Of training [the preset's].")
+    ] = None,
     text_steps: Annotated[
-        int, typer.Option("--text-steps", min=0, help="Steps before these, from captions alone.")
+        int,
+        number(
+            "--text-steps", bounds.TRAINING_STEPS_OR_NONE, help="Steps before these, from captions alone."
+        ),
     ] = 0,
     batch: Batch = None,
     captions: Captions = None,
     learning_rate: Annotated[
         list[float] | None,
-        typer.Option("--learning-rate", help="May be repeated: every rival tries all [the preset's]."),
+        number(
+            "--learning-rate",
+            bounds.LEARNING_RATE,
+            help="May be repeated: every rival tries all [the preset's].",
+        ),
     ] = None,
     search_steps: Annotated[
-        int, typer.Option("--search-steps", min=0, help="Steps for each learning rate that is tried.")
+        int,
+        number(
+            "--search-steps",
+            bounds.TRAINING_STEPS_OR_NONE,
+            help="Steps for each learning rate that is tried.",
+        ),
     ] = 0,
     prompts: Prompts = 100,
     drawing_steps: DrawingSteps = 20,
@@ -56,7 +73,7 @@ def benchmark(
     metric: MetricNames = None,
     metric_model: MetricModels = None,
     processes: Annotated[
-        int, typer.Option("--processes", min=1, help="Systems side by side, each in its own process.")
+        int, number("--processes", bounds.PROCESSES, help="Systems side by side, each in its own process.")
     ] = 1,
     device: Device = None,
     verbose: Verbose = False,

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from llmdiff.checks import bounds
+from llmdiff.checks.bounds import Bounds
 from llmdiff.cli.options import (
     Batch,
     Begin,
@@ -16,6 +18,7 @@ from llmdiff.cli.options import (
     Preset,
     Prompts,
     Verbose,
+    number,
 )
 from llmdiff.cli.output import set_up
 from llmdiff.environment import check_extra
@@ -29,15 +32,18 @@ def compare_llms(
     system: Annotated[
         str, typer.Option("--system", help="What is trained on each: a rival that reads an LLM.")
     ] = "guided",
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Trainings on every LLM.")] = 1,
+    seeds: Annotated[int, number("--seeds", Bounds(1, 1000), help="Trainings on every LLM.")] = 1,
     preset: Preset = "cpu",
     build: Build = None,
     begin: Begin = None,
     text_steps: Annotated[
-        int | None, typer.Option("--text-steps", min=0, help="Steps from captions alone [the preset's].")
+        int | None,
+        number(
+            "--text-steps", bounds.TRAINING_STEPS_OR_NONE, help="Steps from captions alone [the preset's]."
+        ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Steps on pictures [the preset's].")
+        int | None, number("--steps", bounds.TRAINING_STEPS, help="Steps on pictures [the preset's].")
     ] = None,
     batch: Batch = None,
     captions: Captions = None,

@@ -6,7 +6,21 @@ from typing import Annotated, Any
 
 import typer
 
-from llmdiff.cli.options import Adapter, Device, Guidance, Pipeline, Scale, Steps, Via, ViaAnswers, ViaModel
+from llmdiff.checks import bounds
+from llmdiff.checks.bounds import Bounds
+from llmdiff.cli.options import (
+    Adapter,
+    Device,
+    Guidance,
+    Pipeline,
+    Scale,
+    Steps,
+    Verb,
+    Via,
+    ViaAnswers,
+    ViaModel,
+    number,
+)
 from llmdiff.cli.output import set_up
 from llmdiff.environment import check_extra
 from llmdiff.errors import PromptError
@@ -31,7 +45,7 @@ Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt to loo
 Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where to write.", show_default=False)]
 
 
-@app.command()
+@app.command(cls=Verb)
 def scores(
     prompt: Prompt,
     out: Out,
@@ -77,11 +91,11 @@ def scores(
         typer.echo(path)
 
 
-@app.command()
+@app.command(cls=Verb)
 def attention(
     prompt: Prompt,
     out: Out,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the picture.")] = 0,
+    seed: Annotated[int, number("--seed", bounds.SEED, help="Seed of the picture.")] = 0,
     steps: Steps = 20,
     guidance_scale: Guidance = 3.0,
     scale: Scale = None,
@@ -122,7 +136,7 @@ def _check(prompt: str) -> None:
         raise PromptError(f"prompt is blank ({prompt!r}), expected a description of the picture: write one")
 
 
-@app.command()
+@app.command(cls=Verb)
 def denoising(
     out: Out,
     model: Annotated[
@@ -136,7 +150,7 @@ def denoising(
     texts: Annotated[
         Path | None, typer.Option("--texts", help="A file of texts, one a line [captions of emoji scenes].")
     ] = None,
-    number: Annotated[int, typer.Option("--number", min=20, help="How many texts.")] = 1000,
+    number: Annotated[int, number("--number", Bounds(20, 1_000_000), help="How many texts.")] = 1000,
 ) -> None:
     """Show how the states of decoder-only, encoder-only and encoder-decoder models approach their final ones."""
     set_up(verbose=False)
@@ -156,7 +170,7 @@ def denoising(
     typer.echo(denoising_table(reports), nl=False)
 
 
-@app.command()
+@app.command(cls=Verb)
 def probes(
     out: Out,
     llm: Annotated[str, typer.Option("--llm", help="Name, folder, GGUF or Hub id.")] = "smollm2-135m",
@@ -166,14 +180,14 @@ def probes(
             "--encoder", help='Sentence encoder: "none", folder or Hub id [minilm, where installed].'
         ),
     ] = None,
-    captions: Annotated[int, typer.Option("--captions", min=1, help="To train each probe on.")] = 1500,
-    tests: Annotated[int, typer.Option("--tests", min=1, help="Captions of every split.")] = 150,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Of training each probe.")] = 600,
+    captions: Annotated[int, number("--captions", bounds.COUNT, help="To train each probe on.")] = 1500,
+    tests: Annotated[int, number("--tests", bounds.COUNT, help="Captions of every split.")] = 150,
+    steps: Annotated[int, number("--steps", bounds.TRAINING_STEPS, help="Of training each probe.")] = 600,
     lone: Annotated[Lone, typer.Option("--lone", help="What a token alone sees.")] = Lone.with_bos,
     template: Annotated[
         str | None, typer.Option("--template", help="What the LLM reads, with {prompt} in it [the caption].")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of captions and probes.")] = 0,
+    seed: Annotated[int, number("--seed", bounds.SEED, help="Of captions and probes.")] = 0,
 ) -> None:
     """Show what linear probes recover of captions from scores, the last layer, all layers and an encoder.
 

@@ -1,6 +1,7 @@
 """The command `llmdiff-lab`: compares, builds, probes and asks people; the work is done elsewhere."""
 
-from llmdiff.cli.application import new_application
+from llmdiff.cli.application import new_application, run
+from llmdiff.cli.options import Verb
 from llmdiff_lab.cli import benchmark, build, compare_llms, inspect, study
 
 # Modules that import torch are imported inside the verbs: `llmdiff-lab --help` answers at once.
@@ -8,13 +9,13 @@ from llmdiff_lab.cli import benchmark, build, compare_llms, inspect, study
 app = new_application(
     "llmdiff-lab", "Compare LLMDiff with its rivals, build its embedded default, look inside, ask people."
 )
-app.command()(build.build)
-app.command()(benchmark.benchmark)
-app.command("compare-llms")(compare_llms.compare_llms)
+app.command(cls=Verb)(build.build)
+app.command(cls=Verb)(benchmark.benchmark)
+app.command("compare-llms", cls=Verb)(compare_llms.compare_llms)
 app.add_typer(inspect.app, name="inspect")
 app.add_typer(study.app, name="study")
 
 
 def main() -> None:
     """Run the command line."""
-    app(prog_name="llmdiff-lab")
+    run(app, "llmdiff-lab")

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from llmdiff.checks import bounds
+from llmdiff.cli.options import Verb, number
 from llmdiff.environment import check_extra
 from llmdiff.errors import ConfigError
 
@@ -27,7 +29,7 @@ class Question(StrEnum):
 Study = Annotated[Path, typer.Argument(metavar="STUDY", help="The study's folder.", show_default=False)]
 
 
-@app.command()
+@app.command(cls=Verb)
 def create(
     out: Annotated[Path, typer.Option("--out", metavar="STUDY", help="The new study's folder.")],
     system: Annotated[
@@ -44,12 +46,15 @@ def create(
     ] = None,
     ties: Annotated[bool, typer.Option("--ties/--no-ties", help='Allow "no difference".')] = True,
     pairs_per_rater: Annotated[
-        int | None, typer.Option("--pairs-per-rater", min=1, help="Pairs that one person sees [all].")
+        int | None, number("--pairs-per-rater", bounds.COUNT, help="Pairs that one person sees [all].")
     ] = None,
     check_every: Annotated[
-        int, typer.Option("--check-every", min=0, help="One attention check for so many pairs; 0 for none.")
+        int,
+        number(
+            "--check-every", bounds.COUNT_OR_NONE, help="One attention check for so many pairs; 0 for none."
+        ),
     ] = 10,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the attention checks.")] = 0,
+    seed: Annotated[int, number("--seed", bounds.SEED, help="Seed of the attention checks.")] = 0,
 ) -> None:
     """Make a study from pictures of the same prompts. They are copied, without what they say of themselves."""
     from llmdiff_lab.study.study import QUESTIONS, create_study
@@ -73,12 +78,12 @@ def create(
     typer.echo(out)
 
 
-@app.command()
+@app.command(cls=Verb)
 def serve(
     study: Study,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8001,
-    max_raters: Annotated[int, typer.Option("--max-raters", min=1, help="People who may take part.")] = 1000,
+    port: Annotated[int, number("--port", bounds.PORT, help="Port; 0 takes a free one.")] = 8001,
+    max_raters: Annotated[int, number("--max-raters", bounds.COUNT, help="People who may take part.")] = 1000,
 ) -> None:
     """Show the study's pairs to whoever opens the page, and keep what they answer."""
     check_extra("serve", "uvicorn", "fastapi", "prometheus_client")
@@ -87,12 +92,12 @@ def serve(
     serve_study(study, host=host, port=port, max_raters=max_raters)
 
 
-@app.command()
+@app.command(cls=Verb)
 def report(
     study: Study,
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the report goes.")],
     max_failed_checks: Annotated[
-        int, typer.Option("--max-failed-checks", min=0, help="Leave out raters who fail more.")
+        int, number("--max-failed-checks", bounds.COUNT_OR_NONE, help="Leave out raters who fail more.")
     ] = 0,
 ) -> None:
     """Write win rates, Bradley-Terry strengths and agreement: report.html, report.json and answers.csv."""

@@ -18,7 +18,7 @@ from typing import Any
 from llmdiff.environment import provenance
 from llmdiff.errors import ConfigError
 from llmdiff.evaluation.suites.scenes import scene_prompts
-from llmdiff.files import writable_folder, write_whole
+from llmdiff.files import read_json, writable_folder, write_whole
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.openmoji.contents import Split, World
@@ -143,7 +143,7 @@ def _size_and_speed(name: str, place: Path, build: Build) -> dict[str, Any]:
     """An LLM's size, and the seconds that it takes to encode one prompt; measured once."""
     kept = place / "llm.json"
     if kept.exists():
-        known: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        known: dict[str, Any] = read_json(kept)
         return known
     llm = DecoderLLM.from_pretrained(name, device=build.device)
     model: Any = llm.model

@@ -27,7 +27,7 @@ from llmdiff.evaluation.report import check_metrics, evaluate_suite
 from llmdiff.evaluation.suites.scenes import SceneScorer, scene_prompts, scenes_suite
 from llmdiff.evaluation.suites.suite import PromptSuite
 from llmdiff.evaluation.systems import System, pipeline_system
-from llmdiff.files import writable_folder, write_whole
+from llmdiff.files import read_json, writable_folder, write_whole
 from llmdiff.openmoji.contents import World
 from llmdiff_lab.comparison.names import BASE, BASE_LONGER, SystemName
 from llmdiff_lab.comparison.page import benchmark_page
@@ -140,7 +140,7 @@ class Benchmark:
         """
         metrics = [self._scorer, *self.metrics]
         if (place / "report.json").exists():
-            measured = json.loads((place / "report.json").read_text(encoding="utf-8"))["metrics"]
+            measured = read_json(place / "report.json")["metrics"]
             missing = [one.name for one in metrics if measured.get(one.name) != one.model_id]
             kept = (place / DRAWN_NAME / name).exists()
             if missing and not kept:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmdiff.evaluation.picture_store import DRAWN_NAME
+from llmdiff.files import read_json
 from llmdiff.training.log import read_log
 
 SEARCH_NAME = "search.json"
@@ -74,9 +75,9 @@ def read_run(place: Path, system: str, seed: int) -> Run:
     return Run(
         system=system,
         seed=seed,
-        report=json.loads((evaluation / "report.json").read_text(encoding="utf-8")),
+        report=read_json(evaluation / "report.json"),
         prompts=[json.loads(line) for line in lines],
-        trained=json.loads((place / "trained.json").read_text(encoding="utf-8")),
+        trained=read_json(place / "trained.json"),
         # The base's training adds a second loss to its own objective, which is "velocity".
         curve=_curve(stages, lambda line: None if _FROM_TEXT in line else line.get("velocity", line["loss"])),
         text_curve=_curve(stages, lambda line: line.get(_FROM_TEXT)),
@@ -89,7 +90,7 @@ def read_run(place: Path, system: str, seed: int) -> Run:
 def read_search(folder: Path) -> dict[str, Any]:
     """Return the losses on held-out scenes by learning rate, "in full" those of trainings in full; empty if none."""
     path = folder / SEARCH_NAME
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def exact_by_prompt(runs: Sequence[Run]) -> dict[str, Exact]:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llmdiff.errors import ConfigError
-from llmdiff.files import write_whole
+from llmdiff.files import read_json, write_whole
 from llmdiff_lab.comparison.names import check_names
 
 _NAME = "settings.json"
@@ -79,7 +79,7 @@ def keep_settings(settings: BenchmarkSettings, folder: Path) -> None:
     path = folder / _NAME
     now = json.loads(json.dumps(asdict(settings)))
     if path.exists():
-        was = json.loads(path.read_text(encoding="utf-8"))
+        was = read_json(path)
         changed = [
             key
             for key in now

@@ -12,7 +12,7 @@ from torch import nn
 from llmdiff.errors import ConfigError
 from llmdiff.evaluation.statistics import bootstrap_mean, paired_difference
 from llmdiff.evaluation.suites.scenes import scene_prompts
-from llmdiff.files import write_whole
+from llmdiff.files import read_json, write_whole
 from llmdiff.language.blocks import Lone
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.openmoji.captions import caption
@@ -215,7 +215,7 @@ def _plain(settings: ProbeSettings) -> dict[str, Any]:
 def _kept(place: Path, settings: ProbeSettings) -> dict[str, dict[str, list[int]]] | None:
     """A row that was measured before with the same settings, None for any other."""
     try:
-        record = json.loads(place.read_text(encoding="utf-8"))
+        record = read_json(place)
     except (OSError, ValueError):
         return None
     if not isinstance(record, dict) or record.get("settings") != _plain(settings):

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from llmdiff.adapter.storage import load_adapter_files, save_adapter_files
-from llmdiff.errors import AdapterMismatchError
+from llmdiff.checks.bounds import short
+from llmdiff.errors import AdapterMismatchError, ConfigError
 from llmdiff_lab.rivals.conditioning import Conditioning
 from llmdiff_lab.rivals.registry import RivalInputs, create, rival
 
@@ -49,6 +50,11 @@ def load_rival(folder: str | Path, parts: RivalInputs) -> Conditioning:
         AdapterMismatchError: it was trained with another reader, template or reading of "alone".
     """
     config, read_tensors = load_adapter_files(folder, SavedRival)
+    for key, value in config.items():
+        if not isinstance(value, str | None):
+            raise ConfigError(
+                f"config.json of {folder} has {key} {short(value)}, expected text: save it again"
+            )
     saved = SavedRival(**config)
     conditioning = create(saved.rival, parts)
     given: dict[str, Any] = {

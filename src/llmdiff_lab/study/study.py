@@ -4,7 +4,6 @@ A study is a folder: `study.sqlite` with everything that is known, and `pictures
 """
 
 import itertools
-import json
 import os
 import secrets
 import shutil
@@ -18,9 +17,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from llmdiff.checks.bounds import SEED, short
 from llmdiff.drawing.pictures import open_picture, png_bytes, read_metadata
 from llmdiff.errors import ConfigError, InputFileError, LLMDiffError, OutputError
-from llmdiff.files import clean_text, is_blank, read_text, text_lines
+from llmdiff.files import clean_text, is_blank, parse_json, read_text, text_lines
 from llmdiff_lab.study.model import Pair, StudySettings
 from llmdiff_lab.study.store import STORE_NAME, StudyStore
 
@@ -153,10 +153,8 @@ def read_source(name: str, source: Path) -> list[SourcePicture]:
                     f"system {name}: {path} does not say its prompt: write pictures with `llmdiff generate`, or "
                     "pass a JSONL list"
                 )
-            seed = facts.get("seed", "")
-            # A number that was once a seed: others ("²", thousands of digits) are `str.isdigit` too.
-            known = int(seed) if seed.isascii() and seed.isdigit() and len(seed) <= _MAX_SEED_DIGITS else None
-            pictures.append(SourcePicture(prompt=facts["prompt"], seed=known, path=path))
+            seed = _seed(f"system {name}: {path}", facts.get("seed"))
+            pictures.append(SourcePicture(prompt=facts["prompt"], seed=seed, path=path))
     else:
         pictures = _read_list(name, source)
     if not pictures:
@@ -164,6 +162,16 @@ def read_source(name: str, source: Path) -> list[SourcePicture]:
             f"system {name}: {source} holds no pictures: pass a folder of PNG files or a JSONL list"
         )
     return pictures
+
+
+def _seed(where: str, text: str | None) -> int | None:
+    """Return the seed that a picture says, None where it says none."""
+    if not text:
+        return None
+    # Not `isdigit` alone, to which superscripts are digits; and `int` refuses thousands of them.
+    if not (text.isascii() and text.isdigit() and len(text) <= 20 and SEED.holds(int(text))):
+        raise ConfigError(f"{where} says the seed {short(text)}, expected {SEED}: draw it again")
+    return int(text)
 
 
 def _read_list(name: str, source: Path) -> list[SourcePicture]:
@@ -180,14 +188,14 @@ def _read_list(name: str, source: Path) -> list[SourcePicture]:
             continue
         where = f"system {name}: {source}, line {number}"
         try:
-            row: Any = json.loads(line)
+            row: Any = parse_json(line)
             prompt, image, seed = row["prompt"], row["image"], row.get("seed")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f'{where}: expected {{"prompt": ..., "image": ...}}') from error
         if not isinstance(prompt, str) or is_blank(prompt) or not isinstance(image, str):
             raise ConfigError(f"{where}: prompt and image must be texts, and prompt not blank")
-        if seed is not None and not isinstance(seed, int):
-            raise ConfigError(f"{where}: seed is {seed!r}, expected a whole number")
+        if seed is not None:
+            SEED.check(f"{where}: seed", seed)
         path = (folder / image).resolve()
         # A list from elsewhere must not publish other files of this machine.
         if not path.is_relative_to(folder):

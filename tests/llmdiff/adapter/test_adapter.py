@@ -276,7 +276,7 @@ def test_damaged_folders_are_refused_by_name(
         ({"num_blocks": -1}, "num_blocks is -1"),
         ({"clip": -1.0}, "clip is -1.0"),
         ({"llm_id": None}, "lacks the key 'llm_id'"),
-        ({"cross_attention": {"a": {"colour": 1}}}, "wrong kind"),
+        ({"cross_attention": {"a": {"colour": 1}}}, "unknown key 'cross_attention.a.colour'"),
     ],
 )
 def test_bad_configs_are_refused_by_key(saved: Path, change: dict[str, Any], message: str) -> None:

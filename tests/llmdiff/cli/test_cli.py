@@ -337,9 +337,9 @@ def test_values_out_of_range(run: Llmdiff, tmp_path: Path) -> None:
     arguments = ("generate", "a cat", "--out", tmp_path / "a.png")
     refused(run(*arguments, "--height", 12), "height is 12", "multiple of 8", folder=tmp_path)
     refused(run(*arguments, "--device", "abacus"), "device 'abacus'", folder=tmp_path)
-    refused(run(*arguments, "--seed", 2**63), "seed is", folder=tmp_path)
-    for wrong in (("--steps", 0), ("--number", 0), ("--scale", 1.5), ("--seed", -1), ("--colour", "red")):
+    for wrong in (("--steps", 0), ("--number", 0), ("--scale", 1.5), ("--seed", -1), ("--seed", 2**63)):
         assert run(*arguments, *wrong).exit_code == 2
+    assert run(*arguments, "--colour", "red").exit_code == 2
     assert run("generate", "a cat").exit_code == 2
     assert list(tmp_path.iterdir()) == []
 

@@ -1,5 +1,6 @@
 """Every row of the registry: made, trained for a step, saved, loaded and attached through one interface."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from tiny.readers import PROMPTS, shaken
 
 from llmdiff.adapter import layers
+from llmdiff.adapter.manifest import write_manifest
 from llmdiff.errors import AdapterMismatchError, ConfigError, CorruptWeightsError
 from llmdiff.training.bank import EncodingBank, GroupBank, TextBank
 from llmdiff_lab.rivals.registry import RIVALS, create
@@ -120,6 +122,17 @@ def test_what_does_not_fit_is_named(parts, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-3])
     with pytest.raises(CorruptWeightsError, match="damaged"):
         load_rival(tmp_path / "saved", parts)
+
+
+@pytest.mark.hostile("adapter config")
+@pytest.mark.parametrize("value", [[], {}, 3, True, 1e400], ids=repr)
+def test_settings_that_are_no_text(parts, tmp_path, value):
+    save_rival(create("penultimate", parts), "penultimate", parts, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"rival": value}))
+    write_manifest(tmp_path, ["config.json", "diffusion_pytorch_model.safetensors"])
+    with pytest.raises(ConfigError, match="has rival"):
+        load_rival(tmp_path, parts)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from llmdiff.evaluation.suites.suite import (
     scores_of_prompts,
     suite_of,
 )
-from llmdiff.files import is_blank, read_text, text_lines, whole_file, write_whole
+from llmdiff.files import is_blank, parse_json, read_text, text_lines, whole_file, write_whole
 
 NAME = "geneval"
 IMAGES_PER_PROMPT = 4
@@ -44,7 +44,7 @@ def read_geneval(path: Path) -> PromptSuite:
         if is_blank(line):
             continue
         try:
-            facts = json.loads(line)
+            facts = parse_json(line)
             rows.append(
                 SuitePrompt(
                     id=f"{len(rows):05d}", prompt=facts["prompt"], tags=(str(facts["tag"]),), facts=facts
@@ -52,7 +52,7 @@ def read_geneval(path: Path) -> PromptSuite:
             )
             if not all({"class", "count"} <= set(clause) for clause in facts["include"]):
                 raise KeyError("class")
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"suite {file}, line {len(rows) + 1}: {error}, expected GenEval's evaluation_metadata.jsonl"
             ) from error
@@ -154,10 +154,10 @@ def read_scores(file: Path, rows: Sequence[SuitePrompt], images_per_prompt: int)
     found: dict[str, list[float]] = {}
     for number, line in enumerate(text_lines(read_text(file)), start=1):
         try:
-            given = json.loads(line)
+            given = parse_json(line)
             # .../00012/samples/0003.png => 00012
             found.setdefault(Path(given["filename"]).parent.parent.name, []).append(float(given["correct"]))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"official scores {file}, line {number}: {error}, expected GenEval's results.jsonl"
             ) from error

@@ -1,11 +1,10 @@
 """A user's own prompts: a text file with one a line, or JSON lines with `id`, `prompt` and `tags`."""
 
-import json
 from pathlib import Path
 
 from llmdiff.errors import ConfigError
 from llmdiff.evaluation.suites.suite import PromptSuite, SuitePrompt, suite_of
-from llmdiff.files import is_blank, read_text, text_lines
+from llmdiff.files import is_blank, parse_json, read_text, text_lines
 
 _KEYS = {"id", "prompt", "tags"}
 
@@ -34,8 +33,8 @@ def read_own(path: Path) -> PromptSuite:
 
 def _row(path: Path, number: int, line: str) -> SuitePrompt:
     try:
-        given = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        given = parse_json(line)
+    except ValueError as error:
         raise ConfigError(f"suite {path}, line {number}: no JSON ({error})") from error
     if not isinstance(given, dict) or not isinstance(given.get("prompt"), str):
         raise ConfigError(f"suite {path}, line {number}: expected an object with a text named prompt")

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from llmdiff.errors import ConfigError, CorruptWeightsError, OutputError, first_line
 from llmdiff.evaluation.suites.verdicts import UNCLEAR, SeenScene, SeenThing
-from llmdiff.files import whole_file, write_whole
+from llmdiff.files import read_json, whole_file, write_whole
 from llmdiff.openmoji.contents import World
 from llmdiff.openmoji.scenes import SCENE_SIZE_PX
 from llmdiff.openmoji.world import BACKGROUNDS, SHAPE_COLOURS, SHAPES
@@ -137,7 +137,7 @@ class SceneChecker(nn.Module):
         """
         folder = packaged_checker() if name_or_path == EMBEDDED_NAME else Path(name_or_path)
         try:
-            config = json.loads((folder / _CONFIG_NAME).read_text())
+            config = read_json(folder / _CONFIG_NAME)
             checker = cls(int(config["objects"]), channels=int(config["channels"]))
             _check_world(folder, config, checker)
             weights = load_file(folder / _WEIGHTS_NAME)

@@ -21,7 +21,7 @@ from llmdiff.evaluation.suites.suite import (
     SuitePrompt,
     suite_of,
 )
-from llmdiff.files import read_text, text_lines, whole_file, write_whole
+from llmdiff.files import parse_json, read_text, text_lines, whole_file, write_whole
 
 NAME = "t2i-compbench"
 IMAGES_PER_PROMPT = 10
@@ -182,8 +182,8 @@ def read_scores(place: Path, rows: Sequence[SuitePrompt], images_per_prompt: int
 
 def _read_result(file: Path) -> dict[int, float]:
     try:
-        return {int(one["question_id"]): float(one["answer"]) for one in json.loads(read_text(file))}
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        return {int(one["question_id"]): float(one["answer"]) for one in parse_json(read_text(file))}
+    except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"official scores {file}: {error}, expected T2I-CompBench's vqa_result.json"
         ) from error

@@ -1,0 +1,125 @@
+"""What an adapter's config.json may hold: every field by its type and range, before anything is built from it."""
+
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import nn
+
+from llmdiff.adapter.families import FAMILIES
+from llmdiff.checks.validation import what_is_wrong
+from llmdiff.errors import ConfigError, CorruptWeightsError
+from llmdiff.language.blocks import LONES
+
+# Far above every model there is, and far below what a machine cannot hold.
+_MAX_WIDTH, _MAX_BLOCKS, _MAX_LAYERS, _MAX_REFINER_LAYERS, _MAX_TOKENS = 2**20, 10_000, 4096, 256, 2**20
+
+
+def _layer_name(name: str) -> str:
+    # Modules are attributes of the one that holds them, and must not hide its own.
+    if hasattr(nn.ModuleDict(), name.replace(".", "_")):
+        raise ValueError("no layer can have this name")
+    return name
+
+
+def _one_of(*choices: object) -> AfterValidator:
+    def check(value: object) -> object:
+        if value not in choices:
+            raise ValueError(f"expected one of {', '.join(map(repr, choices))}")
+        return value
+
+    return AfterValidator(check)
+
+
+Width = Annotated[int, Field(ge=1, le=_MAX_WIDTH)]
+# Of a folder or a Hub id. What no name can have is refused where it would become a path.
+Name = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
+LayerName = Annotated[
+    str, Field(min_length=1, max_length=500, pattern=r"^[A-Za-z0-9_.]+$"), AfterValidator(_layer_name)
+]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class LayerConfig(_Strict):
+    """One attention layer, see `layers.layer_table`."""
+
+    query_dim: Width
+    inner_dim: Width
+    heads: Width
+    out_dim: Width
+    query_bias: bool
+    out_bias: bool
+
+    @model_validator(mode="after")
+    def _heads_are_alike(self) -> Self:
+        if self.inner_dim % self.heads:
+            raise ValueError(f"inner_dim {self.inner_dim} is no multiple of heads {self.heads}")
+        return self
+
+
+class SavedConfig(_Strict):
+    """The arguments of `LLMDiffAdapter`."""
+
+    llm_id: Name
+    num_blocks: Annotated[int, Field(ge=0, le=_MAX_BLOCKS)]
+    hidden_size: Width
+    family: Annotated[str, _one_of(*(row.name for row in FAMILIES))]
+    base_model_id: Name
+    text_width: Width
+    pooled_width: Width | None
+    cross_attention: Annotated[dict[LayerName, LayerConfig], Field(max_length=_MAX_LAYERS)]
+    encoding: Literal["guided", "paper"] | None = "guided"
+    lone: Annotated[str, _one_of(*LONES)] = "token+bos"
+    template: Annotated[str, Field(max_length=100_000)] | None = None
+    max_length: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] = 512
+    # Infinity clips nothing; NaN is not above 0.
+    clip: Annotated[float, Field(gt=0)] = 3.0
+    scale: Annotated[float, Field(gt=0, le=1)] = 1.0
+    refiner_layers: Annotated[int, Field(ge=0, le=_MAX_REFINER_LAYERS)] = 0
+    refiner_width: Width | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        # States that come from no LLM have no blocks.
+        if self.encoding is not None and not self.num_blocks:
+            raise ValueError("num_blocks is 0, expected at least 1 where there is an encoding")
+        if len({name.replace(".", "_") for name in self.cross_attention}) < len(self.cross_attention):
+            raise ValueError("cross_attention has two layers whose names differ in dots only")
+        return self
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Return nothing if these can be the arguments of an adapter.
+
+    Raises:
+        ConfigError: one is unknown, missing, of another type or out of range; by its name.
+    """
+    try:
+        SavedConfig.model_validate(dict(config))
+    except ValidationError as error:
+        raise ConfigError(what_is_wrong(error, SavedConfig)) from error
+
+
+def check_counts(config: Mapping[str, Any], names: Collection[str]) -> None:
+    """Return nothing if the weights, by their names, have as many parts as the config: before those are built.
+
+    Raises:
+        CorruptWeightsError: they have not, so they are of another adapter.
+    """
+    asked = {
+        "refiner_layers": int(config.get("refiner_layers", 0)),
+        "cross_attention": len(config["cross_attention"]),
+    }
+    found = {
+        "refiner_layers": len({name.split(".")[2] for name in names if name.startswith("refiner.blocks.")}),
+        "cross_attention": len({name.split(".")[1] for name in names if name.startswith("branches.")}),
+    }
+    for key, count in asked.items():
+        if found[key] != count:
+            raise CorruptWeightsError(
+                f"config.json has {count} {key}, the weights have {found[key]}: config and weights are of different "
+                "adapters; save or download it again"
+            )

@@ -1,0 +1,1 @@
+"""Checks of the numbers and settings that users give."""

@@ -1,0 +1,38 @@
+"""What pydantic finds wrong with a user's settings, in one line that names the key."""
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, get_args
+
+from llmdiff.checks.bounds import short
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
+
+# pydantic takes tens of milliseconds to import: only what checks settings needs it.
+
+
+def what_is_wrong(error: "ValidationError", model: "type[BaseModel]") -> str:
+    """Return the first of what is wrong: an unknown key before all else, as it may be what is missing elsewhere."""
+    found = sorted(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")[0]
+    *outer, key = found["loc"] or ("",)
+    name = repr(".".join(str(part)[:80] for part in found["loc"]))[1:-1]  # in one line
+    if found["type"] == "extra_forbidden":
+        known = list(_inner(model, outer).model_fields)
+        near = get_close_matches(str(key)[:80], known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"unknown key {name!r}, known are {', '.join(known)}{hint}"
+    if found["type"] == "missing":
+        return f"{name} is missing: set it"
+    return f"{name} is {short(found['input'])}: {found['msg']}" if name else found["msg"]
+
+
+def _inner(model: Any, outer: "list[int | str]") -> Any:
+    """Return the model that holds the key; below a field that is a dictionary of models stand its keys."""
+    for part in outer:
+        field = model.model_fields.get(part)
+        if field is not None:
+            inner = [
+                one for one in (field.annotation, *get_args(field.annotation)) if hasattr(one, "model_fields")
+            ]
+            model = inner[0] if inner else model
+    return model
