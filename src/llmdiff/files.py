@@ -153,11 +153,11 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: the place cannot be written, or is a device, a pipe or a folder, which are never replaced.
     """
-    if path.exists() and not path.is_file():
-        raise OutputError(f"{path} exists and is no regular file: write to another place")
     # A part of the name: names may be nearly as long as the system allows.
     partial = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex[:12]}.partial")
     try:
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path} exists and is no regular file: write to another place")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield partial

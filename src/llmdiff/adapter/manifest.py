@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from llmdiff.checks.bounds import short
-from llmdiff.errors import CorruptWeightsError
+from llmdiff.errors import CorruptWeightsError, InputFileError
 from llmdiff.files import read_json
 
 MANIFEST_NAME = "manifest.json"
@@ -51,7 +51,7 @@ def check_manifest(folder: Path, required: Iterable[str]) -> None:
     try:
         entries = read_json(path)["sha256"]
         known = {str(name): str(digest) for name, digest in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (InputFileError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptWeightsError(
             f"{path} is not a manifest of SHA-256 sums ({error!r}): {_REMEDY}"
         ) from error

@@ -147,13 +147,13 @@ def _read_tensors(path: Path, shapes: Mapping[str, torch.Size]) -> dict[str, Ten
     for name in sorted(set(shapes) ^ set(headers)):
         what = "lacks the tensor" if name in shapes else "has the unexpected tensor"
         raise CorruptWeightsError(
-            f"{path} {what} {short(name)}: config and weights are of different adapters"
+            f"{path} {what} {short(name)}: config.json and weights are of different adapters"
         )
     for name, (shape, kind) in headers.items():
         if shape != shapes[name]:
             raise CorruptWeightsError(
                 f"{path} has {name!r} of shape {tuple(shape)}, config.json says "
-                f"{tuple(shapes[name])}: config and weights are of different adapters"
+                f"{tuple(shapes[name])}: config.json and weights are of different adapters"
             )
         if kind not in _KINDS:
             raise CorruptWeightsError(
