@@ -180,14 +180,14 @@ def command_seconds(command: Sequence[str], **more: Any) -> float:
 
 def table(records: Sequence[Record]) -> str:
     """Returns the records as a table in Markdown."""
-    lines = ["| what | ours | other | unit | ratio | aim | holds |", "|---|---:|---:|---|---:|---|---|"]
+    from llmdiff.evaluation.tables import markdown_table
+
+    rows = [["what", "ours", "other", "unit", "ratio", "aim", "holds"]]
     for one in records:
         holds = {True: "yes", False: "**no**", None: ""}[one.get("holds")]
         ours, other, ratio = (_number(one[key]) for key in ("ours", "other", "ratio"))
-        lines.append(
-            f"| {one['name']} | {ours} | {other} | {one['unit']} | {ratio} | {one.get('aim', '')} | {holds} |"
-        )
-    return "\n".join(lines)
+        rows.append([one["name"], ours, other, one["unit"], ratio, one.get("aim", ""), holds])
+    return markdown_table(rows)
 
 
 def _number(value: float | None) -> str:

@@ -8,6 +8,7 @@ object's word map has to lie within that object. Chance is the share of the pict
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from tqdm.auto import tqdm
 
 from llmdiff.controller import LLMController
 from llmdiff.drawing.attention_maps import Branch, draw_with_maps
-from llmdiff.evaluation.scenes_check import SceneChecker
 from llmdiff.evaluation.statistics import bootstrap_mean
-from llmdiff.evaluation.suites import scenes_suite
+from llmdiff.evaluation.suites.scenes import scene_prompts
+from llmdiff.evaluation.suites.scenes_check import SceneChecker
 from llmdiff.files import write_whole
 from llmdiff.openmoji.contents import World
 from llmdiff.openmoji.scenes import SCENE_SIZE_PX
@@ -35,7 +36,7 @@ def play(
     hits: dict[str, list[float]] = {branch: [] for branch in BRANCHES}
     drawn = 0
     with tqdm(total=scenes, desc="scenes") as bar:
-        for row in scenes_suite(20 * scenes, 1, world, splits=("seen",)):
+        for row in scene_prompts(20 * scenes, 1, world, splits=("seen",)):
             named = [(item, _name_in(row.prompt, world.thing(item.name))) for item in row.content.items]
             if row.content.relation is None or not all(name for _, name in named):
                 continue
@@ -57,8 +58,7 @@ def play(
         if not values:  # the checker saw none of the objects
             record[branch] = {"n": 0}
             continue
-        found = bootstrap_mean(values)
-        record[branch] = {"accuracy": found.mean, "low": found.low, "high": found.high, "n": found.n}
+        record[branch] = asdict(bootstrap_mean(values))
     return record
 
 

@@ -22,10 +22,9 @@ from local_server import served
 
 from llmdiff.controller import LLMController
 from llmdiff.environment import command_line, versions
-from llmdiff.evaluation.report import run_system
-from llmdiff.evaluation.scenes_check import SceneChecker
 from llmdiff.evaluation.statistics import bootstrap_mean, paired_difference
-from llmdiff.evaluation.suites import scenes_suite
+from llmdiff.evaluation.suites.scenes import SceneScorer, scene_prompts
+from llmdiff.evaluation.suites.scenes_check import SceneChecker
 from llmdiff.evaluation.systems import controller_systems
 from llmdiff.evaluation.tables import percent
 from llmdiff.files import write_whole
@@ -37,6 +36,9 @@ from llmdiff.openmoji.contents import World
 
 # Small models repeat themselves without end under the library's own instruction.
 SHORT = "Rewrite the description as one short sentence with simple words. Answer with that sentence alone."
+
+
+_BATCH = 16
 
 
 @dataclass
@@ -66,7 +68,7 @@ def compare(
 ) -> dict[str, Any]:
     """The record: accuracy of base, LLM, LLM with the closed one and LLM told, by split, and what the last two add."""
     world, rng = World(objects=checker.objects), np.random.default_rng(0)
-    suite = scenes_suite(
+    suite = scene_prompts(
         chosen.prompts,
         0,
         world,
@@ -93,8 +95,14 @@ def compare(
     systems = {"base": base, "llm": llm, "llm via": with_advice(advice)}
     systems["llm told"] = with_advice(Advice(closed=told))
 
+    scorer = SceneScorer(checker)
     exact = {
-        name: [float(one.exact) for one in run_system(name, system, suite, checker).verdicts]
+        name: [
+            one["score"]
+            for at in range(0, len(suite), _BATCH)
+            for rows in [suite[at : at + _BATCH]]
+            for one in scorer.judge(system([row.prompt for row in rows], [row.seed for row in rows]), rows)
+        ]
         for name, system in systems.items()
     }
     answers = {row.prompt: next(iter(advice.closed.answers(row.prompt)), "") for row in suite}
@@ -166,7 +174,7 @@ def main() -> None:
     for split, row in record["splits"].items():
         shown = "  ".join(f"{name} {100 * figures['mean']:.1f}" for name, figures in row["accuracy"].items())
         for key in ("gain", "gain_told"):
-            shown += f"  {key} {percent(row[key], key='mean', sign=True)}"
+            shown += f"  {key} {percent(row[key], sign=True)}"
         print(f"{split:10s} {shown}")
     about = {
         "command": command_line(),

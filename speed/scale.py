@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from llmdiff.controller import LLMController
-from llmdiff.evaluation.report import evaluate_systems
-from llmdiff.evaluation.scenes_check import SceneChecker
-from llmdiff.evaluation.suites import scenes_suite
+from llmdiff.evaluation.report import evaluate_suite
+from llmdiff.evaluation.suites.scenes import SceneScorer, scene_prompts, scenes_suite
+from llmdiff.evaluation.suites.scenes_check import SceneChecker
 from llmdiff.evaluation.systems import BASE, System, controller_systems
 from llmdiff.evaluation.tables import report_tables
 from llmdiff.files import writable_folder
@@ -32,8 +32,10 @@ def sweep(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
         base, ours = controller_systems(controller, pipe, scale=scale, **drawing).values()
         systems.setdefault(BASE, base)
         systems[f"scale {scale:g}"] = ours
-    suite = scenes_suite(chosen.prompts, chosen.seed, World(objects=checker.objects))
-    return evaluate_systems(systems, suite, checker, folder, settings={**drawing, "suite_seed": chosen.seed})
+    suite = scenes_suite(scene_prompts(chosen.prompts, chosen.seed, World(objects=checker.objects)))
+    return evaluate_suite(
+        systems, suite, folder, metrics=[SceneScorer(checker)], settings=drawing, seed=chosen.seed
+    )
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from llmdiff.environment import command_line, versions
-from llmdiff.evaluation.scenes_check import SceneChecker
+from llmdiff.evaluation.suites.scenes_check import SceneChecker
 from llmdiff.openmoji.contents import World
 from llmdiff_lab.inspection.scorer_check import check_scorer, scorer_tables
 

@@ -11,6 +11,8 @@ from typing import Any, get_args, get_origin
 import typer.main
 from inside_pages import inside_findings, inside_page, kind_of
 
+from llmdiff.evaluation.tables import markdown_table, report_tables
+
 DOCS = Path(__file__).parents[1]
 RESULTS = DOCS / "results"
 
@@ -133,14 +135,13 @@ def _verbs(path: str, group: Any) -> Iterator[str]:
         usage = " ".join([full, *(one.metavar or one.name.upper() for one in arguments), "[OPTIONS]"])
         yield from [f"{'###' if ' ' in path else '##'} `{full}`", "", _sentence(command.help), ""]
         yield from ["```text", usage, "```", ""]
-        if command.params:
-            yield from ["| option | default | |", "|---|---|---|"]
+        rows = [["option", "default", ""]]
         for option in command.params:
             names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
             if option.param_type_name == "argument":
                 names = f"`{option.metavar or option.name.upper()}`"
-            yield f"| {names} | {_default(option)} | {_cell(getattr(option, 'help', '') or '')} |"
-        yield ""
+            rows.append([names, _default(option), _cell(getattr(option, "help", "") or "")])
+        yield from [markdown_table(rows, left=3) if command.params else "", ""]
 
 
 def _default(option: Any) -> str:
@@ -166,17 +167,15 @@ def configuration() -> str:
     for name, model in sections.items():
         lines += [f"## {f'`{name}`' if name else 'At the top'}", ""]
         lines += [*(model.__doc__ or "").replace("\n    ", "\n").strip().splitlines(), ""]
-        lines += ["| key | default | values |", "|---|---|---|"]
+        rows = [["key", "default", "values"]]
         for key, field in model.model_fields.items():
             if key in sections:
-                lines.append(f"| `{key}` | | the section below |")
+                rows.append([f"`{key}`", "", "the section below"])
                 continue
             default = "needed" if field.is_required() else f"`{_yaml(field.default)}`"
             limits = ", ".join(filter(None, map(_limit, field.metadata)))
-            lines.append(
-                f"| `{key}` | {default} | {_cell(_kind(field.annotation))}{limits and ', ' + limits} |"
-            )
-        lines.append("")
+            rows.append([f"`{key}`", default, _cell(_kind(field.annotation)) + (limits and f", {limits}")])
+        lines += [markdown_table(rows, left=3), ""]
     return "\n".join(lines)
 
 
@@ -247,15 +246,21 @@ def _beside(path: Path) -> str:
 
 
 def _evaluation(record: Mapping[str, Any]) -> Iterator[str]:
-    from llmdiff.evaluation.tables import report_tables
-
     yield report_tables(record, markdown=True)
-    yield from ["## What the splits are", "", "| split | what is new in it |", "|---|---|"]
-    yield from (f"| {split} | {_cell(what)} |" for split, what in record["suite"]["splits"].items())
-    yield from ["", "## Where the intervals leave no doubt", "", *_verdicts(record), ""]
+    splits = [[split, _cell(what)] for split, what in record["suite"]["meanings"].items()]
+    yield from [
+        "## What the splits are",
+        "",
+        markdown_table([["split", "what is new in it"], *splits], left=2),
+        "",
+        "## Where the intervals leave no doubt",
+        "",
+        *_verdicts(record),
+        "",
+    ]
     for heading in ("settings", "seconds_per_image", "checker", "versions"):
         if isinstance(record.get(heading), dict):
-            yield from [f"## {heading.replace('_', ' ').capitalize()}", "", *_table(record[heading]), ""]
+            yield from [f"## {heading.replace('_', ' ').capitalize()}", "", _table(record[heading]), ""]
 
 
 def _verdicts(record: Mapping[str, Any]) -> Iterator[str]:
@@ -270,18 +275,19 @@ def _verdicts(record: Mapping[str, Any]) -> Iterator[str]:
             "not decided": [],
         }
         better, worse, open_ = verdicts
-        for split, gap in {"all": gaps["overall"], **gaps["splits"]}.items():
+        of_tags = {tag: found["scenes"] for tag, found in gaps["metrics_by_tag"].items()}
+        for split, gap in {"all": gaps["metrics"]["scenes"], **of_tags}.items():
             key = better if gap["low"] > 0 else worse if gap["high"] < 0 else open_
-            verdicts[key].append(f"{split} ({100 * gap['difference']:+.1f} points)")
+            verdicts[key].append(f"{split} ({100 * gap['mean']:+.1f} points)")
         yield from (f"- {verdict}: {', '.join(splits) or 'nowhere'}" for verdict, splits in verdicts.items())
 
 
 def _record(record: Mapping[str, Any], level: int) -> Iterator[str]:
     """Return any nested record: numbers as a table, records of like records as one table, others as sections."""
     plain = {key: value for key, value in record.items() if not isinstance(value, dict | list)}
-    plain = {key: value for key, value in plain.items() if key not in ("command", "date")}
+    plain = {key: value for key, value in plain.items() if key not in ("command", "date", "how")}
     if plain:
-        yield from [*_table(plain), ""]
+        yield from [_table(plain), ""]
     for key, value in record.items():
         if not isinstance(value, dict | list) or not value:
             continue
@@ -292,22 +298,20 @@ def _record(record: Mapping[str, Any], level: int) -> Iterator[str]:
             for row in rows.values()
         ):
             columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-            yield f"| | {' | '.join(_cell(str(column)) for column in columns)} |"
-            yield f"|---|{'---:|' * len(columns)}"
-            for name, row in rows.items():
-                yield f"| {_cell(str(name))} | {' | '.join(_number(row.get(column, '')) for column in columns)} |"
-            yield ""
+            body = [
+                [_cell(str(name)), *(_number(row.get(column, "")) for column in columns)]
+                for name, row in rows.items()
+            ]
+            yield from [markdown_table([["", *(_cell(str(column)) for column in columns)], *body]), ""]
         elif isinstance(value, dict):
             yield from _record(value, level + 1)
         else:
             yield from [", ".join(_number(one) for one in value), ""]
 
 
-def _table(values: Mapping[str, Any]) -> Iterator[str]:
-    yield from ["| | |", "|---|---|"]
-    yield from (
-        f"| {_cell(str(name).replace('_', ' '))} | {_number(value)} |" for name, value in values.items()
-    )
+def _table(values: Mapping[str, Any]) -> str:
+    rows = [[_cell(str(name).replace("_", " ")), _number(value)] for name, value in values.items()]
+    return markdown_table([["", ""], *rows], left=2)
 
 
 def _number(value: Any) -> str:
@@ -340,7 +344,7 @@ def _sentence(text: str | None) -> str:
 
 
 def _cell(text: str) -> str:
-    return _sentence(text).replace("|", "\\|").replace("<", "&lt;").replace("$", "\\$").replace("*", "\\*")
+    return _sentence(text).replace("<", "&lt;").replace("$", "\\$").replace("*", "\\*")
 
 
 def _write(app: Any) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llmdiff.evaluation.tables import markdown_table, percent
+
 Record = Mapping[str, Any]
 
 
@@ -32,7 +34,7 @@ def inside_page(record: Record, path: Path) -> list[str]:
     if kind == "probes":
         from llmdiff_lab.inspection.probe_plots import probe_tables
 
-        lines += [probe_tables(record), "", *_settings(record)]
+        lines += [probe_tables(record), "", _settings(record)]
     elif kind == "compare-llms":
         from llmdiff_lab.comparison.compare_page import comparison_tables
 
@@ -42,13 +44,14 @@ def inside_page(record: Record, path: Path) -> list[str]:
 
         lines += [benchmark_tables(record), f"Hardware: {machine_of(record)}."]
     elif kind == "denoising":
-        lines += list(_denoising_table(record))
+        lines += [_denoising_table(record)]
     elif kind == "pointing":
-        lines += ["| branch | hits, % | objects |", "|---|---:|---:|"]
+        rows = [[name, _accuracy(record[name]), str(record[name]["n"])] for name in _branches(record)]
         lines += [
-            f"| {name} | {_accuracy(record[name])} | {record[name]['n']} |" for name in _branches(record)
+            markdown_table([["branch", "hits, %", "objects"], *rows]),
+            "",
+            f"{record['scenes']} scenes; chance: {100 * record['chance']:.1f} %.",
         ]
-        lines += ["", f"{record['scenes']} scenes; chance: {100 * record['chance']:.1f} %."]
     elif kind == "proxy":
         lines += list(_proxy_table(record))
     elif kind == "scores":
@@ -91,9 +94,10 @@ def _denoising_findings(record: Record) -> Iterator[str]:
         )
 
 
-def _denoising_table(record: Record) -> Iterator[str]:
-    yield "| model | kind | before block | distance | cosine | final state, R2 | own token, % | next token, % |"
-    yield "|---|---|---:|---:|---:|---:|---:|---:|"
+def _denoising_table(record: Record) -> str:
+    rows = [[
+        "model", "kind", "before block", "distance", "cosine", "final state, R2", "own token, %", "next token, %",
+    ]]  # fmt: skip
     for report in record["models"]:
         last = len(report["blocks"]) - 1
         for depth in sorted({0, last // 4, last // 2, 3 * last // 4, last}):
@@ -101,7 +105,8 @@ def _denoising_table(record: Record) -> Iterator[str]:
             cells = [f"{block[name]['mean']:.2f}" for name in ("distance", "cosine")]
             cells += [f"{block['final_r2']:.2f}"]
             cells += [_share(block[name]) for name in ("own_token", "next_token")]
-            yield f"| {_short(report['model'])} | {report['kind']} | {depth} | {' | '.join(cells)} |"
+            rows.append([_short(report["model"]), report["kind"], str(depth), *cells])
+    return markdown_table(rows, left=2)
 
 
 def _pointing_findings(record: Record) -> Iterator[str]:
@@ -147,43 +152,38 @@ def _by_verdict(gaps: Mapping[str, Record], above: str, below: str) -> str:
 
 
 def _proxy_findings(record: Record) -> Iterator[str]:
-    from llmdiff.evaluation.tables import percent
-
     for split, row in record["splits"].items():
         gain = row["gain"]
         word = "a gain" if gain["low"] > 0 else "a loss" if gain["high"] < 0 else "not decided"
         yield (
             f"- {split}: {_short(record['via'])} by proxy answers {100 * row['answered']:.0f} % of the prompts and "
             f"brings {100 * gain['mean']:+.1f} points over the LLM alone, {word}; an answer that says in plain words "
-            f"what is meant brings {percent(row['gain_told'], key='mean', sign=True)}"
+            f"what is meant brings {percent(row['gain_told'], sign=True)}"
         )
 
 
 def _proxy_table(record: Record) -> Iterator[str]:
-    from llmdiff.evaluation.tables import percent
-
-    yield from [
-        "| exact match, % | base | llm | llm via | gain, points | answered, % | llm told | gain, points |",
-        "|---|" + "---:|" * 7,
-    ]
+    rows = [[
+        "exact match, %", "base", "llm", "llm via", "gain, points", "answered, %", "llm told", "gain, points",
+    ]]  # fmt: skip
     for split, row in record["splits"].items():
         cells = [_share(row["accuracy"][name]) for name in ("base", "llm", "llm via")]
-        cells += [percent(row["gain"], key="mean", sign=True), f"{100 * row['answered']:.0f}"]
-        cells += [_share(row["accuracy"]["llm told"]), percent(row["gain_told"], key="mean", sign=True)]
-        yield f"| {split} | {' | '.join(cells)} |"
+        cells += [percent(row["gain"], sign=True), f"{100 * row['answered']:.0f}"]
+        cells += [_share(row["accuracy"]["llm told"]), percent(row["gain_told"], sign=True)]
+        rows.append([split, *cells])
     yield from [
+        markdown_table(rows),
         "",
         f"Closed LLM: {_short(record['via'])}. Told: the answer is what the scene holds, in plain words.",
         "",
     ]
-    yield from ["| prompt | answer |", "|---|---|"]
-    for row in record["examples"]:
-        yield f"| {_plain(row['prompt'])} | {_plain(row['answer']) or '(none)'} |"
+    examples = [[_plain(row["prompt"]), _plain(row["answer"]) or "(none)"] for row in record["examples"]]
+    yield markdown_table([["prompt", "answer"], *examples], left=2)
 
 
 def _plain(text: str) -> str:
     """A closed LLM's words as a cell's text: nothing in them is markup."""
-    return "".join(f"\\{letter}" if letter in "\\`*_{}[]<>()#|$~" else letter for letter in text)
+    return "".join(f"\\{letter}" if letter in "\\`*_{}[]<>()#$~" else letter for letter in text)
 
 
 def _sink(record: Record) -> str:
@@ -195,15 +195,12 @@ def _sink(record: Record) -> str:
     )
 
 
-def _settings(record: Record) -> Iterator[str]:
-    yield from ["| setting | |", "|---|---|"]
+def _settings(record: Record) -> str:
+    rows = [["setting", ""]]
     for name, value in record["settings"].items():
-        text = (
-            ", ".join(map(str, value))
-            if isinstance(value, Sequence) and not isinstance(value, str)
-            else value
-        )
-        yield f"| {name} | {text} |"
+        several = isinstance(value, Sequence) and not isinstance(value, str)
+        rows.append([name, ", ".join(map(str, value)) if several else str(value)])
+    return markdown_table(rows, left=2)
 
 
 def _branches(record: Record) -> list[str]:
@@ -211,13 +208,11 @@ def _branches(record: Record) -> list[str]:
 
 
 def _accuracy(row: Mapping[str, float]) -> str:
-    if not row["n"]:
-        return "-"
-    return f"{100 * row['accuracy']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+    return percent(row) if row["n"] else "-"
 
 
 def _share(row: Mapping[str, float]) -> str:
-    return f"{100 * row['mean']:.0f} [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
+    return percent(row, digits=0)
 
 
 def _short(name: str) -> str:

@@ -6,8 +6,10 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from llmdiff.errors import LLMDiffError
 
@@ -28,6 +30,12 @@ def versions() -> dict[str, str]:
         with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found
+
+
+def provenance(command: str | None = None) -> dict[str, Any]:
+    """Return what every report says of how it was made: versions, the command (None: of this process), the time."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"versions": versions(), "command": command or command_line(), "date": now}
 
 
 def check_extra(extra: str, *packages: str) -> None:

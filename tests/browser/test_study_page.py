@@ -170,10 +170,11 @@ def test_a_whole_study(study: Path, url: str, visit: Any, shoot: Any, tmp_path: 
         wins = {system: counted[question, system] for system in ("base", "llm", "tie")}
         assert (pair["first"], pair["second"]) == ("base", "llm")
         assert (pair["first_wins"], pair["second_wins"], pair["ties"]) == tuple(wins.values())
-        assert pair["n"] == 2 * len(PROMPTS) == sum(wins.values())
-        assert pair["win_rate"] == pytest.approx((wins["base"] + wins["tie"] / 2) / pair["n"])
-        assert pair["low"] <= pair["win_rate"] <= pair["high"]
-    assert report["results"]["alignment"]["pairs"][0]["win_rate"] == 0
+        assert pair["win_rate"]["n"] == 2 * len(PROMPTS) == sum(wins.values())
+        rate = pair["win_rate"]
+        assert rate["mean"] == pytest.approx((wins["base"] + wins["tie"] / 2) / rate["n"])
+        assert rate["low"] <= rate["mean"] <= rate["high"]
+    assert report["results"]["alignment"]["pairs"][0]["win_rate"]["mean"] == 0
 
     # The page of the report says the same, and shows every picture.
     page = visit((tmp_path / "report" / "report.html").as_uri())

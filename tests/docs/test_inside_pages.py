@@ -12,7 +12,7 @@ def gap(mean: float, reach: float = 0.05) -> dict[str, float]:
 
 
 def share(mean: float) -> dict[str, float]:
-    return {"accuracy": mean, "low": mean - 0.1, "high": mean + 0.1, "n": 50}
+    return {"mean": mean, "low": mean - 0.1, "high": mean + 0.1, "n": 50}
 
 
 PROBES: dict[str, Any] = {

@@ -14,8 +14,8 @@ from llmdiff import LLMController
 from llmdiff.cli.main import app
 from llmdiff.drawing.draw import DrawingSettings
 from llmdiff.errors import ConfigError, InputFileError, PromptError, first_line
-from llmdiff.evaluation.prompt_suites.dpg_bench import read_dpg_bench
-from llmdiff.evaluation.prompt_suites.own import read_own
+from llmdiff.evaluation.suites.dpg_bench import read_dpg_bench
+from llmdiff.evaluation.suites.own import read_own
 from llmdiff.files import clean_text, is_blank, prompt_lines, read_text, text_lines
 from llmdiff.language.proxy import checked_answer
 from llmdiff.serving.settings import read_token

@@ -73,7 +73,7 @@ def test_a_record_says_whether_its_aim_holds(load):
     assert measuring.table([slow, fast, alone]).splitlines()[2:] == [
         "| a | 3 | 2 | s | 1.5 | <= 1.2 | **no** |",
         "| b | 1 | 80 | s | 80 | >= 50 | yes |",
-        "| c | 0.5 |  | s |  | ours <= 0.6 | yes |",
+        "| c | 0.5 | | s | | ours <= 0.6 | yes |",
     ]
 
 

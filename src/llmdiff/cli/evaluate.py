@@ -1,7 +1,7 @@
 """The verb `llmdiff evaluate`; the work is done elsewhere."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -23,9 +23,6 @@ from llmdiff.cli.options import (
 )
 from llmdiff.cli.output import set_up
 from llmdiff.errors import ConfigError
-
-if TYPE_CHECKING:
-    from llmdiff.evaluation.drawn import Shard
 
 _SCENES, _SCENES_PROMPTS = "scenes", 100
 
@@ -73,9 +70,6 @@ def evaluate(
     steps: Steps = 20,
     guidance_scale: Guidance = 3.0,
     seed: Annotated[int, number("--seed", bounds.SEED, help="Seed of the suite.")] = 0,
-    pictures: Annotated[
-        bool, typer.Option("--pictures", help="Scenes: keep every picture, for `llmdiff-lab study create`.")
-    ] = False,
     adapter: Adapter = "openmoji",
     llm: Llm = None,
     scale: Scale = None,
@@ -90,12 +84,13 @@ def evaluate(
 ) -> None:
     """Measure how well the pictures show what the prompts say: base text encoder against LLM.
 
-    Run again in the same folder, a file's or benchmark's suite goes on where it was stopped.
+    Run again in the same folder, it goes on where it was stopped.
     """
     set_up(verbose)
     from llmdiff.drawing import models as loading
-    from llmdiff.evaluation.drawn import Shard
-    from llmdiff.evaluation.report import evaluate_scenes
+    from llmdiff.evaluation.picture_store import Shard
+    from llmdiff.evaluation.report import evaluate_suite
+    from llmdiff.evaluation.systems import controller_systems
     from llmdiff.evaluation.tables import report_tables
     from llmdiff.files import writable_folder
 
@@ -103,38 +98,20 @@ def evaluate(
     models = loading.Models(adapter=adapter, llm=llm, via=via, via_model=via_model, via_answers=via_answers)
     place = loading.usable_device(device)
     # Everything that is asked for is found, or refused, before minutes of drawing.
-    if suite != _SCENES:
-        chosen = _suite_parts(suite, suite_files, reference, official_scores)
+    if suite == _SCENES:
+        chosen = _scenes(
+            prompts or _SCENES_PROMPTS, seed, checker, place, suite_files, reference, official_scores
+        )
     else:
-        _refuse_on_scenes(suite_files, reference, official_scores, images_per_prompt)
+        chosen = _suite_parts(suite, suite_files, reference, official_scores) | {"prompts_per_tag": prompts}
     writable_folder(out)
-    measured = _metrics(metric or [], metric_model or [], place)
+    measured = [*chosen.pop("scorers", []), *_metrics(metric or [], metric_model or [], place)]
     controller = loading.load_controller(models, device=place)
     drawing: dict[str, Any] = {"scale": scale, "steps": steps, "guidance_scale": guidance_scale}
-    if suite == _SCENES:
-        report = evaluate_scenes(
-            controller,
-            prompts or _SCENES_PROMPTS,
-            out,
-            **drawing,
-            seed=seed,
-            device=place,
-            checker=checker,
-            metrics=measured,
-            shard=share,
-            keep_pictures=pictures,
-        )
-        _say(report, report_tables, share)
-        return
-    from llmdiff.evaluation.prompt_suites.report import evaluate_suite
-    from llmdiff.evaluation.prompt_suites.tables import suite_tables
-    from llmdiff.evaluation.systems import controller_systems
-
     pipe = controller.load_pipeline(device=place)
     report = evaluate_suite(
         controller_systems(controller, pipe, **drawing),
         out=out,
-        prompts_per_tag=prompts,
         images_per_prompt=images_per_prompt,
         metrics=measured,
         shard=share,
@@ -150,19 +127,43 @@ def evaluate(
         },
         **chosen,
     )
-    _say(report, suite_tables, share)
-
-
-def _say(report: dict[str, Any], tables: Any, shard: "Shard | None") -> None:
     if report:
-        typer.echo(tables(report))
+        typer.echo(report_tables(report))
     else:
-        typer.echo(f"shard {shard} is drawn and scored; when all are, run the same without --shard")
+        typer.echo(f"shard {share} is drawn and scored; when all are, run the same without --shard")
+
+
+def _scenes(
+    prompts: int,
+    seed: int,
+    checker: str,
+    device: str,
+    files: Path | None,
+    reference: Path | None,
+    official: Many,
+) -> dict[str, Any]:
+    from llmdiff.evaluation.metrics.reference import read_reference
+    from llmdiff.evaluation.suites.scenes import SceneScorer, scene_prompts, scenes_suite
+    from llmdiff.evaluation.suites.scenes_check import SceneChecker
+    from llmdiff.openmoji.contents import World
+
+    for name, value in {"suite-files": files, "official-scores": official}.items():
+        if value is not None:
+            raise ConfigError(
+                f"{name} is given, but the suite scenes has prompts and a scorer of its own: leave it out, or name "
+                "another --suite"
+            )
+    scorer = SceneScorer(SceneChecker.from_pretrained(checker).to(device))
+    return {
+        "suite": scenes_suite(scene_prompts(prompts, seed, World(objects=scorer.checker.objects))),
+        "scorers": [scorer],
+        "reference": None if reference is None else read_reference(reference),
+    }
 
 
 def _suite_parts(suite: str, files: Path | None, reference: Path | None, official: Many) -> dict[str, Any]:
-    from llmdiff.evaluation.prompt_suites.benchmarks import read_suite
-    from llmdiff.evaluation.prompt_suites.report import read_reference
+    from llmdiff.evaluation.metrics.reference import read_reference
+    from llmdiff.evaluation.suites.benchmarks import read_suite
 
     pairs = [one.partition("=") for one in official or []]
     for name, _, path in pairs:
@@ -179,26 +180,9 @@ def _suite_parts(suite: str, files: Path | None, reference: Path | None, officia
     }
 
 
-def _refuse_on_scenes(
-    files: Path | None, reference: Path | None, official: Many, images_per_prompt: int | None
-) -> None:
-    given = {
-        "suite-files": files,
-        "reference": reference,
-        "official-scores": official,
-        "images-per-prompt": images_per_prompt,
-    }
-    for name, value in given.items():
-        if value is not None:
-            raise ConfigError(
-                f"{name} is given, but the suite scenes draws one picture of each of its own prompts and compares with "
-                "its own renders: leave it out, or name another --suite"
-            )
-
-
 def _metrics(names: list[str], models: list[str], device: str) -> list[Any]:
     from llmdiff.evaluation.metrics.loading import load_metric, with_models
-    from llmdiff.evaluation.prompt_suites.benchmarks import BENCHMARKS
+    from llmdiff.evaluation.suites.benchmarks import BENCHMARKS
 
     loaded = []
     for name, model in with_models(names, models):

@@ -1,297 +1,249 @@
-"""An evaluation: systems draw one suite, the checker reads the pictures, figures and grids are written."""
+"""An evaluation on a suite of prompts: systems draw, metrics score, figures, samples and official files are written."""
 
 import json
-import logging
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from llmdiff.drawing.grids import save_grid
-from llmdiff.drawing.models import models_digests
-from llmdiff.environment import command_line, versions
-from llmdiff.errors import ConfigError
-from llmdiff.evaluation.drawn import (
-    DRAWN_NAME,
-    DrawnPictures,
-    PictureJob,
-    Shard,
-    draw_missing,
-    stored_system,
-    try_each,
-    with_black,
+from llmdiff.environment import provenance
+from llmdiff.errors import ConfigError, MetricError
+from llmdiff.evaluation.figures import (
+    Values,
+    mean_over_tags,
+    metric_differences,
+    metric_figures,
+    prompt_values,
 )
-from llmdiff.evaluation.kept_pictures import Keep, keep_in
-from llmdiff.evaluation.metrics.kinds import Metric
-from llmdiff.evaluation.metrics.tally import Tally
-from llmdiff.evaluation.scenes_check import SceneChecker
-from llmdiff.evaluation.scenes_metrics import add_metrics
-from llmdiff.evaluation.suites import ScenePrompt, scenes_suite
-from llmdiff.evaluation.summary import summarise
-from llmdiff.evaluation.systems import System, controller_systems
-from llmdiff.evaluation.tables import report_tables
-from llmdiff.evaluation.verdicts import SeenScene, Verdict, verdict
+from llmdiff.evaluation.metrics.kinds import DiversityMetric, Metric, Pictures, SetMetric
+from llmdiff.evaluation.picture_store import PictureJob, PictureStore, Shard, draw_missing
+from llmdiff.evaluation.score_store import ScoreStore, score_missing
+from llmdiff.evaluation.suites.benchmarks import BENCHMARKS
+from llmdiff.evaluation.suites.official import official_figures, write_official
+from llmdiff.evaluation.suites.suite import PromptSuite, SuitePrompt, SuiteScorer
+from llmdiff.evaluation.systems import BASE, System
+from llmdiff.evaluation.tables import NOT_COMPARABLE, report_tables
 from llmdiff.files import writable_folder, write_whole
-from llmdiff.openmoji.contents import SPLIT_MEANINGS, World
 
-PICTURES_NAME = "pictures"
-_log = logging.getLogger(__name__)
-_GRID_PICTURES, _GRID_COLUMNS = 24, 6
+_SAMPLES, _COLUMNS = 24, 6
 
 
-@dataclass(frozen=True, kw_only=True)
-class SystemRun:
-    """What one system drew for a suite: what was seen, the verdicts, and the first pictures of every split.
-
-    Fields:
-        failed: how many could not be drawn; they are black, and so not as asked for.
-    Units: `seconds_per_image` in seconds of wall-clock time.
-    """
-
-    seen: tuple[SeenScene, ...]
-    verdicts: tuple[Verdict, ...]
-    pictures: Mapping[str, NDArray[np.uint8]]
-    seconds_per_image: float
-    failed: int = 0
-
-
-def evaluate_scenes(
-    controller: Any,
-    prompts_per_split: int,
+def evaluate_suite(
+    systems: Mapping[str, System],
+    suite: PromptSuite,
     out: str | Path,
     *,
-    scale: float | None = None,
-    steps: int = 20,
-    guidance_scale: float = 3.0,
+    prompts_per_tag: int | None = None,
+    images_per_prompt: int | None = None,
+    metrics: Sequence[Metric | SuiteScorer] = (),
+    reference: Pictures | None = None,
+    official_scores: Mapping[str, Path] | None = None,
+    shard: Shard | None = None,
     batch: int = 16,
     seed: int = 0,
-    device: str = "cpu",
-    checker: SceneChecker | str | Path = "openmoji",
-    more_systems: Mapping[str, System] | None = None,
-    metrics: Sequence[Metric] = (),
-    shard: Shard | None = None,
-    keep_pictures: bool = False,
-    command: str | None = None,
-) -> dict[str, Any]:
-    """The report of a controller's base pipeline (`base`) against the same one with the LLM attached (`llm`).
-
-    `scale` is that of `attach`; None: the adapter's own. With a shard, pictures are kept in `out`, and one that is
-    there is not drawn again; one of several only draws its share, and its report is empty. Without one, what shards
-    have drawn there is used, and missing pictures are drawn.
-
-    Raises:
-        OutputError: `out` cannot be written; nothing is drawn then.
-        CorruptWeightsError: the checker, the base pipeline or the adapter cannot be read.
-        ConfigError: `prompts_per_split` is below 1.
-    """
-    folder = writable_folder(out)
-    if not isinstance(checker, SceneChecker):
-        checker = SceneChecker.from_pretrained(checker)
-    checker.to(device)
-    suite = scenes_suite(prompts_per_split, seed, World(objects=checker.objects))
-    pipe = controller.load_pipeline(device=device)
-    systems = controller_systems(
-        controller, pipe, scale=scale, steps=steps, guidance_scale=guidance_scale, batch=batch
-    ) | dict(more_systems or {})
-    settings: dict[str, Any] = {
-        "steps": steps,
-        "guidance_scale": guidance_scale,
-        "suite_seed": seed,
-        "device": device,
-        "scale": controller.scale if scale is None else scale,
-        "llm": controller.llm.id,
-        **_asked(controller),
-        "base_model": controller.adapter.config.base_model_id,
-    }
-    failed, seconds = None, None
-    if shard is not None or (folder / DRAWN_NAME).is_dir():
-        store, jobs = DrawnPictures(folder), _jobs(suite)
-        made_with = settings | {"prompts": prompts_per_split, **models_digests(controller, pipe)}
-        del made_with["device"]  # shards may run on different ones
-        store.check_settings(made_with | {"suite": "scenes"})
-        draw_missing(systems, [[job] for job in jobs], store, batch=batch, shard=shard)
-        if shard is not None and shard.count > 1:
-            return {}
-        failed = {name: len(store.failed(name, jobs)) for name in systems}
-        seconds = {name: store.seconds_per_image(name, jobs) for name in systems}
-        systems = {name: stored_system(store, name, jobs) for name in systems}
-    return evaluate_systems(
-        systems,
-        suite,
-        checker,
-        folder,
-        batch=batch,
-        settings=settings,
-        metrics=metrics,
-        failed=failed,
-        seconds_per_image=seconds,
-        keep_pictures=keep_pictures,
-        command=command,
-    )
-
-
-def evaluate_systems(
-    systems: Mapping[str, System],
-    suite: Sequence[ScenePrompt],
-    checker: SceneChecker,
-    out: str | Path,
-    *,
-    batch: int = 16,
     settings: Mapping[str, Any] | None = None,
-    metrics: Sequence[Metric] = (),
-    failed: Mapping[str, int] | None = None,
-    seconds_per_image: Mapping[str, float] | None = None,
-    keep_pictures: bool = False,
     command: str | None = None,
 ) -> dict[str, Any]:
-    """The report of these systems over a suite, with prompts and seeds the same for all.
+    """The report of these systems over a suite, with prompts and seeds the same for all; empty for one of many shards.
 
-    `metrics` are measured besides; those of sets against renders of the suite's own scenes. `failed` and
-    `seconds_per_image` are for systems whose pictures were drawn before.
-
-    Also written to `out`: report.json, report.md, verdicts.jsonl and grids/SPLIT-SYSTEM.png; with
-    `keep_pictures` every picture too, as pictures/SYSTEM/NUMBER.png, for `llmdiff-lab study create`.
+    A picture or score that `out` has is not made again. A picture that could not be drawn counts as a metric's
+    `failed_score`. Written to `out`: drawn/SYSTEM/*.png, scores/, samples-SYSTEM.png, prompts.jsonl (the figures of
+    every prompt), report.json and report.md; for a published benchmark also official/SYSTEM, as its own scorer reads
+    pictures.
 
     Raises:
         OutputError: `out` cannot be written; nothing is drawn then.
-        ConfigError: no systems or no prompts.
-        LLMDiffError: a system gave something else than one picture for every prompt.
+        ConfigError: `out` has pictures drawn otherwise, no systems, or official scores that do not belong here.
+        MetricError: a metric lacks what it needs.
+        LLMDiffError: a system could draw nothing.
     """
-    if not systems or not suite:
+    count = suite.images_per_prompt if images_per_prompt is None else images_per_prompt
+    rows = suite.prompts if prompts_per_tag is None else suite.first(prompts_per_tag)
+    official, folder = dict(official_scores or {}), Path(out)
+    if not systems or not rows:
         raise ConfigError(
-            f"systems, suite: got {len(systems)} and {len(suite)}, expected at least one of each"
+            f"systems, suite: got {len(systems)} and {len(rows)} prompts, expected at least one of each"
         )
-    folder = writable_folder(out)
-    tallies = {name: Tally(metrics) for name in systems}
-    runs: dict[str, SystemRun] = {}
-    for name, system in systems.items():
-        facts = {"system": name, **(settings or {})}
-        keep = keep_in(folder / PICTURES_NAME / name, facts) if keep_pictures else None
-        watch: list[Keep] = [tallies[name], keep] if keep else [tallies[name]]
-        runs[name] = run_system(name, system, suite, checker, batch=batch, watch=watch)
-        _save_grids(folder / "grids", name, suite, runs[name])
-    report: dict[str, Any] = {
-        "systems": summarise(suite, {name: run.verdicts for name, run in runs.items()}),
+    check_metrics(metrics, suite, count, has_reference=reference is not None)
+    _check_official(official, suite, systems, folder)
+    store, scores = PictureStore(writable_folder(folder)), ScoreStore(folder)
+    made_with = {**(settings or {}), "suite": suite.name, "suite_sha256": suite.sha256, "suite_seed": seed}
+    jobs = [_jobs(row, index, count, seed) for index, row in enumerate(rows)]
+    store.check_settings(made_with | {"prompts_per_tag": prompts_per_tag, "systems": sorted(systems)})
+    shard = shard or Shard()
+    draw_missing(systems, jobs, store, batch=batch, shard=shard)
+    scored = [metric for metric in metrics if not isinstance(metric, SetMetric | DiversityMetric)]
+    for metric in scored:
+        score_missing(metric, list(systems), rows, jobs, store, scores, shard=shard, batch=batch)
+    if shard.count > 1:
+        return {}
+    groups = {tag: [i for i, row in enumerate(rows) if tag in row.tags] for row in rows for tag in row.tags}
+    values = {name: prompt_values(name, scored, rows, jobs, scores) for name in systems}
+    if reference is None and suite.reference is not None and any(isinstance(m, SetMetric) for m in metrics):
+        reference = suite.reference()
+    figures: dict[str, Any] = {}
+    for name in systems:
+        figures[name] = {
+            "pictures": sum(map(len, jobs)),
+            "failed": sum(len(store.failed(name, row)) for row in jobs),
+            **(means := metric_figures(values[name], groups)),
+            "mean_over_tags": mean_over_tags(means),
+            "sets": _of_sets(name, metrics, jobs, store, reference, batch),
+        }
+        if BASE in systems and name != BASE:
+            figures[name]["differences_to_base"] = metric_figures(
+                metric_differences(values[name], values[BASE]), groups
+            )
+        _save_samples(folder / f"samples-{name}.png", name, suite, rows, jobs, store, values[name])
+        if suite.name in BENCHMARKS:
+            write_official(suite, name, rows, jobs, store, scores, scored, folder / "official")
+        if name in official:
+            figures[name]["official"] = official_figures(suite, rows, official[name], images_per_prompt=count)
+    whole = prompts_per_tag is None and count == suite.images_per_prompt
+    report = {
+        "systems": figures,
         "suite": {
-            "name": "scenes",
-            "prompts": len(suite),
-            "splits": {split: SPLIT_MEANINGS[split] for split in dict.fromkeys(row.split for row in suite)},
+            "name": suite.name,
+            "benchmark": suite.benchmark,
+            "sha256": suite.sha256,
+            "prompts": len(rows),
+            "images_per_prompt": count,
+            "tags": {tag: len(at) for tag, at in groups.items()},
+            "meanings": dict(suite.meanings),
         },
-        "settings": dict(settings or {}),
-        "checker": dict(checker.figures),
+        "comparable_with_published": sorted(official) if whole and suite.benchmark else [],
+        "note": NOT_COMPARABLE,
+        "metrics": {metric.name: metric.model_id for metric in metrics},
+        "checker": {key: one for metric in metrics for key, one in getattr(metric, "figures", {}).items()},
+        "settings": made_with,
         "seconds_per_image": {
-            name: round((seconds_per_image or {}).get(name, run.seconds_per_image), 4)
-            for name, run in runs.items()
+            name: round(store.seconds_per_image(name, [job for row in jobs for job in row]), 4)
+            for name in systems
         },
-        "failed_pictures": dict(failed or {name: run.failed for name, run in runs.items()}),
-        "versions": versions(),
-        "command": command or command_line(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **provenance(command),
     }
-    if metrics:
-        report["metrics"] = {metric.name: metric.model_id for metric in metrics}
-        add_metrics(report["systems"], tallies, suite)
-    write_whole(folder / "verdicts.jsonl", "".join(f"{line}\n" for line in _verdict_lines(suite, runs)))
+    write_whole(folder / "prompts.jsonl", "".join(_prompt_lines(rows, values)))
     write_whole(folder / "report.md", report_tables(report, markdown=True))
     write_whole(folder / "report.json", json.dumps(report, indent=1) + "\n")
     return report
 
 
-def run_system(
-    name: str,
-    system: System,
-    suite: Sequence[ScenePrompt],
-    checker: SceneChecker,
+def check_metrics(
+    metrics: Sequence[Metric | SuiteScorer],
+    suite: PromptSuite,
+    images_per_prompt: int,
     *,
-    batch: int = 16,
-    watch: Sequence[Keep] = (),
-) -> SystemRun:
-    """What a system draws for a suite, read by the checker; shows a progress bar. `watch` are given every picture.
-
-    A picture that cannot be drawn is black, counted and logged. Where none can from the start, that is an error.
+    has_reference: bool,
+) -> None:
+    """Return if the metrics can measure pictures of this suite.
 
     Raises:
-        LLMDiffError: the system gave something else than one picture for every prompt.
-        Exception: what the system raised, where it could draw nothing.
+        ConfigError: no pictures of a prompt.
+        MetricError: a metric lacks what it needs.
     """
-    failures: list[Exception] = []
-    shape: tuple[int, ...] | None = None
-    seen: list[SeenScene] = []
-    kept: dict[str, list[NDArray[np.uint8]]] = {}
-    drawing_s = 0.0
-    with tqdm(total=len(suite), desc=name, unit="image", mininterval=1) as bar:
-        for start in range(0, len(suite), batch):
-            rows = suite[start : start + batch]
-            began = time.monotonic()
-            drawn = try_each(name, system, [row.prompt for row in rows], [row.seed for row in rows])
-            drawing_s += time.monotonic() - began
-            for row, one in zip(rows, drawn, strict=True):
-                if isinstance(one, Exception):
-                    failures.append(one)
-                    _log.warning("system %s: %r could not be drawn: %s", name, row.prompt, one)
-            if len(failures) == len(seen) + len(rows):
-                raise failures[0]
-            images = with_black([None if isinstance(one, Exception) else one for one in drawn], shape=shape)
-            shape = images.shape[1:]
-            for look in watch:
-                look(rows, images)
-            seen += checker.read(images)
-            for row, image in zip(rows, images, strict=True):
-                pictures = kept.setdefault(row.split, [])
-                if len(pictures) < _GRID_PICTURES:
-                    pictures.append(image)
-            bar.update(len(rows))
-    return SystemRun(
-        seen=tuple(seen),
-        verdicts=tuple(verdict(row.content, one) for row, one in zip(suite, seen, strict=True)),
-        pictures={split: np.stack(pictures) for split, pictures in kept.items()},
-        seconds_per_image=drawing_s / len(suite),
-        failed=len(failures),
-    )
+    if images_per_prompt < 1:
+        raise ConfigError(f"images_per_prompt: got {images_per_prompt}, expected at least 1")
+    for metric in metrics:
+        if not isinstance(metric, Metric) and metric.name != suite.name:
+            raise MetricError(
+                f"metric {metric.name}: scores its own benchmark's pictures only, not {suite.name}'s"
+            )
+        tags = getattr(metric, "tags", None)
+        if tags is not None and not any(set(tags) & set(row.tags) for row in suite.prompts):
+            raise MetricError(
+                f"metric {metric.name}: scores prompts of {', '.join(tags)}, and the suite has none of them: leave it "
+                "out"
+            )
+        if isinstance(metric, SetMetric) and not has_reference and suite.reference is None:
+            raise MetricError(
+                f"metric {metric.name}: no pictures to compare with, expected a folder of them (--reference)"
+            )
+        if isinstance(metric, DiversityMetric) and images_per_prompt < 2:
+            raise MetricError(
+                f"metric {metric.name}: one picture of each prompt, expected at least two (--images-per-prompt)"
+            )
 
 
-def _jobs(suite: Sequence[ScenePrompt]) -> list[PictureJob]:
+def _check_official(
+    official: Mapping[str, Path], suite: PromptSuite, systems: Mapping[str, System], out: Path
+) -> None:
+    for name, path in official.items():
+        if suite.name not in BENCHMARKS or name not in systems:
+            raise ConfigError(
+                f"official scores of {name!r}: expected a published benchmark as the suite, and one of the systems "
+                f"{', '.join(systems)}"
+            )
+        if path.resolve().is_relative_to(out.resolve()):
+            raise ConfigError(
+                f"official scores {path}: lies in {out}, where this library writes scores of its own; expected a "
+                "file that the published scorer wrote, elsewhere"
+            )
+
+
+def _jobs(row: SuitePrompt, index: int, count: int, seed: int) -> list[PictureJob]:
+    facts = {"id": row.id, "tags": ", ".join(row.tags) or None}
     return [
-        PictureJob(name=f"{index:05d}", prompt=row.prompt, seed=row.seed, facts={"split": row.split})
-        for index, row in enumerate(suite)
+        PictureJob(name=f"{index:05d}-{number}", prompt=row.prompt, seed=one, facts=facts)
+        for number, one in enumerate(row.seeds(count, seed))
     ]
 
 
-def _verdict_lines(suite: Sequence[ScenePrompt], runs: Mapping[str, SystemRun]) -> list[str]:
-    return [
-        json.dumps(
-            {
-                "system": name,
-                **asdict(row),
-                "seen": asdict(seen),
-                "verdict": asdict(result) | {"exact": result.exact},
-            }
-        )
-        for name, run in runs.items()
-        for row, seen, result in zip(suite, run.seen, run.verdicts, strict=True)
-    ]
-
-
-def _save_grids(folder: Path, name: str, suite: Sequence[ScenePrompt], run: SystemRun) -> None:
-    for split, pictures in run.pictures.items():
-        labels = [
-            f"{'RIGHT' if result.exact else 'WRONG'}: {row.prompt}"
-            for row, result in zip(suite, run.verdicts, strict=True)
-            if row.split == split
-        ][: len(pictures)]
-        save_grid(pictures, labels, folder / f"{split}-{name}.png", columns=_GRID_COLUMNS)
-
-
-def _asked(controller: Any) -> dict[str, Any]:
-    """What a closed LLM that is asked about every prompt adds to the settings; nothing where none is."""
-    advice = controller.llm.advice
-    if advice is None:
+def _of_sets(
+    system: str,
+    metrics: Sequence[Metric | SuiteScorer],
+    jobs: Sequence[Sequence[PictureJob]],
+    store: PictureStore,
+    reference: Pictures | None,
+    batch: int,
+) -> dict[str, float]:
+    """Figures of all pictures together; those that failed are not among them, which is why a report counts them."""
+    chosen = [metric for metric in metrics if isinstance(metric, SetMetric | DiversityMetric)]
+    if not chosen:
         return {}
-    settings = advice.closed.settings
-    return {"via": settings.model, "via_answers": settings.answers, "via_keep": advice.keep}
+    figures: dict[str, float] = {}
+    drawn = [[one for job in row if (one := store.read(system, job)) is not None] for row in jobs]
+    pictures = [one for row in drawn for one in row]
+    for metric in chosen:
+        if isinstance(metric, DiversityMetric):
+            several = [metric.diversity(np.stack(row)) for row in drawn if len(row) > 1]
+            figures |= {metric.name: float(np.mean(several))} if several else {}
+        elif reference is not None:
+            batches = [np.stack(pictures[start : start + batch]) for start in range(0, len(pictures), batch)]
+            features = np.concatenate([metric.features(one) for one in batches])
+            figures |= metric.compare(metric.features(reference), features)
+    return figures
+
+
+def _prompt_lines(rows: Sequence[SuitePrompt], values: Mapping[str, Values]) -> Iterator[str]:
+    for system, figures in values.items():
+        for index, row in enumerate(rows):
+            found = {name: float(one[index]) for name, one in figures.items() if not np.isnan(one[index])}
+            said = {"system": system, "id": row.id, "prompt": row.prompt, "tags": row.tags, "values": found}
+            yield json.dumps(said) + "\n"
+
+
+def _save_samples(
+    path: Path,
+    system: str,
+    suite: PromptSuite,
+    rows: Sequence[SuitePrompt],
+    jobs: Sequence[Sequence[PictureJob]],
+    store: PictureStore,
+    values: Values,
+) -> None:
+    """Saves the first picture of some prompts of every tag; a scorer's verdict stands above where it is clear."""
+    verdicts = {1.0: "RIGHT: ", 0.0: "WRONG: "}
+    scores = values.get(suite.score_name, np.full(len(rows), np.nan))
+    kinds = len({row.tags for row in rows})
+    first = {row.id for row in suite.first(max(1, _SAMPLES // kinds))}
+    shown = [
+        (verdicts.get(float(score), "") + row.prompt, image)
+        for row, some, score in zip(rows, jobs, scores, strict=True)
+        if row.id in first and (image := store.read(system, some[0])) is not None
+    ][:_SAMPLES]
+    if shown:
+        save_grid(
+            np.stack([image for _, image in shown]), [label for label, _ in shown], path, columns=_COLUMNS
+        )

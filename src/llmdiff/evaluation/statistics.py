@@ -1,7 +1,9 @@
-"""Intervals: how sure a mean over prompts is, and a difference of two systems on the same prompts."""
+"""Intervals: over prompts by the bootstrap, over trainings by Student's t."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,16 +11,24 @@ from numpy.typing import NDArray
 from llmdiff.errors import ConfigError
 
 _CHUNK = 2_000_000
+# Student's t, two-sided 95 %, for 1, 2, 3 ... degrees of freedom; beyond the table the normal's 1.96.
+_T_95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+
+How = Literal["bootstrap", "t", "bootstrap and Wilson"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A mean of n values with its 95 % interval."""
+    """A mean of n values with its 95 % interval, and how that was computed. Reports hold it as a dictionary."""
 
     mean: float
     low: float
     high: float
     n: int
+    how: How = "bootstrap"
 
 
 def bootstrap_mean(
@@ -75,3 +85,25 @@ def paired_difference(
             f"ours, base: got shapes {first.shape} and {second.shape}, expected one value of each per prompt"
         )
     return bootstrap_mean(first - second, seed=seed, resamples=resamples, level=level)
+
+
+def over_trainings(
+    rows: Sequence[NDArray[np.float64]], *, low: float = -math.inf, high: float = math.inf
+) -> Interval:
+    """Return the interval over trainings, mean +- t s / sqrt(n), within `low` and `high`; of one, that over prompts.
+
+    NaN: a prompt that the figure does not count.
+
+    Shapes: (prompts,) for every training.
+
+    Raises:
+        ConfigError: no trainings, or one without a prompt that counts.
+
+    Source: Student 1908; values of few trainings, taken as normal.
+    """
+    if len(rows) < 2:
+        return bootstrap_mean(rows[0][~np.isnan(rows[0])] if rows else [])
+    means = [float(np.nanmean(row)) for row in rows]
+    n, mean = len(means), float(np.mean(means))
+    reach = (_T_95[n - 2] if n - 1 <= len(_T_95) else 1.96) * float(np.std(means, ddof=1)) / math.sqrt(n)
+    return Interval(mean=mean, low=max(low, mean - reach), high=min(high, mean + reach), n=n, how="t")

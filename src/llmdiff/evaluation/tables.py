@@ -3,37 +3,97 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_PARTS = ("things", "colours", "count", "size", "background")
+NOT_COMPARABLE = "not comparable with published numbers"
+# The figure of the scenes' scorer, and its parts with their headings.
+_EXACT = "scenes"
+_PARTS = {part: part for part in ("things", "colours", "count", "size", "background")}
+_PARTS |= {"relation right": "relation", "relation swapped": "swapped"}
 
 
 def report_tables(report: Mapping[str, Any], *, markdown: bool = False) -> str:
-    """The report's figures in percent: exact accuracy by split, differences to the base, and the parts."""
+    """A report's figures: by tag, of all prompts, those of a benchmark's own scorer, and what to know about them.
+
+    Those of the scenes' scorer are in percent.
+    """
     systems: Mapping[str, Any] = report["systems"]
-    splits = list(report["suite"]["splits"])
-    rows = [["exact match, %", "all", *splits]]
-    for name, figures in systems.items():
-        rows.append([name, percent(figures["overall"]), *(percent(figures["splits"][s]) for s in splits)])
-    for name, figures in systems.items():
+    names = list(dict.fromkeys(name for one in systems.values() for name in one["metrics"]))
+    tables: list[Sequence[Sequence[str]]] = []
+    if names and report["suite"]["tags"]:
+        tables.append(_by_tag(report, names[0]))
+    if _EXACT in names:
+        tables.append(_parts(systems))
+    tables.append(metric_rows(systems, [name for name in names if name.partition(":")[0] != _EXACT]))
+    official = {name: one["official"] for name, one in systems.items() if "official" in one}
+    if official:
+        tables.append(_official(official))
+    sections = [text_table(rows, markdown) for rows in tables if rows]
+    sections.append("\n".join(f"{note}." for note in _notes(report, bool(official))))
+    return "\n\n".join(sections) + "\n"
+
+
+def _by_tag(report: Mapping[str, Any], name: str) -> list[list[str]]:
+    systems, tags = report["systems"], report["suite"]["tags"]
+    cell, title = (percent, "exact match, %") if name == _EXACT else (figure_text, name)
+    # Of tags that are equally large their mean is that of all.
+    with_mean = len(set(tags.values())) > 1 or sum(tags.values()) != report["suite"]["prompts"]
+    rows = [[title, "all", *tags, *(["mean over tags"] if with_mean else [])]]
+
+    def cells(figures: Mapping[str, Any], *, sign: bool = False) -> list[str]:
+        found = [figures["metrics"].get(name), *(figures["metrics_by_tag"][tag].get(name) for tag in tags)]
+        return ["-" if one is None else cell(one, sign=sign) for one in found]
+
+    for system, figures in systems.items():
+        means = [f"{figures['mean_over_tags'][name]:.4g}"] if with_mean else []
+        rows.append([system, *cells(figures), *means])
+    for system, figures in systems.items():
         if "differences_to_base" in figures:
-            gaps = figures["differences_to_base"]
-            values = [gaps["overall"], *(gaps["splits"][split] for split in splits)]
-            rows.append([f"{name} - base", *(percent(v, key="difference", sign=True) for v in values)])
-    parts = [["parts right, %", *_PARTS, "relation", "swapped"]]
-    for name, figures in systems.items():
-        measured, relation = figures["parts"], figures["parts"].get("relation")
-        line = [f"{100 * measured[part]['accuracy']:.1f}" if part in measured else "-" for part in _PARTS]
-        ends = [f"{100 * relation[kind]:.1f}" if relation else "-" for kind in ("right", "swapped")]
-        parts.append([name, *line, *ends])
-    measured = metric_table(systems, markdown)
-    notes = [f"{report['suite']['prompts']} prompts; 95 % bootstrap intervals over prompts"]
+            gaps = cells(figures["differences_to_base"], sign=True)
+            rows.append([f"{system} - base", *gaps, *(["-"] if with_mean else [])])
+    return rows
+
+
+def _parts(systems: Mapping[str, Any]) -> list[list[str]]:
+    rows = [["parts right, %", *_PARTS.values()]]
+    for system, figures in systems.items():
+        found = [figures["metrics"].get(f"{_EXACT}: {part}") for part in _PARTS]
+        rows.append([system, *("-" if one is None else f"{100 * one['mean']:.1f}" for one in found)])
+    return rows
+
+
+def _official(official: Mapping[str, Any]) -> list[list[str]]:
+    tags = list(dict.fromkeys(tag for one in official.values() for tag in one["by_tag"]))
+    rows = [["by the published scorer", "all", *tags, "without a score"]]
+    for system, one in official.items():
+        by_tag = [figure_text(one["by_tag"][tag]) if tag in one["by_tag"] else "-" for tag in tags]
+        rows.append([system, figure_text(one["overall"]), *by_tag, str(one["missing"])])
+    return rows
+
+
+def _notes(report: Mapping[str, Any], has_official: bool) -> list[str]:
+    suite = report["suite"]
+    notes = [
+        f"{suite['prompts']} prompts of {suite['benchmark'] or suite['name']}, "
+        f"{suite['images_per_prompt']} pictures of each; 95 % bootstrap intervals over prompts"
+    ]
     if "exact" in report["checker"]:
         notes.append(f"The checker reads {100 * report['checker']['exact']:.1f} % of real renders exactly")
-    for name, model in report.get("metrics", {}).items():
-        notes.append(f"{name} is measured with {model}; not comparable with published numbers")
-    notes += failure_notes(report.get("failed_pictures", {}))
-    tables = [text_table(rows, markdown), text_table(parts, markdown), *([measured] if measured else [])]
-    sections = [*tables, "\n".join(f"{note}." for note in notes)]
-    return "\n\n".join(sections) + "\n"
+    notes += [
+        f"{name}: {figures['failed']} of {figures['pictures']} pictures could not be drawn and count as wrong"
+        for name, figures in report["systems"].items()
+        if figures["failed"]
+    ]
+    notes += [
+        f"{name} is measured with {model}: {report['note']}"
+        for name, model in report["metrics"].items()
+        if name != _EXACT
+    ]
+    if has_official and not report["comparable_with_published"]:
+        notes.append(f"Not all prompts and pictures of the published protocol: {report['note']}")
+    elif has_official:
+        notes.append("By the published scorer: as far as its files are what that scorer wrote, comparable")
+    if not report["metrics"] and not has_official:
+        notes.append(f"Nothing was measured: {report['note']}")
+    return notes
 
 
 def failure_notes(counts: Mapping[str, int]) -> list[str]:
@@ -45,19 +105,17 @@ def failure_notes(counts: Mapping[str, int]) -> list[str]:
     ]
 
 
-def metric_table(systems: Mapping[str, Any], markdown: bool) -> str | None:
-    """What metrics measured, a column for each figure; None if nothing was measured."""
-    rows = metric_rows(systems)
-    return text_table([["metrics", *rows[0][1:]], *rows[1:]], markdown) if rows else None
+def metric_rows(systems: Mapping[str, Any], names: Sequence[str] | None = None) -> list[list[str]]:
+    """A head and a row for every system, a column for each figure; nothing if nothing was measured.
 
-
-def metric_rows(systems: Mapping[str, Any]) -> list[list[str]]:
-    """A head and a row for every system, a column for each figure; nothing if nothing was measured."""
-    names = {name: None for figures in systems.values() for name in figures.get("metrics", {})}
-    sets = {name: None for figures in systems.values() for name in figures.get("sets", {})}
+    `names`: of figures of pictures; None: all.
+    """
+    if names is None:
+        names = list(dict.fromkeys(name for one in systems.values() for name in one.get("metrics", {})))
+    sets = list(dict.fromkeys(name for one in systems.values() for name in one.get("sets", {})))
     if not names and not sets:
         return []
-    rows = [["system", *names, *sets]]
+    rows = [["metrics", *names, *sets]]
     for system, figures in systems.items():
         found, of_set = figures.get("metrics", {}), figures.get("sets", {})
         cells = [figure_text(found[name]) if name in found else "-" for name in names]
@@ -65,26 +123,39 @@ def metric_rows(systems: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def figure_text(figures: Mapping[str, float]) -> str:
-    """A mean with its interval, four digits each."""
-    return f"{figures['mean']:.4g} [{figures['low']:.4g}, {figures['high']:.4g}]"
+def figure_text(figures: Mapping[str, Any], *, factor: float = 1, sign: bool = False) -> str:
+    """A mean with its interval, four digits each; all times `factor`, or with a sign."""
+    form = "+.4g" if sign else ".4g"
+    mean, low, high = (format(factor * figures[name], form) for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
 
 
-def percent(figures: Mapping[str, float], *, key: str = "accuracy", sign: bool = False) -> str:
+def percent(figures: Mapping[str, Any], *, sign: bool = False, digits: int = 1) -> str:
     """Return "mean [low, high]" in percent, or with a sign in points."""
-    mean, low, high = (100 * figures[name] for name in (key, "low", "high"))
-    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" if sign else f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+    form = f"{'+' if sign else ''}.{digits}f"
+    mean, low, high = (format(100 * figures[name], form) for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
 
 
 def text_table(rows: Sequence[Sequence[str]], markdown: bool) -> str:
     """Rows as one table, the first its head: aligned for the screen, or Markdown."""
+    if markdown:
+        return markdown_table(rows)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0])] + [
-            cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)
-        ]
-        lines.append(f"| {' | '.join(cells)} |" if markdown else "  ".join(cells).rstrip())
-    rule = ["-" * widths[0]] + [f"{'-' * (width - 1)}:" for width in widths[1:]]
-    lines.insert(1, f"| {' | '.join(rule)} |" if markdown else "  ".join("-" * width for width in widths))
+    for row in [rows[0], ["-" * width for width in widths], *rows[1:]]:
+        rest = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *rest]).rstrip())
     return "\n".join(lines)
+
+
+def markdown_table(rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """Rows as a Markdown table, the first its head; all but the first `left` columns are aligned to the right."""
+    head = rows[0]
+    rule = "".join("---|" if column < left else "---:|" for column in range(len(head)))
+    lines = ["|" + "".join(f" {_one_line(cell)} |" if cell else " |" for cell in row) for row in rows]
+    return "\n".join([lines[0], f"|{rule}", *lines[1:]])
+
+
+def _one_line(cell: str) -> str:
+    return " ".join(cell.split("\n")).replace("|", "\\|")

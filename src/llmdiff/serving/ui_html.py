@@ -1,13 +1,16 @@
 """The parts of the page that show pictures, as HTML; every text from outside is escaped here."""
 
-import base64
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
+
+from markupsafe import escape
 
 from llmdiff.serving.studio import Step, System
+from llmdiff.serving.templates import macro
 
 TITLES: Mapping[System, str] = {"base": "Base text encoder", "llm": "LLM"}
+_FOR_GRADIO = {ord(letter): f"&#{ord(letter)};" for letter in "${}`"}
 
 CSS = """
 .llmdiff-sides { display: grid; grid-template-columns: 1fr 1fr; gap: 1.5rem; }
@@ -57,104 +60,45 @@ class Shown:
 
 def text(words: object) -> str:
     """Return text that is safe in HTML, and in the templates that gradio makes of HTML."""
-    safe = escape(str(words))
-    for letter in "${}`":
-        safe = safe.replace(letter, f"&#{ord(letter)};")
-    return safe
+    return str(escape(words)).translate(_FOR_GRADIO)
 
 
 def status(words: str, *, done: float | None = None) -> str:
     """Return a line that says what happens; `done` (0 to 1) shows a bar, None none."""
-    bar = "" if done is None else f"<progress max=1 value={done:.3f} aria-label=Progress></progress>"
-    return f"<div class=llmdiff-status role=status><p>{text(words)}</p>{bar}</div>"
+    return _part("status", words, done)
 
 
 def error(words: str) -> str:
     """Return a line that says what went wrong and what to do."""
-    return f"<div class=llmdiff-error role=alert>{text(words)}</div>"
+    return _part("error", words)
 
 
 def hint(words: str) -> str:
     """Return a line in small print."""
-    return f"<div class=llmdiff-hint>{text(words)}</div>"
+    return _part("hint", words)
 
 
 def sides(
     seeds: Sequence[int], pictures: Sequence[Shown], step: Step | None = None, preview: bytes | None = None
 ) -> str:
     """Return base and LLM side by side, a frame for every seed; `preview` fills the one at work."""
-    columns = []
-    for system, title in TITLES.items():
-        done = {one.seed: one for one in pictures if one.system == system}
-        frames = []
-        for seed in seeds:
-            if seed in done:
-                frames.append(_figure(done[seed]))
-            elif step is not None and (step.system, step.seed) == (system, seed):
-                frames.append(_at_work(step, preview))
-            else:
-                frames.append(f"<figure><div class=llmdiff-frame>seed {seed}</div></figure>")
-        columns.append(
-            f"<section data-system={system}><h3>{title}</h3>"
-            f"<div class=llmdiff-pictures>{''.join(frames)}</div></section>"
-        )
-    return f"<div class=llmdiff-sides>{''.join(columns)}</div>"
+    done = {(one.system, one.seed): one for one in pictures}
+    frames = {system: {seed: done.get((system, seed)) for seed in seeds} for system in TITLES}
+    return _part("sides", TITLES, frames, step, None if preview is None else b64encode(preview).decode())
 
 
 def nothing_yet() -> str:
     """Return what stands where the pictures will be."""
-    columns = "".join(
-        f"<section data-system={system}><h3>{title}</h3><div class=llmdiff-frame>nothing drawn yet</div></section>"
-        for system, title in TITLES.items()
-    )
-    return f"<div class=llmdiff-sides>{columns}</div>"
+    return _part("nothing_yet", TITLES)
 
 
 def gallery(pictures: Sequence[Shown]) -> str:
     """Return the pictures of a visit, each with its prompt."""
     if not pictures:
         return hint("Pictures that you draw gather here until you leave the page.")
-    figures = "".join(_figure(one, with_prompt=True) for one in pictures)
-    return f"<div class=llmdiff-pictures>{figures}</div>"
+    return _part("gallery", TITLES, pictures)
 
 
-def _figure(one: Shown, *, with_prompt: bool = False) -> str:
-    title = f"{TITLES[one.system]}, seed {one.seed}"
-    address, name = text(one.address), f"{one.system}-{one.seed}.png"
-    rows = "".join(
-        f"<tr><th scope=row>{text(key.replace('_', ' '))}</th><td>{text(value)}</td></tr>"
-        for key, value in one.facts.items()
-    )
-    prompt = f"<span class=llmdiff-prompt>{text(one.facts['prompt'])}</span>" if with_prompt else ""
-    caption = title if with_prompt else f"seed {one.seed}"
-    return (
-        f'<figure><a href="{address}" target=_blank rel=noopener><img src="{address}" alt="{text(title)}"></a>'
-        f'<figcaption>{prompt}<span>{caption}</span><a href="{address}" download="{name}">Download</a>'
-        f"</figcaption><details><summary>How it was made</summary><table>{rows}</table></details>"
-        f"{_word_maps(one.heat)}</figure>"
-    )
-
-
-def _word_maps(heat: Sequence[tuple[str, str]]) -> str:
-    if not heat:
-        return ""
-    maps = "".join(
-        f'<figure><img src="{text(address)}" alt="Where {text(word)} is looked at" loading=lazy>'
-        f"<figcaption>{text(word)}</figcaption></figure>"
-        for word, address in heat
-    )
-    return (
-        "<details class=llmdiff-words><summary>Where each word is looked at</summary>"
-        f"<div class=llmdiff-heat>{maps}</div></details>"
-    )
-
-
-def _at_work(step: Step, preview: bytes | None) -> str:
-    words = f"step {step.step} of {step.steps}"
-    if preview is None:
-        return f"<figure><div class=llmdiff-frame>{words}</div></figure>"
-    data = base64.b64encode(preview).decode()
-    return (
-        f'<figure class=llmdiff-preview><img src="data:image/png;base64,{data}" alt="Preview">'
-        f"<figcaption>seed {step.seed}<span>{words}</span></figcaption></figure>"
-    )
+def _part(name: str, *values: object) -> str:
+    # The markup itself holds none of these letters, so that only texts from outside change.
+    return macro("ui.html", name, *values).translate(_FOR_GRADIO)

@@ -90,7 +90,7 @@ def benchmark(
     from llmdiff.files import writable_folder
     from llmdiff_lab.comparison.prepare import choose_rivals
     from llmdiff_lab.comparison.side_by_side import Recipe, fill_side_by_side
-    from llmdiff_lab.comparison.summary import ranking
+    from llmdiff_lab.comparison.tables import ranking
 
     # Whatever can be refused is refused before the base is made or its scenes are drawn.
     writable_folder(out)

@@ -12,23 +12,22 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from llmdiff.environment import versions
+from llmdiff.environment import provenance
 from llmdiff.errors import ConfigError
-from llmdiff.evaluation.suites import scenes_suite
+from llmdiff.evaluation.suites.scenes import scene_prompts
 from llmdiff.files import read_json, writable_folder, write_whole
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.openmoji.contents import Split, World
 from llmdiff_lab.comparison.names import BASE
+from llmdiff_lab.comparison.protocol_notes import protocol_notes
 from llmdiff_lab.comparison.run import Benchmark
 from llmdiff_lab.comparison.runs import Exact, exact_by_prompt, read_run
 from llmdiff_lab.comparison.settings import BenchmarkSettings
 from llmdiff_lab.comparison.summary import differences, hardware
-from llmdiff_lab.comparison.treatment import treatment
 from llmdiff_lab.rivals.registry import rival
 from llmdiff_lab.world_build.build import Build
 from llmdiff_lab.world_build.presets import Preset, preset
@@ -121,11 +120,9 @@ def compare_llms(
         "llms": rows,
         "base": {key: base_figures[key] for key in ("overall", "held_out", "splits", "parts")},
         "settings": {key: value for key, value in asdict(settings).items() if key != "llm"},
-        "treatment": treatment(settings),
+        "treatment": protocol_notes(settings),
         "hardware": hardware(),
-        "versions": versions(),
-        "command": command,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **provenance(command),
     }
 
 
@@ -168,7 +165,7 @@ def seconds_per_encoding(llm: DecoderLLM, made_with: Preset) -> float:
     )
     prompts = [
         row.prompt
-        for row in scenes_suite(_TIMED_PROMPTS, 0, World(objects=made_with.objects), splits=(_SEEN,))
+        for row in scene_prompts(_TIMED_PROMPTS, 0, World(objects=made_with.objects), splits=(_SEEN,))
     ]
     context.encode(llm, prompts[:1])  # the template's keys and values are computed once
     seconds: list[float] = []

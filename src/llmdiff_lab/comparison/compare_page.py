@@ -1,23 +1,14 @@
 """A comparison of LLMs as JSON, Markdown, a plot and one HTML page."""
 
-import base64
-import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from llmdiff.evaluation.tables import percent
-from llmdiff.files import write_whole
+from llmdiff.evaluation.tables import markdown_table, percent
+from llmdiff.serving.templates import render
+from llmdiff_lab.inspection.figure_files import data_address, figure_bytes, json_text, save_all
 
 _NAME = "compare-llms"
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem}"
-    "table{border-collapse:collapse;display:block;overflow-x:auto}img{max-width:100%;background:#fff}"
-    "td,th{padding:.25rem .6rem;border-bottom:1px solid #8884;text-align:right;white-space:nowrap}"
-    "td:first-child,th:first-child{text-align:left}"
-)
 
 
 def save_comparison(report: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -26,27 +17,26 @@ def save_comparison(report: Mapping[str, Any], folder: Path) -> list[Path]:
     Raises:
         OutputError: the folder cannot be written.
     """
-    png = io.BytesIO()
-    comparison_figure(report).savefig(png, format="png", dpi=100)
+    png = figure_bytes(comparison_figure(report), dpi=100)
+    page = render(
+        "compare-llms.html",
+        package="llmdiff_lab",
+        report=report,
+        tables=list(_tables(report)),
+        plot=data_address(png),
+    )
     contents: dict[str, str | bytes] = {
-        "json": json.dumps(report, indent=1) + "\n",
-        "md": comparison_tables(report),
-        "png": png.getvalue(),
-        "html": _page(report, png.getvalue()),
+        f"{_NAME}.json": json_text(report),
+        f"{_NAME}.md": comparison_tables(report),
+        f"{_NAME}.png": png,
+        f"{_NAME}.html": page,
     }
-    paths = {ending: folder / f"{_NAME}.{ending}" for ending in contents}
-    for ending, content in contents.items():
-        write_whole(paths[ending], content)
-    return list(paths.values())
+    return save_all(folder, contents)
 
 
 def comparison_tables(report: Mapping[str, Any]) -> str:
     """Markdown: accuracy by LLM and split, the differences to the base, then sizes and costs."""
-    lines: list[str] = []
-    for heading, rows in _tables(report):
-        lines += [f"**{heading}**", "", f"| {' | '.join(rows[0])} |", f"|---|{'---:|' * (len(rows[0]) - 1)}"]
-        lines += [f"| {' | '.join(row)} |" for row in rows[1:]] + [""]
-    return "\n".join(lines)
+    return "\n".join(f"**{heading}**\n\n{markdown_table(rows)}\n" for heading, rows in _tables(report))
 
 
 def comparison_figure(report: Mapping[str, Any]) -> Any:
@@ -58,19 +48,19 @@ def comparison_figure(report: Mapping[str, Any]) -> Any:
     figure = Figure(figsize=(14, 4.6), layout="constrained")
     held_out, splits, speed = figure.subplots(1, 3)
     rows = [row["held_out"] for row in llms.values()]
-    means = [100 * row["accuracy"] for row in rows]
-    low = [100 * (row["accuracy"] - row["low"]) for row in rows]
-    high = [100 * (row["high"] - row["accuracy"]) for row in rows]
+    means = [100 * row["mean"] for row in rows]
+    low = [100 * (row["mean"] - row["low"]) for row in rows]
+    high = [100 * (row["high"] - row["mean"]) for row in rows]
     held_out.errorbar(sizes, means, yerr=[low, high], marker="o", capsize=3, color="#d0743c")
     for size, mean, name in zip(sizes, means, llms, strict=True):
         held_out.annotate(f" {Path(name).name}", (size, mean), fontsize=8)
     base = report["base"]["held_out"]
-    held_out.axhline(100 * base["accuracy"], color="#4a7bd0", linestyle="--", label="base text encoder")
+    held_out.axhline(100 * base["mean"], color="#4a7bd0", linestyle="--", label="base text encoder")
     held_out.axhspan(100 * base["low"], 100 * base["high"], color="#4a7bd0", alpha=0.12)
     held_out.legend(fontsize=8)
     held_out.set(title="exact match, all splits but seen", ylabel="%")
     for split in report["base"]["splits"]:
-        values = [100 * row["splits"][split]["accuracy"] for row in llms.values()]
+        values = [100 * row["splits"][split]["mean"] for row in llms.values()]
         splits.plot(sizes, values, marker="o", label=split)
     splits.legend(fontsize=8)
     splits.set(title="exact match by split", ylabel="%")
@@ -103,7 +93,7 @@ def _tables(report: Mapping[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:
         if found:
             head, parts = ["", "all", "held out", *names], ("overall", "held_out", *names)
             body = [
-                [_short(name), *(percent(gaps[part], key="mean", sign=True) for part in parts)]
+                [_short(name), *(percent(gaps[part], sign=True) for part in parts)]
                 for name, gaps in found.items()
             ]
             yield title, [head, *body]
@@ -127,27 +117,6 @@ def _tables(report: Mapping[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:
             ]
         )
     yield "Size and cost", rows
-
-
-def _page(report: Mapping[str, Any], png: bytes) -> str:
-    tables = "".join(
-        f"<h2>{escape(heading)}</h2><table><tr>{''.join(f'<th>{escape(x)}</th>' for x in rows[0])}</tr>"
-        + "".join(f"<tr>{''.join(f'<td>{escape(x)}</td>' for x in row)}</tr>" for row in rows[1:])
-        + "</table>"
-        for heading, rows in _tables(report)
-    )
-    picture = base64.b64encode(png).decode()
-    facts = {key: report[key] for key in ("settings", "hardware", "versions")}
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; img-src data:; "
-        "style-src 'unsafe-inline'\">"
-        f"<title>LLMs compared</title><style>{_STYLE}</style><h1>One adapter on {len(report['llms'])} LLMs</h1>"
-        f"<p>{escape(report['date'])}. <code>{escape(report['command'])}</code></p>"
-        f"<img alt='accuracy over parameters' src='data:image/png;base64,{picture}'>{tables}"
-        f"<h2>Equal treatment</h2><ul>{''.join(f'<li>{escape(one)}</li>' for one in report['treatment'])}</ul>"
-        f"<h2>Settings and versions</h2><pre>{escape(json.dumps(facts, indent=1))}</pre></html>\n"
-    )
 
 
 def _short(name: str) -> str:

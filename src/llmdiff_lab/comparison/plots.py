@@ -1,10 +1,9 @@
 """A benchmark's plots, as pictures inside the page."""
 
-import base64
-import io
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
+
+from llmdiff_lab.inspection.figure_files import data_address, figure_bytes
 
 _LOSSES = {
     "text_curves": "from captions: what stays unexplained",
@@ -13,29 +12,24 @@ _LOSSES = {
 _DASHES = ("-", "--", "-.", ":")
 
 
-def picture_uri(path: Path) -> str:
-    """Return a PNG file as an address that holds the picture itself."""
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
 def accuracy_plot(systems: Mapping[str, Any]) -> str:
     """Return bars of held-out accuracy with intervals, best first, as an address that holds the picture."""
     from matplotlib.figure import Figure
 
-    ranked = sorted(systems, key=lambda name: systems[name]["held_out"]["accuracy"])
+    ranked = sorted(systems, key=lambda name: systems[name]["held_out"]["mean"])
     figures = [systems[name]["held_out"] for name in ranked]
     sheet = Figure(figsize=(8, 0.34 * len(ranked) + 1.2), layout="constrained")
     axes = sheet.subplots()
-    means = [100 * row["accuracy"] for row in figures]
+    means = [100 * row["mean"] for row in figures]
     reach = [
-        [100 * (row["accuracy"] - row["low"]) for row in figures],
-        [100 * (row["high"] - row["accuracy"]) for row in figures],
+        [100 * (row["mean"] - row["low"]) for row in figures],
+        [100 * (row["high"] - row["mean"]) for row in figures],
     ]
     colours = ["#d0743c" if systems[name]["group"] == "ours" else "#4a7bd0" for name in ranked]
     axes.barh(ranked, means, xerr=reach, color=colours, ecolor="#333", capsize=2)
     axes.set(xlabel="exact match on all held-out splits, %", xlim=(0, max(5.0, *means) * 1.25))
     axes.grid(axis="x", alpha=0.3)
-    return _uri(sheet)
+    return data_address(figure_bytes(sheet, dpi=110))
 
 
 def curves_plot(systems: Mapping[str, Any]) -> str | None:
@@ -57,7 +51,7 @@ def curves_plot(systems: Mapping[str, Any]) -> str | None:
         axes.set(xlabel="step", ylabel=title, yscale="log")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    return _uri(sheet)
+    return data_address(figure_bytes(sheet, dpi=110))
 
 
 def _mean_curves(systems: Mapping[str, Any], kind: str) -> dict[str, tuple[list[int], list[float]]]:
@@ -70,9 +64,3 @@ def _mean_curves(systems: Mapping[str, Any], kind: str) -> dict[str, tuple[list[
             losses = [sum(curve[i][1] for curve in curves) / len(curves) for i in range(length)]
             result[name] = [curves[0][i][0] for i in range(length)], losses
     return result
-
-
-def _uri(sheet: Any) -> str:
-    buffer = io.BytesIO()
-    sheet.savefig(buffer, format="png", dpi=110)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,16 +1,17 @@
 """What a benchmark needs before it runs: a build with a base and a checker, and the rivals that can be run."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from llmdiff.adapter.base_pipeline import packaged
-from llmdiff.errors import ConfigError, PipelineNotFoundError
+from llmdiff.errors import ConfigError, MetricError, PipelineNotFoundError
 from llmdiff.evaluation.metrics.kinds import Metric
+from llmdiff.evaluation.metrics.loading import EMBEDDED_NAME, load_metric
 from llmdiff.language.gguf import llmdiff_home
-from llmdiff_lab.comparison.measures import own_metrics
 from llmdiff_lab.comparison.names import SYSTEMS, SystemName, check_names
 from llmdiff_lab.comparison.run import Benchmark
 from llmdiff_lab.comparison.settings import BenchmarkSettings
@@ -20,6 +21,7 @@ from llmdiff_lab.world_build.build import Build
 from llmdiff_lab.world_build.presets import CPU, preset
 
 SHIPPED = "shipped"
+_OWN_METRICS = ("siglip", "fid", "cmmd")
 
 
 def prepare_build(name: str, folder: Path | None, begin: str | None, device: torch.device) -> Build:
@@ -79,6 +81,17 @@ def choose_rivals(rivals: Sequence[str] = (), *, encoder: str | None = None, t5:
         t5=t5,
         left_out={name: missing.get(name, "not asked for") for name in SYSTEMS if name not in chosen},
     )
+
+
+def own_metrics(build: Build) -> list[Metric]:
+    """Return SigLIP score, FID and CMMD on the SigLIP of the build's scenes; none where it has none."""
+    device = str(build.device)
+    if build.preset.name == CPU.name:
+        with suppress(MetricError):  # a source tree without weights
+            return [load_metric(name, EMBEDDED_NAME, device=device) for name in _OWN_METRICS]
+    if (build.folder / "siglip" / "done.json").exists():
+        return [load_metric(name, build.folder / "siglip" / "model", device=device) for name in _OWN_METRICS]
+    return []
 
 
 def prepare_benchmark(

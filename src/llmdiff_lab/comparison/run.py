@@ -2,13 +2,14 @@
 
 OUT/settings.json
 OUT/runs/   see `trainings`; beside them:
-OUT/runs/SYSTEM/seed-N/evaluation/   verdicts, pictures, and metrics.json, what metrics say of the pictures
+OUT/runs/SYSTEM/seed-N/evaluation/   pictures, scores and figures, see `evaluate_suite`
 OUT/report.json  OUT/report.md  OUT/report.html
 OUT/logs/   where systems run side by side, see `side_by_side`
 """
 
 import gc
 import json
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
@@ -21,13 +22,13 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from llmdiff.evaluation.metrics.kinds import Metric
-from llmdiff.evaluation.report import evaluate_systems
-from llmdiff.evaluation.scenes_check import SceneChecker
-from llmdiff.evaluation.suites import ScenePrompt, scenes_suite
-from llmdiff.evaluation.systems import pipeline_system
-from llmdiff.files import writable_folder, write_whole
+from llmdiff.evaluation.picture_store import DRAWN_NAME
+from llmdiff.evaluation.report import check_metrics, evaluate_suite
+from llmdiff.evaluation.suites.scenes import SceneScorer, scene_prompts, scenes_suite
+from llmdiff.evaluation.suites.suite import PromptSuite
+from llmdiff.evaluation.systems import System, pipeline_system
+from llmdiff.files import read_json, writable_folder, write_whole
 from llmdiff.openmoji.contents import World
-from llmdiff_lab.comparison.measures import Measures
 from llmdiff_lab.comparison.names import BASE, BASE_LONGER, SystemName
 from llmdiff_lab.comparison.page import benchmark_page
 from llmdiff_lab.comparison.runs import read_run
@@ -37,6 +38,8 @@ from llmdiff_lab.comparison.tables import benchmark_tables, made_with
 from llmdiff_lab.comparison.trainings import Trainings
 from llmdiff_lab.rivals.two_branch import AdapterConditioning
 from llmdiff_lab.world_build.build import Build
+
+_log = logging.getLogger(__name__)
 
 
 class Benchmark:
@@ -60,19 +63,21 @@ class Benchmark:
             ConfigError: its benchmark was begun with other settings.
             MetricError: a metric needs several pictures of a prompt.
         """
-        self._measures = Measures(metrics)
+        self.metrics = list(metrics)
         self.build, self.settings, self.left_out = build, settings, dict(left_out)
         self.folder = writable_folder(folder)
         keep_settings(settings, self.folder)
         self.trainings = Trainings(build, settings, self.folder / "runs")
+        check_metrics(self.metrics, self._suite, 1, has_reference=False)
 
     @cached_property
-    def _checker(self) -> SceneChecker:
-        return self.build.checker()
+    def _scorer(self) -> SceneScorer:
+        return SceneScorer(self.build.checker())
 
     @cached_property
-    def _suite(self) -> list[ScenePrompt]:
-        return scenes_suite(self.settings.prompts_per_split, 0, World(objects=self._checker.objects))
+    def _suite(self) -> PromptSuite:
+        world = World(objects=self._scorer.checker.objects)
+        return scenes_suite(scene_prompts(self.settings.prompts_per_split, 0, world))
 
     def run(self, *, command: str) -> dict[str, Any]:
         """Return the report, after whatever of the training and drawing is not yet done: `fill`, then `report`."""
@@ -125,30 +130,37 @@ class Benchmark:
         place = self.trainings.place(name, seed)
         self.trainings.train(name, seed)
         done(1)
-        if not self.is_drawn(name, seed):
-            self._evaluate(name, place, seed)
-            gc.collect()
-        self._measures.measure(place / "evaluation", name, self._suite)
+        self._evaluate(name, place / "evaluation", seed)
         done(1)
 
     def _evaluate(self, name: str, place: Path, seed: int) -> None:
-        settings = self.settings
-        pipe, attached = self._trained(name, seed)
-        draw = pipeline_system(pipe, steps=settings.drawing_steps, guidance_scale=settings.guidance_scale)
+        """Draw, score and report what is not there yet.
+
+        Where the pictures were not kept, what was measured stays, and a warning says what could not be.
+        """
+        metrics = [self._scorer, *self.metrics]
+        if (place / "report.json").exists():
+            measured = read_json(place / "report.json")["metrics"]
+            missing = [one.name for one in metrics if measured.get(one.name) != one.model_id]
+            kept = (place / DRAWN_NAME / name).exists()
+            if missing and not kept:
+                _log.warning("%s: pictures of %s were not kept, %s cannot be measured", place, name, missing)
+            if not missing or not kept:
+                return
+        steps, guidance_scale = self.settings.drawing_steps, self.settings.guidance_scale
+        trained: list[tuple[System, Callable[[], AbstractContextManager[Any]]]] = []
 
         def system(prompts: list[str], seeds: list[int]) -> NDArray[np.uint8]:
+            if not trained:  # pictures that are there need no weights
+                pipe, attached = self._trained(name, seed)
+                trained.append((pipeline_system(pipe, steps=steps, guidance_scale=guidance_scale), attached))
+            draw, attached = trained[0]
             with attached():
                 return draw(prompts, seeds)
 
-        facts = {"steps": settings.drawing_steps, "guidance_scale": settings.guidance_scale, "seed": seed}
-        evaluate_systems(
-            {name: system},
-            self._suite,
-            self._checker,
-            place / "evaluation",
-            settings=facts,
-            keep_pictures=True,
-        )
+        facts = {"steps": steps, "guidance_scale": guidance_scale, "training_seed": seed}
+        evaluate_suite({name: system}, self._suite, place, metrics=metrics, settings=facts)
+        gc.collect()
 
     def _trained(
         self, name: str, seed: int

@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmdiff.evaluation.report import PICTURES_NAME
+from llmdiff.evaluation.picture_store import DRAWN_NAME
 from llmdiff.files import read_json
 from llmdiff.training.log import read_log
-from llmdiff_lab.comparison.measures import Measured, read_measured
 
 SEARCH_NAME = "search.json"
 """Of a system's folder: what its search for a learning rate has found."""
+
+EXACT = "scenes"
+"""The figure that says whether a picture is exactly as asked for; `scenes: PART` are those of its parts."""
 
 IN_FULL = "in full"
 """In it: the losses of the trainings in full."""
@@ -33,45 +35,55 @@ class Run:
     """One system, trained and evaluated with one seed.
 
     Fields:
-        report: of its evaluation. verdicts: a line for every prompt, in the suite's order.
+        report: of its evaluation. prompts: a line for every prompt, in the suite's order, with its figures.
         trained: what its training cost. curve: (step, denoising loss).
         text_curve: (step, what the base's text states leave unexplained), from captions alone; empty without that.
         training_seconds: of all its steps; None where it is not trained.
         search: what its system's search for a learning rate found, see `trainings`; empty without one.
-        measured: what metrics say of its pictures.
-        pictures: the folder with a picture of every prompt, NUMBER.png.
+        pictures: the folder with a picture of every prompt, NUMBER-0.png.
     """
 
     system: str
     seed: int
     report: Mapping[str, Any]
-    verdicts: Sequence[Mapping[str, Any]]
+    prompts: Sequence[Mapping[str, Any]]
     trained: Mapping[str, Any]
     curve: Sequence[tuple[int, float]]
     pictures: Path
     text_curve: Sequence[tuple[int, float]] = ()
     training_seconds: float | None = None
     search: Mapping[str, Any] = field(default_factory=dict)
-    measured: Measured = field(default_factory=Measured)
+
+    @property
+    def splits(self) -> list[str]:
+        """Return the split of every prompt."""
+        return [line["tags"][0] for line in self.prompts]
+
+    def figure(self, name: str) -> NDArray[np.float64]:
+        """Return a figure of every prompt; NaN where the prompt does not ask for it. Shapes: (prompts,)."""
+        return np.array([line["values"].get(name, np.nan) for line in self.prompts], dtype=np.float64)
+
+    def figures(self) -> list[str]:
+        """Return the names of the figures, those of the checker first."""
+        return list(dict.fromkeys(name for line in self.prompts for name in line["values"]))
 
 
 def read_run(place: Path, system: str, seed: int) -> Run:
     """Return what a finished run left in its folder."""
     evaluation, stages = place / "evaluation", _logs(place / "training")
-    lines = (evaluation / "verdicts.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (evaluation / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
     return Run(
         system=system,
         seed=seed,
         report=read_json(evaluation / "report.json"),
-        verdicts=[json.loads(line) for line in lines],
+        prompts=[json.loads(line) for line in lines],
         trained=read_json(place / "trained.json"),
         # The base's training adds a second loss to its own objective, which is "velocity".
         curve=_curve(stages, lambda line: None if _FROM_TEXT in line else line.get("velocity", line["loss"])),
         text_curve=_curve(stages, lambda line: line.get(_FROM_TEXT)),
         training_seconds=_seconds(stages),
-        pictures=evaluation / PICTURES_NAME / system,
+        pictures=evaluation / DRAWN_NAME / system,
         search=read_search(place.parent),
-        measured=read_measured(evaluation),
     )
 
 
@@ -83,19 +95,20 @@ def read_search(folder: Path) -> dict[str, Any]:
 
 def exact_by_prompt(runs: Sequence[Run]) -> dict[str, Exact]:
     """Return for every split what one system's runs, one for each seed, have right of its prompts."""
-    found: dict[str, list[list[float]]] = {}
-    for run in runs:
-        for split in dict.fromkeys(line["split"] for line in run.verdicts):
-            lines = [line for line in run.verdicts if line["split"] == split]
-            found.setdefault(split, []).append([float(line["verdict"]["exact"]) for line in lines])
-    return {split: np.asarray(rows) for split, rows in found.items()}
+    splits = np.array(runs[0].splits)
+    exact = np.stack([run.figure(EXACT) for run in runs])
+    return {split: exact[:, splits == split] for split in dict.fromkeys(runs[0].splits)}
 
 
 def values_by_prompt(runs: Sequence[Run]) -> dict[str, NDArray[np.float64]]:
     """Of every metric's figure the mean over seeds of each prompt."""
-    values = [run.measured.values for run in runs]
-    names = [name for name in values[0] if all(name in row for row in values)]
-    return {name: np.mean([row[name] for row in values], axis=0) for name in names}
+    return {name: np.mean([run.figure(name) for run in runs], axis=0) for name in metric_names(runs)}
+
+
+def metric_names(runs: Sequence[Run]) -> list[str]:
+    """Return the figures that metrics found in every run, besides what the checker reads."""
+    names = [name for name in runs[0].figures() if name.partition(":")[0] != EXACT]
+    return [name for name in names if all(name in run.figures() for run in runs[1:])]
 
 
 def _logs(training: Path) -> list[list[dict[str, Any]]]:

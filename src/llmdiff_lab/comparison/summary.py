@@ -4,21 +4,20 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llmdiff.environment import versions
-from llmdiff.evaluation.metrics.tally import metric_differences
-from llmdiff.evaluation.statistics import bootstrap_mean, paired_difference
+from llmdiff.environment import provenance
+from llmdiff.evaluation.figures import metric_differences, metric_figures
+from llmdiff.evaluation.statistics import over_trainings, paired_difference
+from llmdiff.evaluation.suites.scenes import PARTS
 from llmdiff_lab.comparison.names import BASE, group_of, is_longer, title_of
-from llmdiff_lab.comparison.runs import Exact, Run, exact_by_prompt, values_by_prompt
-from llmdiff_lab.comparison.seeds import mean_over_seeds, seed_interval
+from llmdiff_lab.comparison.protocol_notes import protocol_notes
+from llmdiff_lab.comparison.runs import EXACT, Exact, Run, exact_by_prompt, metric_names, values_by_prompt
 from llmdiff_lab.comparison.settings import BenchmarkSettings
-from llmdiff_lab.comparison.treatment import treatment
 
 _SEEN = "seen"
 _RELATIONS = ("right", "swapped", "wrong")
@@ -51,7 +50,8 @@ def summarise_runs(
             system["differences_to_base"] = differences(right[name], right[BASE])
         if ours is not None and name != ours:
             system["ours_above"] = differences(right[ours], right[name])
-            system["metrics_ours_above"] = metric_differences(values[ours], values[name])
+            above_it = metric_differences(values[ours], values[name])
+            system["metrics_ours_above"] = metric_figures(above_it, {})["metrics"]
         above = {one: differences(right[one], right[name]) for one in longer if one != name}
         if above:
             system["longer_above"] = above
@@ -59,16 +59,20 @@ def summarise_runs(
     return {
         "systems": systems,
         "ours": ours,
-        "suite": first["suite"],
+        "suite": {
+            "name": first["suite"]["name"],
+            "prompts": first["suite"]["prompts"],
+            "splits": first["suite"]["meanings"],
+        },
         "checker": first["checker"],
-        "metrics": {name: model for run in runs for name, model in run.measured.models.items()},
+        "metrics": {
+            name: model for run in runs for name, model in run.report["metrics"].items() if name != EXACT
+        },
         "settings": asdict(settings),
-        "treatment": treatment(settings) + ([_SHARED.format(processes)] if processes > 1 else []),
+        "treatment": protocol_notes(settings) + ([_SHARED.format(processes)] if processes > 1 else []),
         "left_out": dict(left_out),
         "hardware": hardware(),
-        "versions": versions(),
-        "command": command,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **provenance(command),
     }
 
 
@@ -94,24 +98,8 @@ def _difference(ours: Exact, other: Exact) -> dict[str, Any]:
     seeds = {len(ours), len(other)} - {1}
     if len(seeds) == 1:
         gaps = ours.mean(1) - other.mean(1)
-        found["over_seeds"] = mean_over_seeds(list(gaps[:, None]))
+        found["over_seeds"] = asdict(over_trainings(list(gaps[:, None])))
     return found
-
-
-def ranking(report: Mapping[str, Any]) -> str:
-    """Return the systems with their held-out accuracy in percent, best first, as lines for the screen."""
-    systems: Mapping[str, Any] = report["systems"]
-    ranked = sorted(systems, key=lambda name: -systems[name]["held_out"]["accuracy"])
-    width = max(map(len, ranked))
-    lines = [f"{'exact match, %'.ljust(width)}  held out              seen"]
-    for name in ranked:
-        cells = [systems[name]["held_out"], systems[name]["splits"].get(_SEEN)]
-        shown = [
-            "" if c is None else f"{100 * c['accuracy']:.1f} [{100 * c['low']:.1f}, {100 * c['high']:.1f}]"
-            for c in cells
-        ]
-        lines.append(f"{name.ljust(width)}  {shown[0].ljust(20)}  {shown[1]}".rstrip())
-    return "\n".join(lines)
 
 
 def hardware() -> dict[str, Any]:
@@ -127,29 +115,41 @@ def hardware() -> dict[str, Any]:
 
 
 def _system(runs: Sequence[Run]) -> dict[str, Any]:
-    name = runs[0].system
-    figures = [run.report["systems"][name] for run in runs]
-    splits = list(figures[0]["splits"])
-    held_out = [split for split in splits if split != _SEEN]
-    relations = [row["parts"]["relation"] for row in figures if "relation" in row["parts"]]
-    parts = [key for key in figures[0]["parts"] if key != "relation"]
+    name, splits = runs[0].system, np.array(runs[0].splits)
+    chosen = {split: splits == split for split in dict.fromkeys(runs[0].splits)}
+    everywhere, held_out = np.ones(len(splits), dtype=bool), splits != _SEEN
+    shares = {part: _over_trainings(runs, f"{EXACT}: {part}", everywhere) for part in PARTS}
+    relation = {kind: _over_trainings(runs, f"{EXACT}: relation {kind}", everywhere) for kind in _RELATIONS}
+    sets = [run.report["systems"][name]["sets"] for run in runs]
+    metrics = metric_names(runs)
+
+    def means(at: NDArray[np.bool_]) -> dict[str, Any]:
+        found = {metric: _over_trainings(runs, metric, at) for metric in metrics}
+        return {metric: figures for metric, figures in found.items() if figures is not None}
+
     result: dict[str, Any] = {
         "title": title_of(name),
         "group": group_of(name),
-        "overall": _over_seeds([row["overall"] for row in figures]),
-        "held_out": _held_out(runs, held_out),
-        "splits": {split: _over_seeds([row["splits"][split] for row in figures]) for split in splits},
-        "parts": {part: _over_seeds([row["parts"][part] for row in figures]) for part in parts},
-        "seeds": [row["overall"]["accuracy"] for row in figures],
-        "failed_pictures": sum(run.report.get("failed_pictures", {}).get(name, 0) for run in runs),
+        "overall": _over_trainings(runs, EXACT, everywhere),
+        "held_out": _over_trainings(runs, EXACT, held_out),
+        "splits": {split: _over_trainings(runs, EXACT, at) for split, at in chosen.items()},
+        "parts": {part: figures for part, figures in shares.items() if figures is not None},
+        "seeds": [float(run.figure(EXACT).mean()) for run in runs],
+        "failed_pictures": sum(run.report["systems"][name]["failed"] for run in runs),
         "interval_over": "seeds" if len(runs) > 1 else "prompts",
-        **_metrics(runs),
+        "metrics": means(everywhere),
+        "metrics_by_split": {split: means(at) for split, at in chosen.items()},
+        "sets": {
+            one: float(np.mean([row[one] for row in sets]))
+            for one in sets[0]
+            if all(one in row for row in sets)
+        },
         "cost": _cost(runs),
         "curves": [[list(point) for point in run.curve] for run in runs],
         "text_curves": [[list(point) for point in run.text_curve] for run in runs],
     }
-    if relations:
-        result["relation"] = {kind: float(np.mean([row[kind] for row in relations])) for kind in _RELATIONS}
+    if any(relation.values()):
+        result["relation"] = {kind: figures["mean"] for kind, figures in relation.items() if figures}
     if runs[0].search:
         result["search"] = dict(runs[0].search)
     for key in ("learning_rate", "held_out_loss"):
@@ -159,44 +159,13 @@ def _system(runs: Sequence[Run]) -> dict[str, Any]:
     return result
 
 
-def _over_seeds(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Over seeds where there are several, else the interval over prompts that the evaluation found."""
-    return dict(rows[0]) if len(rows) == 1 else seed_interval([row["accuracy"] for row in rows])
-
-
-def _held_out(runs: Sequence[Run], splits: Sequence[str]) -> dict[str, float]:
-    """All prompts but those of the seen split."""
-    exact = [
-        [float(line["verdict"]["exact"]) for line in run.verdicts if line["split"] in splits] for run in runs
-    ]
-    if len(runs) > 1:
-        return seed_interval([float(np.mean(row)) for row in exact])
-    interval = bootstrap_mean(exact[0])
-    return {"accuracy": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
-
-
-def _metrics(runs: Sequence[Run]) -> dict[str, Any]:
-    """The figures of every metric: by picture with intervals, also by split, and of sets; none if not measured."""
-    values = [run.measured.values for run in runs]
-    names = [name for name in values[0] if all(name in row for row in values)]
-    splits = [line["split"] for line in runs[0].verdicts]
-    chosen = {split: np.asarray([one == split for one in splits]) for split in dict.fromkeys(splits)}
-    sets = [run.measured.sets for run in runs]
-
-    def means(at: NDArray[np.bool_]) -> dict[str, Any]:
-        rows = {name: [row[name][at] for row in values] for name in names}
-        # NaN: the prompt does not ask for what the figure measures.
-        return {name: mean_over_seeds(row) for name, row in rows.items() if not np.isnan(row).all()}
-
-    return {
-        "metrics": means(np.ones(len(splits), dtype=bool)),
-        "metrics_by_split": {split: means(at) for split, at in chosen.items()},
-        "sets": {
-            name: float(np.mean([row[name] for row in sets]))
-            for name in sets[0]
-            if all(name in row for row in sets)
-        },
-    }
+def _over_trainings(runs: Sequence[Run], name: str, at: NDArray[np.bool_]) -> dict[str, Any] | None:
+    """A figure over the prompts at these places; a share stays within 0 and 1. None: no prompt asks for it."""
+    rows = [run.figure(name)[at] for run in runs]
+    if np.isnan(rows).all():
+        return None
+    limits = {"low": 0.0, "high": 1.0} if name.partition(":")[0] == EXACT else {}
+    return asdict(over_trainings(rows, **limits))
 
 
 def _cost(runs: Sequence[Run]) -> dict[str, Any]:

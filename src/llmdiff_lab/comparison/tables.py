@@ -3,11 +3,18 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from llmdiff.evaluation.tables import failure_notes, figure_text, metric_rows, percent
+from llmdiff.evaluation.suites.scenes import PARTS
+from llmdiff.evaluation.tables import (
+    failure_notes,
+    figure_text,
+    markdown_table,
+    metric_rows,
+    percent,
+    text_table,
+)
 from llmdiff_lab.comparison.runs import IN_FULL
 
-_PARTS = ("things", "colours", "count", "size", "background")
-_RELATION = ("right", "swapped", "wrong")
+RELATIONS = ("right", "swapped", "wrong")
 METRIC_NOTE = (
     "siglip: cosine of picture and prompt; more is better. fid, kid, cmmd: distance from real renders of the same "
     "scenes; less is better. Differences have intervals over prompts. Measured with the models named in report.json; "
@@ -31,14 +38,17 @@ SEARCH_NOTE = (
 def benchmark_tables(report: Mapping[str, Any]) -> str:
     """Return accuracy, differences, parts and cost of all systems, the best on held-out splits first."""
     systems: Mapping[str, Any] = report["systems"]
-    ranked = sorted(systems, key=lambda name: -systems[name]["held_out"]["accuracy"])
+    ranked = best_first(systems)
     splits = list(report["suite"]["splits"])
-    lines = ["| system | what it is |", "|---|---|"]
-    lines += [f"| {name} | {systems[name]['title']} |" for name in ranked]
+    lines = [
+        markdown_table(
+            [["system", "what it is"], *([name, systems[name]["title"]] for name in ranked)], left=2
+        )
+    ]
     seeds = report["settings"]["seeds"]
     over = "seeds where a system has several, else over prompts" if seeds > 1 else "prompts"
     heading = f"Exact match, %, with 95 % intervals over {over}"
-    rows = [[name, *(percent(cell) for cell in _cells(systems[name], splits))] for name in ranked]
+    rows = [[name, *accuracy_cells(systems[name], splits)] for name in ranked]
     lines += _table(heading, ["system", "held out", "all", *splits], rows)
     failed = {name: system["failed_pictures"] for name, system in systems.items()}
     lines += [f"\n{note}." for note in failure_notes(failed)]
@@ -56,7 +66,7 @@ def benchmark_tables(report: Mapping[str, Any]) -> str:
         if rows:
             lines += _table(OVER_SEEDS, ["", "held out", "all", *splits], rows)
     rows = [[name, *_parts(systems[name])] for name in ranked]
-    head = ["system", *_PARTS, *(f"relation {kind}" for kind in _RELATION)]
+    head = ["system", *PARTS, *(f"relation {kind}" for kind in RELATIONS)]
     lines += _table("Parts right, %, of the prompts that ask for them", head, rows)
     measured = measured_rows(report, ranked)
     if measured:
@@ -71,6 +81,21 @@ def benchmark_tables(report: Mapping[str, Any]) -> str:
         lines += [f"- {name}: {reason}" for name, reason in report["left_out"].items()]
     lines += ["", "**Equal treatment**", "", *(f"- {line}" for line in report["treatment"])]
     return "\n".join([*lines, ""])
+
+
+def best_first(systems: Mapping[str, Any]) -> list[str]:
+    """Return the names of the systems, the best on held-out splits first."""
+    return sorted(systems, key=lambda name: -systems[name]["held_out"]["mean"])
+
+
+def ranking(report: Mapping[str, Any]) -> str:
+    """Return the systems with their held-out accuracy in percent, best first, as lines for the screen."""
+    rows = [["exact match, %", "held out", "seen"]]
+    for name in best_first(report["systems"]):
+        system = report["systems"][name]
+        seen = system["splits"].get("seen")
+        rows.append([name, percent(system["held_out"]), "-" if seen is None else percent(seen)])
+    return text_table(rows, markdown=False)
 
 
 def _differences(
@@ -108,28 +133,37 @@ def machine_of(report: Mapping[str, Any]) -> str:
 
 
 def _points(figures: Mapping[str, float] | None) -> str:
-    return "-" if figures is None else percent(figures, key="mean", sign=True)
+    return "-" if figures is None else percent(figures, sign=True)
 
 
 def _table(heading: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield from ["", f"**{heading}**", "", f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
-    yield from (f"| {' | '.join(row)} |" for row in rows)
+    yield from ["", f"**{heading}**", "", markdown_table([head, *rows])]
 
 
-def _cells(system: Mapping[str, Any], splits: Sequence[str]) -> list[Mapping[str, float]]:
-    return [system["held_out"], system["overall"], *(system["splits"][split] for split in splits)]
+def accuracy_cells(system: Mapping[str, Any], splits: Sequence[str]) -> list[str]:
+    """Return the accuracy on held-out prompts, on all, and on those of every split, in percent."""
+    found = [system["held_out"], system["overall"], *(system["splits"][split] for split in splits)]
+    return [percent(figures) for figures in found]
 
 
 def _parts(system: Mapping[str, Any]) -> list[str]:
-    parts, relation = system["parts"], system.get("relation")
-    shown = [f"{100 * parts[part]['accuracy']:.1f}" if part in parts else "-" for part in _PARTS]
-    return shown + [f"{100 * relation[kind]:.1f}" if relation else "-" for kind in _RELATION]
+    parts = system["parts"]
+    shown = [f"{100 * parts[part]['mean']:.1f}" if part in parts else "-" for part in PARTS]
+    return shown + relation_cells(system)
+
+
+def relation_cells(system: Mapping[str, Any]) -> list[str]:
+    """Return how many relations are right, swapped and wrong, in percent."""
+    relation = system.get("relation")
+    return [f"{100 * relation[kind]:.1f}" if relation else "-" for kind in RELATIONS]
 
 
 def measured_rows(report: Mapping[str, Any], ranked: Sequence[str]) -> list[list[str]]:
     """Return a head and a row for every system: every metric's figures, and how far ours is above; or nothing."""
     systems = {name: report["systems"][name] for name in ranked}
     rows = metric_rows(systems)
+    if rows:
+        rows[0][0] = "system"
     if not rows or report["ours"] is None:
         return rows
     names = list(dict.fromkeys(name for system in systems.values() for name in system.get("metrics", {})))

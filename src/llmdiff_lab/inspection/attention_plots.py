@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from llmdiff.drawing.attention_maps import WordMaps
-from llmdiff.files import write_whole
+from llmdiff_lab.inspection.figure_files import figure_bytes, save_all
 
 _COLUMNS, _MOST_STEPS = 6, 8
 
@@ -30,15 +30,13 @@ def save_maps(maps: WordMaps, folder: Path) -> list[Path]:
     }
     picture = io.BytesIO()
     maps.picture.save(picture, format="PNG")
-    contents = {
-        "attention.png": _png(summed_figure(maps)),
-        "attention-steps.png": _png(steps_figure(maps)),
+    contents: dict[str, str | bytes] = {
+        "attention.png": figure_bytes(summed_figure(maps)),
+        "attention-steps.png": figure_bytes(steps_figure(maps)),
         "picture.png": picture.getvalue(),
-        "attention.json": (json.dumps(record) + "\n").encode(),
+        "attention.json": json.dumps(record) + "\n",
     }
-    for name, content in contents.items():
-        write_whole(folder / name, content)
-    return [folder / name for name in contents]
+    return save_all(folder, contents)
 
 
 def summed_figure(maps: WordMaps) -> Any:
@@ -85,9 +83,3 @@ def _show(place: Any, picture: Any, heat: Any, title: str) -> None:
         place.imshow(heat, extent=extent, cmap="inferno", alpha=0.65, interpolation="bilinear")
     place.set_title(title.replace("$", r"\$"), fontsize=9)
     place.set_axis_off()
-
-
-def _png(figure: Any) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=90)
-    return file.getvalue()

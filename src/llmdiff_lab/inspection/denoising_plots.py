@@ -1,13 +1,12 @@
 """Denoising reports of several models as one figure and one table."""
 
-import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmdiff.files import write_whole
+from llmdiff.evaluation.tables import markdown_table
 from llmdiff_lab.inspection.denoising import DenoisingReport
+from llmdiff_lab.inspection.figure_files import figure_bytes, json_text, save_all
 
 _PANELS = (
     ("distance", "distance to the final state"),
@@ -29,16 +28,12 @@ def save_denoising(
         OutputError: the folder cannot be written.
     """
     record = {**(made_with or {}), "models": [report.to_json() for report in reports]}
-    file = io.BytesIO()
-    denoising_figure(reports).savefig(file, format="png", dpi=90)
-    contents = {
-        "denoising.json": (json.dumps(record, indent=1) + "\n").encode(),
-        "denoising.png": file.getvalue(),
-        "denoising.md": denoising_table(reports).encode(),
+    contents: dict[str, str | bytes] = {
+        "denoising.json": json_text(record),
+        "denoising.png": figure_bytes(denoising_figure(reports)),
+        "denoising.md": denoising_table(reports),
     }
-    for name, content in contents.items():
-        write_whole(folder / name, content)
-    return [folder / name for name in contents]
+    return save_all(folder, contents)
 
 
 def denoising_figure(reports: Sequence[DenoisingReport]) -> Any:
@@ -69,16 +64,15 @@ def denoising_figure(reports: Sequence[DenoisingReport]) -> Any:
 
 def denoising_table(reports: Sequence[DenoisingReport]) -> str:
     """A Markdown table: each model half-way and at its end."""
-    rows = [
-        "| model | kind | blocks | tokens that approach in every block | blocks that lead away, mean | "
-        "final state's R2 half-way | own token at the end | next token half-way | next token at the end |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    rows = [[
+        "model", "kind", "blocks", "tokens that approach in every block", "blocks that lead away, mean",
+        "final state's R2 half-way", "own token at the end", "next token half-way", "next token at the end",
+    ]]  # fmt: skip
     for report in reports:
         middle, last = report.blocks[len(report.blocks) // 2], report.blocks[-1]
-        rows.append(
-            f"| {Path(report.model).name} | {report.kind} | {len(report.blocks) - 1} | {100 * report.monotone:.1f} % | "
-            f"{report.steps_back:.1f} | {middle.final_r2:.2f} | {100 * last.own_token.mean:.0f} % | "
-            f"{100 * middle.next_token.mean:.0f} % | {100 * last.next_token.mean:.0f} % |"
-        )
-    return "\n".join(rows) + "\n"
+        said = [100 * one.mean for one in (last.own_token, middle.next_token, last.next_token)]
+        rows.append([
+            Path(report.model).name, report.kind, str(len(report.blocks) - 1), f"{100 * report.monotone:.1f} %",
+            f"{report.steps_back:.1f}", f"{middle.final_r2:.2f}", *(f"{share:.0f} %" for share in said),
+        ])  # fmt: skip
+    return markdown_table(rows, left=2) + "\n"

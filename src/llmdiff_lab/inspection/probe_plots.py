@@ -1,12 +1,11 @@
 """A table of probes as files: JSON, Markdown and a plot."""
 
-import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmdiff.files import write_whole
+from llmdiff.evaluation.tables import markdown_table, percent
+from llmdiff_lab.inspection.figure_files import figure_bytes, json_text, save_all
 
 KINDS = {
     "objects": "every thing by name and in its place",
@@ -27,14 +26,12 @@ def save_probes(record: Mapping[str, Any], folder: Path, *, name: str = "probes"
     """
     figure = probe_figure(record)
     contents: dict[str, str | bytes] = {
-        f"{name}.json": json.dumps(record, indent=1) + "\n",
+        f"{name}.json": json_text(record),
         f"{name}.md": probe_tables(record),
-        f"{name}.png": _rendered(figure, "png"),
-        f"{name}.svg": _rendered(figure, "svg"),
+        f"{name}.png": figure_bytes(figure),
+        f"{name}.svg": figure_bytes(figure, "svg"),
     }
-    for file, content in contents.items():
-        write_whole(folder / file, content)
-    return [folder / file for file in contents]
+    return save_all(folder, contents)
 
 
 def probe_tables(record: Mapping[str, Any]) -> str:
@@ -49,12 +46,12 @@ def probe_tables(record: Mapping[str, Any]) -> str:
         shown = [split for split in splits if kind in record["table"][reference][split]]
         if not shown:
             continue
-        lines += [f"**{kind}**: {meaning}", "", f"| | {' | '.join(shown)} |", f"|---|{'---:|' * len(shown)}"]
+        rows = [["", *shown]]
         for encoding, row in record["table"].items():
             gaps = record["differences"].get(encoding, {})
             cells = [_cell(row[split][kind], gaps.get(split, {}).get(kind)) for split in shown]
-            lines.append(f"| {encoding} | {' | '.join(cells)} |")
-        lines.append("")
+            rows.append([encoding, *cells])
+        lines += [f"**{kind}**: {meaning}", "", markdown_table(rows), ""]
     lines += [f"- {encoding}: {title}" for encoding, title in record["titles"].items()]
     return "\n".join(lines) + "\n"
 
@@ -88,17 +85,6 @@ def probe_figure(record: Mapping[str, Any]) -> Any:
 
 
 def _cell(row: Mapping[str, float], gap: Mapping[str, float] | None) -> str:
-    mean = f"{100 * row['mean']:.0f}"
-    if gap is not None and (gap["low"] > 0 or gap["high"] < 0):
-        mean = f"**{mean}**"
-    return f"{mean} [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
-
-
-def _rendered(figure: Any, kind: str) -> bytes:
-    import matplotlib
-
-    file = io.BytesIO()
-    # A fixed salt and no date: the same table gives the same bytes.
-    with matplotlib.rc_context({"svg.hashsalt": "llmdiff"}):
-        figure.savefig(file, format=kind, dpi=90, metadata={"Date": None} if kind == "svg" else None)
-    return file.getvalue()
+    mean, _, interval = percent(row, digits=0).partition(" ")
+    is_clear = gap is not None and (gap["low"] > 0 or gap["high"] < 0)
+    return f"**{mean}** {interval}" if is_clear else f"{mean} {interval}"

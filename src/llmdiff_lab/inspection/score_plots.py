@@ -1,13 +1,11 @@
 """A score report as pictures and as one page that needs nothing else."""
 
-import html
-import io
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-from llmdiff.files import write_whole
+from llmdiff.serving.templates import render
+from llmdiff_lab.inspection.figure_files import figure_bytes, json_text, save_all
 from llmdiff_lab.inspection.scores import Rows, ScoreReport
 
 _PANELS = (
@@ -18,12 +16,6 @@ _PANELS = (
     ("added", "what the block adds to c", "linear", "viridis"),
     ("running", "cosine of c so far and c", "signed", "RdBu_r"),
 )
-_STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem}"
-    "svg{max-width:100%;height:auto}table{border-collapse:collapse}"
-    "td,th{padding:.2rem .7rem;border-bottom:1px solid #8884;text-align:right}"
-    "td:first-child,th:first-child{text-align:left}"
-)
 
 
 def save_scores(report: ScoreReport, folder: Path) -> list[Path]:
@@ -33,16 +25,14 @@ def save_scores(report: ScoreReport, folder: Path) -> list[Path]:
         OutputError: the folder cannot be written.
     """
     figure = score_figure(report)
-    svg = _rendered(figure, "svg")
-    contents: dict[str, bytes] = {
-        "scores.json": (json.dumps(report.to_json(), indent=1) + "\n").encode(),
-        "scores.png": _rendered(figure, "png"),
+    svg = figure_bytes(figure, "svg")
+    contents: dict[str, str | bytes] = {
+        "scores.json": json_text(report.to_json()),
+        "scores.png": figure_bytes(figure),
         "scores.svg": svg,
-        "scores.html": score_page(report, svg.decode()).encode(),
+        "scores.html": score_page(report, svg.decode()),
     }
-    for name, content in contents.items():
-        write_whole(folder / name, content)
-    return [folder / name for name in contents]
+    return save_all(folder, contents)
 
 
 def score_figure(report: ScoreReport) -> Any:
@@ -69,23 +59,13 @@ def score_figure(report: ScoreReport) -> Any:
 
 def score_page(report: ScoreReport, svg: str) -> str:
     """One HTML page with the figure inside it; it loads nothing from anywhere."""
-    sink = report.sink
-    rows = "".join(
-        f"<tr><td>{html.escape(token)}</td><td>{x0:.2f}</td><td>{c:.2f}</td></tr>"
+    rows = [["token", "|x_0|", "|c|"]]
+    rows += [
+        [token, f"{x0:.2f}", f"{c:.2f}"]
         for token, x0, c in zip(report.tokens, report.x0_norm, report.encoding_norm, strict=True)
-    )
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; style-src 'unsafe-inline'; "
-        'img-src data:">'
-        f"<title>Scores: {html.escape(report.prompt)}</title><style>{_STYLE}</style>"
-        f"<h1>{html.escape(report.prompt)}</h1>"
-        f"<p>{html.escape(report.llm)}, {len(report.context_norm)} blocks. The largest context update has "
-        f"{html.escape(repr(sink['text']))} in block {sink['block']}: {sink['context_norm']:,.0f}, against a "
-        f"median of {sink['median_context_norm']:,.1f}. Alone the same token gets {sink['lone_norm']:,.0f}, "
-        f"so that its score is {sink['score_norm']:,.0f}.</p>"
-        f"{svg[svg.index('<svg') :]}"
-        f"<h2>Tokens</h2><table><tr><th>token</th><th>|x_0|</th><th>|c|</th></tr>{rows}</table></html>\n"
+    ]
+    return render(
+        "scores.html", package="llmdiff_lab", report=report, rows=rows, svg=svg[svg.index("<svg") :]
     )
 
 
@@ -168,13 +148,3 @@ def _gates(place: Any, gates: dict[str, tuple[float, float]]) -> None:
 def _label(token: str) -> str:
     # "$" would begin a formula.
     return token.strip().replace("$", r"\$") or repr(token)
-
-
-def _rendered(figure: Any, kind: str) -> bytes:
-    file = io.BytesIO()
-    import matplotlib
-
-    # A fixed salt and no date: the same report gives the same bytes.
-    with matplotlib.rc_context({"svg.hashsalt": "llmdiff"}):
-        figure.savefig(file, format=kind, dpi=90, metadata={"Date": None} if kind == "svg" else None)
-    return file.getvalue()

@@ -1,17 +1,17 @@
 """How far the exact scorer is to be trusted: its verdicts on real renders against the scenes' own ground truth."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmdiff.errors import ConfigError
-from llmdiff.evaluation.metrics.tally import as_figure
-from llmdiff.evaluation.scenes_check import to_checker_input
 from llmdiff.evaluation.statistics import bootstrap_mean
+from llmdiff.evaluation.suites.scenes_check import to_checker_input
+from llmdiff.evaluation.suites.verdicts import SeenScene, Verdict, scene_as_seen, verdict
 from llmdiff.evaluation.tables import figure_text, text_table
-from llmdiff.evaluation.verdicts import SeenScene, Verdict, scene_as_seen, verdict
 from llmdiff.openmoji.contents import World
 from llmdiff.openmoji.scenes import Content
 from llmdiff_lab.world_build.checker import real_renders, spoil, to_uint8
@@ -63,7 +63,7 @@ def scorer_tables(report: dict[str, Any], *, markdown: bool = False) -> str:
     parts = [["agreement, %", *_PARTS]]
     for pictures, found in report["pictures"].items():
         for caption, row in found["captions"].items():
-            shown = [figure_text(_in_percent(row[name])) for name in ("score", "truth", "agreement")]
+            shown = [figure_text(row[name], factor=100) for name in ("score", "truth", "agreement")]
             wrong = [f"{100 * row[name]:.2f}" for name in ("false_right", "false_wrong")]
             kappa = "-" if row["kappa"] is None else f"{row['kappa']:.4f}"
             rows.append([f"{pictures}, {caption}", *shown, kappa, *wrong])
@@ -112,7 +112,7 @@ def _compared(
 def _row(said: NDArray[np.bool_], true: NDArray[np.bool_]) -> dict[str, Any]:
     figures = {"score": said, "truth": true, "agreement": said == true}
     return {
-        **{name: as_figure(bootstrap_mean(values.astype(np.float64))) for name, values in figures.items()},
+        **{name: asdict(bootstrap_mean(values.astype(np.float64))) for name, values in figures.items()},
         "kappa": cohens_kappa(said, true),
         "false_right": float((said & ~true).mean()),
         "false_wrong": float((~said & true).mean()),
@@ -122,7 +122,3 @@ def _row(said: NDArray[np.bool_], true: NDArray[np.bool_]) -> dict[str, Any]:
 def _part(found: Verdict, part: str) -> bool:
     value = getattr(found, part)
     return value == "right" if part == "relation" else bool(value)
-
-
-def _in_percent(figure: dict[str, float]) -> dict[str, float]:
-    return {name: 100 * value for name, value in figure.items()}

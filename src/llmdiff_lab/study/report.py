@@ -7,16 +7,16 @@ import json
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llmdiff.errors import ConfigError, OutputError
-from llmdiff.evaluation.statistics import Interval
 from llmdiff.files import write_whole
+from llmdiff.serving.templates import render
 from llmdiff_lab.study.model import Answer, StudySettings
-from llmdiff_lab.study.report_page import report_page
 from llmdiff_lab.study.statistics import (
     Comparison,
     Resampling,
@@ -116,6 +116,15 @@ def summarise(
     }
 
 
+def report_page(report: Mapping[str, Any], pictures: Mapping[tuple[int, str], str]) -> str:
+    """Return the HTML page. `pictures`: (index of the prompt, system) => name of the file in `pictures/`."""
+    ranked = {
+        question: sorted(result["bradley_terry"].items(), key=lambda item: -item[1]["mean"])
+        for question, result in report["results"].items()
+    }
+    return render("study-report.html", package="llmdiff_lab", report=report, pictures=pictures, ranked=ranked)
+
+
 def failed_checks(answers: Sequence[Answer]) -> dict[int, int]:
     """Return the number of attention checks that every rater failed; those who failed none are missing."""
     chosen: dict[tuple[int, int], list[str]] = defaultdict(list)
@@ -182,10 +191,7 @@ def _question(
                 "first_wins": int(comparison.first_wins.sum()),
                 "second_wins": int(comparison.second_wins.sum()),
                 "ties": int(comparison.ties.sum()),
-                "n": rate.n,
-                "win_rate": rate.mean,
-                "low": rate.low,
-                "high": rate.high,
+                "win_rate": asdict(rate),
             }
         )
     strengths = bradley_terry_intervals(comparisons, len(systems), resampling)
@@ -195,7 +201,7 @@ def _question(
     judged = list(units.values())
     return {
         "pairs": pairs,
-        "bradley_terry": {name: _strength(one) for name, one in zip(systems, strengths, strict=True)},
+        "bradley_terry": {name: asdict(one) for name, one in zip(systems, strengths, strict=True)},
         "agreement": {
             "alpha": krippendorff_alpha(judged),
             "share": percent_agreement(judged),
@@ -232,10 +238,6 @@ def _by_prompt(
         }
         for index, prompt in enumerate(prompts)
     ]
-
-
-def _strength(interval: Interval) -> dict[str, float]:
-    return {"strength": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
 
 
 def _not_a_formula(text: str) -> str:

@@ -68,7 +68,7 @@ def win_rate(comparison: Comparison, resampling: Resampling) -> Interval:
     points, answers = comparison.first_wins + comparison.ties / 2, comparison.answers
     n = int(answers.sum())
     if not n:
-        return Interval(mean=0.5, low=0.0, high=1.0, n=0)
+        return Interval(mean=0.5, low=0.0, high=1.0, n=0, how="bootstrap and Wilson")
     mean = float(points.sum()) / n
     low, high = _wilson(mean, n)
     drawn = resampling.sums(answers)
@@ -76,7 +76,7 @@ def win_rate(comparison: Comparison, resampling: Resampling) -> Interval:
     if len(rates):
         bootstrap_low, bootstrap_high = np.quantile(rates, [0.025, 0.975])
         low, high = min(low, float(bootstrap_low)), max(high, float(bootstrap_high))
-    return Interval(mean=mean, low=low, high=high, n=n)
+    return Interval(mean=mean, low=low, high=high, n=n, how="bootstrap and Wilson")
 
 
 def bradley_terry(wins: Array) -> Array:

@@ -25,7 +25,7 @@ from llmdiff.adapter.manifest import check_manifest
 from llmdiff.drawing.models import usable_device
 from llmdiff.errors import ConfigError
 from llmdiff.evaluation.metrics.models import ImageTextModel
-from llmdiff.evaluation.scenes_check import SceneChecker
+from llmdiff.evaluation.suites.scenes_check import SceneChecker
 from llmdiff.files import whole_folder, write_whole
 from llmdiff.language.gguf import llmdiff_home
 from llmdiff.language.llm import DecoderLLM

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from llmdiff.evaluation.scenes_check import (
+from llmdiff.evaluation.suites.scenes_check import (
     CELL_PX,
     GRID,
     SIZES,
@@ -18,7 +18,7 @@ from llmdiff.evaluation.scenes_check import (
     SceneChecker,
     to_checker_input,
 )
-from llmdiff.evaluation.verdicts import SIZE_OF_PX, verdict
+from llmdiff.evaluation.suites.verdicts import SIZE_OF_PX, verdict
 from llmdiff.openmoji.contents import SPLITS, World
 from llmdiff.openmoji.scenes import Content, Scene, content_of, draw, lay_out
 from llmdiff.openmoji.world import BACKGROUNDS, SHAPE_COLOURS

@@ -11,7 +11,8 @@ from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.manifest import write_manifest_of_all
 from llmdiff.errors import LLMDiffError
 from llmdiff.evaluation.metrics.models import ImageTextModel
-from llmdiff.evaluation.scenes_check import SceneChecker
+from llmdiff.evaluation.suites.scenes_check import SceneChecker
+from llmdiff.evaluation.tables import markdown_table
 from llmdiff.files import whole_folder
 from llmdiff.openmoji.scenes import artwork_licence, artwork_version
 
@@ -23,9 +24,7 @@ A tiny Stable Diffusion of emoji scenes at {size} x {size} pixels, an LLMDiff ad
 it, and what scores its pictures. All of it was trained from nothing by
 `llmdiff-lab build --preset {preset}` on scenes composed of OpenMoji drawings.
 
-| part | what it is | parameters |
-|---|---|---|
-{rows}
+{parts}
 
 - **For:** trying LLMDiff at once, on any machine, and measuring how well text encoders control a denoiser.
 - **Not for:** making pictures of anything else. It knows {objects} objects, 6 shapes in 8 colours, 8 backgrounds,
@@ -86,14 +85,14 @@ def _card(
     if siglip is not None:
         parts["siglip"] = ("SigLIP of scenes and captions, for scoring", siglip.model)
     rows = [
-        f"| {name} | {what} | {sum(p.numel() for p in module.parameters()):,} |"
+        [name, what, f"{sum(p.numel() for p in module.parameters()):,}"]
         for name, (what, module) in parts.items()
     ]
     return _CARD.format(
         size=preset.image_size_px,
         llm=adapter.config.llm_id,
         preset=preset.name,
-        rows="\n".join(rows),
+        parts=markdown_table([["part", "what it is", "parameters"], *rows], left=2),
         objects=preset.objects,
         artwork=artwork_version(),
     )

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import CLIPTokenizer, SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
 from llmdiff.evaluation.metrics.models import ImageTextModel
-from llmdiff.evaluation.verdicts import scene_as_seen, verdict
+from llmdiff.evaluation.suites.verdicts import scene_as_seen, verdict
 from llmdiff.openmoji.captions import caption
 from llmdiff.openmoji.contents import SPLITS, World
 from llmdiff.openmoji.scenes import Content, Item, Scene, draw, lay_out

@@ -27,7 +27,7 @@ from llmdiff.drawing.draw import DrawingSettings
 from llmdiff.drawing.models import Models, _damage_named, usable_device
 from llmdiff.drawing.pictures import save_png
 from llmdiff.errors import ConfigError, LLMDiffError, OutputError
-from llmdiff.evaluation.drawn import DrawnPictures, PictureJob, Shard, draw_missing
+from llmdiff.evaluation.picture_store import PictureJob, PictureStore, Shard, draw_missing
 from llmdiff.files import writable_folder, write_whole
 from llmdiff.serving.server import listen
 from llmdiff.serving.settings import ServeSettings
@@ -142,7 +142,7 @@ def test_maps_of_words_that_nothing_looks_at(sd_pipe: Any, tiny_llm: Any) -> Non
 
 @numbers
 def test_settings_that_drew_nothing_do_not_keep_others_from_drawing(tmp_path: Path) -> None:
-    store, jobs = DrawnPictures(tmp_path), [[PictureJob(name="0", prompt="a", seed=0)]]
+    store, jobs = PictureStore(tmp_path), [[PictureJob(name="0", prompt="a", seed=0)]]
 
     def fails(prompts: list[str], seeds: list[int]) -> Any:
         raise ValueError("too many steps")

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from llmdiff.adapter import LLMDiffAdapter
 from llmdiff.cli.main import app
 from llmdiff.controller import LLMController
-from llmdiff.evaluation.scenes_check import SceneChecker
+from llmdiff.evaluation.suites.scenes_check import SceneChecker
 from llmdiff.language.llm import DecoderLLM
 
 Evaluate = Callable[..., Result]
@@ -54,6 +54,13 @@ def evaluate(models: Path) -> Evaluate:
 def report(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((out / "report.json").read_text())
     return found
+
+
+def scenes_by_tag(found: dict[str, Any], system: str) -> dict[str, Any]:
+    return {
+        tag: {name: figure for name, figure in row.items() if name.startswith("scenes")}
+        for tag, row in found["systems"][system]["metrics_by_tag"].items()
+    }
 
 
 def test_own_prompts_in_shards_with_a_metric(evaluate: Evaluate, models: Path, tmp_path: Path) -> None:
@@ -120,8 +127,8 @@ def test_scenes_with_metrics_and_in_shards(evaluate: Evaluate, models: Path, tmp
     whole = evaluate(tmp_path / "whole", *asked, *measured)
     assert whole.exit_code == 0, whole.output
     found = report(tmp_path / "whole")
-    assert set(found["systems"]["llm"]["metrics"]) == {"clip_score"}
-    assert found["systems"]["llm"]["metrics_by_split"]["pairs"]["clip_score"]["n"] == 1
+    assert {"scenes", "clip_score"} <= set(found["systems"]["llm"]["metrics"])
+    assert found["systems"]["llm"]["metrics_by_tag"]["pairs"]["clip_score"]["n"] == 1
     assert found["systems"]["base"]["sets"]["fid"] > 0
     assert "clip_score" in whole.output
     assert "not comparable with published numbers" in whole.output
@@ -129,16 +136,15 @@ def test_scenes_with_metrics_and_in_shards(evaluate: Evaluate, models: Path, tmp
     off = evaluate(tmp_path / "off", *asked, "--scale", 0)
     assert off.exit_code == 0, off.output
     assert report(tmp_path / "off")["settings"]["scale"] == 0.0
-    assert report(tmp_path / "off")["systems"]["llm"]["splits"] == found["systems"]["base"]["splits"]
+    assert scenes_by_tag(report(tmp_path / "off"), "llm") == scenes_by_tag(found, "base")
     for index in (1, 2):
         assert evaluate(tmp_path / "out", *asked, "--shard", f"{index}/2").exit_code == 0
     merged = evaluate(tmp_path / "out", *asked)
     assert merged.exit_code == 0, merged.output
     again = report(tmp_path / "out")
-    assert again["failed_pictures"] == {"base": 0, "llm": 0}
     for name in ("base", "llm"):
-        for part in ("overall", "splits", "parts"):
-            assert again["systems"][name][part] == found["systems"][name][part]
+        assert again["systems"][name]["failed"] == 0
+        assert scenes_by_tag(again, name) == scenes_by_tag(found, name)
         assert again["seconds_per_image"][name] > 0
 
 
@@ -162,7 +168,8 @@ def test_what_cannot_be_is_said_before_anything_is_drawn(
             "official-scores: llm is there twice",
         ),
         ((*mine, "--metric", "fid", "--metric-model", models / "vit"), "--reference"),
-        (("--reference", tmp_path), "the suite scenes draws one picture"),
+        (("--suite-files", tmp_path), "the suite scenes has prompts and a scorer of its own"),
+        (("--reference", tmp_path), "has 0 pictures"),
     ):
         result = evaluate(tmp_path / "out", *arguments)
         assert result.exit_code == 1, result.output

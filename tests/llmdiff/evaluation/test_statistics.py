@@ -1,12 +1,13 @@
-"""Bootstrap intervals against the normal approximation and known coverage."""
+"""Intervals: the bootstrap against the normal approximation and known coverage, Student's t by hand."""
 
+import math
 import tracemalloc
 
 import numpy as np
 import pytest
 
 from llmdiff.errors import ConfigError
-from llmdiff.evaluation.statistics import bootstrap_mean, paired_difference
+from llmdiff.evaluation.statistics import bootstrap_mean, over_trainings, paired_difference
 
 
 def test_the_interval_agrees_with_the_normal_approximation() -> None:
@@ -66,3 +67,26 @@ def test_bad_input_is_named() -> None:
         bootstrap_mean([1.0], level=95)
     with pytest.raises(ConfigError, match="one value of each per prompt"):
         paired_difference([1.0, 2.0], [1.0])
+
+
+def test_the_interval_over_trainings_is_students() -> None:
+    values = [0.50, 0.56, 0.53]
+    spread = math.sqrt(sum((v - 0.53) ** 2 for v in values) / 2)
+    reach = 4.302653 * spread / math.sqrt(3)
+    found = over_trainings([np.array([value]) for value in values])
+    assert found.mean == pytest.approx(0.53)
+    assert (found.low, found.high) == pytest.approx((0.53 - reach, 0.53 + reach), abs=1e-4)
+    assert (found.n, found.how) == (3, "t")
+    assert over_trainings([np.array([0.0]), np.array([0.2])], low=0.0, high=1.0).low == 0.0
+    many = over_trainings([np.array([0.4]), np.array([0.6])] * 50)
+    assert many.high - 0.5 == pytest.approx(1.96 * math.sqrt(100 * 0.01 / 99) / 10, rel=1e-3)
+
+
+def test_an_interval_over_trainings_skips_prompts_that_do_not_count() -> None:
+    found = over_trainings([np.array([1.0, np.nan, 3.0]), np.array([4.0, np.nan, 4.0])])
+    assert (found.mean, found.low, found.high) == pytest.approx((3.0, 3 - 12.706, 3 + 12.706), abs=1e-3)
+    alone = over_trainings([np.array([1.0, np.nan, 3.0])])
+    assert alone == bootstrap_mean([1.0, 3.0])
+    for none in ([], [np.array([np.nan])]):
+        with pytest.raises(ConfigError, match="at least one number"):
+            over_trainings(none)

@@ -12,9 +12,8 @@ import torch
 
 from llmdiff.controller import LLMController
 from llmdiff.drawing.models import Models, load_controller
-from llmdiff.evaluation.report import run_system
-from llmdiff.evaluation.scenes_check import SceneChecker
-from llmdiff.evaluation.suites import ScenePrompt, scenes_suite
+from llmdiff.evaluation.suites.scenes import ScenePrompt, SceneScorer, scene_prompts
+from llmdiff.evaluation.suites.scenes_check import SceneChecker
 from llmdiff.evaluation.systems import BASE, OURS, controller_systems
 from llmdiff.openmoji.contents import World
 
@@ -37,14 +36,15 @@ def checker() -> SceneChecker:
 
 @pytest.fixture(scope="module")
 def suite(checker: SceneChecker) -> list[ScenePrompt]:
-    return scenes_suite(PER_SPLIT, 0, World(objects=checker.objects))
+    return scene_prompts(PER_SPLIT, 0, World(objects=checker.objects))
 
 
 def exact_matches(
     name: str, controller: LLMController, suite: list[ScenePrompt], checker: SceneChecker
 ) -> int:
-    systems = controller_systems(controller, steps=STEPS)
-    return sum(verdict.exact for verdict in run_system(name, systems[name], suite, checker).verdicts)
+    draw = controller_systems(controller, controller.load_pipeline(), steps=STEPS)[name]
+    pictures = draw([row.prompt for row in suite], [row.seed for row in suite])
+    return sum(int(one["score"]) for one in SceneScorer(checker).judge(pictures, suite))
 
 
 @pytest.fixture(scope="module")

@@ -92,7 +92,7 @@ def test_the_files_hold_the_same_figures_and_the_page_stands_alone(done, tmp_pat
     tables = paths[1].read_text()
     assert tables == comparison_tables(report)
     wide = report["llms"][list(report["llms"])[1]]
-    assert f"| wider | {100 * wide['overall']['accuracy']:.1f} [" in tables
+    assert f"| wider | {100 * wide['overall']['mean']:.1f} [" in tables
     page = paths[3].read_text()
     assert not re.search(r"(?:src|href)\s*=\s*[\"']?(?:https?:)?//", page)
     assert "default-src 'none'" in page

@@ -11,13 +11,12 @@ import pytest
 from PIL import Image
 
 from llmdiff.errors import ConfigError
-from llmdiff_lab.comparison.measures import Measured
 from llmdiff_lab.comparison.page import benchmark_page
 from llmdiff_lab.comparison.plots import curves_plot
 from llmdiff_lab.comparison.runs import Run, read_run
 from llmdiff_lab.comparison.settings import BenchmarkSettings
-from llmdiff_lab.comparison.summary import ranking, summarise_runs
-from llmdiff_lab.comparison.tables import OVER_SEEDS, benchmark_tables
+from llmdiff_lab.comparison.summary import summarise_runs
+from llmdiff_lab.comparison.tables import OVER_SEEDS, benchmark_tables, ranking
 
 PROMPTS = [("seen", "a car"), ("pairs", "a cat left of a dog"), ("pairs", "a bee above a cup")]
 SETTINGS = BenchmarkSettings(
@@ -34,25 +33,22 @@ SETTINGS = BenchmarkSettings(
 def run_of(system, seed, relations, folder, *, exact_seen=True):
     """A run where each pair prompt has this relation; the picture's colour says which prompt it is."""
     folder.mkdir(parents=True)
-    verdicts = []
+    prompts = []
     for index, ((split, prompt), relation) in enumerate(zip(PROMPTS, (None, *relations), strict=True)):
         exact = exact_seen if relation is None else relation == "right"
-        verdicts.append({"split": split, "prompt": prompt, "verdict": {"exact": exact, "relation": relation}})
-        Image.fromarray(np.full((4, 4, 3), 40 * index, np.uint8)).save(folder / f"{index:05d}.png")
-    right = [line["verdict"]["exact"] for line in verdicts]
-
-    def share(values):
-        return {"accuracy": sum(values) / len(values), "low": 0.0, "high": 1.0, "n": len(values)}
-
-    kinds = {kind: relations.count(kind) / 2 for kind in ("right", "swapped", "wrong")}
-    figures = {
-        "overall": share(right),
-        "splits": {"seen": share(right[:1]), "pairs": share(right[1:])},
-        "parts": {"things": share([1.0]), "relation": {**kinds, "n": 2}},
-    }
+        values = {"scenes": float(exact), "scenes: things": 1.0}
+        if relation is not None:
+            kinds = ("right", "swapped", "wrong")
+            values |= {f"scenes: relation {kind}": float(kind == relation) for kind in kinds}
+        values["siglip"] = (0.2, 0.4, 0.9)[index] + 0.1 * (system == "guided") + 0.02 * seed
+        prompts.append(
+            {"system": system, "id": str(index), "prompt": prompt, "tags": [split], "values": values}
+        )
+        Image.fromarray(np.full((4, 4, 3), 40 * index, np.uint8)).save(folder / f"{index:05d}-0.png")
     report = {
-        "systems": {system: figures},
-        "suite": {"name": "scenes", "prompts": 3, "splits": {"seen": "as trained", "pairs": "new <pairs>"}},
+        "systems": {system: {"failed": 0, "sets": {"fid": 10.0 + seed}}},
+        "suite": {"name": "scenes", "prompts": 3, "meanings": {"seen": "as trained", "pairs": "new <pairs>"}},
+        "metrics": {"scenes": "a checker", "siglip": "openmoji", "fid": "openmoji"},
         "checker": {"exact": 0.99},
         "seconds_per_image": {system: 0.5 + seed},
     }
@@ -62,17 +58,12 @@ def run_of(system, seed, relations, folder, *, exact_seen=True):
         system=system,
         seed=seed,
         report=report,
-        verdicts=verdicts,
+        prompts=prompts,
         trained=trained,
         curve=curve,
         pictures=folder,
         text_curve=[] if system == "base" else [(4, 0.9)],
         training_seconds=None if system == "base" else 20.0 + 20 * seed,
-        measured=Measured(
-            values={"siglip": np.array([0.2, 0.4, 0.9]) + 0.1 * (system == "guided") + 0.02 * seed},
-            sets={"fid": 10.0 + seed},
-            models={"siglip": "openmoji", "fid": "openmoji"},
-        ),
     )
 
 
@@ -96,11 +87,11 @@ def report(runs):
 
 def test_figures_are_means_over_seeds(report):
     guided, ella, base = (report["systems"][name] for name in ("guided", "ella", "base"))
-    assert guided["held_out"]["accuracy"] == pytest.approx(0.75)
+    assert guided["held_out"]["mean"] == pytest.approx(0.75)
     # 0.5 and 1.0: t with one degree of freedom is 12.7, so the interval is everything.
     assert (guided["held_out"]["low"], guided["held_out"]["high"], guided["held_out"]["n"]) == (0.0, 1.0, 2)
-    assert ella["splits"]["seen"]["accuracy"] == pytest.approx(0.5)
-    assert ella["overall"]["accuracy"] == pytest.approx((1 / 3 + 1 / 3) / 2)
+    assert ella["splits"]["seen"]["mean"] == pytest.approx(0.5)
+    assert ella["overall"]["mean"] == pytest.approx((1 / 3 + 1 / 3) / 2)
     assert ella["relation"] == pytest.approx({"right": 0.25, "swapped": 0.5, "wrong": 0.25})
     assert base["interval_over"] == "prompts"
     assert guided["cost"] == {
@@ -114,8 +105,8 @@ def test_figures_are_means_over_seeds(report):
     assert guided["text_curves"] == [[[4, 0.9]], [[4, 0.9]]]
     assert guided["curves"] == [[[5, 1.0], [10, 0.5]], [[5, 2.0], [10, 0.5]]]
     lines = ranking(report).splitlines()
-    assert [line.split()[0] for line in lines[1:]] == ["guided", "ella", "base"]
-    assert "75.0 [0.0, 100.0]" in lines[1]
+    assert [line.split()[0] for line in lines[2:]] == ["guided", "ella", "base"]
+    assert "75.0 [0.0, 100.0]" in lines[2]
 
 
 def test_metrics_are_means_over_seeds_and_ours_is_compared_prompt_by_prompt(report, runs):
@@ -134,7 +125,9 @@ def test_metrics_are_means_over_seeds_and_ours_is_compared_prompt_by_prompt(repo
         assert "siglip" in text
         assert "0.61 [0.4829, 0.7371]" in text
     for run in runs:
-        object.__setattr__(run, "measured", Measured())
+        run.report["systems"][run.system]["sets"] = {}
+        for line in run.prompts:
+            del line["values"]["siglip"]
     without = summarise_runs(runs, SETTINGS, command="", left_out={})
     assert "siglip" not in benchmark_tables(without) + benchmark_page(without, runs)
 
@@ -152,7 +145,7 @@ def test_the_page_shows_the_best_first_and_right_beside_swapped(report, runs):
     assert swaps[second:].index("<td>swapped</td>") < swaps[second:].replace("base64", "xxxxxx").index("base")
     samples = page[page.index("<h2>Samples") : page.index("right beside swapped")]
     assert samples.count("<tr><td>guided</td>") == 2
-    assert samples.count("class='picture right'") == 3 + 2  # seen: all three; pairs: guided's two
+    assert samples.count('class="picture right"') == 3 + 2  # seen: all three; pairs: guided's two
     assert "1,234,567" in page
     assert "t5-encoder: no t5 was given" in page
 
@@ -185,7 +178,7 @@ def test_differences_have_intervals_over_seeds_too(report):
 
 def test_pictures_that_could_not_be_drawn_are_said(runs):
     for run in runs:
-        run.report["failed_pictures"] = {run.system: run.seed}
+        run.report["systems"][run.system]["failed"] = run.seed
     report = summarise_runs(runs, SETTINGS, command="", left_out={})
     assert [report["systems"][name]["failed_pictures"] for name in ("base", "ella", "guided")] == [0, 1, 1]
     for text in (benchmark_tables(report), benchmark_page(report, runs)):
@@ -209,7 +202,7 @@ def test_a_training_is_read_stage_by_stage(tmp_path):
         text = "".join(f"{json.dumps(line)}\n" for line in lines)
         (place / "training" / stage / "log.jsonl").write_text(text)
     (place / "evaluation").mkdir()
-    for name, text in (("verdicts.jsonl", ""), ("report.json", "{}")):
+    for name, text in (("prompts.jsonl", ""), ("report.json", "{}")):
         (place / "evaluation" / name).write_text(text)
     (place / "trained.json").write_text("{}")
     found = read_run(place, "guided", 0)
@@ -255,7 +248,7 @@ def test_pictures_that_were_not_kept_leave_the_rest_of_the_page(report, runs):
     for run in runs:
         shutil.rmtree(run.pictures)
     page = benchmark_page(report, runs)
-    assert "class='picture" not in page
+    assert 'class="picture' not in page
     assert "not kept" in page
 
 

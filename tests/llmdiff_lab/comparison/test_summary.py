@@ -1,38 +1,13 @@
-"""Intervals over seeds by hand, and the memory that is measured."""
+"""Differences by hand, and the memory that is measured."""
 
 import gc
-import math
 
 import numpy as np
 import pytest
 import torch
 
-from llmdiff.errors import ConfigError
 from llmdiff_lab.comparison.memory import PeakMemory
-from llmdiff_lab.comparison.seeds import mean_over_seeds, seed_interval
 from llmdiff_lab.comparison.summary import differences
-
-
-def test_the_interval_over_seeds_is_students():
-    values = [0.50, 0.56, 0.53]
-    spread = math.sqrt(sum((v - 0.53) ** 2 for v in values) / 2)
-    reach = 4.302653 * spread / math.sqrt(3)
-    found = seed_interval(values)
-    assert found["accuracy"] == pytest.approx(0.53)
-    assert (found["low"], found["high"]) == pytest.approx((0.53 - reach, 0.53 + reach), abs=1e-4)
-    assert found["n"] == 3
-    assert seed_interval([0.0, 0.2])["low"] == 0.0
-    many = seed_interval([0.4, 0.6] * 50)
-    assert many["high"] - 0.5 == pytest.approx(1.96 * math.sqrt(100 * 0.01 / 99) / 10, rel=1e-3)
-    with pytest.raises(ConfigError, match="at least 2"):
-        seed_interval([0.5])
-
-
-def test_a_figure_over_seeds_is_not_kept_within_0_and_1_and_skips_prompts_that_do_not_count():
-    found = mean_over_seeds([np.array([1.0, np.nan, 3.0]), np.array([4.0, np.nan, 4.0])])
-    assert found == pytest.approx({"mean": 3.0, "low": 3 - 12.706, "high": 3 + 12.706, "n": 2}, abs=1e-3)
-    alone = mean_over_seeds([np.array([1.0, np.nan, 3.0])])
-    assert (alone["mean"], alone["n"]) == (2.0, 2)
 
 
 def test_the_peak_counts_what_is_gone_at_the_end():

@@ -203,14 +203,15 @@ def test_the_report_against_a_hand_count(study: Path, tmp_path: Path) -> None:
             key = " ".join(sorted((pair["first"], pair["second"])))
             wins = [counts[question, key, name] for name in (pair["first"], pair["second"], "tie")]
             assert [pair["first_wins"], pair["second_wins"], pair["ties"]] == wins
-            assert pair["n"] == sum(wins) == 20
-            assert pair["win_rate"] == pytest.approx((wins[0] + wins[2] / 2) / 20)
-            assert pair["low"] < pair["win_rate"] <= pair["high"] or wins[0] == 0
+            rate = pair["win_rate"]
+            assert rate["n"] == sum(wins) == 20
+            assert rate["mean"] == pytest.approx((wins[0] + wins[2] / 2) / 20)
+            assert rate["low"] < rate["mean"] <= rate["high"] or wins[0] == 0
         total = sum(row["questions"][question]["wins"]["llm"] for row in report["prompts"])
         assert total == sum(n for (q, _, winner), n in counts.items() if (q, winner) == (question, "llm"))
     quality = report["results"]["quality"]
     assert quality["agreement"] == {"alpha": 1.0, "share": 1.0, "pairs": 12}
-    strengths = {name: one["strength"] for name, one in quality["bradley_terry"].items()}
+    strengths = {name: one["mean"] for name, one in quality["bradley_terry"].items()}
     assert strengths["llm"] > strengths["third & <b>"] > strengths["base"]
     assert abs(report["results"]["details"]["agreement"]["alpha"]) < 0.3
     with_all = write_report(study, tmp_path / "all", max_failed_checks=2)
@@ -242,8 +243,8 @@ def test_the_report_escapes_what_came_from_outside(study: Path, tmp_path: Path) 
 def test_a_report_without_answers(study: Path, tmp_path: Path) -> None:
     report = write_report(study, tmp_path / "report")
     assert report["answers"] == 0
-    pair = report["results"]["quality"]["pairs"][0]
-    assert (pair["n"], pair["low"], pair["high"]) == (0, 0.0, 1.0)
+    rate = report["results"]["quality"]["pairs"][0]["win_rate"]
+    assert (rate["n"], rate["low"], rate["high"]) == (0, 0.0, 1.0)
     assert "no answers" in (tmp_path / "report" / "report.html").read_text()
 
 

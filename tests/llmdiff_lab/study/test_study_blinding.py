@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from llmdiff.drawing.pictures import png_bytes
 from llmdiff.errors import ConfigError, OutputError
-from llmdiff.evaluation.prompt_suites.report import read_reference
+from llmdiff.evaluation.metrics.reference import read_reference
 from llmdiff_lab.study import study
 from llmdiff_lab.study.api import create_study_app
 from llmdiff_lab.study.study import create_study, open_study, read_source

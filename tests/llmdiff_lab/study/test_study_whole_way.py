@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from click.testing import Result
 from PIL import Image
 from starlette.testclient import TestClient
@@ -17,11 +16,9 @@ from typer.testing import CliRunner
 
 from llmdiff.cli.main import app
 from llmdiff.drawing.pictures import read_metadata
-from llmdiff.errors import OutputError
-from llmdiff.evaluation.kept_pictures import keep_in
-from llmdiff.evaluation.report import evaluate_systems
-from llmdiff.evaluation.scenes_check import SceneChecker
-from llmdiff.evaluation.suites import scenes_suite
+from llmdiff.evaluation.report import evaluate_suite
+from llmdiff.evaluation.suites.scenes import scene_prompts, scenes_suite
+from llmdiff.evaluation.suites.scenes_check import SceneChecker
 from llmdiff.openmoji.contents import SPLITS, World
 from llmdiff_lab.study.api import create_study_app
 from tests.llmdiff.serving.conftest import save_models
@@ -51,9 +48,9 @@ def test_from_an_evaluation_to_a_report_on_the_command_line(
     adapter = save_models(tmp_path / "models", make_sd(), make_llm())
     SceneChecker(6).eval().save_pretrained(tmp_path / "checker")
     options = ("--prompts", 1, "--steps", 1, "--adapter", adapter, "--checker", tmp_path / "checker")
-    run("evaluate", "--out", tmp_path / "figures", "--pictures", *options)
-    kept = {name: tmp_path / "figures" / "pictures" / name for name in ("base", "llm")}
-    suite = scenes_suite(1, 0, WORLD)
+    run("evaluate", "--out", tmp_path / "figures", *options)
+    kept = {name: tmp_path / "figures" / "drawn" / name for name in ("base", "llm")}
+    suite = scene_prompts(1, 0, WORLD)
     for name, folder in kept.items():
         facts = [read_metadata(path) for path in sorted(folder.iterdir())]
         assert [one["prompt"] for one in facts] == [row.prompt for row in suite]
@@ -102,44 +99,25 @@ def test_from_an_evaluation_to_a_report_on_the_command_line(
     assert sorted(row["prompt"] for row in report["prompts"]) == sorted(row.prompt for row in suite)
 
 
-def test_a_kept_picture_is_the_one_that_was_judged(tmp_path: Path) -> None:
-    suite = scenes_suite(2, 0, WORLD)
+def test_pictures_of_an_evaluation_say_how_they_were_made(tmp_path: Path) -> None:
+    rows = scene_prompts(2, 0, WORLD)
     systems = {"base": flat(10), "llm": flat(20)}
-    evaluate_systems(
-        systems, suite, SceneChecker(6).eval(), tmp_path, batch=5, settings={"steps": 9}, keep_pictures=True
-    )
+    evaluate_suite(systems, scenes_suite(rows), tmp_path, batch=5, settings={"steps": 9})
     for name, level in (("base", 10), ("llm", 20)):
-        paths = sorted((tmp_path / "pictures" / name).iterdir())
-        assert len(paths) == len(suite)
-        for row, path in zip(suite, paths, strict=True):
+        paths = sorted((tmp_path / "drawn" / name).iterdir())
+        assert len(paths) == len(rows)
+        for row, path in zip(rows, paths, strict=True):
             assert (np.asarray(Image.open(path)) == (level, row.seed % 256, 0)).all()
-            expected = {"prompt": row.prompt, "seed": str(row.seed), "split": row.split}
-            assert read_metadata(path) == expected | {"system": name, "steps": "9"}
-
-
-def test_pictures_are_kept_only_when_asked_for_and_old_ones_go(tmp_path: Path) -> None:
-    checker = SceneChecker(6).eval()
-    evaluate_systems({"base": flat(1)}, scenes_suite(1, 0, WORLD), checker, tmp_path)
-    assert not (tmp_path / "pictures").exists()
-    for prompts in (2, 1):
-        suite = scenes_suite(prompts, 0, WORLD)
-        evaluate_systems({"base": flat(1)}, suite, checker, tmp_path, keep_pictures=True)
-        assert len(list((tmp_path / "pictures" / "base").iterdir())) == len(suite)
-
-
-def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    keep = keep_in(tmp_path / "file" / "base", {})
-    row = scenes_suite(1, 0, WORLD)[:1]
-    with pytest.raises(OutputError, match="cannot be written"):
-        keep(row, np.zeros((1, 8, 8, 3), dtype=np.uint8))
+            said = read_metadata(path)
+            assert (said["prompt"], said["seed"], said["tags"]) == (row.prompt, str(row.seed), row.split)
+            assert said["system"] == name
 
 
 def test_a_study_keeps_nothing_of_how_the_pictures_were_made(tmp_path: Path) -> None:
-    suite = scenes_suite(1, 0, WORLD)
+    suite = scene_prompts(1, 0, WORLD)
     systems = {"base": flat(10), "llm": flat(20)}
-    evaluate_systems(systems, suite, SceneChecker(6).eval(), tmp_path / "figures", keep_pictures=True)
-    kept = tmp_path / "figures" / "pictures"
+    evaluate_suite(systems, scenes_suite(suite), tmp_path / "figures")
+    kept = tmp_path / "figures" / "drawn"
     sources = [part for name in systems for part in ("--system", f"{name}={kept / name}")]
     run("study", "create", "--out", tmp_path / "study", *sources)
     for path in (tmp_path / "study" / "pictures").iterdir():

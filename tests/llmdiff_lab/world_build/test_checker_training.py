@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from llmdiff.evaluation.scenes_check import CELL_PX, SceneChecker, to_checker_input
+from llmdiff.evaluation.suites.scenes_check import CELL_PX, SceneChecker, to_checker_input
 from llmdiff.openmoji.contents import World, is_training_content
 from llmdiff_lab.world_build.checker import _targets, held_out_exact, real_renders, spoil, train_checker
 from llmdiff_lab.world_build.presets import TEST

@@ -1,0 +1,79 @@
+"""Figures of an evaluation: of every prompt from the scores of its pictures, and their means with intervals."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmdiff.evaluation.metrics.kinds import PictureMetric
+from llmdiff.evaluation.picture_store import PictureJob
+from llmdiff.evaluation.score_store import ScoreStore, figures_of
+from llmdiff.evaluation.statistics import bootstrap_mean
+from llmdiff.evaluation.suites.suite import SuitePrompt, SuiteScorer
+
+Values = dict[str, NDArray[np.float64]]
+"""Figures by name, each a value for every prompt; NaN where the prompt does not ask for it."""
+
+
+def prompt_values(
+    system: str,
+    metrics: Sequence[PictureMetric | SuiteScorer],
+    rows: Sequence[SuitePrompt],
+    jobs: Sequence[Sequence[PictureJob]],
+    scores: ScoreStore,
+) -> Values:
+    """Figures of every prompt: the mean of its pictures; NaN where none of them is scored so."""
+    values: Values = {}
+    for metric in metrics:
+        found = scores.read(metric.name, metric.model_id, system)
+        names = list(dict.fromkeys(name for one in found.values() for name in one["values"]))
+        by_name: dict[str, list[float]] = {name: [] for name in names}
+        for row, some in zip(rows, jobs, strict=True):
+            scored = [
+                found[job.name]["values"] if job.name in found else _failed(metric, row, names)
+                for job in some
+            ]
+            for name in names:
+                has = [one[name] for one in scored if name in one]
+                by_name[name].append(float(np.mean(has)) if has else np.nan)
+        values |= {name: np.array(row) for name, row in by_name.items()}
+    return values
+
+
+def _failed(
+    metric: PictureMetric | SuiteScorer, row: SuitePrompt, names: Sequence[str]
+) -> Mapping[str, float]:
+    """What a picture counts that could not be drawn."""
+    if isinstance(metric, PictureMetric):
+        return dict.fromkeys(names, float(metric.failed_score))
+    return figures_of(metric, metric.failed(row))
+
+
+def mean_over_tags(means: Mapping[str, Any]) -> dict[str, float]:
+    """The means of the tags' means, of `metric_figures`."""
+    by_tag = [one for one in means["metrics_by_tag"].values() if one]
+    names = [name for name in means["metrics"] if any(name in one for one in by_tag)]
+    return {name: float(np.mean([one[name]["mean"] for one in by_tag if name in one])) for name in names}
+
+
+def metric_figures(values: Values, groups: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """The means of figures with their 95 % intervals over prompts: `metrics`, of all, and `metrics_by_tag`.
+
+    NaN: the prompt does not ask for what the figure measures; `n` says how many prompts count.
+    """
+
+    def means(at: Sequence[int] | slice) -> dict[str, Any]:
+        counted = {name: row[at][~np.isnan(row[at])] for name, row in values.items()}
+        return {name: asdict(bootstrap_mean(row)) for name, row in counted.items() if len(row)}
+
+    return {
+        "metrics": means(slice(None)),
+        "metrics_by_tag": {group: means(list(at)) for group, at in groups.items()},
+    }
+
+
+def metric_differences(ours: Values, base: Values) -> Values:
+    """The differences of figures, prompt by prompt, of those that both have."""
+    return {name: row - base[name] for name, row in ours.items() if name in base}

@@ -1,0 +1,228 @@
+"""What a picture of the embedded default shows: a small detector of things."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llmdiff.errors import ConfigError, CorruptWeightsError, OutputError, first_line
+from llmdiff.evaluation.suites.verdicts import UNCLEAR, SeenScene, SeenThing
+from llmdiff.files import read_json, whole_file, write_whole
+from llmdiff.openmoji.contents import World
+from llmdiff.openmoji.scenes import SCENE_SIZE_PX
+from llmdiff.openmoji.world import BACKGROUNDS, SHAPE_COLOURS, SHAPES
+
+CELL_PX = 4
+GRID = SCENE_SIZE_PX // CELL_PX
+SIZES = ("small", "normal", "big", "other")
+EMBEDDED_NAME = "openmoji"
+
+_CONFIG_NAME, _WEIGHTS_NAME = "config.json", "model.safetensors"
+_PRESENT, _SURE, _NEAR_PX = 0.5, 0.5, 10.0
+_GROUPS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckerOutput:
+    """Logits of the checker.
+
+    Shapes: things (B, 1 + classes, 16, 16), index 0 is "nothing centred here"; colours (B, 8, 16, 16);
+    sizes (B, 4, 16, 16); background (B, 8).
+    """
+
+    things: Tensor
+    colours: Tensor
+    sizes: Tensor
+    background: Tensor
+
+
+class SceneChecker(nn.Module):
+    """A centre-point detector: for every cell of a 16 x 16 grid, which thing has its centre there, if any.
+
+    Fields:
+        objects: how many objects the world it was trained on has.
+        class_names: the names of its classes, objects first, then the 6 shapes.
+        figures: what was measured of it on real renders, saved with it.
+
+    Source: Zhou et al. 2019 (CenterNet, arXiv 1904.07850), but a class per cell, not a heat map per class.
+    """
+
+    def __init__(self, objects: int, *, channels: int = 48) -> None:
+        super().__init__()
+        self.objects, self.channels = objects, channels
+        self.class_names = tuple(thing.name for thing in World(objects=objects).things) + SHAPES
+        self.figures: dict[str, float] = {}
+        self.stem = nn.Sequential(
+            nn.PixelUnshuffle(2),
+            *_conv(12, channels // 2, kernel=3),
+            *_conv(channels // 2, channels, stride=2),
+        )
+        self.fine = nn.Sequential(_Residual(channels), _Residual(channels))
+        self.down = nn.Sequential(*_conv(channels, 2 * channels, stride=2))
+        self.coarse = nn.Sequential(_Residual(2 * channels), _Residual(2 * channels))
+        self.up = nn.Conv2d(2 * channels, channels, 1)
+        self.join = nn.Sequential(*_conv(channels, channels, kernel=3))
+        self.heads = nn.Conv2d(channels, 1 + len(self.class_names) + len(SHAPE_COLOURS) + len(SIZES), 1)
+        self.background = nn.Conv2d(channels, len(BACKGROUNDS), 1)
+        with torch.no_grad():  # nearly all cells hold nothing; starting there saves the first hundred steps
+            self.heads.bias[0] = 6.0  # type: ignore[index]
+
+    def forward(self, images: Tensor) -> CheckerOutput:
+        """The logits of images. Shapes: images (B, 3, 64, 64) in -1..1."""
+        fine = self.fine(self.stem(images))
+        coarse = self.up(self.coarse(self.down(fine)))
+        joined = self.join(fine + F.interpolate(coarse, scale_factor=2.0, mode="nearest"))
+        split = [1 + len(self.class_names), len(SHAPE_COLOURS), len(SIZES)]
+        things, colours, sizes = torch.split(self.heads(joined), split, dim=1)
+        background = self.background(joined).mean((2, 3))
+        return CheckerOutput(things=things, colours=colours, sizes=sizes, background=background)
+
+    @torch.no_grad()
+    def read(self, images: NDArray[np.uint8], *, batch: int = 64) -> list[SeenScene]:
+        """What each picture shows. Shapes: images (N, H, W, 3) uint8."""
+        device = next(self.parameters()).device
+        seen: list[SeenScene] = []
+        for start in range(0, len(images), batch):
+            output = self(to_checker_input(images[start : start + batch]).to(device))
+            seen += self._decode(output)
+        return seen
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, safe_serialization: Literal[True] = True
+    ) -> None:
+        """Writes weights (half precision) and config into a folder, each file whole or not at all.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        folder = Path(save_directory)
+        config = {
+            "objects": self.objects,
+            "channels": self.channels,
+            "class_names": list(self.class_names),
+            "colours": list(SHAPE_COLOURS),
+            "backgrounds": list(BACKGROUNDS),
+            "sizes": list(SIZES),
+            "scene_size_px": SCENE_SIZE_PX,
+            "figures": self.figures,
+        }
+        weights = {name: value.half().contiguous().cpu() for name, value in self.state_dict().items()}
+        try:
+            with whole_file(folder / _WEIGHTS_NAME) as partial:
+                save_file(weights, partial)
+                partial.chmod(0o644)
+            write_whole(folder / _CONFIG_NAME, json.dumps(config, indent=1) + "\n")
+        except SafetensorError as error:
+            raise OutputError(
+                f"save_directory {folder} cannot be written ({error}): choose another folder"
+            ) from error
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path) -> Self:
+        """A saved checker, ready to read pictures: a folder, or "openmoji" for the packaged one.
+
+        Raises:
+            CorruptWeightsError: the folder holds no checker, or a damaged one.
+            ConfigError: the checker was trained on another world than this version's.
+        """
+        folder = packaged_checker() if name_or_path == EMBEDDED_NAME else Path(name_or_path)
+        try:
+            config = read_json(folder / _CONFIG_NAME)
+            checker = cls(int(config["objects"]), channels=int(config["channels"]))
+            _check_world(folder, config, checker)
+            weights = load_file(folder / _WEIGHTS_NAME)
+            checker.load_state_dict({name: value.float() for name, value in weights.items()})
+        except ConfigError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise CorruptWeightsError(
+                f"checker {folder}: not a readable scene checker ({first_line(error)}); train it with: "
+                "llmdiff-lab build --until checker"
+            ) from error
+        checker.figures = dict(config.get("figures", {}))
+        return checker.eval()
+
+    def _decode(self, output: CheckerOutput) -> list[SeenScene]:
+        shares = output.things.softmax(1).cpu().numpy()
+        colours, sizes = output.colours.argmax(1).cpu().numpy(), output.sizes.argmax(1).cpu().numpy()
+        backgrounds = [list(BACKGROUNDS)[i] for i in output.background.argmax(1).tolist()]
+        return [
+            SeenScene(things=self._things(shares[i], colours[i], sizes[i]), background=background)
+            for i, background in enumerate(backgrounds)
+        ]
+
+    def _things(
+        self, shares: NDArray[np.float32], colours: NDArray[np.int64], sizes: NDArray[np.int64]
+    ) -> tuple[SeenThing, ...]:
+        presence = 1 - shares[0]
+        found: list[SeenThing] = []
+        cells = np.argwhere(presence > _PRESENT)
+        for row, column in sorted(cells.tolist(), key=lambda cell: -presence[cell[0], cell[1]]):
+            x, y = (column + 0.5) * CELL_PX, (row + 0.5) * CELL_PX
+            if any((thing.x_px - x) ** 2 + (thing.y_px - y) ** 2 < _NEAR_PX**2 for thing in found):
+                continue
+            best = int(shares[1:, row, column].argmax())
+            name = self.class_names[best] if shares[1 + best, row, column] > _SURE else UNCLEAR
+            colour = list(SHAPE_COLOURS)[colours[row, column]] if name in SHAPES else None
+            found.append(SeenThing(name=name, colour=colour, size=SIZES[sizes[row, column]], x_px=x, y_px=y))
+        return tuple(found)
+
+
+def packaged_checker() -> Path:
+    """The folder of the checker that is shipped with the package."""
+    return Path(str(files("llmdiff"))) / "openmoji" / "weights" / "checker"
+
+
+def to_checker_input(images: NDArray[np.uint8]) -> Tensor:
+    """Pictures of any size as the checker takes them: (N, H, W, 3) uint8 => (N, 3, 64, 64) in -1..1."""
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    if pixels.shape[-2:] != (SCENE_SIZE_PX, SCENE_SIZE_PX):
+        size = (SCENE_SIZE_PX, SCENE_SIZE_PX)
+        pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True, align_corners=False)
+    return pixels.contiguous(memory_format=torch.channels_last)
+
+
+def _check_world(folder: Path, config: Mapping[str, Any], checker: SceneChecker) -> None:
+    known = {
+        "class_names": list(checker.class_names),
+        "colours": list(SHAPE_COLOURS),
+        "backgrounds": list(BACKGROUNDS),
+        "sizes": list(SIZES),
+        "scene_size_px": SCENE_SIZE_PX,
+    }
+    for name, expected in known.items():
+        if config[name] != expected:
+            raise ConfigError(
+                f"checker {folder}: its {name} are not those of this version's world; train it again with: "
+                "llmdiff-lab build --until checker"
+            )
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *_conv(channels, channels, kernel=3), *_conv(channels, channels, kernel=3)[:-1]
+        )
+
+    def forward(self, states: Tensor) -> Tensor:
+        output: Tensor = F.relu(states + self.layers(states), inplace=True)
+        return output
+
+
+def _conv(inputs: int, outputs: int, *, stride: int = 1, kernel: int = 3) -> list[nn.Module]:
+    return [
+        nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False),
+        nn.GroupNorm(_GROUPS, outputs),
+        nn.ReLU(inplace=True),
+    ]

@@ -1,0 +1,147 @@
+"""A suite of prompts as it is drawn: every prompt with its name, its tags and the seeds of its pictures."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from llmdiff.errors import ConfigError
+from llmdiff.evaluation.metrics.kinds import Pictures
+from llmdiff.files import clean_text, is_blank
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuitePrompt:
+    """One prompt: its name in the suite, what groups it belongs to, and what a benchmark's scorer has to know of it.
+
+    `seed`: of its first picture, where the suite says it.
+    """
+
+    id: str
+    prompt: str
+    tags: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+
+    def seeds(self, count: int, seed: int) -> list[int]:
+        """The seeds of its pictures: the same for every system, in whatever order and company it is drawn."""
+        keys = [f"{seed}|{self.id}|{number}".encode() for number in range(count)]
+        seeds = [int.from_bytes(hashlib.sha256(key).digest()[:4], "big") >> 1 for key in keys]
+        return seeds if self.seed is None else [self.seed, *seeds[1:]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSuite:
+    """Prompts in their order, how many pictures each asks for, and the hash of the files that they were read from.
+
+    `benchmark`: the published benchmark whose files these are; None for a user's own prompts. `meanings`: of tags.
+    `reference`: pictures of what the prompts ask for, which metrics of sets compare with where no others are given.
+    """
+
+    name: str
+    prompts: tuple[SuitePrompt, ...]
+    sha256: str
+    images_per_prompt: int = 1
+    benchmark: str | None = None
+    meanings: Mapping[str, str] = field(default_factory=dict)
+    reference: Callable[[], Pictures] | None = None
+
+    @property
+    def score_name(self) -> str:
+        """Return what the figure of the suite's own scorer is called."""
+        return self.name.replace("-", "_")
+
+    def first(self, count: int) -> tuple[SuitePrompt, ...]:
+        """The first `count` prompts of every group of tags, in the suite's order."""
+        taken: dict[tuple[str, ...], int] = {}
+        kept = []
+        for row in self.prompts:
+            taken[row.tags] = taken.get(row.tags, 0) + 1
+            if taken[row.tags] <= count:
+                kept.append(row)
+        return tuple(kept)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialScores:
+    """What a published scorer found: scores of prompts by their names, and how many of them or of their pictures lack.
+
+    A prompt in `by_id` that lacks counts 0; one that is not in it is none that this scorer scores.
+    """
+
+    by_id: Mapping[str, float]
+    missing: int
+
+
+def scores_of_prompts(found: Mapping[str, float], rows: Sequence[SuitePrompt], file: Path) -> OfficialScores:
+    """Return what was found by prompts' names, for all prompts; one that lacks has 0.
+
+    Raises:
+        ConfigError: none of the prompts is in it.
+    """
+    missing = sum(row.id not in found for row in rows)
+    if missing == len(rows):
+        raise ConfigError(f"official scores {file}: none of its names is a prompt's, such as {rows[0].id!r}")
+    return OfficialScores(by_id={row.id: found.get(row.id, 0.0) for row in rows}, missing=missing)
+
+
+class SuiteScorer(Protocol):
+    """What scores the pictures of a benchmark, knowing more than their prompts. More is better, 0 is worst.
+
+    Fields:
+        name: what it is called on the command line.
+        model_id: the models that it scores with, as they were loaded.
+        tags: of the prompts whose pictures it can score, where it cannot score all; it need not have that.
+    """
+
+    name: str
+    model_id: str
+
+    def judge(self, pictures: Pictures, rows: Sequence[SuitePrompt]) -> list[dict[str, Any]]:
+        """What it found in every picture; `score` in each is the picture's score in 0..1.
+
+        Without `score` where it cannot score pictures of such prompts. `parts`: named figures besides.
+        """
+        ...
+
+    def failed(self, row: SuitePrompt) -> dict[str, Any]:
+        """What a picture counts that could not be drawn, in the form of `judge`."""
+        ...
+
+
+def suite_of(
+    name: str,
+    rows: Sequence[SuitePrompt],
+    files: Sequence[Path],
+    *,
+    images_per_prompt: int = 1,
+    benchmark: str | None = None,
+) -> PromptSuite:
+    """The suite of these rows, read from these files.
+
+    Raises:
+        ConfigError: no prompts, an empty one, or two of one name.
+    """
+    place = files[0] if files else name
+    if not rows:
+        raise ConfigError(f"suite {place}: holds no prompts, expected at least one")
+    seen: set[str] = set()
+    for row in rows:
+        if is_blank(row.prompt):
+            raise ConfigError(f"suite {place}: prompt {row.id!r} is empty")
+        if row.id in seen:
+            raise ConfigError(f"suite {place}: two prompts are called {row.id!r}; names have to differ")
+        seen.add(row.id)
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.read_bytes())
+    return PromptSuite(
+        name=name,
+        prompts=tuple(
+            replace(row, prompt=clean_text(f"suite {place}: prompt {row.id!r}", row.prompt)) for row in rows
+        ),
+        sha256=digest.hexdigest(),
+        images_per_prompt=images_per_prompt,
+        benchmark=benchmark,
+    )

@@ -1,0 +1,42 @@
+"""Matplotlib figures and records as files, each whole or not at all."""
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmdiff.files import write_whole
+
+
+def figure_bytes(figure: Any, kind: str = "png", *, dpi: int = 90) -> bytes:
+    """Return the figure as a file of this kind; the same figure gives the same bytes."""
+    import matplotlib
+
+    file = io.BytesIO()
+    # SVG: a fixed salt and no date.
+    with matplotlib.rc_context({"svg.hashsalt": "llmdiff"}):
+        figure.savefig(file, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else None)
+    return file.getvalue()
+
+
+def data_address(png: bytes) -> str:
+    """Return an address that holds the picture itself."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def json_text(record: Any) -> str:
+    """Return a record as the text of its file."""
+    return json.dumps(record, indent=1) + "\n"
+
+
+def save_all(folder: Path, contents: Mapping[str, str | bytes]) -> list[Path]:
+    """Return the paths of the files with these names and contents, written into the folder.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    for name, content in contents.items():
+        write_whole(folder / name, content)
+    return [folder / name for name in contents]
