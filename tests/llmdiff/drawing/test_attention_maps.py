@@ -10,12 +10,12 @@ from typer.testing import CliRunner
 
 from llmdiff.adapter.cross import TwoBranchAttention
 from llmdiff.adapter.installation import installation_on
-from llmdiff.cli.main import app
 from llmdiff.controller import LLMController
 from llmdiff.drawing.attention_maps import draw_with_maps, words_of
 from llmdiff.errors import ConfigError, PromptError
 from llmdiff.language.advice import Advice
 from llmdiff.language.proxy import ClosedLLM, ProxySettings
+from llmdiff_lab.cli.main import app
 from llmdiff_lab.inspection.attention_plots import save_maps
 
 PROMPT = "a red apple"

@@ -11,11 +11,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from llmdiff.adapter.base_pipeline import packaged
-from llmdiff.cli.main import app
 from llmdiff.errors import ConfigError, MetricError
 from llmdiff.evaluation.metrics.diversity import Diversity
 from llmdiff.evaluation.metrics.loading import load_metric
 from llmdiff.training.log import read_log
+from llmdiff_lab.cli.main import app
 from llmdiff_lab.comparison import run as running
 from llmdiff_lab.comparison import trainings
 from llmdiff_lab.comparison.prepare import choose_rivals, prepare_benchmark

@@ -7,9 +7,9 @@ import pytest
 from tiny.pipelines import build_llm
 from typer.testing import CliRunner
 
-from llmdiff.cli.main import app
 from llmdiff.errors import ConfigError, LLMNotFoundError
 from llmdiff.language.llm import DecoderLLM
+from llmdiff_lab.cli.main import app
 from llmdiff_lab.comparison import compare_llms as comparing
 from llmdiff_lab.comparison.compare_page import comparison_tables, save_comparison
 from llmdiff_lab.comparison.settings import BenchmarkSettings

@@ -79,7 +79,7 @@ def test_a_system_that_fails_is_named_and_the_others_are_done(built, llm_folder,
 
 
 def test_sigterm_ends_all_and_the_next_start_goes_on(built, llm_folder, tmp_path):
-    line = [sys.executable, "-m", "llmdiff.cli", "benchmark", "--out", str(tmp_path), "--preset", "test"]
+    line = [sys.executable, "-m", "llmdiff_lab.cli", "benchmark", "--out", str(tmp_path), "--preset", "test"]
     line += ["--build", str(built.folder), "--llm", llm_folder, "--device", "cpu", "--seeds", "1"]
     line += ["--rivals", "base-states,last-hidden", "--prompts", "1", "--drawing-steps", "1"]
     line += ["--processes", "2", "--steps"]

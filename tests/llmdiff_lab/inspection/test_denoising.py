@@ -15,8 +15,8 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from llmdiff.cli.main import app
 from llmdiff.errors import InputFileError, LLMNotFoundError, PromptError
+from llmdiff_lab.cli.main import app
 from llmdiff_lab.inspection.denoising import load_encoder, read_denoising
 from llmdiff_lab.inspection.texts import read_texts
 

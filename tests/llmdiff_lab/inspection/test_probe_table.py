@@ -7,8 +7,8 @@ import torch
 from transformers import BertConfig, BertModel
 from typer.testing import CliRunner
 
-from llmdiff.cli.main import app
 from llmdiff.errors import ConfigError
+from llmdiff_lab.cli.main import app
 from llmdiff_lab.inspection import probe_table
 from llmdiff_lab.inspection.block_sums import BlockSums
 from llmdiff_lab.inspection.probe_plots import probe_tables, save_probes

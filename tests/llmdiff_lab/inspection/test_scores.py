@@ -8,11 +8,11 @@ import torch
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
-from llmdiff.cli.main import app
 from llmdiff.controller import LLMController
 from llmdiff.errors import ConfigError
 from llmdiff.language.advice import Advice
 from llmdiff.language.proxy import ClosedLLM, ProxySettings
+from llmdiff_lab.cli.main import app
 from llmdiff_lab.inspection.score_plots import save_scores, score_page
 from llmdiff_lab.inspection.scores import inspect_scores
 

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from llmdiff.cli.main import app
 from llmdiff.drawing.pictures import read_metadata, save_png
 from llmdiff.errors import ConfigError, LLMDiffError, OutputError
+from llmdiff_lab.cli.main import app
 from llmdiff_lab.study.model import InvalidAnswerError, StudyFullError, UnknownRaterError
 from llmdiff_lab.study.report import failed_checks, write_report
 from llmdiff_lab.study.store import StudyStore

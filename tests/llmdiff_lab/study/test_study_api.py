@@ -189,7 +189,7 @@ def test_links_that_nobody_was_given(http: TestClient, token: str) -> None:
 
 def killed_at_random_instants(folder: Path, times: int) -> int:
     """Kill the server again and again while raters answer; return how many acknowledged answers there are."""
-    command = [sys.executable, "-m", "llmdiff.cli", "study", "serve", str(folder), "--port", "0"]
+    command = [sys.executable, "-m", "llmdiff_lab.cli", "study", "serve", str(folder), "--port", "0"]
     rng = random.Random(0)
     acknowledged: dict[tuple[str, int], dict[str, str]] = {}
     for _ in range(times):

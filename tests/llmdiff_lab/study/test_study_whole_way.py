@@ -20,6 +20,7 @@ from llmdiff.evaluation.report import evaluate_suite
 from llmdiff.evaluation.suites.scenes import scene_prompts, scenes_suite
 from llmdiff.evaluation.suites.scenes_check import SceneChecker
 from llmdiff.openmoji.contents import SPLITS, World
+from llmdiff_lab.cli.main import app as laboratory
 from llmdiff_lab.study.api import create_study_app
 from tests.llmdiff.serving.conftest import save_models
 
@@ -28,7 +29,8 @@ WORLD = World(objects=6)
 
 def run(*arguments: object) -> Result:
     with warnings.catch_warnings():
-        result = CliRunner().invoke(app, [str(one) for one in arguments])
+        program = laboratory if arguments[0] == "study" else app
+        result = CliRunner().invoke(program, [str(one) for one in arguments])
     assert result.exit_code == 0, result.output
     return result
 
