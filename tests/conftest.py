@@ -1,7 +1,10 @@
 """Fixtures that all tests share: tiny random pipelines and LLMs of the real classes, see tiny/pipelines.py."""
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -9,6 +12,8 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from tiny.families import BUILDERS, DRAW_OPTIONS
 from tiny.pipelines import build_llm, build_sd, build_sdxl
+
+SPEED = Path(__file__).parents[1] / "speed"
 
 
 @pytest.fixture(autouse=True)
@@ -81,3 +86,19 @@ def ray_cluster() -> Iterator[Any]:
                 raise
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Return a function that loads a script of speed/, which may import the others beside it."""
+    monkeypatch.syspath_prepend(SPEED)
+
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name, SPEED / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load

@@ -160,7 +160,7 @@ def test_the_shipped_default_draws_its_golden_picture(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "the loss of one training step" in result.stdout
     pictures = []
-    for path in (out, ROOT / "tests" / "drawing" / "golden" / "generate.png"):
+    for path in (out, ROOT / "tests" / "llmdiff" / "drawing" / "golden" / "generate.png"):
         with Image.open(path) as image:
             pictures.append(np.asarray(image.convert("RGB")).astype(int))
     # Rounding: the same sums in another order.

@@ -242,9 +242,9 @@ def test_the_embedded_default_that_was_not_built_says_how(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_llm: Any, pipe: Any
 ) -> None:
     monkeypatch.setattr("llmdiff.adapter.base_pipeline.files", lambda package: tmp_path)
-    with pytest.raises(AdapterNotFoundError, match=r"python -m llmdiff\.openmoji\.build"):
+    with pytest.raises(AdapterNotFoundError, match=r"llmdiff-lab build"):
         LLMController.from_pretrained("openmoji")
-    with pytest.raises(PipelineNotFoundError, match=r"python -m llmdiff\.openmoji\.build"):
+    with pytest.raises(PipelineNotFoundError, match=r"llmdiff-lab build"):
         LLMController.create(tiny_llm, pipe, base_model_id="openmoji").load_pipeline()
 
 

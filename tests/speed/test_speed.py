@@ -1,6 +1,5 @@
 """The benchmarks of speed: that each runs and writes its records, that timing takes turns, that a run goes on."""
 
-import importlib
 import json
 import time
 from contextlib import contextmanager
@@ -10,12 +9,6 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "speed"
 KEYS = {"name", "ratio", "ours", "other", "unit", "machine", "versions"}
-
-
-@pytest.fixture
-def load(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return importlib.import_module
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -30,9 +23,9 @@ def load(monkeypatch):
         *(pytest.param(one, marks=pytest.mark.soak) for one in ("caching", "startup", "memory", "scaling")),
     ],
 )
-def test_it_runs_and_writes_its_records(load, tmp_path, name):
+def test_it_runs_and_writes_its_records(script, tmp_path, name):
     more = ["--plots", str(tmp_path)] if name == "scaling" else []
-    records = load(name).main(["--quick", "--repeats", "1", "--out", str(tmp_path / "out.json"), *more])
+    records = script(name).main(["--quick", "--repeats", "1", "--out", str(tmp_path / "out.json"), *more])
     written = json.loads((tmp_path / "out.json").read_text())["records"]
     assert written == records
     assert len({one["name"] for one in records}) == len(records) >= 2
@@ -43,8 +36,8 @@ def test_it_runs_and_writes_its_records(load, tmp_path, name):
     assert (tmp_path / "scaling.png").exists() == (name == "scaling")
 
 
-def test_sides_warm_up_and_then_take_turns_inside_their_contexts(load):
-    measuring = load("measuring")
+def test_sides_warm_up_and_then_take_turns_inside_their_contexts(script):
+    measuring = script("measuring")
     done = []
 
     @contextmanager
@@ -60,8 +53,8 @@ def test_sides_warm_up_and_then_take_turns_inside_their_contexts(load):
     assert seconds["a"] >= 0.02 > seconds["b"]
 
 
-def test_a_record_says_whether_its_aim_holds(load):
-    measuring = load("measuring")
+def test_a_record_says_whether_its_aim_holds(script):
+    measuring = script("measuring")
     slow = measuring.record("a", ours=3.0, other=2.0, unit="s", aim=measuring.Aim(value=1.2))
     assert (slow["ratio"], slow["aim"], slow["holds"]) == (1.5, "<= 1.2", False)
     fast = measuring.record(
@@ -77,8 +70,8 @@ def test_a_record_says_whether_its_aim_holds(load):
     ]
 
 
-def test_a_part_inside_another_is_counted_once(load):
-    clock = load("training_step").Clock("cpu")
+def test_a_part_inside_another_is_counted_once(script):
+    clock = script("training_step").Clock("cpu")
     inner = clock.timed("inner", lambda: time.sleep(0.02))
     outer = clock.timed("outer", lambda: (inner(), time.sleep(0.01)))
     outer()
@@ -92,8 +85,8 @@ def test_a_part_inside_another_is_counted_once(load):
     assert sum(clock.seconds.values()) == pytest.approx(clock.total)
 
 
-def test_a_run_goes_on_where_it_was_and_writes_the_page(load, tmp_path, monkeypatch, capfd):
-    run_all, measuring = load("run_all"), load("measuring")
+def test_a_run_goes_on_where_it_was_and_writes_the_page(script, tmp_path, monkeypatch, capfd):
+    run_all, measuring = script("run_all"), script("measuring")
     missed = measuring.record(
         "encode", ours=2.2, other=1.0, unit="s", aim=measuring.Aim(value=2.0), limit_by_flops=1.93
     )

@@ -10,6 +10,7 @@ from llmdiff.adapter.families import FAMILIES
 from llmdiff.checks.validation import what_is_wrong
 from llmdiff.errors import ConfigError, CorruptWeightsError
 from llmdiff.language.blocks import LONES
+from llmdiff.language.tokens import checked_template
 
 # Far above every model there is, and far below what a machine cannot hold.
 _MAX_WIDTH, _MAX_BLOCKS, _MAX_LAYERS, _MAX_REFINER_LAYERS, _MAX_TOKENS = 2**20, 10_000, 4096, 256, 2**20
@@ -73,7 +74,7 @@ class SavedConfig(_Strict):
     cross_attention: Annotated[dict[LayerName, LayerConfig], Field(max_length=_MAX_LAYERS)]
     encoding: Literal["guided", "paper"] | None = "guided"
     lone: Annotated[str, _one_of(*LONES)] = "token+bos"
-    template: Annotated[str, Field(max_length=100_000)] | None = None
+    template: Annotated[str, Field(max_length=100_000), AfterValidator(checked_template)] | None = None
     max_length: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] = 512
     # Infinity clips nothing; NaN is not above 0.
     clip: Annotated[float, Field(gt=0)] = 3.0

@@ -1,5 +1,6 @@
 """What pydantic finds wrong with a user's settings, in one line that names the key."""
 
+import re
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -10,12 +11,17 @@ if TYPE_CHECKING:
 
 # pydantic takes tens of milliseconds to import: only what checks settings needs it.
 
+_NAME = re.compile(r"[\w.-]{1,200}")
+
 
 def what_is_wrong(error: "ValidationError", model: "type[BaseModel]") -> str:
     """Return the first of what is wrong: an unknown key before all else, as it may be what is missing elsewhere."""
     found = sorted(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")[0]
     *outer, key = found["loc"] or ("",)
     name = repr(".".join(str(part)[:80] for part in found["loc"]))[1:-1]  # in one line
+    if found["type"] == "extra_forbidden" and not _NAME.fullmatch(name):
+        # The file may be another one, passed by mistake: its content stays out of the message.
+        return f"a key is no name, known are {', '.join(_inner(model, outer).model_fields)}: is it the right file?"
     if found["type"] == "extra_forbidden":
         known = list(_inner(model, outer).model_fields)
         near = get_close_matches(str(key)[:80], known, n=1)
@@ -23,7 +29,8 @@ def what_is_wrong(error: "ValidationError", model: "type[BaseModel]") -> str:
         return f"unknown key {name!r}, known are {', '.join(known)}{hint}"
     if found["type"] == "missing":
         return f"{name} is missing: set it"
-    return f"{name} is {short(found['input'])}: {found['msg']}" if name else found["msg"]
+    reason = found["msg"].removeprefix("Value error, ")
+    return f"{name} is {short(found['input'])}: {reason}" if name else reason
 
 
 def _inner(model: Any, outer: "list[int | str]") -> Any:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFont
+from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFont, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from llmdiff.errors import InputFileError, OutputError, first_line
@@ -82,6 +82,8 @@ def _opened(content: bytes, formats: tuple[str, ...], name: str) -> Iterator[Ima
     except InputFileError:
         raise
     # Decoders fail in many ways on damaged files (struct.error, IndexError, SyntaxError, MemoryError, ...).
+    except UnidentifiedImageError as error:  # its message has the address of an object
+        raise InputFileError(f"{name} is none of {', '.join(formats)}: convert it or leave it out") from error
     except Exception as error:
         raise InputFileError(
             f"{name} cannot be opened as one of {', '.join(formats)} ({type(error).__name__}: "

@@ -71,6 +71,16 @@ class PromptTemplate:
         )
 
 
+def checked_template(template: str) -> str:
+    """Return the template.
+
+    Raises:
+        ConfigError: it does not hold `{prompt}` once or twice.
+    """
+    PromptTemplate.parse(template)
+    return template
+
+
 def first_token_id(tokenizer: Any) -> int:
     """Returns the id of the token that every text starts with: BOS, or EOS where that serves as BOS (GPT-2).
 

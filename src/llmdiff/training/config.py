@@ -4,7 +4,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from llmdiff.adapter.refiner import LAYERS
 from llmdiff.checks.bounds import (
@@ -21,6 +29,7 @@ from llmdiff.checks.bounds import (
 from llmdiff.checks.validation import what_is_wrong
 from llmdiff.errors import ConfigError, InputFileError
 from llmdiff.files import is_blank, read_text
+from llmdiff.language.tokens import checked_template
 from llmdiff.training.data import Shapes
 from llmdiff.training.folders import folder_source
 from llmdiff.training.loop import LoopConfig
@@ -81,7 +90,7 @@ class ModelsConfig(_Strict):
     start: Name | None = None
     encoding: Literal["guided", "paper"] = "guided"
     lone: Literal["token", "token+bos", "vocabulary"] = "token+bos"
-    template: Annotated[str, Field(max_length=100_000)] | None = None
+    template: Annotated[str, Field(max_length=100_000), AfterValidator(checked_template)] | None = None
     max_length: Annotated[Whole, Field(ge=1, le=100_000)] = 512
     clip: Positive = 3.0
     refiner_layers: Annotated[Whole, Field(ge=0, le=64)] = LAYERS

@@ -270,7 +270,7 @@ def test_a_picture_is_drawn_on_as_a_viewer_shows_it(images: Any) -> None:
 @pytest.mark.parametrize(
     ("asked", "param", "words"),
     [
-        ({"image": b"no picture"}, "image", "cannot be opened as one of PNG"),
+        ({"image": b"no picture"}, "image", "is none of PNG"),
         ({"image": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"}, "image", "cannot be opened"),
         ({"image": b""}, "image", "cannot be opened"),
         ({"image": [png(), png()]}, "image", "got 2 files, expected one"),

@@ -15,7 +15,6 @@ from typing import Any
 import httpx2
 import pytest
 from starlette.testclient import TestClient
-from tests.llmdiff.serving.test_study_api import ALL_LEFT, folder  # noqa: F401 (a fixture)
 
 from llmdiff.serving.api import create_app
 from llmdiff.serving.connections import BoundedConnection
@@ -25,6 +24,7 @@ from llmdiff_lab.study.api import create_study_app
 from llmdiff_lab.study.study import open_study
 from tests.llmdiff.serving.conftest import GatedPainter, serving
 from tests.llmdiff.serving.test_api import ASK
+from tests.llmdiff_lab.study.test_study_api import ALL_LEFT, folder  # noqa: F401 (a fixture)
 
 URL = "/v1/images/generations"
 HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"

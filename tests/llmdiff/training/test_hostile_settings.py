@@ -204,3 +204,23 @@ def test_fuzzed_keys(section: str, key: str, value: Any) -> None:
 @given(field=st.sampled_from(FIELDS), value=VALUES)
 def test_fuzzed_keys_for_long(field: tuple[str, str], value: Any) -> None:
     _fuzz(*field, value)
+
+
+@pytest.mark.hostile("adapter config")
+def test_a_template_without_a_place_for_the_prompt_is_refused_before_anything_is_loaded(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "out: run\nmodels: {llm: a, base: b, template: no place}\ndata: {kind: scenes}\n"
+        "training: {steps: 1, batch_size: 1}\n"
+    )
+    with pytest.raises(ConfigError, match=r"models\.template is 'no place': .*expected once or twice"):
+        load_config(path, [])
+
+
+@pytest.mark.hostile("files and folders")
+def test_the_content_of_a_file_that_is_no_configuration_is_not_shown(tmp_path):
+    path = tmp_path / "shadow"
+    path.write_text("root:*:20228:0:99999:7:::\n")
+    with pytest.raises(ConfigError, match="is it the right file") as caught:
+        load_config(path, [])
+    assert "20228" not in str(caught.value)

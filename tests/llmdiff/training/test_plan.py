@@ -260,7 +260,9 @@ def test_measured_steps_are_extrapolated_to_the_whole_training(config, tmp_path)
     assert not missing_latents(store, parts.samples)
     pixels, _, _ = parts.samples.load(3, np.random.default_rng(0))
     expected = encode_pictures(parts.pipe.vae, pixels[None])[0]
-    torch.testing.assert_close(store.get("3").float(), expected, atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(
+        store.get(parts.samples.picture_name(3)).float(), expected, atol=1e-2, rtol=1e-2
+    )
 
 
 def test_only_whole_batches_are_measured(config, monkeypatch):

@@ -182,13 +182,13 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", ["²", "9" * 5000, "-1", "1e9", "٣"])
-def test_a_seed_that_is_no_number_is_none(tmp_path: Path, seed: str) -> None:
+def test_a_seed_that_is_no_number_is_refused(tmp_path: Path, seed: str) -> None:
     chunks = PngInfo()
     chunks.add_itxt("prompt", "a")
     chunks.add_itxt("seed", seed)
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=chunks)
-    [picture] = read_source("one", tmp_path)
-    assert picture.seed is None
+    with pytest.raises(ConfigError, match=r"says the seed .* expected a whole number"):
+        read_source("one", tmp_path)
 
 
 def test_reference_pictures_are_read_as_a_viewer_shows_them(tmp_path: Path) -> None:
