@@ -13,6 +13,7 @@ from llmdiff.language.advised import encode_with_advice
 from llmdiff.language.blocks import run_blocks
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.proxy import ClosedLLM, ProxySettings
+from llmdiff_lab.cli.main import app as laboratory
 
 from .conftest import PROMPTS
 
@@ -102,7 +103,7 @@ def test_an_ensemble_is_asked_for_with_answers_that_differ_and_the_prompt_is_kep
     ["generate", "compare", "batch", "evaluate", "serve", "ui", "inspect scores", "inspect attention"],
 )
 def test_every_command_that_reads_prompts_takes_a_closed_llm(verb):
-    command = typer.main.get_command(app)
+    command = typer.main.get_command(laboratory if verb.startswith("inspect") else app)
     for name in verb.split():
         command = command.commands[name]
     options = {option for one in command.params for option in one.opts}
