@@ -4,14 +4,14 @@ from typing import Any
 
 import torch
 
-from llmdiff.language import DecoderLLM, kinds
+from llmdiff.language import DecoderLLM
 
 
 def tiny_llm() -> DecoderLLM:
     """Returns a tiny random Llama that knows the words of the benchmarks' prompts."""
     from measuring import PROMPTS
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     words = sorted({word for prompt in PROMPTS for word in prompt.replace(",", " , ").split()})
     vocabulary = {word: place for place, word in enumerate(["<s>", "</s>", "<unk>", *words])}
@@ -21,8 +21,18 @@ def tiny_llm() -> DecoderLLM:
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
     torch.manual_seed(0)
-    config = kinds.tiny_config(kinds.kind("llama"))
-    return DecoderLLM(AutoModelForCausalLM.from_config(config), fast, id="tiny-llama")
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    return DecoderLLM(LlamaForCausalLM(config), fast, id="tiny-llama")
 
 
 def llm(options: Any, *, dtype: torch.dtype = torch.float32) -> DecoderLLM:

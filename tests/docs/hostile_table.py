@@ -1,7 +1,6 @@
 """The table of hostile inputs in docs/explanation/hostile_inputs.md: `python tests/docs/hostile_table.py` writes it."""
 
 import json
-import re
 import subprocess
 import sys
 from collections import Counter
@@ -10,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+sys.path.append(str(Path(__file__).parents[1]))  # where this is run as a command
+
+from docs.written import write
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "explanation" / "hostile_inputs.md"
-_TABLE = re.compile(r"(?<=<!-- table -->\n).*(?=<!-- end of table -->)", re.DOTALL)
 
 # What is tried of every kind; a test's mark names one of these.
 TRIED = {
@@ -76,19 +78,11 @@ def table(counts: Mapping[str, int]) -> str:
     assert set(counts) <= set(TRIED), f"unknown kinds: {set(counts) - set(TRIED)}"
     rows = [f"| {kind} | {what} | {counts[kind]:,} |" for kind, what in TRIED.items() if kind in counts]
     total = f"| all | | {sum(counts.values()):,} |"
-    return "\n".join(["| kind | what is tried | tests |", "|---|---|---:|", *rows, total]) + "\n"
-
-
-def table_on_page() -> str:
-    """Return the table that the page has."""
-    found = _TABLE.search(PAGE.read_text(encoding="utf-8"))
-    assert found is not None, f"{PAGE} has no place for the table"
-    return found.group()
+    return "\n".join(["| kind | what is tried | tests |", "|---|---|---:|", *rows, total])
 
 
 if __name__ == "__main__":
     if "--count" in sys.argv:
         _count()
     else:
-        text = PAGE.read_text(encoding="utf-8")
-        PAGE.write_text(_TABLE.sub(table(collected()).replace("\\", r"\\"), text), encoding="utf-8")
+        write(PAGE, {"table": table(collected())})

@@ -2,22 +2,31 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from llmdiff.adapter import families, layers
 from llmdiff.adapter.base_encoder import encode_with_base, has_text_encoder
+from llmdiff.adapter.processors import CrossAttentionBranch
 from llmdiff.adapter.true_weights import in_accepted_dtype, place_of, weight_and_bias
 
-if TYPE_CHECKING:
-    from llmdiff.adapter.adapter import LLMDiffAdapter
+
+class NewAdapter(Protocol):
+    """The parts of an adapter that have a size to start with, see `LLMDiffAdapter`."""
+
+    norm: nn.LayerNorm
+    phi: nn.Linear
+    pooled: nn.Linear | None
+
+    def branch(self, layer: str) -> CrossAttentionBranch:
+        """Return the branch of the attention layer with this module name."""
 
 
 @torch.no_grad()
 def start_like_base(
-    adapter: "LLMDiffAdapter",
+    adapter: NewAdapter,
     pipe: Any,
     family: families.Family,
     denoiser: Any,

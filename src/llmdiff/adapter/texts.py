@@ -8,7 +8,8 @@ import torch
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.errors import ConfigError, PromptError
 from llmdiff.files import clean_text, is_blank
-from llmdiff.language.advice import Advice, encode_with_advice
+from llmdiff.language.advice import Advice
+from llmdiff.language.advised import encode_with_advice
 from llmdiff.language.weights import parse_weights
 from llmdiff.types import TextEncoding
 

@@ -8,7 +8,7 @@ Source: Dong et al. 2024 (arXiv 2502.04412), blocks as denoising steps of every 
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,11 @@ from llmdiff.errors import UnsupportedLLMError
 from llmdiff.language.finite import FiniteWatch, non_finite_error
 from llmdiff.language.hooks import on_every_block
 from llmdiff.language.lone_calls import JoinedCall, call_alone
+from llmdiff.language.placement import Placement
 from llmdiff.language.prefix import PrefixStates, fixed_caches
 from llmdiff.language.rows import TokenRows
 from llmdiff.language.tokens import PromptTokens, first_token_id
-
-if TYPE_CHECKING:
-    from llmdiff.language.llm import DecoderLLM
+from llmdiff.language.vocabulary import VocabularyRows
 
 Lone = Literal["token", "token+bos", "vocabulary"]
 LONES: tuple[Lone, ...] = get_args(Lone)
@@ -33,9 +32,36 @@ Visit = Callable[[int, Tensor, Tensor, Tensor | None], None]
 _one_pass_at_a_time = threading.RLock()
 
 
+class BlockwiseLLM(Protocol):
+    """What a pass needs of an LLM, see `DecoderLLM`."""
+
+    id: str
+    model: Any
+    tokenizer: Any
+    blocks: nn.ModuleList
+    num_blocks: int
+    max_positions: int | None
+    placement: Placement
+    joined_lones: frozenset[Lone]
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the LLM computes on."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that it computes in."""
+
+    def prefix_states(self, prefix_ids: tuple[int, ...]) -> PrefixStates:
+        """Return the states of a constant start of text."""
+
+    def lone_vocabulary(self, token_ids: Tensor) -> VocabularyRows:
+        """Return the updates of tokens as texts of their own."""
+
+
 @torch.no_grad()
 def run_blocks(
-    llm: "DecoderLLM",
+    llm: BlockwiseLLM,
     tokens: PromptTokens,
     *,
     lone: Lone | None,
@@ -92,7 +118,7 @@ def run_blocks(
 
 
 def run_rows(
-    llm: "DecoderLLM",
+    llm: BlockwiseLLM,
     rows: TokenRows,
     prefix_ids: tuple[int, ...],
     *,
@@ -173,7 +199,7 @@ def run_rows(
 
 
 @torch.no_grad()
-def run_prefix(llm: "DecoderLLM", prefix_ids: tuple[int, ...]) -> PrefixStates:
+def run_prefix(llm: BlockwiseLLM, prefix_ids: tuple[int, ...]) -> PrefixStates:
     """Returns keys and values of a constant start of text, and its BOS's state at every block."""
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
@@ -213,7 +239,7 @@ def run_prefix(llm: "DecoderLLM", prefix_ids: tuple[int, ...]) -> PrefixStates:
 
 
 @torch.no_grad()
-def run_plainly(llm: "DecoderLLM", ids: Tensor) -> list[tuple[Tensor, Tensor]]:
+def run_plainly(llm: BlockwiseLLM, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Returns every block's input and output as the model itself reads texts, without anything of a pass of ours.
 
     Shapes:
@@ -235,7 +261,7 @@ def run_plainly(llm: "DecoderLLM", ids: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 @torch.no_grad()
-def run_vocabulary(llm: "DecoderLLM", token_ids: Tensor) -> Tensor:
+def run_vocabulary(llm: BlockwiseLLM, token_ids: Tensor) -> Tensor:
     """Returns every block's update of each token as a text of its own, behind BOS.
 
     Shapes:

@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from llmdiff.errors import ConfigError
+from llmdiff.language.advice import Advice
 from llmdiff.language.blocks import Lone, run_blocks, run_prefix, run_vocabulary
 from llmdiff.language.loading import load_llm
 from llmdiff.language.placement import Placement
@@ -24,9 +25,6 @@ from llmdiff.language.tokens import PromptTokens, first_token_id, tokenize
 from llmdiff.language.vocabulary import LoneVocabulary, VocabularyRows
 from llmdiff.types import BlockStates, TextEncoding
 
-if TYPE_CHECKING:
-    from llmdiff.language.advice import Advice
-
 _MAX_REMEMBERED_PREFIXES = 8
 
 
@@ -39,7 +37,7 @@ class DecoderLLM:
     asked about every prompt that a pipeline draws with this LLM.
     """
 
-    advice: "Advice | None" = None
+    advice: Advice | None = None
     joined_lones: frozenset[Lone]
 
     def __init__(self, model: Any, tokenizer: Any, *, id: str) -> None:

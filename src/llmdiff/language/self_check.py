@@ -8,22 +8,19 @@ token alone is read alike in a call of its own and beside a text.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from llmdiff.errors import ConfigError, CorruptWeightsError, UnsupportedLLMError
-from llmdiff.language.blocks import LONES, Lone, run_plainly, run_prefix, run_rows
+from llmdiff.language.blocks import LONES, BlockwiseLLM, Lone, run_plainly, run_prefix, run_rows
 from llmdiff.language.lone_calls import MAX_KEYS
 from llmdiff.language.prefix import FixedPrefixLayer, PrefixStates
 from llmdiff.language.rows import TokenRows
 from llmdiff.language.support import EXPECTED, whatever_fails_is_unsupported
 from llmdiff.language.tokens import PromptTokens, first_token_id
-
-if TYPE_CHECKING:
-    from llmdiff.language.llm import DecoderLLM
 
 _TEXT = "a red cat and two blue dogs in the snow"
 _WORDS, _FEW = 4, 2
@@ -35,7 +32,7 @@ _ROUNDINGS = 8
 _NUMBERS = frozenset({"layer_idx", "layer_id", "layer_index", "layer_number", "training"})
 
 
-def check_reading(llm: "DecoderLLM") -> frozenset[Lone]:
+def check_reading(llm: BlockwiseLLM) -> frozenset[Lone]:
     """Return the readings of "alone" that may be computed in one call with the text, however long that is.
 
     Blocks are read until every kind of block has been; nothing is remembered, and no random number is drawn.
@@ -50,7 +47,7 @@ def check_reading(llm: "DecoderLLM") -> frozenset[Lone]:
         return frozenset(LONES)  # states that are not finite: named where a prompt is encoded
 
 
-def _check(llm: "DecoderLLM") -> frozenset[Lone]:
+def _check(llm: BlockwiseLLM) -> frozenset[Lone]:
     trial = _Trial(llm)
     words = _words(llm)
     few = words[:_FEW]
@@ -102,7 +99,7 @@ def _bos_is_in_reach(trial: "_Trial", words: list[int]) -> bool:
     return trial.agree(joined.as_lone(), own.as_lone())
 
 
-def _words(llm: "DecoderLLM") -> list[int]:
+def _words(llm: BlockwiseLLM) -> list[int]:
     """The ids of a few tokens, not more than the LLM has positions for."""
     found = [int(token) for token in llm.tokenizer(_TEXT, add_special_tokens=False)["input_ids"]]
     return (found * _WORDS)[: max(2, min(_WORDS, (llm.max_positions or _WORDS + 1) - 1))]
@@ -137,7 +134,7 @@ class _Trial:
         prefix: what passes take for the constant start of a text.
     """
 
-    def __init__(self, llm: "DecoderLLM") -> None:
+    def __init__(self, llm: BlockwiseLLM) -> None:
         self._llm: Any = llm
         self.num_blocks = _blocks_of_every_kind(llm)
         self.blocks = nn.ModuleList(list(llm.blocks)[: self.num_blocks])
@@ -158,9 +155,9 @@ class _Trial:
         return SimpleNamespace(config=self._llm.model.config, base_model=self._first_blocks)
 
     @property
-    def as_llm(self) -> "DecoderLLM":
+    def as_llm(self) -> BlockwiseLLM:
         """This trial, for what takes an LLM."""
-        return cast("DecoderLLM", self)
+        return cast(BlockwiseLLM, self)
 
     def prefix_states(self, prefix_ids: tuple[int, ...]) -> PrefixStates:
         """Return the prefix of this trial."""
@@ -234,7 +231,7 @@ class _Trial:
             handle.remove()
 
 
-def _blocks_of_every_kind(llm: "DecoderLLM") -> int:
+def _blocks_of_every_kind(llm: BlockwiseLLM) -> int:
     """How many blocks to read until there is none of another kind left: other parts, or other settings of them."""
     types = getattr(llm.model.config.get_text_config(decoder=True), "layer_types", None) or ()
     seen: set[Any] = set()

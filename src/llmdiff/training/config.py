@@ -32,7 +32,7 @@ from llmdiff.files import is_blank, read_text
 from llmdiff.language.tokens import checked_template
 from llmdiff.training.data import Shapes
 from llmdiff.training.folders import folder_source
-from llmdiff.training.loop import LoopConfig
+from llmdiff.training.loop_config import LoopConfig
 from llmdiff.training.rows import Source
 from llmdiff.training.shards import shards_source
 from llmdiff.training.sources import SceneSource, hub_source

@@ -3,7 +3,7 @@
 import importlib
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,10 +11,8 @@ from torch.distributed.tensor import DTensor
 
 from llmdiff.environment import check_extra
 from llmdiff.errors import ConfigError
+from llmdiff.training.loop_config import LoopConfig
 from llmdiff.training.muon import MuonAdamW
-
-if TYPE_CHECKING:
-    from llmdiff.training.loop import LoopConfig
 
 LrScale = Callable[[str], tuple[float, float]]
 
@@ -27,7 +25,7 @@ def adapter_lr_scale(scalar_share: float) -> LrScale:
     return lambda name: (scalar_share, 0.0) if name.endswith(_SCALARS) else (1.0, 1.0)
 
 
-def lr_factor(config: "LoopConfig", step: int) -> float:
+def lr_factor(config: LoopConfig, step: int) -> float:
     """The learning rate of a step as a share of its maximum, between 0 and 1."""
     if step < config.lr_warmup_steps:
         return (step + 1) / config.lr_warmup_steps
@@ -43,7 +41,7 @@ def lr_factor(config: "LoopConfig", step: int) -> float:
 
 def create_optimizer(
     parameters: Mapping[str, nn.Parameter],
-    config: "LoopConfig",
+    config: LoopConfig,
     lr_scale: LrScale,
     muon: Callable[[str], bool],
     *,
@@ -74,7 +72,7 @@ def create_optimizer(
 
 def _groups(
     parameters: Mapping[str, nn.Parameter],
-    config: "LoopConfig",
+    config: LoopConfig,
     lr_scale: LrScale,
     muon: Callable[[str], bool],
 ) -> list[dict[str, Any]]:

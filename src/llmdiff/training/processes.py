@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
@@ -20,9 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from llmdiff.environment import check_extra
 from llmdiff.errors import ConfigError, LLMDiffError
-
-if TYPE_CHECKING:
-    from llmdiff.training.loop import LoopConfig
+from llmdiff.training.loop_config import LoopConfig
 
 # One process may prepare data for as long as this while the others wait.
 _PATIENCE = timedelta(hours=2)
@@ -41,7 +39,7 @@ class Processes:
     """
 
     def __init__(
-        self, config: "LoopConfig", device: torch.device, folder: Path, trackers: Sequence[str] = ()
+        self, config: LoopConfig, device: torch.device, folder: Path, trackers: Sequence[str] = ()
     ) -> None:
         for name in trackers:
             check_extra("train", name)

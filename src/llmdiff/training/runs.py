@@ -11,7 +11,7 @@ from llmdiff.errors import LLMDiffError
 from llmdiff.files import not_writable, sweep
 from llmdiff.language.digests import model_digest
 from llmdiff.training.config import TrainConfig, WatchConfig
-from llmdiff.training.loop import LoopConfig
+from llmdiff.training.loop_config import LoopConfig
 from llmdiff.training.prepare import Parts
 from llmdiff.training.resume import flat
 

@@ -28,7 +28,8 @@ from tqdm.auto import tqdm
 from llmdiff.adapter import families, layers
 from llmdiff.adapter.base_encoder import BaseTexts, encode_with_base, has_text_encoder
 from llmdiff.errors import UnsupportedPipelineError
-from llmdiff.training.loop import LoopConfig, StepPart, train
+from llmdiff.training.loop import StepPart, train
+from llmdiff.training.loop_config import LoopConfig
 from llmdiff.training.optimizers import LrScale
 
 Conditioned = Callable[[Sequence[int], torch.Generator], tuple[Tensor, Tensor | None]]

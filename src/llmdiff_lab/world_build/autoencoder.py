@@ -12,7 +12,8 @@ from tqdm.auto import tqdm
 
 from llmdiff.openmoji.contents import World
 from llmdiff.openmoji.scenes import draw, lay_out
-from llmdiff.training.loop import LoopConfig, StepPart, train
+from llmdiff.training.loop import StepPart, train
+from llmdiff.training.loop_config import LoopConfig
 from llmdiff_lab.world_build.presets import Preset
 
 _KL_WEIGHT, _DECODER_NOISE = 1e-6, 0.05

@@ -22,7 +22,8 @@ from llmdiff.evaluation.suites.verdicts import SIZE_OF_PX, verdict
 from llmdiff.openmoji.contents import SPLITS, World
 from llmdiff.openmoji.scenes import Content, Scene, content_of, draw, lay_out
 from llmdiff.openmoji.world import BACKGROUNDS, SHAPE_COLOURS
-from llmdiff.training.loop import LoopConfig, StepPart, train
+from llmdiff.training.loop import StepPart, train
+from llmdiff.training.loop_config import LoopConfig
 from llmdiff_lab.world_build.presets import Preset
 
 _REACH_PX, _MARGIN_PX = 3.2, 5.5

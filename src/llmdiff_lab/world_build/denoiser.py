@@ -14,7 +14,8 @@ from llmdiff.adapter.decoding import decoding_checked
 from llmdiff.drawing.grids import save_grid
 from llmdiff.openmoji.captions import Wording, caption
 from llmdiff.openmoji.contents import SPLITS
-from llmdiff.training.loop import LoopConfig, StepPart, train
+from llmdiff.training.loop import StepPart, train
+from llmdiff.training.loop_config import LoopConfig
 from llmdiff.training.objective import Objective
 from llmdiff_lab.world_build.dataset import SceneData
 from llmdiff_lab.world_build.maps import MappingUNet, map_classes, map_loss

@@ -16,7 +16,8 @@ from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.errors import ConfigError
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.training.bank import EncodingBank, GroupBank, TextBank, by_length, in_batches
-from llmdiff.training.loop import LoopConfig, StepPart, train
+from llmdiff.training.loop import StepPart, train
+from llmdiff.training.loop_config import LoopConfig
 from llmdiff.training.objective import Objective
 from llmdiff.training.optimizers import adapter_lr_scale
 from llmdiff.training.warm_start import warm_start

@@ -19,7 +19,8 @@ from llmdiff.openmoji.captions import caption
 from llmdiff.openmoji.contents import SPLITS, World
 from llmdiff.openmoji.scenes import Content, Item, Scene, draw, lay_out
 from llmdiff.openmoji.world import OPPOSITE, RELATIONS
-from llmdiff.training.loop import LoopConfig, StepPart, train
+from llmdiff.training.loop import StepPart, train
+from llmdiff.training.loop_config import LoopConfig
 from llmdiff_lab.world_build.checker import blur, spoil, to_uint8
 from llmdiff_lab.world_build.dataset import near_miss
 from llmdiff_lab.world_build.maps import MAP_SIDE, map_classes, map_loss, scene_maps

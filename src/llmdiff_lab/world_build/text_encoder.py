@@ -15,7 +15,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from llmdiff.openmoji.captions import caption
 from llmdiff.openmoji.contents import World
-from llmdiff.training.loop import LoopConfig, StepPart, train
+from llmdiff.training.loop import StepPart, train
+from llmdiff.training.loop_config import LoopConfig
 from llmdiff_lab.world_build.dataset import SceneData
 from llmdiff_lab.world_build.presets import Preset
 

@@ -7,11 +7,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from docs.families_table import CHECKS, PAGE, FamilyCheck, parts
+from docs.written import on_page
 
 from llmdiff.adapter import FAMILIES
-from llmdiff.adapter.families_table import CHECKS, FamilyCheck, checks_table, families_table
 
-ROOT = Path(__file__).parents[3]
 EVERY = {family.name for family in FAMILIES}
 # Fixtures that come from `pipe`: Stable Diffusion and SDXL, or every family where a module says so.
 FROM_PIPE = {"pipe", "attached", "adapter", "loud_adapter"}
@@ -42,6 +42,5 @@ def test_every_check_is_a_test_of_its_families(check: FamilyCheck) -> None:
 
 
 def test_docs_hold_the_tables() -> None:
-    pipelines = (ROOT / "docs" / "how-to" / "pipelines.md").read_text(encoding="utf-8")
-    for table in (families_table(), checks_table()):
-        assert table in pipelines, 'run "python -m llmdiff.adapter.families_table"'
+    for name, part in parts().items():
+        assert on_page(PAGE, name) == part, "run python tests/docs/families_table.py"

@@ -6,21 +6,22 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tiny import llm_kinds
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from llmdiff.language import DecoderLLM, kinds
+from llmdiff.language import DecoderLLM
 
 PROMPTS = ["a red apple", "two blue stars above a big dog in the snow", "", "an old automobile"]
 TEXTS = [*PROMPTS, "Describe the picture: which object is where? Picture: a cat and a dog", "\nAgain: in"]
 
-KIND_NAMES = tuple(row.name for row in kinds.KINDS)
+KIND_NAMES = tuple(row.name for row in llm_kinds.KINDS)
 
 
 def tiny_config(name: str) -> Any:
     """Returns the configuration of a tiny model of that kind."""
-    return kinds.tiny_config(kinds.kind(name))
+    return llm_kinds.tiny_config(llm_kinds.kind(name))
 
 
 def tiny_model(config: Any, *, attention: str | None = None) -> Any:
@@ -41,7 +42,7 @@ def tiny_tokenizer() -> Any:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=kinds.TINY_VOCAB_SIZE,
+        vocab_size=llm_kinds.TINY_VOCAB_SIZE,
         special_tokens=["<s>", "</s>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

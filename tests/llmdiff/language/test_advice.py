@@ -8,7 +8,8 @@ from llmdiff.cli.main import app
 from llmdiff.controller import LLMController
 from llmdiff.drawing.models import Models, advice_of
 from llmdiff.errors import ConfigError, PromptError
-from llmdiff.language.advice import Advice, encode_with_advice
+from llmdiff.language.advice import Advice
+from llmdiff.language.advised import encode_with_advice
 from llmdiff.language.blocks import run_blocks
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.proxy import ClosedLLM, ProxySettings

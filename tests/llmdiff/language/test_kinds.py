@@ -3,14 +3,16 @@
 import copy
 import importlib
 import inspect
-from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from docs.written import on_page
+from tiny import llm_kinds
 
+from docs import kinds_table
 from llmdiff.errors import UnsupportedLLMError
-from llmdiff.language import ContextEncoding, DecoderLLM, kinds, kinds_table
+from llmdiff.language import ContextEncoding, DecoderLLM
 
 from .conftest import PROMPTS, tiny_config, tiny_llm, tiny_model, tiny_tokenizer
 
@@ -22,7 +24,6 @@ BYTES = [
     "लाल सेब और नीला तारा",
     "a red apple",
 ]
-DOCS = Path(__file__).parents[3] / "docs" / "how-to" / "llms.md"
 
 
 @pytest.mark.parametrize("check", kinds_table.CHECKS, ids=lambda check: check.title)
@@ -32,18 +33,17 @@ def test_every_column_of_the_table_is_a_test_of_every_kind(check: kinds_table.Ch
 
 
 def test_names_and_tiny_models_are_of_their_kind() -> None:
-    assert len({row.name for row in kinds.KINDS}) == len(kinds.KINDS)
-    for row in kinds.KINDS:
-        config = kinds.tiny_config(row)
+    assert len({row.name for row in llm_kinds.KINDS}) == len(llm_kinds.KINDS)
+    for row in llm_kinds.KINDS:
+        config = llm_kinds.tiny_config(row)
         assert type(config) is getattr(transformers, row.config_class)
         assert config.num_hidden_layers == 4
         assert config.hidden_size == 32
 
 
 def test_docs_hold_the_tables() -> None:
-    text = DOCS.read_text(encoding="utf-8")
-    for part in (kinds_table.tested_table(), kinds_table.checks_list(), kinds_table.refused_table()):
-        assert part in text, 'docs/how-to/llms.md: run "python -m llmdiff.language.kinds_table"'
+    for name, part in kinds_table.parts().items():
+        assert on_page(kinds_table.PAGE, name) == part, "run python tests/docs/kinds_table.py"
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)

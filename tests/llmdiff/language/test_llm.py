@@ -16,13 +16,13 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tiny.llm_kinds import TINY_VOCAB_SIZE
+from tiny.refused_llms import REFUSED, RefusedKind
 
 from llmdiff.errors import CorruptWeightsError, LLMDiffError, LLMNotFoundError, UnsupportedLLMError
 from llmdiff.language import DecoderLLM
 from llmdiff.language import gguf as gguf_module
-from llmdiff.language.kinds import TINY_VOCAB_SIZE
 from llmdiff.language.packaged import PACKAGED
-from llmdiff.language.support import REFUSED, RefusedKind
 
 from .conftest import PROMPTS, tiny_llm, tiny_model, tiny_tokenizer
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tiny import llm_kinds
 
 from llmdiff.errors import ConfigError, UnsupportedLLMError
-from llmdiff.language import ContextEncoding, DecoderLLM, kinds
+from llmdiff.language import ContextEncoding, DecoderLLM
 
 from .conftest import PROMPTS, tiny_model, tiny_tokenizer
 
@@ -18,7 +19,7 @@ from .conftest import PROMPTS, tiny_model, tiny_tokenizer
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A tiny Llama whose layers are wide enough for blocks of 64 packed weights."""
-    config = kinds.tiny_config(kinds.kind("llama"))
+    config = llm_kinds.tiny_config(llm_kinds.kind("llama"))
     config.hidden_size, config.intermediate_size, config.head_dim = 64, 128, 16
     tiny_model(config).save_pretrained(tmp_path / "llm")
     tiny_tokenizer().save_pretrained(tmp_path / "llm")

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from llmdiff.language import ContextEncoding, DecoderLLM
-from llmdiff.language.advice import Advice, encode_with_advice
+from llmdiff.language.advice import Advice
+from llmdiff.language.advised import encode_with_advice
 from llmdiff.language.packaged import EMBEDDED_NAME, packaged_llm_folder
 from llmdiff.language.proxy import DESCRIBE, ClosedLLM, ProxySettings
 

@@ -4,17 +4,16 @@ import inspect
 from typing import Any
 
 import torch
+from tiny.llm_kinds import TINY_VOCAB_SIZE
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-from llmdiff.language import kinds
 
 MOST_PARAMETERS = 40_000_000
 
 # Settings by the names that transformers gives them, most common first.
 _SIZES: dict[str, Any] = {
-    "vocab_size": kinds.TINY_VOCAB_SIZE,
+    "vocab_size": TINY_VOCAB_SIZE,
     **dict.fromkeys(
         ("hidden_size", "d_model", "n_embd", "dim", "emb_dim", "embed_dim", "decoder_hidden_size"), 32
     ),
@@ -64,7 +63,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "Dots1Config": {"n_shared_experts": 1},
     "Dots3NoteTextConfig": {"num_key_value_heads": 4},
     "GPTNeoConfig": {"attention_types": [[["global", "local"], 2]]},
-    "Gemma4TextConfig": {"vocab_size_per_layer_input": kinds.TINY_VOCAB_SIZE},
+    "Gemma4TextConfig": {"vocab_size_per_layer_input": TINY_VOCAB_SIZE},
     "Glm4MoeLiteConfig": {"num_key_value_heads": 4},
     "GlmMoeDsaConfig": {"num_key_value_heads": 4},
     "HYV4Config": {"num_key_value_heads": 4},

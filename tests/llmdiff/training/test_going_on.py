@@ -13,7 +13,8 @@ from llmdiff.cli.main import app
 from llmdiff.errors import LLMDiffError, OutputError
 from llmdiff.training.checkpoint import best_checkpoint, checkpoints, load_checkpoint, save_checkpoint
 from llmdiff.training.config import TrainConfig
-from llmdiff.training.loop import LoopConfig, train
+from llmdiff.training.loop import train
+from llmdiff.training.loop_config import LoopConfig
 from llmdiff.training.resume import flat
 from llmdiff.training.runs import _HARMLESS
 from llmdiff.training.trainer import train_adapter

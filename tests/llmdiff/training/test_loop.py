@@ -12,7 +12,8 @@ from llmdiff.errors import CorruptWeightsError, LLMDiffError
 from llmdiff.training.checkpoint import best_checkpoint, checkpoints, load_checkpoint
 from llmdiff.training.ema import Ema
 from llmdiff.training.log import read_log
-from llmdiff.training.loop import LoopConfig, step_part, train
+from llmdiff.training.loop import step_part, train
+from llmdiff.training.loop_config import LoopConfig
 from llmdiff.training.optimizers import lr_factor
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from llmdiff.training.loop import LoopConfig, train
+from llmdiff.training.loop import train
+from llmdiff.training.loop_config import LoopConfig
 from llmdiff.training.muon import MuonAdamW, orthogonalise
 
 

@@ -13,7 +13,7 @@ from llmdiff.adapter.installation import install
 from llmdiff.controller import LLMController
 from llmdiff.errors import UnsupportedPipelineError
 from llmdiff.training.bank import EncodingBank
-from llmdiff.training.loop import LoopConfig
+from llmdiff.training.loop_config import LoopConfig
 from llmdiff.training.warm_start import draw_queries, warm_start
 
 CAPTIONS = ["a red cat", "two green apples", "a blue car on the left of a dog", "three dogs", ""]

@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from torch import nn
 from tqdm.auto import tqdm
 
-from llmdiff.training.loop import LoopConfig, train
+from llmdiff.training.loop import train
+from llmdiff.training.loop_config import LoopConfig
 
 
 def run(folder, *, steps=12, checkpoint_every_s=0.0, dropout=0.1, slow_s=0.0, full_at=None, **changes):

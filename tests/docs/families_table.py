@@ -1,10 +1,18 @@
-"""Tables in Markdown of what is tested per family, and how: `python -m llmdiff.adapter.families_table`."""
+"""The tables of what is tested per family in docs/how-to/pipelines.md: `python tests/docs/families_table.py`."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1]))  # where this is run as a command
+
+from docs.kinds_table import Check
+from docs.written import markdown_table, write
 from llmdiff.adapter.families import FAMILIES, Family
-from llmdiff.language.kinds_table import Check, markdown_table
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "how-to" / "pipelines.md"
 
 _EVERY = tuple(family.name for family in FAMILIES)
 _UNETS = ("sd", "sdxl")
@@ -22,7 +30,7 @@ _CHANNELS = {
 
 @dataclass(frozen=True, kw_only=True)
 class FamilyCheck(Check):
-    """One row of the matrix: the test in `tests/adapter/` that fills it, and the families it is run for."""
+    """One row of the matrix: the test in `tests/llmdiff/adapter/` that fills it, and the families it is run for."""
 
     families: tuple[str, ...] = _EVERY
 
@@ -186,7 +194,7 @@ CHECKS: tuple[FamilyCheck, ...] = (
 
 
 def families_table() -> str:
-    """Returns the table of the families, one row each: how the LLM gets in, and how much is tested."""
+    """Return the table of the families, one row each: how the LLM gets in, and how much is tested."""
     header = ["family", "pipelines", "how the LLM gets in", "tiny random", "real weights", "GPU"]
     rows = (
         [
@@ -203,7 +211,7 @@ def families_table() -> str:
 
 
 def checks_table() -> str:
-    """Returns the table of the checks, with a column for every family."""
+    """Return the table of the checks, with a column for every family."""
     header = ["check", "what holds", *(family.title for family in FAMILIES)]
     rows = (
         [check.title, check.what, *("yes" if name in check.families else "-" for name in _EVERY)]
@@ -213,7 +221,7 @@ def checks_table() -> str:
 
 
 def _uses(family: Family) -> list[str]:
-    """Returns what the family's pipelines are for."""
+    """Return what the family's pipelines are for."""
     found: dict[str, None] = {}
     for name in family.pipelines:
         kinds = (("ControlNet", "ControlNet"), ("Img2Img", "image-to-image"), ("Inpaint", "inpainting"))
@@ -221,5 +229,10 @@ def _uses(family: Family) -> list[str]:
     return list(found)
 
 
+def parts() -> dict[str, str]:
+    """Return what the page has between its marks."""
+    return {"families": families_table(), "checks": checks_table()}
+
+
 if __name__ == "__main__":
-    print(families_table(), checks_table(), sep="\n\n")
+    write(PAGE, parts())

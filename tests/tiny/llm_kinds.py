@@ -1,6 +1,6 @@
 """The kinds of LLM that are tested, one row each: the tests and the tables of the docs are made from it.
 
-What is refused stands in `support`; `python -m llmdiff.language.kinds_table` prints the tables.
+What is refused stands in `refused_llms`; `python tests/docs/kinds_table.py` writes the tables.
 """
 
 from collections.abc import Mapping

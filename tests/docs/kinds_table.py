@@ -1,15 +1,23 @@
-"""Tables in Markdown of what is tested per LLM, and how: `python -m llmdiff.language.kinds_table`."""
+"""The tables of what is tested per LLM in docs/how-to/llms.md: `python tests/docs/kinds_table.py` writes them."""
 
-from collections.abc import Iterable
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
-from llmdiff.language.kinds import KINDS
-from llmdiff.language.support import REFUSED
+sys.path.append(str(Path(__file__).parents[1]))  # where this is run as a command
+
+from tiny.llm_kinds import KINDS
+from tiny.refused_llms import REFUSED
+
+from docs.written import markdown_table, write
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "how-to" / "llms.md"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One column of the matrix and the test in `tests/language/` that fills it for every row of `KINDS`."""
+    """One column of the matrix and the test in `tests/llmdiff/language/` that fills it for every row of `KINDS`."""
 
     title: str
     what: str
@@ -53,7 +61,7 @@ CHECKS: tuple[Check, ...] = (
 
 
 def tested_table() -> str:
-    """Returns the table of the LLMs that are tested, one row each."""
+    """Return the table of the LLMs that are tested, one row each."""
     titles = [check.title for check in CHECKS]
     header = ["LLM", "for example", *titles, "real weights", "GPU"]
     rows = (
@@ -69,36 +77,20 @@ def tested_table() -> str:
     return markdown_table(header, rows)
 
 
-def short_table() -> str:
-    """Returns the same table with one column for all checks, for the README."""
-    rows = (
-        [
-            row.title,
-            f"`{row.examples}`",
-            f"{len(CHECKS)} of {len(CHECKS)} checks",
-            row.real_weights or "no",
-            "yes" if row.accelerator else "no",
-        ]
-        for row in KINDS
-    )
-    return markdown_table(["LLM", "for example", "tiny random", "real weights", "GPU"], rows)
-
-
 def checks_list() -> str:
-    """Returns what each column of the table stands for, as a list."""
+    """Return what each column of the table stands for, as a list."""
     return "\n".join(f"- **{check.title}**: {check.what}" for check in CHECKS)
 
 
 def refused_table() -> str:
-    """Returns the table of what is refused by name, and why."""
+    """Return the table of what is refused by name, and why."""
     return markdown_table(["refused", "because"], ([row.title, row.reason] for row in REFUSED))
 
 
-def markdown_table(header: list[str], rows: Iterable[list[str]]) -> str:
-    """Returns a table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+def parts() -> dict[str, str]:
+    """Return what the page has between its marks."""
+    return {"tested": tested_table(), "checks": checks_list(), "refused": refused_table()}
 
 
 if __name__ == "__main__":
-    print(short_table(), tested_table(), checks_list(), refused_table(), sep="\n\n")
+    write(PAGE, parts())
