@@ -41,8 +41,6 @@ def flops(act: Callable[[], object]) -> int:
 
 
 def aim_of(lone: Lone, batch: int, device: str) -> Aim | None:
-    if lone == "vocabulary":
-        return Aim(value=1.1)
     if lone != "token+bos":  # the default's aim; the other is shown beside it
         return None
     if torch.device(device).type == "cpu":

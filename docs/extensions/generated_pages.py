@@ -45,7 +45,6 @@ RESULT_TITLES = {
     "performance": "Speed and memory",
     "pointing": "The pointing game",
     "probes": "What linear probes recover",
-    "probes-vocabulary": "The same with lone=vocabulary",
     "proxy": "With a closed LLM by proxy",
     "scale": "How much LLM draws best",
     "scenes": "Base and LLM on the scenes",

@@ -21,10 +21,9 @@ from llmdiff.language.lone_calls import JoinedCall, call_alone
 from llmdiff.language.placement import Placement
 from llmdiff.language.prefix import PrefixStates, fixed_caches
 from llmdiff.language.rows import TokenRows
-from llmdiff.language.tokens import PromptTokens, first_token_id
-from llmdiff.language.vocabulary import VocabularyRows
+from llmdiff.language.tokens import PromptTokens
 
-Lone = Literal["token", "token+bos", "vocabulary"]
+Lone = Literal["token", "token+bos"]
 LONES: tuple[Lone, ...] = get_args(Lone)
 Visit = Callable[[int, Tensor, Tensor, Tensor | None], None]
 
@@ -55,9 +54,6 @@ class BlockwiseLLM(Protocol):
     def prefix_states(self, prefix_ids: tuple[int, ...]) -> PrefixStates:
         """Return the states of a constant start of text."""
 
-    def lone_vocabulary(self, token_ids: Tensor) -> VocabularyRows:
-        """Return the updates of tokens as texts of their own."""
-
 
 @torch.no_grad()
 def run_blocks(
@@ -77,16 +73,6 @@ def run_blocks(
     `lone="token"`: the token sees itself. `lone="token+bos"`: itself and BOS, at their true positions, in
     every block (sliding windows do not hide BOS here). None: v_l is None. BOS itself has v_l = u_l, so its
     score is 0.
-
-    `lone="vocabulary"`: v_l is that of another trajectory, of the token as a text of its own behind BOS,
-
-        y_{l+1} = block_l(y_l | BOS and the token),   y_0 its embedding,   v_l = y_{l+1} - y_l
-
-    so it depends on the token alone, is remembered by token id, and a pass over known tokens costs what the
-    LLM's own pass does. It is another quantity: u_l - v_l is no longer what the context contributes to one
-    block's answer about one state, but how far the update in context is from the one that the bare token
-    gets at that depth, which carries what earlier blocks made of the context. It is 0 throughout for a prompt of one
-    token without a template. Memory then grows by L states for every token that was met, see `LoneVocabulary`.
 
     `on_last_hidden_state` gets the LLM's last state after its final norm, for encodings that use only that.
 
@@ -137,7 +123,6 @@ def run_rows(
     watch = FiniteWatch(llm.num_blocks + 1, llm.device)
     with _one_pass_at_a_time, llm.placement.in_use(), torch.autocast(llm.device.type, enabled=False):
         prefix = llm.prefix_states(prefix_ids)
-        known = llm.lone_vocabulary(rows.word_ids()) if lone == "vocabulary" and rows.words else None
         bos_updates = prefix.bos_outputs - prefix.bos_inputs
         x0: list[Tensor] = []
 
@@ -157,8 +142,7 @@ def run_rows(
             last = prefix.bos_last.new_zeros(0, len(prefix.bos_last))  # its width may differ (OPT)
         else:
             sees_bos = lone == "token+bos"
-            calls = lone is not None and known is None
-            joins = calls and lone in llm.joined_lones
+            joins = lone in llm.joined_lones
             joined = JoinedCall.of(llm, rows, len(prefix_ids), sees_bos=sees_bos) if joins else None
 
             def on_block(
@@ -172,9 +156,7 @@ def run_rows(
                 v = None
                 words = rows.of_run(x)
                 x_l = words.float()
-                if known is not None:
-                    v = known.of_block(index).to(x.device)
-                elif calls:
+                if lone is not None:
                     if lone_out is None:
                         cache = prefix.bos_cache if sees_bos else None
                         lone_out = call_alone(block, words, kwargs, rows, cache)
@@ -258,30 +240,6 @@ def run_plainly(llm: BlockwiseLLM, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
     ):
         llm.model.base_model(input_ids=ids.to(llm.device), use_cache=False, return_dict=True)
     return found
-
-
-@torch.no_grad()
-def run_vocabulary(llm: BlockwiseLLM, token_ids: Tensor) -> Tensor:
-    """Returns every block's update of each token as a text of its own, behind BOS.
-
-    Shapes:
-        token_ids: (N,) => (N, L, D) float32, on the LLM's device.
-    """
-    updates: list[Tensor] = []
-
-    def on_block(index: int, block: nn.Module, x: Tensor, out: Tensor, *_: Any) -> None:
-        updates.append((out.float() - x.float())[:, 0].to(llm.device))
-
-    with _one_pass_at_a_time, llm.placement.in_use(), torch.autocast(llm.device.type, enabled=False):
-        prefix = llm.prefix_states((first_token_id(llm.tokenizer),))
-        with on_every_block(llm.blocks, on_block):
-            llm.model.base_model(
-                input_ids=token_ids[:, None].to(llm.device),
-                past_key_values=prefix.cache,
-                use_cache=True,
-                return_dict=True,
-            )
-    return torch.stack(updates, dim=1)
 
 
 def _with_bos(words: Tensor, bos: Tensor) -> Tensor:

@@ -27,8 +27,7 @@ class ContextEncoding(nn.Module):
         paper:   c = x_0 + sum_l ( g_l * s_l             + sqrt(2 h_l) * eps_l ),   s_l = u_l - v_l
         guided:  c = x_0 + sum_l ( g_l * s_l + k_l * v_l + sqrt(2 h_l) * eps_l )
 
-    u_l is block l's update of a token in its context, v_l the same block's update of the token alone
-    (`lone="vocabulary"`: that block's update on the way of the token as a text of its own, see `run_blocks`).
+    u_l is block l's update of a token in its context, v_l the same block's update of the token alone.
     "guided" is ours and has the form of classifier-free guidance: v_l is the unguided part and g_l the
     guidance weight. k = 0 is the paper's sum, k = g the plain states. The paper's sum drops what a token
     means by itself (v_l makes "automobile" resemble "car"), which is why there are two.
@@ -49,8 +48,7 @@ class ContextEncoding(nn.Module):
         c_t = x_0 + sum_l ( w_t * g_l * s_l + k_l * v_l )
 
     w = 1 changes no bit; w = 0 leaves the token as it is alone. A token with no context has no score, and no
-    weight changes it: BOS, and a prompt's first word where "alone" is "token+bos" or "vocabulary" and there is no
-    template.
+    weight changes it: BOS, and a prompt's first word where "alone" is "token+bos" and there is no template.
 
     A prompt's first token is BOS: s = 0, so c = x_0 there in "paper"; in "guided" it is one constant vector.
 
@@ -87,7 +85,7 @@ class ContextEncoding(nn.Module):
         if encoding not in ("guided", "paper"):
             raise ConfigError(f'encoding is {encoding!r}, expected "guided" or "paper"')
         if lone not in LONES:
-            raise ConfigError(f'lone is {lone!r}, expected "token", "token+bos" or "vocabulary"')
+            raise ConfigError(f'lone is {lone!r}, expected "token" or "token+bos"')
         if not clip > 0:
             raise ConfigError(f"clip is {clip}, expected a number above 0 (math.inf clips nothing)")
         self.num_blocks = num_blocks

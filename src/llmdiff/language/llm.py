@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llmdiff.errors import ConfigError
 from llmdiff.language.advice import Advice
-from llmdiff.language.blocks import Lone, run_blocks, run_prefix, run_vocabulary
+from llmdiff.language.blocks import Lone, run_blocks, run_prefix
 from llmdiff.language.loading import load_llm
 from llmdiff.language.placement import Placement
 from llmdiff.language.prefix import PrefixStates
@@ -22,7 +22,6 @@ from llmdiff.language.support import (
 )
 from llmdiff.language.templates import INSTRUCTION, instruction_template
 from llmdiff.language.tokens import PromptTokens, first_token_id, tokenize
-from llmdiff.language.vocabulary import LoneVocabulary, VocabularyRows
 from llmdiff.types import BlockStates, TextEncoding
 
 _MAX_REMEMBERED_PREFIXES = 8
@@ -60,11 +59,10 @@ class DecoderLLM:
             self.blocks = decoder_blocks(model, id=id)
             config = model.config.get_text_config(decoder=True)
             self.hidden_size = int(config.hidden_size)
-            self.placement = Placement(model, id=id, before_move=self._before_move)
+            self.placement = Placement(model, id=id, before_move=self.forget_prefixes)
         self.num_blocks = len(self.blocks)
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
         self._prefixes: dict[tuple[int, ...], PrefixStates] = {}
-        self.vocabulary = LoneVocabulary(self.num_blocks, self.hidden_size)
 
     @classmethod
     def from_pretrained(
@@ -198,8 +196,7 @@ class DecoderLLM:
 
         Shapes:
             See `BlockStates`; float32, padding rows are 0.
-        Source: Dong et al. 2024 (arXiv 2502.04412); `lone="token+bos"` and "vocabulary" are ours, see
-            `run_blocks`.
+        Source: Dong et al. 2024 (arXiv 2502.04412); `lone="token+bos"` is ours, see `run_blocks`.
         """
         tokens = self.tokenize(prompts, template=template, max_length=max_length)
         context: list[Tensor] = []
@@ -241,14 +238,8 @@ class DecoderLLM:
         return instruction_template(self.tokenizer, instruction)
 
     def forget_prefixes(self) -> None:
-        """Returns None; drops what is remembered of prefixes and of the vocabulary, as after a change of weights."""
+        """Forget the states of prefixes, which a change of weights or device makes wrong."""
         self._prefixes.clear()
-        self.vocabulary.forget()
-
-    def _before_move(self) -> None:
-        # Keys and values are on the device and quickly computed anew; the vocabulary's updates are worth keeping.
-        self._prefixes.clear()
-        self.vocabulary.leave_device()
 
     def prefix_states(self, prefix_ids: tuple[int, ...]) -> PrefixStates:
         """Returns the states of a constant start of text, computed on first use and remembered."""
@@ -257,7 +248,3 @@ class DecoderLLM:
                 del self._prefixes[next(iter(self._prefixes))]
             self._prefixes[prefix_ids] = run_prefix(self, prefix_ids)
         return self._prefixes[prefix_ids]
-
-    def lone_vocabulary(self, token_ids: Tensor) -> VocabularyRows:
-        """Returns the updates of tokens, (N,), as texts of their own, computed on first use and remembered."""
-        return self.vocabulary.rows(token_ids, compute=lambda missing: run_vocabulary(self, missing))

@@ -86,10 +86,6 @@ class TokenRows:
         """N."""
         return len(self.run_places)
 
-    def word_ids(self) -> Tensor:
-        """(N,), the ids of the words."""
-        return self.run_ids.flatten()[self.run_places]
-
     def of_run(self, states: Tensor) -> Tensor:
         """(R, S, ...) => (N, ...): the words."""
         flat = states.flatten(0, 1)

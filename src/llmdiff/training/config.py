@@ -89,7 +89,7 @@ class ModelsConfig(_Strict):
     base: Name
     start: Name | None = None
     encoding: Literal["guided", "paper"] = "guided"
-    lone: Literal["token", "token+bos", "vocabulary"] = "token+bos"
+    lone: Literal["token", "token+bos"] = "token+bos"
     template: Annotated[str, Field(max_length=100_000), AfterValidator(checked_template)] | None = None
     max_length: Annotated[Whole, Field(ge=1, le=100_000)] = 512
     clip: Positive = 3.0

@@ -173,11 +173,11 @@ def count_step(
 
 
 def count_llm(models: FakeModels, texts: int, tokens: int) -> int:
-    """Return the FLOPs of reading texts: each token in its context, and alone where that is not known by its id."""
+    """Return the FLOPs of reading texts: each token in its context, and alone."""
     ids = torch.zeros(texts, tokens, dtype=torch.int64)
 
     def read() -> None:
-        for some in (ids,) if models.context.lone == "vocabulary" else (ids, ids.reshape(-1, 1)):
+        for some in (ids, ids.reshape(-1, 1)):
             # With a cache, as when it reads for real; without, it would look for packed texts in the ids.
             models.llm.base_model(input_ids=some, past_key_values=DynamicCache(), use_cache=True)
 

@@ -38,7 +38,6 @@ class Lone(StrEnum):
 
     token = "token"
     with_bos = "token+bos"
-    vocabulary = "vocabulary"
 
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt to look at.", show_default=False)]

@@ -258,13 +258,6 @@ def _rows() -> list[Rival]:
             _ours("guided", lone="token+bos"),
         ),
         row(
-            "guided-lone-vocabulary",
-            "guided, alone = the token's own way through the blocks",
-            "parts removed",
-            "llm",
-            _ours("guided", lone="vocabulary"),
-        ),
-        row(
             "pretrained-branch",
             "guided, without the new branch",
             "parts removed",

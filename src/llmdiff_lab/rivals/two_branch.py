@@ -37,7 +37,7 @@ class AdapterConditioning(Conditioning):
             of the text (BOS, the template's beginning) is read without LoRA.
 
     Raises:
-        ConfigError: `llm_lora` is given without a context encoding, or with one that stores lone updates.
+        ConfigError: `llm_lora` is given without a context encoding.
     """
 
     def __init__(
@@ -51,10 +51,9 @@ class AdapterConditioning(Conditioning):
         denoiser_lora: RemovableLora | None = None,
         llm_lora: RemovableLora | None = None,
     ) -> None:
-        if llm_lora is not None and (adapter.context is None or adapter.context.lone == "vocabulary"):
+        if llm_lora is not None and adapter.context is None:
             raise ConfigError(
-                'llm_lora goes with a context encoding and lone="token" or "token+bos"; states that are read '
-                "once do not learn"
+                "llm_lora needs an adapter with a context encoding; states that are read once do not learn"
             )
         self.adapter = adapter
         self.source = source

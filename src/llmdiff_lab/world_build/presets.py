@@ -64,7 +64,7 @@ class Preset:
 
     llm: str = "smollm2-135m"
     adapter_encoding: Literal["guided", "paper"] = "guided"
-    adapter_lone: Literal["token", "token+bos", "vocabulary"] = "token+bos"
+    adapter_lone: Literal["token", "token+bos"] = "token+bos"
     adapter_template: str | None = SIMPLE_WORDS
     adapter_scale: float = 1.0
     adapter_refiner_layers: int = 4

@@ -272,6 +272,10 @@ def test_damaged_folders_are_refused_by_name(
         ({"family": "dalle"}, "family is 'dalle'"),
         ({"encoding": "magic"}, "encoding is 'magic'"),
         ({"lone": "both"}, "lone is 'both'"),
+        (
+            {"lone": "vocabulary"},
+            r"\A[^\n]*lone is 'vocabulary': [^\n]*expected one of 'token', 'token\+bos'\Z",
+        ),
         ({"hidden_size": 0}, "hidden_size is 0"),
         ({"num_blocks": -1}, "num_blocks is -1"),
         ({"clip": -1.0}, "clip is -1.0"),

@@ -89,7 +89,6 @@ def test_an_interrupted_run_goes_on_where_it_was(counted, tmp_path, monkeypatch)
     [
         {"template": "Picture: {prompt}"},
         {"lone": "token"},
-        {"lone": "vocabulary"},
         {"encoding": "paper"},
         {"max_length": 9},
         {"clip": 2.0},

@@ -21,7 +21,7 @@ def _context(llm, encoding="guided", **more):
 
 
 @pytest.mark.parametrize("encoding", ["paper", "guided"])
-@pytest.mark.parametrize("lone", ["token", "token+bos", "vocabulary"])
+@pytest.mark.parametrize("lone", ["token", "token+bos"])
 def test_a_group_for_each_block_is_the_encoding_itself(make_llm, encoding, lone):
     llm = make_llm(num_blocks=5)
     context = _context(llm, encoding, lone=lone, template="a photo of {prompt}")

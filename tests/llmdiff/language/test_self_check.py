@@ -18,7 +18,7 @@ from .conftest import PROMPTS, tiny_config, tiny_llm, tiny_model, tiny_tokenizer
 from .test_blocks import alone, assert_relative, explicit_updates, full_ids, real
 from .tiny_configs import causal_configs, tiny_config_of, tiny_model_of
 
-EVERY_LONE = frozenset({"token", "token+bos", "vocabulary"})
+EVERY_LONE = frozenset({"token", "token+bos"})
 # One of every way in which a class cannot be read block by block.
 REPRESENTATIVES = (
     "BeamConfig",

@@ -143,7 +143,7 @@ def test_the_command_looks_at_a_saved_adapter(controller, sd_pipe, tmp_path):
     controller.llm.tokenizer.save_pretrained(tmp_path / "llm")
     runner = CliRunner()
     arguments = ["inspect", "scores", "a cat", "--llm", str(tmp_path / "llm"), "--out", str(tmp_path / "out")]
-    for lone in ("token", "vocabulary"):
+    for lone in ("token", "token+bos"):
         result = runner.invoke(app, [*arguments, "--lone", lone, "--device", "cpu"])
         assert result.exit_code == 0, result.output
         assert json.loads((tmp_path / "out" / "scores.json").read_text())["lone"] == lone

@@ -7,7 +7,9 @@ import torch
 from tiny.readers import PROMPTS, shaken
 
 from llmdiff.errors import ConfigError
+from llmdiff_lab.rivals.lavi_bridge import llm_lora
 from llmdiff_lab.rivals.registry import create
+from llmdiff_lab.rivals.two_branch import AdapterConditioning
 
 PROMPT = "a red cat"
 
@@ -89,5 +91,6 @@ def test_states_with_gradients_are_those_without(parts):
 
 
 def test_states_that_are_read_once_are_refused(parts):
-    with pytest.raises(ConfigError, match=r"lone=.token. or .token\+bos."):
-        create("refined-llm-lora", replace(parts, lone="vocabulary"))
+    plain = create("last-hidden", parts)
+    with pytest.raises(ConfigError, match="read once do not learn"):
+        AdapterConditioning(plain.adapter, plain.source, llm_lora=llm_lora(parts.llm))

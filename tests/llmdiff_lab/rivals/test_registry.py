@@ -183,14 +183,13 @@ def test_noise_is_drawn_in_training_only_and_only_where_it_is_on(parts):
 
 
 def test_alone_means_in_every_row_what_its_name_says(parts):
-    given = replace(parts, lone="vocabulary")
+    given = replace(parts, lone="token")
     for row, lone in (
         ("paper-lone-token", "token"),
         ("paper-lone-bos", "token+bos"),
         ("guided-lone-token", "token"),
         ("guided-lone-bos", "token+bos"),
-        ("guided-lone-vocabulary", "vocabulary"),
-        ("guided", "vocabulary"),
+        ("guided", "token"),
     ):
         context = create(row, given).adapter.context
         assert context.lone == lone
