@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from llmdiff.adapter import families, layers
 from llmdiff.adapter.processors import CrossAttentionBranch
 from llmdiff.adapter.refiner import LAYERS, TokenRefiner, inside_width
-from llmdiff.adapter.starting import start_like_base
+from llmdiff.adapter.starting import init_from_base
 from llmdiff.adapter.storage import ReadTensors, load_adapter_files, save_adapter_files
 from llmdiff.adapter.true_weights import place_of
 from llmdiff.errors import AdapterMismatchError
@@ -186,7 +186,7 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
             refiner_layers=refiner_layers,
             refiner_width=refiner_width,
         )
-        start_like_base(adapter, pipe, family, denoiser, sample_prompts)
+        init_from_base(adapter, pipe, family, denoiser, sample_prompts)
         for module in adapter.children():
             module.to(place_of(denoiser, pipe))
         return adapter
@@ -255,6 +255,6 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         return load_adapter_files(name_or_path, cls, revision=revision, check=check)
 
 
-def is_hidden(name: str) -> bool:
+def uses_muon(name: str) -> bool:
     """Return whether an adapter's parameter of this name is, if a matrix, one between others, as Muon wants it."""
     return ".branches." in f".{name}" or ".refiner.blocks." in f".{name}"

@@ -21,10 +21,10 @@ from diffusers.models.transformers.sana_transformer import SanaAttnProcessor2_0
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from llmdiff.adapter.layers import heads_of, joined, text_keys_values
+from llmdiff.adapter.layers import heads_of, merge_heads, text_keys_values
 from llmdiff.adapter.layout import (
-    CARRIER_NDIM,
     NO_TEXT,
+    PACKED_MASK_NDIM,
     TextParts,
     base_text,
     parts_beside,
@@ -46,8 +46,8 @@ _WITH_PICTURES = (IPAdapterAttnProcessor, IPAdapterAttnProcessor2_0, IPAdapterXF
 class LayerTexts:
     """The texts that a layer reads: phi(c), c itself where there is a branch, the base's where it is needed."""
 
-    aligned: KeysValues
-    own: KeysValues | None
+    projected: KeysValues
+    llm_states: KeysValues | None
     base: KeysValues | None
 
 
@@ -133,7 +133,7 @@ class TwoBranchAttention(AttachedLayer):
         parts = None
         if self.text_width is None:
             # The denoiser has projected the text states, and c came beside them, see `SplitText`.
-            if attention_mask is not None and attention_mask.ndim == CARRIER_NDIM:
+            if attention_mask is not None and attention_mask.ndim == PACKED_MASK_NDIM:
                 parts, attention_mask = parts_beside(text, attention_mask), None
         elif text is not None:
             parts = split_text(text, self.text_width, self.hidden_size)
@@ -177,11 +177,11 @@ class TwoBranchAttention(AttachedLayer):
             self.watch(self, hidden_states, texts)
         query = None if self.delegates else heads_of(attn.to_q(hidden_states), attn.heads, attn.norm_q)
         # out = Attn(q^(z), k^(phi(c)), v^(phi(c))) * a1*exp(b1)  +  Attn(q(z), k(c), v(c)) * a2*exp(b2)
-        out = self._pretrained(hidden_states, query, texts.aligned)
-        if self.branch is not None and texts.own is not None:
-            pretrained_gate, own_gate = self.branch.gates()
-            own = self.branch.attend(hidden_states, texts.own, norm=attn.norm_q)
-            out = torch.addcmul(out * pretrained_gate, own, own_gate)
+        out = self._pretrained(hidden_states, query, texts.projected)
+        if self.branch is not None and texts.llm_states is not None:
+            pretrained_gate, new_gate = self.branch.gates()
+            new = self.branch.attend(hidden_states, texts.llm_states, norm=attn.norm_q)
+            out = torch.addcmul(out * pretrained_gate, new, new_gate)
         if self.scale < 1 and texts.base is not None:
             # (1 - scale) * base + scale * out
             out = torch.lerp(self._pretrained(hidden_states, query, texts.base), out, self.scale)
@@ -196,7 +196,7 @@ class TwoBranchAttention(AttachedLayer):
         mixed = F.scaled_dot_product_attention(
             query, text.key, text.value, attn_mask=text.mask, scale=attn.scale
         )
-        result: Tensor = attn.to_out[1](attn.to_out[0](joined(mixed)))
+        result: Tensor = attn.to_out[1](attn.to_out[0](merge_heads(mixed)))
         return result
 
     def _pictures(self, hidden_states: Tensor, pictures: Any, kwargs: dict[str, Any]) -> Tensor:
@@ -249,19 +249,19 @@ class TwoBranchAttention(AttachedLayer):
         return texts
 
     def _read(self, parts: TextParts, attention_mask: Tensor | None) -> LayerTexts:
-        mask = seen_by(real_rows(parts.own), attention_mask)
-        own = None if self.branch is None else self.branch.read(parts.own, mask)
+        mask = seen_by(real_rows(parts.llm_states), attention_mask)
+        llm_states = None if self.branch is None else self.branch.read(parts.llm_states, mask)
         if parts.base is None or parts.base_real is None:
-            return LayerTexts(self._pretrained_text(parts.aligned, mask), own, None)
+            return LayerTexts(self._pretrained_text(parts.projected, mask), llm_states, None)
         base_mask = seen_by(parts.base_real, attention_mask)
         base = self._pretrained_text(parts.base, base_mask)
         if not self.keep_base_text:
-            return LayerTexts(self._pretrained_text(parts.aligned, mask), own, base)
+            return LayerTexts(self._pretrained_text(parts.projected, mask), llm_states, base)
         if mask is not None or base_mask is not None:
-            sides = [(mask, parts.own), (base_mask, parts.base)]
+            sides = [(mask, parts.llm_states), (base_mask, parts.base)]
             mask = torch.cat([_explicit(side, like) for side, like in sides], dim=-1)
-        both = self._pretrained_text(torch.cat([parts.aligned, parts.base], dim=1), mask)
-        return LayerTexts(both, own, base)
+        both = self._pretrained_text(torch.cat([parts.projected, parts.base], dim=1), mask)
+        return LayerTexts(both, llm_states, base)
 
     def _pretrained_text(self, states: Tensor, mask: Tensor | None) -> KeysValues:
         attn, states = self.attn, states.contiguous()

@@ -27,8 +27,16 @@ from diffusers.models.transformers.transformer_flux import (
 )
 from torch import Tensor, nn
 
-from llmdiff.adapter.layers import heads_of, joined, text_keys_values
-from llmdiff.adapter.layout import NO_TEXT, TextParts, base_text, carrier, real_rows, rows_of, split_text
+from llmdiff.adapter.layers import heads_of, merge_heads, text_keys_values
+from llmdiff.adapter.layout import (
+    NO_TEXT,
+    TextParts,
+    base_text,
+    pack_into_mask,
+    real_rows,
+    rows_of,
+    split_text,
+)
 from llmdiff.adapter.processors import AttachedLayer, CrossAttentionBranch, as_bias, seen_by
 from llmdiff.errors import AttachError, UnsupportedPipelineError
 
@@ -40,11 +48,11 @@ class JointText(NamedTuple):
     """What the attention layers of a joint transformer get to know of the prompt.
 
     Shapes:
-        own (B, T, D), c; seen (B, 1, 1, T) or None, which rows of c are real; bias (B, 1, 1, rows), what is
+        llm_states (B, T, D), c; seen (B, 1, 1, T) or None, which rows of c are real; bias (B, 1, 1, rows), what is
         added to the logits of the text stream's rows, None where that is nothing.
     """
 
-    own: Tensor
+    llm_states: Tensor
     seen: Tensor | None
     bias: Tensor | None
 
@@ -93,10 +101,10 @@ class SplitText:
         changed: dict[str, Any] = {"encoder_hidden_states": rows_of(parts)}
         if self.channel == "mask":
             # The mask that came holds no more than c does: its rows are zero where it says padding.
-            changed["encoder_attention_mask"] = carrier(parts)
+            changed["encoder_attention_mask"] = pack_into_mask(parts)
             return args, {**kwargs, **changed}
         joint = dict(kwargs.get("joint_attention_kwargs") or {})
-        joint[KEY] = JointText(parts.own, seen_by(real_rows(parts.own)), self._bias(parts))
+        joint[KEY] = JointText(parts.llm_states, seen_by(real_rows(parts.llm_states)), self._bias(parts))
         changed["joint_attention_kwargs"] = joint
         ids = kwargs.get("txt_ids")
         if ids is not None and parts.base is not None:
@@ -109,8 +117,8 @@ class SplitText:
         Adding log(w) to a row's logits weighs it by w in the softmax. phi(c)'s rows get w = scale, the base's
         1 - scale (1 where they are kept as further keys): continuous, and the base pipeline at its end.
         """
-        dtype = parts.own.dtype
-        ours = real_rows(parts.own)[:, None, None]
+        dtype = parts.llm_states.dtype
+        ours = real_rows(parts.llm_states)[:, None, None]
         if parts.base is None or parts.base_real is None:
             if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and bool(ours.all()):
                 return None
@@ -187,12 +195,12 @@ class JointTwoBranch(AttachedLayer):
             result = _joint_attention(self.attn, hidden_states, encoder_hidden_states, llm_text.bias)
         if self.branch is None or not isinstance(result, tuple):
             return result
-        pretrained_gate, own_gate = self.branch.gates()
-        own = self.branch.attend(
-            hidden_states, self.branch.read(llm_text.own, llm_text.seen), norm=self.attn.norm_q
+        pretrained_gate, new_gate = self.branch.gates()
+        new = self.branch.attend(
+            hidden_states, self.branch.read(llm_text.llm_states, llm_text.seen), norm=self.attn.norm_q
         )
-        # At scale 1: image * a1*exp(b1) + own * a2*exp(b2); at scale 0: image.
-        image = result[0] * (1 + self.scale * (pretrained_gate - 1)) + own * (self.scale * own_gate)
+        # At scale 1: image * a1*exp(b1) + new * a2*exp(b2); at scale 0: image.
+        image = result[0] * (1 + self.scale * (pretrained_gate - 1)) + new * (self.scale * new_gate)
         return (image, *result[1:])
 
 
@@ -208,7 +216,7 @@ def _joint_attention(attn: Any, image: Tensor, text: Tensor, bias: Tensor) -> tu
     )
     key = torch.cat([heads_of(attn.to_k(image), attn.heads, attn.norm_k), key], dim=2)
     value = torch.cat([heads_of(attn.to_v(image), attn.heads), value], dim=2)
-    mixed = joined(
+    mixed = merge_heads(
         F.scaled_dot_product_attention(query, key, value, attn_mask=F.pad(bias, (image.shape[1], 0)))
     )
     image_out, text_out = mixed[:, : image.shape[1]], mixed[:, image.shape[1] :]

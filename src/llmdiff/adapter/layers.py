@@ -77,7 +77,7 @@ def heads_of(states: Tensor, heads: int, norm: Any = None) -> Tensor:
     return split if norm is None or whole else norm(split)
 
 
-def joined(states: Tensor) -> Tensor:
+def merge_heads(states: Tensor) -> Tensor:
     """Return the heads side by side, (B, heads, N, width) => (B, N, heads * width)."""
     return states.transpose(1, 2).flatten(2)
 

@@ -31,11 +31,11 @@ class TextParts:
     """What one tensor of text states holds.
 
     Shapes:
-        aligned (B, T, W), phi(c); own (B, T, D), c; base (B, T, W) and base_real (B, T) bool, or None.
+        projected (B, T, W), phi(c); llm_states (B, T, D), c; base (B, T, W) and base_real (B, T) bool, or None.
     """
 
-    aligned: Tensor
-    own: Tensor
+    projected: Tensor
+    llm_states: Tensor
     base: Tensor | None = None
     base_real: Tensor | None = None
 
@@ -54,10 +54,10 @@ def split_text(states: Tensor, width: int, hidden_size: int) -> TextParts | None
             f"encoder_hidden_states has width {found}, expected {width} (the base's states), "
             f"{width + hidden_size} or {2 * width + hidden_size + 1} (from the attached encode_prompt)"
         )
-    aligned, own = states[..., :width], states[..., width : width + hidden_size]
+    projected, llm_states = states[..., :width], states[..., width : width + hidden_size]
     if found == width + hidden_size:
-        return TextParts(aligned, own)
-    return TextParts(aligned, own, states[..., width + hidden_size : -1], states[..., -1] != 0)
+        return TextParts(projected, llm_states)
+    return TextParts(projected, llm_states, states[..., width + hidden_size : -1], states[..., -1] != 0)
 
 
 def base_text(states: Tensor, width: int, *, strict: bool) -> Tensor:
@@ -98,32 +98,34 @@ def pad_rows(states: Tensor, tokens: int) -> Tensor:
     return F.pad(states, (0, 0, 0, tokens - states.shape[1]))
 
 
-def real_rows(own: Tensor) -> Tensor:
+def real_rows(llm_states: Tensor) -> Tensor:
     """Return which tokens are real, (B, T, D) => (B, T) bool."""
-    return (own != 0).any(dim=-1)
+    return (llm_states != 0).any(dim=-1)
 
 
 # Masks have two or three dimensions, so this tells them apart from c in a mask's place.
-CARRIER_NDIM = 4
+PACKED_MASK_NDIM = 4
 
 
-def carrier(parts: TextParts) -> Tensor:
+def pack_into_mask(parts: TextParts) -> Tensor:
     """Return c for the way in a mask's place, (B, 1, T, D + 1); its last column is 1 where a base row is real."""
     real = (
-        parts.own.new_zeros(parts.own.shape[:2]) if parts.base_real is None else parts.base_real.to(parts.own)
+        parts.llm_states.new_zeros(parts.llm_states.shape[:2])
+        if parts.base_real is None
+        else parts.base_real.to(parts.llm_states)
     )
-    return torch.cat([parts.own, real[..., None]], dim=-1)[:, None]
+    return torch.cat([parts.llm_states, real[..., None]], dim=-1)[:, None]
 
 
 def rows_of(parts: TextParts) -> Tensor:
     """Return the rows that the denoiser projects: phi(c), and below it the base's states where there are any."""
-    return parts.aligned if parts.base is None else torch.cat([parts.aligned, parts.base], dim=1)
+    return parts.projected if parts.base is None else torch.cat([parts.projected, parts.base], dim=1)
 
 
 def parts_beside(rows: Tensor, carried: Tensor) -> TextParts:
-    """Return the parts again, from projected rows and the carrier."""
-    own, real = carried[:, 0, :, :-1], carried[:, 0, :, -1] != 0
-    tokens = own.shape[1]
+    """Return the parts again, from projected rows and the packed mask."""
+    llm_states, real = carried[:, 0, :, :-1], carried[:, 0, :, -1] != 0
+    tokens = llm_states.shape[1]
     if rows.shape[1] == tokens:
-        return TextParts(rows, own)
-    return TextParts(rows[:, :tokens], own, rows[:, tokens:], real)
+        return TextParts(rows, llm_states)
+    return TextParts(rows[:, :tokens], llm_states, rows[:, tokens:], real)

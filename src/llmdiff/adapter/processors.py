@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmdiff.adapter.layers import heads_of, joined
+from llmdiff.adapter.layers import heads_of, merge_heads
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,14 @@ class CrossAttentionBranch(nn.Module):
         """Return Attn(q(z), k(c), v(c)) through the branch's own output; `norm` is the layer's query norm."""
         query = heads_of(self.to_q(hidden_states), self.heads, norm)
         mixed = F.scaled_dot_product_attention(query, text.key, text.value, attn_mask=text.mask)
-        result: Tensor = self.to_out(joined(mixed))
+        result: Tensor = self.to_out(merge_heads(mixed))
         return result
 
-    def read(self, own: Tensor, mask: Tensor | None) -> KeysValues:
+    def read(self, states: Tensor, mask: Tensor | None) -> KeysValues:
         """Return k(c) and v(c) by heads."""
-        return KeysValues(heads_of(self.to_k(own), self.heads), heads_of(self.to_v(own), self.heads), mask)
+        return KeysValues(
+            heads_of(self.to_k(states), self.heads), heads_of(self.to_v(states), self.heads), mask
+        )
 
 
 class AttachedLayer(ABC):

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmdiff.adapter.layers import heads_of, joined
+from llmdiff.adapter.layers import heads_of, merge_heads
 from llmdiff.errors import ConfigError
 
 LAYERS = 4
@@ -72,6 +72,6 @@ class _Block(nn.Module):
         query, key, value = (
             heads_of(project(y), self.heads) for project in (self.to_q, self.to_k, self.to_v)
         )
-        x = x + self.to_out(joined(F.scaled_dot_product_attention(query, key, value, attn_mask=seen)))
+        x = x + self.to_out(merge_heads(F.scaled_dot_product_attention(query, key, value, attn_mask=seen)))
         result: Tensor = x + self.narrow(F.gelu(self.widen(self.norm_mlp(x))))
         return result

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def start_like_base(
+def init_from_base(
     adapter: "LLMDiffAdapter",
     pipe: Any,
     family: families.Family,

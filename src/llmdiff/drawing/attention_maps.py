@@ -199,14 +199,14 @@ class _Watcher:
 
     def __call__(self, layer: TwoBranchAttention, hidden_states: Tensor, texts: LayerTexts) -> None:
         attn, branch = layer.attn, layer.branch
-        if layer.delegates or branch is None or texts.own is None:
+        if layer.delegates or branch is None or texts.llm_states is None:
             raise ConfigError(
                 f"the attention of a layer is computed by {type(attn.processor).__name__}, which shows nothing: "
                 "turn attention slicing and the like off"
             )
         image = hidden_states[-1:]  # one prompt, one picture: the last row is the one that reads the prompt
-        pretrained = _shares(heads_of(attn.to_q(image), attn.heads, attn.norm_q), texts.aligned, attn.scale)
-        new = _shares(heads_of(branch.to_q(image), branch.heads, attn.norm_q), texts.own, None)
+        pretrained = _shares(heads_of(attn.to_q(image), attn.heads, attn.norm_q), texts.projected, attn.scale)
+        new = _shares(heads_of(branch.to_q(image), branch.heads, attn.norm_q), texts.llm_states, None)
         first, second = (gate.abs().float() for gate in branch.gates())
         both = (first * pretrained + second * new) / (first + second).clamp(min=1e-9)
         seen = torch.stack([pretrained, new, both])[..., : self._tokens].cpu()

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from llmdiff.drawing.draw import DrawingSettings, draw, facts
+from llmdiff.drawing.draw import DrawingSettings, draw, picture_metadata
 from llmdiff.drawing.models import Models, load, models_digests, scale_of, usable_device
 from llmdiff.drawing.pictures import PICTURE_FORMATS, check_writable, numbered, read_metadata, save_png
 from llmdiff.drawing.ray_workers import on_workers
@@ -66,12 +66,12 @@ def draw_prompts(
     check_writable(Path(every[0]["path"]))
     models = replace(models, scale=scale_of(models))
     kept = {item["path"]: _digests(item, settings, models) for item in every}
-    made_of = {"settings": asdict(settings), "models": asdict(models)}
+    init_args = {"settings": asdict(settings), "models": asdict(models)}
     painter = None
     if workers is None or any(kept.values()):
         # Names and folders do not tell whether a picture is of these models: what was loaded does.
         place = {} if workers is None else {"models": asdict(replace(models, device="cpu"))}
-        painter = Painter(**{**made_of, **place})
+        painter = Painter(**{**init_args, **place})
     items = [item for item in every if painter is None or kept[item["path"]] != painter.digests]
     if workers is None:
         for item in items:
@@ -80,7 +80,7 @@ def draw_prompts(
         return
     del painter
     gpus_each = 0.0 if usable_device(models.device) == "cpu" else 1.0
-    for done in on_workers(Painter, made_of, items, workers=workers, gpus_each=gpus_each):
+    for done in on_workers(Painter, init_args, items, workers=workers, gpus_each=gpus_each):
         yield Path(done["path"])
 
 
@@ -100,7 +100,7 @@ class Painter:
     def __call__(self, item: Mapping[str, Any]) -> dict[str, str]:
         """Return the path of the item's picture."""
         settings = replace(self._settings, prompt=item["prompt"])
-        about = facts(settings, self._models, self._controller, self._pipe)
+        about = picture_metadata(settings, self._models, self._controller, self._pipe)
         image = draw(self._pipe, settings, item["seed"])
         save_png(image, Path(item["path"]), {**about, **self.digests, "seed": item["seed"]})
         return {"path": item["path"]}

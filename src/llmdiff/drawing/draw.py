@@ -91,7 +91,7 @@ def generate(settings: DrawingSettings, models: Models, out: Path, *, weighted: 
     for path in paths:
         check_writable(path)
     controller, pipe = load(models)
-    made_with = facts(settings, models, controller, pipe, weighted=weighted)
+    made_with = picture_metadata(settings, models, controller, pipe, weighted=weighted)
     with controller.attached(pipe, models.scale, weighted=weighted):
         for path, seed in zip(paths, settings.seeds, strict=True):
             save_png(draw(pipe, settings, seed), path, {**made_with, "seed": seed})
@@ -109,7 +109,7 @@ def compare(settings: DrawingSettings, models: Models, out: Path, *, weighted: b
     """
     check_writable(out)
     controller, pipe = load(models)
-    made_with = facts(settings, models, controller, pipe, weighted=weighted)
+    made_with = picture_metadata(settings, models, controller, pipe, weighted=weighted)
     scale = made_with["scale"]
     captions = [f"seed {seed}" for seed in settings.seeds]
     # At scale 0 the pipeline is the base, and weights are not text to it.
@@ -197,7 +197,7 @@ def draw_together(
     return images
 
 
-def facts(
+def picture_metadata(
     settings: DrawingSettings,
     models: Models,
     controller: "LLMController",

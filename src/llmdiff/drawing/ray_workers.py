@@ -28,7 +28,7 @@ class Worker(Protocol):
 
 def on_workers(
     kind: type[Worker],
-    made_of: Mapping[str, Any],
+    init_args: Mapping[str, Any],
     items: Sequence[Mapping[str, Any]],
     *,
     workers: int,
@@ -54,7 +54,7 @@ def on_workers(
         blocks = min(len(rows), _BLOCKS_PER_WORKER * workers)
         answers = ray.data.from_items(rows, override_num_blocks=blocks).map(
             _Guarded,
-            fn_constructor_args=(kind, dict(made_of)),
+            fn_constructor_args=(kind, dict(init_args)),
             concurrency=workers,
             num_cpus=1,
             num_gpus=gpus_each,
@@ -77,15 +77,15 @@ def on_workers(
 class _Guarded:
     """A worker whose own errors travel as a line of text, not as a traceback through three processes."""
 
-    def __init__(self, kind: type[Worker], made_of: dict[str, Any]) -> None:
-        self._kind, self._made_of = kind, made_of
+    def __init__(self, kind: type[Worker], init_args: dict[str, Any]) -> None:
+        self._kind, self._init_args = kind, init_args
         self._worker: Worker | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         try:
             if self._worker is None:
                 make: Any = self._kind
-                self._worker = make(**self._made_of)
+                self._worker = make(**self._init_args)
             return {"result": json.dumps(self._worker(json.loads(row["item"]))), "error": ""}
         except LLMDiffError as error:
             return {"result": "", "error": str(error)}

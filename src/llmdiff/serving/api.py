@@ -17,8 +17,8 @@ from llmdiff.errors import LLMDiffError
 from llmdiff.serving.batching import ClosingError, QueueFullError
 from llmdiff.serving.editing import FORM, MAX_FIELDS, read_form
 from llmdiff.serving.errors import ApiError, ErrorReply, from_library, install_error_handlers
-from llmdiff.serving.guard import Guard, log_fields
 from llmdiff.serving.openapi_page import install_openapi
+from llmdiff.serving.request_guard import Guard, log_fields
 from llmdiff.serving.schemas import Drawing, ImageReply, ImageRequest, Model, ModelList, Picture, Status
 from llmdiff.serving.service import RETRY_S, ImageService, SizedPainter
 from llmdiff.serving.settings import ServeSettings

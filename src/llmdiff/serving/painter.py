@@ -62,7 +62,7 @@ class PipelinePainter:
         images = drawing.draw_together(pipe, settings, seeds, after_step=lambda *_: on_step(), inputs=inputs)
         pictures = []
         for image, one, seed in zip(images, settings, seeds, strict=True):
-            made_with = drawing.facts(one, self._models, self._controller, self._pipe)
+            made_with = drawing.picture_metadata(one, self._models, self._controller, self._pipe)
             if isinstance(one, EditSettings):
                 made_with |= {"image_sha256": one.picture_sha256, "strength": one.strength}
             pictures.append(png_bytes(image, {**made_with, "seed": seed}))

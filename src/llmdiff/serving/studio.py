@@ -143,7 +143,7 @@ class Studio:
             image = drawing.draw(pipe, settings, seed, after_step=after_step)
             # Scale 0 is the base: whoever draws the picture again from what it says gets the same one.
             made_with = replace(models, scale=0.0) if system == "base" else models
-            facts = drawing.facts(settings, made_with, controller, pipe) | {"seed": seed}
+            facts = drawing.picture_metadata(settings, made_with, controller, pipe) | {"seed": seed}
             words = {name: str(value) for name, value in facts.items() if value is not None}
             heat = [] if words_watch is None else _heat(words_watch, image)
             tell(Drawn(system=system, seed=seed, png=png_bytes(image, words), facts=words, heat=heat))

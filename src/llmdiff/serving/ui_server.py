@@ -5,10 +5,10 @@ from collections.abc import Callable
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from llmdiff.serving.door import PasswordDoor
 from llmdiff.serving.errors import ApiError, error_response
-from llmdiff.serving.guard import Guard
 from llmdiff.serving.logs import log
+from llmdiff.serving.password_form import PasswordDoor
+from llmdiff.serving.request_guard import Guard
 from llmdiff.serving.server import listen, run_server
 from llmdiff.serving.settings import UiSettings
 from llmdiff.serving.studio import Studio

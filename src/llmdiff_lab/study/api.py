@@ -14,8 +14,8 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from llmdiff.errors import ConfigError
 from llmdiff.serving.errors import ApiError, error_response, install_error_handlers
-from llmdiff.serving.guard import Guard
 from llmdiff.serving.logs import log_as_json
+from llmdiff.serving.request_guard import Guard
 from llmdiff.serving.server import listen, run_server, say_listening
 from llmdiff_lab.study.model import InvalidAnswerError, StudyFullError, UnknownRaterError
 from llmdiff_lab.study.store import StudyStore
