@@ -234,7 +234,7 @@ class LLMController:
     def attach(
         self, pipe: Any, scale: float | None = None, *, keep_base_text: bool = False, weighted: bool = False
     ) -> None:
-        """Put the LLM in control of the pipeline; returns nothing. See `llmdiff.adapter.attach`."""
+        """Put the LLM in control of the pipeline. See `llmdiff.adapter.attach`."""
         attach(
             pipe,
             self.llm,
@@ -246,14 +246,14 @@ class LLMController:
         )
 
     def detach(self, pipe: Any) -> None:
-        """Make the pipeline exactly what it was before `attach`; returns nothing."""
+        """Make the pipeline exactly what it was before `attach`."""
         detach(pipe)
 
     @contextmanager
     def attached(
         self, pipe: Any, scale: float | None = None, *, keep_base_text: bool = False, weighted: bool = False
     ) -> Iterator[Any]:
-        """Return a context where the LLM controls the pipeline; detached at its end, even after an error."""
+        """Return a context in which the LLM controls the pipeline; detached at its end, even after an error."""
         self.attach(pipe, scale, keep_base_text=keep_base_text, weighted=weighted)
         try:
             yield pipe
@@ -261,7 +261,7 @@ class LLMController:
             self.detach(pipe)
 
     def save_pretrained(self, save_directory: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write the adapter (not the LLM, not the pipeline) with its manifest and card; returns nothing.
+        """Write the adapter (not the LLM, not the pipeline) with its manifest and card.
 
         The card, README.md, is generated; one that is in the folder already stays.
 

@@ -17,14 +17,14 @@ _PACKAGES = ("llmdiff-adapter", "torch", "diffusers", "transformers", "numpy", "
 
 
 def command_line() -> str:
-    """The command that this process was started with, as it can be typed again; a script in its own folder."""
+    """Return the command that this process was started with, as it can be typed again; a script in its own folder."""
     started = Path(sys.argv[0])
     words = ["python", str(Path(*started.parts[-2:]))] if started.suffix == ".py" else [started.name]
     return shlex.join([*words, *sys.argv[1:]])
 
 
 def versions() -> dict[str, str]:
-    """The versions of everything that the figures depend on."""
+    """Return the versions of everything that the figures depend on."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         with suppress(metadata.PackageNotFoundError):
@@ -39,7 +39,7 @@ def provenance(command: str | None = None) -> dict[str, Any]:
 
 
 def check_extra(extra: str, *packages: str) -> None:
-    """Return nothing if these packages are installed.
+    """Check that these packages are installed.
 
     Raises:
         LLMDiffError: one is missing; says which extra brings it.

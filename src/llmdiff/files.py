@@ -211,7 +211,7 @@ def delete_folder(path: Path) -> None:
 
 
 def sweep(parent: Path, *, idle_s: float = 0.0, patterns: Iterable[str] = (".*.old", ".*.partial")) -> None:
-    """Delete what kills have left of files and folders that were being written or deleted; returns nothing.
+    """Delete what kills have left of files and folders that were being written or deleted.
 
     Where others may be writing at this moment, `idle_s` leaves alone what has changed within so many seconds.
     """
@@ -230,14 +230,14 @@ def _old(path: Path) -> Path:
 
 
 def not_writable(path: Path, error: OSError) -> OutputError:
-    """The error of a place that cannot be written."""
+    """Return the error of a place that cannot be written."""
     return OutputError(
         f"{path} cannot be written ({error.strerror or error}): choose another place, on a disk with room"
     )
 
 
 def writable_folder(out: str | Path) -> Path:
-    """The folder, made if need be, after a trial that it can be written.
+    """Return the folder, made if need be, after a trial that it can be written.
 
     Raises:
         OutputError: it cannot.

@@ -1,4 +1,4 @@
-"""Tables in Markdown of what is tested per family, and how: `python -m llmdiff.adapter.families_table`."""
+"""Markdown tables of the tests of each family: `python -m llmdiff.adapter.families_table`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from llmdiff.language.kinds_table import Check, markdown_table
 _EVERY = tuple(family.name for family in FAMILIES)
 _UNETS = ("sd", "sdxl")
 
-# Trained weights that the tests load, and families whose tests have been seen to pass on an accelerator.
+# Trained weights that the tests load, and families whose tests have passed on an accelerator.
 REAL_WEIGHTS: Mapping[str, str] = {"sd": "the embedded default"}
 ON_ACCELERATOR: tuple[str, ...] = ("sd", "sdxl", "pixart", "sana", "sd3", "flux")
 
@@ -186,7 +186,7 @@ CHECKS: tuple[FamilyCheck, ...] = (
 
 
 def families_table() -> str:
-    """Returns the table of the families, one row each: how the LLM gets in, and how much is tested."""
+    """Return the table of the families, one row each: how the LLM gets in, and how much is tested."""
     header = ["family", "pipelines", "how the LLM gets in", "tiny random", "real weights", "GPU"]
     rows = (
         [
@@ -203,7 +203,7 @@ def families_table() -> str:
 
 
 def checks_table() -> str:
-    """Returns the table of the checks, with a column for every family."""
+    """Return the table of the checks, with a column for every family."""
     header = ["check", "what holds", *(family.title for family in FAMILIES)]
     rows = (
         [check.title, check.what, *("yes" if name in check.families else "-" for name in _EVERY)]
@@ -213,7 +213,7 @@ def checks_table() -> str:
 
 
 def _uses(family: Family) -> list[str]:
-    """Returns what the family's pipelines are for."""
+    """Return the tasks of the family's pipelines."""
     found: dict[str, None] = {}
     for name in family.pipelines:
         kinds = (("ControlNet", "ControlNet"), ("Img2Img", "image-to-image"), ("Inpaint", "inpainting"))

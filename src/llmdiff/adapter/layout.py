@@ -1,15 +1,15 @@
-"""The one tensor that carries a prompt through diffusers, in place of its text embeddings.
+"""The layout of the tensor that replaces the prompt embeddings in diffusers.
 
-Its width says what it is (W = the denoiser's text width, D = the LLM's):
+Its width identifies its content (W = the denoiser's text width, D = the LLM's):
 
-    W              states of the base's text encoder that did not come through an attached `encode_prompt`
-    W + 1          [base text states ; 1]                   the base's own states, passed on on purpose
+    W              states of the base's text encoder, not from an attached `encode_prompt`
+    W + 1          [base text states ; 1]                   the base's states, passed on deliberately
     W + D          [phi(c) ; c]                             the LLM's
     W + D + W + 1  [phi(c) ; c ; base text states ; real]   the LLM's beside the base's
 
-c is the normalised text encoding. A row whose c part is all zeros is padding, so two prompts are brought to one
-length by appending zero rows, and no mask travels beside the tensor. The base's states may hold zero rows that
-count (Stable Diffusion 3 without its T5), so those come with a column that is 1 where the row is real.
+c is the normalised text encoding. A row whose c part is all zeros is padding, so prompts are padded to one
+length with zero rows, and no separate mask is needed. The base's states may hold zero rows that are not padding
+(Stable Diffusion 3 without its T5), so they have an extra column that is 1 in real rows.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ NO_TEXT = (
 
 @dataclass(frozen=True)
 class TextParts:
-    """What one tensor of text states holds.
+    """The parts of a tensor of text states.
 
     Shapes:
         projected (B, T, W), phi(c); llm_states (B, T, D), c; base (B, T, W) and base_real (B, T) bool, or None.
@@ -41,10 +41,10 @@ class TextParts:
 
 
 def split_text(states: Tensor, width: int, hidden_size: int) -> TextParts | None:
-    """Return the parts of a tensor from an attached `encode_prompt`; None where it is only the base's.
+    """Return the parts of a tensor from an attached `encode_prompt`; None if it holds only the base's states.
 
     Raises:
-        ValueError: a width that none of the layouts has.
+        ValueError: the width matches none of the layouts.
     """
     found = states.shape[-1]
     if found in (width, width + 1):
@@ -61,18 +61,18 @@ def split_text(states: Tensor, width: int, hidden_size: int) -> TextParts | None
 
 
 def base_text(states: Tensor, width: int, *, strict: bool) -> Tensor:
-    """Return the base's own states (B, T, W) of a tensor that holds nothing else.
+    """Return the base's states (B, T, W) from a tensor that holds nothing else.
 
     Raises:
-        AttachError: with `strict`, the states came through no attached `encode_prompt`: a pipeline that only
-            shares the denoiser would silently draw as if there were no LLM.
+        AttachError: with `strict`, the states are not from an attached `encode_prompt`: a pipeline that only
+            shares the denoiser would silently draw without the LLM.
     """
     if strict and states.shape[-1] == width:
         raise AttachError(
             "the denoiser is under LLM control, but this pipeline is not (from_pipe shares the denoiser only): "
             "attach the same adapter with the same scale to this pipeline too, or detach the other one"
         )
-    # In one piece: a slice would be added up in another order than the base pipeline does it.
+    # Contiguous: matrix products of a slice sum in another order than in the base pipeline.
     return states[..., :width].contiguous()
 
 
@@ -103,12 +103,12 @@ def real_rows(llm_states: Tensor) -> Tensor:
     return (llm_states != 0).any(dim=-1)
 
 
-# Masks have two or three dimensions, so this tells them apart from c in a mask's place.
+# Attention masks have two or three dimensions, a packed mask has four.
 PACKED_MASK_NDIM = 4
 
 
 def pack_into_mask(parts: TextParts) -> Tensor:
-    """Return c for the way in a mask's place, (B, 1, T, D + 1); its last column is 1 where a base row is real."""
+    """Pack c into an attention mask, (B, 1, T, D + 1); the last column is 1 where a base row is real."""
     real = (
         parts.llm_states.new_zeros(parts.llm_states.shape[:2])
         if parts.base_real is None
@@ -118,12 +118,12 @@ def pack_into_mask(parts: TextParts) -> Tensor:
 
 
 def rows_of(parts: TextParts) -> Tensor:
-    """Return the rows that the denoiser projects: phi(c), and below it the base's states where there are any."""
+    """Return the rows that the denoiser projects: phi(c), followed by the base's states if there are any."""
     return parts.projected if parts.base is None else torch.cat([parts.projected, parts.base], dim=1)
 
 
 def parts_beside(rows: Tensor, carried: Tensor) -> TextParts:
-    """Return the parts again, from projected rows and the packed mask."""
+    """Return the parts from projected rows and the packed mask."""
     llm_states, real = carried[:, 0, :, :-1], carried[:, 0, :, -1] != 0
     tokens = llm_states.shape[1]
     if rows.shape[1] == tokens:

@@ -17,7 +17,7 @@ class Bounds:
 
     @property
     def whole(self) -> bool:
-        """Whether only whole numbers are meant."""
+        """Return whether only whole numbers are meant."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     def holds(self, value: Any) -> bool:
@@ -29,7 +29,7 @@ class Bounds:
         return bool(self.low <= number <= self.high)
 
     def check(self, name: str, value: Any) -> None:
-        """Return nothing if the value is a number in range.
+        """Check that the value is a number in range.
 
         Raises:
             ConfigError: it is no number, not finite or out of range; by its name.

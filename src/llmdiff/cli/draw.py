@@ -46,7 +46,7 @@ Weighted = Annotated[
 
 
 def _verb(draw: Draw, pictures: int) -> Callable[..., None]:
-    """The verb that reads an order, prints what `draw` gives for it, and draws `pictures` if nothing else is said."""
+    """Return the verb that reads an order, prints what `draw` gives for it, and draws `pictures` if nothing else is said."""
 
     def verb(
         prompt: Prompt,

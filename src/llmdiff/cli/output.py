@@ -13,7 +13,7 @@ class _Lines(logging.Handler):
 
 
 def set_up(verbose: bool) -> None:
-    """Send our messages to stderr, one a line, and silence the libraries unless `verbose`; returns nothing."""
+    """Send our messages to stderr, one a line, and silence the libraries unless `verbose`."""
     for package in ("llmdiff", "llmdiff_lab"):
         log = logging.getLogger(package)
         if not any(isinstance(handler, _Lines) for handler in log.handlers):

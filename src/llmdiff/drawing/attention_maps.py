@@ -55,12 +55,12 @@ class WordMaps:
     both: Tensor
 
     def summed(self, branch: Branch = "both") -> Tensor:
-        """The mean over steps, (words, side, side)."""
+        """Return the mean over steps, (words, side, side)."""
         maps: Tensor = {"both": self.both, "pretrained": self.pretrained, "new": self.new}[branch]
         return maps.mean(0)
 
     def peak(self, text: str, branch: Branch = "both") -> tuple[float, float]:
-        """Where the word is looked at most: (x, y), each as a share of the picture's side from 0 to 1.
+        """Return where the word is looked at most: (x, y), each as a share of the picture's side from 0 to 1.
 
         Raises:
             PromptError: the prompt has no such word.
@@ -87,7 +87,7 @@ def draw_with_maps(
     guidance_scale: float = 3.0,
     side: int = 32,
 ) -> WordMaps:
-    """The picture that a pipeline with nothing attached draws once the LLM is, and every word's maps.
+    """Return the picture that a pipeline with nothing attached draws once the LLM is, and every word's maps.
 
     `scale` is that of `attach`; the maps are of the LLM's words at any.
 
@@ -126,7 +126,7 @@ class WordWatch:
         self.next_step = watcher.next_step
 
     def maps(self, picture: Image.Image, *, side: int = 32) -> WordMaps:
-        """The maps of the picture that was drawn."""
+        """Return the maps of the picture that was drawn."""
         maps = self._watcher.maps(picture.height / picture.width, side)
         merged = torch.stack([maps[:, :, word.start : word.end].sum(2) for word in self._words], dim=2)
         return WordMaps(
@@ -161,7 +161,7 @@ def watching_words(controller: LLMController, pipe: Any, prompt: str) -> Iterato
 
 
 def words_of(tokenizer: Any, ids: Sequence[int], prompt: str) -> tuple[Word, ...]:
-    """The words of an encoded prompt: sub-word tokens joined, BOS, punctuation and a template's end left out."""
+    """Return the words of an encoded prompt: sub-word tokens joined, BOS, punctuation and a template's end left out."""
     pieces = tokenizer.convert_ids_to_tokens(list(ids))
     words: list[Word] = []
     start = 1  # BOS
@@ -214,7 +214,7 @@ class _Watcher:
         self._steps[-1][seen.shape[1]] = (sums + seen, layers + 1)
 
     def maps(self, height_by_width: float, side: int) -> Tensor:
-        """The means over layers, (3, steps, T, side, side)."""
+        """Return the means over layers, (3, steps, T, side, side)."""
         steps: list[Tensor] = []
         for sizes in self._steps:
             if not sizes:  # opened after the last step

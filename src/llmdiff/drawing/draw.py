@@ -69,7 +69,7 @@ class DrawingSettings:
 
     @property
     def seeds(self) -> range:
-        """The seed of every picture."""
+        """Return the seed of every picture."""
         return range(self.seed, self.seed + self.number)
 
 

@@ -65,7 +65,7 @@ class Models:
 
 @contextmanager
 def _collector_waits() -> Iterator[None]:
-    """The garbage collector waits, as imports make objects by the hundred thousand.
+    """Return the garbage collector waits, as imports make objects by the hundred thousand.
 
     It would go through all of them again and again, a seventh of the time of a cold start, to find nothing.
     """
@@ -207,7 +207,7 @@ def usable_device(name: str | None) -> str:
 
 
 def _hide_loading_bars() -> None:
-    """Hides the bars of steps that take less than a second, where the libraries are to be quiet."""
+    """Hide the bars of steps that take less than a second, where the libraries are to be quiet."""
     import diffusers
     import huggingface_hub.utils
     import transformers
@@ -226,7 +226,7 @@ def _hide_loading_bars() -> None:
 
 @contextmanager
 def _damage_named(what: str) -> Iterator[None]:
-    """Return a context where a damaged safetensors file, wherever it is read, is one of our errors.
+    """Return a context in which a damaged safetensors file, wherever it is read, is one of our errors.
 
     A full disk, where the LLM's weights are converted and kept, is another one.
     """

@@ -115,7 +115,7 @@ def _as_shown(image: Image.Image) -> Image.Image:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What makes the picture upright; None where it is, or where its EXIF data cannot be read."""
+    """Return what makes the picture upright; None where it is, or where its EXIF data cannot be read."""
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # malformed, which viewers pass over
@@ -123,7 +123,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """The picture in sRGB, from the colours of its embedded profile; that is ignored where it is malformed."""
+    """Return the picture in sRGB, from the colours of its embedded profile; that is ignored where it is malformed."""
     if profile:
         with suppress(ImageCms.PyCMSError, OSError, ValueError, TypeError):
             embedded = ImageCms.getOpenProfile(io.BytesIO(profile))
@@ -144,7 +144,7 @@ def numbered(path: Path, number: int) -> list[Path]:
 
 
 def check_writable(path: Path) -> None:
-    """Return nothing if a picture can be written there; leaves no trace. For use before minutes of drawing.
+    """Check that a picture can be written there; leaves no trace. For use before minutes of drawing.
 
     Raises:
         OutputError: the name does not end in .png or is a folder's, or its folder cannot be written.
@@ -192,7 +192,7 @@ def as_format(png: bytes, kind: str, quality: int) -> bytes:
 
 
 def save_png(image: Image.Image, path: Path, metadata: Mapping[str, object]) -> None:
-    """Write the picture with its metadata as PNG text chunks, whole or not at all; returns nothing.
+    """Write the picture with its metadata as PNG text chunks, whole or not at all.
 
     Missing folders are made. Values are stored as text, None is left out.
 

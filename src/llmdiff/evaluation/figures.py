@@ -24,7 +24,7 @@ def prompt_values(
     jobs: Sequence[Sequence[PictureJob]],
     scores: ScoreStore,
 ) -> Values:
-    """Figures of every prompt: the mean of its pictures; NaN where none of them is scored so."""
+    """Return figures of every prompt: the mean of its pictures; NaN where none of them is scored so."""
     values: Values = {}
     for metric in metrics:
         found = scores.read(metric.name, metric.model_id, system)
@@ -45,21 +45,21 @@ def prompt_values(
 def _failed(
     metric: PictureMetric | SuiteScorer, row: SuitePrompt, names: Sequence[str]
 ) -> Mapping[str, float]:
-    """What a picture counts that could not be drawn."""
+    """Return what a picture counts that could not be drawn."""
     if isinstance(metric, PictureMetric):
         return dict.fromkeys(names, float(metric.failed_score))
     return figures_of(metric, metric.failed(row))
 
 
 def mean_over_tags(means: Mapping[str, Any]) -> dict[str, float]:
-    """The means of the tags' means, of `metric_figures`."""
+    """Return the means of the tags' means, of `metric_figures`."""
     by_tag = [one for one in means["metrics_by_tag"].values() if one]
     names = [name for name in means["metrics"] if any(name in one for one in by_tag)]
     return {name: float(np.mean([one[name]["mean"] for one in by_tag if name in one])) for name in names}
 
 
 def metric_figures(values: Values, groups: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """The means of figures with their 95 % intervals over prompts: `metrics`, of all, and `metrics_by_tag`.
+    """Return the means of figures with their 95 % intervals over prompts: `metrics`, of all, and `metrics_by_tag`.
 
     NaN: the prompt does not ask for what the figure measures; `n` says how many prompts count.
     """
@@ -75,5 +75,5 @@ def metric_figures(values: Values, groups: Mapping[str, Sequence[int]]) -> dict[
 
 
 def metric_differences(ours: Values, base: Values) -> Values:
-    """The differences of figures, prompt by prompt, of those that both have."""
+    """Return the differences of figures, prompt by prompt, of those that both have."""
     return {name: row - base[name] for name, row in ours.items() if name in base}

@@ -45,7 +45,7 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The shard of a text like 2/4.
+        """Return the shard of a text like 2/4.
 
         Raises:
             ConfigError: it is none.
@@ -57,7 +57,7 @@ class Shard:
         return cls(index=int(index), count=int(count))
 
     def takes(self, position: int) -> bool:
-        """Whether the prompt at this position is this shard's."""
+        """Return whether the prompt at this position is this shard's."""
         return position % self.count == self.index - 1
 
     def __str__(self) -> str:
@@ -71,7 +71,7 @@ class PictureStore:
         self.folder = folder
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
-        """Returns nothing if the folder's pictures were drawn with these settings, which it keeps.
+        """Check that the folder's pictures were drawn with these settings, which it keeps.
 
         Raises:
             ConfigError: they were drawn with others; says which.
@@ -90,7 +90,7 @@ class PictureStore:
                 )
 
     def forget_settings(self) -> None:
-        """Let go of the kept settings where nothing could be drawn with them; returns nothing."""
+        """Let go of the kept settings where nothing could be drawn with them."""
         if not any((self.folder / DRAWN_NAME).rglob("*.png")):
             (self.folder / DRAWN_NAME / _RUN_NAME).unlink(missing_ok=True)
 
@@ -103,15 +103,15 @@ class PictureStore:
         return self.path(system, job).with_suffix(".failed.txt")
 
     def missing(self, system: str, jobs: Iterable[PictureJob]) -> list[PictureJob]:
-        """The jobs that have no picture yet; those that failed are tried again."""
+        """Return the jobs that have no picture yet; those that failed are tried again."""
         return [job for job in jobs if not self.path(system, job).exists()]
 
     def failed(self, system: str, jobs: Iterable[PictureJob]) -> list[PictureJob]:
-        """The jobs whose drawing failed."""
+        """Return the jobs whose drawing failed."""
         return [job for job in self.missing(system, jobs) if self.failure_path(system, job).exists()]
 
     def read(self, system: str, job: PictureJob) -> NDArray[np.uint8] | None:
-        """The picture of a job; None if its drawing failed. Shapes: (H, W, 3).
+        """Return the picture of a job; None if its drawing failed. Shapes: (H, W, 3).
 
         Raises:
             ConfigError: it was not drawn yet.
@@ -128,7 +128,7 @@ class PictureStore:
             raise CorruptWeightsError(f"{path} is damaged ({error}): delete it and run again") from error
 
     def seconds_per_image(self, system: str, jobs: Iterable[PictureJob]) -> float:
-        """The mean time that the system's pictures took; 0 if there are none. Units: seconds."""
+        """Return the mean time that the system's pictures took; 0 if there are none. Units: seconds."""
         paths = [path for job in jobs if (path := self.path(system, job)).exists()]
         times = [float(read_metadata(path).get("drawing_s", 0)) for path in paths]
         return float(np.mean(times)) if times else 0.0
@@ -142,7 +142,7 @@ def draw_missing(
     batch: int = 16,
     shard: Shard | None = None,
 ) -> None:
-    """Draws what the shard's prompts lack; `jobs` holds the pictures of every prompt. Shows a progress bar.
+    """Draw what the shard's prompts lack; `jobs` holds the pictures of every prompt. Shows a progress bar.
 
     What cannot be drawn, alone and not only in its batch, is kept as failed, with the reason.
 
@@ -185,7 +185,7 @@ def draw_missing(
 
 
 def check_pictures(name: str, images: NDArray[np.uint8], count: int) -> None:
-    """Returns nothing if these are `count` pictures.
+    """Check that these are `count` pictures.
 
     Raises:
         LLMDiffError: they are something else.

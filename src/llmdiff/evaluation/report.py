@@ -46,7 +46,7 @@ def evaluate_suite(
     settings: Mapping[str, Any] | None = None,
     command: str | None = None,
 ) -> dict[str, Any]:
-    """The report of these systems over a suite, with prompts and seeds the same for all; empty for one of many shards.
+    """Return the report of these systems over a suite, with prompts and seeds the same for all; empty for one of many shards.
 
     A picture or score that `out` has is not made again. A picture that could not be drawn counts as a metric's
     `failed_score`. Written to `out`: drawn/SYSTEM/*.png, scores/, samples-SYSTEM.png, prompts.jsonl (the figures of
@@ -198,7 +198,7 @@ def _of_sets(
     reference: Pictures | None,
     batch: int,
 ) -> dict[str, float]:
-    """Figures of all pictures together; those that failed are not among them, which is why a report counts them."""
+    """Return figures of all pictures together; those that failed are not among them, which is why a report counts them."""
     chosen = [metric for metric in metrics if isinstance(metric, SetMetric | DiversityMetric)]
     if not chosen:
         return {}
@@ -233,7 +233,7 @@ def _save_samples(
     store: PictureStore,
     values: Values,
 ) -> None:
-    """Saves the first picture of some prompts of every tag; a scorer's verdict stands above where it is clear."""
+    """Save the first picture of some prompts of every tag; a scorer's verdict stands above where it is clear."""
     verdicts = {1.0: "RIGHT: ", 0.0: "WRONG: "}
     scores = values.get(suite.score_name, np.full(len(rows), np.nan))
     kinds = len({row.tags for row in rows})

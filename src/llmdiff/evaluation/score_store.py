@@ -25,7 +25,7 @@ class ScoreStore:
         self.folder = folder
 
     def read(self, metric: str, model_id: str, system: str) -> dict[str, dict[str, Any]]:
-        """What this metric with this model has found, by the picture's name, in all shards' files."""
+        """Return what this metric with this model has found, by the picture's name, in all shards' files."""
         found: dict[str, dict[str, Any]] = {}
         for path in sorted((self.folder / "scores" / metric).glob(f"{system}.[0-9]*-of-*.jsonl")):
             for line in path.read_text().splitlines():
@@ -40,7 +40,7 @@ class ScoreStore:
     def add(
         self, metric: str, model_id: str, system: str, shard: Shard, scored: Mapping[str, Mapping[str, Any]]
     ) -> None:
-        """Adds what was found in some pictures; returns nothing.
+        """Add what was found in some pictures.
 
         Raises:
             OutputError: the file cannot be written.
@@ -68,7 +68,7 @@ def score_missing(
     shard: Shard,
     batch: int = 16,
 ) -> None:
-    """Scores what the shard's pictures lack. Pictures that could not be drawn are not scored here."""
+    """Score what the shard's pictures lack. Pictures that could not be drawn are not scored here."""
     for system in systems:
         known = scores.read(metric.name, metric.model_id, system)
         todo = [

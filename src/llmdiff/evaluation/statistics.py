@@ -38,7 +38,7 @@ def bootstrap_mean(
     resamples: int = 5000,
     level: float = 0.95,
 ) -> Interval:
-    """The mean and its percentile-bootstrap interval; the same seed gives the same interval.
+    """Return the mean and its percentile-bootstrap interval; the same seed gives the same interval.
 
     Values that are all alike give an interval of no width: resampling cannot show what was never seen.
 
@@ -72,7 +72,7 @@ def paired_difference(
     resamples: int = 5000,
     level: float = 0.95,
 ) -> Interval:
-    """The mean of `ours - base`, prompt by prompt, with its interval.
+    """Return the mean of `ours - base`, prompt by prompt, with its interval.
 
     Whole prompts are resampled, so what both systems find hard widens nothing.
 

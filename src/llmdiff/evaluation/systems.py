@@ -16,7 +16,7 @@ System = Callable[[list[str], list[int]], NDArray[np.uint8]]
 
 
 def pipeline_system(pipe: Any, *, steps: int = 20, guidance_scale: float = 3.0, batch: int = 16) -> System:
-    """A system that draws with a diffusers pipeline, with or without an LLM attached to it.
+    """Return a system that draws with a diffusers pipeline, with or without an LLM attached to it.
 
     Every prompt has a generator of its own, so a picture does not depend on which prompts share its batch. A picture
     that is not finite raises.
@@ -56,7 +56,7 @@ def controller_systems(
     guidance_scale: float = 3.0,
     batch: int = 16,
 ) -> dict[str, System]:
-    """The two systems of a controller: its base pipeline (`base`), and the same one with the LLM attached (`llm`).
+    """Return the two systems of a controller: its base pipeline (`base`), and the same one with the LLM attached (`llm`).
 
     `scale` is that of `attach`; None: the adapter's own.
     """

@@ -11,7 +11,7 @@ _PARTS |= {"relation right": "relation", "relation swapped": "swapped"}
 
 
 def report_tables(report: Mapping[str, Any], *, markdown: bool = False) -> str:
-    """A report's figures: by tag, of all prompts, those of a benchmark's own scorer, and what to know about them.
+    """Return a report's figures: by tag, of all prompts, those of a benchmark's own scorer, and what to know about them.
 
     Those of the scenes' scorer are in percent.
     """
@@ -106,7 +106,7 @@ def failure_notes(counts: Mapping[str, int]) -> list[str]:
 
 
 def metric_rows(systems: Mapping[str, Any], names: Sequence[str] | None = None) -> list[list[str]]:
-    """A head and a row for every system, a column for each figure; nothing if nothing was measured.
+    """Return a head and a row for every system, a column for each figure; nothing if nothing was measured.
 
     `names`: of figures of pictures; None: all.
     """
@@ -124,7 +124,7 @@ def metric_rows(systems: Mapping[str, Any], names: Sequence[str] | None = None) 
 
 
 def figure_text(figures: Mapping[str, Any], *, factor: float = 1, sign: bool = False) -> str:
-    """A mean with its interval, four digits each; all times `factor`, or with a sign."""
+    """Return a mean with its interval, four digits each; all times `factor`, or with a sign."""
     form = "+.4g" if sign else ".4g"
     mean, low, high = (format(factor * figures[name], form) for name in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]"
@@ -138,7 +138,7 @@ def percent(figures: Mapping[str, Any], *, sign: bool = False, digits: int = 1) 
 
 
 def text_table(rows: Sequence[Sequence[str]], markdown: bool) -> str:
-    """Rows as one table, the first its head: aligned for the screen, or Markdown."""
+    """Return rows as one table, the first its head: aligned for the screen, or Markdown."""
     if markdown:
         return markdown_table(rows)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -150,7 +150,7 @@ def text_table(rows: Sequence[Sequence[str]], markdown: bool) -> str:
 
 
 def markdown_table(rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """Rows as a Markdown table, the first its head; all but the first `left` columns are aligned to the right."""
+    """Return rows as a Markdown table, the first its head; all but the first `left` columns are aligned to the right."""
     head = rows[0]
     rule = "".join("---|" if column < left else "---:|" for column in range(len(head)))
     lines = ["|" + "".join(f" {_one_line(cell)} |" if cell else " |" for cell in row) for row in rows]

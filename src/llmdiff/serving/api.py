@@ -106,7 +106,7 @@ def _install_routes(app: FastAPI, service: ImageService) -> None:
         responses={200: {"content": {kind: {} for kind in _MEDIA_TYPES.values()}}, **errors(401, 404)},
     )
     async def file(name: str) -> Response:
-        """A picture that was given by its URL."""
+        """Return a picture that was given by its URL."""
         found = service.store.get(name)
         if found is None:
             raise ApiError(
@@ -119,18 +119,18 @@ def _install_routes(app: FastAPI, service: ImageService) -> None:
 
     @app.get("/v1/models", responses=errors(401))
     async def models() -> ModelList:
-        """The models that can be asked for."""
+        """Return the models that can be asked for."""
         return ModelList(data=[Model(id=name, created=service.started) for name in settings.models])
 
     @app.get("/v1/models/{model_id:path}", responses=errors(401, 404))
     async def model(model_id: str) -> Model:
-        """One model."""
+        """Return one model."""
         service.check_model(model_id)
         return Model(id=model_id, created=service.started)
 
     @app.get("/health")
     async def health() -> Status:
-        """Whether the server answers; needs no key."""
+        """Return whether the server answers; needs no key."""
         return Status(status="ok")
 
     @app.get("/", include_in_schema=False)
@@ -144,7 +144,7 @@ def _install_routes(app: FastAPI, service: ImageService) -> None:
 
     @app.get("/ready", responses=errors(401, 503))
     async def ready() -> Status:
-        """Whether the models are loaded and new requests are taken."""
+        """Return whether the models are loaded and new requests are taken."""
         service.painter()
         return Status(status="ready")
 
@@ -152,7 +152,7 @@ def _install_routes(app: FastAPI, service: ImageService) -> None:
         "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, **errors(401)}
     )
     async def metrics() -> Response:
-        """Figures for Prometheus."""
+        """Return figures for Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

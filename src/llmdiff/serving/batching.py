@@ -119,7 +119,7 @@ class Batcher:
                 self._count_waiting()
 
     async def run(self, painter: Painter, executor: Executor) -> None:
-        """Draw whatever arrives, for ever; cancel it to end. Returns nothing."""
+        """Draw whatever arrives, for ever; cancel it to end."""
         while True:
             while not self._orders:
                 self._arrived.clear()
@@ -136,7 +136,7 @@ class Batcher:
                 self._fail(batch, error)
 
     def abandon_all(self) -> None:
-        """Give up every order, the one that is drawn at its next step; returns nothing."""
+        """Give up every order, the one that is drawn at its next step."""
         self.closing = True
         for order in [*self._orders, *(order for order, _ in self._current)]:
             order.fail(ClosingError("the server has ended: try again later"))
@@ -183,7 +183,7 @@ class Batcher:
     async def _one_by_one(
         self, batch: _Batch, error: LLMDiffError, painter: Painter, executor: Executor
     ) -> None:
-        """Draws each picture alone after a batch failed: one bad prompt must not fail its neighbours."""
+        """Draw each picture alone after a batch failed: one bad prompt must not fail its neighbours."""
         if len(batch) == 1:
             self._fail(batch, error)
             return

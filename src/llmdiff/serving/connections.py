@@ -23,7 +23,7 @@ class BoundedConnection(H11Protocol):
     _write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Begin; returns nothing."""
+        """Begin."""
         super().connection_made(transport)
         if len(self.connections) > self.max_connections:
             transport.abort()
@@ -31,24 +31,24 @@ class BoundedConnection(H11Protocol):
             self._watch_headers()
 
     def data_received(self, data: bytes) -> None:
-        """Take what the client sent; returns nothing."""
+        """Take what the client sent."""
         super().data_received(data)
         self._watch_headers()
 
     def pause_writing(self) -> None:
-        """Wait until the client reads, but not for ever; returns nothing."""
+        """Wait until the client reads, but not for ever."""
         super().pause_writing()
         if self._write_timer is None:
             self._write_timer = self.loop.call_later(self.write_timeout_s, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """Go on; returns nothing."""
+        """Go on."""
         _stop(self._write_timer)
         self._write_timer = None
         super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End; returns nothing."""
+        """End."""
         _stop(self._header_timer)
         _stop(self._write_timer)
         super().connection_lost(exc)

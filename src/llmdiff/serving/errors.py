@@ -86,7 +86,7 @@ def from_library(error: LLMDiffError) -> ApiError:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Make every error of the app an `ErrorReply`; returns nothing."""
+    """Make every error of the app an `ErrorReply`."""
 
     async def api(request: Request, error: Any) -> JSONResponse:
         return error_response(error)

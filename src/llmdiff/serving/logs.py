@@ -33,12 +33,12 @@ class JsonLines(logging.Formatter):
 
 
 def log(event: str, *, level: int = logging.INFO, error: BaseException | None = None, **fields: Any) -> None:
-    """Write one event with its fields; returns nothing."""
+    """Write one event with its fields."""
     LOG.log(level, event, exc_info=error, extra={"fields": fields})
 
 
 def log_as_json(stream: IO[str] | None = None) -> None:
-    """Send our events, the web server's and the library's to one stream as JSON lines; returns nothing."""
+    """Send our events, the web server's and the library's to one stream as JSON lines."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines())
     logging.captureWarnings(True)

@@ -12,7 +12,7 @@ _CSP = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-an
 
 
 def install_openapi(app: FastAPI, *, needs_token: bool) -> None:
-    """Give the app its /openapi.json and its /docs page; returns nothing."""
+    """Give the app its /openapi.json and its /docs page."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:

@@ -65,7 +65,7 @@ class Guard:
         self._headers = [*_HEADERS, *more.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; returns nothing."""
+        """Answer one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -196,7 +196,7 @@ class Guard:
 
 
 def _is_ours(host: str, hosts: Collection[str]) -> bool:
-    """Whether a name is an address, a name without a dot, or one of these: none that a stranger can register."""
+    """Return whether a name is an address, a name without a dot, or one of these: none that a stranger can register."""
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
     name = name.strip("[]").rstrip(".")
     try:

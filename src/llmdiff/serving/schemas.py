@@ -65,7 +65,7 @@ class Drawing(BaseModel):
 
     @property
     def as_base64(self) -> bool:
-        """Whether the reply holds the files themselves; clients of gpt-image models know no other way."""
+        """Return whether the reply holds the files themselves; clients of gpt-image models know no other way."""
         if self.response_format is None:
             return (self.model or "").startswith(("gpt-image-", "chatgpt-image-"))
         return self.response_format == "b64_json"

@@ -30,7 +30,7 @@ class GentleServer(uvicorn.Server):
         self._gave_up = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to end at a first signal; a second SIGINT gives up what runs, a third asks nobody. Returns nothing."""
+        """Begin to end at a first signal; a second SIGINT gives up what runs, a third asks nobody."""
         if self.should_exit and sig == signal.SIGINT and not self._gave_up:
             # Not uvicorn's own way, which answers whoever waits with 500.
             self._gave_up = True
@@ -70,7 +70,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def say_listening(listener: socket.socket, what: str) -> None:
-    """Write to the log, and for whoever sits at a terminal, where the server listens; returns nothing."""
+    """Write to the log, and for whoever sits at a terminal, where the server listens."""
     address, port = listener.getsockname()[:2]
     log("listening", host=address, port=port)
     if sys.stdout.isatty():
@@ -88,7 +88,7 @@ def run_server(
     on_giving_up: Callable[[], None] = lambda: None,
     on_server: Callable[[GentleServer], None] = lambda server: None,
 ) -> None:
-    """Serve until a signal ends it; returns nothing. `on_server` gets the server before it starts.
+    """Serve until a signal ends it. `on_server` gets the server before it starts.
 
     The first signal calls `on_closing` and what runs is finished; a second Ctrl-C calls `on_giving_up`.
 
@@ -111,7 +111,7 @@ def run_server(
 
 
 def serve_images(models: Models, settings: ServeSettings, *, host: str, port: int) -> None:
-    """Serve the image API until a signal ends it; returns nothing.
+    """Serve the image API until a signal ends it.
 
     Raises:
         ConfigError: the address cannot be listened on.

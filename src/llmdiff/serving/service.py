@@ -98,7 +98,7 @@ class ImageService:
         return self._painter
 
     def check_model(self, model_id: str | None) -> None:
-        """Return nothing if there is such a model.
+        """Check that there is such a model.
 
         Raises:
             ApiError: 404, there is none.

@@ -58,12 +58,12 @@ class ServeSettings:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Every name that the model can be asked for by."""
+        """Return every name that the model can be asked for by."""
         return (self.model_id, *self.model_aliases)
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """The names that this server has besides its addresses."""
+        """Return the names that this server has besides its addresses."""
         public = urlsplit(self.public_url or "").hostname
         return (socket.gethostname().lower(), *([public] if public else []))
 
@@ -133,7 +133,7 @@ class UiSettings:
 
     @property
     def first_models(self) -> Models:
-        """The models that are chosen at first."""
+        """Return the models that are chosen at first."""
         return self.models(self.adapters[0])
 
     def models(

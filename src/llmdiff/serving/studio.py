@@ -77,7 +77,7 @@ class Studio:
         self._stops: set[threading.Event] = set()
 
     def load(self, models: Models) -> None:
-        """Load the models, unless they are the last ones used; returns nothing.
+        """Load the models, unless they are the last ones used.
 
         Raises:
             LLMDiffError: a model is missing, damaged or does not fit.
@@ -109,12 +109,12 @@ class Studio:
             self._stops.discard(stop)
 
     def stop(self) -> None:
-        """Stop whatever is drawn, and what waits to be, at the next step; returns nothing."""
+        """Stop whatever is drawn, and what waits to be, at the next step."""
         for stop in list(self._stops):
             stop.set()
 
     def close(self) -> None:
-        """Stop whatever is drawn and end the thread; returns nothing."""
+        """Stop whatever is drawn and end the thread."""
         self.stop()
         self._thread.shutdown(cancel_futures=True)
 

@@ -74,7 +74,7 @@ def create_ui_app(studio: Studio, settings: UiSettings) -> FastAPI:
 
 
 def serve_ui(settings: UiSettings, *, host: str, port: int, on_start: Callable[[str], None]) -> None:
-    """Serve the page until a signal ends it; returns nothing. `on_start` gets its address.
+    """Serve the page until a signal ends it. `on_start` gets its address.
 
     Raises:
         ConfigError: the address cannot be listened on.

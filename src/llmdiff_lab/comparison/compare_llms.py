@@ -127,7 +127,7 @@ def compare_llms(
 
 
 def _folders(llms: Sequence[str], parent: Path) -> dict[str, Path]:
-    """A folder for every LLM, by what its name or path ends with."""
+    """Return a folder for every LLM, by what its name or path ends with."""
     if not llms:
         raise ConfigError("llms: got none, expected names, folders or Hub ids, separated by commas")
     folders: dict[str, Path] = {}
@@ -140,7 +140,7 @@ def _folders(llms: Sequence[str], parent: Path) -> dict[str, Path]:
 
 
 def _size_and_speed(name: str, place: Path, build: Build) -> dict[str, Any]:
-    """An LLM's size, and the seconds that it takes to encode one prompt; measured once."""
+    """Return an LLM's size, and the seconds that it takes to encode one prompt; measured once."""
     kept = place / "llm.json"
     if kept.exists():
         known: dict[str, Any] = read_json(kept)

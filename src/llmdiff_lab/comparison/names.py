@@ -51,12 +51,12 @@ class SystemName:
 
     @property
     def trained(self) -> str:
-        """What is trained, whatever it is drawn with: the name without its scale."""
+        """Return what is trained, whatever it is drawn with: the name without its scale."""
         return self.rival if self.times == 1 else f"{self.rival}-x{self.times:g}"
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Return nothing if these are names of systems.
+    """Check that these are names of systems.
 
     Raises:
         ConfigError: one is not.

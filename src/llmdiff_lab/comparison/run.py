@@ -54,7 +54,7 @@ class Benchmark:
         left_out: Mapping[str, str],
         metrics: Sequence[Metric] = (),
     ) -> None:
-        """Begins the benchmark or goes on with it. `left_out` says of systems that are not in it why.
+        """Begin the benchmark or goes on with it. `left_out` says of systems that are not in it why.
 
         `metrics` are measured besides; more may be measured later, where the pictures are still there.
 
@@ -85,7 +85,7 @@ class Benchmark:
         return self.report(command=command)
 
     def fill(self, systems: Collection[str] | None = None, *, seeds: Collection[int] | None = None) -> None:
-        """Train and draw what is not yet done of these systems and seeds, of all where it is None. Returns nothing.
+        """Train and draw what is not yet done of these systems and seeds, of all where it is None.
 
         Shows a progress bar.
         """
@@ -165,7 +165,7 @@ class Benchmark:
     def _trained(
         self, name: str, seed: int
     ) -> tuple[StableDiffusionPipeline, Callable[[], AbstractContextManager[Any]]]:
-        """The pipeline that draws for a system, and what has to be around it while it does."""
+        """Return the pipeline that draws for a system, and what has to be around it while it does."""
         pipe, scale = self.trainings.pipe, SystemName.of(name).scale
         if name == BASE:
             return pipe, nullcontext

@@ -66,12 +66,12 @@ class BenchmarkSettings:
 
     @property
     def gain_steps(self) -> int:
-        """How many of the first steps a rival takes that learns weights for every block of its reader."""
+        """Return how many of the first steps a rival takes that learns weights for every block of its reader."""
         return round((self.text_steps or self.steps) * _GAIN_SHARE)
 
 
 def keep_settings(settings: BenchmarkSettings, folder: Path) -> None:
-    """Write the settings into the folder, or compare them with those that are there; returns nothing.
+    """Write the settings into the folder, or compare them with those that are there.
 
     Raises:
         ConfigError: the folder's benchmark was begun with others.

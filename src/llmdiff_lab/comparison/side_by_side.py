@@ -78,7 +78,7 @@ class _Task:
 
 
 def fill_side_by_side(recipe: Recipe, plan: Benchmark, processes: int) -> None:
-    """Train and evaluate all systems of `plan`, which `recipe` made, `processes` at a time. Returns nothing.
+    """Train and evaluate all systems of `plan`, which `recipe` made, `processes` at a time.
 
     Shows a progress bar. SIGTERM is passed on: each process saves where it is, then SystemExit(0) is raised.
 

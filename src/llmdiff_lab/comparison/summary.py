@@ -160,7 +160,7 @@ def _system(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _over_trainings(runs: Sequence[Run], name: str, at: NDArray[np.bool_]) -> dict[str, Any] | None:
-    """A figure over the prompts at these places; a share stays within 0 and 1. None: no prompt asks for it."""
+    """Return a figure over the prompts at these places; a share stays within 0 and 1. None: no prompt asks for it."""
     rows = [run.figure(name)[at] for run in runs]
     if np.isnan(rows).all():
         return None

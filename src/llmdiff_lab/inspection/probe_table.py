@@ -71,7 +71,7 @@ class ProbeSettings:
 
     @property
     def encodings(self) -> tuple[str, ...]:
-        """The rows of the table, in the order in which they are measured."""
+        """Return the rows of the table, in the order in which they are measured."""
         return tuple(name for name in TITLES if name != "encoder" or self.encoder is not None)
 
 
@@ -184,7 +184,7 @@ class _Readers:
 def _measure(
     encoding: str, settings: ProbeSettings, captions: _Captions, readers: _Readers
 ) -> dict[str, dict[str, list[int]]]:
-    """What a probe of this encoding read rightly: split, kind of content => 0 or 1 for each caption that has it."""
+    """Return what a probe of this encoding read rightly: split, kind of content => 0 or 1 for each caption that has it."""
     batch, width, gains = readers.batch(encoding)
     probe = train_probe(
         batch,
@@ -213,7 +213,7 @@ def _plain(settings: ProbeSettings) -> dict[str, Any]:
 
 
 def _kept(place: Path, settings: ProbeSettings) -> dict[str, dict[str, list[int]]] | None:
-    """A row that was measured before with the same settings, None for any other."""
+    """Return a row that was measured before with the same settings, None for any other."""
     try:
         record = read_json(place)
     except (OSError, ValueError):

@@ -19,7 +19,7 @@ _PANELS = (
 
 
 def save_scores(report: ScoreReport, folder: Path) -> list[Path]:
-    """The paths written into `folder`: scores.json, scores.png, scores.svg and scores.html.
+    """Return the paths written into `folder`: scores.json, scores.png, scores.svg and scores.html.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -36,7 +36,7 @@ def save_scores(report: ScoreReport, folder: Path) -> list[Path]:
 
 
 def score_figure(report: ScoreReport) -> Any:
-    """A matplotlib figure: blocks against tokens for every quantity, and the learned weights below."""
+    """Return a matplotlib figure: blocks against tokens for every quantity, and the learned weights below."""
     from matplotlib.figure import Figure
 
     tokens, rows = len(report.tokens), 4
@@ -58,7 +58,7 @@ def score_figure(report: ScoreReport) -> Any:
 
 
 def score_page(report: ScoreReport, svg: str) -> str:
-    """One HTML page with the figure inside it; it loads nothing from anywhere."""
+    """Return one HTML page with the figure inside it; it loads nothing from anywhere."""
     rows = [["token", "|x_0|", "|c|"]]
     rows += [
         [token, f"{x0:.2f}", f"{c:.2f}"]

@@ -99,7 +99,7 @@ def create_study_app(folder: str | Path, *, max_raters: int = 1000) -> FastAPI:
 
 
 def serve_study(folder: str | Path, *, host: str, port: int, max_raters: int) -> None:
-    """Serve a study until a signal ends it; returns nothing.
+    """Serve a study until a signal ends it.
 
     Raises:
         ConfigError: the folder holds no study, or the address cannot be listened on.

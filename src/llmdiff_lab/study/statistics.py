@@ -57,7 +57,7 @@ class Resampling:
 
 
 def win_rate(comparison: Comparison, resampling: Resampling) -> Interval:
-    """The first system's share of the wins, a tie half a win to each, with its 95 % interval.
+    """Return the first system's share of the wins, a tie half a win to each, with its 95 % interval.
 
     The interval is the wider, at either end, of the bootstrap's over raters and prompts and of Wilson's:
     the first sees that answers of one rater, or about one prompt, are alike; the second does not vanish when
@@ -111,7 +111,7 @@ def bradley_terry(wins: Array) -> Array:
 def bradley_terry_intervals(
     comparisons: Mapping[tuple[int, int], Comparison], systems: int, resampling: Resampling
 ) -> list[Interval]:
-    """Every system's strength with its 95 % bootstrap interval; `n` counts the answers about it."""
+    """Return every system's strength with its 95 % bootstrap interval; `n` counts the answers about it."""
     wins = np.zeros((systems, systems))
     drawn = np.zeros((resampling.resamples, systems, systems))
     counts = np.zeros(systems)
@@ -152,7 +152,7 @@ def krippendorff_alpha(units: Sequence[Sequence[Hashable]]) -> float | None:
 
 
 def percent_agreement(units: Sequence[Sequence[Hashable]]) -> float | None:
-    """The share of pairs of raters that agree, over all units; None where nobody judged the same."""
+    """Return the share of pairs of raters that agree, over all units; None where nobody judged the same."""
     same = pairs = 0
     for unit in units:
         pairs += math.comb(len(unit), 2)

@@ -182,7 +182,7 @@ class StudyStore:
     def answer(
         self, token: str, position: int, choices: Mapping[str, str], *, max_raters: int | None = None
     ) -> None:
-        """Store the rater's choices at a position, all of them on disk when this returns; returns nothing.
+        """Store the rater's choices at a position, all of them on disk when this returns.
 
         Answering again replaces the answer, so that a client may repeat what was not acknowledged.
 
@@ -256,7 +256,7 @@ class StudyStore:
             return int(self._connection.execute("SELECT count(*) FROM raters").fetchone()[0])
 
     def close(self) -> None:
-        """Close the study; returns nothing."""
+        """Close the study."""
         with self._lock:
             self._connection.close()
 

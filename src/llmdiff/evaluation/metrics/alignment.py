@@ -20,7 +20,7 @@ class CosineScore:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
-        """The metric with the model of a folder or Hub id."""
+        """Return the metric with the model of a folder or Hub id."""
         return cls(ImageTextModel.from_pretrained(name_or_path, device=device))
 
 
@@ -47,7 +47,7 @@ class SigLIPScore(CosineScore):
         self._bias = model.bias
 
     def score(self, pictures: Pictures, prompts: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-        """Both figures of every picture. Shapes: (N,) each."""
+        """Return both figures of every picture. Shapes: (N,) each."""
         cosine = self.model.cosines(pictures, prompts)
         logits = self.model.scale * cosine + self._bias
         # In this form neither a large nor a small logit overflows.
@@ -66,5 +66,5 @@ class CLIPScore(CosineScore):
     name, failed_score = "clip-score", 0.0
 
     def score(self, pictures: Pictures, prompts: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-        """The score of every picture. Shapes: (N,)."""
+        """Return the score of every picture. Shapes: (N,)."""
         return {"clip_score": 100 * np.maximum(self.model.cosines(pictures, prompts), 0)}

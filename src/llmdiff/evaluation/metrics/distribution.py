@@ -23,7 +23,7 @@ Kernel = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64
 
 
 def frechet_distance(reference: Features, drawn: Features) -> float:
-    """The squared Fréchet distance of two normal distributions with the sets' means and covariances.
+    """Return the squared Fréchet distance of two normal distributions with the sets' means and covariances.
 
         |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))
 
@@ -46,7 +46,7 @@ def frechet_distance(reference: Features, drawn: Features) -> float:
 
 
 def squared_mmd(reference: Features, drawn: Features, kernel: Kernel) -> float:
-    """The unbiased estimate of the squared maximum mean discrepancy; it may fall below 0.
+    """Return the unbiased estimate of the squared maximum mean discrepancy; it may fall below 0.
 
         mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)
 
@@ -90,11 +90,11 @@ class _OnFeatures:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
-        """The metric on the features of the model of a folder or Hub id."""
+        """Return the metric on the features of the model of a folder or Hub id."""
         return cls(VisionModel.from_pretrained(name_or_path, device=device))
 
     def features(self, pictures: Pictures) -> NDArray[np.float32]:
-        """The features of every picture. Shapes: (N, D)."""
+        """Return the features of every picture. Shapes: (N, D)."""
         features: NDArray[np.float32] = self.model.features(pictures).numpy()
         return features
 
@@ -105,7 +105,7 @@ class FID(_OnFeatures):
     name = "fid"
 
     def compare(self, reference: NDArray[np.float32], drawn: NDArray[np.float32]) -> dict[str, float]:
-        """The distance; 0 is the same distribution."""
+        """Return the distance; 0 is the same distribution."""
         return {"fid": frechet_distance(reference, drawn)}
 
 
@@ -118,7 +118,7 @@ class KID(_OnFeatures):
     name = "kid"
 
     def compare(self, reference: NDArray[np.float32], drawn: NDArray[np.float32]) -> dict[str, float]:
-        """The estimate; 0 is the same distribution."""
+        """Return the estimate; 0 is the same distribution."""
         return {"kid": squared_mmd(reference, drawn, polynomial_kernel)}
 
 
@@ -132,7 +132,7 @@ class CMMD(_OnFeatures):
     name = "cmmd"
 
     def compare(self, reference: NDArray[np.float32], drawn: NDArray[np.float32]) -> dict[str, float]:
-        """The estimate; 0 is the same distribution."""
+        """Return the estimate; 0 is the same distribution."""
         first, second = (
             one / np.linalg.norm(one, axis=1, keepdims=True).clip(min=1e-12) for one in (reference, drawn)
         )

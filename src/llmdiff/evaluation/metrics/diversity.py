@@ -31,12 +31,12 @@ class Diversity:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
-        """The metric on all layers of the model of a folder or Hub id."""
+        """Return the metric on all layers of the model of a folder or Hub id."""
         return cls(VisionModel.from_pretrained(name_or_path, device=device))
 
     @torch.no_grad()
     def diversity(self, pictures: Pictures) -> float:
-        """The mean distance of every two of these pictures.
+        """Return the mean distance of every two of these pictures.
 
         Raises:
             MetricError: there is but one, or a layer that the model does not have.

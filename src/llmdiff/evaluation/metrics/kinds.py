@@ -25,7 +25,7 @@ class PictureMetric(Protocol):
     failed_score: float
 
     def score(self, pictures: Pictures, prompts: Sequence[str]) -> Mapping[str, NDArray[np.float64]]:
-        """Named figures of every picture. Shapes: (N,) each."""
+        """Return named figures of every picture. Shapes: (N,) each."""
         ...
 
 
@@ -42,11 +42,11 @@ class SetMetric(Protocol):
     model_id: str
 
     def features(self, pictures: Pictures) -> NDArray[np.float32]:
-        """The features of every picture. Shapes: (N, D)."""
+        """Return the features of every picture. Shapes: (N, D)."""
         ...
 
     def compare(self, reference: NDArray[np.float32], drawn: NDArray[np.float32]) -> Mapping[str, float]:
-        """Named figures of the drawn pictures against the reference; less is nearer."""
+        """Return named figures of the drawn pictures against the reference; less is nearer."""
         ...
 
 
@@ -63,7 +63,7 @@ class DiversityMetric(Protocol):
     model_id: str
 
     def diversity(self, pictures: Pictures) -> float:
-        """The mean distance of every two of these pictures."""
+        """Return the mean distance of every two of these pictures."""
         ...
 
 

@@ -21,7 +21,7 @@ METRICS: dict[str, Any] = {kind.name: kind for kind in _OWN}
 
 
 def load_metric(name: str, model: str | Path | None = None, *, device: str = "cpu") -> Metric:
-    """The metric of this name with the model of a folder or Hub id; "openmoji" is the embedded default's SigLIP.
+    """Return the metric of this name with the model of a folder or Hub id; "openmoji" is the embedded default's SigLIP.
 
     Other packages bring metrics by an entry point of the group `llmdiff.metrics`: its object is called with the
     model (None where none was given) and `device=`, and gives a PictureMetric, SetMetric or DiversityMetric.
@@ -43,7 +43,7 @@ def load_metric(name: str, model: str | Path | None = None, *, device: str = "cp
 
 
 def with_models(names: Sequence[str], models: Sequence[str]) -> list[tuple[str, str | None]]:
-    """Metrics with the model for each, in their order; None for all where no models are given.
+    """Return metrics with the model for each, in their order; None for all where no models are given.
 
     Raises:
         ConfigError: not one model for each metric.

@@ -34,7 +34,7 @@ class VisionModel:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
-        """The model of a folder or Hub id, in float32; its weights are read from safetensors only.
+        """Return the model of a folder or Hub id, in float32; its weights are read from safetensors only.
 
         Raises:
             MetricError: there is none, or it is not of this kind.
@@ -47,7 +47,7 @@ class VisionModel:
 
     @torch.no_grad()
     def features(self, pictures: Pictures) -> Tensor:
-        """One vector of every picture, on the CPU: the projected embedding, the pooled state or the mean state.
+        """Return one vector of every picture, on the CPU: the projected embedding, the pooled state or the mean state.
 
         Shapes: (N, D) float32.
         """
@@ -65,7 +65,7 @@ class VisionModel:
 
     @torch.no_grad()
     def layers(self, pictures: Pictures) -> list[Tensor]:
-        """The states of every layer at every place of the pictures, from the first to the last.
+        """Return the states of every layer at every place of the pictures, from the first to the last.
 
         Shapes: one (N, places, channels) float32 for each layer.
         """
@@ -104,17 +104,17 @@ class ImageTextModel(VisionModel):
         return cls(vision.model, vision.image_processor, tokenizer, id=vision.id)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the model as it is, its image processor and its tokenizer into a folder; returns nothing."""
+        """Write the model as it is, its image processor and its tokenizer into a folder."""
         for part in (self.model, self.image_processor, self.tokenizer):
             part.save_pretrained(folder)
 
     def embed_pictures(self, pictures: Pictures) -> Tensor:
-        """Unit vectors of pictures, on the CPU. Shapes: (N, E)."""
+        """Return unit vectors of pictures, on the CPU. Shapes: (N, E)."""
         return F.normalize(self.features(pictures), dim=-1)
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit vectors of texts, on the CPU; what is longer than the model reads is cut. Shapes: (N, E)."""
+        """Return unit vectors of texts, on the CPU; what is longer than the model reads is cut. Shapes: (N, E)."""
         found = []
         for start in range(0, len(texts), _BATCH):
             some = list(texts[start : start + _BATCH])
@@ -133,7 +133,7 @@ class ImageTextModel(VisionModel):
         return F.normalize(torch.cat(found), dim=-1)
 
     def cosines(self, pictures: Pictures, prompts: Sequence[str]) -> NDArray[np.float64]:
-        """The cosine of every picture with its own prompt. Shapes: (N,).
+        """Return the cosine of every picture with its own prompt. Shapes: (N,).
 
         Raises:
             MetricError: not one prompt for every picture.
@@ -157,7 +157,7 @@ def _check_reads_texts(model: Any, id: str) -> None:
 
 
 def load_model(kind: Any, name: str) -> Any:
-    """A model of transformers, `kind`, in float32 from a folder or Hub id, with every weight from its safetensors.
+    """Return a model of transformers, `kind`, in float32 from a folder or Hub id, with every weight from its safetensors.
 
     Raises:
         MetricError: it cannot be loaded.

@@ -20,7 +20,7 @@ class PickScore(CosineScore):
     name, failed_score = "pickscore", 0.0
 
     def score(self, pictures: Pictures, prompts: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-        """The score of every picture. Shapes: (N,)."""
+        """Return the score of every picture. Shapes: (N,)."""
         return {"pickscore": self.model.scale * self.model.cosines(pictures, prompts)}
 
 
@@ -36,5 +36,5 @@ class HPSv2(CosineScore):
     name, failed_score = "hpsv2", 0.0
 
     def score(self, pictures: Pictures, prompts: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-        """The score of every picture. Shapes: (N,)."""
+        """Return the score of every picture. Shapes: (N,)."""
         return {"hpsv2": 100 * self.model.cosines(pictures, prompts)}

@@ -59,11 +59,11 @@ class CLIPIQA:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
-        """The metric, all pairs, with the CLIP model of a folder or Hub id."""
+        """Return the metric, all pairs, with the CLIP model of a folder or Hub id."""
         return cls(ImageTextModel.from_pretrained(name_or_path, device=device))
 
     def score(self, pictures: Pictures, prompts: Sequence[str] = ()) -> dict[str, NDArray[np.float64]]:
-        """The figures of every picture; prompts are not looked at. Shapes: (N,) each."""
+        """Return the figures of every picture; prompts are not looked at. Shapes: (N,) each."""
         cosines = self.model.embed_pictures(pictures).double().numpy() @ self._texts.T
         good, bad = cosines[:, 0::2], cosines[:, 1::2]
         # A softmax of two is a sigmoid of their difference, here in the form that cannot overflow.

@@ -11,7 +11,7 @@ from llmdiff.evaluation.metrics.kinds import Pictures
 
 
 def read_reference(folder: Path, size_px: int = 256) -> Pictures:
-    """The pictures of a folder, cut to squares and resized: what set metrics compare with. Shapes: (N, size, size, 3).
+    """Return the pictures of a folder, cut to squares and resized: what set metrics compare with. Shapes: (N, size, size, 3).
 
     Raises:
         ConfigError: it has less than two pictures, or one that cannot be read.

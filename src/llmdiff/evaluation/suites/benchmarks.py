@@ -56,7 +56,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def read_suite(name_or_file: str, files: Path | None = None) -> PromptSuite:
-    """The suite of a benchmark's name and its official files, or of a file with a user's own prompts.
+    """Return the suite of a benchmark's name and its official files, or of a file with a user's own prompts.
 
     Raises:
         ConfigError: neither, or files that are not there or not the benchmark's.

@@ -32,7 +32,7 @@ IMAGES_PER_PROMPT = 4
 
 
 def read_geneval(path: Path) -> PromptSuite:
-    """The suite of `evaluation_metadata.jsonl`, or of a folder that holds it; four pictures of each, as published.
+    """Return the suite of `evaluation_metadata.jsonl`, or of a folder that holds it; four pictures of each, as published.
 
     Raises:
         InputFileError: no such file.
@@ -74,7 +74,7 @@ class GenEvalScorer:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
-        """The scorer with two models, DETECTOR,CLIP: folders or Hub ids.
+        """Return the scorer with two models, DETECTOR,CLIP: folders or Hub ids.
 
         Raises:
             MetricError: not two of them, or one cannot be loaded.
@@ -115,7 +115,7 @@ class GenEvalScorer:
 
 
 def export_pictures(rows: Sequence[SuitePrompt], pictures: Sequence[Pictures], folder: Path) -> None:
-    """Writes NUMBER/metadata.jsonl and NUMBER/samples/NUMBER.png, as the published scorer reads them."""
+    """Write NUMBER/metadata.jsonl and NUMBER/samples/NUMBER.png, as the published scorer reads them."""
     for row, images in zip(rows, pictures, strict=True):
         write_whole(folder / row.id / "metadata.jsonl", json.dumps(dict(row.facts)))
         for number, image in enumerate(images):
@@ -126,7 +126,7 @@ def export_pictures(rows: Sequence[SuitePrompt], pictures: Sequence[Pictures], f
 def write_scores(
     rows: Sequence[SuitePrompt], judged: Sequence[Sequence[Mapping[str, Any]]], file: Path
 ) -> None:
-    """Writes a line of JSON per picture in the published format."""
+    """Write a line of JSON per picture in the published format."""
     lines = [
         json.dumps(
             {
@@ -146,7 +146,7 @@ def write_scores(
 
 
 def read_scores(file: Path, rows: Sequence[SuitePrompt], images_per_prompt: int) -> OfficialScores:
-    """The share of right pictures of every prompt by its name, from results that the published scorer wrote.
+    """Return the share of right pictures of every prompt by its name, from results that the published scorer wrote.
 
     Raises:
         ConfigError: a line is no such result, or none is of these prompts.

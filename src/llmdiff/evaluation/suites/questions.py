@@ -27,7 +27,7 @@ class Answerer(Protocol):
     model_id: str
 
     def yes(self, pictures: Pictures, questions: Sequence[str]) -> NDArray[np.float64]:
-        """How probable "yes" is, against "no", for each picture and its question. Shapes: (N,)."""
+        """Return how probable "yes" is, against "no", for each picture and its question. Shapes: (N,)."""
         ...
 
 
@@ -47,7 +47,7 @@ class BlipAnswerer:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
-        """The model of a folder or Hub id, for example Salesforce/blip-vqa-base.
+        """Return the model of a folder or Hub id, for example Salesforce/blip-vqa-base.
 
         Raises:
             MetricError: there is none, or it is no BLIP for questions.

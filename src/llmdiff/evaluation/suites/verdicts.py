@@ -51,13 +51,13 @@ class Verdict:
 
     @property
     def exact(self) -> bool:
-        """Whether nothing that the prompt asks for is wrong."""
+        """Return whether nothing that the prompt asks for is wrong."""
         parts = (self.things, self.colours, self.count, self.size, self.background)
         return all(part is not False for part in parts) and self.relation in (None, "right")
 
 
 def scene_as_seen(scene: Scene) -> SeenScene:
-    """What a reader without fault sees in a render of this scene: its ground truth."""
+    """Return what a reader without fault sees in a render of this scene: its ground truth."""
     things = [
         SeenThing(
             name=placed.item.name,
