@@ -203,7 +203,8 @@ class LLMEncodePrompt:
         texts = list(dict.fromkeys([*(positive or []), *(negative or [])]))
         if not texts:
             return {}
-        # The attention layers treat zero rows as padding, so prompts can be padded to one length.
+        # Encode every distinct text once, in one pass: negative prompts mostly repeat. Negative prompts are not
+        # reworded.
         encoding = encode_texts(
             self.adapter, self.llm, texts, weighted=self.weighted, ask=frozenset(positive or ())
         )
@@ -235,7 +236,7 @@ class LLMEncodePrompt:
         arguments.update(prompt=positive or [""] * count, num_images_per_prompt=1)
         if self.family.encodes_negative:
             arguments.update(
-                # None stays None: some bases then take zeros instead of an encoded "".
+                # Keep None: some pipelines then use zeros instead of an encoded "".
                 negative_prompt=None if given.get("negative_prompt") is None else negative,
                 do_classifier_free_guidance=negative is not None,
             )
@@ -281,7 +282,7 @@ class LLMEncodePrompt:
 
 
 def _pad_alike(parts: Parts) -> None:
-    # Zero rows are padding to the attention layers, so any two prompts can be brought to one length.
+    # The attention layers treat zero rows as padding, so prompts can be padded to one length.
     positive, negative = parts["positive"], parts["negative"]
     if positive is not None and negative is not None:
         tokens = max(positive.shape[1], negative.shape[1])

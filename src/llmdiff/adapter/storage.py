@@ -69,7 +69,7 @@ def save_adapter_files(
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
         for place in created:
-            # Only folders made by this call, and only while empty.
+            # Remove only folders created by this call, and only if empty.
             if place.is_dir() and not any(place.iterdir()):
                 place.rmdir()
         raise OutputError(
