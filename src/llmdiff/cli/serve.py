@@ -69,8 +69,7 @@ def serve(
     ] = None,
     size_policy: Annotated[
         SizePolicy,
-        typer.Option("--size-policy", help="Draw the requested size, or the nearest one with the pipeline's own number
-        of pixels."),
+        typer.Option("--size-policy", help="Draw the requested size, or the nearest of its own."),
     ] = SizePolicy.strict,
     max_upload_mb: Annotated[
         int, number("--max-upload-mb", Bounds(1, 1024), help="Size of a request with a picture.")
