@@ -77,7 +77,7 @@ def internal_error(request_id: str) -> ApiError:
 
 
 def from_library(error: LLMDiffError) -> ApiError:
-    """Convert a library error: status 4xx if it concerns a request parameter, else 5xx."""
+    """Convert a library error: status 400 for a PromptError or ConfigError, else 500."""
     if isinstance(error, PromptError | ConfigError):
         # Our errors begin with the argument's name.
         name = str(error).split(" ", 1)[0].split("[", 1)[0]

@@ -87,7 +87,7 @@ def compare_llms(
 
     Raises:
         ConfigError: no LLM, two of one name, or `out` has a comparison with other settings.
-        LLMNotFoundError, UnsupportedLLMError: an LLM is not to be had or cannot be read.
+        LLMNotFoundError, UnsupportedLLMError: an LLM is not available or not supported.
         OutputError: `out` cannot be written.
     """
     folders = _folders(llms, writable_folder(out) / "llms")

@@ -40,7 +40,7 @@ def comparison_tables(report: Mapping[str, Any]) -> str:
 
 
 def comparison_figure(report: Mapping[str, Any]) -> Any:
-    """Return a matplotlib figure: held-out accuracy and that of every split over parameters, and seconds per encoding."""
+    """Return a matplotlib figure: accuracy, held-out and by split, over parameters, and seconds per encoding."""
     from matplotlib.figure import Figure
 
     llms = report["llms"]

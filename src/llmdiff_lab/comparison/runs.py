@@ -1,4 +1,4 @@
-"""One system, trained and evaluated with one seed: what its folder holds."""
+"""Read the folder of one system, trained and evaluated with one seed."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -69,7 +69,7 @@ class Run:
 
 
 def read_run(place: Path, system: str, seed: int) -> Run:
-    """Return what a finished run left in its folder."""
+    """Read a finished run from its folder."""
     evaluation, stages = place / "evaluation", _logs(place / "training")
     lines = (evaluation / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
     return Run(
@@ -101,7 +101,7 @@ def exact_by_prompt(runs: Sequence[Run]) -> dict[str, Exact]:
 
 
 def values_by_prompt(runs: Sequence[Run]) -> dict[str, NDArray[np.float64]]:
-    """Return of every metric's figure the mean over seeds of each prompt."""
+    """Return the mean over seeds of every metric's figure for each prompt."""
     return {name: np.mean([run.figure(name) for run in runs], axis=0) for name in metric_names(runs)}
 
 

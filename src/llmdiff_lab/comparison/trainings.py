@@ -1,4 +1,4 @@
-"""Trains every system for every seed; what is trained is trained, also after a kill.
+"""Train every system for every seed; resumable after a kill.
 
 RUNS/SYSTEM/seed-N/training/   logs and checkpoints      RUNS/SYSTEM/seed-N/model/   what was trained
 RUNS/SYSTEM/seed-N/trained.json   its cost               RUNS/SYSTEM/search.json   the learning rates that were tried
@@ -115,7 +115,7 @@ class Trainings:
 
     @cached_property
     def _teacher(self) -> Teacher:
-        """Return what the base says of the captions, which all rivals learn first."""
+        """Return the base's text states of the captions, which all rivals learn first."""
         return create_teacher(self.preset, self._data, self.pipe)
 
     def _train_rival(self, system: SystemName, place: Path, seed: int) -> None:
@@ -152,7 +152,7 @@ class Trainings:
     def _train_on_captions(
         self, name: str, preset: Preset, conditioning: Conditioning, folder: Path, seed: int = 0
     ) -> int:
-        """Return how many numbers were trained. Seeds have the same captions: they differ in what is done with them."""
+        """Train on the captions, the same for all seeds, and return the number of trained parameters."""
         return train_conditioning(
             preset,
             self._data,
@@ -189,7 +189,7 @@ class Trainings:
         write_whole(place / "trained.json", json.dumps(record, indent=1) + "\n")
 
     def _record(self, place: Path, trained: int, peak_gb: float, **more: Any) -> dict[str, Any]:
-        """Return what trained.json says of a training."""
+        """Return the content of trained.json for a training."""
         lines = read_log(place / "training" / "main" / "log.jsonl")
         speeds = [line["steps_per_s"] for line in lines if "steps_per_s" in line]
         return {
@@ -241,7 +241,7 @@ class Trainings:
         return max((one for one in self.settings.learning_rates if one < rate), default=rate)
 
     def _searched(self, name: str) -> dict[str, Any]:
-        """Return what the search has found so far: losses by rate."""
+        """Return the losses by learning rate found so far."""
         return read_search(self.folder / name)
 
     def _keep(self, name: str, losses: Mapping[str, Any]) -> None:

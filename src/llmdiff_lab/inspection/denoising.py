@@ -70,7 +70,7 @@ def load_encoder(name_or_path: str) -> tuple[Any, Any, Kind]:
     """Return a model that gives hidden states, its tokenizer, and what kind it is; of an encoder-decoder, the encoder.
 
     Raises:
-        LLMNotFoundError: neither a folder nor a Hub id that is to be had.
+        LLMNotFoundError: neither a folder nor an available Hub id.
         CorruptWeightsError: a weight is missing, unread or of another shape.
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES

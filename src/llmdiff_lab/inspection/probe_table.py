@@ -82,7 +82,7 @@ def measure_probes(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
     encoding the difference to the LLM's last layer on the same captions.
 
     Raises:
-        LLMNotFoundError: the LLM or the encoder is not to be had.
+        LLMNotFoundError: the LLM or the encoder is not available.
         OutputError: the folder cannot be written.
     """
     captions = _Captions(settings)
@@ -184,7 +184,7 @@ class _Readers:
 def _measure(
     encoding: str, settings: ProbeSettings, captions: _Captions, readers: _Readers
 ) -> dict[str, dict[str, list[int]]]:
-    """Return what a probe of this encoding read rightly: split, kind of content => 0 or 1 for each caption that has it."""
+    """Return a probe's correct answers: split, kind of content => 0 or 1 for each caption with that content."""
     batch, width, gains = readers.batch(encoding)
     probe = train_probe(
         batch,

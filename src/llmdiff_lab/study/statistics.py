@@ -80,7 +80,7 @@ def win_rate(comparison: Comparison, resampling: Resampling) -> Interval:
 
 
 def bradley_terry(wins: Array) -> Array:
-    """Strengths s with P(i beats j) = 1 / (1 + exp(s_j - s_i)), their mean 0: the most likely given the wins.
+    """Return the maximum-likelihood strengths s, of mean 0, with P(i beats j) = 1 / (1 + exp(s_j - s_i)).
 
     Half a win either way is added for every two systems with answers, so that strengths stay finite.
 
@@ -132,7 +132,7 @@ def bradley_terry_intervals(
 
 
 def krippendorff_alpha(units: Sequence[Sequence[Hashable]]) -> float | None:
-    """Agreement on nominal values: 1 perfect, 0 as by chance; None where nothing can be compared.
+    """Return Krippendorff's alpha on nominal values: 1 perfect, 0 by chance; None if nothing can be compared.
 
     `units`: for each thing judged, the values it was given by whoever judged it.
 

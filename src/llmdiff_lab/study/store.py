@@ -1,4 +1,4 @@
-"""A study's pairs, raters and answers in SQLite; what was acknowledged survives a killed process."""
+"""A study's pairs, raters and answers in SQLite; acknowledged answers survive a killed process."""
 
 import json
 import random
@@ -25,7 +25,7 @@ from llmdiff_lab.study.model import (
 
 STORE_NAME = "study.sqlite"
 _VERSION = 1
-# Of a rater nothing is kept but a random token and what was answered: no names, no addresses, no times.
+# Only a random token and the answers are stored of a rater: no names, no addresses, no times.
 _SCHEMA = """
 CREATE TABLE study (version INTEGER NOT NULL, settings TEXT NOT NULL);
 CREATE TABLE prompts (id INTEGER PRIMARY KEY, text TEXT NOT NULL);

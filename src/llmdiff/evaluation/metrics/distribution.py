@@ -1,7 +1,7 @@
-"""How far a set of drawn pictures is from a set of real ones: FID, KID and CMMD, on the features of any vision model.
+"""Distance between sets of drawn and real pictures: FID, KID and CMMD, on the features of any vision model.
 
 The published numbers of FID and KID are on features of one Inception network, those of CMMD on CLIP ViT-L/14 at 336
-pixels. Figures on other features can be compared only with figures on the same ones; a report names the model.
+pixels. Figures are comparable only on the same features; a report names the model.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def frechet_distance(reference: Features, drawn: Features) -> float:
     Shapes: (N, D) and (M, D).
 
     Raises:
-        MetricError: less than two pictures in a set, or features of two widths.
+        MetricError: a set has fewer than two pictures, or the widths of the features differ.
 
     Source: Heusel et al. 2017 (arXiv 1706.08500), equation 6.
     """
@@ -53,7 +53,7 @@ def squared_mmd(reference: Features, drawn: Features, kernel: Kernel) -> float:
     Shapes: (N, D) and (M, D). Memory: that of 1024 rows of the kernel.
 
     Raises:
-        MetricError: less than two pictures in a set, or features of two widths.
+        MetricError: a set has fewer than two pictures, or the widths of the features differ.
 
     Source: Gretton et al. 2012, equation 3.
     """
@@ -83,7 +83,7 @@ def gaussian_kernel(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[n
 
 
 class _OnFeatures:
-    """What the three have in common: a vision model and its features."""
+    """Base of the three metrics: a vision model and its features."""
 
     def __init__(self, model: VisionModel) -> None:
         self.model, self.model_id = model, model.id
@@ -100,7 +100,7 @@ class _OnFeatures:
 
 
 class FID(_OnFeatures):
-    """Fréchet distance of features. It is biased upwards with few pictures, most below some thousands."""
+    """Fréchet distance of features. It is biased upwards with few pictures, most below a few thousand."""
 
     name = "fid"
 
@@ -112,7 +112,7 @@ class FID(_OnFeatures):
 class KID(_OnFeatures):
     """Squared MMD of features with KID's kernel, over the whole sets.
 
-    Not the mean over subsets that papers print, of which this is the same estimate with less spread.
+    Papers report the mean over subsets, which has the same expectation and a higher variance.
     """
 
     name = "kid"

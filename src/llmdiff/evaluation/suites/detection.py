@@ -63,7 +63,7 @@ class TransformersDetector:
         """Return the model of a folder or Hub id, for example facebook/detr-resnet-50.
 
         Raises:
-            MetricError: there is none, or it is no object detector.
+            MetricError: the model is not available, or not an object detector.
         """
         name = str(name_or_path)
         model = load_model(AutoModelForObjectDetection, name)
@@ -100,7 +100,7 @@ class ColourReader:
         return cls(ImageTextModel.from_pretrained(name_or_path, device=device))
 
     def reader(self, picture: NDArray[np.uint8]) -> ReadColour:
-        """Return what reads colours in this picture. Shapes: (H, W, 3)."""
+        """Return a function that reads colours in this picture. Shapes: (H, W, 3)."""
 
         def read(found: Detection, name: str) -> str:
             left, top, right, bottom = (round(edge) for edge in found.box)
@@ -157,7 +157,7 @@ def judge_detections(
 
 
 def relations(first: Detection, second: Detection) -> set[str]:
-    """Return where the first object is, seen from the second: "left of", "right of", "above", "below"; perhaps none or two.
+    """Return the relations of the first object to the second: "left of", "right of", "above", "below"; up to two.
 
     The offset of the centres is shortened by a tenth of both sizes, so that objects on one another have none.
     """

@@ -32,7 +32,7 @@ IMAGES_PER_PROMPT = 4
 
 
 def read_geneval(path: Path) -> PromptSuite:
-    """Return the suite of `evaluation_metadata.jsonl`, or of a folder that holds it; four pictures of each, as published.
+    """Return the suite of `evaluation_metadata.jsonl`, or of its folder, with four pictures each, as published.
 
     Raises:
         InputFileError: no such file.

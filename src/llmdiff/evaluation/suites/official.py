@@ -1,4 +1,4 @@
-"""What goes between this library and a benchmark's own scorer: pictures and scores in its formats, its figures back."""
+"""Exchange files with a benchmark's own scorer: export pictures and scores, read its figures."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

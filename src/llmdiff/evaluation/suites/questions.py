@@ -50,7 +50,7 @@ class BlipAnswerer:
         """Return the model of a folder or Hub id, for example Salesforce/blip-vqa-base.
 
         Raises:
-            MetricError: there is none, or it is no BLIP for questions.
+            MetricError: the model is not available, or not a BLIP for question answering.
         """
         name = str(name_or_path)
         model = load_model(BlipForQuestionAnswering, name)

@@ -1,4 +1,4 @@
-"""What a picture of the embedded default shows: a small detector of things."""
+"""The scene checker: a small detector of the things in a picture of the embedded default."""
 
 import json
 from collections.abc import Mapping

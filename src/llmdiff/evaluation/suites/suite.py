@@ -1,4 +1,4 @@
-"""A suite of prompts as it is drawn: every prompt with its name, its tags and the seeds of its pictures."""
+"""A suite of prompts with their ids, tags and seeds."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +49,7 @@ class PromptSuite:
 
     @property
     def score_name(self) -> str:
-        """Return what the figure of the suite's own scorer is called."""
+        """Return the name of the figure of the suite's own scorer."""
         return self.name.replace("-", "_")
 
     def first(self, count: int) -> tuple[SuitePrompt, ...]:
@@ -90,8 +90,8 @@ class SuiteScorer(Protocol):
     """What scores the pictures of a benchmark, knowing more than their prompts. More is better, 0 is worst.
 
     Fields:
-        name: what it is called on the command line.
-        model_id: the models that it scores with, as they were loaded.
+        name: its name on the command line.
+        model_id: the folders or Hub ids of its models.
         tags: of the prompts whose pictures it can score, where it cannot score all; it need not have that.
     """
 
@@ -99,14 +99,14 @@ class SuiteScorer(Protocol):
     model_id: str
 
     def judge(self, pictures: Pictures, rows: Sequence[SuitePrompt]) -> list[dict[str, Any]]:
-        """Return what it found in every picture; `score` in each is the picture's score in 0..1.
+        """Return the result for every picture; `score` is the picture's score in 0..1.
 
         Without `score` where it cannot score pictures of such prompts. `parts`: named figures besides.
         """
         ...
 
     def failed(self, row: SuitePrompt) -> dict[str, Any]:
-        """Return what a picture counts that could not be drawn, in the form of `judge`."""
+        """Return the result for a picture that could not be drawn, in the form of `judge`."""
         ...
 
 

@@ -37,7 +37,7 @@ _ENDS = (
 
 
 def read_t2i_compbench(path: Path) -> PromptSuite:
-    """Return the suite of a prompt file such as `color_val.txt`, or of all `*_val.txt` of a folder; ten pictures of each.
+    """Return the suite of a prompt file such as `color_val.txt`, or of a folder's `*_val.txt`; ten pictures each.
 
     Every prompt's tag is its file's category.
 
