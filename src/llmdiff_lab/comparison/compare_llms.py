@@ -1,4 +1,4 @@
-"""The same adapter trained on several LLMs: how accuracy goes with the LLM's size. What is done is done.
+"""Train the same adapter on several LLMs to compare accuracy by the LLM's size; resumable.
 
 OUT/base/   the base, measured once        OUT/llms/LLM/   a benchmark of one system each, with its report.html
 OUT/llms/LLM/llm.json   the LLM's size and speed

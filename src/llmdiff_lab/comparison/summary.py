@@ -1,4 +1,4 @@
-"""A benchmark's figures, from what its runs left behind."""
+"""Summarise the runs of a benchmark."""
 
 import os
 import platform
@@ -103,7 +103,7 @@ def _difference(ours: Exact, other: Exact) -> dict[str, Any]:
 
 
 def hardware() -> dict[str, Any]:
-    """Return what the benchmark ran on."""
+    """Return the hardware of the benchmark."""
     found: dict[str, Any] = {
         "machine": platform.machine(),
         "cpus": os.cpu_count(),

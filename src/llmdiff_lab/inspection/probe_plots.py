@@ -35,7 +35,7 @@ def save_probes(record: Mapping[str, Any], folder: Path, *, name: str = "probes"
 
 
 def probe_tables(record: Mapping[str, Any]) -> str:
-    """Markdown: for every kind of content a table, an encoding a row, a split a column."""
+    """Return Markdown tables, one per kind of content, with a row per encoding and a column per split."""
     splits = list(record["settings"]["splits"])
     reference = record["reference"]
     lines = [

@@ -1,4 +1,4 @@
-"""What linear probes recover of captions from scores, last-layer states, averaged states and a sentence encoder."""
+"""Probe how much of a caption linear readers recover from different text encodings."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -40,7 +40,7 @@ _STREAM = 13
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeSettings:
-    """What a table of probes depends on.
+    """Settings of a table of probes.
 
     `captions` train a probe, in the words of training; `tests` of every split are asked for. `steps` of training
     with `batch` captions each. `template` stands around what the LLM reads. `encoder`: None leaves it out.

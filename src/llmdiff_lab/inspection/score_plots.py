@@ -119,7 +119,7 @@ def _states(place: Any, report: ScoreReport) -> None:
 
 
 def _sink(place: Any, report: ScoreReport) -> None:
-    """The attention sink beside the other tokens, without and with the subtraction of the lone update."""
+    """Plot the attention sink relative to the other tokens, with and without subtracting the lone update."""
     sink = report.sink
     place.plot(sink["without"], marker=".", label="without subtraction, |u|")
     place.plot(sink["with"], marker=".", label="with, |u - v|")

@@ -1,4 +1,4 @@
-"""How far the exact scorer is to be trusted: its verdicts on real renders against the scenes' own ground truth."""
+"""Measure the reliability of the scorer: its verdicts on real renders against the ground truth."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""What every block of an LLM does to every token of a prompt, and what an adapter makes of it."""
+"""Measure the update of every LLM block for every token of a prompt, and its use by an adapter."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The study's server: one page for raters and the few addresses that it asks."""
+"""The study's server: the page for raters and its API."""
 
 import base64
 import hashlib
@@ -37,7 +37,7 @@ class Question(BaseModel):
 
 
 class StudyReply(BaseModel):
-    """What the study asks."""
+    """The questions of the study."""
 
     title: str
     questions: list[Question]
@@ -45,14 +45,14 @@ class StudyReply(BaseModel):
 
 
 class RaterReply(BaseModel):
-    """A new rater's own link; whoever has it goes on where they were."""
+    """A new rater's personal link, with which they can resume."""
 
     rater: str
     link: str
 
 
 class ProgressReply(BaseModel):
-    """How far a rater is; `next` is the first position without an answer."""
+    """The progress of a rater; `next` is the first position without an answer."""
 
     total: int
     done: int

@@ -1,4 +1,4 @@
-"""Objects in pictures and GenEval's rules about them: which are asked for, how many, in what colour, and where."""
+"""Object detection and GenEval's rules for objects, counts, colours and positions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,16 +37,16 @@ ReadColour = Callable[[Detection, str], str]
 
 
 class Detector(Protocol):
-    """Whatever finds objects in a picture.
+    """An object detector.
 
     Fields:
-        model_id: the model, as it was loaded.
+        model_id: the model's folder or Hub id.
     """
 
     model_id: str
 
     def detect(self, picture: NDArray[np.uint8], threshold: float) -> dict[str, list[Detection]]:
-        """Return everything that is surer than the threshold. Shapes: (H, W, 3)."""
+        """Return all detections with a score above the threshold. Shapes: (H, W, 3)."""
         ...
 
 
@@ -88,7 +88,7 @@ class TransformersDetector:
 
 
 class ColourReader:
-    """Which of ten colours an object has, by a CLIP model and what is in its box."""
+    """Classifies the colour of an object, one of ten, with a CLIP model on the crop of its box."""
 
     def __init__(self, model: ImageTextModel) -> None:
         self.model, self.model_id = model, model.id
@@ -123,7 +123,7 @@ class ColourReader:
 def judge_detections(
     found: Detections, metadata: Mapping[str, Any], colour_of: ReadColour
 ) -> tuple[bool, str]:
-    """Return whether a picture with these objects is what GenEval's metadata ask for, and why not.
+    """Return whether a picture with these detections satisfies GenEval's metadata, and the reason if not.
 
     Every clause of `include` needs `count` objects of its class, judged by the surest; then their `color`, then
     their `position` to those of an earlier clause. No clause of `exclude` may be met.

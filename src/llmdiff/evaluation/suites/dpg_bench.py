@@ -1,4 +1,4 @@
-"""DPG-Bench: dense prompts, and yes-or-no questions about each that build on one another.
+"""DPG-Bench: dense prompts, each with yes-or-no questions that depend on one another.
 
 Source: Hu et al. 2024 (ELLA, arXiv 2403.05135), section 4; formats: dpg_bench/ of the ELLA repository.
 """
@@ -36,8 +36,8 @@ def read_dpg_bench(path: Path) -> PromptSuite:
     """Return the suite of `dpg_bench.csv`, or of a folder that holds it; four pictures of each prompt, as published.
 
     Raises:
-        InputFileError: no such file.
-        ConfigError: other columns.
+        InputFileError: the file is missing.
+        ConfigError: a column is missing.
     """
     file = path / "dpg_bench.csv" if path.is_dir() else path
     table = csv.DictReader(io.StringIO(read_text(file), newline=""))
@@ -70,7 +70,7 @@ def read_dpg_bench(path: Path) -> PromptSuite:
 
 
 def score_of_answers(questions: Sequence[Mapping[str, Any]], answers: Mapping[int, bool]) -> dict[int, float]:
-    """Return every question's score: 1 for yes, but 0 where a question that it builds on scored 0.
+    """Return every question's score: 1 for yes, but 0 if a question that it depends on scored 0.
 
     Source: Cho et al. 2024 (Davidsonian Scene Graph, arXiv 2310.18235), section 3, as DPG-Bench uses it.
     """
@@ -82,7 +82,7 @@ def score_of_answers(questions: Sequence[Mapping[str, Any]], answers: Mapping[in
 
 
 class DPGScorer:
-    """The mean score of a picture's questions, answered by a model that the user chose.
+    """The mean score of a picture's questions, answered by a VQA model.
 
     The published scorer answers with mPLUG-large and skips the file's first question; its category figures count one
     picture in four and ignore what questions build on. This one counts every question of every picture.

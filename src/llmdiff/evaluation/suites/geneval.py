@@ -35,7 +35,7 @@ def read_geneval(path: Path) -> PromptSuite:
     """Return the suite of `evaluation_metadata.jsonl`, or of its folder, with four pictures each, as published.
 
     Raises:
-        InputFileError: no such file.
+        InputFileError: the file is missing.
         ConfigError: lines without tag, include and prompt.
     """
     file = path / "evaluation_metadata.jsonl" if path.is_dir() else path
@@ -60,7 +60,7 @@ def read_geneval(path: Path) -> PromptSuite:
 
 
 class GenEvalScorer:
-    """Whether a picture shows what its metadata ask for, by GenEval's rules on the user's detector and CLIP model.
+    """Scores whether a picture satisfies its metadata by GenEval's rules, with a detector and a CLIP model.
 
     The published scorer detects with a Mask2Former of mmdet and cuts objects out by their masks before it reads
     their colours; this one takes any object detector of transformers, and their boxes.
@@ -94,7 +94,7 @@ class GenEvalScorer:
         """1 for a picture that is right, else 0, with the reason and what was detected."""
         judged = []
         for picture, row in zip(pictures, rows, strict=True):
-            # Counting is asked of sure detections only, as published.
+            # Count only detections with a high score, as published.
             threshold = 0.9 if row.facts["tag"] == "counting" else 0.3
             found = self.detector.detect(picture, threshold)
             correct, reason = judge_detections(found, row.facts, self.colours.reader(picture))

@@ -81,10 +81,10 @@ def renders(rows: Sequence[ScenePrompt]) -> Pictures:
 
 
 class SceneScorer:
-    """Whether a picture shows exactly what its prompt asks for, and which parts of it, as the checker reads it.
+    """Scores whether a picture shows exactly the content of its prompt, and which parts of it, by the checker.
 
     Fields:
-        figures: what was measured of the checker on real renders.
+        figures: the checker's accuracy on real renders.
     """
 
     name = NAME
