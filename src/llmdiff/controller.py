@@ -1,4 +1,4 @@
-"""LLMController: an LLM and an adapter together, the front door of the library."""
+"""LLMController: an LLM together with its adapter, the main entry point of the library."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -46,23 +46,23 @@ _CALIBRATION_PROMPTS = (
 
 
 def adapter_source(name_or_path: str | Path) -> str | Path:
-    """Return the folder of the embedded default's adapter for its name, and whatever else it is called by as it is.
+    """Return the folder of the embedded default's adapter for its name, and any other name unchanged.
 
     Raises:
-        AdapterNotFoundError: the package carries no weights.
+        AdapterNotFoundError: the package contains no weights.
     """
     return packaged("adapter", AdapterNotFoundError) if name_or_path == EMBEDDED_NAME else name_or_path
 
 
 class LLMController:
-    """An LLM in control of diffusers pipelines, through an adapter made for both.
+    """An LLM that controls diffusers pipelines through an adapter trained for both.
 
     Fields:
         llm: the frozen `DecoderLLM`.
         adapter: the `LLMDiffAdapter`, the only part that is trained and saved.
 
-    An LLM of the right sizes but another name than the adapter's would draw, from states that the adapter has
-    never seen. So it is refused; with `strict=False` it is taken, with a warning.
+    An LLM of the right sizes but another name than the adapter's would draw from states that the adapter was not
+    trained on. It raises an error, or with `strict=False` a warning.
 
     Raises:
         AdapterMismatchError: the adapter was made for another LLM.
@@ -92,21 +92,21 @@ class LLMController:
         """Return a trained controller: "openmoji" (shipped with the package), a folder or a Hub id.
 
         The LLM is the one the adapter was trained with, loaded in `dtype` on `device`, unless `llm` is given;
-        `strict=False` takes one of another name, when it is the same model. The adapter stays in float32;
-        attaching brings it to the pipeline's device and dtype.
+        `strict=False` accepts an LLM of another name, if it is the same model. The adapter stays in float32;
+        attaching copies it to the pipeline's device and dtype.
 
-        The last four are for loading the LLM, see `DecoderLLM.from_pretrained`. With
-        `free_llm_after_encoding` its weights are on `device` only while a prompt is encoded, so that the
-        denoiser has it to itself while it draws.
+        The last four arguments are for loading the LLM, see `DecoderLLM.from_pretrained`. With
+        `free_llm_after_encoding` its weights are on `device` only while a prompt is encoded, which frees the memory
+        for the denoiser.
 
         Raises:
-            AdapterNotFoundError: no such folder, or no such Hub id to be had.
+            AdapterNotFoundError: neither a folder nor an available Hub id.
             CorruptWeightsError: a file of the adapter is missing or damaged.
             ConfigError: the adapter's config has an unknown key or a value out of range, or an argument for
                 loading the LLM is given beside `llm` or does not go with the rest.
-            LLMNotFoundError: the adapter's LLM is not to be had.
-            UnsupportedLLMError: it is none that can be used, or brings code and `trust_remote_code` is False.
-            AdapterMismatchError: `llm` is not what the adapter was made for.
+            LLMNotFoundError: the adapter's LLM is not available.
+            UnsupportedLLMError: the LLM is not supported, or brings code and `trust_remote_code` is False.
+            AdapterMismatchError: the adapter was made for another LLM than `llm`.
         """
         loading: dict[str, Any] = {
             "trust_remote_code": trust_remote_code,
@@ -142,15 +142,15 @@ class LLMController:
         base_model_id: str | None = None,
         calibration_prompts: Sequence[str] = _CALIBRATION_PROMPTS,
     ) -> Self:
-        """Return a controller with a fresh, untrained adapter for this LLM and this pipeline.
+        """Return a controller with a new, untrained adapter for this LLM and this pipeline.
 
-        `calibration_prompts` set the scales of the LLM's blocks, see `ContextEncoding`; captions like those
-        of the training are best. `refiner_layers=0` is the paper's adapter, without a `TokenRefiner`; where its
-        width is not given, it is that of the narrower side, at most 1,024. `base_model_id` (default: where the
-        pipeline was loaded from) is what `load_pipeline` loads.
+        `calibration_prompts` set the scales of the LLM's blocks, see `ContextEncoding`; use captions like those of
+        the training. `refiner_layers=0` is the paper's adapter, without a `TokenRefiner`; `refiner_width` defaults to
+        the smaller of both widths, at most 1,024. `base_model_id` (default: where the pipeline was loaded from) is
+        the pipeline that `load_pipeline` loads.
 
         Raises:
-            UnsupportedLLMError: `llm` is no `DecoderLLM`.
+            UnsupportedLLMError: `llm` is not a `DecoderLLM`.
             UnsupportedPipelineError: the pipeline belongs to no known family.
         """
         if not isinstance(llm, DecoderLLM):
@@ -178,21 +178,21 @@ class LLMController:
     def encode(
         self, prompts: str | Sequence[str], *, weighted: bool = False, noise_seed: int | None = None
     ) -> TextEncoding:
-        """Return the text encoding c of the prompts; repeatable bit for bit, also with the same `noise_seed`.
+        """Return the text encoding c of the prompts; deterministic, also with a given `noise_seed`.
 
-        With `weighted`, `(word:1.3)` in a prompt is a weight, see `ContextEncoding`; without, it is text.
+        With `weighted`, `(word:1.3)` in a prompt weighs a word, see `ContextEncoding`; otherwise it is plain text.
 
         Shapes:
             states (B, T, D), token_mask (B, T).
 
         Raises:
-            PromptError: a prompt is no text, or a weight is out of range.
-            ConfigError: weights or noise are asked of an adapter without a context encoding.
+            PromptError: a prompt is not a string, or a weight is out of range.
+            ConfigError: `weighted` or `noise_seed` is given for an adapter without a context encoding.
 
         Source: Dong et al. 2024 (arXiv 2502.04412); the noise eps is drawn only when a seed is given.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        # Drawn on the CPU, so that a seed means the same on every machine.
+        # On the CPU, so that a seed gives the same noise on every machine.
         generator = None if noise_seed is None else torch.Generator().manual_seed(noise_seed)
         return encode_texts(
             self.adapter, self.llm, texts, weighted=weighted, generator=generator, ask=frozenset(texts)
@@ -205,16 +205,16 @@ class LLMController:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Any:
-        """Return the base pipeline that the adapter was trained for, with nothing attached.
+        """Return the base pipeline that the adapter was trained for, not attached yet.
 
-        `source`, a folder or a Hub id, is another base of the same family, a fine-tuned one for example;
-        whether it fits is checked before it is returned. A folder with a manifest is checked against it.
+        `source` is the folder or Hub id of another base of the same family, for example a fine-tuned one; it is
+        checked against the adapter. A folder with a manifest is checked against it.
 
         Raises:
-            PipelineNotFoundError: the pipeline is neither a folder nor to be had from the Hub.
-            CorruptWeightsError: its folder lacks a file or has a damaged one.
-            AdapterMismatchError, UnsupportedPipelineError: `source` is no pipeline for this adapter, or brings
-                Python code of its own.
+            PipelineNotFoundError: the pipeline is neither a folder nor available on the Hub.
+            CorruptWeightsError: a file is missing or damaged.
+            AdapterMismatchError, UnsupportedPipelineError: `source` does not match the adapter, or brings Python
+                code.
         """
         config: Any = self.adapter.config
         base = str(config.base_model_id if source is None else source)
@@ -228,13 +228,13 @@ class LLMController:
 
     @property
     def scale(self) -> float:
-        """Return the scale that is drawn with where none is asked for: the adapter's own."""
+        """Return the default scale of `attach`: the adapter's own."""
         return own_scale(self.adapter)
 
     def attach(
         self, pipe: Any, scale: float | None = None, *, keep_base_text: bool = False, weighted: bool = False
     ) -> None:
-        """Put the LLM in control of the pipeline; returns nothing. See `llmdiff.adapter.attach`."""
+        """Put the LLM in control of the pipeline. See `llmdiff.adapter.attach`."""
         attach(
             pipe,
             self.llm,
@@ -246,14 +246,14 @@ class LLMController:
         )
 
     def detach(self, pipe: Any) -> None:
-        """Make the pipeline exactly what it was before `attach`; returns nothing."""
+        """Restore the pipeline exactly as it was before `attach`."""
         detach(pipe)
 
     @contextmanager
     def attached(
         self, pipe: Any, scale: float | None = None, *, keep_base_text: bool = False, weighted: bool = False
     ) -> Iterator[Any]:
-        """Return a context where the LLM controls the pipeline; detached at its end, even after an error."""
+        """Return a context in which the LLM controls the pipeline; detaches on exit, even after an error."""
         self.attach(pipe, scale, keep_base_text=keep_base_text, weighted=weighted)
         try:
             yield pipe
@@ -261,12 +261,12 @@ class LLMController:
             self.detach(pipe)
 
     def save_pretrained(self, save_directory: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write the adapter (not the LLM, not the pipeline) with its manifest and card; returns nothing.
+        """Write the adapter (not the LLM, not the pipeline) with its manifest and card.
 
-        The card, README.md, is generated; one that is in the folder already stays.
+        The card, README.md, is generated; an existing one is kept.
 
         Raises:
-            OutputError: the folder cannot be written; nothing half written is left in it.
+            OutputError: the folder cannot be written; no partial files are left in it.
         """
         card = adapter_card(self.adapter, repo_id=Path(save_directory).absolute().name)
         self.adapter.save_pretrained(save_directory, dtype=dtype, card=card)
@@ -283,14 +283,13 @@ class LLMController:
     ) -> str:
         """Upload the adapter to the Hub, creating its repository if needed; return the commit's address.
 
-        A generated card goes with it, unless the repository has one already. `license` is what the card
-        claims, an identifier of the Hub ("apache-2.0"); without one, none is claimed. `llm_id` and
-        `base_model_id` name the LLM and the pipeline for others, where the adapter was made with folders of
-        this machine; "" names none, and whoever loads the adapter brings it.
+        A generated card is uploaded too, unless the repository already has one. `license` is an identifier of the Hub
+        such as "apache-2.0" for the card; None omits it. `llm_id` and `base_model_id` replace names of local folders
+        in the uploaded config; "" omits the name, and whoever loads the adapter has to pass the LLM or the pipeline.
 
         Raises:
-            ConfigError: one of the two is a place on this machine.
-            OutputError: the Hub does not take it: no network, no rights, a name that is none.
+            ConfigError: one of the two is a local path.
+            OutputError: the upload failed: no network, no permission, or an invalid name.
         """
         return upload_adapter(
             self.adapter,

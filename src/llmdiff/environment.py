@@ -1,4 +1,4 @@
-"""What is installed, and how a record was made: extras, versions, the command line."""
+"""Installed extras and versions, and the provenance of reports."""
 
 import importlib.util
 import platform
@@ -17,14 +17,14 @@ _PACKAGES = ("llmdiff-adapter", "torch", "diffusers", "transformers", "numpy", "
 
 
 def command_line() -> str:
-    """The command that this process was started with, as it can be typed again; a script in its own folder."""
+    """Return the command line of this process, quoted for a shell; a script with its folder."""
     started = Path(sys.argv[0])
     words = ["python", str(Path(*started.parts[-2:]))] if started.suffix == ".py" else [started.name]
     return shlex.join([*words, *sys.argv[1:]])
 
 
 def versions() -> dict[str, str]:
-    """The versions of everything that the figures depend on."""
+    """Return the versions of all software that results depend on."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         with suppress(metadata.PackageNotFoundError):
@@ -33,16 +33,16 @@ def versions() -> dict[str, str]:
 
 
 def provenance(command: str | None = None) -> dict[str, Any]:
-    """Return what every report says of how it was made: versions, the command (None: of this process), the time."""
+    """Return the provenance of a report: versions, the command (None: of this process), the time."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return {"versions": versions(), "command": command or command_line(), "date": now}
 
 
 def check_extra(extra: str, *packages: str) -> None:
-    """Return nothing if these packages are installed.
+    """Check that these packages are installed.
 
     Raises:
-        LLMDiffError: one is missing; says which extra brings it.
+        LLMDiffError: one is missing; the message names the extra.
     """
     if missing := _missing(packages):
         raise LLMDiffError(

@@ -1,10 +1,10 @@
-"""Errors that users meet: one line that names what came, what was expected and what to do."""
+"""Exceptions of LLMDiff: one line that names the given value, the expected one and a remedy."""
 
 import re
 
 
 class LLMDiffError(Exception):
-    """Base of every error that LLMDiff raises on purpose; the command line prints it without a traceback."""
+    """Base of all errors that LLMDiff raises; the command line prints them without a traceback."""
 
 
 class PromptError(LLMDiffError, ValueError):
@@ -16,15 +16,15 @@ class LLMNotFoundError(LLMDiffError, OSError):
 
 
 class UnsupportedLLMError(LLMDiffError, ValueError):
-    """The model is not a decoder-only LLM whose blocks can be called on a lone token."""
+    """The model is not a decoder-only LLM whose blocks can process a single token."""
 
 
 class UnsupportedPipelineError(LLMDiffError, ValueError):
-    """The diffusers pipeline belongs to no family that the adapter knows."""
+    """The diffusers pipeline belongs to no supported family."""
 
 
 class AdapterMismatchError(LLMDiffError, ValueError):
-    """Adapter, LLM and pipeline do not fit each other (width, family, number of blocks)."""
+    """Adapter, LLM and pipeline do not match (width, family, number of blocks)."""
 
 
 class AttachError(LLMDiffError, RuntimeError):
@@ -40,11 +40,11 @@ class CorruptWeightsError(LLMDiffError, OSError):
 
 
 class AdapterNotFoundError(LLMDiffError, OSError):
-    """The adapter is neither a folder, a Hub id that is to be had nor the embedded default."""
+    """The adapter is neither a folder, an available Hub id nor the embedded default."""
 
 
 class PipelineNotFoundError(LLMDiffError, OSError):
-    """The base pipeline is neither a folder, a Hub id that is to be had nor the embedded default."""
+    """The base pipeline is neither a folder, an available Hub id nor the embedded default."""
 
 
 class ConfigError(LLMDiffError, ValueError):
@@ -52,11 +52,11 @@ class ConfigError(LLMDiffError, ValueError):
 
 
 class InputFileError(LLMDiffError, OSError):
-    """A file of the user's is missing, not a regular file, too large or damaged."""
+    """An input file is missing, not a regular file, too large or damaged."""
 
 
 class OutputError(LLMDiffError, OSError):
-    """The place to write to cannot be written."""
+    """The output path cannot be written."""
 
 
 class DataError(LLMDiffError, ValueError):
@@ -64,9 +64,9 @@ class DataError(LLMDiffError, ValueError):
 
 
 class MetricError(LLMDiffError, ValueError):
-    """A metric is unknown, its model cannot be loaded, or it cannot score what it is given."""
+    """A metric is unknown, its model cannot be loaded, or it cannot score its input."""
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, its class's name where it has none."""
+    """Return the first line of an error's message, or its class name if it has none."""
     return re.split(r"[\r\n]", str(error).strip() or type(error).__name__, maxsplit=1)[0]

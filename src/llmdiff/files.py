@@ -1,4 +1,4 @@
-"""Read users' files within bounds; write files and folders whole or not at all."""
+"""Read users' files with size limits; write files and folders atomically."""
 
 import json
 import os
@@ -17,10 +17,10 @@ from llmdiff.errors import InputFileError, OutputError, PromptError
 
 MAX_TEXT_BYTES = 64 * 2**20
 MAX_PICTURE_BYTES = 512 * 2**20
-# Nobody who is still writing pauses for so long.
+# A process that is still writing does not pause for so long.
 IDLE_S = 24 * 3600.0
 
-# Only these end a line. `str.splitlines` also splits at U+2028, U+0085, form feeds and others, which are text.
+# Only these end a line. `str.splitlines` also splits at U+2028, U+0085, form feeds and others.
 _LINE_END = re.compile(r"\r\n|\n|\r")
 # Characters without a glyph that `str.isspace` does not count: the byte-order mark and the zero-width space.
 _INVISIBLE = "\ufeff\u200b"
@@ -28,7 +28,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_bytes(path: Path, *, max_bytes: int) -> bytes:
-    """Return the content of a regular file; never waits for a pipe or a device.
+    """Return the content of a regular file, without blocking on a pipe or a device.
 
     Raises:
         InputFileError: the file is missing, not a regular file, larger than `max_bytes` or not readable.
@@ -44,9 +44,9 @@ def read_bytes(path: Path, *, max_bytes: int) -> bytes:
                 raise InputFileError(
                     f"{path} has {status.st_size:,} bytes, expected at most {max_bytes:,}: is it the right file?"
                 )
-            # No more at first than there is: Python takes memory for all that it is asked to read.
+            # Read the file's size first: Python allocates memory for the whole requested size.
             content = file.read(status.st_size + 1)
-            if len(content) > status.st_size:  # it grew, or its size is not what the system says (/proc)
+            if len(content) > status.st_size:  # it grew, or its size is not reported correctly (/proc)
                 content += file.read(max_bytes + 1 - len(content))
     except InputFileError:
         raise
@@ -74,10 +74,10 @@ def read_text(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return what a JSON text says.
+    """Return the value of a JSON text.
 
     Raises:
-        ValueError: it is not JSON, or nested deeper than can be read.
+        ValueError: it is not JSON, or nested too deeply.
     """
     try:
         return json.loads(text)
@@ -86,10 +86,10 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> Any:
-    """Return what a JSON file says.
+    """Return the value of a JSON file.
 
     Raises:
-        InputFileError: see `read_text`, or it is no JSON.
+        InputFileError: see `read_text`, or the file is not JSON.
     """
     text = read_text(path, max_bytes=max_bytes)
     try:
@@ -105,7 +105,7 @@ def text_lines(text: str) -> list[str]:
 
 
 def prompt_lines(path: Path) -> list[str]:
-    """Return the prompts of a text file that holds one a line, without blanks around them; blank lines are left out.
+    """Return the prompts of a text file with one per line, stripped; blank lines are skipped.
 
     Raises:
         InputFileError: see `read_text`.
@@ -120,12 +120,12 @@ def is_blank(text: str) -> bool:
 
 
 def clean_text(name: str, text: str) -> str:
-    """Return a prompt as it is read: without byte-order marks and zero-width spaces at its ends, else as written.
+    """Return a prompt without byte-order marks and zero-width spaces at its ends.
 
-    Editors and web pages leave these there unseen, and a tokenizer makes a word of them.
+    Editors and web pages insert these invisibly, and a tokenizer would encode them as a word.
 
     Raises:
-        PromptError: a character is half of one (a lone surrogate), which no tokenizer takes. `name` is the argument.
+        PromptError: the text has a lone surrogate, which no tokenizer accepts; `name` is the argument's name.
     """
     half = _SURROGATE.search(text)
     if half is not None:
@@ -146,18 +146,18 @@ def _without_invisible(text: str) -> str:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Return a context with a temporary path beside `path`; at the end it replaces `path` in one step.
+    """Return a context with a temporary path beside `path`, which replaces `path` atomically on exit.
 
-    After an error the temporary file is deleted and `path` is unchanged. Missing folders are made.
+    After an error the temporary file is deleted and `path` is unchanged. Missing folders are created.
 
     Raises:
-        OutputError: the place cannot be written, or is a device, a pipe or a folder, which are never replaced.
+        OutputError: `path` cannot be written, or is a device, a pipe or a folder, which are never replaced.
     """
-    # A part of the name: names may be nearly as long as the system allows.
+    # Only a part of the name, which may be nearly as long as the system allows.
     partial = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex[:12]}.partial")
     try:
         if path.exists() and not path.is_file():
-            raise OutputError(f"{path} exists and is no regular file: write to another place")
+            raise OutputError(f"{path} exists and is not a regular file: write to another place")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield partial
@@ -171,10 +171,10 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file, text as UTF-8, whole or not at all.
+    """Write a file atomically, text as UTF-8.
 
     Raises:
-        OutputError: the place cannot be written.
+        OutputError: `path` cannot be written.
     """
     with whole_file(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -182,10 +182,9 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Return a context with a fresh folder beside `path`, which takes `path`'s place when nothing went wrong.
+    """Return a context with a new folder beside `path`, which replaces `path` on exit without an error.
 
-    A folder that is there already is moved aside first, so a kill in between leaves none: write to names that are
-    new where that matters.
+    An existing folder is moved aside first, so a kill in between leaves none: use a new name if that matters.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial, old = path.with_name(f".{path.name}.partial"), _old(path)
@@ -203,7 +202,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def delete_folder(path: Path) -> None:
-    """Delete a folder whole or not at all: a kill leaves it as it was, or a hidden rest that `sweep` deletes."""
+    """Delete a folder atomically: a kill leaves it unchanged, or a hidden remainder that `sweep` deletes."""
     old = _old(path)
     shutil.rmtree(old, ignore_errors=True)
     os.rename(path, old)
@@ -211,9 +210,9 @@ def delete_folder(path: Path) -> None:
 
 
 def sweep(parent: Path, *, idle_s: float = 0.0, patterns: Iterable[str] = (".*.old", ".*.partial")) -> None:
-    """Delete what kills have left of files and folders that were being written or deleted; returns nothing.
+    """Delete the remainders of files and folders whose writing or deletion was interrupted by a kill.
 
-    Where others may be writing at this moment, `idle_s` leaves alone what has changed within so many seconds.
+    If other processes may be writing, `idle_s` skips files that changed within that many seconds.
     """
     for rest in [place for pattern in patterns for place in parent.glob(pattern)]:
         with suppress(OSError):
@@ -230,22 +229,24 @@ def _old(path: Path) -> Path:
 
 
 def not_writable(path: Path, error: OSError) -> OutputError:
-    """The error of a place that cannot be written."""
+    """Return the error for a path that cannot be written."""
     return OutputError(
         f"{path} cannot be written ({error.strerror or error}): choose another place, on a disk with room"
     )
 
 
 def writable_folder(out: str | Path) -> Path:
-    """The folder, made if need be, after a trial that it can be written.
+    """Return the folder, created if needed, after checking that it is writable.
 
     Raises:
-        OutputError: it cannot.
+        OutputError: it is not writable.
     """
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):  # without a name, so that others may try at the same time
+        with tempfile.TemporaryFile(
+            dir=folder
+        ):  # unnamed, so that other processes may check at the same time
             pass
     except OSError as error:
         raise OutputError(

@@ -17,7 +17,7 @@ PAGE = ROOT / "docs" / "how-to" / "pipelines.md"
 _EVERY = tuple(family.name for family in FAMILIES)
 _UNETS = ("sd", "sdxl")
 
-# Trained weights that the tests load, and families whose tests have been seen to pass on an accelerator.
+# Trained weights that the tests load, and families whose tests have passed on an accelerator.
 REAL_WEIGHTS: Mapping[str, str] = {"sd": "the embedded default"}
 ON_ACCELERATOR: tuple[str, ...] = ("sd", "sdxl", "pixart", "sana", "sd3", "flux")
 
@@ -221,7 +221,7 @@ def checks_table() -> str:
 
 
 def _uses(family: Family) -> list[str]:
-    """Return what the family's pipelines are for."""
+    """Return the tasks of the family's pipelines."""
     found: dict[str, None] = {}
     for name in family.pipelines:
         kinds = (("ControlNet", "ControlNet"), ("Img2Img", "image-to-image"), ("Inpaint", "inpainting"))

@@ -1,4 +1,4 @@
-"""LLMDiffAdapter: everything that is trained, from the text encoding to the second attention branches."""
+"""LLMDiffAdapter: all trained parameters, from the text encoding to the second attention branches."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from llmdiff.adapter import families, layers
 from llmdiff.adapter.processors import CrossAttentionBranch
 from llmdiff.adapter.refiner import LAYERS, TokenRefiner, inside_width
-from llmdiff.adapter.starting import start_like_base
+from llmdiff.adapter.starting import init_from_base
 from llmdiff.adapter.storage import ReadTensors, load_adapter_files, save_adapter_files
 from llmdiff.adapter.true_weights import place_of
 from llmdiff.errors import AdapterMismatchError
@@ -22,7 +22,7 @@ from llmdiff.types import TextEncoding
 
 LayerTable = dict[str, dict[str, Any]]
 
-# Read by the base's own text encoder when an adapter is created: how large are the text states it produces?
+# Encoded by the base's text encoder when an adapter is created, to measure the size of its text states.
 _SAMPLE_PROMPTS = ("a photo of a cat", "two red apples beside a blue cup", "a house by the sea at night", "")
 
 
@@ -32,13 +32,13 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
     Modules:
         context: the weighted sum over the LLM's blocks; None when the states come from something else.
         norm, phi: c => norm(c) => phi(norm(c)), of the width that the denoiser expects.
-        refiner: norm(c) => what all the rest reads in its place; None with `refiner_layers=0`, the paper's form.
-        pooled: the last real token of norm(c) => the pooled vector; None where the denoiser wants none.
+        refiner: norm(c) => refined states that replace norm(c); None with `refiner_layers=0`, as in the paper.
+        pooled: the last real token of norm(c) => the pooled vector; None if the denoiser takes none.
         branches: the new half of every attention layer that reads text, in `cross_attention`'s order.
 
-    `refiner_layers` and `refiner_width` are those of `TokenRefiner`; 0 layers, no refiner, is what an adapter has
-    whose config.json does not say. `scale` is the one that the adapter draws best with, which
-    `attach` takes where it is given none: from above 0 to 1, see there.
+    `refiner_layers` and `refiner_width` configure the `TokenRefiner`; a config.json without `refiner_layers`
+    means 0, no refiner. `scale`, above 0 and at most 1, is the adapter's recommended scale and the default
+    of `attach`.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -105,14 +105,14 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         return cast(CrossAttentionBranch, self.branches[layer.replace(".", "_")])
 
     def condition(self, encoding: TextEncoding) -> tuple[Tensor, Tensor | None]:
-        """Return what goes through diffusers as `encoder_hidden_states`, and the pooled vector or None.
+        """Return the `encoder_hidden_states` for diffusers, and the pooled vector or None.
 
         Shapes:
             encoding.states (B, T, D) => (B, T, W + D), [phi(norm(c)) ; norm(c)], padding rows exactly 0;
             pooled (B, pooled width), from the last real token.
 
         Raises:
-            AdapterMismatchError: the encoding has another width than the adapter.
+            AdapterMismatchError: the encoding's width differs from the adapter's.
         """
         hidden_size = self.norm.normalized_shape[0]
         if encoding.states.shape[-1] != hidden_size:
@@ -121,13 +121,13 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
                 "use the LLM that the adapter was trained with"
             )
         weight = self.norm.weight
-        # A tensor made in inference mode cannot take part in a backward pass; its copy can.
+        # Autograd rejects inference tensors; a clone is a normal tensor.
         states = encoding.states.clone() if encoding.states.is_inference() else encoding.states
         states = self.norm(states.to(device=weight.device, dtype=weight.dtype))
         mask = encoding.token_mask.to(weight.device)
         if self.refiner is not None:
             states = self.refiner(states, mask)
-        # Masked after the projections: LayerNorm's and phi's biases would fill padding rows.
+        # Mask after the projections: the biases of LayerNorm and phi would fill padding rows.
         both = torch.cat([self.phi(states), states], dim=-1).masked_fill(~mask[..., None], 0)
         if self.pooled is None:
             return both, None
@@ -157,9 +157,9 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         """Return an untrained adapter for this pipeline, in float32 on the denoiser's device.
 
         New query and output projections start as copies of the pretrained ones. phi, keys and values are
-        random, with the size that the base's own text encoder gives to text states, keys and values for
-        `sample_prompts` (size 1 where the pipeline has no text encoder). Gates start at a = 1, b = 0. The refiner
-        changes nothing at the start; `refiner_layers=0` leaves it out, as the paper has it.
+        random, scaled so that text states, keys and values have the same size as those of the base's text encoder for
+        `sample_prompts` (size 1 if the pipeline has no text encoder). Gates start at a = 1, b = 0. The refiner
+        starts as the identity; `refiner_layers=0` omits it, as in the paper.
 
         Raises:
             UnsupportedPipelineError: the pipeline belongs to no known family.
@@ -186,7 +186,7 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
             refiner_layers=refiner_layers,
             refiner_width=refiner_width,
         )
-        start_like_base(adapter, pipe, family, denoiser, sample_prompts)
+        init_from_base(adapter, pipe, family, denoiser, sample_prompts)
         for module in adapter.children():
             module.to(place_of(denoiser, pipe))
         return adapter
@@ -194,13 +194,13 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
     def save_pretrained(  # type: ignore[override, unused-ignore]
         self, save_directory: str | Path, *, dtype: torch.dtype | None = None, card: str | None = None
     ) -> None:
-        """Write config.json, the weights as safetensors and a SHA-256 manifest; returns nothing.
+        """Write config.json, the weights as safetensors and a SHA-256 manifest.
 
-        With `dtype` the weights are stored in it, except the context encoding's few numbers (float32 always).
-        `card` is written as README.md beside them, unless the folder has one already.
+        `dtype` is the dtype of the stored weights; the context encoding's few numbers stay in float32.
+        `card` is written as README.md, unless the folder already has one.
 
         Raises:
-            OutputError: the folder cannot be written; nothing half written is left in it.
+            OutputError: the folder cannot be written; no partial files are left in it.
         """
         tensors = {}
         for name, tensor in self.state_dict().items():
@@ -224,14 +224,14 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         """Return a saved adapter, from a folder or a Hub id, in eval mode; `dtype=None` keeps the stored one.
 
         Raises:
-            AdapterNotFoundError: no such folder, or no such Hub id to be had.
+            AdapterNotFoundError: neither a folder nor an available Hub id.
             CorruptWeightsError: a file is missing, truncated or differs from its recorded SHA-256, or a
                 tensor is missing, has another shape or holds values that are not finite.
             ConfigError: config.json has an unknown key, lacks one or has a value out of range.
         """
         config, read_tensors = cls.saved_config(name_or_path, revision=revision)
         make: Any = cls
-        # Without values: shapes are compared with those of the file before either takes memory.
+        # On the meta device: compare shapes with those of the file before allocating memory.
         with torch.device("meta"):
             adapter: Self = make(**config)
         tensors = read_tensors({name: tensor.shape for name, tensor in adapter.state_dict().items()})
@@ -245,7 +245,7 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
     def saved_config(
         cls, name_or_path: str | Path, *, revision: str | None = None
     ) -> tuple[dict[str, Any], ReadTensors]:
-        """Return a saved adapter's arguments, checked, and a function that reads its tensors, see `from_pretrained`."""
+        """Return a saved adapter's validated arguments and a function that reads its tensors."""
         from llmdiff.adapter.saved_config import check_config, check_counts
 
         def check(config: dict[str, Any], names: Collection[str]) -> None:
@@ -255,6 +255,6 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         return load_adapter_files(name_or_path, cls, revision=revision, check=check)
 
 
-def is_hidden(name: str) -> bool:
-    """Return whether an adapter's parameter of this name is, if a matrix, one between others, as Muon wants it."""
+def uses_muon(name: str) -> bool:
+    """Return whether Muon optimises the adapter's parameter of this name, provided that it is a matrix."""
     return ".branches." in f".{name}" or ".refiner.blocks." in f".{name}"

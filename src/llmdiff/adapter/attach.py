@@ -1,4 +1,4 @@
-"""attach / detach: put an LLM in control of a pipeline, and take it out again without a trace."""
+"""attach / detach: put an LLM in control of a pipeline, and restore the pipeline exactly."""
 
 import warnings
 import weakref
@@ -24,21 +24,21 @@ from llmdiff.errors import AdapterMismatchError, AttachError, ConfigError
 
 
 class TextSource(Protocol):
-    """What attach needs to know of an LLM, or of whatever else the adapter's states come from."""
+    """The attributes that `attach` reads from an LLM, or from another source of text states."""
 
     @property
     def id(self) -> str:
-        """The name that an adapter remembers."""
+        """Return the name that an adapter stores."""
         ...
 
     @property
     def hidden_size(self) -> int:
-        """D, the width of its states."""
+        """Return D, the width of its states."""
         ...
 
     @property
     def num_blocks(self) -> int:
-        """L; 0 where its states are no sum over blocks."""
+        """Return L, the number of blocks; 0 if its states are not a sum over blocks."""
         ...
 
 
@@ -52,33 +52,33 @@ def attach(
     weighted: bool = False,
     strict: bool = True,
 ) -> None:
-    """Put the LLM in control of the pipeline, so that plain `pipe("a prompt")` follows it; returns nothing.
+    """Put the LLM in control of the pipeline, so that plain `pipe("a prompt")` follows it.
 
-    `scale` between 0 and 1 mixes with the base's own text encoder in every attention layer that reads text;
-    0 is the base pipeline, bit for bit, 1 the LLM alone, as in the paper; None is the adapter's own scale, 1
-    unless its author found a better one. `keep_base_text` lets the pretrained half of every such layer see the
-    base encoder's tokens beside phi(c), in one softmax: a LoRA's trigger words keep their effect. With
-    `weighted`, `(word:1.3)` in a prompt is a weight for the LLM's side, see `ContextEncoding`; the base's text
-    encoder, at every scale, reads the prompt without it. The pipeline's weights, and what `save_pretrained`
-    writes of it, stay the base's. An adapter without a context encoding takes its states from
+    `scale` from 0 to 1 mixes the base's text encoder with the LLM in every attention layer that reads text:
+    0 is the base pipeline, bit for bit; 1 is the LLM alone, as in the paper; None is the adapter's own scale, 1
+    unless its author chose another. `keep_base_text` lets the pretrained branch of every such layer attend to the
+    base encoder's tokens and phi(c) in one softmax, so that a LoRA's trigger words keep their effect. With
+    `weighted`, `(word:1.3)` in a prompt weighs the word for the LLM, see `ContextEncoding`; the base's text
+    encoder reads the prompt without the weight. The pipeline's weights, and the files that its `save_pretrained`
+    writes, are unchanged. An adapter without a context encoding takes its states from
     `llm.encode(prompts) -> TextEncoding`.
 
-    A pipeline that shares its denoiser with an attached one (`from_pipe`) is attached by the same call, with
-    the same adapter and settings; until then it refuses to draw. A ControlNet's own cross-attention sees
+    Attach a pipeline that shares its denoiser with an attached one (`from_pipe`) by the same call, with
+    the same adapter and settings; until then it refuses to draw. A ControlNet's cross-attention reads
     phi(c).
 
-    While attached, `pipe(...)` raises instead of giving a picture that would be wrong in silence: a
-    NonFinitePictureError where a part overflows, an AttachError where the LLM's text did not reach the denoiser.
+    While attached, `pipe(...)` raises an error instead of returning a wrong picture: a
+    NonFinitePictureError if a model overflows, an AttachError if the LLM's text did not reach the denoiser.
 
     Raises:
-        ConfigError: scale is not between 0 and 1, the base's text encoder is needed and not there, or weights
-            are asked of an adapter without a context encoding.
+        ConfigError: scale is not between 0 and 1, the base's text encoder is needed but missing, or `weighted`
+            is set for an adapter without a context encoding.
         UnsupportedPipelineError: the pipeline belongs to no known family, or carries another extension's
             processors.
         AdapterMismatchError: the adapter was made for another family, width or LLM; an LLM of the right
-            sizes but another name is taken with `strict=False`.
+            sizes but another name is accepted with `strict=False`.
         AttachError: an LLM is attached already.
-    Nothing is attached when one of these is raised.
+    If one of these is raised, nothing is attached.
     """
     if scale is None:
         scale = own_scale(adapter)
@@ -131,15 +131,15 @@ def attach(
 
 
 def own_scale(adapter: LLMDiffAdapter) -> float:
-    """Return the scale that an adapter draws with where none is asked for."""
+    """Return the adapter's own scale, the default of `attach`."""
     config: Any = adapter.config
     return float(config.scale)
 
 
 def detach(pipe: Any) -> None:
-    """Make the pipeline exactly what it was before attach: same objects, same bits; returns nothing.
+    """Restore the pipeline exactly as it was before `attach`: same objects, same bits.
 
-    Layers that another attached pipeline shares stay until that one is detached too.
+    Layers that another attached pipeline shares stay attached until that one is detached too.
 
     Raises:
         AttachError: no LLM is attached, or something else has replaced an attached layer's forward.
@@ -167,7 +167,7 @@ def is_attached(pipe: Any) -> bool:
 
 
 def check_fits(pipe: Any, adapter: LLMDiffAdapter) -> None:
-    """Return nothing if the adapter was made for pipelines like this one.
+    """Check that the adapter was made for pipelines like this one.
 
     Raises:
         UnsupportedPipelineError: the pipeline belongs to no known family.
@@ -191,13 +191,13 @@ def check_fits(pipe: Any, adapter: LLMDiffAdapter) -> None:
 
 
 def check_llm(llm: TextSource | None, adapter: LLMDiffAdapter, *, strict: bool = True) -> None:
-    """Return nothing if the adapter was made for this LLM.
+    """Check that the adapter was made for this LLM.
 
-    Names that end alike ("owner/SmolLM2" and "models/smollm2") count as one: the same model loaded from a
+    Names with the same last part ("owner/SmolLM2" and "models/smollm2") match: the same model loaded from a
     folder. With `strict=False` any LLM of the right sizes passes, with a warning.
 
     Raises:
-        AdapterMismatchError: another width, number of blocks or name.
+        AdapterMismatchError: the width, the number of blocks or the name differs.
     """
     config: Any = adapter.config
     if llm is None:
@@ -219,7 +219,7 @@ def check_llm(llm: TextSource | None, adapter: LLMDiffAdapter, *, strict: bool =
         return
     message = f"llm is {llm.id!r}, the adapter was made for {config.llm_id!r}"
     if strict:
-        # The sizes fit, so it would draw, but from states that the adapter has never seen.
+        # The sizes fit, so it would draw, but from states that the adapter was not trained on.
         raise AdapterMismatchError(
             f"{message}: use that LLM, or pass strict=False if both are the same model under two names"
         )
@@ -237,7 +237,7 @@ def _join_or(
     make: Callable[..., Installation],
     **more: Any,
 ) -> tuple[Installation, bool]:
-    """Return the installation that the module carries, if it is just this one, else a fresh one; and which."""
+    """Return the module's installation if its settings match, else a new one; and whether it is new."""
     present = installation_on(module)
     if present is not None and present.users and not _other_users(present, None):
         # Every pipeline that it was made for is gone.

@@ -1,4 +1,4 @@
-"""What the base pipeline's own text encoder says, whatever the family's `encode_prompt` looks like."""
+"""Encode prompts with the base pipeline's own text encoder, for every family's `encode_prompt`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class BaseTexts:
     """The base's own encoding of prompts.
 
     Shapes:
-        states (B, T, W); mask (B, T), 1 = real, None where the base reads its padding too; pooled
+        states (B, T, W); mask (B, T), 1 = real, None if the base reads its padding too; pooled
         (B, pooled width) or None.
     """
 
@@ -30,12 +30,12 @@ def has_text_encoder(pipe: Any) -> bool:
 
 def encode_with_base(pipe: Any, family: Family, prompts: Sequence[str]) -> BaseTexts:
     """Return the base's own encoding of prompts, whether or not an LLM is attached."""
-    # Of offloaded parts, `pipe.device` would be where they wait, which may be nowhere.
+    # With offloading, `pipe.device` is where the idle models are, which may be the meta device.
     device = pipe._execution_device
     arguments: dict[str, Any] = {"prompt": list(prompts), "device": device, "num_images_per_prompt": 1}
     if family.encodes_negative:
         arguments["do_classifier_free_guidance"] = False
-    # Some pipelines want an argument for each of their text encoders.
+    # Some pipelines require an argument for each of their text encoders.
     arguments |= {name: None for name in family.second_prompts if not name.startswith("negative")}
     result = type(pipe).encode_prompt(pipe, **arguments)
     parts = dict(zip(family.encode_prompt_returns, result, strict=True))

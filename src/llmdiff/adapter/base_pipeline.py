@@ -1,4 +1,4 @@
-"""Loads the pipeline that an adapter was trained for; every failure gets a name and a remedy."""
+"""Load the pipeline that an adapter was trained for; every error names the cause and a remedy."""
 
 import json
 from importlib.resources import files
@@ -25,13 +25,13 @@ EMBEDDED_NAME = "openmoji"
 def load_base_pipeline(base: str, *, dtype: torch.dtype) -> Any:
     """Return a text-to-image pipeline on the CPU: "openmoji" (shipped with the package), a folder or a Hub id.
 
-    A folder with a manifest is checked against it. Weights are read from safetensors only, every one that the parts
-    have, and no Python code that comes with a pipeline is run.
+    A folder with a manifest is checked against it. Every weight is read, from safetensors only, and no Python code
+    that comes with a pipeline is run.
 
     Raises:
-        PipelineNotFoundError: the pipeline is neither a folder nor to be had from the Hub.
-        CorruptWeightsError: its folder lacks a file or has a damaged one, or a part lacks a weight.
-        UnsupportedPipelineError: it is no text-to-image pipeline of diffusers' own, or brings code.
+        PipelineNotFoundError: the pipeline is neither a folder nor available on the Hub.
+        CorruptWeightsError: a file is missing or damaged, or a model lacks a weight.
+        UnsupportedPipelineError: it is not one of diffusers' text-to-image pipelines, or brings code.
     """
     place = packaged("pipeline", PipelineNotFoundError) if base == EMBEDDED_NAME else Path(base)
     if (place / MANIFEST_NAME).is_file():
@@ -48,7 +48,7 @@ def load_base_pipeline(base: str, *, dtype: torch.dtype) -> Any:
         ) from error
     except (OSError, ValueError) as error:
         reason = first_line(error)
-        # diffusers has no classes of errors for these two.
+        # diffusers has no exception classes for these two.
         if "custom code" in str(error):
             raise UnsupportedPipelineError(
                 f"base pipeline {base!r} brings Python code of its own, and none of it was run ({reason}): read "
@@ -65,7 +65,7 @@ def load_base_pipeline(base: str, *, dtype: torch.dtype) -> Any:
                 "it again"
             ) from error
         raise PipelineNotFoundError(
-            f"base pipeline {base!r} is neither a folder nor to be had from the Hub ({reason}): get it once "
+            f"base pipeline {base!r} is neither a folder nor available on the Hub ({reason}): get it once "
             f'with "hf download {base}", or load a pipeline yourself and attach to it'
         ) from error
     for name, part in pipe.components.items():
@@ -78,7 +78,7 @@ def load_base_pipeline(base: str, *, dtype: torch.dtype) -> Any:
 
 
 def _folder(source: Path | str) -> Path:
-    """The folder of a pipeline, of a Hub id once its files are here."""
+    """Return the folder of a pipeline, downloading a Hub id first."""
     import diffusers
 
     if isinstance(source, Path):
@@ -87,9 +87,9 @@ def _folder(source: Path | str) -> Path:
 
 
 def _whole_parts(folder: Path, *, dtype: torch.dtype, base: str) -> dict[str, Any]:
-    """The models of a pipeline by name, see `load_whole`: a pipeline itself asks none of them for its report.
+    """Return the models of a pipeline by name, loaded by `load_whole`, which checks that no weight is missing.
 
-    Parts that it was saved without are None.
+    Models that the pipeline was saved without are None.
     """
     parts: dict[str, Any] = {}
     for name, (library, class_name) in _index(folder).items():
@@ -109,7 +109,7 @@ def _whole_parts(folder: Path, *, dtype: torch.dtype, base: str) -> dict[str, An
 
 
 def _model_class(library: Any, name: Any) -> Any:
-    """The class of a pipeline's part if it is a model; None for all else, and for what diffusers has to refuse."""
+    """Return the class of a pipeline's component if it is a model, else None; diffusers reports invalid names."""
     import diffusers
     import transformers
 
@@ -122,7 +122,7 @@ def _model_class(library: Any, name: Any) -> Any:
 
 
 def _index(folder: Path) -> dict[str, tuple[Any, Any]]:
-    """Library and class of each part of a pipeline in a folder; empty where it cannot be read."""
+    """Return the library and class of each component of a pipeline folder; empty if it cannot be read."""
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         pairs = {name: pair for name, pair in index.items() if not name.startswith("_")}
@@ -134,9 +134,9 @@ def _index(folder: Path) -> dict[str, tuple[Any, Any]]:
 
 
 def _loader(place: Path) -> Any:
-    """Diffusers' function that loads a pipeline: of the class that a folder names, where it is one of ours.
+    """Return the `from_pretrained` of the class that the folder names if it belongs to a known family.
 
-    The automatic one imports every pipeline that there is, which takes seconds.
+    Otherwise return that of `AutoPipelineForText2Image`, whose import of all pipelines takes seconds.
     """
     import diffusers
 
@@ -152,7 +152,7 @@ def packaged(part: str, error: type[LLMDiffError]) -> Path:
     """Return the folder of a part of the embedded default.
 
     Raises:
-        error: the package has none; says how to get one.
+        error: the package does not contain it; the message says how to get it.
     """
     folder = Path(str(files("llmdiff"))) / "openmoji" / "weights" / part
     if not folder.is_dir():

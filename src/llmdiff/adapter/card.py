@@ -10,17 +10,16 @@ from llmdiff.language.packaged import PACKAGED
 
 _PAPER = "https://arxiv.org/abs/2502.04412"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+\Z")
-# owner/name, owner/name/file.gguf, and the names without an owner that the Hub once gave.
+# owner/name, owner/name/file.gguf, and the Hub's old names without an owner.
 _PUBLIC = re.compile(r"[\w.-]+(/[\w.-]+){0,2}\Z")
 _PACKAGED = ("openmoji", *PACKAGED)
 
 
 def adapter_card(adapter: LLMDiffAdapter, *, repo_id: str, license: str | None = None) -> str:
-    """Returns the card in Markdown, with the Hub's metadata at its top.
+    """Return the card in Markdown, with the Hub's metadata at its top.
 
-    All in it comes from the adapter's config and weights, so it holds for any adapter; what it was trained on
-    and how well it does is for its author to add, and the card says so. Names of local folders are left out.
-    `license` is an identifier of the Hub, "apache-2.0" for example; without one, none is claimed.
+    The card is generated from the adapter's config and weights; it leaves training data and results to the author.
+    Names of local folders are omitted. `license` is an identifier of the Hub such as "apache-2.0"; None omits it.
     """
     from huggingface_hub import ModelCardData
 
@@ -48,7 +47,7 @@ def adapter_card(adapter: LLMDiffAdapter, *, repo_id: str, license: str | None =
         ("text encoding", f"`{config.encoding}`, alone means `{config.lone}`"),
         ("refiner", _refiner(adapter)),
         ("template", f"`{config.template!r}`" if config.template else "none"),
-        ("scale, where none is asked for", f"{config.scale:g} (1: the LLM alone)"),
+        ("default scale", f"{config.scale:g} (1: the LLM alone)"),
         ("longest prompt", f"{config.max_length} tokens"),
     ]
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows)
@@ -95,21 +94,21 @@ The adapter fits this LLM and pipelines of this family and width only; both are 
 
 
 def is_local(name: str) -> bool:
-    """Return whether a model's name is a place on this machine: its author's folders, which nobody else has.
+    """Return whether a model's name is a local path, which others cannot load.
 
-    The rest are ids of the Hub, names of packaged models, and "" for none.
+    All other names are Hub ids, names of packaged models, or "" for none.
     """
     if not name or name in _PACKAGED:
         return False
     if not _PUBLIC.match(name) or name.startswith("."):
         return True
     gguf = name.endswith(".gguf")
-    # What is both a folder here and an id of the Hub was loaded from the folder.
+    # A name that is both a local folder and a Hub id was loaded from the folder.
     return gguf != (name.count("/") == 2) or Path(name).exists()
 
 
 def _source(name: str) -> str:
-    """Returns where a model comes from, without anybody's folders."""
+    """Return where a model comes from, without local paths."""
     if not name:
         return "not named"
     if is_local(name):

@@ -1,4 +1,4 @@
-"""The two-branch cross-attention: what an attached layer computes in place of its own `forward`."""
+"""The two-branch cross-attention that replaces the `forward` of an attached layer."""
 
 import inspect
 from collections.abc import Callable
@@ -21,10 +21,10 @@ from diffusers.models.transformers.sana_transformer import SanaAttnProcessor2_0
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from llmdiff.adapter.layers import heads_of, joined, text_keys_values
+from llmdiff.adapter.layers import heads_of, merge_heads, text_keys_values
 from llmdiff.adapter.layout import (
-    CARRIER_NDIM,
     NO_TEXT,
+    PACKED_MASK_NDIM,
     TextParts,
     base_text,
     parts_beside,
@@ -34,20 +34,20 @@ from llmdiff.adapter.layout import (
 from llmdiff.adapter.processors import AttachedLayer, CrossAttentionBranch, KeysValues, as_bias, seen_by
 from llmdiff.errors import AttachError, UnsupportedPipelineError
 
-# Plain softmax attention: computed here, so that its keys and values can be kept for the whole generation.
+# Plain softmax attention: computed here, so that its keys and values can be cached for the whole generation.
 _COMPUTED_HERE = (AttnProcessor, AttnProcessor2_0, SanaAttnProcessor2_0)
-# The same attention with another memory layout or fused weights: the pretrained branch calls them.
+# The same attention with another memory layout or fused weights: the pretrained branch calls the processor.
 _DELEGATED = (SlicedAttnProcessor, XFormersAttnProcessor, FusedAttnProcessor2_0)
-# Plain attention to the text, computed here, plus one to image tokens, which they compute.
+# Plain attention to the text, computed here, plus attention to image tokens, computed by the processor.
 _WITH_PICTURES = (IPAdapterAttnProcessor, IPAdapterAttnProcessor2_0, IPAdapterXFormersAttnProcessor)
 
 
 @dataclass(frozen=True)
 class LayerTexts:
-    """The texts that a layer reads: phi(c), c itself where there is a branch, the base's where it is needed."""
+    """Keys and values of the texts that a layer reads: phi(c), c if there is a branch, the base's if needed."""
 
-    aligned: KeysValues
-    own: KeysValues | None
+    projected: KeysValues
+    llm_states: KeysValues | None
     base: KeysValues | None
 
 
@@ -56,11 +56,11 @@ class TwoBranchAttention(AttachedLayer):
 
         out = Attn(q^(z), k^(phi(c)), v^(phi(c))) * a1*exp(b1)  +  Attn(q(z), k(c), v(c)) * a2*exp(b2)
 
-    Hats are the layer's own frozen projections, its output projection included. `scale` below 1 gives
-    (1 - scale) * base + scale * out, base being the layer's attention over the base's own text states. With
-    `keep_base_text` the pretrained branch finds the base's text states as further keys and values beside
-    phi(c). Without a branch (a ControlNet) the layer sees phi(c) only. What an IP-Adapter's image tokens add
-    stays as it is. `text_width` None: the denoiser projects the text states, see `SplitText`.
+    Hats mark the layer's frozen projections, its output projection included. `scale` below 1 gives
+    (1 - scale) * base + scale * out, where base is the layer's attention over the base's text states. With
+    `keep_base_text` the pretrained branch attends to the base's text states as further keys and values beside
+    phi(c). Without a branch (a ControlNet) the layer reads phi(c) only. An IP-Adapter's image attention is
+    unchanged. `text_width` None: the denoiser projects the text states, see `SplitText`.
 
     Raises:
         UnsupportedPipelineError: the layer has a processor of an unknown kind.
@@ -85,13 +85,13 @@ class TwoBranchAttention(AttachedLayer):
         self.hidden_size = hidden_size
         self.keep_base_text = keep_base_text
         self.strict = strict
-        # Called with the layer, its image states (B, N, C) and its texts, each time it looks at them.
+        # Called with the layer, its image states (B, N, C) and its texts, before each attention.
         self.watch: Callable[[TwoBranchAttention, Tensor, LayerTexts], None] | None = None
         self._kept: Any = WeakTensorKeyDictionary()
         self.check()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Copies start with nothing kept: the copied layer has other weights and meets other tensors.
+        # Copies start with an empty cache: the copied layer has other weights and reads other tensors.
         return {**self.__dict__, "_kept": None, "watch": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -99,10 +99,10 @@ class TwoBranchAttention(AttachedLayer):
         self._kept = WeakTensorKeyDictionary()
 
     def check(self) -> None:
-        """Return nothing if the layer's present processor is one that can be used here.
+        """Check that the layer's current processor is supported.
 
         Raises:
-            UnsupportedPipelineError: it is not.
+            UnsupportedPipelineError: it is not supported.
         """
         attn, kind = self.attn, type(self.attn.processor)
         if kind not in _COMPUTED_HERE + _DELEGATED + _WITH_PICTURES:
@@ -126,14 +126,14 @@ class TwoBranchAttention(AttachedLayer):
         temb: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Return the layer's output, (B, N, out_dim), or (B, C, H, W) where that came in."""
+        """Return the layer's output, (B, N, out_dim), or (B, C, H, W) for an input of that shape."""
         text, pictures = encoder_hidden_states, None
         if isinstance(text, tuple):
             text, pictures = text
         parts = None
         if self.text_width is None:
-            # The denoiser has projected the text states, and c came beside them, see `SplitText`.
-            if attention_mask is not None and attention_mask.ndim == CARRIER_NDIM:
+            # The denoiser has projected the text states, and c arrives in the mask, see `SplitText`.
+            if attention_mask is not None and attention_mask.ndim == PACKED_MASK_NDIM:
                 parts, attention_mask = parts_beside(text, attention_mask), None
         elif text is not None:
             parts = split_text(text, self.text_width, self.hidden_size)
@@ -149,7 +149,7 @@ class TwoBranchAttention(AttachedLayer):
             return result
 
         attn = self.attn
-        # The frame around the attention is AttnProcessor2_0's, step by step.
+        # The steps around the attention are those of AttnProcessor2_0.
         residual = hidden_states
         if attn.spatial_norm is not None:
             hidden_states = attn.spatial_norm(hidden_states, temb)
@@ -177,11 +177,11 @@ class TwoBranchAttention(AttachedLayer):
             self.watch(self, hidden_states, texts)
         query = None if self.delegates else heads_of(attn.to_q(hidden_states), attn.heads, attn.norm_q)
         # out = Attn(q^(z), k^(phi(c)), v^(phi(c))) * a1*exp(b1)  +  Attn(q(z), k(c), v(c)) * a2*exp(b2)
-        out = self._pretrained(hidden_states, query, texts.aligned)
-        if self.branch is not None and texts.own is not None:
-            pretrained_gate, own_gate = self.branch.gates()
-            own = self.branch.attend(hidden_states, texts.own, norm=attn.norm_q)
-            out = torch.addcmul(out * pretrained_gate, own, own_gate)
+        out = self._pretrained(hidden_states, query, texts.projected)
+        if self.branch is not None and texts.llm_states is not None:
+            pretrained_gate, new_gate = self.branch.gates()
+            new = self.branch.attend(hidden_states, texts.llm_states, norm=attn.norm_q)
+            out = torch.addcmul(out * pretrained_gate, new, new_gate)
         if self.scale < 1 and texts.base is not None:
             # (1 - scale) * base + scale * out
             out = torch.lerp(self._pretrained(hidden_states, query, texts.base), out, self.scale)
@@ -196,14 +196,14 @@ class TwoBranchAttention(AttachedLayer):
         mixed = F.scaled_dot_product_attention(
             query, text.key, text.value, attn_mask=text.mask, scale=attn.scale
         )
-        result: Tensor = attn.to_out[1](attn.to_out[0](joined(mixed)))
+        result: Tensor = attn.to_out[1](attn.to_out[0](merge_heads(mixed)))
         return result
 
     def _pictures(self, hidden_states: Tensor, pictures: Any, kwargs: dict[str, Any]) -> Tensor:
-        """Return what the IP-Adapter's image tokens add, text aside."""
+        """Return the output of the IP-Adapter's image attention, without that of the text."""
         attn = self.attn
-        # Its processor cannot be asked for the images alone. With one all-zero token for a text, the text's
-        # half is the same everywhere, and is taken off again.
+        # The processor always attends to text too. With a single all-zero text token, the text's part is the
+        # same at every position and can be subtracted.
         nothing = hidden_states.new_zeros(hidden_states.shape[0], 1, attn.to_k.in_features)
         wanted = inspect.signature(attn.processor.__call__).parameters
         more = {name: value for name, value in kwargs.items() if name in wanted}
@@ -214,15 +214,14 @@ class TwoBranchAttention(AttachedLayer):
 
     @property
     def delegates(self) -> bool:
-        """Whether the layer's own processor computes the pretrained half; keys are then the states themselves."""
+        """Return whether the layer's own processor computes the pretrained branch; keys are then the states."""
         return type(self.attn.processor) in _DELEGATED
 
     def _texts(self, states: Tensor, parts: TextParts, attention_mask: Tensor | None) -> LayerTexts:
-        """Return keys, values and masks of all texts, kept from the last call where that is safe."""
+        """Return keys, values and masks of all texts, cached between calls where that is safe."""
         attn = self.attn
-        # A LoRA on the key projection can change its strength between two steps; a tensor made in inference
-        # mode does not count its changes; projected text states are new in every step. All these are computed
-        # afresh, like everything that needs a gradient.
+        # No cache for: a LoRA on the key projection, whose strength can change between steps; inference tensors,
+        # which have no version counter; projected text states, which are new in every step; gradients.
         certain = not (
             torch.is_grad_enabled()
             or torch.compiler.is_compiling()
@@ -249,19 +248,19 @@ class TwoBranchAttention(AttachedLayer):
         return texts
 
     def _read(self, parts: TextParts, attention_mask: Tensor | None) -> LayerTexts:
-        mask = seen_by(real_rows(parts.own), attention_mask)
-        own = None if self.branch is None else self.branch.read(parts.own, mask)
+        mask = seen_by(real_rows(parts.llm_states), attention_mask)
+        llm_states = None if self.branch is None else self.branch.read(parts.llm_states, mask)
         if parts.base is None or parts.base_real is None:
-            return LayerTexts(self._pretrained_text(parts.aligned, mask), own, None)
+            return LayerTexts(self._pretrained_text(parts.projected, mask), llm_states, None)
         base_mask = seen_by(parts.base_real, attention_mask)
         base = self._pretrained_text(parts.base, base_mask)
         if not self.keep_base_text:
-            return LayerTexts(self._pretrained_text(parts.aligned, mask), own, base)
+            return LayerTexts(self._pretrained_text(parts.projected, mask), llm_states, base)
         if mask is not None or base_mask is not None:
-            sides = [(mask, parts.own), (base_mask, parts.base)]
+            sides = [(mask, parts.llm_states), (base_mask, parts.base)]
             mask = torch.cat([_explicit(side, like) for side, like in sides], dim=-1)
-        both = self._pretrained_text(torch.cat([parts.aligned, parts.base], dim=1), mask)
-        return LayerTexts(both, own, base)
+        both = self._pretrained_text(torch.cat([parts.projected, parts.base], dim=1), mask)
+        return LayerTexts(both, llm_states, base)
 
     def _pretrained_text(self, states: Tensor, mask: Tensor | None) -> KeysValues:
         attn, states = self.attn, states.contiguous()

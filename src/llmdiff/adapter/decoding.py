@@ -1,7 +1,7 @@
-"""What is checked where a picture is decoded: finite numbers, and that the text of an attached LLM was read.
+"""Checks when a picture is decoded: the pixels are finite, and the text of an attached LLM was read.
 
-A hook on the VAE's decoder, which every picture goes through, whoever calls the pipeline and in whatever form they
-want the picture. It has no state, so that it is copied with the VAE like any other hook.
+A forward hook on the VAE's decoder, which every picture passes whatever the pipeline's caller and `output_type`.
+The hook has no state, so that it is copied with the VAE like any other hook.
 """
 
 import sys
@@ -19,17 +19,17 @@ _SAFE = "draw in float32 or bfloat16 (dtype)"
 
 
 def watch_decoding(pipe: Any) -> RemovableHandle | None:
-    """Return the handle of the checks on a pipeline's decoder; None where it has none to hold on to."""
+    """Return the handle of the hook on a pipeline's decoder; None if the pipeline has no decoder module."""
     decoder = getattr(getattr(pipe, "vae", None), "decoder", None)
     return decoder.register_forward_hook(_check_decoded) if isinstance(decoder, nn.Module) else None
 
 
 @contextmanager
 def decoding_checked(pipe: Any) -> Iterator[None]:
-    """Return a context where pictures that are not finite raise.
+    """Return a context in which decoding a picture that is not finite raises an error.
 
     Raises:
-        NonFinitePictureError: a picture was decoded that would be black or white where it is no number.
+        NonFinitePictureError: a decoded picture holds NaN or infinity.
     """
     handle = watch_decoding(pipe)
     try:
@@ -40,7 +40,7 @@ def decoding_checked(pipe: Any) -> Iterator[None]:
 
 
 def _check_decoded(decoder: nn.Module, args: tuple[Any, ...], pixels: Any) -> None:
-    # Asking a tensor would break the graph of a compiled VAE.
+    # Reading a tensor's values would break the graph of a compiled VAE.
     if torch.compiler.is_compiling():
         return
     _check_finite(args, pixels)
@@ -70,10 +70,10 @@ def _check_finite(args: tuple[Any, ...], pixels: Any) -> None:
 
 
 def _attached_that_draws() -> Any:
-    """Return the `LLMEncodePrompt` of the attached pipeline whose own call this decoding belongs to, or None.
+    """Return the `LLMEncodePrompt` of the attached pipeline whose call this decoding belongs to, or None.
 
-    Read off the stack: diffusers tells nobody where a call of a pipeline begins and ends, and a picture that somebody
-    decodes by hand is none of ours.
+    Found on the call stack: diffusers has no hook for the start and end of a pipeline call, and a picture that is
+    decoded outside of one must not be checked.
     """
     from llmdiff.adapter.prompts import LLMEncodePrompt
 

@@ -1,4 +1,4 @@
-"""One row of facts per family of diffusers pipelines. Adding a family is adding a row here."""
+"""The table of supported families of diffusers pipelines. To add a family, add a row here."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,27 +20,27 @@ Part = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What the adapter has to know about one family of pipelines.
+    """The properties of one family of pipelines.
 
     Fields:
-        name: what adapters store as their family.
+        name: the name that adapters store.
         title: the family's name for people.
         pipelines: class names of diffusers pipelines; subclasses of them count too.
         denoiser: the pipeline's attribute that holds the U-Net or transformer.
-        objective: where the training target comes from. "scheduler" reads `prediction_type`
-            (epsilon, v_prediction or sample) off the pipeline's scheduler; "flow" is velocity matching.
+        objective: the training target. "scheduler": the `prediction_type` (epsilon, v_prediction or sample) of the
+            pipeline's scheduler; "flow": flow matching.
         encode_prompt_returns: what the pipeline's `encode_prompt` returns, in order.
-        text_width: the key of the denoiser's config that says how wide its text states are.
-        pooled_width: the key for the width of the pooled vector; None where U-Net's formula or nothing holds.
-        second_prompts: arguments of `encode_prompt` for further text encoders, which one LLM replaces.
-        text_channel: how c reaches the attention layers. "states": beside phi(c), in the same tensor, because
-            the denoiser hands it on unchanged. "mask": the denoiser projects the text states first, so c
-            travels in `encoder_attention_mask`, the one argument that reaches every block unchanged.
-            "joint": text and image share their attention; c travels in `joint_attention_kwargs`.
-        text_projections: modules of the denoiser that text states pass before the attention layers.
-        side_divisor_px: what its pipelines want height and width to be divisible by, beside their VAE's factor.
-        latent_patch: how many latents to a side go into one patch: a number, or a key of the denoiser's config. 1 for
-            PixArt, whose pipelines draw the nearest size that fits and bring it to the one that was asked for.
+        text_width: the key of the denoiser's config with the width of its text states.
+        pooled_width: the key for the width of the pooled vector; None for U-Nets, which compute it, or for none.
+        second_prompts: arguments of `encode_prompt` for further text encoders, all replaced by the LLM.
+        text_channel: how c reaches the attention layers. "states": beside phi(c), in the same tensor, which
+            the denoiser passes on unchanged. "mask": the denoiser projects the text states first, so c is
+            passed in `encoder_attention_mask`, the one argument that reaches every block unchanged.
+            "joint": text and image share their attention; c is passed in `joint_attention_kwargs`.
+        text_projections: modules of the denoiser that project text states before the attention layers.
+        side_divisor_px: the divisor that its pipelines require of height and width, besides the VAE's factor.
+        latent_patch: the side of a patch in latents: a number, or a key of the denoiser's config. 1 for PixArt,
+            whose pipelines draw the nearest size that fits and resize it to the requested one.
     """
 
     name: str
@@ -59,18 +59,18 @@ class Family:
 
     @property
     def text_to_image(self) -> tuple[str, ...]:
-        """Those of its pipelines that begin with a text alone."""
+        """Return the names of its text-to-image pipelines."""
         others = ("Img2Img", "Inpaint", "ControlNet")
         return tuple(name for name in self.pipelines if not any(other in name for other in others))
 
     @property
     def has_pooled(self) -> bool:
-        """True where the pipeline also wants one pooled vector per prompt."""
+        """Return whether the pipeline also takes one pooled vector per prompt."""
         return "positive_pooled" in self.encode_prompt_returns
 
     @property
     def encodes_negative(self) -> bool:
-        """True where one `encode_prompt` call makes both sides of the guidance; else each has its own call."""
+        """Return whether one `encode_prompt` call encodes prompt and negative prompt; else each has its own call."""
         return "negative" in self.encode_prompt_returns
 
 
@@ -207,10 +207,10 @@ def denoiser_of(pipe: Any) -> nn.Module:
             f"pipe.{family.denoiser} is {type(denoiser).__name__}, expected the pipeline's denoiser: load "
             f"the pipeline with its {family.denoiser}"
         )
-    # Compiled modules prefix every layer's name; the module inside them is the one to work on.
+    # torch.compile wraps the module and prefixes every layer's name; return the wrapped module.
     inner: nn.Module = getattr(denoiser, "_orig_mod", denoiser)
     config: Any = inner.config
-    # A U-Net that projects or pools the text itself would meet the LLM's wider rows there and fail.
+    # A U-Net that projects or pools the text itself would fail on the LLM's wider rows.
     for key, fine in (
         ("encoder_hid_dim_type", (None, "ip_image_proj")),
         ("addition_embed_type", (None, "text_time")),
@@ -248,9 +248,9 @@ def text_width(denoiser: nn.Module, family: Family) -> int:
 
 
 def pooled_width(denoiser: nn.Module, family: Family, pipe: Any = None) -> int | None:
-    """Return the width of the pooled text vector that the denoiser expects, None where it expects none.
+    """Return the width of the pooled text vector that the denoiser expects, None if it expects none.
 
-    `pipe` says what else it expects; None: what a text-to-image pipeline gives it.
+    `pipe` tells which other inputs it takes; None: those of a text-to-image pipeline.
     """
     config: Any = denoiser.config
     if not family.has_pooled:

@@ -1,4 +1,4 @@
-"""Our forwards on the attention layers of one denoiser or ControlNet, and how they come off again."""
+"""Install two-branch forwards on the attention layers of a denoiser or ControlNet, and remove them again."""
 
 import weakref
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ from llmdiff.errors import AdapterMismatchError, AttachError
 
 
 class Installation:
-    """The attached layers of a module; a context manager that takes them off again when it ends.
+    """The attached layers of a module; a context manager that removes them on exit.
 
     Fields:
         module: the denoiser or ControlNet.
-        layers: what stands in for the forwards, by the attention layers' names.
-        users: the pipelines that share this installation, weakly; empty when `install` was called directly.
+        layers: the replacements of the forwards, by the attention layers' names.
+        users: weak references to the pipelines that share this installation; empty after a direct `install`.
     """
 
     def __init__(
@@ -50,32 +50,32 @@ class Installation:
 
     @property
     def read(self) -> bool:
-        """Whether a layer has read text from an attached `encode_prompt` since `forget_reading`."""
+        """Return whether a layer has read text from an attached `encode_prompt` since `forget_reading`."""
         return any(layer.read for layer in self.layers.values())
 
     def forget_reading(self) -> None:
-        """Start to watch for text anew; returns nothing."""
+        """Reset `read` to False."""
         for layer in self.layers.values():
             layer.read = False
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Bring every branch to this device and dtype; returns nothing."""
+        """Move every branch to this device and dtype."""
         for layer in self.layers.values():
             layer.place(device, dtype)
 
     def check(self) -> None:
-        """Return nothing if everything is still in its place, with processors that can be used.
+        """Check that every layer still has our forward and a supported processor.
 
         Raises:
             AttachError: something else has replaced a layer or its forward.
-            UnsupportedPipelineError: a layer has got a processor of an unknown kind.
+            UnsupportedPipelineError: a layer has a processor of an unknown kind.
         """
         self.check_in_place()
         for layer in self.layers.values():
             layer.check()
 
     def check_in_place(self) -> None:
-        """Return nothing if every layer still has our forward.
+        """Check that every layer still has our forward.
 
         Raises:
             AttachError: something else has replaced a layer or its forward.
@@ -84,10 +84,10 @@ class Installation:
             self._holder(name)
 
     def restore(self) -> None:
-        """Take everything off again; the module is what it was, the very same objects. Returns nothing.
+        """Remove the forwards; the module is restored to the same objects.
 
         Raises:
-            AttachError: something else has replaced a layer's forward; nothing was taken off then.
+            AttachError: something else has replaced a layer's forward; nothing is removed.
         """
         holders = {name: self._holder(name) for name in self.layers}
         for name, key in holders.items():
@@ -102,7 +102,7 @@ class Installation:
             self._handle.remove()
 
     def _holder(self, name: str) -> str:
-        """Return where the layer's forward is ours: at its place, or below a hook of accelerate's."""
+        """Return the attribute that holds our forward: `forward`, or `_old_forward` under an accelerate hook."""
         layer = self.layers[name]
         try:
             present: Any = self.module.get_submodule(name)
@@ -117,7 +117,7 @@ class Installation:
         )
 
     def __call__(self) -> None:
-        """Take the layers off; returns nothing."""
+        """Remove the forwards."""
         self.restore()
 
     def __enter__(self) -> Self:
@@ -135,11 +135,11 @@ def install(
     keep_base_text: bool = False,
     strict: bool = False,
 ) -> Installation:
-    """Return the installed two-branch layers; call `.restore()` on them, or use them in a `with`.
+    """Install two-branch attention and return the installation; call its `restore()`, or use it in a `with`.
 
     The denoiser then takes `adapter.condition(...)[0]` as `encoder_hidden_states`. The branches are the
-    adapter's own modules, so a loss reaches its parameters. With `strict`, text states of the base's width
-    are refused instead of passed on.
+    adapter's own modules, so gradients reach its parameters. With `strict`, text states of the base's width
+    raise an error instead of being passed on.
 
     Raises:
         AdapterMismatchError: the adapter was made for another denoiser.
@@ -154,7 +154,7 @@ def install(
     text_layers: Mapping[str, Any] = layers.text_layers(denoiser)
     attached: dict[str, AttachedLayer] = {}
     if family.text_channel == "joint":
-        # Layers without text projections have to leave padding out too.
+        # Layers without text projections have to mask padding too.
         for name, attn in layers.attention_layers(denoiser).items():
             branch = adapter.branch(name) if name in text_layers else None
             attached[name] = JointTwoBranch(attn, branch, scale=scale)
@@ -179,14 +179,14 @@ def install(
             keep_base_text=keep_base_text,
             strict=strict,
         )
-    # Nothing above changed the denoiser, and nothing below can fail.
+    # Nothing above has changed the denoiser, and nothing below can fail.
     return Installation(denoiser, attached, hook, adapter=adapter, scale=scale, keep_base_text=keep_base_text)
 
 
 def install_control(
     controlnet: nn.Module, adapter: LLMDiffAdapter, *, scale: float, keep_base_text: bool
 ) -> Installation:
-    """Return the installed layers of a ControlNet: its cross-attention sees phi(c), padding masked.
+    """Install layers on a ControlNet and return the installation: its cross-attention reads phi(c), padding masked.
 
     Raises:
         AttachError: the ControlNet already carries an adapter.
@@ -212,7 +212,7 @@ def install_control(
 
 
 def installation_on(module: nn.Module) -> Installation | None:
-    """Return the installation that this denoiser or ControlNet carries, None where it carries none."""
+    """Return the installation on this denoiser or ControlNet, None if there is none."""
     for attn in layers.attention_layers(module).values():
         for key in ("forward", "_old_forward"):
             owner = getattr(vars(attn).get(key), "__self__", None)
@@ -223,10 +223,10 @@ def installation_on(module: nn.Module) -> Installation | None:
 
 
 def check_layers(denoiser: nn.Module, adapter: LLMDiffAdapter) -> None:
-    """Return nothing if the adapter was made for a denoiser like this one.
+    """Check that the adapter was made for a denoiser like this one.
 
     Raises:
-        AdapterMismatchError: another width, other layers.
+        AdapterMismatchError: the width or the layers differ.
     """
     config: Any = adapter.config
     width = families.text_width(denoiser, families.family_named(config.family))

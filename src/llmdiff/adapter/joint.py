@@ -1,12 +1,12 @@
-"""Denoisers that do more with text states than hand them to cross-attention.
+"""Attach to denoisers that process text states before or besides cross-attention.
 
-PixArt and Sana project them first; Stable Diffusion 3 and Flux make them a stream of their own that shares the
-image's attention. `SplitText` takes the tensor of the attached `encode_prompt` apart before such a transformer
-runs, so that phi(c) goes where text states go and c reaches the attention layers beside it.
+PixArt and Sana project them first; Stable Diffusion 3 and Flux process them in a text stream with joint attention.
+`SplitText` splits the tensor of the attached `encode_prompt` before such a transformer runs: phi(c) replaces the
+text states, and c is passed to the attention layers separately.
 
-The paper knows cross-attention only. For joint attention this is our extension: phi(c), through the
-transformer's own text embedder, takes the place of the text stream, and a second attention, from image states
-to c, is added to what the joint attention gives to the image stream.
+The paper covers cross-attention only. Joint attention is our extension: phi(c), through the transformer's own
+text embedder, replaces the text stream, and a second attention, from image states to c, is added to the joint
+attention's output for the image stream.
 """
 
 import inspect
@@ -27,8 +27,16 @@ from diffusers.models.transformers.transformer_flux import (
 )
 from torch import Tensor, nn
 
-from llmdiff.adapter.layers import heads_of, joined, text_keys_values
-from llmdiff.adapter.layout import NO_TEXT, TextParts, base_text, carrier, real_rows, rows_of, split_text
+from llmdiff.adapter.layers import heads_of, merge_heads, text_keys_values
+from llmdiff.adapter.layout import (
+    NO_TEXT,
+    TextParts,
+    base_text,
+    pack_into_mask,
+    real_rows,
+    rows_of,
+    split_text,
+)
 from llmdiff.adapter.processors import AttachedLayer, CrossAttentionBranch, as_bias, seen_by
 from llmdiff.errors import AttachError, UnsupportedPipelineError
 
@@ -37,22 +45,22 @@ _PLAIN_JOINT = (JointAttnProcessor2_0, FusedJointAttnProcessor2_0, XFormersJoint
 
 
 class JointText(NamedTuple):
-    """What the attention layers of a joint transformer get to know of the prompt.
+    """The text inputs of a joint transformer's attention layers.
 
     Shapes:
-        own (B, T, D), c; seen (B, 1, 1, T) or None, which rows of c are real; bias (B, 1, 1, rows), what is
+        llm_states (B, T, D), c; seen (B, 1, 1, T) or None, which rows of c are real; bias (B, 1, 1, rows), what is
         added to the logits of the text stream's rows, None where that is nothing.
     """
 
-    own: Tensor
+    llm_states: Tensor
     seen: Tensor | None
     bias: Tensor | None
 
 
 class SplitText:
-    """A forward pre-hook of a transformer, which takes the tensor of the attached `encode_prompt` apart.
+    """Forward pre-hook of a transformer that splits the tensor of the attached `encode_prompt`.
 
-    Nothing is remembered from call to call: c leaves as an argument of the same call.
+    The hook keeps no state between calls: c is passed on as an argument of the same call.
     """
 
     def __init__(
@@ -75,7 +83,7 @@ class SplitText:
     def __call__(
         self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments that the transformer gets instead."""
+        """Return the changed arguments of the transformer."""
         if len(args) > 1:
             names = list(inspect.signature(type(denoiser).forward).parameters)[1:]
             args, kwargs = args[:1], {**dict(zip(names[1:], args[1:], strict=False)), **kwargs}
@@ -92,11 +100,11 @@ class SplitText:
             }
         changed: dict[str, Any] = {"encoder_hidden_states": rows_of(parts)}
         if self.channel == "mask":
-            # The mask that came holds no more than c does: its rows are zero where it says padding.
-            changed["encoder_attention_mask"] = carrier(parts)
+            # The given mask is redundant: padding rows of c are zero.
+            changed["encoder_attention_mask"] = pack_into_mask(parts)
             return args, {**kwargs, **changed}
         joint = dict(kwargs.get("joint_attention_kwargs") or {})
-        joint[KEY] = JointText(parts.own, seen_by(real_rows(parts.own)), self._bias(parts))
+        joint[KEY] = JointText(parts.llm_states, seen_by(real_rows(parts.llm_states)), self._bias(parts))
         changed["joint_attention_kwargs"] = joint
         ids = kwargs.get("txt_ids")
         if ids is not None and parts.base is not None:
@@ -104,13 +112,13 @@ class SplitText:
         return args, {**kwargs, **changed}
 
     def _bias(self, parts: TextParts) -> Tensor | None:
-        """Return what is added to the text rows' logits.
+        """Return the bias of the text rows' logits.
 
-        Adding log(w) to a row's logits weighs it by w in the softmax. phi(c)'s rows get w = scale, the base's
-        1 - scale (1 where they are kept as further keys): continuous, and the base pipeline at its end.
+        Adding log(w) to a row's logits weights it by w in the softmax. phi(c)'s rows have w = scale, the base's
+        1 - scale (1 with `keep_base_text`): continuous in scale, and the base pipeline at scale 0.
         """
-        dtype = parts.own.dtype
-        ours = real_rows(parts.own)[:, None, None]
+        dtype = parts.llm_states.dtype
+        ours = real_rows(parts.llm_states)[:, None, None]
         if parts.base is None or parts.base_real is None:
             if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and bool(ours.all()):
                 return None
@@ -127,9 +135,9 @@ class JointTwoBranch(AttachedLayer):
         image = JointAttn(image, text)_image * a1*exp(b1)  +  Attn(q(image), k(c), v(c)) * a2*exp(b2)
         text  = JointAttn(image, text)_text
 
-    Both gates fade with `scale`: a1*exp(b1) to 1, a2*exp(b2) to 0. Image queries of the new branch go through
-    the layer's own query norm but carry no position: c has none that an image could be near to. Layers
-    without text projections of their own (`branch` None) only get the padding masked.
+    As `scale` goes to 0, a1*exp(b1) goes to 1 and a2*exp(b2) to 0. Image queries of the new branch pass the
+    layer's own query norm but get no positional embedding, as c has no position in the image. In layers
+    without text projections (`branch` None) only the padding is masked.
 
     Raises:
         UnsupportedPipelineError: the layer has a processor that takes no mask and is not plain.
@@ -146,10 +154,10 @@ class JointTwoBranch(AttachedLayer):
         return isinstance(self.attn, FluxAttention)
 
     def check(self) -> None:
-        """Return nothing if the layer's present processor is one that can be used here.
+        """Check that the layer's current processor is supported.
 
         Raises:
-            UnsupportedPipelineError: it is not.
+            UnsupportedPipelineError: it is not supported.
         """
         kind = type(self.attn.processor)
         known = (FluxAttnProcessor, FluxIPAdapterAttnProcessor) if self._takes_mask else _PLAIN_JOINT
@@ -168,7 +176,7 @@ class JointTwoBranch(AttachedLayer):
         llm_text: JointText | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Return what the layer returns: image states, or image and text states (and an IP-Adapter's)."""
+        """Return the layer's outputs: image states, or image and text states (and an IP-Adapter's)."""
         self.read = True
         if llm_text is None:
             return self.original(hidden_states, encoder_hidden_states, attention_mask, **kwargs)
@@ -187,12 +195,12 @@ class JointTwoBranch(AttachedLayer):
             result = _joint_attention(self.attn, hidden_states, encoder_hidden_states, llm_text.bias)
         if self.branch is None or not isinstance(result, tuple):
             return result
-        pretrained_gate, own_gate = self.branch.gates()
-        own = self.branch.attend(
-            hidden_states, self.branch.read(llm_text.own, llm_text.seen), norm=self.attn.norm_q
+        pretrained_gate, new_gate = self.branch.gates()
+        new = self.branch.attend(
+            hidden_states, self.branch.read(llm_text.llm_states, llm_text.seen), norm=self.attn.norm_q
         )
-        # At scale 1: image * a1*exp(b1) + own * a2*exp(b2); at scale 0: image.
-        image = result[0] * (1 + self.scale * (pretrained_gate - 1)) + own * (self.scale * own_gate)
+        # At scale 1: image * a1*exp(b1) + new * a2*exp(b2); at scale 0: image.
+        image = result[0] * (1 + self.scale * (pretrained_gate - 1)) + new * (self.scale * new_gate)
         return (image, *result[1:])
 
 
@@ -208,7 +216,7 @@ def _joint_attention(attn: Any, image: Tensor, text: Tensor, bias: Tensor) -> tu
     )
     key = torch.cat([heads_of(attn.to_k(image), attn.heads, attn.norm_k), key], dim=2)
     value = torch.cat([heads_of(attn.to_v(image), attn.heads), value], dim=2)
-    mixed = joined(
+    mixed = merge_heads(
         F.scaled_dot_product_attention(query, key, value, attn_mask=F.pad(bias, (image.shape[1], 0)))
     )
     image_out, text_out = mixed[:, : image.shape[1]], mixed[:, image.shape[1] :]

@@ -1,4 +1,4 @@
-"""What is read off the attention layers of a denoiser."""
+"""Inspect the attention layers of a denoiser."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def attention_layers(denoiser: nn.Module) -> dict[str, nn.Module]:
 def text_layers(denoiser: nn.Module) -> dict[str, nn.Module]:
     """Return every attention layer that reads the text, by its name.
 
-    That is cross-attention, and joint attention with its own projections of the text stream.
+    These are cross-attention layers, and joint attention layers with projections of the text stream.
     """
     return {
         name: module
@@ -27,10 +27,10 @@ def text_layers(denoiser: nn.Module) -> dict[str, nn.Module]:
 
 
 def layer_table(denoiser: nn.Module) -> dict[str, dict[str, int | bool]]:
-    """Return the facts that a second branch needs about every layer that reads the text, ready for JSON.
+    """Return the arguments of the second branch of every layer that reads the text, as JSON stores them.
 
     Shapes:
-        query_dim: width of the image states; inner_dim: heads times head width; out_dim: width that leaves.
+        query_dim: width of the image states; inner_dim: heads times head width; out_dim: width of the output.
     """
     layers: list[tuple[str, Any]] = list(text_layers(denoiser).items())
     return {
@@ -47,7 +47,7 @@ def layer_table(denoiser: nn.Module) -> dict[str, dict[str, int | bool]]:
 
 
 def states_at_layers(denoiser: Any, family: Family, states: Tensor) -> Tensor:
-    """Return text states as the attention layers meet them, (B, T, W) => (B, T, width inside)."""
+    """Return text states as the attention layers read them, (B, T, W) => (B, T, inner width)."""
     for name in family.text_projections:
         states = getattr(denoiser, name)(states)
     if family.text_channel == "joint":
@@ -68,7 +68,7 @@ def text_keys_values(attn: Any, states: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def heads_of(states: Tensor, heads: int, norm: Any = None) -> Tensor:
-    """Return the states by heads, normalised: (B, T, heads * width) => (B, heads, T, width)."""
+    """Split states into heads and normalise them: (B, T, heads * width) => (B, heads, T, width)."""
     # Some families normalise all heads at once (Sana), others every head alone (Stable Diffusion 3, Flux).
     whole = norm is not None and _norm_width(norm) == states.shape[-1]
     if whole:
@@ -77,8 +77,8 @@ def heads_of(states: Tensor, heads: int, norm: Any = None) -> Tensor:
     return split if norm is None or whole else norm(split)
 
 
-def joined(states: Tensor) -> Tensor:
-    """Return the heads side by side, (B, heads, N, width) => (B, N, heads * width)."""
+def merge_heads(states: Tensor) -> Tensor:
+    """Merge attention heads, (B, heads, N, width) => (B, N, heads * width)."""
     return states.transpose(1, 2).flatten(2)
 
 

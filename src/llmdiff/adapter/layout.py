@@ -1,15 +1,15 @@
-"""The one tensor that carries a prompt through diffusers, in place of its text embeddings.
+"""The layout of the tensor that replaces the prompt embeddings in diffusers.
 
-Its width says what it is (W = the denoiser's text width, D = the LLM's):
+Its width identifies its content (W = the denoiser's text width, D = the LLM's):
 
-    W              states of the base's text encoder that did not come through an attached `encode_prompt`
-    W + 1          [base text states ; 1]                   the base's own states, passed on on purpose
+    W              states of the base's text encoder, not from an attached `encode_prompt`
+    W + 1          [base text states ; 1]                   the base's states, passed on deliberately
     W + D          [phi(c) ; c]                             the LLM's
     W + D + W + 1  [phi(c) ; c ; base text states ; real]   the LLM's beside the base's
 
-c is the normalised text encoding. A row whose c part is all zeros is padding, so two prompts are brought to one
-length by appending zero rows, and no mask travels beside the tensor. The base's states may hold zero rows that
-count (Stable Diffusion 3 without its T5), so those come with a column that is 1 where the row is real.
+c is the normalised text encoding. A row whose c part is all zeros is padding, so prompts are padded to one
+length with zero rows, and no separate mask is needed. The base's states may hold zero rows that are not padding
+(Stable Diffusion 3 without its T5), so they have an extra column that is 1 in real rows.
 """
 
 from dataclasses import dataclass
@@ -28,23 +28,23 @@ NO_TEXT = (
 
 @dataclass(frozen=True)
 class TextParts:
-    """What one tensor of text states holds.
+    """The parts of a tensor of text states.
 
     Shapes:
-        aligned (B, T, W), phi(c); own (B, T, D), c; base (B, T, W) and base_real (B, T) bool, or None.
+        projected (B, T, W), phi(c); llm_states (B, T, D), c; base (B, T, W) and base_real (B, T) bool, or None.
     """
 
-    aligned: Tensor
-    own: Tensor
+    projected: Tensor
+    llm_states: Tensor
     base: Tensor | None = None
     base_real: Tensor | None = None
 
 
 def split_text(states: Tensor, width: int, hidden_size: int) -> TextParts | None:
-    """Return the parts of a tensor from an attached `encode_prompt`; None where it is only the base's.
+    """Return the parts of a tensor from an attached `encode_prompt`; None if it holds only the base's states.
 
     Raises:
-        ValueError: a width that none of the layouts has.
+        ValueError: the width matches none of the layouts.
     """
     found = states.shape[-1]
     if found in (width, width + 1):
@@ -54,25 +54,25 @@ def split_text(states: Tensor, width: int, hidden_size: int) -> TextParts | None
             f"encoder_hidden_states has width {found}, expected {width} (the base's states), "
             f"{width + hidden_size} or {2 * width + hidden_size + 1} (from the attached encode_prompt)"
         )
-    aligned, own = states[..., :width], states[..., width : width + hidden_size]
+    projected, llm_states = states[..., :width], states[..., width : width + hidden_size]
     if found == width + hidden_size:
-        return TextParts(aligned, own)
-    return TextParts(aligned, own, states[..., width + hidden_size : -1], states[..., -1] != 0)
+        return TextParts(projected, llm_states)
+    return TextParts(projected, llm_states, states[..., width + hidden_size : -1], states[..., -1] != 0)
 
 
 def base_text(states: Tensor, width: int, *, strict: bool) -> Tensor:
-    """Return the base's own states (B, T, W) of a tensor that holds nothing else.
+    """Return the base's states (B, T, W) from a tensor that holds nothing else.
 
     Raises:
-        AttachError: with `strict`, the states came through no attached `encode_prompt`: a pipeline that only
-            shares the denoiser would silently draw as if there were no LLM.
+        AttachError: with `strict`, the states are not from an attached `encode_prompt`: a pipeline that only
+            shares the denoiser would silently draw without the LLM.
     """
     if strict and states.shape[-1] == width:
         raise AttachError(
             "the denoiser is under LLM control, but this pipeline is not (from_pipe shares the denoiser only): "
             "attach the same adapter with the same scale to this pipeline too, or detach the other one"
         )
-    # In one piece: a slice would be added up in another order than the base pipeline does it.
+    # Contiguous: matrix products of a slice sum in another order than in the base pipeline.
     return states[..., :width].contiguous()
 
 
@@ -98,32 +98,34 @@ def pad_rows(states: Tensor, tokens: int) -> Tensor:
     return F.pad(states, (0, 0, 0, tokens - states.shape[1]))
 
 
-def real_rows(own: Tensor) -> Tensor:
+def real_rows(llm_states: Tensor) -> Tensor:
     """Return which tokens are real, (B, T, D) => (B, T) bool."""
-    return (own != 0).any(dim=-1)
+    return (llm_states != 0).any(dim=-1)
 
 
-# Masks have two or three dimensions, so this tells them apart from c in a mask's place.
-CARRIER_NDIM = 4
+# Attention masks have two or three dimensions, a packed mask has four.
+PACKED_MASK_NDIM = 4
 
 
-def carrier(parts: TextParts) -> Tensor:
-    """Return c for the way in a mask's place, (B, 1, T, D + 1); its last column is 1 where a base row is real."""
+def pack_into_mask(parts: TextParts) -> Tensor:
+    """Pack c into an attention mask, (B, 1, T, D + 1); the last column is 1 where a base row is real."""
     real = (
-        parts.own.new_zeros(parts.own.shape[:2]) if parts.base_real is None else parts.base_real.to(parts.own)
+        parts.llm_states.new_zeros(parts.llm_states.shape[:2])
+        if parts.base_real is None
+        else parts.base_real.to(parts.llm_states)
     )
-    return torch.cat([parts.own, real[..., None]], dim=-1)[:, None]
+    return torch.cat([parts.llm_states, real[..., None]], dim=-1)[:, None]
 
 
 def rows_of(parts: TextParts) -> Tensor:
-    """Return the rows that the denoiser projects: phi(c), and below it the base's states where there are any."""
-    return parts.aligned if parts.base is None else torch.cat([parts.aligned, parts.base], dim=1)
+    """Return the rows that the denoiser projects: phi(c), followed by the base's states if there are any."""
+    return parts.projected if parts.base is None else torch.cat([parts.projected, parts.base], dim=1)
 
 
 def parts_beside(rows: Tensor, carried: Tensor) -> TextParts:
-    """Return the parts again, from projected rows and the carrier."""
-    own, real = carried[:, 0, :, :-1], carried[:, 0, :, -1] != 0
-    tokens = own.shape[1]
+    """Return the parts from projected rows and the packed mask."""
+    llm_states, real = carried[:, 0, :, :-1], carried[:, 0, :, -1] != 0
+    tokens = llm_states.shape[1]
     if rows.shape[1] == tokens:
-        return TextParts(rows, own)
-    return TextParts(rows[:, :tokens], own, rows[:, tokens:], real)
+        return TextParts(rows, llm_states)
+    return TextParts(rows[:, :tokens], llm_states, rows[:, tokens:], real)

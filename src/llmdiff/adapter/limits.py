@@ -1,4 +1,4 @@
-"""What a pipeline can draw: sizes, steps, and when a negative prompt counts; checked before anything is drawn."""
+"""Check before drawing what a pipeline supports: sizes, steps, and negative prompts."""
 
 import math
 import warnings
@@ -7,12 +7,12 @@ from typing import Any
 from llmdiff.adapter import families
 from llmdiff.errors import ConfigError
 
-# A denoiser that draws larger than this, in multiples of what it was trained for, repeats its subject.
+# Beyond this multiple of the size that it was trained for, a denoiser repeats its subject.
 _TIMES_TRAINED = 2
 
 
 def own_size_px(pipe: Any) -> tuple[int, int] | None:
-    """Return the (height, width) that a pipeline draws where none is asked for; None where its config has none."""
+    """Return the pipeline's default (height, width); None if its config has none."""
     size = getattr(pipe, "default_sample_size", None) or _config(pipe).get("sample_size")
     if size is None:
         return None
@@ -21,7 +21,7 @@ def own_size_px(pipe: Any) -> tuple[int, int] | None:
 
 
 def side_multiple_px(pipe: Any) -> int:
-    """Return what height and width have to be multiples of. Units: pixels."""
+    """Return the number that height and width have to be multiples of. Units: pixels."""
     family = families.family_of(pipe)
     patch = (
         family.latent_patch if isinstance(family.latent_patch, int) else _config(pipe)[family.latent_patch]
@@ -30,12 +30,12 @@ def side_multiple_px(pipe: Any) -> int:
 
 
 def fitted_size_px(pipe: Any, height_px: int | None, width_px: int | None) -> tuple[int | None, int | None]:
-    """Return height and width as they are drawn: where one is given, the other is the pipeline's own.
+    """Return height and width; if only one is given, the other is the pipeline's default.
 
-    Both None stay None. Warns, once for every size, of one that the pipeline was not trained for.
+    If both are None, return None for both. Warn about a size that the pipeline was not trained for.
 
     Raises:
-        ConfigError: a side is no multiple of the pipeline's, or one is missing and the pipeline has none of its own.
+        ConfigError: a side is not a multiple of `side_multiple_px`, or is missing and the pipeline has no default.
     """
     if height_px is None and width_px is None:
         return None, None
@@ -64,7 +64,7 @@ def fitted_size_px(pipe: Any, height_px: int | None, width_px: int | None) -> tu
 
 
 def check_steps(pipe: Any, steps: int, *, name: str = "steps") -> None:
-    """Return nothing if the pipeline's scheduler has so many steps.
+    """Check that the pipeline's scheduler has at least this many steps.
 
     Raises:
         ConfigError: it was trained with fewer.
@@ -78,7 +78,7 @@ def check_steps(pipe: Any, steps: int, *, name: str = "steps") -> None:
 
 
 def warn_of_unread_negative(pipe: Any, guidance_scale: float) -> None:
-    """Warn, once, where a negative prompt changes nothing; returns nothing."""
+    """Warn if a negative prompt has no effect."""
     family = families.family_of(pipe)
     if not family.encodes_negative:
         warnings.warn(

@@ -1,4 +1,4 @@
-"""The SHA-256 manifest of a saved folder: written last, checked before anything else is read."""
+"""The SHA-256 manifest of a saved folder: written last, and checked before any other file is read."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ def sha256_of(path: Path) -> str:
 
 
 def write_manifest(folder: Path, names: Iterable[str]) -> None:
-    """Write the manifest of these files of the folder; returns nothing.
+    """Write the manifest of these files of the folder.
 
     Names are relative to the folder, with "/" between folders below it ("unet/config.json").
     """
@@ -31,13 +31,13 @@ def write_manifest(folder: Path, names: Iterable[str]) -> None:
 
 
 def write_manifest_of_all(folder: Path) -> None:
-    """Write the manifest of every file in the folder and below it; returns nothing."""
+    """Write the manifest of every file in the folder and below it."""
     files = (path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_NAME)
     write_manifest(folder, (path.relative_to(folder).as_posix() for path in files))
 
 
 def check_manifest(folder: Path, required: Iterable[str]) -> None:
-    """Check every file of the manifest against its recorded SHA-256; returns nothing.
+    """Check every file of the manifest against its recorded SHA-256.
 
     Raises:
         CorruptWeightsError: the manifest is missing or unreadable, a required file has no entry, or a file is

@@ -1,7 +1,7 @@
-"""What every attached attention layer has: the new branch, the place for it, and masks.
+"""The parts shared by all attached attention layers: the new branch, the base class, and masks.
 
-The layer keeps its attention processor. Whatever is put there before or while the LLM is attached (attention
-slicing, an IP-Adapter) is what computes the pretrained half, and is still there after detaching.
+The layer keeps its attention processor. A processor that is set before or while the LLM is attached (attention
+slicing, an IP-Adapter) computes the pretrained branch, and is still set after detaching.
 """
 
 import copy
@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmdiff.adapter.layers import heads_of, joined
+from llmdiff.adapter.layers import heads_of, merge_heads
 
 
 @dataclass(frozen=True)
 class KeysValues:
-    """Text states as one attention reads them: keys and values (B, heads, T, head width), mask (B, 1, 1, T).
+    """Text states as inputs of an attention: keys and values (B, heads, T, head width), mask (B, 1, 1, T).
 
-    Where a processor computes the attention, keys and values are the states themselves.
+    If a processor computes the attention, keys and values are the states themselves.
     """
 
     key: Tensor
@@ -68,49 +68,51 @@ class CrossAttentionBranch(nn.Module):
         """Return Attn(q(z), k(c), v(c)) through the branch's own output; `norm` is the layer's query norm."""
         query = heads_of(self.to_q(hidden_states), self.heads, norm)
         mixed = F.scaled_dot_product_attention(query, text.key, text.value, attn_mask=text.mask)
-        result: Tensor = self.to_out(joined(mixed))
+        result: Tensor = self.to_out(merge_heads(mixed))
         return result
 
-    def read(self, own: Tensor, mask: Tensor | None) -> KeysValues:
+    def read(self, states: Tensor, mask: Tensor | None) -> KeysValues:
         """Return k(c) and v(c) by heads."""
-        return KeysValues(heads_of(self.to_k(own), self.heads), heads_of(self.to_v(own), self.heads), mask)
+        return KeysValues(
+            heads_of(self.to_k(states), self.heads), heads_of(self.to_v(states), self.heads), mask
+        )
 
 
 class AttachedLayer(ABC):
-    """What every attached layer has: its forward is ours, its branch may be a copy on another device.
+    """Base of the attached layers: replaces a layer's forward; its branch may be a copy on another device.
 
-    It is no `nn.Module`, and lies in the layer's `__dict__` as `forward`, on purpose: diffusers would make the
-    branch part of the denoiser, and a pipeline saved while attached would no longer be the base pipeline.
+    Deliberately not an `nn.Module`: as a submodule it would become part of the denoiser's state dict, and a
+    pipeline saved while attached would no longer be the base pipeline.
     """
 
     def __init__(self, attn: Any, branch: CrossAttentionBranch | None, *, scale: float) -> None:
         self.attn = attn
         self.branch = branch
         self.scale = scale
-        # Set when installed: where the layer belongs, and a forward that was on it before (accelerate's hooks).
+        # Set when installed: the installation, and the instance's previous forward (accelerate's hooks).
         self.installation: Any = None
         self.replaced: Any = None
-        # Set where text from an attached `encode_prompt` arrives, see `Installation.read`.
+        # Set when text from an attached `encode_prompt` arrives, see `Installation.read`.
         self.read = False
 
     @abstractmethod
     def check(self) -> None:
-        """Return nothing if the layer's present processor is one that can be used here."""
+        """Check that the layer's current processor is supported."""
 
     @abstractmethod
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the layer returns."""
+        """Return the layer's output."""
 
     def original(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the layer computes by itself."""
+        """Return the output of the layer's original forward."""
         if self.replaced is not None:
             return self.replaced(*args, **kwargs)
         return type(self.attn).forward(self.attn, *args, **kwargs)
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Bring the branch to the denoiser's device and dtype; returns nothing.
+        """Bring the branch to the denoiser's device and dtype.
 
-        A branch that lies elsewhere is copied, not moved: other pipelines may share the adapter.
+        A branch elsewhere is copied, not moved, because other pipelines may share the adapter.
         """
         if self.branch is None:
             return
@@ -122,20 +124,20 @@ class AttachedLayer(ABC):
 
 
 def seen_by(real: Tensor, attention_mask: Tensor | None = None) -> Tensor | None:
-    """Return what may be looked at, (B, 1, 1, T): bool, or a bias where the caller has a mask of its own."""
-    # A prompt without a single token sees its zero rows: softmax over nothing would not be a number.
+    """Return the attention mask, (B, 1, 1, T): bool, or a bias if the caller gives a mask; None if all is seen."""
+    # A prompt without tokens attends to its zero rows: a softmax over nothing would be NaN.
     seen = (real | ~real.any(dim=-1, keepdim=True))[:, None, None, :]
     if attention_mask is not None:
         theirs = attention_mask.view(attention_mask.shape[0], 1, -1, real.shape[1])
         return as_bias(seen, attention_mask.dtype) + theirs
-    # Asking a tensor costs a wait on a GPU: only where the answer is kept for a whole generation.
+    # Reading a tensor's value synchronises the GPU: do so only if the result is cached for a whole generation.
     if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and bool(seen.all()):
         return None
     return seen
 
 
 def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the mask as what is added to the attention's logits."""
+    """Return the mask as a bias of the attention's logits."""
     if mask.dtype != torch.bool:
         return mask.to(dtype)
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)

@@ -23,10 +23,10 @@ _MASKS: tuple[tuple[Part, Part], ...] = (("positive", "positive_mask"), ("negati
 
 
 class LLMEncodePrompt:
-    """Stands in for a pipeline's `encode_prompt`: same arguments, same return, the LLM's states.
+    """Replacement of a pipeline's `encode_prompt`: same arguments, same return types, the LLM's states.
 
-    It lies in the pipeline's `__dict__` and holds all there is to know about the attachment, so a deep copy
-    of the pipeline is attached on its own (its layers and adapter are copies; the LLM is shared).
+    It is stored in the pipeline's `__dict__` and holds the whole state of the attachment, so a deep copy of the
+    pipeline is attached independently (its layers and adapter are copies; the LLM is shared).
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class LLMEncodePrompt:
 
     @property
     def base(self) -> Any:
-        """The `encode_prompt` that this one stands in for."""
+        """Return the `encode_prompt` that this one replaces."""
         return type(self.pipe).encode_prompt.__get__(self.pipe) if self.replaced is None else self.replaced
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LLMEncodePrompt":
@@ -74,15 +74,15 @@ class LLMEncodePrompt:
         return twin
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
-        """Return what the pipeline's own `encode_prompt` returns, with rows of [phi(c) ; c] for text states.
+        """Return the outputs of the pipeline's `encode_prompt`, with rows of [phi(c) ; c] as text states.
 
-        Prompt embeddings of the base's width pass through to the base, and the pipeline then draws as without
-        the LLM; embeddings that this method returned before are accepted again.
+        Prompt embeddings of the base's width are passed to the base, and the pipeline then draws without the
+        LLM; embeddings returned by this method are accepted.
 
         Raises:
-            PromptError: a prompt is blank or no text, a weight is out of range, negative prompts do not match
-                the prompts in number, a second prompt for a second text encoder is given, or embeddings have
-                a width that fits neither.
+            PromptError: a prompt is blank or not a string, a weight is out of range, the numbers of prompts and
+                negative prompts differ, a prompt for a second text encoder is given, or embeddings have a width
+                that fits neither.
             AttachError: an attached layer was replaced while attached.
         """
         given = self._arguments(args, kwargs)
@@ -102,7 +102,7 @@ class LLMEncodePrompt:
         guided = bool(given.get("do_classifier_free_guidance", True)) and self.family.encodes_negative
         positive = None
         if embeds is None:
-            # Where the negative prompt has a call of its own, an empty one means "no negative prompt".
+            # If the negative prompt has a call of its own, an empty one means "no negative prompt".
             positive = prompt_texts(
                 "prompt",
                 given.get("prompt"),
@@ -135,10 +135,10 @@ class LLMEncodePrompt:
         return self._returned(parts, device, denoiser.dtype, given.get("num_images_per_prompt") or 1)
 
     def check_read(self) -> None:
-        """Return nothing if the denoiser has read the text that was encoded last.
+        """Check that the denoiser has read the text that was encoded last.
 
         Raises:
-            AttachError: it has not, so the picture does not depend on the LLM.
+            AttachError: it was not read, so the picture does not depend on the LLM.
         """
         if self.installation is not None and not self.installation.read:
             name = type(self.pipe).__name__
@@ -148,7 +148,7 @@ class LLMEncodePrompt:
             )
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return the call's arguments by name, without those that the pipeline only takes to ignore."""
+        """Return the call's arguments by name, without those that the pipeline ignores."""
         bound = self.__signature__.bind(*args, **kwargs)
         bound.apply_defaults()
         kinds = {name: row.kind for name, row in self.__signature__.parameters.items()}
@@ -183,7 +183,7 @@ class LLMEncodePrompt:
         for name, mask_name in _MASKS:
             states = parts.get(name)
             if states is not None:
-                # What pipelines with masks pass on; the layers themselves go by the zero rows.
+                # Pipelines with masks pass these on; the layers themselves recognise padding by zero rows.
                 parts[mask_name] = real_rows(states[..., width : width + hidden_size]).long()
         parts = {
             name: None
@@ -195,7 +195,7 @@ class LLMEncodePrompt:
         }
         positive = parts["positive"]
         if positive is not None:
-            # Text has no place in the picture: Flux's position ids of it are all zero.
+            # Text tokens have no position in the image: Flux's position ids for them are all zero.
             parts["text_ids"] = positive.new_zeros(positive.shape[1], 3)
         return tuple(parts.get(name) for name in self.family.encode_prompt_returns)
 
@@ -203,8 +203,8 @@ class LLMEncodePrompt:
         texts = list(dict.fromkeys([*(positive or []), *(negative or [])]))
         if not texts:
             return {}
-        # One pass of the LLM for all, every different text once: negative prompts mostly repeat. What is not wanted
-        # needs no advice.
+        # Encode every distinct text once, in one pass: negative prompts mostly repeat. Negative prompts are not
+        # reworded.
         encoding = encode_texts(
             self.adapter, self.llm, texts, weighted=self.weighted, ask=frozenset(positive or ())
         )
@@ -236,7 +236,7 @@ class LLMEncodePrompt:
         arguments.update(prompt=positive or [""] * count, num_images_per_prompt=1)
         if self.family.encodes_negative:
             arguments.update(
-                # None stays None: some bases then take zeros instead of an encoded "".
+                # Keep None: some pipelines then use zeros instead of an encoded "".
                 negative_prompt=None if given.get("negative_prompt") is None else negative,
                 do_classifier_free_guidance=negative is not None,
             )
@@ -282,7 +282,7 @@ class LLMEncodePrompt:
 
 
 def _pad_alike(parts: Parts) -> None:
-    # Zero rows are padding to the attention layers, so any two prompts can be brought to one length.
+    # The attention layers treat zero rows as padding, so prompts can be padded to one length.
     positive, negative = parts["positive"], parts["negative"]
     if positive is not None and negative is not None:
         tokens = max(positive.shape[1], negative.shape[1])

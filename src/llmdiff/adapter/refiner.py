@@ -1,36 +1,36 @@
-"""A few blocks that let the tokens of an encoding look at each other, in both directions."""
+"""Bidirectional transformer blocks over the tokens of an encoding."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmdiff.adapter.layers import heads_of, joined
+from llmdiff.adapter.layers import heads_of, merge_heads
 from llmdiff.errors import ConfigError
 
 LAYERS = 4
-"""Of an adapter's refiner, where a new one is made and no number is asked for; an older adapter has none."""
+"""Default number of refiner layers of a new adapter."""
 
 _HEAD_WIDTH = 32
 _WIDEST = 1024
 
 
 def inside_width(hidden_size: int, text_width: int) -> int:
-    """Return the width of a refiner's blocks where none is asked for: the narrower of both sides, at most 1,024."""
+    """Return the default width of a refiner's blocks: the smaller of both widths, at most 1,024."""
     return min(hidden_size, text_width, _WIDEST)
 
 
 class TokenRefiner(nn.Module):
-    """What a causal encoding lacks: a token of it knows nothing of what comes after it.
+    """Refine a causal encoding by bidirectional attention, so that each token also depends on later ones.
 
         c' = c + W_out norm(blocks(W_in c))
         per block:  x = x + Attn(norm(x));   x = x + W_2 gelu(W_1 norm(x))
 
-    Attention is in both directions, among real tokens only. W_out is zero at the start: c' = c, the adapter without
-    a refiner.
+    Attention is bidirectional, among real tokens only. W_out is initialised with zeros, so that c' = c at the
+    start of training.
 
     Shapes: c (B, T, D) => (B, T, D), inside (B, T, width).
 
     Raises:
-        ConfigError: no layer, or no width.
+        ConfigError: `layers` or `width` is below 1.
 
     Source: ours; the form is that of the token refiners of text-to-video and text-to-image transformers, as in
         HunyuanVideo (arXiv 2412.03603).
@@ -48,8 +48,8 @@ class TokenRefiner(nn.Module):
         nn.init.zeros_(self.to_outside.bias)
 
     def forward(self, states: Tensor, token_mask: Tensor) -> Tensor:
-        """Return c'; what stands in padding rows means nothing. Shapes: (B, T, D), (B, T) bool => (B, T, D)."""
-        # A prompt without a single token looks at its rows: softmax over nothing would not be a number.
+        """Return c'; its padding rows are undefined. Shapes: (B, T, D), (B, T) bool => (B, T, D)."""
+        # A prompt without tokens attends to its padding rows: a softmax over nothing would be NaN.
         seen = (token_mask | ~token_mask.any(dim=1, keepdim=True))[:, None, None]
         inside = self.to_inside(states)
         for block in self.blocks:
@@ -72,6 +72,6 @@ class _Block(nn.Module):
         query, key, value = (
             heads_of(project(y), self.heads) for project in (self.to_q, self.to_k, self.to_v)
         )
-        x = x + self.to_out(joined(F.scaled_dot_product_attention(query, key, value, attn_mask=seen)))
+        x = x + self.to_out(merge_heads(F.scaled_dot_product_attention(query, key, value, attn_mask=seen)))
         result: Tensor = x + self.narrow(F.gelu(self.widen(self.norm_mlp(x))))
         return result

@@ -1,4 +1,4 @@
-"""What an adapter's config.json may hold: every field by its type and range, before anything is built from it."""
+"""Validate an adapter's config.json: the type and range of every field, before anything is built from it."""
 
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, Self
@@ -12,12 +12,12 @@ from llmdiff.errors import ConfigError, CorruptWeightsError
 from llmdiff.language.blocks import LONES
 from llmdiff.language.tokens import checked_template
 
-# Far above every model there is, and far below what a machine cannot hold.
+# Far above every existing model, and small enough for any machine.
 _MAX_WIDTH, _MAX_BLOCKS, _MAX_LAYERS, _MAX_REFINER_LAYERS, _MAX_TOKENS = 2**20, 10_000, 4096, 256, 2**20
 
 
 def _layer_name(name: str) -> str:
-    # Modules are attributes of the one that holds them, and must not hide its own.
+    # Submodules are attributes of their parent and must not hide its own attributes.
     if hasattr(nn.ModuleDict(), name.replace(".", "_")):
         raise ValueError("no layer can have this name")
     return name
@@ -33,7 +33,7 @@ def _one_of(*choices: object) -> AfterValidator:
 
 
 Width = Annotated[int, Field(ge=1, le=_MAX_WIDTH)]
-# Of a folder or a Hub id. What no name can have is refused where it would become a path.
+# A folder or a Hub id; characters that are invalid in both are refused before the name is used as a path.
 Name = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
 LayerName = Annotated[
     str, Field(min_length=1, max_length=500, pattern=r"^[A-Za-z0-9_.]+$"), AfterValidator(_layer_name)
@@ -93,10 +93,10 @@ class SavedConfig(_Strict):
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Return nothing if these can be the arguments of an adapter.
+    """Check the arguments of an adapter.
 
     Raises:
-        ConfigError: one is unknown, missing, of another type or out of range; by its name.
+        ConfigError: an argument is unknown, missing, of the wrong type or out of range.
     """
     try:
         SavedConfig.model_validate(dict(config))
@@ -105,10 +105,10 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 
 def check_counts(config: Mapping[str, Any], names: Collection[str]) -> None:
-    """Return nothing if the weights, by their names, have as many parts as the config: before those are built.
+    """Check by the weights' names, before building the modules, that their numbers match the config.
 
     Raises:
-        CorruptWeightsError: they have not, so they are of another adapter.
+        CorruptWeightsError: they differ: the weights belong to another adapter.
     """
     asked = {
         "refiner_layers": int(config.get("refiner_layers", 0)),

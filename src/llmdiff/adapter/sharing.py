@@ -1,4 +1,4 @@
-"""Sending an adapter to the Hub: the files that are saved, and a card."""
+"""Upload an adapter to the Hub: the saved files and a model card."""
 
 import tempfile
 from typing import Any
@@ -23,12 +23,12 @@ def upload_adapter(
 ) -> str:
     """Upload an adapter with its card, creating the repository if needed; return the commit's address.
 
-    A card that is in the repository already stays: its author may have written in it. `llm_id` and `base_model_id` are
-    what is uploaded as these two, instead of the names on this machine; "" names none.
+    A card that is already in the repository is kept, as its author may have edited it. `llm_id` and `base_model_id`
+    replace local names in the uploaded config; "" omits the name.
 
     Raises:
-        ConfigError: a name is a place on this machine.
-        OutputError: the Hub does not take it: no network, no rights, a name that is none.
+        ConfigError: a name is a local path.
+        OutputError: the upload failed: no network, no permission, or an invalid name.
     """
     from huggingface_hub import HfApi
 

@@ -1,4 +1,4 @@
-"""How large the weights of a new adapter are: such that what it says has the size of what the base itself says."""
+"""Initialise a new adapter so that its text states, keys and values have the same size as the base's."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -25,14 +25,14 @@ class NewAdapter(Protocol):
 
 
 @torch.no_grad()
-def start_like_base(
+def init_from_base(
     adapter: NewAdapter,
     pipe: Any,
     family: families.Family,
     denoiser: Any,
     prompts: Sequence[str],
 ) -> None:
-    """Fill the weights of a new adapter, see `LLMDiffAdapter.create`; returns nothing."""
+    """Initialise the weights of a new adapter, see `LLMDiffAdapter.create`."""
     states, pooled = _base_text(pipe, family, prompts)
     # norm(c) has an rms of 1 per token, so weights of std s give an output of rms s * sqrt(D).
     one_unit = adapter.norm.normalized_shape[0] ** -0.5
@@ -42,7 +42,7 @@ def start_like_base(
     dtype = denoiser.dtype
     inside = None
     if states is not None:
-        # A packed projection may compute in another dtype than what lies around it.
+        # A packed projection may compute in another dtype than its neighbours.
         inside = in_accepted_dtype(
             partial(layers.states_at_layers, denoiser, family),
             states.to(place_of(denoiser, pipe)),
@@ -69,7 +69,7 @@ def start_like_base(
 def _base_text(
     pipe: Any, family: families.Family, prompts: Sequence[str]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the base's own text states (1, T, W), padding left out, and pooled vectors; None without them."""
+    """Return the base's text states (1, T, W), without padding, and pooled vectors; None without a text encoder."""
     if not has_text_encoder(pipe):
         return None, None
     texts = encode_with_base(pipe, family, prompts)

@@ -1,4 +1,4 @@
-"""An adapter on disk: config.json, safetensors and the manifest; nothing is ever unpickled."""
+"""Save and load an adapter: config.json, safetensors and the manifest; never pickle."""
 
 import inspect
 import json
@@ -26,22 +26,22 @@ CARD_NAME = "README.md"
 ReadTensors = Callable[[Mapping[str, torch.Size]], dict[str, Tensor]]
 Check = Callable[[dict[str, Any], Collection[str]], None]
 
-# Real ones have some ten thousand bytes.
+# Typical files have about ten thousand bytes.
 _MAX_CONFIG_BYTES = 4 * 2**20
-# As safetensors names types: those that an adapter computes in, or is made smaller to.
+# Supported dtypes, as safetensors names them.
 _KINDS = ("F64", "F32", "F16", "BF16")
 
 
 def save_adapter_files(
     folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], *, card: str | None = None
 ) -> None:
-    """Write the adapter's three files into the folder, creating it if needed; returns nothing.
+    """Write the adapter's three files into the folder, creating it if needed.
 
-    The card is the README.md beside them. Authors write in it, so one that is there stays, and the manifest
-    does not list it.
+    The card is written as README.md. Authors edit it, so an existing one is kept, and the manifest does not
+    list it.
 
     Raises:
-        OutputError: the folder cannot be written; nothing half written is left in it.
+        OutputError: the folder cannot be written; no partial files are left in it.
     """
     created: list[Path] = []
     partial: Path | None = None
@@ -60,8 +60,7 @@ def save_adapter_files(
         if card is not None and not (folder / CARD_NAME).exists():
             (partial / CARD_NAME).write_text(card, encoding="utf-8")
             names.insert(0, CARD_NAME)
-        # The manifest moves last: stopped in between, an older adapter's folder is refused instead of mixed
-        # up.
+        # The manifest is moved last: after an interruption, a mix of old and new files fails its check.
         for name in names:
             (partial / name).chmod(0o644)
             os.replace(partial / name, folder / name)
@@ -70,7 +69,7 @@ def save_adapter_files(
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
         for place in created:
-            # Only folders made by this call, and only while empty.
+            # Remove only folders created by this call, and only if empty.
             if place.is_dir() and not any(place.iterdir()):
                 place.rmdir()
         raise OutputError(
@@ -86,9 +85,9 @@ def load_adapter_files(
     revision: str | None = None,
     check: Check = lambda config, names: None,
 ) -> tuple[dict[str, Any], ReadTensors]:
-    """Return the checked config and a function that reads the tensors, given the shapes that it has to find.
+    """Return the validated config and a function that reads the tensors, given their expected shapes.
 
-    `check` is given the config and the tensors' names, before anything is made of either.
+    `check` is called with the config and the tensors' names before anything is built from them.
 
     Raises:
         AdapterNotFoundError: see `LLMDiffAdapter.from_pretrained`.
@@ -177,7 +176,7 @@ def _folder(name_or_path: str | Path, revision: str | None) -> Path:
     folder = Path(name_or_path)
     if folder.is_dir():
         return folder
-    # Something that looks like a path was meant as one: no question to the Hub, no misleading answer from it.
+    # A name that looks like a path is not looked up on the Hub, whose error would mislead.
     if isinstance(name_or_path, Path) or folder.is_absolute() or str(name_or_path).count("/") != 1:
         raise AdapterNotFoundError(
             f"adapter {str(name_or_path)!r} is no folder, expected a saved adapter or a Hub id like "
@@ -191,7 +190,7 @@ def _folder(name_or_path: str | Path, revision: str | None) -> Path:
         )
     except Exception as error:  # the Hub client raises a dozen kinds, for network, names, rights and caches
         raise AdapterNotFoundError(
-            f"adapter {name_or_path!r} is neither a folder nor to be had from the Hub ({first_line(error)}): check the "
+            f"adapter {name_or_path!r} is neither a folder nor available on the Hub ({first_line(error)}): check the "
             "name and the network"
         ) from error
     return Path(found)

@@ -1,4 +1,4 @@
-"""The texts of a call: checked, with or without their weights, and encoded."""
+"""Check and encode the texts of a call, with or without prompt weights."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ def prompt_texts(name: str, prompt: Any, *, may_be_blank: bool, weighted: bool) 
     """Return the prompts of a call as a list.
 
     Raises:
-        PromptError: they are no texts, one is blank that may not be, or a weight is out of range.
+        PromptError: they are not strings, one is blank, or a weight is out of range.
     """
     texts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) for text in texts):
@@ -33,10 +33,10 @@ def prompt_texts(name: str, prompt: Any, *, may_be_blank: bool, weighted: bool) 
 
 
 def negative_texts(negative_prompt: Any, count: int) -> list[str]:
-    """Return the negative prompts of a call, one for each of its `count` prompts; "" where there is none.
+    """Return the negative prompts of a call, one for each of its `count` prompts; "" if there is none.
 
     Raises:
-        PromptError: they are no texts, or of another number than the prompts.
+        PromptError: they are not strings, or their number differs from that of the prompts.
     """
     if negative_prompt is None or isinstance(negative_prompt, str):
         return _clean("negative_prompt", [negative_prompt or ""]) * count
@@ -53,7 +53,7 @@ def negative_texts(negative_prompt: Any, count: int) -> list[str]:
 
 
 def plain_text(text: Any, *, weighted: bool) -> Any:
-    """Return a text, or a list of them, as the base's text encoder reads it: `clean_text`, without weights.
+    """Return a text, or a list of texts, for the base's text encoder: cleaned, without weights.
 
     Raises:
         PromptError: a weight is out of range, or a text is not valid.
@@ -80,13 +80,13 @@ def encode_texts(
     generator: torch.Generator | None = None,
     ask: Collection[str] = (),
 ) -> TextEncoding:
-    """Return the encoding that the adapter was made for: its context encoding's, else `llm.encode`'s.
+    """Return the text encoding, from the adapter's context encoding, else from `llm.encode`.
 
     `weighted` and `generator` are those of `ContextEncoding.encode`. Where the LLM has a closed one to ask (see
     `DecoderLLM.advice`), it is asked about the texts in `ask`.
 
     Raises:
-        ConfigError: weights or noise are asked of states that come from no context encoding.
+        ConfigError: `weighted` or `generator` is given for an adapter without a context encoding.
     """
     advice: Advice | None = getattr(llm, "advice", None)
     if adapter.context is not None and advice is not None and ask:
@@ -103,10 +103,10 @@ def encode_texts(
 
 
 def check_weighable(adapter: LLMDiffAdapter, *, weighted: bool) -> None:
-    """Return nothing if prompts may be weighted, or are not to be.
+    """Check that the adapter supports weighted prompts if `weighted` is set.
 
     Raises:
-        ConfigError: the adapter's states are no sum over an LLM's blocks, so there is nothing to weigh.
+        ConfigError: the adapter has no context encoding, so there are no scores to weight.
     """
     if weighted and adapter.context is None:
         raise ConfigError(

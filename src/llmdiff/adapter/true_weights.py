@@ -1,4 +1,4 @@
-"""The weights of a pretrained layer as numbers, however they are stored: plain, packed or offloaded."""
+"""Read the weights of a pretrained layer, whether plain, quantised or offloaded."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,18 +11,18 @@ from torch import Tensor, nn
 from llmdiff.errors import UnsupportedPipelineError, first_line
 
 _Result = TypeVar("_Result")
-# The identity goes through a layer in parts: of wide layers, all of it would be as large as the denoiser.
+# Rows of the identity per call: a whole identity matrix would be too large for wide layers.
 _ROWS = 256
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @torch.no_grad()
 def weight_and_bias(layer: Any, *, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Return the weight (out, in) and bias (out), or None, of a linear layer; a LoRA on it is left out.
+    """Return the weight (out, in) and bias (out), or None, of a linear layer, without a LoRA on it.
 
-    A plain layer's are its own tensors. Those of a layer that is packed (bitsandbytes, GGUF, torchao and others) or
-    offloaded cannot be read off it, so the identity goes through the layer: x W^T is W^T for x = I, and x W^T + b is
-    b for x = 0. `dtype` is what the denoiser computes in; `name` is the layer's, for the error.
+    The tensors of a plain layer are returned as they are. Those of a quantised (bitsandbytes, GGUF, torchao and
+    others) or offloaded layer are not directly readable, so the identity is passed through the layer: x W^T = W^T
+    for x = I, and x W^T + b = b for x = 0. `dtype` is the denoiser's dtype; `name` is used in the error.
 
     Raises:
         UnsupportedPipelineError: the layer can be neither read nor called.
@@ -30,7 +30,7 @@ def weight_and_bias(layer: Any, *, name: str, dtype: torch.dtype) -> tuple[Tenso
     layer = getattr(layer, "base_layer", layer)
     if _is_plain(layer):
         return layer.weight, layer.bias
-    # torch multiplies by weights that are nowhere without a word; only a hook of offloading fetches them.
+    # torch computes with meta tensors without an error; only an offloading hook loads the real weights.
     if not isinstance(layer.weight, Tensor) or (layer.weight.is_meta and "forward" not in vars(layer)):
         raise UnsupportedPipelineError(
             f"the denoiser's layer {name} is a {type(layer).__name__} whose weight cannot be read: use the "
@@ -60,10 +60,10 @@ def weight_and_bias(layer: Any, *, name: str, dtype: torch.dtype) -> tuple[Tenso
 def in_accepted_dtype(
     call: Callable[[Tensor], _Result], states: Tensor, dtypes: Any, *, name: str
 ) -> _Result:
-    """Return what `call` makes of the states, in the first of `dtypes` (or of the usual ones) that it takes.
+    """Return `call(states)` in the first of `dtypes`, or else of the common ones, that it accepts.
 
     Raises:
-        UnsupportedPipelineError: it takes none of them.
+        UnsupportedPipelineError: it accepts none of them.
     """
     wanted = [one for one in dtypes if one is not None and one.is_floating_point and one.itemsize > 1]
     errors = []
@@ -79,7 +79,7 @@ def in_accepted_dtype(
 
 
 def place_of(module: nn.Module, pipe: Any) -> torch.device:
-    """Return the device that a module's weights are on; of offloaded ones, the device that they are brought to."""
+    """Return the device of a module's weights; for offloaded ones, the execution device."""
     device = next(module.parameters()).device
     return torch.device(pipe._execution_device) if device.type == "meta" else device
 
@@ -87,7 +87,7 @@ def place_of(module: nn.Module, pipe: Any) -> torch.device:
 def _is_plain(layer: Any) -> bool:
     return (
         type(layer).forward is nn.Linear.forward
-        and "forward" not in vars(layer)  # hooks of accelerate's and diffusers' offloading lie there
+        and "forward" not in vars(layer)  # set by the offloading hooks of accelerate and diffusers
         and type(layer.weight) in (nn.Parameter, Tensor)
         and layer.weight.is_floating_point()
         and not layer.weight.is_meta
@@ -96,7 +96,7 @@ def _is_plain(layer: Any) -> bool:
 
 @contextmanager
 def _without_bias(layer: nn.Module) -> Iterator[None]:
-    """Leave the bias out for a while: added and taken off again, it would round the weight away."""
+    """Return a context without the layer's bias: adding and subtracting it would lose precision."""
     bias = layer._parameters.get("bias")
     if bias is not None:
         layer._parameters["bias"] = None

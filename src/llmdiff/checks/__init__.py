@@ -1,1 +1,1 @@
-"""Checks of the numbers and settings that users give."""
+"""Validate the numbers and settings that users give."""

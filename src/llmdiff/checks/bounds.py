@@ -1,4 +1,4 @@
-"""Bounds of the numbers that users give: the same on the command line, in Python and in YAML."""
+"""Bounds of users' numbers, shared by the command line, Python and YAML."""
 
 import math
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from llmdiff.errors import ConfigError
 
 @dataclass(frozen=True)
 class Bounds:
-    """The range of a number, both ends included; whole numbers only where both ends are `int`."""
+    """The range of a number, both ends included; whole numbers only if both ends are `int`."""
 
     low: int | float
     high: int | float
 
     @property
     def whole(self) -> bool:
-        """Whether only whole numbers are meant."""
+        """Return whether only whole numbers are allowed."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     def holds(self, value: Any) -> bool:
@@ -29,10 +29,10 @@ class Bounds:
         return bool(self.low <= number <= self.high)
 
     def check(self, name: str, value: Any) -> None:
-        """Return nothing if the value is a number in range.
+        """Check that the value is a number in range.
 
         Raises:
-            ConfigError: it is no number, not finite or out of range; by its name.
+            ConfigError: the value is not a number, not finite or out of range.
         """
         if not self.holds(value):
             raise ConfigError(f"{name} is {short(value)}, expected {self}")
@@ -42,9 +42,9 @@ class Bounds:
 
 
 def short(value: Any) -> str:
-    """Return a value for an error message, cut where it is long."""
+    """Return the representation of a value for an error message, truncated if it is long."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**30:
-        # Python refuses to write out integers of thousands of digits.
+        # Python refuses to convert integers with thousands of digits.
         return f"{'-' if value < 0 else ''}10^{int(math.log10(abs(value)))} or so"
     if isinstance(value, dict | list | tuple | set):
         # Aliases of a YAML file can name the same list billions of times.
@@ -54,12 +54,12 @@ def short(value: Any) -> str:
 
 
 SEED = Bounds(0, 2**63 - 1)
-# Steps of drawing; a scheduler may allow fewer.
+# Denoising steps; a scheduler may allow fewer.
 STEPS = Bounds(1, 10_000)
 GUIDANCE = Bounds(0.0, 1000.0)
 SCALE = Bounds(0.0, 1.0)
 SIDE_PX = Bounds(1, 16_384)
-# Pictures of one order.
+# Pictures of one request.
 NUMBER = Bounds(1, 10_000)
 ANSWERS = Bounds(1, 100)
 PORT = Bounds(0, 65_535)

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a user's settings, in one line that names the key."""
+"""Summarise pydantic's validation errors in one line that names the key."""
 
 import re
 from difflib import get_close_matches
@@ -9,13 +9,13 @@ from llmdiff.checks.bounds import short
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
-# pydantic takes tens of milliseconds to import: only what checks settings needs it.
+# pydantic takes tens of milliseconds to import, so it is imported only to validate settings.
 
 _NAME = re.compile(r"[\w.-]{1,200}")
 
 
 def what_is_wrong(error: "ValidationError", model: "type[BaseModel]") -> str:
-    """Return the first of what is wrong: an unknown key before all else, as it may be what is missing elsewhere."""
+    """Return the first error: unknown keys come first, as a misspelt key is also missing elsewhere."""
     found = sorted(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")[0]
     *outer, key = found["loc"] or ("",)
     name = repr(".".join(str(part)[:80] for part in found["loc"]))[1:-1]  # in one line
@@ -34,7 +34,7 @@ def what_is_wrong(error: "ValidationError", model: "type[BaseModel]") -> str:
 
 
 def _inner(model: Any, outer: "list[int | str]") -> Any:
-    """Return the model that holds the key; below a field that is a dictionary of models stand its keys."""
+    """Return the model that holds the key, also inside dictionaries of models."""
     for part in outer:
         field = model.model_fields.get(part)
         if field is not None:

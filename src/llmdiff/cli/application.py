@@ -1,4 +1,4 @@
-"""What the commands `llmdiff` and `llmdiff-lab` share: one line for an error, Ctrl-C, `--version`, `--traceback`."""
+"""Code shared by the commands `llmdiff` and `llmdiff-lab`: one-line errors, Ctrl-C, `--version`, `--traceback`."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ _EXIT_INTERRUPTED, _EXIT_INTERNAL = 130, 70  # as a shell reports SIGINT; EX_SOF
 
 
 class _Verbs(TyperGroup):
-    """Prints our own errors, and the system's about files, as one line; for anything else see `run`."""
+    """Print our own errors and the system's file errors as one line; for other exceptions see `run`."""
 
     def main(self, *args: Any, **options: Any) -> Any:
         try:
@@ -26,7 +26,7 @@ class _Verbs(TyperGroup):
         except LLMDiffError as error:
             _print_error(str(error))
         except OSError as error:
-            # A full disk, a read-only folder, a name that is too long.
+            # For example: a full disk, a read-only folder, a name that is too long.
             if error.strerror is None:
                 raise
             _print_error(
@@ -42,7 +42,7 @@ def _print_error(message: str) -> None:
 
 def new_application(name: str, help: str) -> typer.Typer:
     """Return a command without verbs; `run` starts it."""
-    # Without rich: its import would take longer than all the rest of `llmdiff --help`.
+    # Without rich, whose import takes longer than the rest of `llmdiff --help`.
     app = typer.Typer(
         cls=_Verbs,
         no_args_is_help=True,
@@ -72,8 +72,10 @@ def new_application(name: str, help: str) -> typer.Typer:
 
 
 def run(app: Callable[..., Any], name: str) -> None:
-    """Run a command and exit; an unexpected exception is one line, and exit status 70."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where Ctrl-C is ignored: nohup
+    """Run a command and exit; print an unexpected exception as one line and exit with status 70."""
+    if (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):  # not if SIGINT is ignored, as with nohup
         signal.signal(signal.SIGINT, _Interrupts())
     code: Any = 0
     try:
@@ -95,11 +97,11 @@ def run(app: Callable[..., Any], name: str) -> None:
 
 
 def _flushed(code: Any) -> Any:
-    """Return the exit status after writing all output: 1 if it cannot be written."""
+    """Flush standard output and return the exit status: 1 if it cannot be written."""
     try:
         sys.stdout.flush()
     except OSError as error:
-        # Python would try again when it ends, and print the error in its own words.
+        # Python would try again at exit and print its own error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             _print_error(f"standard output cannot be written ({error.strerror}): send it somewhere else")
@@ -108,7 +110,7 @@ def _flushed(code: Any) -> Any:
 
 
 class _Interrupts:
-    """Ends the process at once if Ctrl-C comes during an import, which may swallow it, or a second time."""
+    """End the process at once on Ctrl-C during an import, which may swallow it, or on a second Ctrl-C."""
 
     def __init__(self) -> None:
         self._asked = False

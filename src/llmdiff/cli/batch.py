@@ -1,4 +1,4 @@
-"""The verb `llmdiff batch`; the work is done elsewhere."""
+"""The verb `llmdiff batch`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -53,12 +53,12 @@ def batch(
     device: Device = None,
     ray: Annotated[
         bool,
-        typer.Option("--ray", help="Share the work out by Ray: here, or on the cluster of $RAY_ADDRESS."),
+        typer.Option("--ray", help="Distribute the work with Ray: here, or on the cluster of $RAY_ADDRESS."),
     ] = False,
     workers: Annotated[int, number("--workers", bounds.PROCESSES, help="Processes, with --ray.")] = 2,
     verbose: Verbose = False,
 ) -> None:
-    """Draw every prompt of a file. Run again, it draws what is not there yet."""
+    """Draw every prompt of a file. Run again to draw only the missing pictures."""
     set_up(verbose)
     from llmdiff.drawing.batch import draw_prompts, read_prompts
     from llmdiff.drawing.draw import DrawingSettings

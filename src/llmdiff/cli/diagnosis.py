@@ -1,4 +1,4 @@
-"""What `llmdiff doctor` finds: versions, devices, the embedded default, caches and extras of this machine."""
+"""The checks of `llmdiff doctor`: versions, devices, the embedded default, caches and extras of this machine."""
 
 import importlib.metadata
 import os
@@ -14,18 +14,18 @@ from packaging.requirements import Requirement
 
 from llmdiff.errors import LLMDiffError, first_line
 
-# torch and what imports it is imported where it is looked at: a machine where that fails is one to examine.
+# torch and modules that import it are imported inside the checks, so that a failing import becomes a finding.
 
 DISTRIBUTION = "llmdiff-adapter"
-# Extras that bring tools for changing LLMDiff, not commands of it.
+# Extras with tools for developing LLMDiff, not for its commands.
 _NOT_LISTED = ("all",)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
-    `broken`: something that drawing needs does not work. `remedy`: what to do, where anything is missing.
+    `broken`: drawing does not work without it. `remedy`: what to do if something is missing.
     """
 
     about: str
@@ -38,7 +38,7 @@ class Finding:
 
 
 def examine() -> dict[str, list[Finding]]:
-    """Return the findings by heading; nothing is downloaded or changed. A failure is a finding, not an error."""
+    """Run all checks and return the findings by heading, without downloads or changes. A failure is a finding."""
     return {
         "versions": list(versions()),
         "devices": _guarded("torch", devices),
@@ -49,7 +49,7 @@ def examine() -> dict[str, list[Finding]]:
 
 
 def versions() -> Iterator[Finding]:
-    """Return this Python and every package that drawing needs, held against what the package asks for."""
+    """Return the versions of Python and of every required package, compared with the package's requirements."""
     yield Finding(about="python", found=f"{platform.python_version()} on {platform.platform()}")
     try:
         yield Finding(about=DISTRIBUTION, found=importlib.metadata.version(DISTRIBUTION))
@@ -63,7 +63,7 @@ def versions() -> Iterator[Finding]:
 
 
 def requirements_of(extra: str | None) -> list[Requirement]:
-    """Return what an extra asks for on this machine, the extras that it consists of resolved; None: no extra."""
+    """Return the requirements of an extra on this machine, with nested extras resolved; None: without an extra."""
     wanted: list[Requirement] = []
     for line in importlib.metadata.requires(DISTRIBUTION) or []:
         requirement = Requirement(line)
@@ -87,7 +87,7 @@ def requirements_of(extra: str | None) -> list[Requirement]:
 
 
 def devices() -> Iterator[Finding]:
-    """Return the processor and every accelerator, each tried with one tensor."""
+    """Return the processor and every accelerator, each tested with one tensor."""
     import torch
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -120,7 +120,7 @@ def devices() -> Iterator[Finding]:
 
 
 def embedded_default(weights: Path | None = None) -> Iterator[Finding]:
-    """Return whether the shipped pipeline, adapter and checker are those of their manifests, and the LLM is here."""
+    """Check the shipped pipeline, adapter and checker against their manifests, and that the LLM is installed."""
     from llmdiff.adapter.manifest import check_manifest
 
     folder = weights or Path(str(files("llmdiff"))) / "openmoji" / "weights"
@@ -142,7 +142,7 @@ def embedded_default(weights: Path | None = None) -> Iterator[Finding]:
 
 
 def caches() -> Iterator[Finding]:
-    """Return where models and encodings are kept, how large that is, and whether it can be written."""
+    """Return the cache folders of models and encodings, their sizes, and whether they are writable."""
     from huggingface_hub import constants
 
     from llmdiff.language.gguf import llmdiff_home
@@ -154,7 +154,7 @@ def caches() -> Iterator[Finding]:
 
 
 def extras() -> Iterator[Finding]:
-    """Return every extra and what of it is missing."""
+    """Return every extra and its missing packages."""
     try:
         known = importlib.metadata.metadata(DISTRIBUTION).get_all("Provides-Extra") or []
     except importlib.metadata.PackageNotFoundError:
@@ -186,7 +186,7 @@ def _installed(requirement: Requirement) -> Finding:
 
 
 def _packaged_llms() -> Iterator[Finding]:
-    """Return of every LLM that has a package whether it is here; drawing needs the embedded default alone."""
+    """Return whether each packaged LLM is installed; drawing needs only the embedded default."""
     from llmdiff.language.packaged import EMBEDDED_NAME, PACKAGED
 
     for row in PACKAGED.values():
@@ -221,7 +221,7 @@ def _cache(about: str, folder: Path, *, broken_if_closed: bool) -> Finding:
 
 
 def _guarded(about: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
-    """Return what `look` finds; a package that cannot be imported is a finding too."""
+    """Return the findings of `look`; an exception in it is a finding too."""
     found: list[Finding] = []
     try:
         for finding in look():
@@ -249,7 +249,7 @@ def _described(kind: str, index: int) -> str:
 
 
 def _folder_size(folder: Path) -> tuple[int, int]:
-    """Return bytes and number of the files below a folder; links count once, where they point to."""
+    """Return the total bytes and the number of files below a folder; linked files count once."""
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     return sum(sizes), len(sizes)
 

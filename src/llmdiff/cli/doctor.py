@@ -1,4 +1,4 @@
-"""The verb `llmdiff doctor`: what this machine has, and what is missing; the work is done elsewhere."""
+"""The verb `llmdiff doctor`."""
 
 import typer
 
@@ -6,7 +6,7 @@ from llmdiff.cli.output import set_up
 
 
 def doctor() -> None:
-    """Say what this machine has: versions, devices, caches, extras; exit status 1 if drawing cannot work."""
+    """Check this machine: versions, devices, caches, extras; exit with status 1 if drawing cannot work."""
     set_up(verbose=False)
     from llmdiff.cli.diagnosis import examine
 

@@ -1,4 +1,4 @@
-"""`llmdiff generate` and `llmdiff compare`: the same order of pictures, drawn in two ways."""
+"""The verbs `llmdiff generate` and `llmdiff compare`, which have the same options."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,12 +41,12 @@ Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.", s
 Out = Annotated[Path, typer.Option("--out", metavar="FILE.png", help="Where to write.", show_default=False)]
 Seed = Annotated[int | None, number("--seed", bounds.SEED, help="Seed of the first picture [random].")]
 Weighted = Annotated[
-    bool, typer.Option("--weighted", help="(word:1.3) in a prompt is a weight for the LLM, not text.")
+    bool, typer.Option("--weighted", help="Read (word:1.3) in a prompt as a weight for the LLM.")
 ]
 
 
 def _verb(draw: Draw, pictures: int) -> Callable[..., None]:
-    """The verb that reads an order, prints what `draw` gives for it, and draws `pictures` if nothing else is said."""
+    """Return a verb that parses the options, calls `draw` and prints its paths; `pictures` is the default number."""
 
     def verb(
         prompt: Prompt,

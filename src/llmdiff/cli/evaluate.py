@@ -1,4 +1,4 @@
-"""The verb `llmdiff evaluate`; the work is done elsewhere."""
+"""The verb `llmdiff evaluate`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -82,9 +82,9 @@ def evaluate(
     device: Device = None,
     verbose: Verbose = False,
 ) -> None:
-    """Measure how well the pictures show what the prompts say: base text encoder against LLM.
+    """Measure how well pictures match their prompts: base text encoder against LLM.
 
-    Run again in the same folder, it goes on where it was stopped.
+    Run again in the same folder to continue after an interruption.
     """
     set_up(verbose)
     from llmdiff.drawing import models as loading
@@ -97,7 +97,7 @@ def evaluate(
     share = None if shard is None else Shard.parse(shard)
     models = loading.Models(adapter=adapter, llm=llm, via=via, via_model=via_model, via_answers=via_answers)
     place = loading.usable_device(device)
-    # Everything that is asked for is found, or refused, before minutes of drawing.
+    # Validate all arguments before drawing, which takes minutes.
     if suite == _SCENES:
         chosen = _scenes(
             prompts or _SCENES_PROMPTS, seed, checker, place, suite_files, reference, official_scores

@@ -1,10 +1,10 @@
-"""The command `llmdiff`: one thin verb for each thing to do; the work is done elsewhere."""
+"""The command `llmdiff` and its verbs."""
 
 from llmdiff.cli import batch, doctor, draw, evaluate, plan, serve, train, ui
 from llmdiff.cli.application import new_application, run
 from llmdiff.cli.options import Verb
 
-# Modules that import torch are imported inside the verbs: `llmdiff --help` answers at once.
+# Modules that import torch are imported inside the verbs, so that `llmdiff --help` is fast.
 
 app = new_application(
     "llmdiff", "Draw with a decoder-only LLM in control of a diffusers text-to-image pipeline."

@@ -1,4 +1,4 @@
-"""Options that several verbs have: the same name, the same words; and what every number and text has to be."""
+"""Options shared by several verbs, and the validation of numbers and texts on the command line."""
 
 import os
 from collections.abc import Iterator
@@ -13,15 +13,15 @@ from llmdiff.checks import bounds
 from llmdiff.checks.bounds import Bounds, short
 from llmdiff.errors import ConfigError
 
-# Of one part of a path; what every common file system takes.
+# The longest part of a path that every common file system supports.
 _MAX_PART_BYTES = 255
 _MAX_NAME = 4096
-# Texts that may be long and have lines; all others are names and addresses.
+# Parameters that may be long and have several lines; all others are names and addresses.
 _TEXTS = frozenset({"prompt", "negative_prompt", "template", "title", "changes"})
 
 
 def number(name: str, allowed: Bounds, **described: Any) -> Any:
-    """Return an option whose value is a number in these bounds, or several of them; every number is one."""
+    """Return an option whose value is a number, or several numbers, in these bounds."""
 
     def check(value: Any) -> Any:
         for one in value if isinstance(value, list | tuple) else [value]:
@@ -29,15 +29,15 @@ def number(name: str, allowed: Bounds, **described: Any) -> Any:
                 raise typer.BadParameter(f"{short(one)} is not {allowed}.")
         return value
 
-    check.__dict__["allowed"] = allowed  # for those who look through all options
+    check.__dict__["allowed"] = allowed  # read by tests over all options
     return typer.Option(name, callback=check, **described)
 
 
 class Verb(TyperCommand):
-    """A verb whose texts are UTF-8 and whose names can be names; every verb is one."""
+    """Base of all verbs: checks that texts are valid UTF-8 and that names are valid."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Return what the verb does, once no text among its values is one that no file or model can have.
+        """Check all text values, then run the verb.
 
         Raises:
             ConfigError: a value is not UTF-8, too long, or has control characters.
@@ -68,7 +68,7 @@ def _check_text(name: str, value: str) -> None:
 
 
 class Dtype(StrEnum):
-    """What models compute in."""
+    """The dtype of the models."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -77,7 +77,7 @@ class Dtype(StrEnum):
 
 Steps = Annotated[int, number("--steps", bounds.STEPS, help="Denoising steps.")]
 Guidance = Annotated[float, number("--guidance-scale", bounds.GUIDANCE, help="Classifier-free guidance.")]
-Negative = Annotated[str | None, typer.Option("--negative-prompt", help="What not to draw.")]
+Negative = Annotated[str | None, typer.Option("--negative-prompt", help="Negative prompt: what not to draw.")]
 Number = Annotated[int, number("--number", bounds.NUMBER, help="Pictures to draw, from seeds in a row.")]
 Height = Annotated[int | None, number("--height", bounds.SIDE_PX, help="Pixels [the pipeline's own].")]
 Width = Annotated[int | None, number("--width", bounds.SIDE_PX, help="Pixels [the pipeline's own].")]
@@ -99,9 +99,7 @@ ViaModel = Annotated[
 ]
 ViaAnswers = Annotated[
     int,
-    number(
-        "--via-answers", bounds.ANSWERS, help="Ask it so often and average what the LLM makes of each answer."
-    ),
+    number("--via-answers", bounds.ANSWERS, help="Number of its answers, whose encodings are averaged."),
 ]
 MetricNames = Annotated[
     list[str] | None,
@@ -113,14 +111,14 @@ MetricModels = Annotated[
         "--metric-model", metavar="PATH", help="Its model, folder or Hub id: one for each --metric."
     ),
 ]
-Computing = Annotated[Dtype, typer.Option("--dtype", help="What LLM and pipeline compute in.")]
+Computing = Annotated[Dtype, typer.Option("--dtype", help="Dtype of LLM and pipeline.")]
 TrustCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the LLM.")
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps [an accelerator, else cpu].")]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Show what the libraries have to say, too.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show the libraries' messages too.")]
 
-# Of what trains and measures on the embedded default: benchmark, compare-llms.
+# Options of the verbs that train and measure on the embedded default: benchmark, compare-llms.
 BenchmarkOut = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where everything goes.")]
 Preset = Annotated[str, typer.Option("--preset", help="The embedded default's: cpu, gpu, test.")]
 Build = Annotated[Path | None, typer.Option("--build", help="Folder of its build [in the cache folder].")]

@@ -1,4 +1,4 @@
-"""What the command line lets be heard: our own messages always, the libraries' only when asked for."""
+"""Logging of the command line: our own messages always, the libraries' only with --verbose."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ class _Lines(logging.Handler):
 
 
 def set_up(verbose: bool) -> None:
-    """Send our messages to stderr, one a line, and silence the libraries unless `verbose`; returns nothing."""
+    """Log our messages to stderr, one per line, and silence the libraries unless `verbose`."""
     for package in ("llmdiff", "llmdiff_lab"):
         log = logging.getLogger(package)
         if not any(isinstance(handler, _Lines) for handler in log.handlers):
@@ -21,7 +21,7 @@ def set_up(verbose: bool) -> None:
         log.setLevel(logging.INFO)
     if verbose:
         return
-    # These are read when the libraries are imported, which is later.
+    # The libraries read these variables when they are imported later.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""The verb `llmdiff plan`; the work is done elsewhere."""
+"""The verb `llmdiff plan`."""
 
 import json
 from typing import Annotated
@@ -23,11 +23,11 @@ def plan(
     ] = None,
     measure: Annotated[
         bool,
-        typer.Option("--measure", help="Time a few real training steps here, and what all would take."),
+        typer.Option("--measure", help="Time a few training steps here and extrapolate."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what a training will take: parameters, memory, FLOPs, disk; with --measure, time.
+    """Estimate the cost of a training: parameters, memory, FLOPs, disk; with --measure, time.
 
     Without --measure no weights are loaded.
     """

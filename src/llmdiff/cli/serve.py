@@ -1,4 +1,4 @@
-"""`llmdiff serve`: pictures over HTTP."""
+"""The verb `llmdiff serve`."""
 
 import os
 from enum import StrEnum
@@ -29,7 +29,7 @@ from llmdiff.environment import check_extra
 
 
 class SizePolicy(StrEnum):
-    """What is drawn for a size that is not the pipeline's own."""
+    """How requests for other sizes than the pipeline's own are handled."""
 
     strict = "strict"
     nearest = "nearest"
@@ -69,7 +69,7 @@ def serve(
     ] = None,
     size_policy: Annotated[
         SizePolicy,
-        typer.Option("--size-policy", help="Draw the size that is asked for, or the nearest of its own."),
+        typer.Option("--size-policy", help="Draw the requested size, or the nearest of its own."),
     ] = SizePolicy.strict,
     max_upload_mb: Annotated[
         int, number("--max-upload-mb", Bounds(1, 1024), help="Size of a request with a picture.")
@@ -87,7 +87,7 @@ def serve(
     device: Device = None,
     verbose: Verbose = False,
 ) -> None:
-    """Serve pictures over HTTP, with OpenAI's images API. Ctrl-C finishes what runs, then ends."""
+    """Serve pictures over HTTP, with OpenAI's images API. Ctrl-C finishes running requests, then ends."""
     set_up(verbose)
     check_extra("serve", "uvicorn", "fastapi", "prometheus_client", "python_multipart")
     from llmdiff.drawing import models as loading

@@ -1,4 +1,4 @@
-"""The verbs `llmdiff train` and `llmdiff prepare`; the work is done elsewhere."""
+"""The verbs `llmdiff train` and `llmdiff prepare`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +19,7 @@ Changes = Annotated[
 
 
 def train(config: Config, changes: Changes = None) -> None:
-    """Train an adapter. Run again, it goes on from the last checkpoint; SIGTERM saves and ends.
+    """Train an adapter. Run again to resume from the last checkpoint; SIGTERM saves and ends.
 
     Several processes: `accelerate launch -m llmdiff.cli train CONFIG.yaml`, or torch.distributed.run.
     """
@@ -35,11 +35,11 @@ def prepare(
     changes: Changes = None,
     ray: Annotated[
         bool,
-        typer.Option("--ray", help="Share the work out by Ray: here, or on the cluster of $RAY_ADDRESS."),
+        typer.Option("--ray", help="Distribute the work with Ray: here, or on the cluster of $RAY_ADDRESS."),
     ] = False,
     workers: Annotated[int, number("--workers", bounds.PROCESSES, help="Processes, with --ray.")] = 2,
 ) -> None:
-    """Check the samples and fill the store of encodings and latents, all that training needs beforehand."""
+    """Check the samples and fill the store of encodings and latents before training."""
     check_extra("train", "pydantic", "yaml", "datasets")
     from llmdiff.training.config import load_config
     from llmdiff.training.prepare import load_parts

@@ -1,4 +1,4 @@
-"""The verb `llmdiff ui`: the page in a browser; the work is done elsewhere."""
+"""The verb `llmdiff ui`."""
 
 import logging
 import os
@@ -52,7 +52,7 @@ def ui(
     from llmdiff.serving.settings import UiSettings, read_password
     from llmdiff.serving.ui_server import serve_ui
 
-    # A line for every request would bury the address.
+    # A log line per request would hide the address.
     logging.getLogger("llmdiff.serving").setLevel(logging.INFO if verbose else logging.WARNING)
     if password and password_file is not None:
         raise ConfigError("password and password_file are both given: choose one")

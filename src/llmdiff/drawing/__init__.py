@@ -1,1 +1,1 @@
-"""From an order to a PNG: models, drawing, batches, pictures, grids, attention maps."""
+"""From a prompt to PNG files: models, drawing, batches, pictures, grids, attention maps."""

@@ -1,4 +1,4 @@
-"""Where in the picture each word of the prompt is looked at, in both branches of every attached layer."""
+"""Attention maps: where in the picture the denoiser attends to each word, in both branches of every attached layer."""
 
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -36,10 +36,10 @@ class Word:
 
 @dataclass(frozen=True, kw_only=True)
 class WordMaps:
-    """A picture and, for every denoising step and word, where the denoiser looked at that word.
+    """A picture with its attention maps, one for every denoising step and word.
 
-    A map is a share of attention: softmax weights averaged over heads and layers, a word's tokens added. "both"
-    weighs each layer's two branches by the size of their gates.
+    A map holds shares of attention: softmax weights averaged over heads and layers, summed over a word's tokens.
+    "both" weights each layer's two branches by the size of their gates.
 
     Shapes:
         pretrained, new, both: (steps, words, side, side).
@@ -55,12 +55,12 @@ class WordMaps:
     both: Tensor
 
     def summed(self, branch: Branch = "both") -> Tensor:
-        """The mean over steps, (words, side, side)."""
+        """Return the mean over steps, (words, side, side)."""
         maps: Tensor = {"both": self.both, "pretrained": self.pretrained, "new": self.new}[branch]
         return maps.mean(0)
 
     def peak(self, text: str, branch: Branch = "both") -> tuple[float, float]:
-        """Where the word is looked at most: (x, y), each as a share of the picture's side from 0 to 1.
+        """Return the maximum of the word's map: (x, y), each as a share of the picture's side from 0 to 1.
 
         Raises:
             PromptError: the prompt has no such word.
@@ -87,20 +87,20 @@ def draw_with_maps(
     guidance_scale: float = 3.0,
     side: int = 32,
 ) -> WordMaps:
-    """The picture that a pipeline with nothing attached draws once the LLM is, and every word's maps.
+    """Attach the controller, draw one picture, detach, and return the picture with every word's maps.
 
-    `scale` is that of `attach`; the maps are of the LLM's words at any.
+    `scale` is that of `attach`; at every scale the maps show the words as the LLM reads them.
 
     Raises:
         UnsupportedPipelineError: its denoiser has no cross-attention (Stable Diffusion 3, Flux).
-        ConfigError: attention slicing is on, which leaves nothing to look at, the scale is 0, or the scheduler has
+        ConfigError: attention slicing is on, which hides the attention, the scale is 0, or the scheduler has
             fewer steps.
         PromptError: the prompt has no words.
     """
     check_steps(pipe, steps)
     if (controller.scale if scale is None else scale) == 0:
         raise ConfigError(
-            "scale is 0: the base alone draws, and looks at none of the LLM's words; choose a scale above 0"
+            "scale is 0: the base alone draws, without attention to the LLM's words; choose a scale above 0"
         )
     with controller.attached(pipe, scale), watching_words(controller, pipe, prompt) as watch:
 
@@ -119,14 +119,14 @@ def draw_with_maps(
 
 
 class WordWatch:
-    """What is looked at while one picture of one prompt is drawn; call `next_step` after every denoising step."""
+    """Attention maps of one picture while it is drawn; call `next_step` after every denoising step."""
 
     def __init__(self, prompt: str, words: tuple[Word, ...], watcher: "_Watcher") -> None:
         self._prompt, self._words, self._watcher = prompt, words, watcher
         self.next_step = watcher.next_step
 
     def maps(self, picture: Image.Image, *, side: int = 32) -> WordMaps:
-        """The maps of the picture that was drawn."""
+        """Return the maps of the picture that was drawn."""
         maps = self._watcher.maps(picture.height / picture.width, side)
         merged = torch.stack([maps[:, :, word.start : word.end].sum(2) for word in self._words], dim=2)
         return WordMaps(
@@ -141,9 +141,9 @@ class WordWatch:
 
 @contextmanager
 def watching_words(controller: LLMController, pipe: Any, prompt: str) -> Iterator[WordWatch]:
-    """Watch a pipeline, to which the controller is attached, draw one picture of this prompt; it draws the same.
+    """Return a context that records the maps while the attached pipeline draws one picture; the picture is unchanged.
 
-    Where a closed LLM answers and its answer is what is encoded, the words are those of the answer.
+    If a closed LLM's answer is encoded in place of the prompt, the words are those of the answer.
 
     Raises:
         LLMDiffError: see `draw_with_maps`.
@@ -161,14 +161,14 @@ def watching_words(controller: LLMController, pipe: Any, prompt: str) -> Iterato
 
 
 def words_of(tokenizer: Any, ids: Sequence[int], prompt: str) -> tuple[Word, ...]:
-    """The words of an encoded prompt: sub-word tokens joined, BOS, punctuation and a template's end left out."""
+    """Return the words of an encoded prompt: sub-word tokens joined, without BOS, punctuation and the template."""
     pieces = tokenizer.convert_ids_to_tokens(list(ids))
     words: list[Word] = []
     start = 1  # BOS
     for place in range(1, len(pieces) + 1):
         ends = place == len(pieces) or pieces[place].startswith(_WORD_STARTS) or _is_mark(pieces[place])
         ends = ends or _is_mark(pieces[place - 1])
-        # A tokenizer of whole words marks no starts; its words come with spaces between them.
+        # A word-level tokenizer marks no word starts; its words are separated by spaces.
         ends = ends or " " in tokenizer.convert_tokens_to_string(pieces[start : place + 1]).strip()
         if not ends:
             continue
@@ -185,9 +185,9 @@ def _is_mark(piece: str) -> bool:
 
 
 class _Watcher:
-    """Adds up, step by step and for every size of feature map, what the layers look at.
+    """Sums the attention of all layers for every step and size of feature map.
 
-    Shapes: a step's sums (3, N, T): pretrained, new, both; the conditional half of the batch only.
+    Shapes: a step's sums (3, N, T): pretrained, new, both; of the conditional half of the batch only.
     """
 
     def __init__(self, token_count: int) -> None:
@@ -199,14 +199,14 @@ class _Watcher:
 
     def __call__(self, layer: TwoBranchAttention, hidden_states: Tensor, texts: LayerTexts) -> None:
         attn, branch = layer.attn, layer.branch
-        if layer.delegates or branch is None or texts.own is None:
+        if layer.delegates or branch is None or texts.llm_states is None:
             raise ConfigError(
-                f"the attention of a layer is computed by {type(attn.processor).__name__}, which shows nothing: "
+                f"the attention of a layer is computed by {type(attn.processor).__name__}, which hides it: "
                 "turn attention slicing and the like off"
             )
-        image = hidden_states[-1:]  # one prompt, one picture: the last row is the one that reads the prompt
-        pretrained = _shares(heads_of(attn.to_q(image), attn.heads, attn.norm_q), texts.aligned, attn.scale)
-        new = _shares(heads_of(branch.to_q(image), branch.heads, attn.norm_q), texts.own, None)
+        image = hidden_states[-1:]  # one prompt, one picture: the last row is the conditional one
+        pretrained = _shares(heads_of(attn.to_q(image), attn.heads, attn.norm_q), texts.projected, attn.scale)
+        new = _shares(heads_of(branch.to_q(image), branch.heads, attn.norm_q), texts.llm_states, None)
         first, second = (gate.abs().float() for gate in branch.gates())
         both = (first * pretrained + second * new) / (first + second).clamp(min=1e-9)
         seen = torch.stack([pretrained, new, both])[..., : self._tokens].cpu()
@@ -214,7 +214,7 @@ class _Watcher:
         self._steps[-1][seen.shape[1]] = (sums + seen, layers + 1)
 
     def maps(self, height_by_width: float, side: int) -> Tensor:
-        """The means over layers, (3, steps, T, side, side)."""
+        """Return the means over layers, (3, steps, T, side, side)."""
         steps: list[Tensor] = []
         for sizes in self._steps:
             if not sizes:  # opened after the last step
@@ -249,7 +249,7 @@ def _watching(pipe: Any, token_count: int) -> Iterator[_Watcher]:
 
 
 def _shares(query: Tensor, text: KeysValues, scale: float | None) -> Tensor:
-    """Softmax weights averaged over heads: query (1, H, N, d), keys (B, H, T, d) => (N, T) float32."""
+    """Return softmax weights averaged over heads: query (1, H, N, d), keys (B, H, T, d) => (N, T) float32."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     logits = query.float() @ text.key[-1:].float().transpose(-1, -2) * scale
     if text.mask is not None:

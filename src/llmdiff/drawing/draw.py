@@ -1,4 +1,4 @@
-"""From a prompt to pictures on disk: what `llmdiff generate` and `llmdiff compare` do."""
+"""Draw pictures of a prompt and write them to disk: the work of `llmdiff generate` and `llmdiff compare`."""
 
 import platform
 import random
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from llmdiff.controller import LLMController
 
 AfterStep = Callable[[int, Any, Any], None]
-"""Told of every denoising step: its number, its timestep, its latents (B, C, h, w)."""
+"""Callback after every denoising step: its number, its timestep, its latents (B, C, h, w)."""
 
-# torch, transformers and diffusers are imported where they are used: a blank prompt or an output that cannot
-# be written is refused before the seconds that these take.
+# torch, transformers and diffusers are imported inside functions, as their import takes seconds: a blank prompt or
+# an output that cannot be written is reported before that.
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrawingSettings:
-    """How to draw. `height_px` and `width_px` None: the pipeline's own size. Prompts are kept as `clean_text` has them.
+    """Settings of a drawing. `height_px` and `width_px` None: the pipeline's own size. Prompts pass `clean_text`.
 
-    Units: seeds count up by one from picture to picture, so each can be drawn again alone.
+    The seed increases by one from picture to picture, so that each can be redrawn alone.
 
     Raises:
         PromptError: the prompt is blank.
@@ -63,35 +63,35 @@ class DrawingSettings:
         if self.seed + self.number > 2**63:
             raise ConfigError(f"seed is {self.seed}, expected less than {2**63 - self.number + 1}")
         for name, size_px in (("height", self.height_px), ("width", self.width_px)):
-            # Every Stable Diffusion pipeline refuses other sizes.
+            # Every Stable Diffusion pipeline rejects other sizes.
             if size_px is not None and (size_px < 8 or size_px % 8):
                 raise ConfigError(f"{name} is {size_px} px, expected a multiple of 8")
 
     @property
     def seeds(self) -> range:
-        """The seed of every picture."""
+        """Return the seed of every picture."""
         return range(self.seed, self.seed + self.number)
 
 
 def new_seed() -> int:
-    """Return a seed for those who gave none; stored in the picture, so that it can be drawn again."""
+    """Return a random seed; it is stored in the picture's metadata, so that the picture can be redrawn."""
     return random.SystemRandom().randrange(2**31)
 
 
 def generate(settings: DrawingSettings, models: Models, out: Path, *, weighted: bool = False) -> list[Path]:
-    """Return the pictures' paths, written one by one as they are drawn; metadata tells how each was made.
+    """Draw pictures with the LLM, write each with its metadata as soon as it is drawn, and return the paths.
 
-    With `weighted`, `(word:1.3)` in a prompt is a weight.
+    With `weighted`, `(word:1.3)` in a prompt weighs a word.
 
     Raises:
         OutputError: `out` cannot be written; checked before any model is loaded.
-        LLMDiffError: whatever keeps the models from loading or from fitting each other.
+        LLMDiffError: a model cannot be loaded, or the models do not match.
     """
     paths = numbered(out, settings.number)
     for path in paths:
         check_writable(path)
     controller, pipe = load(models)
-    made_with = facts(settings, models, controller, pipe, weighted=weighted)
+    made_with = picture_metadata(settings, models, controller, pipe, weighted=weighted)
     with controller.attached(pipe, models.scale, weighted=weighted):
         for path, seed in zip(paths, settings.seeds, strict=True):
             save_png(draw(pipe, settings, seed), path, {**made_with, "seed": seed})
@@ -99,20 +99,20 @@ def generate(settings: DrawingSettings, models: Models, out: Path, *, weighted: 
 
 
 def compare(settings: DrawingSettings, models: Models, out: Path, *, weighted: bool = False) -> Path:
-    """Return the path of one sheet: the base text encoder's pictures beside the LLM's, from the same seeds.
+    """Draw with the base text encoder and with the LLM from the same seeds; write one sheet and return its path.
 
-    With `weighted`, `(word:1.3)` in a prompt is a weight for the LLM; the base reads the word alone.
+    With `weighted`, `(word:1.3)` in a prompt weighs a word for the LLM; the base reads the word without the weight.
 
     Raises:
         OutputError: `out` cannot be written; checked before any model is loaded.
-        LLMDiffError: whatever keeps the models from loading or from fitting each other.
+        LLMDiffError: a model cannot be loaded, or the models do not match.
     """
     check_writable(out)
     controller, pipe = load(models)
-    made_with = facts(settings, models, controller, pipe, weighted=weighted)
+    made_with = picture_metadata(settings, models, controller, pipe, weighted=weighted)
     scale = made_with["scale"]
     captions = [f"seed {seed}" for seed in settings.seeds]
-    # At scale 0 the pipeline is the base, and weights are not text to it.
+    # At scale 0 the pipeline is the base; weights are removed from the prompt.
     with controller.attached(pipe, 0.0, weighted=weighted):
         base = Panel(
             title="base text encoder",
@@ -132,7 +132,7 @@ def compare(settings: DrawingSettings, models: Models, out: Path, *, weighted: b
 
 
 def draw(pipe: Any, settings: DrawingSettings, seed: int, *, after_step: AfterStep | None = None) -> "Image":
-    """Return one picture: alone, so that memory does not grow and a seed is all it takes to redraw it."""
+    """Draw and return one picture, in a batch of one, so that its seed suffices to redraw it."""
     return draw_together(pipe, [settings], [seed], after_step=after_step)[0]
 
 
@@ -144,17 +144,17 @@ def draw_together(
     after_step: AfterStep | None = None,
     inputs: Mapping[str, Any] | None = None,
 ) -> list["Image"]:
-    """Return one picture for each of the settings, in one pass; all but their prompts must be alike.
+    """Draw one picture for each of the settings in one batch; only their prompts may differ.
 
-    Every picture has a generator of its own, so it does not depend on what is drawn beside it: but for the
-    last bits of floats, which matrix products of another shape round otherwise (differences of about 1e-6 of
-    the range from black to white, measured). `after_step` runs after every denoising step, with its number, its
-    timestep and its latents; what it raises ends the drawing. Where one side is given, the other is the pipeline's own.
-    `inputs` replaces height and width in the pipeline's call: pictures to draw on, for instance.
+    Every picture has its own generator, so it does not depend on the rest of the batch, up to float rounding in
+    matrix products of another shape (about 1e-6 of the range from black to white, measured). `after_step` is
+    called after every denoising step; an exception in it ends the drawing. If only one of height and width is
+    given, the other is the pipeline's own. `inputs` replaces height and width in the pipeline's call, for
+    example by input pictures.
 
     Raises:
-        ConfigError: the pipeline cannot draw this size or so many steps.
-        NonFinitePictureError: a part of the pipeline overflows in its dtype.
+        ConfigError: the pipeline does not support this size or this number of steps.
+        NonFinitePictureError: a model of the pipeline overflows in its dtype.
         LLMDiffError: there is not enough memory, or a prompt cannot be encoded.
     """
     import torch
@@ -178,17 +178,17 @@ def draw_together(
         with decoding_checked(pipe):
             images: list[Image] = pipe(
                 [one.prompt for one in settings],
-                # None is not "": some bases then take zeros instead of an encoded "".
+                # None differs from "": some pipelines then use zeros instead of an encoded "".
                 negative_prompt=None if all(one.negative_prompt is None for one in settings) else negative,
                 num_inference_steps=first.steps,
                 guidance_scale=first.guidance_scale,
                 **({"height": height_px, "width": width_px} if inputs is None else inputs),
-                # On the CPU, so that a seed means the same start on every machine.
+                # On the CPU, so that a seed gives the same noise on every machine.
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                 callback_on_step_end=report,
             ).images
     except RuntimeError as error:
-        # Accelerators have a class for it; the CPU's allocator only has words.
+        # Accelerators raise OutOfMemoryError; the CPU's allocator a RuntimeError.
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise LLMDiffError(
@@ -197,7 +197,7 @@ def draw_together(
     return images
 
 
-def facts(
+def picture_metadata(
     settings: DrawingSettings,
     models: Models,
     controller: "LLMController",
@@ -205,7 +205,7 @@ def facts(
     *,
     weighted: bool = False,
 ) -> dict[str, object]:
-    """Return what a picture says of how it was made, its seed aside."""
+    """Return the metadata that is stored in a picture, except for its seed."""
     adapter: Any = controller.adapter.config
     packages = ("torch", "diffusers", "transformers")
     return {

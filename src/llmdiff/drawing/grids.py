@@ -14,7 +14,7 @@ from llmdiff.files import whole_file
 def save_grid(
     images: NDArray[np.uint8], labels: Sequence[str], path: Path, *, columns: int, tile_px: int = 160
 ) -> None:
-    """Writes pictures in rows, each with its label below.
+    """Write a grid of pictures, each with its label below.
 
     Shapes: images (N, H, W, 3) uint8.
     """

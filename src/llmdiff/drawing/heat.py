@@ -1,10 +1,10 @@
-"""A map of attention laid over its picture, without a plotting library: what the page shows."""
+"""Overlay an attention map on its picture, without a plotting library."""
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-# From nothing to most: black, purple, orange, pale yellow. Lightness grows evenly, so it reads in grey too.
+# From low to high: black, purple, orange, pale yellow. Lightness increases evenly, so it is readable in grey too.
 _COLOURS = np.array(
     [[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], dtype=np.float64
 )
@@ -14,7 +14,7 @@ _SIDE_PX = 160
 def heat_picture(picture: Image.Image, heat: NDArray[np.floating]) -> Image.Image:
     """Return the picture in grey with the map in colour over it, at least 160 pixels wide.
 
-    The map's own least and most are the ends of the colours, so pictures show where, not how much.
+    The colours are scaled to the map's minimum and maximum, so they show where attention is, not how much.
 
     Shapes:
         heat: (rows, columns), finite.

@@ -1,4 +1,4 @@
-"""The models that draw, found and loaded: adapter, LLM and pipeline on a device."""
+"""Load the models: adapter, LLM and pipeline on a device."""
 
 import gc
 import logging
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from llmdiff.controller import LLMController
     from llmdiff.language.advice import Advice
 
-# torch, transformers and diffusers are imported where they are used: seconds that `--help` does not wait for.
+# torch, transformers and diffusers are imported inside functions, as their import takes seconds.
 
 _ENSEMBLE_TEMPERATURE = 0.7
 _log = logging.getLogger(__name__)
@@ -26,15 +26,15 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """Which models draw; None: those that the adapter was made with.
+    """The models to draw with; None: those that the adapter was trained with.
 
-    `scale` is that of `attach`. `dtype` is what LLM and pipeline compute in. `trust_remote_code`: Python code that
-    comes with the LLM may run. `via` and `via_model`: the address and name of a closed LLM that is asked about every
-    prompt; with `via_answers` above 1 as often, and the encodings that the prompt has beside each answer are averaged.
+    `scale` is that of `attach`. `dtype` is the dtype of LLM and pipeline. `trust_remote_code` allows Python code that
+    comes with the LLM to run. `via` and `via_model` are the address and name of a closed LLM that rewords every
+    prompt; `via_answers` is the number of its answers, whose encodings are averaged.
 
     Raises:
-        ConfigError: a scale outside 0 to 1, a dtype that is none of these, only one of `via` and `via_model`, or no
-            answers.
+        ConfigError: a scale outside 0 to 1, an unknown dtype, only one of `via` and `via_model`, or `via_answers`
+            below 1.
     """
 
     adapter: str = "openmoji"
@@ -65,9 +65,9 @@ class Models:
 
 @contextmanager
 def _collector_waits() -> Iterator[None]:
-    """The garbage collector waits, as imports make objects by the hundred thousand.
+    """Return a context without garbage collection, as imports create hundreds of thousands of objects.
 
-    It would go through all of them again and again, a seventh of the time of a cold start, to find nothing.
+    Traversing them repeatedly would take a seventh of the time of a cold start and find nothing to collect.
     """
     collects = gc.isenabled()
     gc.disable()
@@ -80,10 +80,10 @@ def _collector_waits() -> Iterator[None]:
 
 @_collector_waits()
 def load(models: Models) -> tuple["LLMController", Any]:
-    """Return the controller and the pipeline, on the device, with nothing attached yet.
+    """Return the controller and the pipeline, on the device, not attached yet.
 
     Raises:
-        ConfigError: the device is not there.
+        ConfigError: the device is not available.
         LLMDiffError: an adapter, LLM or pipeline is missing, damaged or does not fit.
     """
     import torch
@@ -91,15 +91,15 @@ def load(models: Models) -> tuple["LLMController", Any]:
     device = usable_device(models.device)
     controller = load_controller(models, device=device)
     pipe = controller.load_pipeline(models.pipeline, device=device, dtype=getattr(torch, models.dtype))
-    # On a terminal only: in a log, a bar is a page of half-finished lines.
+    # Progress bars on a terminal only: in a log they are pages of partial lines.
     pipe.set_progress_bar_config(disable=None, desc="drawing", leave=False)
     return controller, pipe
 
 
 def models_digests(controller: "LLMController", pipe: Any) -> dict[str, str]:
-    """Return what tells these models from others of the same names: digests of the LLM, the adapter and the pipeline.
+    """Return digests of the LLM, the adapter and the pipeline, which identify the models of a picture.
 
-    Whoever keeps drawn pictures keeps these with them. Take them while nothing is attached to the pipeline.
+    Call it while nothing is attached to the pipeline.
     """
     from llmdiff.language.digests import adapter_digest, llm_digest, pipeline_digest
 
@@ -114,20 +114,20 @@ def load_controller(models: Models, *, device: str) -> "LLMController":
     """Return the controller of `models`, on the device.
 
     Raises:
-        ConfigError: `via` is no address, or would send its key unencrypted.
+        ConfigError: `via` is not a valid address, or would send its key unencrypted.
         LLMDiffError: see `LLMController.from_pretrained`.
     """
-    advice = advice_of(models)  # first: what is wrong with it shows at once
+    advice = advice_of(models)  # first, so that its errors show before models are loaded
     controller = _load_controller(models, device=device)
     controller.llm.advice = advice
     return controller
 
 
 def advice_of(models: Models) -> "Advice | None":
-    """Return the closed LLM that `models` name and what becomes of its answers; None where they name none.
+    """Return the closed LLM that `models` name and the use of its answers; None if they name none.
 
     Raises:
-        ConfigError: `via` is no address, or would send its key unencrypted.
+        ConfigError: `via` is not a valid address, or would send its key unencrypted.
     """
     if models.via is None or models.via_model is None:
         return None
@@ -140,7 +140,7 @@ def advice_of(models: Models) -> "Advice | None":
         url=models.via,
         model=models.via_model,
         answers=models.via_answers,
-        # At temperature 0 all answers would be the same one.
+        # At temperature 0 all answers would be the same.
         temperature=_ENSEMBLE_TEMPERATURE if several else 0.0,
     )
     closed = ClosedLLM(settings, llmdiff_home() / "answers")
@@ -148,7 +148,7 @@ def advice_of(models: Models) -> "Advice | None":
 
 
 def scale_of(models: Models) -> float:
-    """Return the scale that is drawn with: the one asked for, or the adapter's own, read from its config alone.
+    """Return the scale to draw with: the given one, or the adapter's own, read from its config.
 
     Raises:
         AdapterNotFoundError: there is no such adapter.
@@ -182,15 +182,15 @@ def _load_controller(models: Models, *, device: str) -> "LLMController":
     with _damage_named(f"llm {models.llm!r}"):
         llm = DecoderLLM.from_pretrained(models.llm, **how)
     with _damage_named(f"adapter {models.adapter!r}"):
-        # An LLM that was asked for by name is wanted, if only its sizes fit: a warning will do.
+        # An LLM that the user chose only has to have the right sizes: warn instead of raising.
         return LLMController.from_pretrained(models.adapter, llm=llm, strict=False, device=device)
 
 
 def usable_device(name: str | None) -> str:
-    """Return the device's name after a trial; for None, the accelerator if there is one, else "cpu".
+    """Return the device's name after testing it; for None, the accelerator if there is one, else "cpu".
 
     Raises:
-        ConfigError: there is no such device here.
+        ConfigError: the device is not available.
     """
     import torch
 
@@ -199,15 +199,15 @@ def usable_device(name: str | None) -> str:
         return "cpu" if accelerator is None else accelerator.type
     try:
         torch.zeros(1, device=name).item()  # "meta" has no values
-    except Exception as error:  # every device has its own kinds: ModuleNotFoundError, AssertionError, ...
+    except Exception as error:  # depends on the device: ModuleNotFoundError, AssertionError, ...
         raise ConfigError(
-            f'device {short(name)} is not to be had here ({first_line(error)}): leave it out, or use "cpu"'
+            f'device {short(name)} is not available here ({first_line(error)}): leave it out, or use "cpu"'
         ) from error
     return name
 
 
 def _hide_loading_bars() -> None:
-    """Hides the bars of steps that take less than a second, where the libraries are to be quiet."""
+    """Hide the progress bars of loading, which takes less than a second, unless the libraries are verbose."""
     import diffusers
     import huggingface_hub.utils
     import transformers
@@ -219,16 +219,16 @@ def _hide_loading_bars() -> None:
     downloads_hidden = downloads.are_progress_bars_disabled()
     for log in logs:
         log.disable_progress_bar()
-    # transformers turned off the bars of downloads as well, and those may take an hour.
+    # transformers disables the bars of downloads as well, and downloads may take an hour.
     if not downloads_hidden:
         downloads.enable_progress_bars()
 
 
 @contextmanager
 def _damage_named(what: str) -> Iterator[None]:
-    """Return a context where a damaged safetensors file, wherever it is read, is one of our errors.
+    """Return a context that turns errors of damaged safetensors files into CorruptWeightsError.
 
-    A full disk, where the LLM's weights are converted and kept, is another one.
+    A full disk, while the LLM's converted weights are written, becomes an OutputError.
     """
     from safetensors import SafetensorError
 

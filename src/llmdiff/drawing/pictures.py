@@ -1,4 +1,4 @@
-"""Open users' pictures; write PNG files that say how they were made, and labelled sheets to compare them."""
+"""Open users' pictures; write PNG files with metadata, and labelled sheets to compare them."""
 
 import io
 import json
@@ -16,9 +16,9 @@ from PIL.PngImagePlugin import PngInfo
 from llmdiff.errors import InputFileError, OutputError, first_line
 from llmdiff.files import MAX_PICTURE_BYTES, not_writable, read_bytes, write_whole
 
-# Formats that are opened. Pillow's others run programs (EPS starts Ghostscript) or have fragile decoders.
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP")
-# Shown where a picture is transparent.
+# Accepted formats. Pillow's others run programs (EPS starts Ghostscript) or have fragile decoders.
+# The background of transparent pictures.
 BACKGROUND_RGB = (255, 255, 255)
 MAX_PICTURE_PIXELS = 100_000_000
 _SRGB_NAMES = ("sRGB IEC61966-2.1", "sRGB built-in", "sRGB", "c2")
@@ -32,7 +32,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _SUFFIX = ".png"
-# Smaller pictures are enlarged on sheets, each pixel to a square, so that 64 x 64 can be looked at.
+# Smaller pictures are enlarged on sheets by nearest neighbour, so that 64 x 64 pixels are visible.
 _MIN_TILE_PX = 192
 _GAP_PX = 12
 
@@ -49,14 +49,14 @@ class Panel:
 def open_picture(source: Path | bytes) -> Image.Image:
     """Return a picture as a viewer shows it, 8-bit RGB without metadata.
 
-    It is upright by its EXIF orientation, in sRGB by its embedded colour profile, composited on white where it is
-    transparent, and the first picture where it moves.
+    Applies the EXIF orientation, converts from the embedded colour profile to sRGB, composites transparent pixels on
+    white, and takes the first frame of an animation.
 
     Args:
         source: a file, or a file's content.
 
     Raises:
-        InputFileError: the file cannot be read, is no PNG, JPEG or WebP, is damaged, or has over 10^8 pixels.
+        InputFileError: the file cannot be read, is not PNG, JPEG or WebP, is damaged, or has over 10^8 pixels.
     """
     name = "the picture" if isinstance(source, bytes) else str(source)
     content = source if isinstance(source, bytes) else read_bytes(source, max_bytes=MAX_PICTURE_BYTES)
@@ -69,7 +69,7 @@ def open_picture(source: Path | bytes) -> Image.Image:
 
 @contextmanager
 def _opened(content: bytes, formats: tuple[str, ...], name: str) -> Iterator[Image.Image]:
-    """Return a context with the decoded picture; whatever Pillow raises in it is an InputFileError."""
+    """Return a context with the decoded picture; errors of Pillow in it become InputFileError."""
     try:
         with Image.open(io.BytesIO(content), formats=formats) as image:
             width, height = image.size
@@ -96,7 +96,7 @@ def _as_shown(image: Image.Image) -> Image.Image:
     alpha: Image.Image | None = None
     if image.mode.startswith("I"):  # 16-bit grey, which `convert` would clip at 255
         levels = np.asarray(image).astype(np.float32)
-        if isinstance(hidden := image.info.get("transparency"), int):  # the one level that is not seen
+        if isinstance(hidden := image.info.get("transparency"), int):  # the transparent level
             alpha = Image.fromarray(np.where(levels == hidden, 0, 255).astype(np.uint8))
         image = Image.fromarray((levels / 257 + 0.5).astype(np.uint8))
     elif image.has_transparency_data:
@@ -112,28 +112,28 @@ def _as_shown(image: Image.Image) -> Image.Image:
         image = page
     if turn is not None:
         image = image.transpose(turn)
-    image.info.clear()  # it is of the file, and true of these pixels no more
+    image.info.clear()  # describes the file, not the converted pixels
     return image
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What makes the picture upright; None where it is, or where its EXIF data cannot be read."""
+    """Return the transpose of the EXIF orientation; None if there is none, or the EXIF data cannot be read."""
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # malformed, which viewers pass over
+    except Exception:  # malformed, which viewers ignore
         return None
 
 
 def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """The picture in sRGB, from the colours of its embedded profile; that is ignored where it is malformed."""
+    """Return the picture converted from its embedded profile to sRGB; a malformed profile is ignored."""
     if profile:
         with suppress(ImageCms.PyCMSError, OSError, ValueError, TypeError):
             embedded = ImageCms.getOpenProfile(io.BytesIO(profile))
-            # Not a level is changed of what is in sRGB already; others have that in their names and are linear.
+            # Pictures in sRGB are not changed; other profiles with sRGB in their name are linear.
             if ImageCms.getProfileDescription(embedded).strip() not in _SRGB_NAMES:
                 srgb = ImageCms.createProfile("sRGB")
                 converted = ImageCms.profileToProfile(image, embedded, srgb, outputMode="RGB")
-                assert converted is not None  # None is of conversions in place
+                assert converted is not None  # None only for conversions in place
                 return converted
     return image.convert("RGB")
 
@@ -146,10 +146,10 @@ def numbered(path: Path, number: int) -> list[Path]:
 
 
 def check_writable(path: Path) -> None:
-    """Return nothing if a picture can be written there; leaves no trace. For use before minutes of drawing.
+    """Check that a picture can be written there, without leaving a file. Call it before drawing.
 
     Raises:
-        OutputError: the name does not end in .png or is a folder's, or its folder cannot be written.
+        OutputError: the name does not end in .png, is a folder, or cannot be written.
     """
     if path.suffix.lower() != _SUFFIX:
         raise OutputError(f"out {str(path)!r} does not end in {_SUFFIX}: pictures are written as PNG")
@@ -168,7 +168,7 @@ def check_writable(path: Path) -> None:
 
 
 def png_bytes(image: Image.Image, metadata: Mapping[str, object]) -> bytes:
-    """Return the picture as a PNG file's content, its metadata as text chunks; None is left out."""
+    """Return the content of a PNG file with the metadata as text chunks; None values are omitted."""
     chunks = PngInfo()
     for key, value in metadata.items():
         if value is not None:
@@ -179,14 +179,14 @@ def png_bytes(image: Image.Image, metadata: Mapping[str, object]) -> bytes:
 
 
 def as_format(png: bytes, kind: str, quality: int) -> bytes:
-    """Return a PNG file's picture as "jpeg" or "webp", what it says of itself as JSON in the EXIF description.
+    """Convert a PNG file to "jpeg" or "webp", with its metadata as JSON in the EXIF description.
 
-    `quality` is 0 to 100, as these formats count it.
+    `quality` is from 0 to 100, as these formats define it.
     """
     with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
         exif = Image.Exif()
         exif[ExifTags.Base.ImageDescription] = json.dumps(getattr(image, "text", {}))
-        # At high quality JPEG keeps colours at full resolution.
+        # At high quality, no chroma subsampling.
         colours = {"subsampling": 0} if kind == "jpeg" and quality >= 90 else {}
         file = io.BytesIO()
         image.convert("RGB").save(file, format=kind, quality=quality, exif=exif, **colours)
@@ -194,9 +194,9 @@ def as_format(png: bytes, kind: str, quality: int) -> bytes:
 
 
 def save_png(image: Image.Image, path: Path, metadata: Mapping[str, object]) -> None:
-    """Write the picture with its metadata as PNG text chunks, whole or not at all; returns nothing.
+    """Write the picture atomically, with its metadata as PNG text chunks.
 
-    Missing folders are made. Values are stored as text, None is left out.
+    Creates missing folders. Values are stored as text, None values are omitted.
 
     Raises:
         OutputError: the file cannot be written.
@@ -208,7 +208,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     """Return the text chunks of a PNG: what `save_png` was given, as text.
 
     Raises:
-        OutputError: the file is missing or is no picture.
+        OutputError: the file is missing or not a picture.
     """
     try:
         content = read_bytes(path, max_bytes=MAX_PICTURE_BYTES)
@@ -221,7 +221,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 def sheet(heading: str, panels: Sequence[Panel]) -> Image.Image:
     """Return one picture with the panels side by side: heading on top, titles above, captions below.
 
-    Each panel's pictures lie in a grid as square as they allow. All panels hold the same number of pictures.
+    Each panel's pictures form a grid as square as possible. All panels hold the same number of pictures.
     """
     sizes = {image.size for panel in panels for image in panel.images}
     counts = {len(panel.images) for panel in panels}
@@ -238,7 +238,7 @@ def sheet(heading: str, panels: Sequence[Panel]) -> Image.Image:
     panel_width = columns * (width + _GAP_PX) - _GAP_PX
     total_width = len(panels) * (panel_width + 2 * _GAP_PX)
 
-    # Pillow's own font: no file to find, the same on every machine.
+    # Pillow's default font: no font file needed, the same on every machine.
     heading_font, title_font, caption_font = (ImageFont.load_default(size) for size in (20, 17, 13))
     title_px, caption_px = 26, 20
     lines = _wrapped(heading, heading_font, total_width - 2 * _GAP_PX)
@@ -265,7 +265,7 @@ def sheet(heading: str, panels: Sequence[Panel]) -> Image.Image:
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: int) -> list[str]:
-    """Return at most three lines that fit the width; what is cut off shows as an ellipsis."""
+    """Return at most three lines that fit the width; an ellipsis marks truncated text."""
     mean_px = font.getlength("an average word") / len("an average word")
     lines = textwrap.wrap(" ".join(text.split()), max(8, int(width_px / mean_px))) or [""]
     return lines if len(lines) <= 3 else [*lines[:2], f"{lines[2][:-3]}..."]

@@ -1,4 +1,4 @@
-"""Work shared out among processes and machines by Ray Data (the extra `ray`)."""
+"""Distribute work over processes and machines with Ray Data (the extra `ray`)."""
 
 import json
 import logging
@@ -11,37 +11,37 @@ from llmdiff.environment import check_extra
 from llmdiff.errors import ConfigError, LLMDiffError, first_line
 from llmdiff.files import text_lines
 
-# What passes through is a few lines of JSON for each item; results lie on disk.
+# Items and results are a few lines of JSON each; pictures and tensors are written to disk.
 _OBJECT_STORE_BYTES = 2**28
 _BLOCKS_PER_WORKER = 4
-# A worker that dies may have been taken away by its machine; twice on one item is no accident.
+# One retry: a worker may be killed by its machine, but twice on the same item has another cause.
 _RETRIES = 1
 
 
 class Worker(Protocol):
-    """What a process makes once, of plain arguments, and then calls with one item after the other."""
+    """Built once per process from plain arguments, then called with one item after the other."""
 
     def __call__(self, item: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return what came of an item."""
+        """Return the result of an item."""
         ...
 
 
 def on_workers(
     kind: type[Worker],
-    made_of: Mapping[str, Any],
+    init_args: Mapping[str, Any],
     items: Sequence[Mapping[str, Any]],
     *,
     workers: int,
     gpus_each: float = 0.0,
 ) -> Iterator[Mapping[str, Any]]:
-    """Return each item's result as it comes, in any order, from as many processes as `workers`.
+    """Process the items in `workers` processes and yield each result as it completes, in any order.
 
-    They run on the cluster that $RAY_ADDRESS names, or on this machine. Arguments, items and results are such as JSON
-    has. All machines have to see the same folders.
+    The processes run on the cluster of $RAY_ADDRESS, or on this machine. Arguments, items and results must be
+    serialisable as JSON. All machines must share the same folders.
 
     Raises:
-        ConfigError: fewer than one worker.
-        LLMDiffError: what a worker raised; Ray is not installed, or a worker died.
+        ConfigError: `workers` is below 1.
+        LLMDiffError: a worker raised an error or died, or Ray is not installed.
     """
     if workers < 1:
         raise ConfigError(f"workers is {workers}, expected at least 1")
@@ -54,11 +54,11 @@ def on_workers(
         blocks = min(len(rows), _BLOCKS_PER_WORKER * workers)
         answers = ray.data.from_items(rows, override_num_blocks=blocks).map(
             _Guarded,
-            fn_constructor_args=(kind, dict(made_of)),
+            fn_constructor_args=(kind, dict(init_args)),
             concurrency=workers,
             num_cpus=1,
             num_gpus=gpus_each,
-            # Ray's own default is to try for ever an item that kills its worker.
+            # By default, Ray retries an item that kills its worker without limit.
             max_restarts=_RETRIES,
             max_task_retries=_RETRIES,
         )
@@ -70,22 +70,22 @@ def on_workers(
         except ray.exceptions.RayError as error:
             reason = text_lines(str(error).strip() or type(error).__name__)[-1]
             raise LLMDiffError(
-                f"a Ray worker failed ({reason}); what was done is kept: run again to go on"
+                f"a Ray worker failed ({reason}); completed items are kept: run again to continue"
             ) from error
 
 
 class _Guarded:
-    """A worker whose own errors travel as a line of text, not as a traceback through three processes."""
+    """A worker that returns its errors as a line of text instead of a traceback through three processes."""
 
-    def __init__(self, kind: type[Worker], made_of: dict[str, Any]) -> None:
-        self._kind, self._made_of = kind, made_of
+    def __init__(self, kind: type[Worker], init_args: dict[str, Any]) -> None:
+        self._kind, self._init_args = kind, init_args
         self._worker: Worker | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         try:
             if self._worker is None:
                 make: Any = self._kind
-                self._worker = make(**self._made_of)
+                self._worker = make(**self._init_args)
             return {"result": json.dumps(self._worker(json.loads(row["item"]))), "error": ""}
         except LLMDiffError as error:
             return {"result": "", "error": str(error)}
@@ -93,7 +93,7 @@ class _Guarded:
 
 @contextmanager
 def _cluster(workers: int) -> Iterator[Any]:
-    """Return a context with Ray; one that was running before keeps running."""
+    """Return a context with Ray; a cluster that was already running keeps running."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
     import ray.data
@@ -111,9 +111,9 @@ def _cluster(workers: int) -> Iterator[Any]:
         }
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **here)
-    except Exception as error:  # Ray has no class of its own for it
+    except Exception as error:  # Ray has no exception class for this
         raise LLMDiffError(
-            f"Ray does not start ({first_line(error)}): mend $RAY_ADDRESS, or leave it out to use this machine; under "
+            f"Ray does not start ({first_line(error)}): correct $RAY_ADDRESS, or unset it to use this machine; under "
             "heavy load, try again"
         ) from error
     try:

@@ -1,1 +1,1 @@
-"""Measuring how well a picture shows what its prompt asks for."""
+"""Measure how well pictures match their prompts."""

@@ -1,4 +1,4 @@
-"""Figures of an evaluation: of every prompt from the scores of its pictures, and their means with intervals."""
+"""Figures of an evaluation: values per prompt from the scores of its pictures, and means with intervals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,7 +14,7 @@ from llmdiff.evaluation.statistics import bootstrap_mean
 from llmdiff.evaluation.suites.suite import SuitePrompt, SuiteScorer
 
 Values = dict[str, NDArray[np.float64]]
-"""Figures by name, each a value for every prompt; NaN where the prompt does not ask for it."""
+"""Figures by name, each with a value for every prompt; NaN if a figure does not apply to a prompt."""
 
 
 def prompt_values(
@@ -24,7 +24,7 @@ def prompt_values(
     jobs: Sequence[Sequence[PictureJob]],
     scores: ScoreStore,
 ) -> Values:
-    """Figures of every prompt: the mean of its pictures; NaN where none of them is scored so."""
+    """Return the figures of every prompt: means over its pictures; NaN if none of them has that score."""
     values: Values = {}
     for metric in metrics:
         found = scores.read(metric.name, metric.model_id, system)
@@ -45,23 +45,23 @@ def prompt_values(
 def _failed(
     metric: PictureMetric | SuiteScorer, row: SuitePrompt, names: Sequence[str]
 ) -> Mapping[str, float]:
-    """What a picture counts that could not be drawn."""
+    """Return the score of a picture that could not be drawn."""
     if isinstance(metric, PictureMetric):
         return dict.fromkeys(names, float(metric.failed_score))
     return figures_of(metric, metric.failed(row))
 
 
 def mean_over_tags(means: Mapping[str, Any]) -> dict[str, float]:
-    """The means of the tags' means, of `metric_figures`."""
+    """Return the mean over tags of each figure's mean, from the result of `metric_figures`."""
     by_tag = [one for one in means["metrics_by_tag"].values() if one]
     names = [name for name in means["metrics"] if any(name in one for one in by_tag)]
     return {name: float(np.mean([one[name]["mean"] for one in by_tag if name in one])) for name in names}
 
 
 def metric_figures(values: Values, groups: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """The means of figures with their 95 % intervals over prompts: `metrics`, of all, and `metrics_by_tag`.
+    """Return the means of figures with their 95 % intervals over prompts: `metrics`, of all, and `metrics_by_tag`.
 
-    NaN: the prompt does not ask for what the figure measures; `n` says how many prompts count.
+    Prompts with NaN are skipped; `n` is the number of the others.
     """
 
     def means(at: Sequence[int] | slice) -> dict[str, Any]:
@@ -75,5 +75,5 @@ def metric_figures(values: Values, groups: Mapping[str, Sequence[int]]) -> dict[
 
 
 def metric_differences(ours: Values, base: Values) -> Values:
-    """The differences of figures, prompt by prompt, of those that both have."""
+    """Return the differences per prompt of the figures that both have."""
     return {name: row - base[name] for name, row in ours.items() if name in base}

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation on disk: drawn once, by one process or several, and gone on with after a stop."""
+"""Pictures of an evaluation on disk: drawn once, by one or several processes, and resumable."""
 
 import json
 import logging
@@ -21,14 +21,14 @@ from llmdiff.files import read_json, write_whole
 
 DRAWN_NAME, _RUN_NAME = "drawn", "run.json"
 _FAILED_SIDE_PX = 64
-# A system that cannot draw any of its first pictures is not asked for the rest.
+# If a system can draw none of its first pictures, stop.
 _HOPELESS = 16
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PictureJob:
-    """One picture to draw: its name on disk, its prompt and seed, and what else its file is to say."""
+    """One picture to draw: its file name, prompt and seed, and further metadata."""
 
     name: str
     prompt: str
@@ -38,17 +38,17 @@ class PictureJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """Which share of the prompts this process draws: number `index` of `count`, from 1."""
+    """The share of the prompts that this process draws: number `index` of `count`, from 1."""
 
     index: int = 1
     count: int = 1
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The shard of a text like 2/4.
+        """Return the shard of a text like 2/4.
 
         Raises:
-            ConfigError: it is none.
+            ConfigError: the text is not a shard.
         """
         index, _, count = text.partition("/")
         short_enough = len(text) <= 20
@@ -57,7 +57,7 @@ class Shard:
         return cls(index=int(index), count=int(count))
 
     def takes(self, position: int) -> bool:
-        """Whether the prompt at this position is this shard's."""
+        """Return whether the prompt at this position belongs to this shard."""
         return position % self.count == self.index - 1
 
     def __str__(self) -> str:
@@ -71,10 +71,10 @@ class PictureStore:
         self.folder = folder
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
-        """Returns nothing if the folder's pictures were drawn with these settings, which it keeps.
+        """Check that the folder's pictures were drawn with these settings, or store the settings.
 
         Raises:
-            ConfigError: they were drawn with others; says which.
+            ConfigError: they were drawn with other settings; the message names one.
         """
         path = self.folder / DRAWN_NAME / _RUN_NAME
         wanted = json.loads(json.dumps(dict(settings)))
@@ -90,31 +90,31 @@ class PictureStore:
                 )
 
     def forget_settings(self) -> None:
-        """Let go of the kept settings where nothing could be drawn with them; returns nothing."""
+        """Delete the stored settings if no picture has been drawn."""
         if not any((self.folder / DRAWN_NAME).rglob("*.png")):
             (self.folder / DRAWN_NAME / _RUN_NAME).unlink(missing_ok=True)
 
     def path(self, system: str, job: PictureJob) -> Path:
-        """Return where a system's picture is kept."""
+        """Return the path of a system's picture."""
         return self.folder / DRAWN_NAME / system / f"{job.name}.png"
 
     def failure_path(self, system: str, job: PictureJob) -> Path:
-        """Return where it is written why there is no picture."""
+        """Return the path of the file with the reason why there is no picture."""
         return self.path(system, job).with_suffix(".failed.txt")
 
     def missing(self, system: str, jobs: Iterable[PictureJob]) -> list[PictureJob]:
-        """The jobs that have no picture yet; those that failed are tried again."""
+        """Return the jobs that have no picture yet, including those that failed."""
         return [job for job in jobs if not self.path(system, job).exists()]
 
     def failed(self, system: str, jobs: Iterable[PictureJob]) -> list[PictureJob]:
-        """The jobs whose drawing failed."""
+        """Return the jobs whose drawing failed."""
         return [job for job in self.missing(system, jobs) if self.failure_path(system, job).exists()]
 
     def read(self, system: str, job: PictureJob) -> NDArray[np.uint8] | None:
-        """The picture of a job; None if its drawing failed. Shapes: (H, W, 3).
+        """Return the picture of a job; None if its drawing failed. Shapes: (H, W, 3).
 
         Raises:
-            ConfigError: it was not drawn yet.
+            ConfigError: the picture has not been drawn yet.
             CorruptWeightsError: its file is damaged.
         """
         path = self.path(system, job)
@@ -128,7 +128,7 @@ class PictureStore:
             raise CorruptWeightsError(f"{path} is damaged ({error}): delete it and run again") from error
 
     def seconds_per_image(self, system: str, jobs: Iterable[PictureJob]) -> float:
-        """The mean time that the system's pictures took; 0 if there are none. Units: seconds."""
+        """Return the mean drawing time of the system's pictures; 0 if there are none. Units: seconds."""
         paths = [path for job in jobs if (path := self.path(system, job)).exists()]
         times = [float(read_metadata(path).get("drawing_s", 0)) for path in paths]
         return float(np.mean(times)) if times else 0.0
@@ -142,12 +142,12 @@ def draw_missing(
     batch: int = 16,
     shard: Shard | None = None,
 ) -> None:
-    """Draws what the shard's prompts lack; `jobs` holds the pictures of every prompt. Shows a progress bar.
+    """Draw the missing pictures of the shard's prompts, with a progress bar; `jobs` has a list per prompt.
 
-    What cannot be drawn, alone and not only in its batch, is kept as failed, with the reason.
+    A picture that also fails alone, outside its batch, is recorded as failed with the reason.
 
     Raises:
-        LLMDiffError: a system gave something else than pictures, or could draw none at the start.
+        LLMDiffError: a system returned something other than pictures, or its first pictures all failed.
         OutputError: a picture cannot be written.
     """
     shard = shard or Shard()
@@ -185,10 +185,10 @@ def draw_missing(
 
 
 def check_pictures(name: str, images: NDArray[np.uint8], count: int) -> None:
-    """Returns nothing if these are `count` pictures.
+    """Check that these are `count` pictures.
 
     Raises:
-        LLMDiffError: they are something else.
+        LLMDiffError: they are not.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[::3] != (count, 3):
         raise LLMDiffError(
@@ -200,14 +200,14 @@ def check_pictures(name: str, images: NDArray[np.uint8], count: int) -> None:
 def try_each(
     name: str, system: System, prompts: list[str], seeds: list[int]
 ) -> list[NDArray[np.uint8] | Exception]:
-    """Return every prompt's picture, or why it cannot be drawn: alone, not only beside the others.
+    """Return every prompt's picture, or the error of drawing it alone.
 
     Raises:
-        LLMDiffError: the system gave something else than pictures.
+        LLMDiffError: the system returned something other than pictures.
     """
     try:
         images = system(prompts, seeds)
-    except Exception as error:  # whatever a pipeline raises: the picture counts as failed, the others go on
+    except Exception as error:  # any error of a pipeline: record the picture as failed and continue
         if len(prompts) == 1:
             return [error]
         pairs = zip(prompts, seeds, strict=True)
@@ -217,7 +217,7 @@ def try_each(
 
 
 def with_black(pictures: Sequence[NDArray[np.uint8] | None]) -> NDArray[np.uint8]:
-    """Return the pictures, black ones of the others' shape where there is none.
+    """Return the pictures, with black ones of the same shape in place of missing ones.
 
     Shapes: (N, H, W, 3).
     """

@@ -1,4 +1,4 @@
-"""An evaluation on a suite of prompts: systems draw, metrics score, figures, samples and official files are written."""
+"""Evaluate systems on a suite of prompts: draw, score, and write figures, samples and official files."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,16 +46,16 @@ def evaluate_suite(
     settings: Mapping[str, Any] | None = None,
     command: str | None = None,
 ) -> dict[str, Any]:
-    """The report of these systems over a suite, with prompts and seeds the same for all; empty for one of many shards.
+    """Evaluate systems on a suite with the same prompts and seeds; return the report, empty for a shard of many.
 
-    A picture or score that `out` has is not made again. A picture that could not be drawn counts as a metric's
+    Existing pictures and scores in `out` are reused. A picture that could not be drawn has the metric's
     `failed_score`. Written to `out`: drawn/SYSTEM/*.png, scores/, samples-SYSTEM.png, prompts.jsonl (the figures of
     every prompt), report.json and report.md; for a published benchmark also official/SYSTEM, as its own scorer reads
     pictures.
 
     Raises:
-        OutputError: `out` cannot be written; nothing is drawn then.
-        ConfigError: `out` has pictures drawn otherwise, no systems, or official scores that do not belong here.
+        OutputError: `out` cannot be written; checked before drawing.
+        ConfigError: `out` has pictures with other settings, there are no systems, or official scores do not match.
         MetricError: a metric lacks what it needs.
         LLMDiffError: a system could draw nothing.
     """
@@ -137,10 +137,10 @@ def check_metrics(
     *,
     has_reference: bool,
 ) -> None:
-    """Return if the metrics can measure pictures of this suite.
+    """Check that the metrics can score pictures of this suite.
 
     Raises:
-        ConfigError: no pictures of a prompt.
+        ConfigError: `images_per_prompt` is below 1.
         MetricError: a metric lacks what it needs.
     """
     if images_per_prompt < 1:
@@ -198,7 +198,7 @@ def _of_sets(
     reference: Pictures | None,
     batch: int,
 ) -> dict[str, float]:
-    """Figures of all pictures together; those that failed are not among them, which is why a report counts them."""
+    """Return the set metrics over all pictures, without failed ones, which the report counts separately."""
     chosen = [metric for metric in metrics if isinstance(metric, SetMetric | DiversityMetric)]
     if not chosen:
         return {}
@@ -233,7 +233,7 @@ def _save_samples(
     store: PictureStore,
     values: Values,
 ) -> None:
-    """Saves the first picture of some prompts of every tag; a scorer's verdict stands above where it is clear."""
+    """Save the first pictures of some prompts of every tag, with the scorer's verdict if it is clear."""
     verdicts = {1.0: "RIGHT: ", 0.0: "WRONG: "}
     scores = values.get(suite.score_name, np.full(len(rows), np.nan))
     kinds = len({row.tags for row in rows})

@@ -1,4 +1,4 @@
-"""Scores of pictures on disk, so that a picture is scored once, by whichever process gets to it."""
+"""Scores of pictures on disk, so that every picture is scored once, by any process."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,23 +15,23 @@ from llmdiff.evaluation.suites.suite import SuitePrompt, SuiteScorer
 from llmdiff.files import not_writable, parse_json
 
 Scored = Mapping[str, Mapping[str, Any]]
-"""What was found in each picture, by the picture's name: `values`, figures by name, and what else was kept."""
+"""Scores by the picture's name: `values`, the figures by name, and further results of a scorer."""
 
 
 class ScoreStore:
-    """The scores of a run: scores/METRIC/SYSTEM.I-of-N.jsonl, a line for every picture, added to as they come."""
+    """The scores of a run: scores/METRIC/SYSTEM.I-of-N.jsonl, with a line for every picture."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def read(self, metric: str, model_id: str, system: str) -> dict[str, dict[str, Any]]:
-        """What this metric with this model has found, by the picture's name, in all shards' files."""
+        """Return the scores by this metric with this model, by the picture's name, from all shards' files."""
         found: dict[str, dict[str, Any]] = {}
         for path in sorted((self.folder / "scores" / metric).glob(f"{system}.[0-9]*-of-*.jsonl")):
             for line in path.read_text().splitlines():
                 try:
                     one = parse_json(line)
-                except ValueError:  # the last line of a process that was killed: scored again
+                except ValueError:  # a partial last line of a killed process: score again
                     continue
                 if one["model"] == model_id:
                     found[one["picture"]] = one
@@ -40,7 +40,7 @@ class ScoreStore:
     def add(
         self, metric: str, model_id: str, system: str, shard: Shard, scored: Mapping[str, Mapping[str, Any]]
     ) -> None:
-        """Adds what was found in some pictures; returns nothing.
+        """Append the scores of some pictures.
 
         Raises:
             OutputError: the file cannot be written.
@@ -49,7 +49,7 @@ class ScoreStore:
         lines = [json.dumps({"picture": name, "model": model_id, **one}) for name, one in scored.items()]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # A killed process may have left half a line: a new one begins on its own.
+            # A killed process may have left a partial line: start a new one.
             broken = path.exists() and not path.read_bytes().endswith(b"\n")
             with path.open("a") as file:
                 file.write(("\n" if broken else "") + "".join(f"{line}\n" for line in lines))
@@ -68,7 +68,7 @@ def score_missing(
     shard: Shard,
     batch: int = 16,
 ) -> None:
-    """Scores what the shard's pictures lack. Pictures that could not be drawn are not scored here."""
+    """Compute the missing scores of the shard's pictures, except for pictures that could not be drawn."""
     for system in systems:
         known = scores.read(metric.name, metric.model_id, system)
         todo = [
@@ -96,7 +96,7 @@ def _found(
 
 
 def figures_of(metric: SuiteScorer, judged: Mapping[str, Any]) -> dict[str, float]:
-    """Return what a scorer found in a picture as figures: its score by the scorer's name, and its parts."""
+    """Return a scorer's result as figures: the score under the scorer's name, and its parts."""
     name = metric.name.replace("-", "_")
     score = {name: judged["score"]} if "score" in judged else {}
     return score | {f"{name}: {part}": value for part, value in judged.get("parts", {}).items()}
@@ -104,5 +104,5 @@ def figures_of(metric: SuiteScorer, judged: Mapping[str, Any]) -> dict[str, floa
 
 def _picture(store: PictureStore, system: str, job: PictureJob) -> NDArray[np.uint8]:
     picture = store.read(system, job)
-    assert picture is not None, f"{job.name} has a file and yet none"
+    assert picture is not None, f"{job.name} has a file but no picture"
     return picture

@@ -1,4 +1,4 @@
-"""Intervals: over prompts by the bootstrap, over trainings by Student's t."""
+"""Confidence intervals: over prompts by the bootstrap, over trainings by Student's t."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ How = Literal["bootstrap", "t", "bootstrap and Wilson"]
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A mean of n values with its 95 % interval, and how that was computed. Reports hold it as a dictionary."""
+    """A mean of n values with its 95 % interval and the method. Reports store it as a dictionary."""
 
     mean: float
     low: float
@@ -38,9 +38,9 @@ def bootstrap_mean(
     resamples: int = 5000,
     level: float = 0.95,
 ) -> Interval:
-    """The mean and its percentile-bootstrap interval; the same seed gives the same interval.
+    """Return the mean and its percentile-bootstrap interval; the same seed gives the same interval.
 
-    Values that are all alike give an interval of no width: resampling cannot show what was never seen.
+    Identical values give an interval of zero width, as resampling cannot produce unseen values.
 
     Raises:
         ConfigError: no values, or `level` or `resamples` out of range.
@@ -72,12 +72,12 @@ def paired_difference(
     resamples: int = 5000,
     level: float = 0.95,
 ) -> Interval:
-    """The mean of `ours - base`, prompt by prompt, with its interval.
+    """Return the mean of `ours - base`, prompt by prompt, with its interval.
 
-    Whole prompts are resampled, so what both systems find hard widens nothing.
+    Prompts are resampled as pairs, so prompts that are hard for both systems do not widen the interval.
 
     Raises:
-        ConfigError: the two are not of the same length, or empty.
+        ConfigError: their lengths differ, or they are empty.
     """
     first, second = np.asarray(ours, dtype=np.float64), np.asarray(base, dtype=np.float64)
     if first.shape != second.shape:
@@ -90,16 +90,16 @@ def paired_difference(
 def over_trainings(
     rows: Sequence[NDArray[np.float64]], *, low: float = -math.inf, high: float = math.inf
 ) -> Interval:
-    """Return the interval over trainings, mean +- t s / sqrt(n), within `low` and `high`; of one, that over prompts.
+    """Return the interval over trainings, mean +- t s / sqrt(n), clipped to `low` and `high`; of one, over prompts.
 
-    NaN: a prompt that the figure does not count.
+    Prompts with NaN are skipped.
 
     Shapes: (prompts,) for every training.
 
     Raises:
-        ConfigError: no trainings, or one without a prompt that counts.
+        ConfigError: there are no trainings, or one has no values.
 
-    Source: Student 1908; values of few trainings, taken as normal.
+    Source: Student 1908; assumes normally distributed values.
     """
     if len(rows) < 2:
         return bootstrap_mean(rows[0][~np.isnan(rows[0])] if rows else [])

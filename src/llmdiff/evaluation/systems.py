@@ -1,4 +1,4 @@
-"""Systems that an evaluation compares: whatever turns prompts and seeds into pictures."""
+"""Systems of an evaluation: functions from prompts and seeds to pictures."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,10 +16,10 @@ System = Callable[[list[str], list[int]], NDArray[np.uint8]]
 
 
 def pipeline_system(pipe: Any, *, steps: int = 20, guidance_scale: float = 3.0, batch: int = 16) -> System:
-    """A system that draws with a diffusers pipeline, with or without an LLM attached to it.
+    """Return a system that draws with a diffusers pipeline, with or without an LLM attached to it.
 
-    Every prompt has a generator of its own, so a picture does not depend on which prompts share its batch. A picture
-    that is not finite raises.
+    Every prompt has its own generator, so a picture does not depend on its batch. A picture that is not finite raises
+    an error.
 
     Raises:
         ConfigError: the pipeline's scheduler has fewer steps.
@@ -31,7 +31,7 @@ def pipeline_system(pipe: Any, *, steps: int = 20, guidance_scale: float = 3.0, 
     def draw(prompts: list[str], seeds: list[int]) -> NDArray[np.uint8]:
         pictures: list[NDArray[np.uint8]] = []
         for start in range(0, len(prompts), batch):
-            # On the CPU, so that a seed means the same start on every machine.
+            # On the CPU, so that a seed gives the same noise on every machine.
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch]]
             with decoding_checked(pipe):
                 images = pipe(
@@ -56,7 +56,7 @@ def controller_systems(
     guidance_scale: float = 3.0,
     batch: int = 16,
 ) -> dict[str, System]:
-    """The two systems of a controller: its base pipeline (`base`), and the same one with the LLM attached (`llm`).
+    """Return the two systems of a controller: its base pipeline (`base`) and the one with the LLM attached (`llm`).
 
     `scale` is that of `attach`; None: the adapter's own.
     """

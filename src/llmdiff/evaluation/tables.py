@@ -1,19 +1,19 @@
-"""A report as text: aligned for the screen, or Markdown."""
+"""Format a report as text: aligned columns, or Markdown."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 NOT_COMPARABLE = "not comparable with published numbers"
-# The figure of the scenes' scorer, and its parts with their headings.
+# The figure of the scenes scorer, and its parts with their headings.
 _EXACT = "scenes"
 _PARTS = {part: part for part in ("things", "colours", "count", "size", "background")}
 _PARTS |= {"relation right": "relation", "relation swapped": "swapped"}
 
 
 def report_tables(report: Mapping[str, Any], *, markdown: bool = False) -> str:
-    """A report's figures: by tag, of all prompts, those of a benchmark's own scorer, and what to know about them.
+    """Return a report's figures: by tag, over all prompts, those of a benchmark's own scorer, and notes.
 
-    Those of the scenes' scorer are in percent.
+    Figures of the scenes scorer are in percent.
     """
     systems: Mapping[str, Any] = report["systems"]
     names = list(dict.fromkeys(name for one in systems.values() for name in one["metrics"]))
@@ -34,7 +34,7 @@ def report_tables(report: Mapping[str, Any], *, markdown: bool = False) -> str:
 def _by_tag(report: Mapping[str, Any], name: str) -> list[list[str]]:
     systems, tags = report["systems"], report["suite"]["tags"]
     cell, title = (percent, "exact match, %") if name == _EXACT else (figure_text, name)
-    # Of tags that are equally large their mean is that of all.
+    # For tags of equal size the mean over tags equals the mean over all prompts.
     with_mean = len(set(tags.values())) > 1 or sum(tags.values()) != report["suite"]["prompts"]
     rows = [[title, "all", *tags, *(["mean over tags"] if with_mean else [])]]
 
@@ -97,7 +97,7 @@ def _notes(report: Mapping[str, Any], has_official: bool) -> list[str]:
 
 
 def failure_notes(counts: Mapping[str, int]) -> list[str]:
-    """Return a note for every system that could not draw all its pictures; `counts` says how many of each."""
+    """Return a note for every system that could not draw all its pictures, given the number of each."""
     return [
         f"{count} pictures of {name} could not be drawn and count as wrong"
         for name, count in counts.items()
@@ -106,9 +106,9 @@ def failure_notes(counts: Mapping[str, int]) -> list[str]:
 
 
 def metric_rows(systems: Mapping[str, Any], names: Sequence[str] | None = None) -> list[list[str]]:
-    """A head and a row for every system, a column for each figure; nothing if nothing was measured.
+    """Return a header and a row for every system, with a column for each figure; empty without figures.
 
-    `names`: of figures of pictures; None: all.
+    `names`: the figures to include; None: all.
     """
     if names is None:
         names = list(dict.fromkeys(name for one in systems.values() for name in one.get("metrics", {})))
@@ -124,7 +124,7 @@ def metric_rows(systems: Mapping[str, Any], names: Sequence[str] | None = None) 
 
 
 def figure_text(figures: Mapping[str, Any], *, factor: float = 1, sign: bool = False) -> str:
-    """A mean with its interval, four digits each; all times `factor`, or with a sign."""
+    """Return a mean with its interval, four digits each, multiplied by `factor`, optionally with a sign."""
     form = "+.4g" if sign else ".4g"
     mean, low, high = (format(factor * figures[name], form) for name in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]"
@@ -138,7 +138,7 @@ def percent(figures: Mapping[str, Any], *, sign: bool = False, digits: int = 1) 
 
 
 def text_table(rows: Sequence[Sequence[str]], markdown: bool) -> str:
-    """Rows as one table, the first its head: aligned for the screen, or Markdown."""
+    """Format rows, the first of which is the header, as a table: aligned columns, or Markdown."""
     if markdown:
         return markdown_table(rows)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -150,7 +150,7 @@ def text_table(rows: Sequence[Sequence[str]], markdown: bool) -> str:
 
 
 def markdown_table(rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """Rows as a Markdown table, the first its head; all but the first `left` columns are aligned to the right."""
+    """Format rows, the first of which is the header, as a Markdown table; columns after `left` are right-aligned."""
     head = rows[0]
     rule = "".join("---|" if column < left else "---:|" for column in range(len(head)))
     lines = ["|" + "".join(f" {_one_line(cell)} |" if cell else " |" for cell in row) for row in rows]

@@ -1,1 +1,1 @@
-"""LLMDiff for people: an HTTP API that draws, and the pages of a user study."""
+"""The HTTP image API and the web page."""

@@ -1,4 +1,4 @@
-"""The image API: OpenAI's `POST /v1/images/generations` and what a server needs beside it."""
+"""The image API: OpenAI's `POST /v1/images/generations`, edits, models, health and metrics."""
 
 import asyncio
 import base64
@@ -17,8 +17,8 @@ from llmdiff.errors import LLMDiffError
 from llmdiff.serving.batching import ClosingError, QueueFullError
 from llmdiff.serving.editing import FORM, MAX_FIELDS, read_form
 from llmdiff.serving.errors import ApiError, ErrorReply, from_library, install_error_handlers
-from llmdiff.serving.guard import Guard, log_fields
 from llmdiff.serving.openapi_page import install_openapi
+from llmdiff.serving.request_guard import Guard, log_fields
 from llmdiff.serving.schemas import Drawing, ImageReply, ImageRequest, Model, ModelList, Picture, Status
 from llmdiff.serving.service import RETRY_S, ImageService, SizedPainter
 from llmdiff.serving.settings import ServeSettings
@@ -34,7 +34,7 @@ def create_app(
 ) -> FastAPI:
     """Return the server's app; its `state.service` is the `ImageService`.
 
-    `load` runs in the drawing thread when the app starts; until it returns, the app answers that it loads.
+    `load` runs in the drawing thread when the app starts; until it returns, requests are answered with 503.
     `on_failure` is called if it raises.
     """
     service = ImageService(load, settings, on_failure)
@@ -94,7 +94,7 @@ def _install_routes(app: FastAPI, service: ImageService) -> None:
         },
     )
     async def edit(request: Request, response: Response) -> ImageReply:
-        """Draw a prompt on a picture; a form with the picture as `image`."""
+        """Edit a picture by a prompt; takes a form with the picture as `image`."""
         async with request.form(max_files=MAX_FIELDS, max_fields=MAX_FIELDS) as form:
             asked, upload = read_form(form)
         order = await asyncio.to_thread(service.edit_order, asked, upload)
@@ -106,7 +106,7 @@ def _install_routes(app: FastAPI, service: ImageService) -> None:
         responses={200: {"content": {kind: {} for kind in _MEDIA_TYPES.values()}}, **errors(401, 404)},
     )
     async def file(name: str) -> Response:
-        """A picture that was given by its URL."""
+        """Return a picture by the name in its URL."""
         found = service.store.get(name)
         if found is None:
             raise ApiError(
@@ -119,18 +119,18 @@ def _install_routes(app: FastAPI, service: ImageService) -> None:
 
     @app.get("/v1/models", responses=errors(401))
     async def models() -> ModelList:
-        """The models that can be asked for."""
+        """List the available models."""
         return ModelList(data=[Model(id=name, created=service.started) for name in settings.models])
 
     @app.get("/v1/models/{model_id:path}", responses=errors(401, 404))
     async def model(model_id: str) -> Model:
-        """One model."""
+        """Describe one model."""
         service.check_model(model_id)
         return Model(id=model_id, created=service.started)
 
     @app.get("/health")
     async def health() -> Status:
-        """Whether the server answers; needs no key."""
+        """Report that the server answers; needs no key."""
         return Status(status="ok")
 
     @app.get("/", include_in_schema=False)
@@ -139,12 +139,12 @@ def _install_routes(app: FastAPI, service: ImageService) -> None:
 
     @app.get("/favicon.ico", include_in_schema=False)
     async def icon() -> Response:
-        # Browsers on /docs ask for one; there is none, and that is no error.
+        # Browsers on /docs request one; answer without an error.
         return Response(status_code=204)
 
     @app.get("/ready", responses=errors(401, 503))
     async def ready() -> Status:
-        """Whether the models are loaded and new requests are taken."""
+        """Report whether the models are loaded and requests are accepted."""
         service.painter()
         return Status(status="ready")
 
@@ -152,14 +152,14 @@ def _install_routes(app: FastAPI, service: ImageService) -> None:
         "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, **errors(401)}
     )
     async def metrics() -> Response:
-        """Figures for Prometheus."""
+        """Return the metrics for Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 async def _answer(
     service: ImageService, asked: Drawing, order: DrawingSettings, request: Request, response: Response
 ) -> ImageReply:
-    """Return the pictures of an order, once they are drawn, in the form that was asked for."""
+    """Draw the pictures of an order and return them in the requested response format."""
     settings = service.settings
     fields = log_fields(request.scope)
     fields.update(pictures=order.number, steps=order.steps, seed=order.seed)
@@ -186,10 +186,10 @@ async def _answer(
 async def _while_connected(
     request: Request, drawing: Coroutine[Any, Any, list[bytes]], timeout_s: float
 ) -> list[bytes]:
-    """Return what the coroutine returns; it is cancelled if the client leaves or the time is up.
+    """Await the coroutine and return its result; cancel it if the client disconnects or after the timeout.
 
     Raises:
-        ApiError: 429, 499 (to nobody), 503 or 504.
+        ApiError: 429, 499 (client closed the request), 503 or 504.
     """
     work = asyncio.ensure_future(drawing)
     gone = asyncio.ensure_future(_disconnected(request))

@@ -15,7 +15,7 @@ from llmdiff.serving.metrics import Metrics
 
 
 class Painter(Protocol):
-    """Whatever draws: settings that differ in their prompts only, one seed for each => PNG files."""
+    """Draws PNG files from settings that differ only in their prompts, with one seed for each."""
 
     def draw(
         self, settings: Sequence[DrawingSettings], seeds: Sequence[int], *, on_step: Callable[[], None]
@@ -25,19 +25,19 @@ class Painter(Protocol):
 
 
 class QueueFullError(LLMDiffError):
-    """As many requests wait as may. `retry_after_s`: about when there is room again."""
+    """The queue is full. `retry_after_s`: the estimated time until there is room."""
 
     def __init__(self, queue_size: int, retry_after_s: int) -> None:
-        super().__init__(f"{queue_size} requests wait already: try again in {retry_after_s} seconds")
+        super().__init__(f"{queue_size} requests are waiting: try again in {retry_after_s} seconds")
         self.retry_after_s = retry_after_s
 
 
 class ClosingError(LLMDiffError):
-    """The server finishes what it has and takes nothing new."""
+    """The server is shutting down: it finishes the accepted orders and accepts no new ones."""
 
 
 class _AbandonedError(Exception):
-    """Nobody wants any picture of the batch any more."""
+    """All orders of the batch were cancelled."""
 
 
 class _Order:
@@ -51,10 +51,10 @@ class _Order:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Alike for orders that can be drawn in one pass: all but prompt, picture and seed are the same."""
+        """Return the settings that orders of one batch must share: all but prompt, picture and seed."""
         one = self.settings
         size_px = (one.height_px, one.width_px)
-        strength = getattr(one, "strength", None)  # of orders to draw on a picture
+        strength = getattr(one, "strength", None)  # of edits
         return (one.steps, one.guidance_scale, size_px, one.negative_prompt is None, strength)
 
     @property
@@ -75,10 +75,10 @@ _Batch = list[tuple[_Order, int]]
 
 
 class Batcher:
-    """Draws orders first come, first served; the first in line takes along those that fit its batch.
+    """Draws orders first come, first served; compatible later orders join the batch of the first.
 
-    Nothing waits for a batch to fill: a lone order is drawn at once, batches form while another is drawn.
-    Everything here runs on one event loop, only `Painter.draw` in the executor, so nothing needs a lock.
+    Orders do not wait for a batch to fill: a single order is drawn at once, and batches form while another is drawn.
+    All code runs on one event loop except `Painter.draw`, which runs in the executor, so no lock is needed.
     """
 
     def __init__(self, *, max_batch: int, queue_size: int, metrics: Metrics) -> None:
@@ -97,11 +97,11 @@ class Batcher:
 
         Raises:
             QueueFullError: too many orders wait.
-            ClosingError: the server is about to end.
+            ClosingError: the server is shutting down.
             LLMDiffError: the order cannot be drawn.
         """
         if self.closing:
-            raise ClosingError("the server is about to end and takes no new requests: try another, or later")
+            raise ClosingError("the server is shutting down and accepts no new requests: try again later")
         if sum(order.started == 0 for order in self._orders) >= self._queue_size:
             pictures = sum(order.settings.number - order.started for order in self._orders)
             wait_s = min(600, max(1, math.ceil(pictures * self._picture_s)))
@@ -113,13 +113,13 @@ class Batcher:
         try:
             return await order.done
         finally:
-            # A future that is cancelled with its waiter counts as done: nobody wants it any more.
+            # A future that is cancelled with its waiter counts as done.
             if order in self._orders:
                 self._orders.remove(order)
                 self._count_waiting()
 
     async def run(self, painter: Painter, executor: Executor) -> None:
-        """Draw whatever arrives, for ever; cancel it to end. Returns nothing."""
+        """Draw incoming orders until cancelled."""
         while True:
             while not self._orders:
                 self._arrived.clear()
@@ -136,10 +136,10 @@ class Batcher:
                 self._fail(batch, error)
 
     def abandon_all(self) -> None:
-        """Give up every order, the one that is drawn at its next step; returns nothing."""
+        """Fail every order; the one being drawn stops at its next step."""
         self.closing = True
         for order in [*self._orders, *(order for order, _ in self._current)]:
-            order.fail(ClosingError("the server has ended: try again later"))
+            order.fail(ClosingError("the server has shut down: try again later"))
 
     def _next_batch(self) -> _Batch:
         batch: _Batch = []
@@ -172,7 +172,7 @@ class Batcher:
             self._metrics.pictures.labels("abandoned").inc(len(batch))
             return
         elapsed_s = time.monotonic() - began
-        # A moving average: good enough to tell those who are refused when to come back.
+        # A moving average, to estimate when rejected clients should retry.
         self._picture_s += 0.2 * (elapsed_s / len(batch) - self._picture_s)
         self._metrics.drawing_seconds.observe(elapsed_s)
         self._metrics.batch_pictures.observe(len(batch))
@@ -183,7 +183,7 @@ class Batcher:
     async def _one_by_one(
         self, batch: _Batch, error: LLMDiffError, painter: Painter, executor: Executor
     ) -> None:
-        """Draws each picture alone after a batch failed: one bad prompt must not fail its neighbours."""
+        """Draw each picture alone after a batch failed, so that one bad prompt does not fail the others."""
         if len(batch) == 1:
             self._fail(batch, error)
             return

@@ -1,4 +1,4 @@
-"""HTTP connections with bounds: slow clients are cut off, and there are no more than a machine holds."""
+"""HTTP connections with limits on slow clients and on the number of connections."""
 
 import asyncio
 from typing import Any
@@ -8,9 +8,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 class BoundedConnection(H11Protocol):
-    """uvicorn's connection, which by itself waits for ever for a request's headers and for a reply to be read.
+    """uvicorn's connection with timeouts for receiving a request's headers and for sending a response.
 
-    (A request's body has its time-out in `Guard`, a connection between two requests in uvicorn.)
+    (`Guard` has the timeout of a request's body, uvicorn that of an idle connection.)
 
     Units: seconds.
     """
@@ -23,7 +23,7 @@ class BoundedConnection(H11Protocol):
     _write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Begin; returns nothing."""
+        """Start the connection and its header timeout."""
         super().connection_made(transport)
         if len(self.connections) > self.max_connections:
             transport.abort()
@@ -31,30 +31,30 @@ class BoundedConnection(H11Protocol):
             self._watch_headers()
 
     def data_received(self, data: bytes) -> None:
-        """Take what the client sent; returns nothing."""
+        """Process data from the client."""
         super().data_received(data)
         self._watch_headers()
 
     def pause_writing(self) -> None:
-        """Wait until the client reads, but not for ever; returns nothing."""
+        """Pause writing and start the timeout for the client to read."""
         super().pause_writing()
         if self._write_timer is None:
             self._write_timer = self.loop.call_later(self.write_timeout_s, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """Go on; returns nothing."""
+        """Resume writing and cancel the timeout."""
         _stop(self._write_timer)
         self._write_timer = None
         super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End; returns nothing."""
+        """Close the connection and cancel its timeouts."""
         _stop(self._header_timer)
         _stop(self._write_timer)
         super().connection_lost(exc)
 
     def _watch_headers(self) -> None:
-        """The clock runs from the first byte of a request, and on a new connection from its start."""
+        """Start the timeout at the first byte of a request, or at the start of a new connection."""
         between = self.cycle is None or self.cycle.response_complete
         if not (between and self.conn.their_state is h11.IDLE):
             _stop(self._header_timer)

@@ -1,4 +1,4 @@
-"""Image-to-image: a form with a picture becomes an order, and a pipeline of the same parts draws it."""
+"""Image-to-image: parse a form with a picture, and draw with an img2img pipeline that shares the models."""
 
 import hashlib
 import inspect
@@ -28,14 +28,14 @@ FORM = {
 """The form's description, for /openapi.json."""
 _IMAGES = ("image", "image[]")
 _REFUSED = {
-    "mask": "masks are not supported: the whole picture is drawn anew, as much as strength says",
-    "markup": "markups are not supported: say in the prompt what to change",
+    "mask": "masks are not supported: the whole picture is redrawn, by the amount of strength",
+    "markup": "markups are not supported: describe the change in the prompt",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class EditSettings(DrawingSettings):
-    """How to draw on a picture. `strength`: the share of the steps that are drawn, 1 is a new picture."""
+    """Settings of an edit. `strength`: the share of the denoising steps that are run; 1 is a new picture."""
 
     picture: Image.Image
     picture_sha256: str
@@ -47,7 +47,7 @@ def read_form(form: FormData) -> tuple[EditRequest, bytes]:
 
     Raises:
         RequestValidationError: a field is unknown or out of range.
-        ApiError: there is not one picture, or something is asked for that this server does not do.
+        ApiError: there is not exactly one picture, or a field is not supported.
     """
     fields: dict[str, str] = {}
     pictures: list[UploadFile] = []
@@ -59,7 +59,7 @@ def read_form(form: FormData) -> tuple[EditRequest, bytes]:
         elif isinstance(value, UploadFile) or name in _IMAGES or name in fields:
             what = "a file" if isinstance(value, UploadFile) else "text" if name in _IMAGES else "given twice"
             raise ApiError(400, f"{name[:80]} is {what}", code="invalid_value", param=name[:80])
-        elif value not in ("", "null", "None"):  # how clients write null in a form
+        elif value not in ("", "null", "None"):  # encodings of null in forms
             fields[name] = value
     if len(pictures) != 1:
         raise ApiError(
@@ -75,10 +75,10 @@ def read_form(form: FormData) -> tuple[EditRequest, bytes]:
 
 
 def open_upload(content: bytes) -> tuple[Image.Image, str]:
-    """Return an uploaded picture, as a viewer shows it, and its file's SHA-256.
+    """Return an uploaded picture, opened by `open_picture`, and its file's SHA-256.
 
     Raises:
-        ApiError: it is no picture.
+        ApiError: it is not a picture.
     """
     try:
         return open_picture(content), hashlib.sha256(content).hexdigest()
@@ -87,7 +87,7 @@ def open_upload(content: bytes) -> tuple[Image.Image, str]:
 
 
 def filled(settings: EditSettings) -> EditSettings:
-    """Return the settings with their picture resized to their size; what is too wide or high for its shape is cut."""
+    """Return the settings with the picture resized to their size and cropped to its aspect ratio."""
     assert settings.width_px is not None
     assert settings.height_px is not None
     size = (settings.width_px, settings.height_px)
@@ -95,13 +95,13 @@ def filled(settings: EditSettings) -> EditSettings:
 
 
 def edit_class(pipe: Any) -> str | None:
-    """Return the name of the image-to-image pipeline beside a text-to-image one; None if its family has none."""
+    """Return the class name of a text-to-image pipeline's image-to-image counterpart; None if there is none."""
     name = type(pipe).__name__.replace("Pipeline", "Img2ImgPipeline")
     return name if name in family_of(pipe).pipelines else None
 
 
 def edit_pipeline(pipe: Any) -> Any:
-    """Return the image-to-image pipeline with the parts of a text-to-image one that has an `edit_class`."""
+    """Return an image-to-image pipeline that shares the models of a text-to-image one with an `edit_class`."""
     import diffusers
 
     made: Any = getattr(diffusers, str(edit_class(pipe)))
@@ -112,7 +112,7 @@ def edit_pipeline(pipe: Any) -> Any:
 
 
 def edit_inputs(pipe: Any, settings: Sequence[EditSettings]) -> Mapping[str, Any]:
-    """Return what an image-to-image pipeline takes instead of a size alone: pictures of that size and the strength."""
+    """Return the arguments of an image-to-image pipeline in place of height and width: pictures and strength."""
     sizes = {"height": settings[0].height_px, "width": settings[0].width_px}
     takes = inspect.signature(type(pipe).__call__).parameters
     return {

@@ -1,4 +1,4 @@
-"""Everything that goes wrong, in the JSON that OpenAI's clients understand; never a traceback."""
+"""Errors in OpenAI's JSON format, without tracebacks."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse
 
 from llmdiff.errors import ConfigError, LLMDiffError, PromptError
 
-# What the library calls it => what the API calls it.
+# The library's argument name => the API's parameter name.
 _PARAMS = {
     "prompt": "prompt",
     "negative_prompt": "negative_prompt",
@@ -25,7 +25,7 @@ _PARAMS = {
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong: a sentence, its kind, the argument at fault and a word to test for."""
+    """An error: the message, its type, the parameter and a code."""
 
     message: str
     type: str
@@ -34,13 +34,13 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorReply(BaseModel):
-    """The body of every reply that is not a success."""
+    """The body of every error response."""
 
     error: ErrorDetail
 
 
 class ApiError(Exception):
-    """An error with its place in HTTP; handlers raise it, clients get `ErrorReply`."""
+    """An error with its HTTP status; handlers raise it, clients receive an `ErrorReply`."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class ApiError(Exception):
 
 
 def error_response(error: ApiError) -> JSONResponse:
-    """Return the error as a reply in OpenAI's format."""
+    """Return the error as a response in OpenAI's format."""
     detail = ErrorDetail(message=error.message, type=_kind(error.status), param=error.param, code=error.code)
     return JSONResponse(
         ErrorReply(error=detail).model_dump(), status_code=error.status, headers=error.headers
@@ -68,7 +68,7 @@ def error_response(error: ApiError) -> JSONResponse:
 
 
 def internal_error(request_id: str) -> ApiError:
-    """Return what a client hears of a bug: nothing but the number to look up in the log."""
+    """Return the error for an internal exception, with the request id to look up in the log and no details."""
     return ApiError(
         500,
         f"something went wrong on the server; its log has the details under request {request_id}",
@@ -77,16 +77,16 @@ def internal_error(request_id: str) -> ApiError:
 
 
 def from_library(error: LLMDiffError) -> ApiError:
-    """Return the library's error for clients: theirs if it is about what they asked for, else the server's."""
+    """Convert a library error: status 400 for a PromptError or ConfigError, else 500."""
     if isinstance(error, PromptError | ConfigError):
-        # Our errors begin with the name of what is wrong.
+        # Our errors begin with the argument's name.
         name = str(error).split(" ", 1)[0].split("[", 1)[0]
         return ApiError(400, str(error), code="invalid_value", param=_PARAMS.get(name))
     return ApiError(500, str(error), code="drawing_failed")
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Make every error of the app an `ErrorReply`; returns nothing."""
+    """Install handlers that convert every error of the app to an `ErrorReply`."""
 
     async def api(request: Request, error: Any) -> JSONResponse:
         return error_response(error)
@@ -118,7 +118,7 @@ def _from_http(error: HTTPException) -> ApiError:
 
 
 def _from_validation(error: RequestValidationError) -> ApiError:
-    # The first one, without what was sent: that may be long, private, or not even be text.
+    # The first error, without the input, which may be long, private or not text.
     first: Mapping[str, Any] = error.errors()[0]
     place: Sequence[Any] = [part for part in first.get("loc", ()) if part not in ("body", "query", "path")]
     if first.get("type") == "json_invalid":

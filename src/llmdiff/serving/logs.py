@@ -1,4 +1,4 @@
-"""Logs as one JSON object a line, for machines that collect them; prompts stay out unless asked for."""
+"""Logs as JSON lines; prompts are omitted by default."""
 
 import json
 import logging
@@ -11,10 +11,10 @@ LOG = logging.getLogger("llmdiff.serving")
 
 
 class JsonLines(logging.Formatter):
-    """Formats a record as JSON: time, level, logger, event, and the fields that came with it."""
+    """Formats a record as JSON: time, level, logger, event, and extra fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return one line."""
+        """Return the record as one line of JSON."""
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -23,7 +23,7 @@ class JsonLines(logging.Formatter):
             **getattr(record, "fields", {}),
         }
         if record.exc_info and record.exc_info[0] is not None:
-            # The class and the place, not the words: those of an encoder's error may quote the prompt.
+            # The exception's class and location without its message, which may quote the prompt.
             line["exception"] = record.exc_info[0].__name__
             line["frames"] = [
                 f"{frame.filename}:{frame.lineno} {frame.name}"
@@ -33,12 +33,12 @@ class JsonLines(logging.Formatter):
 
 
 def log(event: str, *, level: int = logging.INFO, error: BaseException | None = None, **fields: Any) -> None:
-    """Write one event with its fields; returns nothing."""
+    """Write one event with its fields."""
     LOG.log(level, event, exc_info=error, extra={"fields": fields})
 
 
 def log_as_json(stream: IO[str] | None = None) -> None:
-    """Send our events, the web server's and the library's to one stream as JSON lines; returns nothing."""
+    """Write our events, the web server's and the library's to one stream as JSON lines."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines())
     logging.captureWarnings(True)
@@ -48,6 +48,6 @@ def log_as_json(stream: IO[str] | None = None) -> None:
         logger.setLevel(logging.INFO)
         logger.propagate = False
         logger.disabled = False
-    LOG.disabled = False  # a library that configures logging for itself disables all loggers that are there
-    # Ours says more about every request, and never the query string.
+    LOG.disabled = False  # a library's logging configuration may have disabled existing loggers
+    # Our log line per request has more fields, and never the query string.
     logging.getLogger("uvicorn.access").disabled = True

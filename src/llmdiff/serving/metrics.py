@@ -1,4 +1,4 @@
-"""The figures at /metrics, in Prometheus' format."""
+"""The metrics at /metrics, in Prometheus' format."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -6,13 +6,13 @@ _SECONDS = (0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)
 
 
 class Metrics:
-    """Counts and times of one server, in a registry of its own so that two servers do not mix.
+    """Counters and histograms of one server, in a separate registry so that two servers do not mix.
 
     Fields:
-        requests, request_seconds: by route (its template, never the path that came) and status.
-        pictures: by outcome: drawn, abandoned (the client left or waited too long) or failed.
-        batch_pictures: pictures in one pass; drawing_seconds: wall-clock time of one pass.
-        waiting: requests in the queue; ready: 1 when the models are loaded.
+        requests, request_seconds: by route (its template, never the actual path) and status.
+        pictures: by outcome: drawn, abandoned (the client disconnected or timed out) or failed.
+        batch_pictures: pictures per batch; drawing_seconds: wall-clock time of a batch.
+        waiting: requests in the queue; ready: 1 if the models are loaded.
     """
 
     def __init__(self) -> None:
@@ -47,5 +47,5 @@ class Metrics:
         self.ready = Gauge("llmdiff_ready", "1 when the models are loaded", registry=self.registry)
 
     def text(self) -> bytes:
-        """Return all figures in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)

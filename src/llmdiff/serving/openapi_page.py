@@ -1,4 +1,4 @@
-"""The API's description: /openapi.json, and /docs as one page that needs nothing from elsewhere."""
+"""The API's documentation: /openapi.json, and /docs as one page without external resources."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ _CSP = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-an
 
 
 def install_openapi(app: FastAPI, *, needs_token: bool) -> None:
-    """Give the app its /openapi.json and its /docs page; returns nothing."""
+    """Add /openapi.json and the /docs page to the app."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -30,7 +30,7 @@ def _schema(app: FastAPI, needs_token: bool) -> dict[str, Any]:
     schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     for path in schema["paths"].values():
         for operation in path.values():
-            # FastAPI's own format of validation errors, which ours replaces.
+            # FastAPI's own schema of validation errors, which ours replaces.
             operation["responses"].pop("422", None)
     parts = schema["components"]
     for name in ("HTTPValidationError", "ValidationError"):

@@ -1,4 +1,4 @@
-"""The painter behind the server: one pipeline under LLM control, drawing PNG files."""
+"""Draw PNG files with one pipeline under LLM control."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 class PipelinePainter:
-    """Draws with a pipeline that its controller is attached to; for one thread at a time.
+    """Draws with an attached pipeline; not thread-safe.
 
     Fields:
-        size_px: (height, width) of a picture whose size nobody chose.
-        multiple_px: what height and width are multiples of.
-        can_edit: whether there is an image-to-image pipeline of its family.
+        size_px: the default (height, width).
+        multiple_px: the number that height and width must be multiples of.
+        can_edit: whether its family has an image-to-image pipeline.
     """
 
     def __init__(self, controller: "LLMController", pipe: Any, models: Models) -> None:
@@ -38,11 +38,11 @@ class PipelinePainter:
         self.size_px = size_px
         self.multiple_px = side_multiple_px(pipe)
         self.can_edit = edit_class(pipe) is not None
-        self._edit_pipe: Any = None  # made where it is first needed
+        self._edit_pipe: Any = None  # created on first use
 
     @classmethod
     def load(cls, models: Models) -> "PipelinePainter":
-        """Return the painter with these models.
+        """Load these models and return a painter.
 
         Raises:
             LLMDiffError: a model is missing, damaged or does not fit.
@@ -53,7 +53,7 @@ class PipelinePainter:
     def draw(
         self, settings: Sequence[DrawingSettings], seeds: Sequence[int], *, on_step: Callable[[], None]
     ) -> list[bytes]:
-        """Return PNG files that say how they were made; see `drawing.draw_together`."""
+        """Return PNG files with metadata; see `drawing.draw_together`."""
         edits = [one for one in settings if isinstance(one, EditSettings)]
         pipe, inputs = self._pipe, None
         if edits:
@@ -62,7 +62,7 @@ class PipelinePainter:
         images = drawing.draw_together(pipe, settings, seeds, after_step=lambda *_: on_step(), inputs=inputs)
         pictures = []
         for image, one, seed in zip(images, settings, seeds, strict=True):
-            made_with = drawing.facts(one, self._models, self._controller, self._pipe)
+            made_with = drawing.picture_metadata(one, self._models, self._controller, self._pipe)
             if isinstance(one, EditSettings):
                 made_with |= {"image_sha256": one.picture_sha256, "strength": one.strength}
             pictures.append(png_bytes(image, {**made_with, "seed": seed}))

@@ -1,4 +1,4 @@
-"""Pictures that wait behind a URL, in memory, until they expire."""
+"""In-memory store of the pictures behind URLs, until they expire."""
 
 import secrets
 import time
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class PictureStore:
-    """Files of pictures by unguessable name; they expire after `lifetime_s`, the oldest earlier if space runs out."""
+    """Picture files by random names; they expire after `lifetime_s`, the oldest earlier if space runs out."""
 
     def __init__(
         self, *, max_bytes: int, lifetime_s: float, clock: Callable[[], float] = time.monotonic
@@ -19,18 +19,18 @@ class PictureStore:
         self._bytes = 0
 
     def add(self, png: bytes, suffix: str = "") -> str:
-        """Return the name that the picture can be had by from now on; it ends in `suffix`."""
+        """Store a picture and return its name, which ends in `suffix`."""
         name = f"{secrets.token_urlsafe(24)}{suffix}"
         self._pictures[name] = (self._clock() + self._lifetime_s, png)
         self._bytes += len(png)
-        # All live equally long, so the first in is the first to expire.
+        # All have the same lifetime, so the first added is the first to expire.
         while self._bytes > self._max_bytes and len(self._pictures) > 1:
             self._drop_oldest()
         self._expire()
         return name
 
     def get(self, name: str) -> bytes | None:
-        """Return the picture, None if there is none of this name (any more)."""
+        """Return the picture, None if the name is unknown or has expired."""
         self._expire()
         found = self._pictures.get(name)
         return None if found is None else found[1]

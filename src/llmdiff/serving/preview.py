@@ -1,4 +1,4 @@
-"""Small pictures of what a pipeline is about to draw, made between its steps."""
+"""Previews of a picture between the denoising steps."""
 
 import io
 import time
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _MAX_SIDE_PX = 256
-# Decoding may take no more than this share of the time; large pictures then get fewer previews.
+# The largest share of the time spent on decoding; large pictures have fewer previews.
 _SHARE = 0.2
 
 
 class Previewer:
-    """Watches one picture come about; asked after every step, it shows something when it costs little."""
+    """Decodes previews of one picture after denoising steps, as long as that costs little time."""
 
     def __init__(self, pipe: Any, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._pipe = pipe
@@ -26,9 +26,9 @@ class Previewer:
         self._latents: Tensor | None = None
 
     def after_step(self, timestep: Any, latents: "Tensor") -> bytes | None:
-        """Return a preview as a PNG file, None when it is too early for the next one or there is no way.
+        """Return a preview as a PNG file, None if it is too early for the next one or none can be made.
 
-        Shapes: latents (B, C, h, w); of others, packed ones for example, there is no preview.
+        Shapes: latents (B, C, h, w); other latents, such as packed ones, have no preview.
         """
         before, self._latents = self._latents, latents
         if before is None or latents.ndim != 4 or self._clock() < self._not_before:
@@ -38,7 +38,7 @@ class Previewer:
             image = _decoded(self._pipe, clean_estimate(self._pipe.scheduler, timestep, before, latents))
         except NonFinitePictureError:
             image = (
-                None  # an estimate may overflow where the picture does not; that one is checked at its end
+                None  # an estimate may overflow although the picture, which is checked at the end, does not
             )
         took = self._clock() - began
         self._not_before = self._clock() + took * (1 - _SHARE) / _SHARE
@@ -46,10 +46,10 @@ class Previewer:
 
 
 def clean_estimate(scheduler: Any, timestep: Any, before: "Tensor", after: "Tensor") -> "Tensor":
-    """Return the latents that the denoiser expects at the end, from those before and after one step.
+    """Return the denoiser's estimate of the clean latents, from the latents before and after one step.
 
     A DDIM step without noise leads from `before = a x + s e` to `after = a' x + s' e`, with the same clean `x`
-    and noise `e`; the two are solved for `x`. Of other schedulers, and of the last step, `after` is returned.
+    and noise `e`; solving both gives `x`. For other schedulers, and for the last step, return `after`.
 
     Shapes: before, after and the result (B, C, h, w).
     Source: Song et al. 2020 (arXiv 2010.02502), equation 12 with sigma = 0.

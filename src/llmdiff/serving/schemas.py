@@ -1,4 +1,4 @@
-"""What the image API takes and gives: OpenAI's names, and ours for what OpenAI has no name for."""
+"""Schemas of the image API: OpenAI's fields and our extensions."""
 
 from typing import Annotated, Any, Literal
 
@@ -6,17 +6,19 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 _SIZE = r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$"
 _STEPS, _GUIDANCE, _STRENGTH = 20, 3.0, 0.8
-_HINT = "Taken, and changes nothing."
+_HINT = "Accepted without effect."
 
 Format = Literal["png", "jpeg", "webp"]
 
 
 class Drawing(BaseModel):
-    """What both ways to a picture take. Hints of OpenAI's that change nothing here are taken, null is "not given"."""
+    """Fields of generations and edits. OpenAI's hints are accepted without effect; null means "not given"."""
 
     prompt: Annotated[str, Field(min_length=1, max_length=32_000, description="What to draw.")]
     model: Annotated[str | None, Field(max_length=200, description="One of /v1/models.")] = None
-    n: Annotated[int | None, Field(ge=1, le=10, description="Pictures, from seeds in a row.")] = None
+    n: Annotated[
+        int | None, Field(ge=1, le=10, description="Number of pictures, from consecutive seeds.")
+    ] = None
     size: Annotated[
         str | None,
         Field(
@@ -27,16 +29,16 @@ class Drawing(BaseModel):
     response_format: Annotated[
         Literal["url", "b64_json"] | None,
         Field(
-            description="A URL on this server, good for a while, or the file itself. Default: b64_json for models "
-            "that are called gpt-image-..., else url."
+            description="A temporary URL on this server, or the file itself. Default: b64_json for models "
+            "named gpt-image-..., else url."
         ),
     ] = None
-    output_format: Annotated[Format | None, Field(description="Of the file. Default: png.")] = None
+    output_format: Annotated[Format | None, Field(description="Format of the file. Default: png.")] = None
     output_compression: Annotated[
         int | None, Field(ge=0, le=100, description="Quality of jpeg and webp. Default: 100.")
     ] = None
     seed: Annotated[
-        int | None, Field(ge=0, le=2**53, description="Of the first picture; default: a random one.")
+        int | None, Field(ge=0, le=2**53, description="Seed of the first picture; default: random.")
     ] = None
     num_inference_steps: Annotated[int, Field(ge=1, le=1000, description="Denoising steps.")] = _STEPS
     guidance_scale: Annotated[
@@ -65,14 +67,14 @@ class Drawing(BaseModel):
 
     @property
     def as_base64(self) -> bool:
-        """Whether the reply holds the files themselves; clients of gpt-image models know no other way."""
+        """Return whether the response holds the files; clients of gpt-image models support only that."""
         if self.response_format is None:
             return (self.model or "").startswith(("gpt-image-", "chatgpt-image-"))
         return self.response_format == "b64_json"
 
 
 class ImageRequest(Drawing):
-    """An order of pictures from a text."""
+    """A request for pictures of a prompt."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -80,15 +82,13 @@ class ImageRequest(Drawing):
 
 
 class EditRequest(Drawing):
-    """An order of pictures from a picture and a text: the fields of a form, beside its file `image`."""
+    """A request to edit a picture by a prompt: the fields of a form, besides its file `image`."""
 
     model_config = ConfigDict(extra="forbid")
 
     strength: Annotated[
         float,
-        Field(
-            gt=0, le=1, allow_inf_nan=False, description="How much of the picture is drawn anew: 1 is all."
-        ),
+        Field(gt=0, le=1, allow_inf_nan=False, description="How much of the picture is redrawn; 1 is all."),
     ] = _STRENGTH
     input_fidelity: Annotated[Literal["low", "high"] | None, Field(description=_HINT)] = None
 
@@ -102,7 +102,7 @@ class Picture(BaseModel):
 
 
 class ImageReply(BaseModel):
-    """The pictures of one order. `created`: seconds since 1970; `size`: as they were drawn."""
+    """The pictures of one request. `created`: seconds since 1970; `size`: the drawn size."""
 
     created: int
     data: list[Picture]
@@ -111,7 +111,7 @@ class ImageReply(BaseModel):
 
 
 class Model(BaseModel):
-    """A model that can be asked for."""
+    """An available model."""
 
     id: str
     object: Literal["model"] = "model"
@@ -120,13 +120,13 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
-    """All models that can be asked for."""
+    """All available models."""
 
     object: Literal["list"] = "list"
     data: list[Model]
 
 
 class Status(BaseModel):
-    """How the server is."""
+    """The state of the server."""
 
     status: Literal["ok", "ready"]

@@ -1,4 +1,4 @@
-"""Runs an app with uvicorn on one address: signals end it gently, errors before it listens are ours."""
+"""Run an app with uvicorn on one address, with graceful shutdown."""
 
 import signal
 import socket
@@ -20,7 +20,7 @@ _KEEP_ALIVE_S = 30
 
 
 class GentleServer(uvicorn.Server):
-    """A server that says so at once when it is told to end, and then finishes what runs."""
+    """A server with graceful shutdown: it stops accepting requests at once, then finishes running ones."""
 
     def __init__(
         self, config: uvicorn.Config, on_closing: Callable[[], None], on_giving_up: Callable[[], None]
@@ -30,9 +30,9 @@ class GentleServer(uvicorn.Server):
         self._gave_up = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to end at a first signal; a second SIGINT gives up what runs, a third asks nobody. Returns nothing."""
+        """Shut down gracefully at a first signal; a second SIGINT cancels running requests, a third exits at once."""
         if self.should_exit and sig == signal.SIGINT and not self._gave_up:
-            # Not uvicorn's own way, which answers whoever waits with 500.
+            # Not uvicorn's handling, which answers waiting clients with 500.
             self._gave_up = True
             self._on_giving_up()
             return
@@ -41,12 +41,12 @@ class GentleServer(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound to the address; port 0 takes a free one.
+    """Return a socket bound to the address; port 0 chooses a free one.
 
     Raises:
-        ConfigError: the address is taken, or is none of this machine.
+        ConfigError: the address is in use, or does not belong to this machine.
     """
-    if not host:  # the system would take it for every address of this machine
+    if not host:  # the system would bind every address of this machine
         raise ConfigError(
             "host is empty, expected an address: 127.0.0.1, or 0.0.0.0 for every one of this machine"
         )
@@ -60,7 +60,7 @@ def listen(host: str, port: int) -> socket.socket:
         OverflowError,
         TypeError,
         ValueError,
-    ) as error:  # TypeError: a name that no address can have
+    ) as error:  # TypeError: an invalid name
         listener.close()
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(
@@ -70,11 +70,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def say_listening(listener: socket.socket, what: str) -> None:
-    """Write to the log, and for whoever sits at a terminal, where the server listens; returns nothing."""
+    """Write the server's address to the log, and to a terminal."""
     address, port = listener.getsockname()[:2]
     log("listening", host=address, port=port)
     if sys.stdout.isatty():
-        # Every address is also this machine's own.
+        # 0.0.0.0 includes the loopback address.
         name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
         print(f"{what} http://{f'[{name}]' if ':' in name else name}:{port}/ (Ctrl-C ends)", flush=True)
 
@@ -88,11 +88,11 @@ def run_server(
     on_giving_up: Callable[[], None] = lambda: None,
     on_server: Callable[[GentleServer], None] = lambda server: None,
 ) -> None:
-    """Serve until a signal ends it; returns nothing. `on_server` gets the server before it starts.
+    """Serve until a signal ends it. `on_server` is called with the server before it starts.
 
-    The first signal calls `on_closing` and what runs is finished; a second Ctrl-C calls `on_giving_up`.
+    The first signal calls `on_closing` and finishes running requests; a second Ctrl-C calls `on_giving_up`.
 
-    Units: `grace_s` in seconds: requests that run get as long to finish.
+    Units: `grace_s` in seconds, the time for running requests to finish.
     """
     config = uvicorn.Config(
         app,
@@ -111,7 +111,7 @@ def run_server(
 
 
 def serve_images(models: Models, settings: ServeSettings, *, host: str, port: int) -> None:
-    """Serve the image API until a signal ends it; returns nothing.
+    """Serve the image API until a signal ends it.
 
     Raises:
         ConfigError: the address cannot be listened on.
@@ -136,9 +136,9 @@ def serve_images(models: Models, settings: ServeSettings, *, host: str, port: in
 
     address = listener.getsockname()[0]
     if settings.token is None and address not in ("127.0.0.1", "::1"):
-        log("no token is set: whoever reaches this address can draw", level=30, host=address)
+        log("no token is set: anyone who can reach this address can draw", level=30, host=address)
     say_listening(listener, "docs at")
-    # After its end uvicorn passes the signal on; by then there is nothing left to interrupt.
+    # After shutdown uvicorn re-raises the signal; there is nothing left to interrupt.
     with suppress(KeyboardInterrupt):
         run_server(
             app,

@@ -1,4 +1,4 @@
-"""What the image API's routes share: the models, the queue before them, the pictures behind URLs."""
+"""The state behind the image API's routes: the models, the request queue, the picture store."""
 
 import asyncio
 import threading
@@ -24,16 +24,16 @@ RETRY_S = 5
 
 
 class SizedPainter(Painter, Sized, Protocol):
-    """A painter that knows the sizes of its pictures, and whether it can draw on one that it is given."""
+    """A painter with its supported sizes and whether it supports edits."""
 
     can_edit: bool
 
 
 class ImageService:
-    """The models, the queue before them and the pictures behind URLs: all that the routes share.
+    """The models, the request queue and the picture store, shared by all routes.
 
     Fields:
-        failure: why the models could not be loaded; None while they load and when they are.
+        failure: why the models could not be loaded; None while they load and once they are loaded.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class ImageService:
         self._load = load
         self._on_failure = on_failure
         self._painter: SizedPainter | None = None
-        # One upload at a time is unpacked: a small file may be a picture of 300 MB.
+        # Decode one upload at a time: a small file may decode to 300 MB.
         self._opening = threading.Lock()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Return a context in which the models load and then draw; what is left at its end is given up."""
-        # One thread for loading and drawing: a pipeline is for one at a time.
+        """Return a context that loads the models and draws orders; on exit, remaining orders are cancelled."""
+        # One thread for loading and drawing: pipelines are not thread-safe.
         with ThreadPoolExecutor(1, thread_name_prefix="drawing") as executor:
             worker = asyncio.create_task(self._work(executor))
             try:
@@ -85,7 +85,7 @@ class ImageService:
         """Return the painter.
 
         Raises:
-            ApiError: 503, the models are not loaded yet, or the server is about to end.
+            ApiError: 503, the models are not loaded yet, or the server is shutting down.
         """
         if self._painter is None or self.batcher.closing:
             word = "closing" if self.batcher.closing else "loading"
@@ -98,10 +98,10 @@ class ImageService:
         return self._painter
 
     def check_model(self, model_id: str | None) -> None:
-        """Return nothing if there is such a model.
+        """Check that the model exists.
 
         Raises:
-            ApiError: 404, there is none.
+            ApiError: 404, it does not exist.
         """
         if model_id is not None and model_id not in self.settings.models:
             raise ApiError(
@@ -113,10 +113,10 @@ class ImageService:
             )
 
     def order(self, asked: Drawing) -> DrawingSettings:
-        """Return what to draw.
+        """Return the drawing settings of a request.
 
         Raises:
-            ApiError: the model or the number of steps is not to be had here.
+            ApiError: the model or the number of steps is not available.
             LLMDiffError: the prompt is blank or a number is out of range.
         """
         painter = self._checked(asked)
@@ -126,15 +126,15 @@ class ImageService:
         return with_size(DrawingSettings(**_settings(asked, size_px)), painter, self.settings.max_pixels)
 
     def edit_order(self, asked: EditRequest, upload: bytes) -> EditSettings:
-        """Return what to draw on which picture; without a size, the picture's shape with the pipeline's pixels.
+        """Return the settings of an edit; the default size has the picture's aspect ratio and the pipeline's pixels.
 
         Raises:
-            ApiError: the upload is no picture, or this pipeline draws on none.
+            ApiError: the upload is not a picture, or the pipeline does not support edits.
             LLMDiffError: the prompt is blank or a number is out of range.
         """
         painter = self._checked(asked)
         if not painter.can_edit:
-            raise ApiError(400, "this server's pipeline cannot draw on a picture", code="unsupported")
+            raise ApiError(400, "this server's pipeline does not support edits", code="unsupported")
         if int(asked.num_inference_steps * asked.strength) < 1:
             raise ApiError(
                 400,

@@ -1,4 +1,4 @@
-"""How to serve, for programs and for people: limits, secrets, and what is written down."""
+"""Settings of the image API and of the page: limits, secrets, logging."""
 
 import math
 import socket
@@ -20,18 +20,18 @@ class ServeSettings:
 
     Fields:
         model_id: the name that clients know the model by.
-        token: what clients must send as `Authorization: Bearer ...`; None lets everyone in.
-        max_batch: pictures drawn in one pass. 1 gives every picture the bits it has when drawn alone; more
-            is faster on accelerators and may change a value of a picture by one level of 255.
-        queue_size: requests that may wait; more are refused with 429.
+        token: the key that clients must send as `Authorization: Bearer ...`; None: no key needed.
+        max_batch: pictures per batch. 1 gives the same bits as drawing alone; more is faster on accelerators and may
+            change a pixel value by one level of 255.
+        queue_size: requests that may wait; more are rejected with 429.
         max_pixels: of one picture; None: four times the pipeline's own size.
-        log_prompts: write prompts to the log; off, no prompt is written anywhere but into its picture.
-        url_store_bytes: memory for pictures that wait behind a URL; the oldest go first.
-        public_url: where clients reach the server, for the URLs of pictures; None: as the request says.
-        model_aliases: further names of the model, for clients that have one built in.
-        size_policy: "strict" draws the size that was asked for or refuses it; "nearest" draws the pipeline's own
-            number of pixels in the shape that was asked for.
-        max_upload_bytes: of a request with a picture.
+        log_prompts: write prompts to the log; if False, prompts are stored only in the pictures' metadata.
+        url_store_bytes: memory for pictures behind URLs; the oldest are dropped first.
+        public_url: the server's address in the URLs of pictures; None: taken from the request.
+        model_aliases: further names of the model, for clients with a fixed model name.
+        size_policy: "strict" draws the requested size or rejects it; "nearest" draws the pipeline's own number of
+            pixels with the requested aspect ratio.
+        max_upload_bytes: size of a request with a picture.
 
     Units: `*_s` in seconds, `*_bytes` in bytes.
 
@@ -58,12 +58,12 @@ class ServeSettings:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Every name that the model can be asked for by."""
+        """Return all names of the model."""
         return (self.model_id, *self.model_aliases)
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """The names that this server has besides its addresses."""
+        """Return the host names of this server."""
         public = urlsplit(self.public_url or "").hostname
         return (socket.gethostname().lower(), *([public] if public else []))
 
@@ -85,7 +85,7 @@ class ServeSettings:
             if not name or len(name) > 200 or not name.isprintable():
                 raise ConfigError(f"model_alias is {name[:80]!r}, expected 1 to 200 printable characters")
         if self.token is not None and (len(self.token) < 8 or not self.token.isascii() or " " in self.token):
-            # Never the token itself: errors end in logs.
+            # Never the token itself: errors are logged.
             raise ConfigError(
                 f"token has {len(self.token)} characters, expected at least 8, ASCII and without spaces: make "
                 'one with "openssl rand -hex 32"'
@@ -94,13 +94,13 @@ class ServeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class UiSettings:
-    """What visitors of the page may choose, and how many may wait.
+    """Settings of the page: the models that visitors may choose, password and queue.
 
     Fields:
-        adapters, llms, pipelines: what can be chosen, the first adapter at first; visitors name no other, so
-            they cannot make the machine read or download anything. An LLM or pipeline may also be the adapter's.
-        via, via_model, via_answers: a closed LLM that is asked about every prompt, see `Models`.
-        password: what visitors must know; None lets everyone in.
+        adapters, llms, pipelines: the choices, the first adapter selected; visitors cannot name others, so they
+            cannot make the machine read or download anything. The adapter's own LLM and pipeline are always choices.
+        via, via_model, via_answers: a closed LLM that rewords every prompt, see `Models`.
+        password: the password of the page; None: no password needed.
         queue_size: drawings that may wait while one is drawn.
 
     Raises:
@@ -126,14 +126,14 @@ class UiSettings:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.password is not None and len(self.password) < 8:
-            # Never the password itself: errors end in logs.
+            # Never the password itself: errors are logged.
             raise ConfigError(
                 f"password has {len(self.password)} characters, expected at least 8: choose a longer one"
             )
 
     @property
     def first_models(self) -> Models:
-        """The models that are chosen at first."""
+        """Return the models that are selected first."""
         return self.models(self.adapters[0])
 
     def models(
@@ -160,7 +160,7 @@ class UiSettings:
 def read_token(path: Path | None, value: str | None) -> str | None:
     """Return the token from the file, else the value; None for neither.
 
-    A file or the environment, never an argument: those are seen by everyone on the machine.
+    From a file or the environment, never an argument, which other users of the machine can see.
 
     Raises:
         ConfigError: the file cannot be read, or the token is blank.
@@ -188,6 +188,6 @@ def _read_secret(name: str, word: str, path: Path | None, value: str | None) -> 
     if value is None:
         return None
     if is_blank(value):
-        # A blank one would leave a server open that was meant to be closed.
+        # A blank one would leave the server unprotected.
         raise ConfigError(f"{name} is blank, expected a {word}: set one, or leave it out")
     return value.strip()

@@ -1,4 +1,4 @@
-"""Which size is drawn for the one that was asked for."""
+"""Choose the size to draw for a requested size."""
 
 import math
 from dataclasses import replace
@@ -8,18 +8,18 @@ from llmdiff.drawing.draw import DrawingSettings
 from llmdiff.errors import ConfigError
 
 SizePolicy = Literal["strict", "nearest"]
-# Wider or higher pictures than 3:1 are drawn as 3:1, which OpenAI's models keep to as well.
+# The largest aspect ratio, as for OpenAI's models; wider or higher pictures are drawn as 3:1.
 _MAX_ASPECT = 3.0
 
 Settings = TypeVar("Settings", bound=DrawingSettings)
 
 
 class Sized(Protocol):
-    """What knows the sizes of its pictures.
+    """An object with supported picture sizes.
 
     Fields:
-        size_px: (height, width) of a picture whose size nobody chose.
-        multiple_px: what height and width are multiples of.
+        size_px: the default (height, width).
+        multiple_px: the number that height and width must be multiples of.
     """
 
     size_px: tuple[int, int]
@@ -27,7 +27,7 @@ class Sized(Protocol):
 
 
 def parse_size(size: str | None) -> tuple[int, int] | None:
-    """Return (height, width) of a size like "64x48" (width first); None for none and "auto"."""
+    """Return (height, width) of a size like "64x48" (width first); None for None and "auto"."""
     if size is None or size == "auto":
         return None
     width, height = (int(side) for side in size.split("x"))
@@ -35,7 +35,7 @@ def parse_size(size: str | None) -> tuple[int, int] | None:
 
 
 def nearest_size(asked_px: tuple[int, int], painter: Sized) -> tuple[int, int]:
-    """Return the (height, width) of the asked shape with about as many pixels as the painter's own pictures."""
+    """Return the (height, width) of the requested aspect ratio with about the painter's own number of pixels."""
     if asked_px == painter.size_px:
         return asked_px
     aspect = min(max(asked_px[1] / asked_px[0], 1 / _MAX_ASPECT), _MAX_ASPECT)

@@ -1,4 +1,4 @@
-"""The studio behind the page: base and LLM draw the same seeds, watched step by step."""
+"""Draw the same seeds with base and LLM, step by step, for the page."""
 
 import queue
 import threading
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from llmdiff.drawing.attention_maps import WordWatch
 
 System = Literal["base", "llm"]
-# Nobody can read more than this many progress reports; every one is a message to the browser.
+# The most progress reports per second; every one is a message to the browser.
 _REPORT_EVERY_S = 0.1
 
 
@@ -47,11 +47,11 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """A picture that is done, as a PNG file that carries `facts`.
+    """A finished picture, as a PNG file with the metadata `facts`.
 
     Fields:
-        heat: for every word of the prompt, a PNG file that shows where the denoiser looked at it; empty for the
-            base, and where a pipeline shows nothing.
+        heat: for every word of the prompt, a PNG file of its attention map; empty for the base, and if the pipeline
+            has no cross-attention.
     """
 
     system: System
@@ -65,11 +65,11 @@ Event = Loading | Step | Drawn
 
 
 class _StoppedError(Exception):
-    """Nobody looks any more."""
+    """The visitor has left."""
 
 
 class Studio:
-    """Draws one order at a time in a thread of its own, and keeps the models that were used last."""
+    """Draws one order at a time in a worker thread, and keeps the last models loaded."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="studio")
@@ -77,7 +77,7 @@ class Studio:
         self._stops: set[threading.Event] = set()
 
     def load(self, models: Models) -> None:
-        """Load the models, unless they are the last ones used; returns nothing.
+        """Load the models, unless they are the last ones used.
 
         Raises:
             LLMDiffError: a model is missing, damaged or does not fit.
@@ -85,9 +85,9 @@ class Studio:
         self._thread.submit(self._models, models, lambda event: None).result()
 
     def draw(self, settings: DrawingSettings, models: Models) -> Generator[Event, None, None]:
-        """Return what happens, as it happens: all of the base's pictures, then the LLM's.
+        """Draw and yield events: for all of the base's pictures, then for the LLM's.
 
-        Closing the iterator ends the drawing at its next step. `models.scale` is the LLM's.
+        Closing the generator ends the drawing at its next step. `models.scale` is the LLM's scale.
 
         Raises:
             LLMDiffError: a model is missing, damaged or does not fit, or the order cannot be drawn.
@@ -109,19 +109,19 @@ class Studio:
             self._stops.discard(stop)
 
     def stop(self) -> None:
-        """Stop whatever is drawn, and what waits to be, at the next step; returns nothing."""
+        """Stop the current drawing at its next step, and all waiting ones."""
         for stop in list(self._stops):
             stop.set()
 
     def close(self) -> None:
-        """Stop whatever is drawn and end the thread; returns nothing."""
+        """Stop the current drawing and end the thread."""
         self.stop()
         self._thread.shutdown(cancel_futures=True)
 
     def _models(self, models: Models, tell: Callable[[Event], None]) -> tuple["LLMController", Any]:
-        wanted = replace(models, scale=None)  # the same models at every scale
+        wanted = replace(models, scale=None)  # models do not depend on the scale
         if self._loaded is None or self._loaded[0] != wanted:
-            # The old ones go first: there may not be memory for both.
+            # Free the old models first: there may not be memory for both.
             self._loaded = None
             tell(Loading(models=models))
             controller, pipe = load(models)
@@ -141,9 +141,9 @@ class Studio:
         def picture(system: System, seed: int, words_watch: "WordWatch | None" = None) -> None:
             after_step = _watcher(pipe, settings, system, seed, tell, stop, words_watch)
             image = drawing.draw(pipe, settings, seed, after_step=after_step)
-            # Scale 0 is the base: whoever draws the picture again from what it says gets the same one.
+            # Scale 0 is the base, so that the metadata reproduces the picture.
             made_with = replace(models, scale=0.0) if system == "base" else models
-            facts = drawing.facts(settings, made_with, controller, pipe) | {"seed": seed}
+            facts = drawing.picture_metadata(settings, made_with, controller, pipe) | {"seed": seed}
             words = {name: str(value) for name, value in facts.items() if value is not None}
             heat = [] if words_watch is None else _heat(words_watch, image)
             tell(Drawn(system=system, seed=seed, png=png_bytes(image, words), facts=words, heat=heat))
@@ -158,13 +158,13 @@ class Studio:
 
 @contextmanager
 def _words_watched(controller: "LLMController", pipe: Any, prompt: str) -> Iterator["WordWatch | None"]:
-    """Watch what the words do, where that can be seen."""
+    """Return a context that records attention maps if the pipeline has cross-attention."""
     from llmdiff.drawing.attention_maps import watching_words
 
     with ExitStack() as stack:
         try:
             watch = stack.enter_context(watching_words(controller, pipe, prompt))
-        except (UnsupportedPipelineError, PromptError):  # no cross-attention; a prompt of signs alone
+        except (UnsupportedPipelineError, PromptError):  # no cross-attention; a prompt without words
             watch = None
         yield watch
 
@@ -188,7 +188,7 @@ def _watcher(
     stop: threading.Event,
     words_watch: "WordWatch | None",
 ) -> drawing.AfterStep:
-    """Return what tells of every step; it changes no bit of what is drawn."""
+    """Return a callback that reports every step; it does not change the picture."""
     previewer = Previewer(pipe)
     told_at = 0.0
 
@@ -202,7 +202,7 @@ def _watcher(
         now = time.monotonic()
         if preview is not None or now - told_at >= _REPORT_EVERY_S:
             told_at = now
-            # Some schedulers take more steps than were asked for.
+            # Some schedulers take more steps than requested.
             steps = max(getattr(pipe, "num_timesteps", settings.steps), step + 1)
             tell(Step(system=system, seed=seed, step=step + 1, steps=steps, preview=preview))
 

@@ -1,4 +1,4 @@
-"""HTML from jinja2 templates, which lie in the folder `templates` of either package and escape every value."""
+"""Render the jinja2 templates in the folder `templates` of either package, with every value escaped."""
 
 import json
 from functools import cache
@@ -15,7 +15,7 @@ def render(template: str, *, package: str = "llmdiff", **values: Any) -> str:
 
 
 def macro(template: str, name: str, *values: Any) -> str:
-    """Return what one macro of a template of `llmdiff` makes of these values."""
+    """Render one macro of a template of `llmdiff` with these values."""
     return str(getattr(_environment("llmdiff").get_template(template).module, name)(*values))
 
 
@@ -28,7 +28,7 @@ def _environment(package: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # Unlike jinja2's `tojson`, for people to read; escaped like every text.
+    # Unlike jinja2's `tojson`, readable; escaped like every text.
     environment.filters |= {"dump": lambda value, indent=None: json.dumps(value, indent=indent)}
     environment.filters |= {"percent": percent, "repr": repr}
     return environment

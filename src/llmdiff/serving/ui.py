@@ -1,4 +1,4 @@
-"""The page: a prompt, settings, base and LLM side by side, a gallery; gradio inside, nothing from elsewhere."""
+"""The web page, built with gradio: a prompt, settings, base and LLM side by side, a gallery."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +25,7 @@ _INTRODUCTION = (
 
 
 def add_page(app: FastAPI, studio: Studio, settings: UiSettings) -> Callable[[], None]:
-    """Add the page at / and its pictures at /pictures/ to the app; return what ends its open connections."""
+    """Add the page at / and its pictures at /pictures/ to the app; return a function that ends open connections."""
     gr = gradio()
     store = PictureStore(max_bytes=_STORE_BYTES, lifetime_s=_LIFETIME_S)
 
@@ -42,7 +42,7 @@ def add_page(app: FastAPI, studio: Studio, settings: UiSettings) -> Callable[[],
         app,
         build_page(Drawer(studio, store, settings), settings),
         path="/",
-        # Nothing that leaves this machine or stays in the browser: no links, no history, no monitoring.
+        # No external links, no history in the browser, no monitoring.
         footer_links=[],
         run_history=False,
         enable_monitoring=False,
@@ -50,14 +50,14 @@ def add_page(app: FastAPI, studio: Studio, settings: UiSettings) -> Callable[[],
         ssr_mode=False,
         pwa=False,
         show_error=False,
-        # System fonts: others would have to be fetched. And small print that can be read.
+        # System fonts, as others would have to be downloaded; readable small print.
         theme=gr.themes.Default(
             primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
         ).set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_400"),
         css=ui_html.CSS,
     )
     page: Any = app.routes[-1]
-    # Every open page holds a connection that gradio ends at this event only.
+    # Gradio ends the connections of open pages only at this event.
     end: Callable[[], None] = page.app.stop_event.set
     return end
 
@@ -112,7 +112,7 @@ def build_page(drawer: Drawer, settings: UiSettings) -> Any:
             show_progress_on=status,
             api_visibility="private",
         )
-        # No words of its own: what the drawing said last may arrive after them, and would stand.
+        # No status text of its own: the drawing's last status may arrive later and would overwrite it.
         stop.click(None, cancels=[drawing], api_visibility="private")
     page.queue(max_size=settings.queue_size, default_concurrency_limit=1, api_open=False)
     return page

@@ -1,4 +1,4 @@
-"""What the page's button does: an order is read, drawn, and shown as it comes about."""
+"""The handler of the page's button: validate the inputs, draw, and show progress."""
 
 import os
 import time
@@ -21,8 +21,8 @@ _MAX_GALLERY = 60
 
 
 def gradio() -> Any:
-    """Return the module gradio, imported so that it tells nobody of its use."""
-    # Read when gradio is imported.
+    """Import gradio with its telemetry disabled, and return the module."""
+    # Gradio reads these when imported.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import gradio
@@ -31,7 +31,7 @@ def gradio() -> Any:
 
 
 class Drawer:
-    """What the button does: an order is read, drawn and shown as it comes about."""
+    """The handler of the page's button: validates the inputs, draws, and shows progress."""
 
     def __init__(self, studio: Studio, store: PictureStore, settings: UiSettings) -> None:
         self._studio = studio
@@ -52,7 +52,7 @@ class Drawer:
         pipeline: str,
         kept: Sequence[Shown],
     ) -> Iterator[tuple[Any, Any, Any, Any]]:
-        """Return what to show, again and again: the status, the two sides, the gallery, what it holds."""
+        """Draw and yield updates of the page: the status, the two sides, the gallery, its state."""
         try:
             order = self._order(prompt, negative_prompt, seed, number, steps, guidance_scale)
             models = self._settings.models(adapter, llm=llm or None, pipeline=pipeline or None, scale=scale)
@@ -138,7 +138,7 @@ class Drawer:
 
 
 def _change(status: str, sides: str | None = None) -> tuple[Any, Any, Any, Any]:
-    """Return a change of the status, and of the sides if given; the rest stays as it is."""
+    """Return an update of the status, and of the sides if given."""
     skip = gradio().skip
     return status, skip() if sides is None else sides, skip(), skip()
 

@@ -1,8 +1,8 @@
-"""Prompts that show what the page is for: where a text encoder that only matches words goes wrong."""
+"""Example prompts that are hard for the base's text encoder."""
 
 from collections.abc import Mapping
 
-# In words of the embedded default's world, and so that each needs one thing to be understood.
+# With words of the embedded default's world; each group tests one ability.
 EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "Counting": ("three bees", "four mushrooms on a green background", "exactly two penguins"),
     "Binding: which colour is whose": (

@@ -1,4 +1,4 @@
-"""The parts of the page that show pictures, as HTML; every text from outside is escaped here."""
+"""HTML of the page's pictures; texts from users are escaped here."""
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -49,7 +49,7 @@ CSS = """
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """A picture that the page can show: its address, what it says of how it was made, its words' maps' addresses."""
+    """A picture on the page: its address, its metadata, and the addresses of its attention maps."""
 
     system: System
     seed: int
@@ -59,46 +59,46 @@ class Shown:
 
 
 def text(words: object) -> str:
-    """Return text that is safe in HTML, and in the templates that gradio makes of HTML."""
+    """Escape text for HTML and for gradio's HTML templates."""
     return str(escape(words)).translate(_FOR_GRADIO)
 
 
 def status(words: str, *, done: float | None = None) -> str:
-    """Return a line that says what happens; `done` (0 to 1) shows a bar, None none."""
+    """Return a status line, with a progress bar if `done` (0 to 1) is given."""
     return _part("status", words, done)
 
 
 def error(words: str) -> str:
-    """Return a line that says what went wrong and what to do."""
+    """Return an error message."""
     return _part("error", words)
 
 
 def hint(words: str) -> str:
-    """Return a line in small print."""
+    """Return a hint in small print."""
     return _part("hint", words)
 
 
 def sides(
     seeds: Sequence[int], pictures: Sequence[Shown], step: Step | None = None, preview: bytes | None = None
 ) -> str:
-    """Return base and LLM side by side, a frame for every seed; `preview` fills the one at work."""
+    """Return base and LLM side by side, a frame for every seed; `preview` fills the current one."""
     done = {(one.system, one.seed): one for one in pictures}
     frames = {system: {seed: done.get((system, seed)) for seed in seeds} for system in TITLES}
     return _part("sides", TITLES, frames, step, None if preview is None else b64encode(preview).decode())
 
 
 def nothing_yet() -> str:
-    """Return what stands where the pictures will be."""
+    """Return the placeholder of the pictures."""
     return _part("nothing_yet", TITLES)
 
 
 def gallery(pictures: Sequence[Shown]) -> str:
-    """Return the pictures of a visit, each with its prompt."""
+    """Return all pictures of a session, each with its prompt."""
     if not pictures:
         return hint("Pictures that you draw gather here until you leave the page.")
     return _part("gallery", TITLES, pictures)
 
 
 def _part(name: str, *values: object) -> str:
-    # The markup itself holds none of these letters, so that only texts from outside change.
+    # The markup itself has none of these characters, so that only users' texts change.
     return macro("ui.html", name, *values).translate(_FOR_GRADIO)

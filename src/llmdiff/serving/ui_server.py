@@ -1,14 +1,14 @@
-"""The page's server: what is let through to gradio, the password before it, and its start and end."""
+"""The page's server: allowed gradio routes, password, startup and shutdown."""
 
 from collections.abc import Callable
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from llmdiff.serving.door import PasswordDoor
 from llmdiff.serving.errors import ApiError, error_response
-from llmdiff.serving.guard import Guard
 from llmdiff.serving.logs import log
+from llmdiff.serving.password_form import PasswordDoor
+from llmdiff.serving.request_guard import Guard
 from llmdiff.serving.server import listen, run_server
 from llmdiff.serving.settings import UiSettings
 from llmdiff.serving.studio import Studio
@@ -17,21 +17,21 @@ from llmdiff.serving.ui import add_page
 _MAX_BODY_BYTES = 128 * 1024
 _BODY_TIMEOUT_S = 20.0
 _GRACE_S = 3.0
-# A browser fetches nothing from elsewhere whatever gradio's page asks for: it works the same without a network.
+# The browser loads no external resources, whatever gradio's page requests, so the page works offline.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
     "base-uri 'self'; form-action 'self'; frame-ancestors 'none'; object-src 'none'"
 )
-# All that the page needs. gradio has more routes (uploads, files, proxies, other programs' calls): closed.
+# The routes that the page needs. Gradio's other routes (uploads, files, proxies, API calls) are blocked.
 _OPEN = ("/", "/health", "/config", "/theme.css", "/favicon.ico")
 _OPEN_BELOW = ("/pictures/", "/assets/", "/static/", "/svelte/")
-# `run/` answers for the examples alone: what has a queue cannot be called past it.
+# `run/` serves the examples only: events with a queue cannot be called without it.
 _OPEN_GRADIO = ("queue/join", "queue/data", "run/", "cancel", "reset", "heartbeat/")
 
 
 class _OnlyThePage:
-    """Lets the page's own requests through, and answers 404 to all others."""
+    """ASGI middleware that passes the page's own requests and answers 404 to all others."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -52,7 +52,7 @@ class _OnlyThePage:
 
 
 def create_ui_app(studio: Studio, settings: UiSettings) -> FastAPI:
-    """Return the app with the page; the caller closes the studio. `state.end` ends the pages' connections."""
+    """Return the app with the page; the caller closes the studio. `state.end` closes open connections."""
     app = FastAPI(title="LLMDiff", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
 
     @app.get("/health")
@@ -60,7 +60,7 @@ def create_ui_app(studio: Studio, settings: UiSettings) -> FastAPI:
         return {"status": "ok"}
 
     app.state.end = add_page(app, studio, settings)
-    # The last one added is the first one asked.
+    # The last middleware added is the outermost.
     app.add_middleware(_OnlyThePage)
     if settings.password is not None:
         app.add_middleware(PasswordDoor, password=settings.password, open_paths=("/health",))
@@ -74,7 +74,7 @@ def create_ui_app(studio: Studio, settings: UiSettings) -> FastAPI:
 
 
 def serve_ui(settings: UiSettings, *, host: str, port: int, on_start: Callable[[str], None]) -> None:
-    """Serve the page until a signal ends it; returns nothing. `on_start` gets its address.
+    """Serve the page until a signal ends it. `on_start` is called with its address.
 
     Raises:
         ConfigError: the address cannot be listened on.
@@ -83,12 +83,12 @@ def serve_ui(settings: UiSettings, *, host: str, port: int, on_start: Callable[[
     listener = listen(host, port)
     studio = Studio()
     try:
-        # Before anyone opens the page: what is missing is said where the command was given.
+        # Load the models before serving, so that errors show at the command line.
         studio.load(settings.first_models)
         app = create_ui_app(studio, settings)
         address, bound_port = listener.getsockname()[:2]
         if settings.password is None and address not in ("127.0.0.1", "::1"):
-            log("no password is set: whoever reaches this address can draw", level=30)
+            log("no password is set: anyone who can reach this address can draw", level=30)
         on_start(f"http://{f'[{address}]' if ':' in address else address}:{bound_port}")
 
         def close() -> None:
@@ -97,7 +97,7 @@ def serve_ui(settings: UiSettings, *, host: str, port: int, on_start: Callable[[
 
         run_server(app, listener, grace_s=_GRACE_S, on_closing=close)
     except KeyboardInterrupt:
-        # uvicorn passes the signal on after its end; there is nothing left to interrupt.
+        # After shutdown uvicorn re-raises the signal; there is nothing left to interrupt.
         pass
     finally:
         studio.close()

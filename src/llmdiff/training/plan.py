@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import DynamicCache
 
-from llmdiff.adapter.adapter import LLMDiffAdapter, is_hidden
+from llmdiff.adapter.adapter import LLMDiffAdapter, uses_muon
 from llmdiff.adapter.installation import install
 from llmdiff.language.score_groups import group_parts
 from llmdiff.training.config import TrainConfig
@@ -193,7 +193,7 @@ def moments_bytes(adapter: nn.Module, optimizer: str) -> int:
         if optimizer == "adamw8bit" and one.numel() >= _SMALL:
             total += 2 * (one.numel() + 4 * -(-one.numel() // _BLOCK))
         else:
-            one_moment = optimizer == "muon" and one.ndim > 1 and is_hidden(name)
+            one_moment = optimizer == "muon" and one.ndim > 1 and uses_muon(name)
             total += (4 if one_moment else 8) * one.numel() + 4
     return total
 

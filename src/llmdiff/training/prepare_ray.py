@@ -48,7 +48,7 @@ def prepare_on_workers(config: TrainConfig, parts: Parts, *, workers: int) -> di
         starts = range(0, len(missing), LATENT_CHUNK)
         items += [{"pictures": missing[start : start + LATENT_CHUNK]} for start in starts]
     context = parts.context
-    made_of = {
+    init_args = {
         "config": config.model_dump_json(),
         "keys": keys,
         "settings": {
@@ -65,7 +65,7 @@ def prepare_on_workers(config: TrainConfig, parts: Parts, *, workers: int) -> di
     gpus_each = 0.0 if usable_device(config.device) == "cpu" else 1.0
     made = {"captions": 0, "pictures": 0}
     with tqdm(total=len(items), desc=f"preparing on {workers} workers", mininterval=2) as bar:
-        for done in on_workers(StoreFiller, made_of, items, workers=workers, gpus_each=gpus_each):
+        for done in on_workers(StoreFiller, init_args, items, workers=workers, gpus_each=gpus_each):
             made = {name: count + done.get(name, 0) for name, count in made.items()}
             bar.update()
     return made

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmdiff.adapter.adapter import is_hidden
+from llmdiff.adapter.adapter import uses_muon
 from llmdiff.adapter.installation import install
 from llmdiff.drawing.pictures import save_png
 from llmdiff.errors import ConfigError, LLMDiffError, NonFinitePictureError, first_line
@@ -191,7 +191,7 @@ class _Run:
         training = self.config.training
         return {
             "lr_scale": adapter_lr_scale(training.scalar_learning_rate / training.learning_rate),
-            "muon": lambda name: training.optimizer == "muon" and is_hidden(name),
+            "muon": lambda name: training.optimizer == "muon" and uses_muon(name),
         }
 
     def _batch(self, number: int) -> Batch:

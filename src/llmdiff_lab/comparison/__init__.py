@@ -1,1 +1,1 @@
-"""Rivals trained alike and measured alike, on the embedded default's scenes: one command, one report."""
+"""Train and evaluate rivals under equal conditions on the embedded default's scenes."""

@@ -1,4 +1,4 @@
-"""The same adapter trained on several LLMs: how accuracy goes with the LLM's size. What is done is done.
+"""Train the same adapter on several LLMs to compare accuracy by the LLM's size; resumable.
 
 OUT/base/   the base, measured once        OUT/llms/LLM/   a benchmark of one system each, with its report.html
 OUT/llms/LLM/llm.json   the LLM's size and speed
@@ -87,7 +87,7 @@ def compare_llms(
 
     Raises:
         ConfigError: no LLM, two of one name, or `out` has a comparison with other settings.
-        LLMNotFoundError, UnsupportedLLMError: an LLM is not to be had or cannot be read.
+        LLMNotFoundError, UnsupportedLLMError: an LLM is not available or not supported.
         OutputError: `out` cannot be written.
     """
     folders = _folders(llms, writable_folder(out) / "llms")
@@ -127,7 +127,7 @@ def compare_llms(
 
 
 def _folders(llms: Sequence[str], parent: Path) -> dict[str, Path]:
-    """A folder for every LLM, by what its name or path ends with."""
+    """Return a folder for every LLM, by what its name or path ends with."""
     if not llms:
         raise ConfigError("llms: got none, expected names, folders or Hub ids, separated by commas")
     folders: dict[str, Path] = {}
@@ -140,7 +140,7 @@ def _folders(llms: Sequence[str], parent: Path) -> dict[str, Path]:
 
 
 def _size_and_speed(name: str, place: Path, build: Build) -> dict[str, Any]:
-    """An LLM's size, and the seconds that it takes to encode one prompt; measured once."""
+    """Return an LLM's size, and the seconds that it takes to encode one prompt; measured once."""
     kept = place / "llm.json"
     if kept.exists():
         known: dict[str, Any] = read_json(kept)

@@ -12,7 +12,7 @@ _NAME = "compare-llms"
 
 
 def save_comparison(report: Mapping[str, Any], folder: Path) -> list[Path]:
-    """The paths written into `folder`: compare-llms.json, .md, .png and .html.
+    """Return the paths written into `folder`: compare-llms.json, .md, .png and .html.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -40,7 +40,7 @@ def comparison_tables(report: Mapping[str, Any]) -> str:
 
 
 def comparison_figure(report: Mapping[str, Any]) -> Any:
-    """A matplotlib figure: held-out accuracy and that of every split over parameters, and seconds per encoding."""
+    """Return a matplotlib figure: accuracy, held-out and by split, over parameters, and seconds per encoding."""
     from matplotlib.figure import Figure
 
     llms = report["llms"]

@@ -1,4 +1,4 @@
-"""The most memory that a part of a run takes."""
+"""Measure the peak memory of a part of a run."""
 
 import resource
 import sys

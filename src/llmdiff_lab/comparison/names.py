@@ -1,4 +1,4 @@
-"""Names of what a benchmark compares: a rival, trained for longer where it says so, drawn mixed where it says so."""
+"""Names of a benchmark's systems: a rival with optional factors of its training steps and its scale."""
 
 import re
 from collections.abc import Iterable
@@ -51,12 +51,12 @@ class SystemName:
 
     @property
     def trained(self) -> str:
-        """What is trained, whatever it is drawn with: the name without its scale."""
+        """Return what is trained, whatever it is drawn with: the name without its scale."""
         return self.rival if self.times == 1 else f"{self.rival}-x{self.times:g}"
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Return nothing if these are names of systems.
+    """Check that these are names of systems.
 
     Raises:
         ConfigError: one is not.
@@ -84,7 +84,7 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def title_of(name: str) -> str:
-    """Return what a system is, in a few words."""
+    """Return a short description of a system."""
     parts = SystemName.of(name)
     title = TITLES[name] if name in TITLES else RIVALS[parts.rival].title
     if parts.times != 1:

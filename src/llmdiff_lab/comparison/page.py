@@ -77,7 +77,7 @@ def _parts(system: Mapping[str, Any]) -> list[str]:
 
 
 def _swaps(ranked: Sequence[str], first: Mapping[str, Run]) -> dict[int, dict[str, list[str]]]:
-    """The prompts where one system has the relation right and another has it swapped: kind => systems."""
+    """Return the prompts where one system has the relation right and another has it swapped: kind => systems."""
     found: dict[int, dict[str, list[str]]] = {}
     shown = {
         kind: {name: first[name].figure(f"{EXACT}: relation {kind}") == 1 for name in ranked}

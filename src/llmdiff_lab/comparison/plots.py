@@ -55,7 +55,7 @@ def curves_plot(systems: Mapping[str, Any]) -> str | None:
 
 
 def _mean_curves(systems: Mapping[str, Any], kind: str) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps and mean losses over seeds, by system; those that have none are left out."""
+    """Return steps and mean losses over seeds, by system; those that have none are left out."""
     result: dict[str, tuple[list[int], list[float]]] = {}
     for name, system in systems.items():
         curves = [curve for curve in system[kind] if curve]

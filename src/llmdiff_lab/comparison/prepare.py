@@ -1,4 +1,4 @@
-"""What a benchmark needs before it runs: a build with a base and a checker, and the rivals that can be run."""
+"""Prepare a benchmark: a build with a base and a checker, and the available rivals."""
 
 from collections.abc import Sequence
 from contextlib import suppress

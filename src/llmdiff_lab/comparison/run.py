@@ -1,4 +1,4 @@
-"""Trains and evaluates every system for every seed; what is done is done, also after a kill.
+"""Train and evaluate every system for every seed; resumable after a kill.
 
 OUT/settings.json
 OUT/runs/   see `trainings`; beside them:
@@ -54,7 +54,7 @@ class Benchmark:
         left_out: Mapping[str, str],
         metrics: Sequence[Metric] = (),
     ) -> None:
-        """Begins the benchmark or goes on with it. `left_out` says of systems that are not in it why.
+        """Begin or resume the benchmark. `left_out` maps omitted systems to the reason.
 
         `metrics` are measured besides; more may be measured later, where the pictures are still there.
 
@@ -85,7 +85,7 @@ class Benchmark:
         return self.report(command=command)
 
     def fill(self, systems: Collection[str] | None = None, *, seeds: Collection[int] | None = None) -> None:
-        """Train and draw what is not yet done of these systems and seeds, of all where it is None. Returns nothing.
+        """Train and draw what is not yet done of these systems and seeds, of all where it is None.
 
         Shows a progress bar.
         """
@@ -134,7 +134,7 @@ class Benchmark:
         done(1)
 
     def _evaluate(self, name: str, place: Path, seed: int) -> None:
-        """Draw, score and report what is not there yet.
+        """Draw and score the missing pictures, and write the report.
 
         Where the pictures were not kept, what was measured stays, and a warning says what could not be.
         """
@@ -165,7 +165,7 @@ class Benchmark:
     def _trained(
         self, name: str, seed: int
     ) -> tuple[StableDiffusionPipeline, Callable[[], AbstractContextManager[Any]]]:
-        """The pipeline that draws for a system, and what has to be around it while it does."""
+        """Return the pipeline that draws for a system, and what has to be around it while it does."""
         pipe, scale = self.trainings.pipe, SystemName.of(name).scale
         if name == BASE:
             return pipe, nullcontext

@@ -1,4 +1,4 @@
-"""One system, trained and evaluated with one seed: what its folder holds."""
+"""Read the folder of one system, trained and evaluated with one seed."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -69,7 +69,7 @@ class Run:
 
 
 def read_run(place: Path, system: str, seed: int) -> Run:
-    """Return what a finished run left in its folder."""
+    """Read a finished run from its folder."""
     evaluation, stages = place / "evaluation", _logs(place / "training")
     lines = (evaluation / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
     return Run(
@@ -101,7 +101,7 @@ def exact_by_prompt(runs: Sequence[Run]) -> dict[str, Exact]:
 
 
 def values_by_prompt(runs: Sequence[Run]) -> dict[str, NDArray[np.float64]]:
-    """Of every metric's figure the mean over seeds of each prompt."""
+    """Return the mean over seeds of every metric's figure for each prompt."""
     return {name: np.mean([run.figure(name) for run in runs], axis=0) for name in metric_names(runs)}
 
 
@@ -112,7 +112,7 @@ def metric_names(runs: Sequence[Run]) -> list[str]:
 
 
 def _logs(training: Path) -> list[list[dict[str, Any]]]:
-    """The log lines of every stage that was trained, in order."""
+    """Return the log lines of every stage that was trained, in order."""
     logs = [training / stage / "log.jsonl" for stage in _STAGES]
     return [[line for line in read_log(log) if "loss" in line] for log in logs if log.exists()]
 
@@ -120,7 +120,7 @@ def _logs(training: Path) -> list[list[dict[str, Any]]]:
 def _curve(
     stages: Sequence[Sequence[Mapping[str, Any]]], figure: Callable[[Mapping[str, Any]], float | None]
 ) -> list[tuple[int, float]]:
-    """One figure of the stages that have it, one stage after the other."""
+    """Return one figure of the stages that have it, one stage after the other."""
     points: list[tuple[int, float]] = []
     for lines in stages:
         before = points[-1][0] if points else 0
@@ -130,7 +130,7 @@ def _curve(
 
 
 def _seconds(stages: Sequence[Sequence[Mapping[str, Any]]]) -> float | None:
-    """Every stage's steps at its median speed: what a machine does beside a training comes and goes."""
+    """Return every stage's steps at its median speed: what a machine does beside a training comes and goes."""
     timed = [[line for line in lines if "steps_per_s" in line] for lines in stages]
     times = [
         lines[-1]["step"] / float(np.median([line["steps_per_s"] for line in lines]))

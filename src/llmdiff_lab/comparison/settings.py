@@ -1,4 +1,4 @@
-"""What one benchmark compares, and how; kept in its folder, so that it can only go on as it began."""
+"""Settings of a benchmark, stored in its folder, so that it resumes only with the same settings."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ _MAY_GROW, _MAY_COME = ("rivals", "seeds"), ("encoder", "t5")
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkSettings:
-    """Everything that a benchmark's figures depend on, the same for every system.
+    """All settings that a benchmark's figures depend on, the same for every system.
 
     `learning_rates` are tried by every rival alike: with the first seed, for `search_steps` steps each; the one
     with the lowest loss on held-out scenes is taken. With a single one there is no search.
@@ -66,15 +66,15 @@ class BenchmarkSettings:
 
     @property
     def gain_steps(self) -> int:
-        """How many of the first steps a rival takes that learns weights for every block of its reader."""
+        """Return how many of the first steps a rival takes that learns weights for every block of its reader."""
         return round((self.text_steps or self.steps) * _GAIN_SHARE)
 
 
 def keep_settings(settings: BenchmarkSettings, folder: Path) -> None:
-    """Write the settings into the folder, or compare them with those that are there; returns nothing.
+    """Write the settings into the folder, or compare them with those that are there.
 
     Raises:
-        ConfigError: the folder's benchmark was begun with others.
+        ConfigError: the folder's benchmark was started with other settings.
     """
     path = folder / _NAME
     now = json.loads(json.dumps(asdict(settings)))

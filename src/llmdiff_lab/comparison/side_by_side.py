@@ -30,7 +30,7 @@ _LOOK_EVERY_S = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that another process needs to make the same benchmark.
+    """The arguments with which another process builds the same benchmark.
 
     Fields:
         preset, build, begin: see `prepare_build`. metrics: names with their models; empty: `own_metrics`.
@@ -53,7 +53,7 @@ class Recipe:
             ConfigError, PipelineNotFoundError, OutputError: see `prepare_build` and `prepare_benchmark`.
             MetricError: a metric is unknown, or its model cannot be loaded.
         """
-        # What can be refused at once is refused before the base is made or its scenes are drawn.
+        # Validate before training the base or drawing its scenes.
         metrics = [load_metric(*one, device=self.device) for one in self.metrics] or None
         build = prepare_build(self.preset, self.build, self.begin, torch.device(self.device))
         return prepare_benchmark(build, self.out, self.choice, metrics=metrics, **self.settings)
@@ -61,7 +61,7 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
-    """What one process does: a training, and all systems that draw with it, for one seed."""
+    """The work of one process: a training, and all systems that draw with it, for one seed."""
 
     trained: str
     systems: tuple[str, ...]
@@ -69,7 +69,7 @@ class _Task:
 
     @property
     def rival(self) -> str:
-        """Whose first training finds the learning rate for all others."""
+        """Return the rival whose first training selects the learning rate for all others."""
         return SystemName.of(self.trained).rival
 
     @property
@@ -78,7 +78,7 @@ class _Task:
 
 
 def fill_side_by_side(recipe: Recipe, plan: Benchmark, processes: int) -> None:
-    """Train and evaluate all systems of `plan`, which `recipe` made, `processes` at a time. Returns nothing.
+    """Train and evaluate all systems of `plan`, which `recipe` made, `processes` at a time.
 
     Shows a progress bar. SIGTERM is passed on: each process saves where it is, then SystemExit(0) is raised.
 
@@ -86,7 +86,7 @@ def fill_side_by_side(recipe: Recipe, plan: Benchmark, processes: int) -> None:
         LLMDiffError: a process ended with an error; those that do not depend on it have gone on to their end.
     """
     waiting = _tasks(plan)
-    # What all need and the first would make is made before they start. What is drawn needs no process.
+    # Build shared inputs before starting the processes. Systems that are already drawn need no process.
     plan.trainings.prepare(list(dict.fromkeys(task.trained for task in waiting)))
     context = multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // processes)
@@ -142,7 +142,7 @@ def _tasks(plan: Benchmark) -> list[_Task]:
 
 
 def _fill(recipe: Recipe, task: _Task, threads: int, log: Path) -> None:
-    """What a process does. Whatever is printed, also by what is not Python, goes to its log."""
+    """Run one task in a process, with all output, also that of native code, in its log."""
     with log.open("a") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())

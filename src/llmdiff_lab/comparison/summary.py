@@ -1,4 +1,4 @@
-"""A benchmark's figures, from what its runs left behind."""
+"""Summarise the runs of a benchmark."""
 
 import os
 import platform
@@ -103,7 +103,7 @@ def _difference(ours: Exact, other: Exact) -> dict[str, Any]:
 
 
 def hardware() -> dict[str, Any]:
-    """Return what the benchmark ran on."""
+    """Return the hardware of the benchmark."""
     found: dict[str, Any] = {
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
@@ -160,7 +160,7 @@ def _system(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _over_trainings(runs: Sequence[Run], name: str, at: NDArray[np.bool_]) -> dict[str, Any] | None:
-    """A figure over the prompts at these places; a share stays within 0 and 1. None: no prompt asks for it."""
+    """Return a figure over the prompts at these places; a share stays within 0 and 1. None: no prompt asks for it."""
     rows = [run.figure(name)[at] for run in runs]
     if np.isnan(rows).all():
         return None

@@ -125,7 +125,7 @@ def made_with(report: Mapping[str, Any]) -> str:
 
 
 def machine_of(report: Mapping[str, Any]) -> str:
-    """Return in a few words what a report was made on."""
+    """Return a short description of a report's hardware."""
     machine = report["hardware"]
     return ", ".join(
         [f"{machine['cpus']} cores, {machine['machine']}", *([machine["gpu"]] if "gpu" in machine else [])]

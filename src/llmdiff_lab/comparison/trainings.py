@@ -1,4 +1,4 @@
-"""Trains every system for every seed; what is trained is trained, also after a kill.
+"""Train every system for every seed; resumable after a kill.
 
 RUNS/SYSTEM/seed-N/training/   logs and checkpoints      RUNS/SYSTEM/seed-N/model/   what was trained
 RUNS/SYSTEM/seed-N/trained.json   its cost               RUNS/SYSTEM/search.json   the learning rates that were tried
@@ -59,13 +59,13 @@ class Trainings:
 
     @cached_property
     def pipe(self) -> StableDiffusionPipeline:
-        """The frozen base that all rivals share."""
+        """Return the frozen base that all rivals share."""
         pipe = self.build.pipeline()
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
     def prepare(self, systems: Sequence[str]) -> None:
-        """Draw the scenes and load the readers that trainings of these systems need. Returns nothing."""
+        """Draw the scenes and load the readers that trainings of these systems need."""
         rivals = [SystemName.of(name).rival for name in systems]
         needs = {rival(name).needs for name in rivals if name not in TITLES}
         if set(systems) - {BASE}:
@@ -78,7 +78,7 @@ class Trainings:
         return self.folder / name / f"seed-{seed}"
 
     def train(self, name: str, seed: int) -> None:
-        """Train a system, unless it is trained; what NAME@SCALE draws with is NAME. Returns nothing."""
+        """Train a system, unless it is trained; what NAME@SCALE draws with is NAME."""
         place, parts = self.place(name, seed), SystemName.of(name)
         if (place / "trained.json").exists():
             return
@@ -115,7 +115,7 @@ class Trainings:
 
     @cached_property
     def _teacher(self) -> Teacher:
-        """What the base says of the captions, which all rivals learn first."""
+        """Return the base's text states of the captions, which all rivals learn first."""
         return create_teacher(self.preset, self._data, self.pipe)
 
     def _train_rival(self, system: SystemName, place: Path, seed: int) -> None:
@@ -152,7 +152,7 @@ class Trainings:
     def _train_on_captions(
         self, name: str, preset: Preset, conditioning: Conditioning, folder: Path, seed: int = 0
     ) -> int:
-        """How many numbers were trained. Seeds have the same captions: they differ in what is done with them."""
+        """Train on the captions, the same for all seeds, and return the number of trained parameters."""
         return train_conditioning(
             preset,
             self._data,
@@ -189,7 +189,7 @@ class Trainings:
         write_whole(place / "trained.json", json.dumps(record, indent=1) + "\n")
 
     def _record(self, place: Path, trained: int, peak_gb: float, **more: Any) -> dict[str, Any]:
-        """What trained.json says of a training."""
+        """Return the content of trained.json for a training."""
         lines = read_log(place / "training" / "main" / "log.jsonl")
         speeds = [line["steps_per_s"] for line in lines if "steps_per_s" in line]
         return {
@@ -202,7 +202,7 @@ class Trainings:
         }
 
     def _learning_rate(self, name: str) -> float:
-        """The rate of the settings with the lowest loss on held-out scenes after a short training, seed 0.
+        """Return the rate of the settings with the lowest loss on held-out scenes after a short training, seed 0.
 
         Where that was the highest, and a training in full had a clearly lower loss at the next one: that one.
         """
@@ -223,7 +223,7 @@ class Trainings:
         return best
 
     def _check_in_full(self, name: str, rate: float, loss: float, place: Path) -> None:
-        """Tries the next lower rate in full where the short trainings took the highest: they favour high rates.
+        """Try the next lower rate in full where the short trainings took the highest: they favour high rates.
 
         Where it is clearly better, what was trained with `rate` is removed from `place`.
         """
@@ -241,14 +241,14 @@ class Trainings:
         return max((one for one in self.settings.learning_rates if one < rate), default=rate)
 
     def _searched(self, name: str) -> dict[str, Any]:
-        """What the search has found so far: losses by rate."""
+        """Return the losses by learning rate found so far."""
         return read_search(self.folder / name)
 
     def _keep(self, name: str, losses: Mapping[str, Any]) -> None:
         write_whole(self.folder / name / SEARCH_NAME, json.dumps(losses, indent=1) + "\n")
 
     def _tried(self, name: str, rate: float, *, share: float) -> float:
-        """The loss after a training with this rate for this share of the steps, with the first seed."""
+        """Return the loss after a training with this rate for this share of the steps, with the first seed."""
         preset = replace(
             _scaled(self.preset, share),
             adapter_lr=rate,
@@ -279,7 +279,7 @@ class Trainings:
         )
 
     def _reader(self, kind: str | None) -> dict[str, Any]:
-        """The frozen reader of this kind, by the name that `RivalInputs` has for it; loaded once."""
+        """Return the frozen reader of this kind, by the name that `RivalInputs` has for it; loaded once."""
         if kind is None:
             return {}
         if kind not in self._readers:
@@ -290,7 +290,7 @@ class Trainings:
 
 
 def _scaled(preset: Preset, times: float) -> Preset:
-    """The preset with `times` as many steps of each kind."""
+    """Return the preset with `times` as many steps of each kind."""
     return replace(
         preset,
         adapter_gain_steps=round(preset.adapter_gain_steps * times),

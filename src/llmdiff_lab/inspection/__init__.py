@@ -1,1 +1,1 @@
-"""What an LLM's blocks hold and do: probes, scores, attention maps."""
+"""Inspect an LLM's blocks: probes, scores, attention maps."""

@@ -31,7 +31,7 @@ class BlockSums:
     def __init__(
         self, llm: DecoderLLM, captions: Sequence[str], *, template: str | None, lone: Lone, title: str
     ) -> None:
-        """Reads the captions, from the shortest to the longest, under a progress bar with this title."""
+        """Read the captions, from the shortest to the longest, under a progress bar with this title."""
         self.llm = llm
         self.scales = ContextEncoding(llm.num_blocks, llm.hidden_size, lone=lone, template=template)
         self.scales.calibrate(llm, captions[:_CALIBRATION_CAPTIONS])

@@ -62,15 +62,15 @@ class DenoisingReport:
     steps_back: float
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON takes it."""
+        """Return the report as JSON takes it."""
         return asdict(self)
 
 
 def load_encoder(name_or_path: str) -> tuple[Any, Any, Kind]:
-    """A model that gives hidden states, its tokenizer, and what kind it is; of an encoder-decoder, the encoder.
+    """Return a model that gives hidden states, its tokenizer, and what kind it is; of an encoder-decoder, the encoder.
 
     Raises:
-        LLMNotFoundError: neither a folder nor a Hub id that is to be had.
+        LLMNotFoundError: neither a folder nor an available Hub id.
         CorruptWeightsError: a weight is missing, unread or of another shape.
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -86,7 +86,7 @@ def load_encoder(name_or_path: str) -> tuple[Any, Any, Kind]:
 
 
 def _folder_of(name_or_path: str) -> str:
-    """The folder of what is known by name, anything else as it is."""
+    """Return the folder of what is known by name, anything else as it is."""
     if name_or_path == MINILM_NAME:
         return minilm_folder()
     return str(packaged_llm_folder(name_or_path)) if name_or_path in PACKAGED else name_or_path
@@ -96,7 +96,7 @@ def _folder_of(name_or_path: str) -> str:
 def read_denoising(
     model: Any, tokenizer: Any, texts: Sequence[str], *, name: str, kind: Kind, ridge: float = 1e-3
 ) -> DenoisingReport:
-    """The report of a model on these texts; half of them train the readers, the other half is measured.
+    """Return the report of a model on these texts; half of them train the readers, the other half is measured.
 
     `ridge` is the readers' penalty as a share of the mean variance of a channel.
 

@@ -20,7 +20,7 @@ _PANELS = (
 def save_denoising(
     reports: Sequence[DenoisingReport], folder: Path, *, made_with: Mapping[str, Any] | None = None
 ) -> list[Path]:
-    """The paths written into `folder`: denoising.json, denoising.png and denoising.md.
+    """Return the paths written into `folder`: denoising.json, denoising.png and denoising.md.
 
     `made_with`: what else the JSON says, its command for instance.
 
@@ -37,7 +37,7 @@ def save_denoising(
 
 
 def denoising_figure(reports: Sequence[DenoisingReport]) -> Any:
-    """A matplotlib figure: every quantity over the share of blocks done, a line for every model."""
+    """Return a matplotlib figure: every quantity over the share of blocks done, a line for every model."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 7.5), layout="constrained")
@@ -63,7 +63,7 @@ def denoising_figure(reports: Sequence[DenoisingReport]) -> Any:
 
 
 def denoising_table(reports: Sequence[DenoisingReport]) -> str:
-    """A Markdown table: each model half-way and at its end."""
+    """Return a Markdown table: each model half-way and at its end."""
     rows = [[
         "model", "kind", "blocks", "tokens that approach in every block", "blocks that lead away, mean",
         "final state's R2 half-way", "own token at the end", "next token half-way", "next token at the end",

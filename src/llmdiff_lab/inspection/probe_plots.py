@@ -19,7 +19,7 @@ _PLOTTED = ("objects", "colours", "count", "relation")
 
 
 def save_probes(record: Mapping[str, Any], folder: Path, *, name: str = "probes") -> list[Path]:
-    """The paths written into `folder`: NAME.json, NAME.md, NAME.png and NAME.svg.
+    """Return the paths written into `folder`: NAME.json, NAME.md, NAME.png and NAME.svg.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -35,7 +35,7 @@ def save_probes(record: Mapping[str, Any], folder: Path, *, name: str = "probes"
 
 
 def probe_tables(record: Mapping[str, Any]) -> str:
-    """Markdown: for every kind of content a table, an encoding a row, a split a column."""
+    """Return Markdown tables, one per kind of content, with a row per encoding and a column per split."""
     splits = list(record["settings"]["splits"])
     reference = record["reference"]
     lines = [
@@ -57,7 +57,7 @@ def probe_tables(record: Mapping[str, Any]) -> str:
 
 
 def probe_figure(record: Mapping[str, Any]) -> Any:
-    """A matplotlib figure: bars with intervals, a panel for every kind of content."""
+    """Return a matplotlib figure: bars with intervals, a panel for every kind of content."""
     from matplotlib.figure import Figure
 
     splits, encodings = list(record["settings"]["splits"]), list(record["table"])

@@ -1,4 +1,4 @@
-"""What linear probes recover of captions from scores, last-layer states, averaged states and a sentence encoder."""
+"""Probe how much of a caption linear readers recover from different text encodings."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -40,7 +40,7 @@ _STREAM = 13
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeSettings:
-    """What a table of probes depends on.
+    """Settings of a table of probes.
 
     `captions` train a probe, in the words of training; `tests` of every split are asked for. `steps` of training
     with `batch` captions each. `template` stands around what the LLM reads. `encoder`: None leaves it out.
@@ -71,7 +71,7 @@ class ProbeSettings:
 
     @property
     def encodings(self) -> tuple[str, ...]:
-        """The rows of the table, in the order in which they are measured."""
+        """Return the rows of the table, in the order in which they are measured."""
         return tuple(name for name in TITLES if name != "encoder" or self.encoder is not None)
 
 
@@ -82,7 +82,7 @@ def measure_probes(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
     encoding the difference to the LLM's last layer on the same captions.
 
     Raises:
-        LLMNotFoundError: the LLM or the encoder is not to be had.
+        LLMNotFoundError: the LLM or the encoder is not available.
         OutputError: the folder cannot be written.
     """
     captions = _Captions(settings)
@@ -184,7 +184,7 @@ class _Readers:
 def _measure(
     encoding: str, settings: ProbeSettings, captions: _Captions, readers: _Readers
 ) -> dict[str, dict[str, list[int]]]:
-    """What a probe of this encoding read rightly: split, kind of content => 0 or 1 for each caption that has it."""
+    """Return a probe's correct answers: split, kind of content => 0 or 1 for each caption with that content."""
     batch, width, gains = readers.batch(encoding)
     probe = train_probe(
         batch,
@@ -213,7 +213,7 @@ def _plain(settings: ProbeSettings) -> dict[str, Any]:
 
 
 def _kept(place: Path, settings: ProbeSettings) -> dict[str, dict[str, list[int]]] | None:
-    """A row that was measured before with the same settings, None for any other."""
+    """Return a row that was measured before with the same settings, None for any other."""
     try:
         record = read_json(place)
     except (OSError, ValueError):

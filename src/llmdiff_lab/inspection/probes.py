@@ -34,7 +34,7 @@ class Targets:
 
     @classmethod
     def of(cls, contents: Sequence[Content], world: World) -> "Targets":
-        """The targets of contents."""
+        """Return the targets of contents."""
         names = [*(thing.name for thing in world.things), *SHAPES, None]
         colours = [*SHAPE_COLOURS, None]
         rows = []
@@ -102,7 +102,7 @@ def train_probe(
     batch_size: int = 128,
     seed: int = 0,
 ) -> AttentionProbe:
-    """A probe trained on captions; `gains` are trained with it, at three times its learning rate."""
+    """Return a probe trained on captions; `gains` are trained with it, at three times its learning rate."""
     torch.manual_seed(seed)
     probe = AttentionProbe(hidden_size, targets.sizes)
     groups = [
@@ -126,7 +126,7 @@ def train_probe(
 
 @torch.no_grad()
 def probe_answers(probe: AttentionProbe, batch: Batch, targets: Targets) -> Tensor:
-    """The probe's answers for captions, (N, 6) int64, as `Targets.table`."""
+    """Return the probe's answers for captions, (N, 6) int64, as `Targets.table`."""
     rows = []
     for start in range(0, len(targets), 100):
         encoding = batch(list(range(start, min(start + 100, len(targets)))))
@@ -137,7 +137,7 @@ def probe_answers(probe: AttentionProbe, batch: Batch, targets: Targets) -> Tens
 
 
 def read_rightly(answers: Tensor, targets: Targets) -> dict[str, Tensor]:
-    """What was read rightly, by kind of content, each over the captions that have it (bool, of various lengths).
+    """Return what was read rightly, by kind of content, each over the captions that have it (bool, of various lengths).
 
     "objects": every thing by name, in its place; "named": the same in either place; "colours": of every shape that
     has one; "count": of things of a kind, two or more; "relation": axis and order of a pair; "all": every answer.

@@ -19,7 +19,7 @@ _PANELS = (
 
 
 def save_scores(report: ScoreReport, folder: Path) -> list[Path]:
-    """The paths written into `folder`: scores.json, scores.png, scores.svg and scores.html.
+    """Return the paths written into `folder`: scores.json, scores.png, scores.svg and scores.html.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -36,7 +36,7 @@ def save_scores(report: ScoreReport, folder: Path) -> list[Path]:
 
 
 def score_figure(report: ScoreReport) -> Any:
-    """A matplotlib figure: blocks against tokens for every quantity, and the learned weights below."""
+    """Return a matplotlib figure: blocks against tokens for every quantity, and the learned weights below."""
     from matplotlib.figure import Figure
 
     tokens, rows = len(report.tokens), 4
@@ -58,7 +58,7 @@ def score_figure(report: ScoreReport) -> Any:
 
 
 def score_page(report: ScoreReport, svg: str) -> str:
-    """One HTML page with the figure inside it; it loads nothing from anywhere."""
+    """Return one HTML page with the figure inside it; it loads nothing from anywhere."""
     rows = [["token", "|x_0|", "|c|"]]
     rows += [
         [token, f"{x0:.2f}", f"{c:.2f}"]
@@ -119,7 +119,7 @@ def _states(place: Any, report: ScoreReport) -> None:
 
 
 def _sink(place: Any, report: ScoreReport) -> None:
-    """The attention sink beside the other tokens, without and with the subtraction of the lone update."""
+    """Plot the attention sink relative to the other tokens, with and without subtracting the lone update."""
     sink = report.sink
     place.plot(sink["without"], marker=".", label="without subtraction, |u|")
     place.plot(sink["with"], marker=".", label="with, |u - v|")

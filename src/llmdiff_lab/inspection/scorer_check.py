@@ -1,4 +1,4 @@
-"""How far the exact scorer is to be trusted: its verdicts on real renders against the scenes' own ground truth."""
+"""Measure the reliability of the scorer: its verdicts on real renders against the ground truth."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -23,7 +23,7 @@ _PARTS = ("things", "colours", "count", "relation", "size", "background")
 
 
 def check_scorer(read: Reader, world: World, *, renders: int = 900, seed: int = 0) -> dict[str, Any]:
-    """What a reader's verdicts are worth, on fresh renders of every split, clean and spoilt as drawn pictures are.
+    """Measure the reliability of a reader's verdicts on new renders of every split, clean and degraded.
 
     Every render is compared with three captions' contents: its own, that of a near miss (one respect differs), and that
     of another render (`shuffled`, the chance level). `score` is the share that the reader calls exactly right, `truth`
@@ -56,7 +56,7 @@ def check_scorer(read: Reader, world: World, *, renders: int = 900, seed: int = 
 
 
 def scorer_tables(report: dict[str, Any], *, markdown: bool = False) -> str:
-    """The figures in percent: scores and agreement for each kind of caption, and agreement by part."""
+    """Return the figures in percent: scores and agreement for each kind of caption, and agreement by part."""
     rows = [
         ["%", "says right", "is right", "agreement", "kappa", "said right, is wrong", "said wrong, is right"]
     ]
@@ -73,7 +73,7 @@ def scorer_tables(report: dict[str, Any], *, markdown: bool = False) -> str:
 
 
 def cohens_kappa(said: NDArray[np.bool_], true: NDArray[np.bool_]) -> float | None:
-    """The agreement of a judge with the truth beyond chance; None where the truth is always the same, and says nothing.
+    """Return Cohen's kappa of a judge against the truth; None if the truth is constant.
 
     Source: Cohen 1960.
     """

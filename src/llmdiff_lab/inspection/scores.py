@@ -1,4 +1,4 @@
-"""What every block of an LLM does to every token of a prompt, and what an adapter makes of it."""
+"""Measure the update of every LLM block for every token of a prompt, and its use by an adapter."""
 
 import math
 from collections.abc import Sequence
@@ -73,12 +73,12 @@ class ScoreReport:
     gates: dict[str, tuple[float, float]] | None
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON takes it."""
+        """Return the report as JSON takes it."""
         return asdict(self) | {"sink": self.sink}
 
     @property
     def sink(self) -> dict[str, Any]:
-        """The token and block of the largest context update, and how large that and its score are.
+        """Return the token and block of the largest context update, and how large that and its score are.
 
         Attention sinks are answered with massive activations; the score of one that arises in the lone pass
         as well is small, which is what the subtraction is good for. By block, for this token: "without" is its
@@ -108,7 +108,7 @@ def inspect_scores(
     lone: Lone = "token+bos",
     calibration_prompts: Sequence[str] | None = None,
 ) -> ScoreReport:
-    """The report of one prompt: with an adapter's gains, or with all gains 1 for an LLM alone.
+    """Return the report of one prompt: with an adapter's gains, or with all gains 1 for an LLM alone.
 
     Without an adapter, scales are calibrated on `calibration_prompts`, or on the prompt itself. Where a closed LLM
     answers (`llm.advice`), the first answer and the prompt are read together, as for a picture.
@@ -202,7 +202,7 @@ class _Seen:
 
 
 def _beside_others(rows: Rows, token: int) -> tuple[float, ...]:
-    """Every block's norm at one token in units of the median of the others, BOS left out of these."""
+    """Return every block's norm at one token in units of the median of the others, BOS left out of these."""
     table = torch.tensor(rows)
     others = [index for index in range(table.shape[1]) if index not in (0, token)]
     medians = table[:, others].median(1).values if others else table.new_ones(len(table))

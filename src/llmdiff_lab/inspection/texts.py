@@ -11,7 +11,7 @@ from llmdiff.openmoji.contents import World
 
 
 def read_texts(path: Path | None, number: int, *, seed: int = 0) -> list[str]:
-    """The first `number` texts of a file that holds one a line, or as many captions where there is no file.
+    """Return the first `number` texts of a file that holds one a line, or as many captions where there is no file.
 
     Raises:
         InputFileError: the file cannot be read, or is not UTF-8.

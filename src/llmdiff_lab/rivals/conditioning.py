@@ -65,7 +65,7 @@ class Conditioning(ABC):
         """
         return states, None
 
-    def is_hidden(self, name: str) -> bool:
+    def uses_muon(self, name: str) -> bool:
         """Return whether Muon optimises the parameter of this name ("module.path")."""
         return False
 

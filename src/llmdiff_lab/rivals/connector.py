@@ -53,7 +53,7 @@ class Connector(nn.Module, ABC):
         """Return a context in which the connector's trained layers are inside the denoiser."""
         return nullcontext()
 
-    def is_hidden(self, name: str) -> bool:
+    def uses_muon(self, name: str) -> bool:
         """Return whether Muon optimises the parameter of this name."""
         return False
 
@@ -128,9 +128,9 @@ class ConnectorConditioning(Conditioning):
             finally:
                 del pipe.encode_prompt
 
-    def is_hidden(self, name: str) -> bool:
+    def uses_muon(self, name: str) -> bool:
         """Return whether Muon optimises the parameter of this name."""
-        return self.connector.is_hidden(name)
+        return self.connector.uses_muon(name)
 
 
 def check_family(pipe: Any) -> None:

@@ -65,7 +65,7 @@ class EllaConnector(Connector):
         real = torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
         return TextEncoding(states=latents, token_mask=real)
 
-    def is_hidden(self, name: str) -> bool:
+    def uses_muon(self, name: str) -> bool:
         """Return whether Muon optimises the parameter: matrices of blocks, except those of the time step."""
         return ".blocks." in name and ".linear." not in name
 

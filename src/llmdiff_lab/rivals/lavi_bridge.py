@@ -98,7 +98,7 @@ class LaviBridgeConnector(Connector):
         """Return a context in which the denoiser has its LoRA layers."""
         return self.denoiser_lora.applied(denoiser)
 
-    def is_hidden(self, name: str) -> bool:
+    def uses_muon(self, name: str) -> bool:
         """Return whether Muon optimises the parameter: the feed-forward stages; LoRA matrices have too low a rank."""
         return ".ff1." in name or ".ff2." in name
 

@@ -86,6 +86,6 @@ class Llm4GenConnector(Connector):
     def _heads(self, states: Tensor) -> Tensor:
         return torch.unflatten(states, -1, (self.heads, -1)).transpose(1, 2)
 
-    def is_hidden(self, name: str) -> bool:
+    def uses_muon(self, name: str) -> bool:
         """Return whether Muon optimises the parameter: all but the first projection."""
         return ".llm_proj." not in name

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from llmdiff.adapter import families
-from llmdiff.adapter.adapter import LLMDiffAdapter, is_hidden
+from llmdiff.adapter.adapter import LLMDiffAdapter, uses_muon
 from llmdiff.adapter.attach import attach, detach
 from llmdiff.adapter.installation import install
 from llmdiff.adapter.processors import CrossAttentionBranch
@@ -178,9 +178,9 @@ class AdapterConditioning(Conditioning):
         llm.prefix_states(llm.tokenize("", template=self.adapter.context.template).prefix_ids)
         return self.llm_lora.applied(llm.model.base_model)
 
-    def is_hidden(self, name: str) -> bool:
+    def uses_muon(self, name: str) -> bool:
         """Return whether Muon optimises the parameter: new branches and the refiner's blocks."""
-        return is_hidden(name)
+        return uses_muon(name)
 
     def figures(self) -> Mapping[str, float]:
         """Return the mean gates of both branches."""

@@ -1,4 +1,4 @@
-"""The study's server: one page for raters and the few addresses that it asks."""
+"""The study's server: the page for raters and its API."""
 
 import base64
 import hashlib
@@ -14,8 +14,8 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from llmdiff.errors import ConfigError
 from llmdiff.serving.errors import ApiError, error_response, install_error_handlers
-from llmdiff.serving.guard import Guard
 from llmdiff.serving.logs import log_as_json
+from llmdiff.serving.request_guard import Guard
 from llmdiff.serving.server import listen, run_server, say_listening
 from llmdiff_lab.study.model import InvalidAnswerError, StudyFullError, UnknownRaterError
 from llmdiff_lab.study.store import StudyStore
@@ -37,7 +37,7 @@ class Question(BaseModel):
 
 
 class StudyReply(BaseModel):
-    """What the study asks."""
+    """The questions of the study."""
 
     title: str
     questions: list[Question]
@@ -45,14 +45,14 @@ class StudyReply(BaseModel):
 
 
 class RaterReply(BaseModel):
-    """A new rater's own link; whoever has it goes on where they were."""
+    """A new rater's personal link, with which they can resume."""
 
     rater: str
     link: str
 
 
 class ProgressReply(BaseModel):
-    """How far a rater is; `next` is the first position without an answer."""
+    """The progress of a rater; `next` is the first position without an answer."""
 
     total: int
     done: int
@@ -99,7 +99,7 @@ def create_study_app(folder: str | Path, *, max_raters: int = 1000) -> FastAPI:
 
 
 def serve_study(folder: str | Path, *, host: str, port: int, max_raters: int) -> None:
-    """Serve a study until a signal ends it; returns nothing.
+    """Serve a study until a signal ends it.
 
     Raises:
         ConfigError: the folder holds no study, or the address cannot be listened on.

@@ -57,7 +57,7 @@ class Resampling:
 
 
 def win_rate(comparison: Comparison, resampling: Resampling) -> Interval:
-    """The first system's share of the wins, a tie half a win to each, with its 95 % interval.
+    """Return the first system's share of the wins, a tie half a win to each, with its 95 % interval.
 
     The interval is the wider, at either end, of the bootstrap's over raters and prompts and of Wilson's:
     the first sees that answers of one rater, or about one prompt, are alike; the second does not vanish when
@@ -80,7 +80,7 @@ def win_rate(comparison: Comparison, resampling: Resampling) -> Interval:
 
 
 def bradley_terry(wins: Array) -> Array:
-    """Strengths s with P(i beats j) = 1 / (1 + exp(s_j - s_i)), their mean 0: the most likely given the wins.
+    """Return the maximum-likelihood strengths s, of mean 0, with P(i beats j) = 1 / (1 + exp(s_j - s_i)).
 
     Half a win either way is added for every two systems with answers, so that strengths stay finite.
 
@@ -111,7 +111,7 @@ def bradley_terry(wins: Array) -> Array:
 def bradley_terry_intervals(
     comparisons: Mapping[tuple[int, int], Comparison], systems: int, resampling: Resampling
 ) -> list[Interval]:
-    """Every system's strength with its 95 % bootstrap interval; `n` counts the answers about it."""
+    """Return every system's strength with its 95 % bootstrap interval; `n` counts the answers about it."""
     wins = np.zeros((systems, systems))
     drawn = np.zeros((resampling.resamples, systems, systems))
     counts = np.zeros(systems)
@@ -132,7 +132,7 @@ def bradley_terry_intervals(
 
 
 def krippendorff_alpha(units: Sequence[Sequence[Hashable]]) -> float | None:
-    """Agreement on nominal values: 1 perfect, 0 as by chance; None where nothing can be compared.
+    """Return Krippendorff's alpha on nominal values: 1 perfect, 0 by chance; None if nothing can be compared.
 
     `units`: for each thing judged, the values it was given by whoever judged it.
 
@@ -152,7 +152,7 @@ def krippendorff_alpha(units: Sequence[Sequence[Hashable]]) -> float | None:
 
 
 def percent_agreement(units: Sequence[Sequence[Hashable]]) -> float | None:
-    """The share of pairs of raters that agree, over all units; None where nobody judged the same."""
+    """Return the share of pairs of raters that agree, over all units; None where nobody judged the same."""
     same = pairs = 0
     for unit in units:
         pairs += math.comb(len(unit), 2)

@@ -1,4 +1,4 @@
-"""A study's pairs, raters and answers in SQLite; what was acknowledged survives a killed process."""
+"""A study's pairs, raters and answers in SQLite; acknowledged answers survive a killed process."""
 
 import json
 import random
@@ -25,7 +25,7 @@ from llmdiff_lab.study.model import (
 
 STORE_NAME = "study.sqlite"
 _VERSION = 1
-# Of a rater nothing is kept but a random token and what was answered: no names, no addresses, no times.
+# Only a random token and the answers are stored of a rater: no names, no addresses, no times.
 _SCHEMA = """
 CREATE TABLE study (version INTEGER NOT NULL, settings TEXT NOT NULL);
 CREATE TABLE prompts (id INTEGER PRIMARY KEY, text TEXT NOT NULL);
@@ -182,7 +182,7 @@ class StudyStore:
     def answer(
         self, token: str, position: int, choices: Mapping[str, str], *, max_raters: int | None = None
     ) -> None:
-        """Store the rater's choices at a position, all of them on disk when this returns; returns nothing.
+        """Store the rater's choices at a position, all of them on disk when this returns.
 
         Answering again replaces the answer, so that a client may repeat what was not acknowledged.
 
@@ -256,7 +256,7 @@ class StudyStore:
             return int(self._connection.execute("SELECT count(*) FROM raters").fetchone()[0])
 
     def close(self) -> None:
-        """Close the study; returns nothing."""
+        """Close the study."""
         with self._lock:
             self._connection.close()
 

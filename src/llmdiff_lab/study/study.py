@@ -1,6 +1,6 @@
-"""A user study: which system's pictures do people prefer, in pairs that hide who drew what.
+"""A blinded user study: people choose between two systems' pictures of the same prompt.
 
-A study is a folder: `study.sqlite` with everything that is known, and `pictures/` without any of it.
+A study is a folder: `study.sqlite` with all data, and `pictures/` without metadata.
 """
 
 import itertools

@@ -152,7 +152,7 @@ def train_on(
         config,
         folder,
         title="denoiser",
-        muon=lambda name: preset.unet_muon and name.startswith("unet.") and _is_hidden(name),
+        muon=lambda name: preset.unet_muon and name.startswith("unet.") and _uses_muon(name),
         lr_scale=lambda name: (preset.unet_text_lr_share if name.startswith("text.") else 1.0, 1.0),
         on_sample=sample,
     )
@@ -161,7 +161,7 @@ def train_on(
     text_encoder.eval()
 
 
-def _is_hidden(name: str) -> bool:
+def _uses_muon(name: str) -> bool:
     """Whether a matrix of the U-Net lies between others; first, last and time layers are left to AdamW."""
     return name.split(".")[1] in ("down_blocks", "mid_block", "up_blocks") and "time_emb" not in name
 

@@ -252,7 +252,7 @@ class _Stage:
         preset = self.preset
         return {
             "lr_scale": adapter_lr_scale(preset.adapter_scalar_lr / preset.adapter_lr),
-            "muon": lambda name: preset.adapter_muon and self.conditioning.is_hidden(name),
+            "muon": lambda name: preset.adapter_muon and self.conditioning.uses_muon(name),
         }
 
 

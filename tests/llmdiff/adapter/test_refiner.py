@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from llmdiff.adapter import LLMDiffAdapter, attach
-from llmdiff.adapter.adapter import is_hidden
+from llmdiff.adapter.adapter import uses_muon
 from llmdiff.adapter.refiner import LAYERS, TokenRefiner, inside_width
 from llmdiff.adapter.storage import CONFIG_NAME
 from llmdiff.errors import ConfigError
@@ -138,11 +138,11 @@ def test_its_size_and_what_muon_takes() -> None:
     assert inside_width(512, 768) == 512
     assert inside_width(4096, 4096) == 1024
     names = [f"refiner.{name}" for name, _ in TokenRefiner(8, layers=1, width=8).named_parameters()]
-    taken = {name for name in names if is_hidden(name)}
+    taken = {name for name in names if uses_muon(name)}
     assert "refiner.blocks.0.widen.weight" in taken
     assert "refiner.to_inside.weight" not in taken
-    assert is_hidden("adapter.branches.mid.to_k.weight")
-    assert not is_hidden("adapter.phi.weight")
+    assert uses_muon("adapter.branches.mid.to_k.weight")
+    assert not uses_muon("adapter.phi.weight")
 
 
 def test_what_is_no_size_is_refused(

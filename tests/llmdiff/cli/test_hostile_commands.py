@@ -96,7 +96,7 @@ def test_a_time_out_is_finite(name: str, value: float) -> None:
     "name", ["meta", "", "abacus", "cuda:99", "hpu", "privateuseone", "a" * 5000, "cpu:-1", "\ud800"]
 )
 def test_a_device_that_holds_nothing(name: str) -> None:
-    with pytest.raises(ConfigError, match="is not to be had here"):
+    with pytest.raises(ConfigError, match="is not available here"):
         usable_device(name)
 
 

@@ -43,8 +43,8 @@ def _squares():
 
 def test_every_item_is_worked_on_once_by_two_processes(ray_cluster, tmp_path):
     items = [{"number": number} for number in range(12)]
-    made_of = {"add": 1, "folder": str(tmp_path)}
-    found = list(on_workers(_squares(), made_of, items, workers=2))
+    init_args = {"add": 1, "folder": str(tmp_path)}
+    found = list(on_workers(_squares(), init_args, items, workers=2))
     assert {one["number"]: one["square"] for one in found} == {number: number**2 + 1 for number in range(12)}
     assert len(found) == 12
     processes = {one["process"] for one in found}

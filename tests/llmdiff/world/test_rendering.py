@@ -217,5 +217,5 @@ def test_a_pipe_is_not_replaced_by_the_picture(tmp_path) -> None:
     os.mkfifo(pipe)
     refused = CliRunner().invoke(app, ["world", "--group", "music", "--out", str(pipe)])
     assert refused.exit_code == 1
-    assert "is no regular file" in refused.stderr
+    assert "is not a regular file" in refused.stderr
     assert pipe.is_fifo()

@@ -1,5 +1,5 @@
-"""Metrics of pictures: how well they fit their prompts, how good they look, how near to others they are.
+"""Metrics of pictures: prompt alignment, quality, diversity, and distance between sets.
 
-Two kinds, by what they are given: `PictureMetric` scores every picture by itself, `SetMetric` compares a set of
-pictures with another, or with itself. `loading.load_metric` finds either by its name.
+There are two kinds: `PictureMetric` scores single pictures, `SetMetric` compares a set of pictures with another.
+`loading.load_metric` loads either by name.
 """

@@ -1,4 +1,4 @@
-"""How well pictures fit their prompts, by a model of pictures and texts: SigLIP score and CLIPScore."""
+"""Prompt alignment by an image-text model: SigLIP score and CLIPScore."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,26 +13,26 @@ from llmdiff.evaluation.metrics.models import ImageTextModel
 
 
 class CosineScore:
-    """What metrics share that compare a picture and its prompt by a model of both."""
+    """Base of metrics that compare a picture and its prompt with an image-text model."""
 
     def __init__(self, model: ImageTextModel) -> None:
         self.model, self.model_id = model, model.id
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
-        """The metric with the model of a folder or Hub id."""
+        """Return the metric with the model of a folder or Hub id."""
         return cls(ImageTextModel.from_pretrained(name_or_path, device=device))
 
 
 class SigLIPScore(CosineScore):
-    """The cosine of picture and prompt in a SigLIP or SigLIP 2 model, and the probability that they belong together.
+    """The cosine of picture and prompt in a SigLIP or SigLIP 2 model, and the probability that they match.
 
         siglip = cos(x, y)        siglip_probability = sigmoid(exp(t) * cos(x, y) + b)
 
     Units: -1..1 and 0..1.
 
     Source: Zhai et al. 2023 (arXiv 2303.15343), the loss of a positive pair; Tschannen et al. 2025 (SigLIP 2, arXiv
-    2502.14786). The probability is what the loss trains; the cosine keeps differences where it saturates.
+    2502.14786). The loss trains the probability; the cosine still differs where the probability saturates.
     """
 
     name, failed_score = "siglip", 0.0
@@ -47,10 +47,10 @@ class SigLIPScore(CosineScore):
         self._bias = model.bias
 
     def score(self, pictures: Pictures, prompts: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-        """Both figures of every picture. Shapes: (N,) each."""
+        """Return both figures of every picture. Shapes: (N,) each."""
         cosine = self.model.cosines(pictures, prompts)
         logits = self.model.scale * cosine + self._bias
-        # In this form neither a large nor a small logit overflows.
+        # This form does not overflow for large or small logits.
         return {"siglip": cosine, "siglip_probability": (1 + np.tanh(logits / 2)) / 2}
 
 
@@ -66,5 +66,5 @@ class CLIPScore(CosineScore):
     name, failed_score = "clip-score", 0.0
 
     def score(self, pictures: Pictures, prompts: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-        """The score of every picture. Shapes: (N,)."""
+        """Return the score of every picture. Shapes: (N,)."""
         return {"clip_score": 100 * np.maximum(self.model.cosines(pictures, prompts), 0)}

@@ -1,7 +1,7 @@
-"""How far a set of drawn pictures is from a set of real ones: FID, KID and CMMD, on the features of any vision model.
+"""Distance between sets of drawn and real pictures: FID, KID and CMMD, on the features of any vision model.
 
 The published numbers of FID and KID are on features of one Inception network, those of CMMD on CLIP ViT-L/14 at 336
-pixels. Figures on other features can be compared only with figures on the same ones; a report names the model.
+pixels. Figures are comparable only on the same features; a report names the model.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ Kernel = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64
 
 
 def frechet_distance(reference: Features, drawn: Features) -> float:
-    """The squared Fréchet distance of two normal distributions with the sets' means and covariances.
+    """Return the squared Fréchet distance of two normal distributions with the sets' means and covariances.
 
         |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))
 
@@ -32,7 +32,7 @@ def frechet_distance(reference: Features, drawn: Features) -> float:
     Shapes: (N, D) and (M, D).
 
     Raises:
-        MetricError: less than two pictures in a set, or features of two widths.
+        MetricError: a set has fewer than two pictures, or the widths of the features differ.
 
     Source: Heusel et al. 2017 (arXiv 1706.08500), equation 6.
     """
@@ -46,14 +46,14 @@ def frechet_distance(reference: Features, drawn: Features) -> float:
 
 
 def squared_mmd(reference: Features, drawn: Features, kernel: Kernel) -> float:
-    """The unbiased estimate of the squared maximum mean discrepancy; it may fall below 0.
+    """Return the unbiased estimate of the squared maximum mean discrepancy; it may fall below 0.
 
         mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)
 
     Shapes: (N, D) and (M, D). Memory: that of 1024 rows of the kernel.
 
     Raises:
-        MetricError: less than two pictures in a set, or features of two widths.
+        MetricError: a set has fewer than two pictures, or the widths of the features differ.
 
     Source: Gretton et al. 2012, equation 3.
     """
@@ -83,42 +83,42 @@ def gaussian_kernel(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[n
 
 
 class _OnFeatures:
-    """What the three have in common: a vision model and its features."""
+    """Base of the three metrics: a vision model and its features."""
 
     def __init__(self, model: VisionModel) -> None:
         self.model, self.model_id = model, model.id
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
-        """The metric on the features of the model of a folder or Hub id."""
+        """Return the metric on the features of the model of a folder or Hub id."""
         return cls(VisionModel.from_pretrained(name_or_path, device=device))
 
     def features(self, pictures: Pictures) -> NDArray[np.float32]:
-        """The features of every picture. Shapes: (N, D)."""
+        """Return the features of every picture. Shapes: (N, D)."""
         features: NDArray[np.float32] = self.model.features(pictures).numpy()
         return features
 
 
 class FID(_OnFeatures):
-    """Fréchet distance of features. It is biased upwards with few pictures, most below some thousands."""
+    """Fréchet distance of features. It is biased upwards with few pictures, most below a few thousand."""
 
     name = "fid"
 
     def compare(self, reference: NDArray[np.float32], drawn: NDArray[np.float32]) -> dict[str, float]:
-        """The distance; 0 is the same distribution."""
+        """Return the distance; 0 is the same distribution."""
         return {"fid": frechet_distance(reference, drawn)}
 
 
 class KID(_OnFeatures):
     """Squared MMD of features with KID's kernel, over the whole sets.
 
-    Not the mean over subsets that papers print, of which this is the same estimate with less spread.
+    Papers report the mean over subsets, which has the same expectation and a higher variance.
     """
 
     name = "kid"
 
     def compare(self, reference: NDArray[np.float32], drawn: NDArray[np.float32]) -> dict[str, float]:
-        """The estimate; 0 is the same distribution."""
+        """Return the estimate; 0 is the same distribution."""
         return {"kid": squared_mmd(reference, drawn, polynomial_kernel)}
 
 
@@ -132,7 +132,7 @@ class CMMD(_OnFeatures):
     name = "cmmd"
 
     def compare(self, reference: NDArray[np.float32], drawn: NDArray[np.float32]) -> dict[str, float]:
-        """The estimate; 0 is the same distribution."""
+        """Return the estimate; 0 is the same distribution."""
         first, second = (
             one / np.linalg.norm(one, axis=1, keepdims=True).clip(min=1e-12) for one in (reference, drawn)
         )

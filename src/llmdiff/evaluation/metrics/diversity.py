@@ -1,4 +1,4 @@
-"""How much pictures of one prompt differ: a perceptual distance on the layers of a vision model."""
+"""Diversity of the pictures of one prompt: a perceptual distance on the layers of a vision model."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -14,14 +14,14 @@ from llmdiff.evaluation.metrics.models import VisionModel
 
 
 class Diversity:
-    """The mean distance of every two pictures of a prompt, drawn from different seeds. More is not always better.
+    """The mean pairwise distance of pictures of a prompt from different seeds. Higher is not always better.
 
         d(x, y) = mean over layers l of  mean over places p of  | u_lp(x) - u_lp(y) |^2,    u = f / |f|
 
     Units: 0 (the same picture) to 4.
 
     Source: Zhang et al. 2018 (LPIPS, arXiv 1801.03924), equation 1 with all channel weights 1 (its uncalibrated form),
-    on the layers of the model that is given: not comparable with distances on other features.
+    on the layers of the given model: not comparable with distances on other features.
     """
 
     name = "diversity"
@@ -31,15 +31,15 @@ class Diversity:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
-        """The metric on all layers of the model of a folder or Hub id."""
+        """Return the metric on all layers of the model of a folder or Hub id."""
         return cls(VisionModel.from_pretrained(name_or_path, device=device))
 
     @torch.no_grad()
     def diversity(self, pictures: Pictures) -> float:
-        """The mean distance of every two of these pictures.
+        """Return the mean pairwise distance of these pictures.
 
         Raises:
-            MetricError: there is but one, or a layer that the model does not have.
+            MetricError: there is only one picture, or the model lacks a layer.
         """
         if len(pictures) < 2:
             raise MetricError(

@@ -1,4 +1,4 @@
-"""What a metric is: the two kinds, and the pictures that they are given."""
+"""Protocols of metrics, and the type of their pictures."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
@@ -12,12 +12,12 @@ Pictures = NDArray[np.uint8]
 
 @runtime_checkable
 class PictureMetric(Protocol):
-    """A metric that gives every picture figures of its own. More is better, unless its docstring says otherwise.
+    """A metric that scores every picture. Higher is better, unless its docstring says otherwise.
 
     Fields:
-        name: what it is called on the command line.
-        model_id: the model that it scores with, as it was loaded.
-        failed_score: what a picture counts that was never drawn.
+        name: its name on the command line.
+        model_id: the folder or Hub id of its model.
+        failed_score: the score of a picture that could not be drawn.
     """
 
     name: str
@@ -25,45 +25,45 @@ class PictureMetric(Protocol):
     failed_score: float
 
     def score(self, pictures: Pictures, prompts: Sequence[str]) -> Mapping[str, NDArray[np.float64]]:
-        """Named figures of every picture. Shapes: (N,) each."""
+        """Return named figures of every picture. Shapes: (N,) each."""
         ...
 
 
 @runtime_checkable
 class SetMetric(Protocol):
-    """A metric of sets of pictures, on features that are taken once of every picture.
+    """A metric of sets of pictures, on features that are computed once per picture.
 
     Fields:
-        name: what it is called on the command line.
-        model_id: the model whose features it uses, as it was loaded.
+        name: its name on the command line.
+        model_id: the folder or Hub id of the model whose features it uses.
     """
 
     name: str
     model_id: str
 
     def features(self, pictures: Pictures) -> NDArray[np.float32]:
-        """The features of every picture. Shapes: (N, D)."""
+        """Return the features of every picture. Shapes: (N, D)."""
         ...
 
     def compare(self, reference: NDArray[np.float32], drawn: NDArray[np.float32]) -> Mapping[str, float]:
-        """Named figures of the drawn pictures against the reference; less is nearer."""
+        """Return named figures of the drawn pictures against the reference; lower is closer."""
         ...
 
 
 @runtime_checkable
 class DiversityMetric(Protocol):
-    """A metric of how much pictures of one prompt, from different seeds, differ.
+    """A metric of the differences among pictures of one prompt from different seeds.
 
     Fields:
-        name: what it is called on the command line.
-        model_id: the model whose features it uses, as it was loaded.
+        name: its name on the command line.
+        model_id: the folder or Hub id of the model whose features it uses.
     """
 
     name: str
     model_id: str
 
     def diversity(self, pictures: Pictures) -> float:
-        """The mean distance of every two of these pictures."""
+        """Return the mean pairwise distance of these pictures."""
         ...
 
 

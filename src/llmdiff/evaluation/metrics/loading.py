@@ -1,4 +1,4 @@
-"""Metrics by their names: the library's own, and those that other packages bring."""
+"""Load metrics by name: the library's own, and those of other packages."""
 
 from collections.abc import Sequence
 from importlib import metadata
@@ -21,13 +21,13 @@ METRICS: dict[str, Any] = {kind.name: kind for kind in _OWN}
 
 
 def load_metric(name: str, model: str | Path | None = None, *, device: str = "cpu") -> Metric:
-    """The metric of this name with the model of a folder or Hub id; "openmoji" is the embedded default's SigLIP.
+    """Return the metric of this name with the model of a folder or Hub id; "openmoji" is the embedded default's SigLIP.
 
-    Other packages bring metrics by an entry point of the group `llmdiff.metrics`: its object is called with the
-    model (None where none was given) and `device=`, and gives a PictureMetric, SetMetric or DiversityMetric.
+    Other packages provide metrics by an entry point of the group `llmdiff.metrics`, a callable that takes the model
+    (or None) and `device=`, and returns a PictureMetric, SetMetric or DiversityMetric.
 
     Raises:
-        MetricError: no such metric, no model for it, or one that does not fit.
+        MetricError: the metric is unknown, or its model is missing or unsuitable.
     """
     if name not in METRICS:
         return _from_plugin(name, model, device)
@@ -37,16 +37,16 @@ def load_metric(name: str, model: str | Path | None = None, *, device: str = "cp
         )
     source = packaged("siglip", MetricError) if str(model) == EMBEDDED_NAME else model
     metric: Metric = METRICS[name].from_pretrained(source, device=device)
-    # As the user called it: "openmoji", not where this machine keeps it.
+    # The user's name for it, "openmoji", not its local path.
     metric.model_id = str(model)
     return metric
 
 
 def with_models(names: Sequence[str], models: Sequence[str]) -> list[tuple[str, str | None]]:
-    """Metrics with the model for each, in their order; None for all where no models are given.
+    """Pair metrics with their models, in order; None for all if no models are given.
 
     Raises:
-        ConfigError: not one model for each metric.
+        ConfigError: the numbers of models and metrics differ.
     """
     if models and len(models) != len(names):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Models of transformers that see pictures, and texts too: loaded from a folder or the Hub, and asked for features."""
+"""Features from transformers' vision and image-text models, loaded from a folder or the Hub."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ _BATCH = 64
 
 
 class VisionModel:
-    """Any vision model of transformers with its image processor.
+    """A vision model of transformers with its image processor.
 
     Fields:
         id: the folder or Hub id that it was loaded from.
@@ -34,20 +34,20 @@ class VisionModel:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
-        """The model of a folder or Hub id, in float32; its weights are read from safetensors only.
+        """Return the model of a folder or Hub id, in float32; its weights are read from safetensors only.
 
         Raises:
-            MetricError: there is none, or it is not of this kind.
+            MetricError: the model is not available, or not of this kind.
         """
         name = str(name_or_path)
         model = load_model(AutoModel, name)
-        # Pillow's resizing on every machine: a figure may not depend on what else is installed.
+        # Always resize with Pillow, so that figures do not depend on other installed packages.
         processor = load_part(AutoImageProcessor, name, backend="pil")
         return cls(model.to(device), processor, id=name)
 
     @torch.no_grad()
     def features(self, pictures: Pictures) -> Tensor:
-        """One vector of every picture, on the CPU: the projected embedding, the pooled state or the mean state.
+        """Return one vector per picture, on the CPU: the projected embedding, the pooled state or the mean state.
 
         Shapes: (N, D) float32.
         """
@@ -65,7 +65,7 @@ class VisionModel:
 
     @torch.no_grad()
     def layers(self, pictures: Pictures) -> list[Tensor]:
-        """The states of every layer at every place of the pictures, from the first to the last.
+        """Return the states of all layers at every position of the pictures.
 
         Shapes: one (N, places, channels) float32 for each layer.
         """
@@ -80,11 +80,11 @@ class VisionModel:
 
 
 class ImageTextModel(VisionModel):
-    """A CLIP, SigLIP or SigLIP 2 model: pictures and texts as unit vectors in one space.
+    """A CLIP, SigLIP or SigLIP 2 model that embeds pictures and texts as unit vectors.
 
     Fields:
         scale: the learned factor of their cosine, `exp(logit_scale)`.
-        bias: what SigLIP adds to that; None for CLIP.
+        bias: SigLIP's logit bias; None for CLIP.
     """
 
     def __init__(self, model: Any, image_processor: Any, tokenizer: Any, *, id: str = "given") -> None:
@@ -104,17 +104,17 @@ class ImageTextModel(VisionModel):
         return cls(vision.model, vision.image_processor, tokenizer, id=vision.id)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the model as it is, its image processor and its tokenizer into a folder; returns nothing."""
+        """Save the model, its image processor and its tokenizer to a folder."""
         for part in (self.model, self.image_processor, self.tokenizer):
             part.save_pretrained(folder)
 
     def embed_pictures(self, pictures: Pictures) -> Tensor:
-        """Unit vectors of pictures, on the CPU. Shapes: (N, E)."""
+        """Return unit vectors of pictures, on the CPU. Shapes: (N, E)."""
         return F.normalize(self.features(pictures), dim=-1)
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit vectors of texts, on the CPU; what is longer than the model reads is cut. Shapes: (N, E)."""
+        """Return unit vectors of texts, on the CPU; long texts are truncated. Shapes: (N, E)."""
         found = []
         for start in range(0, len(texts), _BATCH):
             some = list(texts[start : start + _BATCH])
@@ -133,10 +133,10 @@ class ImageTextModel(VisionModel):
         return F.normalize(torch.cat(found), dim=-1)
 
     def cosines(self, pictures: Pictures, prompts: Sequence[str]) -> NDArray[np.float64]:
-        """The cosine of every picture with its own prompt. Shapes: (N,).
+        """Return the cosine of every picture with its own prompt. Shapes: (N,).
 
         Raises:
-            MetricError: not one prompt for every picture.
+            MetricError: the numbers of prompts and pictures differ.
         """
         if len(pictures) != len(prompts):
             raise MetricError(
@@ -157,10 +157,10 @@ def _check_reads_texts(model: Any, id: str) -> None:
 
 
 def load_model(kind: Any, name: str) -> Any:
-    """A model of transformers, `kind`, in float32 from a folder or Hub id, with every weight from its safetensors.
+    """Return a transformers model of class `kind` in float32, with all weights from safetensors.
 
     Raises:
-        MetricError: it cannot be loaded.
+        MetricError: the model cannot be loaded.
         CorruptWeightsError: a weight is missing, unread, of another shape or not finite.
     """
     what = f"metric model {name!r}"
@@ -172,10 +172,10 @@ def load_model(kind: Any, name: str) -> Any:
 
 
 def load_part(kind: Any, name: str, **options: Any) -> Any:
-    """Another part of transformers, `kind`, from a folder or Hub id.
+    """Return a processor or tokenizer of class `kind` from a folder or Hub id.
 
     Raises:
-        MetricError: it cannot be loaded.
+        MetricError: the model cannot be loaded.
     """
     with _failure_named(kind, name):
         return kind.from_pretrained(name, **options)

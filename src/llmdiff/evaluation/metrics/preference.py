@@ -1,4 +1,4 @@
-"""What people prefer, as models have learnt it: PickScore and HPSv2, which are CLIP models trained further."""
+"""Models of human preference: PickScore and HPSv2, which are fine-tuned CLIP models."""
 
 from collections.abc import Sequence
 
@@ -10,9 +10,9 @@ from llmdiff.evaluation.metrics.kinds import Pictures
 
 
 class PickScore(CosineScore):
-    """exp(logit_scale) * cos(picture, prompt) of a CLIP model that was trained on people's choices.
+    """exp(logit_scale) * cos(picture, prompt) of a CLIP model that was fine-tuned on human choices.
 
-    Units: about 15..25 with the published weights; only differences mean something.
+    Units: about 15..25 with the published weights; only differences are meaningful.
 
     Source: Kirstain et al. 2023 (arXiv 2305.01569), section 3; weights: yuvalkirstain/PickScore_v1.
     """
@@ -20,14 +20,14 @@ class PickScore(CosineScore):
     name, failed_score = "pickscore", 0.0
 
     def score(self, pictures: Pictures, prompts: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-        """The score of every picture. Shapes: (N,)."""
+        """Return the score of every picture. Shapes: (N,)."""
         return {"pickscore": self.model.scale * self.model.cosines(pictures, prompts)}
 
 
 class HPSv2(CosineScore):
-    """100 * cos(picture, prompt) of a CLIP model that was trained on people's choices.
+    """100 * cos(picture, prompt) of a CLIP model that was fine-tuned on human choices.
 
-    Units: about 20..30 with the published weights; only differences mean something.
+    Units: about 20..30 with the published weights; only differences are meaningful.
 
     Source: Wu et al. 2023 (arXiv 2306.09341); its weights are open_clip's and have to be converted to a CLIP of
     transformers.
@@ -36,5 +36,5 @@ class HPSv2(CosineScore):
     name, failed_score = "hpsv2", 0.0
 
     def score(self, pictures: Pictures, prompts: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-        """The score of every picture. Shapes: (N,)."""
+        """Return the score of every picture. Shapes: (N,)."""
         return {"hpsv2": 100 * self.model.cosines(pictures, prompts)}

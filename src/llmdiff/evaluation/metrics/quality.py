@@ -1,4 +1,4 @@
-"""How pictures look, whatever they show: CLIP-IQA."""
+"""Picture quality independent of the prompt: CLIP-IQA."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,12 +32,12 @@ PROMPT_PAIRS: dict[str, tuple[str, str]] = {
 
 
 class CLIPIQA:
-    """How much nearer a picture is to "Good photo." than to "Bad photo.", and the same of other pairs of prompts.
+    """How much closer a picture is to "Good photo." than to "Bad photo.", and the same for other prompt pairs.
 
         s = exp(t_1) / (exp(t_1) + exp(t_2)),    t_i = exp(logit_scale) * cos(picture, prompt i)
 
-    `clip_iqa` is the pair `quality`; every other pair is named `clip_iqa_PAIR`. Its model was never meant for other
-    pictures than photos.
+    `clip_iqa` is the pair `quality`; every other pair is named `clip_iqa_PAIR`. The metric was designed for
+    photographs.
 
     Units: 0..1.
 
@@ -59,11 +59,11 @@ class CLIPIQA:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
-        """The metric, all pairs, with the CLIP model of a folder or Hub id."""
+        """Return the metric, all pairs, with the CLIP model of a folder or Hub id."""
         return cls(ImageTextModel.from_pretrained(name_or_path, device=device))
 
     def score(self, pictures: Pictures, prompts: Sequence[str] = ()) -> dict[str, NDArray[np.float64]]:
-        """The figures of every picture; prompts are not looked at. Shapes: (N,) each."""
+        """Return the figures of every picture; prompts are ignored. Shapes: (N,) each."""
         cosines = self.model.embed_pictures(pictures).double().numpy() @ self._texts.T
         good, bad = cosines[:, 0::2], cosines[:, 1::2]
         # A softmax of two is a sigmoid of their difference, here in the form that cannot overflow.

@@ -1,4 +1,4 @@
-"""Pictures of a user's folder, as metrics of sets compare with them."""
+"""Reference pictures of set metrics."""
 
 from pathlib import Path
 
@@ -11,10 +11,10 @@ from llmdiff.evaluation.metrics.kinds import Pictures
 
 
 def read_reference(folder: Path, size_px: int = 256) -> Pictures:
-    """The pictures of a folder, cut to squares and resized: what set metrics compare with. Shapes: (N, size, size, 3).
+    """Return the pictures of a folder, cropped to squares and resized. Shapes: (N, size, size, 3).
 
     Raises:
-        ConfigError: it has less than two pictures, or one that cannot be read.
+        ConfigError: it has fewer than two pictures, or one that cannot be read.
     """
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
     if len(paths) < 2:

@@ -1,4 +1,4 @@
-"""The published benchmarks by their names: how each is read, scored and written."""
+"""The published benchmarks by name, with their readers, scorers and exporters."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from llmdiff.evaluation.suites.suite import OfficialScores, PromptSuite, SuitePr
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """A published benchmark: its prompt files, a scorer of its kind, its folders of pictures and its score files.
+    """A published benchmark: functions for its prompt files, scorer, picture folders and score files.
 
     `read_scores` takes what the published scorer wrote, the prompts, and how many pictures there are of each.
     """
@@ -56,10 +56,10 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def read_suite(name_or_file: str, files: Path | None = None) -> PromptSuite:
-    """The suite of a benchmark's name and its official files, or of a file with a user's own prompts.
+    """Return the suite of a benchmark's name and its official files, or of a file with a user's own prompts.
 
     Raises:
-        ConfigError: neither, or files that are not there or not the benchmark's.
+        ConfigError: the name is unknown, or the files are missing or not the benchmark's.
     """
     if name_or_file in BENCHMARKS:
         if files is None or not files.exists():

@@ -1,4 +1,4 @@
-"""Objects in pictures and GenEval's rules about them: which are asked for, how many, in what colour, and where."""
+"""Object detection and GenEval's rules for objects, counts, colours and positions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,16 +37,16 @@ ReadColour = Callable[[Detection, str], str]
 
 
 class Detector(Protocol):
-    """Whatever finds objects in a picture.
+    """An object detector.
 
     Fields:
-        model_id: the model, as it was loaded.
+        model_id: the model's folder or Hub id.
     """
 
     model_id: str
 
     def detect(self, picture: NDArray[np.uint8], threshold: float) -> dict[str, list[Detection]]:
-        """Everything that is surer than the threshold. Shapes: (H, W, 3)."""
+        """Return all detections with a score above the threshold. Shapes: (H, W, 3)."""
         ...
 
 
@@ -60,10 +60,10 @@ class TransformersDetector:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
-        """The model of a folder or Hub id, for example facebook/detr-resnet-50.
+        """Return the model of a folder or Hub id, for example facebook/detr-resnet-50.
 
         Raises:
-            MetricError: there is none, or it is no object detector.
+            MetricError: the model is not available, or not an object detector.
         """
         name = str(name_or_path)
         model = load_model(AutoModelForObjectDetection, name)
@@ -88,7 +88,7 @@ class TransformersDetector:
 
 
 class ColourReader:
-    """Which of ten colours an object has, by a CLIP model and what is in its box."""
+    """Classifies the colour of an object, one of ten, with a CLIP model on the crop of its box."""
 
     def __init__(self, model: ImageTextModel) -> None:
         self.model, self.model_id = model, model.id
@@ -96,11 +96,11 @@ class ColourReader:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
-        """The reader with the CLIP model of a folder or Hub id."""
+        """Return the reader with the CLIP model of a folder or Hub id."""
         return cls(ImageTextModel.from_pretrained(name_or_path, device=device))
 
     def reader(self, picture: NDArray[np.uint8]) -> ReadColour:
-        """What reads colours in this picture. Shapes: (H, W, 3)."""
+        """Return a function that reads colours in this picture. Shapes: (H, W, 3)."""
 
         def read(found: Detection, name: str) -> str:
             left, top, right, bottom = (round(edge) for edge in found.box)
@@ -123,7 +123,7 @@ class ColourReader:
 def judge_detections(
     found: Detections, metadata: Mapping[str, Any], colour_of: ReadColour
 ) -> tuple[bool, str]:
-    """Whether a picture with these objects is what GenEval's metadata ask for, and why not.
+    """Return whether a picture with these detections satisfies GenEval's metadata, and the reason if not.
 
     Every clause of `include` needs `count` objects of its class, judged by the surest; then their `color`, then
     their `position` to those of an earlier clause. No clause of `exclude` may be met.
@@ -157,7 +157,7 @@ def judge_detections(
 
 
 def relations(first: Detection, second: Detection) -> set[str]:
-    """Where the first object is, seen from the second: "left of", "right of", "above", "below"; perhaps none or two.
+    """Return the relations of the first object to the second: "left of", "right of", "above", "below"; up to two.
 
     The offset of the centres is shortened by a tenth of both sizes, so that objects on one another have none.
     """

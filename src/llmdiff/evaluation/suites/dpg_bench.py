@@ -1,4 +1,4 @@
-"""DPG-Bench: dense prompts, and yes-or-no questions about each that build on one another.
+"""DPG-Bench: dense prompts, each with yes-or-no questions that depend on one another.
 
 Source: Hu et al. 2024 (ELLA, arXiv 2403.05135), section 4; formats: dpg_bench/ of the ELLA repository.
 """
@@ -33,11 +33,11 @@ IMAGES_PER_PROMPT = 4
 
 
 def read_dpg_bench(path: Path) -> PromptSuite:
-    """The suite of `dpg_bench.csv`, or of a folder that holds it; four pictures of each prompt, as published.
+    """Return the suite of `dpg_bench.csv`, or of a folder that holds it; four pictures of each prompt, as published.
 
     Raises:
-        InputFileError: no such file.
-        ConfigError: other columns.
+        InputFileError: the file is missing.
+        ConfigError: a column is missing.
     """
     file = path / "dpg_bench.csv" if path.is_dir() else path
     table = csv.DictReader(io.StringIO(read_text(file), newline=""))
@@ -70,7 +70,7 @@ def read_dpg_bench(path: Path) -> PromptSuite:
 
 
 def score_of_answers(questions: Sequence[Mapping[str, Any]], answers: Mapping[int, bool]) -> dict[int, float]:
-    """Every question's score: 1 for yes, but 0 where a question that it builds on scored 0.
+    """Return every question's score: 1 for yes, but 0 if a question that it depends on scored 0.
 
     Source: Cho et al. 2024 (Davidsonian Scene Graph, arXiv 2310.18235), section 3, as DPG-Bench uses it.
     """
@@ -82,7 +82,7 @@ def score_of_answers(questions: Sequence[Mapping[str, Any]], answers: Mapping[in
 
 
 class DPGScorer:
-    """The mean score of a picture's questions, answered by a model that the user chose.
+    """The mean score of a picture's questions, answered by a VQA model.
 
     The published scorer answers with mPLUG-large and skips the file's first question; its category figures count one
     picture in four and ignore what questions build on. This one counts every question of every picture.
@@ -95,11 +95,11 @@ class DPGScorer:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
-        """The scorer with the BLIP of a folder or Hub id."""
+        """Return the scorer with the BLIP of a folder or Hub id."""
         return cls(BlipAnswerer.from_pretrained(name_or_path, device=device))
 
     def judge(self, pictures: Pictures, rows: Sequence[SuitePrompt]) -> list[dict[str, Any]]:
-        """The score of every picture, its answers, and the mean score of each category of questions."""
+        """Return the score of every picture, its answers, and the mean score of each category of questions."""
         judged = []
         for picture, row in zip(pictures, rows, strict=True):
             questions = row.facts["questions"]
@@ -127,7 +127,7 @@ class DPGScorer:
 
 
 def export_pictures(rows: Sequence[SuitePrompt], pictures: Sequence[Pictures], folder: Path) -> None:
-    """Writes ITEM.png for every prompt, its first four pictures two by two, as the published scorer reads them."""
+    """Write ITEM.png for every prompt, its first four pictures two by two, as the published scorer reads them."""
     for row, images in zip(rows, pictures, strict=True):
         height, width = images.shape[1:3]
         sheet = np.zeros((2 * height, 2 * width, 3), dtype=np.uint8)
@@ -141,7 +141,7 @@ def export_pictures(rows: Sequence[SuitePrompt], pictures: Sequence[Pictures], f
 def write_scores(
     rows: Sequence[SuitePrompt], judged: Sequence[Sequence[Mapping[str, Any]]], file: Path
 ) -> None:
-    """Writes a line per prompt in the published format: PATH.png, the score of each picture, their mean."""
+    """Write a line per prompt in the published format: PATH.png, the score of each picture, their mean."""
     lines = []
     for row, found in zip(rows, judged, strict=True):
         scores = [float(one["score"]) for one in found]
@@ -150,7 +150,7 @@ def write_scores(
 
 
 def read_scores(file: Path, rows: Sequence[SuitePrompt], images_per_prompt: int) -> OfficialScores:
-    """The score of every prompt by its name, from a results file that the published scorer wrote.
+    """Return the score of every prompt by its name, from a results file that the published scorer wrote.
 
     Raises:
         ConfigError: no line in it is such a score, or none is of these prompts.

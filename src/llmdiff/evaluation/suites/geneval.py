@@ -32,10 +32,10 @@ IMAGES_PER_PROMPT = 4
 
 
 def read_geneval(path: Path) -> PromptSuite:
-    """The suite of `evaluation_metadata.jsonl`, or of a folder that holds it; four pictures of each, as published.
+    """Return the suite of `evaluation_metadata.jsonl`, or of its folder, with four pictures each, as published.
 
     Raises:
-        InputFileError: no such file.
+        InputFileError: the file is missing.
         ConfigError: lines without tag, include and prompt.
     """
     file = path / "evaluation_metadata.jsonl" if path.is_dir() else path
@@ -60,7 +60,7 @@ def read_geneval(path: Path) -> PromptSuite:
 
 
 class GenEvalScorer:
-    """Whether a picture shows what its metadata ask for, by GenEval's rules on the user's detector and CLIP model.
+    """Scores whether a picture satisfies its metadata by GenEval's rules, with a detector and a CLIP model.
 
     The published scorer detects with a Mask2Former of mmdet and cuts objects out by their masks before it reads
     their colours; this one takes any object detector of transformers, and their boxes.
@@ -74,7 +74,7 @@ class GenEvalScorer:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
-        """The scorer with two models, DETECTOR,CLIP: folders or Hub ids.
+        """Return the scorer with two models, DETECTOR,CLIP: folders or Hub ids.
 
         Raises:
             MetricError: not two of them, or one cannot be loaded.
@@ -94,7 +94,7 @@ class GenEvalScorer:
         """1 for a picture that is right, else 0, with the reason and what was detected."""
         judged = []
         for picture, row in zip(pictures, rows, strict=True):
-            # Counting is asked of sure detections only, as published.
+            # Count only detections with a high score, as published.
             threshold = 0.9 if row.facts["tag"] == "counting" else 0.3
             found = self.detector.detect(picture, threshold)
             correct, reason = judge_detections(found, row.facts, self.colours.reader(picture))
@@ -115,7 +115,7 @@ class GenEvalScorer:
 
 
 def export_pictures(rows: Sequence[SuitePrompt], pictures: Sequence[Pictures], folder: Path) -> None:
-    """Writes NUMBER/metadata.jsonl and NUMBER/samples/NUMBER.png, as the published scorer reads them."""
+    """Write NUMBER/metadata.jsonl and NUMBER/samples/NUMBER.png, as the published scorer reads them."""
     for row, images in zip(rows, pictures, strict=True):
         write_whole(folder / row.id / "metadata.jsonl", json.dumps(dict(row.facts)))
         for number, image in enumerate(images):
@@ -126,7 +126,7 @@ def export_pictures(rows: Sequence[SuitePrompt], pictures: Sequence[Pictures], f
 def write_scores(
     rows: Sequence[SuitePrompt], judged: Sequence[Sequence[Mapping[str, Any]]], file: Path
 ) -> None:
-    """Writes a line of JSON per picture in the published format."""
+    """Write a line of JSON per picture in the published format."""
     lines = [
         json.dumps(
             {
@@ -146,7 +146,7 @@ def write_scores(
 
 
 def read_scores(file: Path, rows: Sequence[SuitePrompt], images_per_prompt: int) -> OfficialScores:
-    """The share of right pictures of every prompt by its name, from results that the published scorer wrote.
+    """Return the share of right pictures of every prompt by its name, from results that the published scorer wrote.
 
     Raises:
         ConfigError: a line is no such result, or none is of these prompts.

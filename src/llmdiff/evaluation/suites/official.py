@@ -1,4 +1,4 @@
-"""What goes between this library and a benchmark's own scorer: pictures and scores in its formats, its figures back."""
+"""Exchange files with a benchmark's own scorer: export pictures and scores, read its figures."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -27,7 +27,7 @@ def write_official(
     metrics: Sequence[PictureMetric | SuiteScorer],
     folder: Path,
 ) -> None:
-    """Writes SYSTEM/pictures as the benchmark's scorer reads them, and our own scores in its file's format.
+    """Write SYSTEM/pictures as the benchmark's scorer reads them, and our own scores in its file's format.
 
     A picture that could not be drawn is black there, so that no scorer leaves it out.
     """
@@ -47,7 +47,7 @@ def write_official(
 def official_figures(
     suite: PromptSuite, rows: Sequence[SuitePrompt], file: Path, *, images_per_prompt: int
 ) -> dict[str, Any]:
-    """The figures of what the published scorer wrote; a prompt or picture that it lacks counts 0.
+    """Return the figures of what the published scorer wrote; a prompt or picture that it lacks counts 0.
 
     Raises:
         ConfigError: it is no such file or folder, or has none of these prompts.

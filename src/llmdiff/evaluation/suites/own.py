@@ -10,7 +10,7 @@ _KEYS = {"id", "prompt", "tags"}
 
 
 def read_own(path: Path) -> PromptSuite:
-    """The suite of a .txt file (one prompt a line, empty lines skipped) or a .jsonl file.
+    """Return the suite of a .txt file (one prompt a line, empty lines skipped) or a .jsonl file.
 
     A line of JSON has `prompt`, and may have `id` (else its line's number) and `tags`, a list or one word.
 

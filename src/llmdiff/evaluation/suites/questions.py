@@ -1,4 +1,4 @@
-"""Yes-or-no questions about pictures, answered by BLIP: what DPG-Bench and T2I-CompBench are scored with here."""
+"""Yes-or-no questions about pictures, answered by BLIP, for DPG-Bench and T2I-CompBench."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,16 +18,16 @@ _BATCH = 32
 
 
 class Answerer(Protocol):
-    """Whatever answers yes-or-no questions about pictures.
+    """A model that answers yes-or-no questions about pictures.
 
     Fields:
-        model_id: the model, as it was loaded.
+        model_id: the model's folder or Hub id.
     """
 
     model_id: str
 
     def yes(self, pictures: Pictures, questions: Sequence[str]) -> NDArray[np.float64]:
-        """How probable "yes" is, against "no", for each picture and its question. Shapes: (N,)."""
+        """Return P(yes) / (P(yes) + P(no)) for each picture and its question. Shapes: (N,)."""
         ...
 
 
@@ -47,10 +47,10 @@ class BlipAnswerer:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
-        """The model of a folder or Hub id, for example Salesforce/blip-vqa-base.
+        """Return the model of a folder or Hub id, for example Salesforce/blip-vqa-base.
 
         Raises:
-            MetricError: there is none, or it is no BLIP for questions.
+            MetricError: the model is not available, or not a BLIP for question answering.
         """
         name = str(name_or_path)
         model = load_model(BlipForQuestionAnswering, name)

@@ -39,7 +39,7 @@ class ScenePrompt(SuitePrompt):
 def scene_prompts(
     prompts_per_split: int, seed: int = 0, world: World | None = None, *, splits: Sequence[Split] = SPLITS
 ) -> list[ScenePrompt]:
-    """The suite's prompts, split after split; a longer suite begins, in every split, with the shorter one.
+    """Return the suite's prompts, split after split; a longer suite begins, in every split, with the shorter one.
 
     Raises:
         ConfigError: `prompts_per_split` is below 1, or a split is unknown.
@@ -62,7 +62,7 @@ def scene_prompts(
 
 
 def scenes_suite(rows: Sequence[ScenePrompt]) -> PromptSuite:
-    """The suite of these prompts; metrics of sets compare with renders of what they ask for."""
+    """Return the suite of these prompts; metrics of sets compare with renders of what they ask for."""
     said = json.dumps([[row.id, row.prompt, row.seed, asdict(row.content)] for row in rows])
     return PromptSuite(
         name=NAME,
@@ -76,15 +76,15 @@ def scenes_suite(rows: Sequence[ScenePrompt]) -> PromptSuite:
 
 
 def renders(rows: Sequence[ScenePrompt]) -> Pictures:
-    """Real pictures of what the prompts ask for. Shapes: (N, 64, 64, 3)."""
+    """Return real pictures of what the prompts ask for. Shapes: (N, 64, 64, 3)."""
     return np.stack([draw(lay_out(row.content, np.random.default_rng(row.seed))) for row in rows])
 
 
 class SceneScorer:
-    """Whether a picture shows exactly what its prompt asks for, and which parts of it, as the checker reads it.
+    """Scores whether a picture shows exactly the content of its prompt, and which parts of it, by the checker.
 
     Fields:
-        figures: what was measured of the checker on real renders.
+        figures: the checker's accuracy on real renders.
     """
 
     name = NAME

@@ -1,4 +1,4 @@
-"""What a picture of the embedded default shows: a small detector of things."""
+"""The scene checker: a small detector of the things in a picture of the embedded default."""
 
 import json
 from collections.abc import Mapping
@@ -78,7 +78,7 @@ class SceneChecker(nn.Module):
             self.heads.bias[0] = 6.0  # type: ignore[index]
 
     def forward(self, images: Tensor) -> CheckerOutput:
-        """The logits of images. Shapes: images (B, 3, 64, 64) in -1..1."""
+        """Return the logits of images. Shapes: images (B, 3, 64, 64) in -1..1."""
         fine = self.fine(self.stem(images))
         coarse = self.up(self.coarse(self.down(fine)))
         joined = self.join(fine + F.interpolate(coarse, scale_factor=2.0, mode="nearest"))
@@ -89,7 +89,7 @@ class SceneChecker(nn.Module):
 
     @torch.no_grad()
     def read(self, images: NDArray[np.uint8], *, batch: int = 64) -> list[SeenScene]:
-        """What each picture shows. Shapes: images (N, H, W, 3) uint8."""
+        """Return what each picture shows. Shapes: images (N, H, W, 3) uint8."""
         device = next(self.parameters()).device
         seen: list[SeenScene] = []
         for start in range(0, len(images), batch):
@@ -100,7 +100,7 @@ class SceneChecker(nn.Module):
     def save_pretrained(
         self, save_directory: str | Path, *, safe_serialization: Literal[True] = True
     ) -> None:
-        """Writes weights (half precision) and config into a folder, each file whole or not at all.
+        """Write weights (half precision) and config into a folder, each file whole or not at all.
 
         Raises:
             OutputError: the folder cannot be written.
@@ -129,7 +129,7 @@ class SceneChecker(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path) -> Self:
-        """A saved checker, ready to read pictures: a folder, or "openmoji" for the packaged one.
+        """Return a saved checker, ready to read pictures: a folder, or "openmoji" for the packaged one.
 
         Raises:
             CorruptWeightsError: the folder holds no checker, or a damaged one.
@@ -179,12 +179,12 @@ class SceneChecker(nn.Module):
 
 
 def packaged_checker() -> Path:
-    """The folder of the checker that is shipped with the package."""
+    """Return the folder of the checker that is shipped with the package."""
     return Path(str(files("llmdiff"))) / "openmoji" / "weights" / "checker"
 
 
 def to_checker_input(images: NDArray[np.uint8]) -> Tensor:
-    """Pictures of any size as the checker takes them: (N, H, W, 3) uint8 => (N, 3, 64, 64) in -1..1."""
+    """Return pictures of any size as the checker takes them: (N, H, W, 3) uint8 => (N, 3, 64, 64) in -1..1."""
     pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
     if pixels.shape[-2:] != (SCENE_SIZE_PX, SCENE_SIZE_PX):
         size = (SCENE_SIZE_PX, SCENE_SIZE_PX)

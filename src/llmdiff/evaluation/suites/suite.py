@@ -1,4 +1,4 @@
-"""A suite of prompts as it is drawn: every prompt with its name, its tags and the seeds of its pictures."""
+"""A suite of prompts with their ids, tags and seeds."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ class SuitePrompt:
     seed: int | None = None
 
     def seeds(self, count: int, seed: int) -> list[int]:
-        """The seeds of its pictures: the same for every system, in whatever order and company it is drawn."""
+        """Return the seeds of its pictures: the same for every system, in whatever order and company it is drawn."""
         keys = [f"{seed}|{self.id}|{number}".encode() for number in range(count)]
         seeds = [int.from_bytes(hashlib.sha256(key).digest()[:4], "big") >> 1 for key in keys]
         return seeds if self.seed is None else [self.seed, *seeds[1:]]
@@ -49,11 +49,11 @@ class PromptSuite:
 
     @property
     def score_name(self) -> str:
-        """Return what the figure of the suite's own scorer is called."""
+        """Return the name of the figure of the suite's own scorer."""
         return self.name.replace("-", "_")
 
     def first(self, count: int) -> tuple[SuitePrompt, ...]:
-        """The first `count` prompts of every group of tags, in the suite's order."""
+        """Return the first `count` prompts of every group of tags, in the suite's order."""
         taken: dict[tuple[str, ...], int] = {}
         kept = []
         for row in self.prompts:
@@ -90,8 +90,8 @@ class SuiteScorer(Protocol):
     """What scores the pictures of a benchmark, knowing more than their prompts. More is better, 0 is worst.
 
     Fields:
-        name: what it is called on the command line.
-        model_id: the models that it scores with, as they were loaded.
+        name: its name on the command line.
+        model_id: the folders or Hub ids of its models.
         tags: of the prompts whose pictures it can score, where it cannot score all; it need not have that.
     """
 
@@ -99,14 +99,14 @@ class SuiteScorer(Protocol):
     model_id: str
 
     def judge(self, pictures: Pictures, rows: Sequence[SuitePrompt]) -> list[dict[str, Any]]:
-        """What it found in every picture; `score` in each is the picture's score in 0..1.
+        """Return the result for every picture; `score` is the picture's score in 0..1.
 
         Without `score` where it cannot score pictures of such prompts. `parts`: named figures besides.
         """
         ...
 
     def failed(self, row: SuitePrompt) -> dict[str, Any]:
-        """What a picture counts that could not be drawn, in the form of `judge`."""
+        """Return the result for a picture that could not be drawn, in the form of `judge`."""
         ...
 
 
@@ -118,7 +118,7 @@ def suite_of(
     images_per_prompt: int = 1,
     benchmark: str | None = None,
 ) -> PromptSuite:
-    """The suite of these rows, read from these files.
+    """Return the suite of these rows, read from these files.
 
     Raises:
         ConfigError: no prompts, an empty one, or two of one name.

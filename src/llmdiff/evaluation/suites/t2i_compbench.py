@@ -37,7 +37,7 @@ _ENDS = (
 
 
 def read_t2i_compbench(path: Path) -> PromptSuite:
-    """The suite of a prompt file such as `color_val.txt`, or of all `*_val.txt` of a folder; ten pictures of each.
+    """Return the suite of a prompt file such as `color_val.txt`, or of a folder's `*_val.txt`; ten pictures each.
 
     Every prompt's tag is its file's category.
 
@@ -59,7 +59,7 @@ def read_t2i_compbench(path: Path) -> PromptSuite:
 
 
 def noun_phrases(prompt: str) -> list[str]:
-    """The pieces of a prompt between commas, prepositions and the like: what its questions are about."""
+    """Return the pieces of a prompt between commas, prepositions and the like: what its questions are about."""
     ends = rf"[,.;:]|\b(?:{'|'.join(_ENDS)})\b"
     return [piece for piece in (" ".join(part.split()) for part in re.split(ends, prompt)) if piece]
 
@@ -80,11 +80,11 @@ class CompBenchScorer:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
-        """The scorer with the BLIP of a folder or Hub id."""
+        """Return the scorer with the BLIP of a folder or Hub id."""
         return cls(BlipAnswerer.from_pretrained(name_or_path, device=device))
 
     def judge(self, pictures: Pictures, rows: Sequence[SuitePrompt]) -> list[dict[str, Any]]:
-        """The score of every picture, and the answer about every phrase."""
+        """Return the score of every picture, and the answer about every phrase."""
         judged: list[dict[str, Any]] = []
         for picture, row in zip(pictures, rows, strict=True):
             if not set(row.tags) & set(self.tags):
@@ -108,7 +108,7 @@ class CompBenchScorer:
 
 
 def export_pictures(rows: Sequence[SuitePrompt], pictures: Sequence[Pictures], folder: Path) -> None:
-    """Writes CATEGORY/samples/PROMPT_NUMBER.png, numbered through a category, as the published scorers read them."""
+    """Write CATEGORY/samples/PROMPT_NUMBER.png, numbered through a category, as the published scorers read them."""
     numbers: dict[str, int] = {}
     for row, images in zip(rows, pictures, strict=True):
         (category,) = row.tags
@@ -123,7 +123,7 @@ def export_pictures(rows: Sequence[SuitePrompt], pictures: Sequence[Pictures], f
 def write_scores(
     rows: Sequence[SuitePrompt], judged: Sequence[Sequence[Mapping[str, Any]]], file: Path
 ) -> None:
-    """Writes CATEGORY/annotation_blip/vqa_result.json beside `file`: question_id and answer of every picture.
+    """Write CATEGORY/annotation_blip/vqa_result.json beside `file`: question_id and answer of every picture.
 
     Pictures are numbered through a category, as in `export_pictures`.
     """
@@ -138,7 +138,7 @@ def write_scores(
 
 
 def read_scores(place: Path, rows: Sequence[SuitePrompt], images_per_prompt: int) -> OfficialScores:
-    """The mean score of every prompt's pictures, of the categories that the published scorer has scored.
+    """Return the mean score of every prompt's pictures, of the categories that the published scorer has scored.
 
     `place`: a folder with CATEGORY/annotation_blip/vqa_result.json, or one such file where the prompts are of one
     category: what stands in it does not say of which.

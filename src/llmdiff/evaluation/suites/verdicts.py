@@ -1,4 +1,4 @@
-"""What was seen in a picture against what its prompt asks for."""
+"""Compare the content seen in a picture with the content that its prompt requests."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -51,13 +51,13 @@ class Verdict:
 
     @property
     def exact(self) -> bool:
-        """Whether nothing that the prompt asks for is wrong."""
+        """Return whether everything that the prompt requests is right."""
         parts = (self.things, self.colours, self.count, self.size, self.background)
         return all(part is not False for part in parts) and self.relation in (None, "right")
 
 
 def scene_as_seen(scene: Scene) -> SeenScene:
-    """What a reader without fault sees in a render of this scene: its ground truth."""
+    """Return the ground truth of a render of this scene."""
     things = [
         SeenThing(
             name=placed.item.name,

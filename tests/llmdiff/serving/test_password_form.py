@@ -10,7 +10,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from llmdiff.serving.door import PasswordDoor
+from llmdiff.serving.password_form import PasswordDoor
 
 PASSWORD = "correct horse: battery & stäple"
 

@@ -1,4 +1,4 @@
-"""What every request passes first: the token, the size of its body, a number, and a line in the log."""
+"""Middleware for every request: API key, origin, body size, request id, and a line in the log."""
 
 import asyncio
 import hmac
@@ -19,22 +19,22 @@ _HEADERS = [
     (b"referrer-policy", b"no-referrer"),
     (b"x-frame-options", b"DENY"),
 ]
-# Of all bodies that are read or answered at a time.
+# The total size of all request bodies in memory at a time.
 _MAX_HELD_BYTES = 256 * 2**20
 
 
 def log_fields(scope: Any) -> dict[str, Any]:
-    """Return the fields of the request's line in the log, for its handler to add to."""
+    """Return the fields of the request's line in the log, to which handlers may add."""
     fields: dict[str, Any] = scope.setdefault("llmdiff.log", {})
     return fields
 
 
 class Guard:
-    """Refuses whom it must with an `ErrorReply` before the app sees anything; catches what the app raises.
+    """ASGI middleware that rejects invalid requests with an `ErrorReply` and handles exceptions of the app.
 
-    Without a token, pages of other sites are refused, and with `hosts` all names that a stranger could have registered:
-    those besides `hosts`, addresses, and names without a dot. `headers` go with every reply that has none of that name.
-    `larger_bodies`: paths that take more than others.
+    Without a token, requests from pages of other sites are rejected, and with `hosts` also requests to any other host
+    name, except IP addresses and names without a dot (DNS rebinding). `headers` are defaults for every response.
+    `larger_bodies`: body limits of single paths.
 
     Units: `body_timeout_s` in seconds, for the whole body.
     """
@@ -65,7 +65,7 @@ class Guard:
         self._headers = [*_HEADERS, *more.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; returns nothing."""
+        """Answer one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -105,7 +105,7 @@ class Guard:
             return
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         scheme, _, token = given.partition(b" ")
-        # In constant time, so that nobody can guess the token letter by letter.
+        # In constant time, against timing attacks.
         if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token):
             raise ApiError(
                 401,
@@ -115,12 +115,12 @@ class Guard:
             )
 
     def _check_origin(self, scope: Scope) -> None:
-        """Refuse what a page of another site makes a browser send; a key, which no page has, makes up for it."""
+        """Reject cross-site requests of browsers, unless the server has a key, which other sites do not know."""
         if self._token is not None:
             return
         sent = {name: value.decode("latin-1").lower() for name, value in scope["headers"]}
         host = sent.get(b"host", "")
-        # A name that leads here by the owner of that name alone: pages of it could read every reply.
+        # DNS rebinding: a foreign name that resolves to this server, whose pages could read every response.
         if self._hosts is not None and not _is_ours(host, self._hosts):
             raise ApiError(
                 421,
@@ -129,15 +129,17 @@ class Guard:
             )
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return
-        # Browsers say it themselves, but only to servers that they trust; the rest is in Origin.
+        # Browsers send Sec-Fetch-Site only to trustworthy servers; otherwise use Origin.
         site = sent.get(b"sec-fetch-site")
         origin = sent.get(b"origin")
         foreign = site != "same-origin" if site else origin is not None and origin.partition("://")[2] != host
         if foreign and site != "none":
-            raise ApiError(403, "pages of other sites may not ask this server", code="cross_site")
+            raise ApiError(
+                403, "pages of other sites may not send requests to this server", code="cross_site"
+            )
 
     async def _read(self, body: bytearray, scope: Scope, receive: Receive) -> bool:
-        """Fill `body` with what the client sends; return False if it left."""
+        """Read the request's body into `body`; return False if the client disconnected."""
         most = self._larger_bodies.get(scope["path"], self._max_body_bytes)
         too_large = ApiError(
             413,
@@ -179,7 +181,7 @@ class Guard:
     def _write_down(
         self, scope: Scope, request_id: str, status: int, elapsed_s: float, fields: dict[str, Any]
     ) -> None:
-        # The template of the route: what came may hold a secret, and there is no end of different ones.
+        # The route's template: the actual path may hold a secret, and its number of values is unbounded.
         route = getattr(scope.get("route"), "path", "other")
         if self._metrics is not None:
             self._metrics.requests.labels(route, str(status)).inc()
@@ -196,7 +198,7 @@ class Guard:
 
 
 def _is_ours(host: str, hosts: Collection[str]) -> bool:
-    """Whether a name is an address, a name without a dot, or one of these: none that a stranger can register."""
+    """Return whether a host name is an IP address, has no dot, or is in `hosts`, so that others cannot register it."""
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
     name = name.strip("[]").rstrip(".")
     try:

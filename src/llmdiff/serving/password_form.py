@@ -1,4 +1,4 @@
-"""A password before a page: one form, one cookie, and nothing behind it without that."""
+"""Password protection of a page: a login form and a session cookie."""
 
 import asyncio
 import hmac
@@ -30,7 +30,7 @@ p { margin: 0; color: #c22; min-height: 1.5em; }
 
 
 class _Guesses:
-    """The guesses of one address that are not answered yet."""
+    """The pending login attempts of one address."""
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
@@ -38,22 +38,22 @@ class _Guesses:
 
 
 class PasswordDoor:
-    """Shows a form to whoever has not given the password yet, and lets nobody else past.
+    """ASGI middleware that shows a login form until the password has been entered.
 
-    Wrong guesses from one address are answered one at a time and slowly, so that passwords cannot be tried out by the
-    thousand; who guesses keeps nobody else out.
+    Wrong passwords from one address are answered one at a time and slowly, against brute force; other addresses are
+    not affected.
     """
 
     def __init__(self, app: ASGIApp, *, password: str, open_paths: tuple[str, ...] = ()) -> None:
         self._app = app
         self._password = password.encode()
         self._open_paths = open_paths
-        # One for all who know the password: they may all do the same. A new one for every start.
+        # One session token for all users, who have the same rights. A new one for every start.
         self._session = secrets.token_urlsafe(32)
         self._guessing: dict[str, _Guesses] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; returns nothing."""
+        """Answer one request."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
@@ -79,7 +79,7 @@ class PasswordDoor:
         address = request.client.host if request.client else ""
         guesses = self._guessing.setdefault(address, _Guesses())
         if guesses.waiting >= _MAX_GUESSES:
-            return _form(429, "Too many are trying at once: wait a little.")
+            return _form(429, "Too many attempts at once: wait a little.")
         guesses.waiting += 1
         try:
             return await self._judged(request, guesses)
