@@ -144,6 +144,16 @@ def _without_invisible(text: str) -> str:
     return "".join(char for char in text if char not in _INVISIBLE)
 
 
+def check_replaceable(path: Path) -> None:
+    """Check that nothing but a regular file would be replaced by writing to `path`.
+
+    Raises:
+        OutputError: the path is a folder, a device or a pipe, or a link to one.
+    """
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path} exists and is not a regular file: write to another place")
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Return a context with a temporary path beside `path`, which replaces `path` atomically on exit.
@@ -156,8 +166,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     # Only a part of the name, which may be nearly as long as the system allows.
     partial = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex[:12]}.partial")
     try:
-        if path.exists() and not path.is_file():
-            raise OutputError(f"{path} exists and is not a regular file: write to another place")
+        check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield partial

@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFont, UnidentifiedIma
 from PIL.PngImagePlugin import PngInfo
 
 from llmdiff.errors import InputFileError, OutputError, first_line
-from llmdiff.files import MAX_PICTURE_BYTES, not_writable, read_bytes, write_whole
+from llmdiff.files import MAX_PICTURE_BYTES, check_replaceable, not_writable, read_bytes, write_whole
 
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP")
 # Accepted formats. Pillow's others run programs (EPS starts Ghostscript) or have fragile decoders.
@@ -158,6 +158,7 @@ def check_writable(path: Path) -> None:
             raise OutputError(
                 f"out {path} is a folder, expected the name of a file: write {path / 'name.png'}"
             )
+        check_replaceable(path)
         existing = next(place for place in path.absolute().parents if place.exists())
         with tempfile.TemporaryFile(dir=existing):
             pass

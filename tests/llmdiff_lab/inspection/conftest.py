@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from language.conftest import tiny_llm
 
 from llmdiff.adapter.base_pipeline import load_base_pipeline
 from llmdiff.controller import LLMController
 from llmdiff.language.llm import DecoderLLM
+from tests.llmdiff.language.conftest import tiny_llm
 
 
 @pytest.fixture
