@@ -38,13 +38,13 @@ def test_shares_of_all_tokens_add_up_to_one(controller, sd_pipe, monkeypatch):
     monkeypatch.setattr(TwoBranchAttention, "_two_branches", spy)
     maps = draw_with_maps(controller, sd_pipe, PROMPT, steps=1, side=8)
     # By hand: every layer's softmax, as torch's own attention gives it when the values are one-hot.
-    tokens = seen[0][2].own.key.shape[2]
+    tokens = seen[0][2].llm_states.key.shape[2]
     expected = torch.zeros(tokens, 8, 8)
     for layer, hidden, texts in seen:
         query = layer.branch.to_q(hidden).unflatten(-1, (layer.branch.heads, -1)).transpose(1, 2)
         one_hot = torch.eye(tokens).expand(*query.shape[:2], -1, -1)
         weights = torch.nn.functional.scaled_dot_product_attention(
-            query, texts.own.key, one_hot, attn_mask=texts.own.mask
+            query, texts.llm_states.key, one_hot, attn_mask=texts.llm_states.mask
         )
         side = int(hidden.shape[1] ** 0.5)
         grid = weights[-1].mean(0).T.reshape(1, tokens, side, side)
