@@ -83,8 +83,13 @@ def decoder_blocks(model: nn.Module, *, id: str) -> nn.ModuleList:
     """Returns the model's decoder blocks: the largest list of `num_hidden_layers` modules of one class.
 
     Raises:
-        UnsupportedLLMError: there is no such list.
+        UnsupportedLLMError: there is no such list, or no base model that runs the blocks without the head.
     """
+    whole: Any = model
+    if whole.base_model is whole and whole.get_output_embeddings() is not None:
+        raise UnsupportedLLMError(
+            f"{id} ({type(model).__name__}) has no base model apart from the one with the head; {EXPECTED}"
+        )
     config: Any = model.config
     count = config.get_text_config(decoder=True).num_hidden_layers
     lists = [

@@ -124,5 +124,8 @@ def _from_validation(error: RequestValidationError) -> ApiError:
     if first.get("type") == "json_invalid":
         return ApiError(400, "the body is not valid JSON: send an object", code="invalid_json")
     param = ".".join(str(part)[:80] for part in place) or None
-    message = f"{param or 'the body'}: {first.get('msg', 'not valid')}"
+    reason = first.get("msg", "not valid").removeprefix("Value error, ")
+    if first.get("type") == "extra_forbidden":
+        reason = "there is no such parameter"
+    message = f"{param or 'the body'}: {reason}"
     return ApiError(400, message, code="invalid_value", param=param)

@@ -4,9 +4,11 @@ import asyncio
 import hmac
 import ipaddress
 import secrets
+import socket
 import time
 from collections.abc import Collection, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -27,6 +29,12 @@ def log_fields(scope: Any) -> dict[str, Any]:
     """Return the fields of the request's line in the log, to which handlers may add."""
     fields: dict[str, Any] = scope.setdefault("llmdiff.log", {})
     return fields
+
+
+def own_hosts(public_url: str | None) -> tuple[str, ...]:
+    """Return the host names of a server on this machine that clients reach at `public_url`, if given."""
+    public = urlsplit(public_url or "").hostname
+    return (socket.gethostname().lower(), *([public] if public else []))
 
 
 class Guard:

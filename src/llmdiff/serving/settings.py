@@ -1,14 +1,13 @@
 """Settings of the image API and of the page: limits, secrets, logging."""
 
 import math
-import socket
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from llmdiff.drawing.models import Models
 from llmdiff.errors import ConfigError, InputFileError
 from llmdiff.files import is_blank, read_text
+from llmdiff.serving.request_guard import own_hosts
 from llmdiff.serving.sizes import SizePolicy
 
 _MAX_SECRET_BYTES = 64 * 1024
@@ -64,8 +63,7 @@ class ServeSettings:
     @property
     def hosts(self) -> tuple[str, ...]:
         """Return the host names of this server."""
-        public = urlsplit(self.public_url or "").hostname
-        return (socket.gethostname().lower(), *([public] if public else []))
+        return own_hosts(self.public_url)
 
     def __post_init__(self) -> None:
         for name in (

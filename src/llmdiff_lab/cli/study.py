@@ -84,12 +84,15 @@ def serve(
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, number("--port", bounds.PORT, help="Port; 0 takes a free one.")] = 8001,
     max_raters: Annotated[int, number("--max-raters", bounds.COUNT, help="People who may take part.")] = 1000,
+    public_url: Annotated[
+        str | None, typer.Option("--public-url", help="Where raters reach the page, if behind a proxy.")
+    ] = None,
 ) -> None:
     """Show the study's pairs to whoever opens the page, and keep what they answer."""
     check_extra("serve", "uvicorn", "fastapi", "prometheus_client")
     from llmdiff_lab.study.api import serve_study
 
-    serve_study(study, host=host, port=port, max_raters=max_raters)
+    serve_study(study, host=host, port=port, max_raters=max_raters, public_url=public_url)
 
 
 @app.command(cls=Verb)

@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from llmdiff.errors import ConfigError
 from llmdiff.serving.errors import ApiError, error_response, install_error_handlers
 from llmdiff.serving.logs import log_as_json
-from llmdiff.serving.request_guard import Guard
+from llmdiff.serving.request_guard import Guard, own_hosts
 from llmdiff.serving.server import listen, run_server, say_listening
 from llmdiff_lab.study.model import InvalidAnswerError, StudyFullError, UnknownRaterError
 from llmdiff_lab.study.store import StudyStore
@@ -77,8 +77,10 @@ class Choices(BaseModel):
     choices: Annotated[dict[str, Literal["left", "right", "tie"]], Field(max_length=20)]
 
 
-def create_study_app(folder: str | Path, *, max_raters: int = 1000) -> FastAPI:
+def create_study_app(folder: str | Path, *, max_raters: int = 1000, public_url: str | None = None) -> FastAPI:
     """Return the app that shows a study's pairs to raters and keeps their answers; `state.store` to be closed.
+
+    `public_url` is the address that raters use, if it is not this machine's own: other host names are rejected.
 
     Raises:
         ConfigError: the folder holds no study.
@@ -94,17 +96,21 @@ def create_study_app(folder: str | Path, *, max_raters: int = 1000) -> FastAPI:
     _install_study_errors(app)
     _install_page(app, store)
     _install_api(app, store, Path(folder) / PICTURES_NAME, max_raters)
-    app.add_middleware(Guard, max_body_bytes=_MAX_BODY_BYTES, body_timeout_s=_BODY_TIMEOUT_S)
+    app.add_middleware(
+        Guard, max_body_bytes=_MAX_BODY_BYTES, body_timeout_s=_BODY_TIMEOUT_S, hosts=own_hosts(public_url)
+    )
     return app
 
 
-def serve_study(folder: str | Path, *, host: str, port: int, max_raters: int) -> None:
+def serve_study(
+    folder: str | Path, *, host: str, port: int, max_raters: int, public_url: str | None = None
+) -> None:
     """Serve a study until a signal ends it.
 
     Raises:
         ConfigError: the folder holds no study, or the address cannot be listened on.
     """
-    app = create_study_app(folder, max_raters=max_raters)
+    app = create_study_app(folder, max_raters=max_raters, public_url=public_url)
     try:
         listener = listen(host, port)
         log_as_json()

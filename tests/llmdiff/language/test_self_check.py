@@ -238,3 +238,14 @@ def test_every_causal_language_model_is_read_exactly_or_refused(capsys: pytest.C
             )
     assert not [name for result, name in rows if result == "wrong"]
     assert counts["exact"] + counts["refused"] > 150
+
+
+@pytest.mark.hostile("llm kinds")
+def test_a_model_without_a_base_model_is_refused_though_its_blocks_are_all_alike() -> None:
+    config = transformers.Llama4TextConfig(
+        vocab_size=320, hidden_size=64, intermediate_size=64, intermediate_size_mlp=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, num_local_experts=2,
+    )  # fmt: skip
+    model = transformers.Llama4ForCausalLM(config).eval()
+    with pytest.raises(UnsupportedLLMError, match="no base model apart from the one with the head"):
+        DecoderLLM(model, tiny_tokenizer(), id="llama4")

@@ -271,8 +271,8 @@ def test_a_picture_is_drawn_on_as_a_viewer_shows_it(images: Any) -> None:
     ("asked", "param", "words"),
     [
         ({"image": b"no picture"}, "image", "is none of PNG"),
-        ({"image": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"}, "image", "cannot be opened"),
-        ({"image": b""}, "image", "cannot be opened"),
+        ({"image": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"}, "image", "is none of PNG"),
+        ({"image": b""}, "image", "is none of PNG"),
         ({"image": [png(), png()]}, "image", "got 2 files, expected one"),
         ({"mask": png()}, "mask", "masks are not supported"),
         ({"extra_body": {"strength": "nan"}}, "strength", "strength"),

@@ -178,6 +178,19 @@ def test_names_that_strangers_registered_lead_nowhere(painter: Any, host: str, s
         assert http.get("/v1/models", headers=headers).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("host", "allowed"), [("127.0.0.1:8001", True), ("study.example", True), ("evil.example", False)]
+)
+def test_a_study_answers_to_its_own_names_only(folder: Path, host: str, allowed: bool) -> None:  # noqa: F811
+    app = create_study_app(folder, public_url="https://study.example")
+    with TestClient(app) as http:
+        for path in ("/", "/api/study"):
+            assert http.get(path, headers={"Host": host}).status_code == (200 if allowed else 421)
+        sent = {"Host": host, "Origin": f"http://{host}"}
+        assert http.post("/api/raters", headers=sent).status_code == (201 if allowed else 421)
+    app.state.store.close()
+
+
 def test_who_guesses_passwords_keeps_nobody_else_out() -> None:
     async def page(scope: Any, receive: Any, send: Any) -> None:
         raise AssertionError
