@@ -8,6 +8,9 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / "extensions"), str(HERE.parent / "src")]
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
+# Before autodoc sets TYPE_CHECKING while it imports, with which pydantic's models cannot be made.
+import fastapi  # noqa: E402, F401
+
 import llmdiff  # noqa: E402
 
 project = "LLMDiff"
@@ -43,7 +46,7 @@ nitpicky = True
 # Nothing is fetched from elsewhere while building, so what other libraries document is named, not linked.
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!llmdiff(_lab)?\.).*"),
-    (r"py:(class|obj|data)", r"llmdiff(_lab)?\..*\._?[A-Z]\w*"),
+    (r"py:(class|obj|data)", r"llmdiff(_lab)?\..*\.([A-Z]\w*|_\w+|checked_template)"),
 ]
 
 html_theme = "furo"
