@@ -33,7 +33,6 @@ PICTURES_NAME = "pictures"
 # Enough for every rater to see at a glance that something is wrong with the picture.
 _NOISE_SHARE = 0.75
 _MAX_NAME = 60
-_MAX_SEED_DIGITS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
