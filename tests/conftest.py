@@ -1,6 +1,7 @@
 """Fixtures that all tests share: tiny random pipelines and LLMs of the real classes, see tiny/pipelines.py."""
 
 import importlib.util
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,11 +15,24 @@ from tiny.families import BUILDERS, DRAW_OPTIONS
 from tiny.pipelines import build_llm, build_sd, build_sdxl
 
 SPEED = Path(__file__).parents[1] / "speed"
+LOGGERS = ("llmdiff", "llmdiff.serving", "llmdiff_lab", "uvicorn", "uvicorn.access", "py.warnings")
 
 
 @pytest.fixture(autouse=True)
 def _same_random_numbers() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _same_logging() -> Iterator[None]:
+    """Undo what a command sets for a process of its own: its handlers write to a stream that the test closes."""
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    before = [(log.handlers[:], log.level, log.propagate, log.disabled) for log in loggers]
+    yield
+    logging.captureWarnings(False)
+    for log, (handlers, level, propagate, disabled) in zip(loggers, before, strict=True):
+        log.handlers, log.propagate, log.disabled = handlers, propagate, disabled
+        log.setLevel(level)
 
 
 @pytest.fixture

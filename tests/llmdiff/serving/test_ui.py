@@ -2,7 +2,6 @@
 
 import io
 import json
-import logging
 import re
 import socket
 import warnings
@@ -385,12 +384,8 @@ def test_settings_out_of_range(given: dict[str, Any], words: str) -> None:
 
 def refused(*options: object, env: dict[str, str] | None = None, keys: str | None = None) -> str:
     """The one line that the command says before it ends with status 1."""
-    log = logging.getLogger("llmdiff.serving")
-    level = log.level
     with warnings.catch_warnings():
         result = CliRunner().invoke(command, ["ui", "--port", "0", *map(str, options)], env=env, input=keys)
-    # The command sets it for a process of its own.
-    log.setLevel(level)
     assert result.exit_code == 1, result.output
     lines = [line for line in result.stderr.splitlines() if not line.startswith(("loading ", "Password"))]
     assert len(lines) == 1, result.stderr
