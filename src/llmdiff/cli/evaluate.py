@@ -143,9 +143,13 @@ def _scenes(
     official: Many,
 ) -> dict[str, Any]:
     from llmdiff.evaluation.metrics.reference import read_reference
-    from llmdiff.evaluation.suites.scenes import SceneScorer, scene_prompts, scenes_suite
-    from llmdiff.evaluation.suites.scenes_check import SceneChecker
-    from llmdiff.openmoji.contents import World
+    from llmdiff.evaluation.suites.scenes import (
+        SceneScorer,
+        load_checker,
+        scene_prompts,
+        scenes_suite,
+        world_of,
+    )
 
     for name, value in {"suite-files": files, "official-scores": official}.items():
         if value is not None:
@@ -153,9 +157,9 @@ def _scenes(
                 f"{name} is given, but the suite scenes has prompts and a scorer of its own: leave it out, or name "
                 "another --suite"
             )
-    scorer = SceneScorer(SceneChecker.from_pretrained(checker).to(device))
+    scorer = SceneScorer(load_checker(checker).to(device))
     return {
-        "suite": scenes_suite(scene_prompts(prompts, seed, World(objects=scorer.checker.objects))),
+        "suite": scenes_suite(scene_prompts(prompts, seed, world_of(scorer.checker))),
         "scorers": [scorer],
         "reference": None if reference is None else read_reference(reference),
     }

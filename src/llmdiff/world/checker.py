@@ -1,8 +1,7 @@
 """The checker of the world: a small detector that reads what a picture shows."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -19,7 +18,8 @@ from llmdiff.files import read_json, whole_file, write_whole
 from llmdiff.world.places import places
 from llmdiff.world.reading import UNCLEAR, Reading, SeenThing
 from llmdiff.world.rendering import SCENE_SIZE_PX
-from llmdiff.world.things import BACKGROUNDS, COLOURS, STYLES, Thing, all_things
+from llmdiff.world.scenes import World
+from llmdiff.world.things import BACKGROUNDS, COLOURS, STYLES, all_things
 
 CELL_PX = 8
 GRID = SCENE_SIZE_PX // CELL_PX
@@ -69,23 +69,17 @@ class WorldChecker(nn.Module):
     """A centre-point detector: which cells of a 16 x 16 grid hold the centre of a thing, and which thing it is.
 
     Fields:
-        names: the things that it knows, in the order of the tables.
+        world: what it can read: the things, and the styles that it was trained on.
         kinds: its classes: each thing, and each action once for every one who does it.
         figures: what was measured of it on real renders, saved with it.
-
-    Raises:
-        ConfigError: a name is not in the tables of this version.
 
     Source: Zhou et al. 2019 (CenterNet, arXiv 1904.07850), with one map of presence and the class read at its peaks.
     """
 
-    def __init__(self, names: Sequence[str], *, channels: int = 64) -> None:
+    def __init__(self, world: World, *, channels: int = 64) -> None:
         super().__init__()
-        unknown = [name for name in names if name not in all_things()]
-        if unknown:
-            raise ConfigError(f"names: got {unknown[0]!r}, expected things of the world: see `llmdiff world`")
-        self.names, self.channels = tuple(names), channels
-        self.kinds = kinds_of([all_things()[name] for name in names])
+        self.world, self.channels = world, channels
+        self.kinds = tuple((thing.name, who) for thing in world.things for who in thing.who or (None,))
         self.figures: dict[str, Any] = {}
         wide = 4 * channels
         self.stem = nn.Sequential(nn.PixelUnshuffle(4), *_conv(48, channels))
@@ -139,11 +133,8 @@ class WorldChecker(nn.Module):
             OutputError: the folder cannot be written.
         """
         folder = Path(save_directory)
-        config = self._config() | {
-            "names": list(self.names),
-            "channels": self.channels,
-            "figures": self.figures,
-        }
+        config = {"world": asdict(self.world), "channels": self.channels, **self._config()}
+        config["figures"] = self.figures
         weights = {name: value.half().contiguous().cpu() for name, value in self.state_dict().items()}
         try:
             with whole_file(folder / _WEIGHTS_NAME) as partial:
@@ -166,7 +157,8 @@ class WorldChecker(nn.Module):
         folder = Path(folder)
         try:
             config = read_json(folder / _CONFIG_NAME)
-            checker = cls(config["names"], channels=int(config["channels"]))
+            world = World(**{name: _tuple(value) for name, value in config["world"].items()})
+            checker = cls(world, channels=int(config["channels"]))
             for name, expected in checker._config().items():
                 if config[name] != expected:
                     raise ConfigError(
@@ -240,11 +232,6 @@ class WorldChecker(nn.Module):
         return seen, longer
 
 
-def kinds_of(things: Sequence[Thing]) -> tuple[tuple[str, str | None], ...]:
-    """Return the classes of these things: the name, and of an action who does it."""
-    return tuple((thing.name, who) for thing in things for who in thing.who or (None,))
-
-
 def to_checker_input(images: NDArray[np.uint8]) -> Tensor:
     """Return pictures of any size as the checker takes them: (N, H, W, 3) uint8 => (N, 3, 128, 128) in -1..1."""
     pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -252,6 +239,10 @@ def to_checker_input(images: NDArray[np.uint8]) -> Tensor:
         size = (SCENE_SIZE_PX, SCENE_SIZE_PX)
         pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True, align_corners=False)
     return pixels.contiguous(memory_format=torch.channels_last)
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _rows(described: CellOutput) -> list[dict[str, NDArray[np.float32]]]:

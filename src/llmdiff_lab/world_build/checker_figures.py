@@ -19,9 +19,7 @@ _BATCH, _MOST_CONFUSIONS = 128, 20
 _STREAM = "checker"
 
 
-def checker_figures(
-    checker: WorldChecker, world: World, *, renders: int = 2000, seed: int = 0
-) -> dict[str, Any]:
+def checker_figures(checker: WorldChecker, *, renders: int = 2000, seed: int = 0) -> dict[str, Any]:
     """Return the shares of fresh renders of all splits that the checker reads exactly, all that they show compared.
 
     `exact`, and that of scenes of `one or two`, of `three to five` things and of `six`; `splits` and `parts`, each
@@ -30,7 +28,7 @@ def checker_figures(
     as which, the most frequent first, with how often; `things read right`: the share of all things.
     """
     rng = np.random.default_rng([seed, 10])
-    scenes = held_out_scenes(world, renders, seed)
+    scenes = held_out_scenes(checker.world, renders, seed)
     tally: dict[str, list[bool]] = {}
     splits: dict[str, list[bool]] = {}
     parts: dict[str, list[bool]] = {}

@@ -25,7 +25,7 @@ from llmdiff.world.checker import (
 from llmdiff.world.places import places
 from llmdiff.world.rendering import SCENE_SIZE_PX, render, sprite_box
 from llmdiff.world.scenes import Placed, Scene, World, any_scene, laid_out
-from llmdiff.world.things import BACKGROUNDS, COLOURS, STYLES
+from llmdiff.world.things import BACKGROUNDS, COLOURS, STYLES, Style
 from llmdiff_lab.world_build.spoiling import mush, spoil
 
 # A cell within reach of a centre holds it; between reach and margin either answer would do.
@@ -52,7 +52,7 @@ def train_checker(
     The checker learns what is held out from the models as well: it must know all that the evaluation may show.
     """
     torch.manual_seed(seed)
-    checker = WorldChecker([thing.name for thing in world.things]).to(device)
+    checker = WorldChecker(world).to(device)
     checker.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def step_loss(part: StepPart) -> tuple[Tensor, dict[str, float]]:
@@ -190,7 +190,7 @@ def _uses_muon(name: str) -> bool:
 
 
 @lru_cache
-def _of_style(world: World, style: str) -> World:
+def _of_style(world: World, style: Style) -> World:
     return replace(world, styles=(style,))
 
 

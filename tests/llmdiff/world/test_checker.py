@@ -14,18 +14,24 @@ from llmdiff.world.checker import CELL_PX, GRID, CellOutput, CheckerOutput, Worl
 from llmdiff.world.places import places
 from llmdiff.world.reading import UNCLEAR
 from llmdiff.world.rendering import sprite_box
-from llmdiff.world.scenes import Placed
+from llmdiff.world.scenes import Placed, World
 from llmdiff.world.things import BACKGROUNDS, COLOURS, STYLES
 from llmdiff_lab.world_build.world_checker import inked_shares
 
-NAMES = ("cat", "car", "running", "circle")
+WORLD = World(thing_count=20)
+KINDS = [(thing.name, who) for thing in WORLD.things for who in thing.who or (None,)]
+
+
+def kind(*likely: tuple[str, str | None], logit: float = 9.0) -> list[float]:
+    """Logits of classes, those named alike and likelier than the others."""
+    return [logit * (one in likely) for one in KINDS]
 
 
 class Told(WorldChecker):
     """A checker that is told what each cell says, to test what is made of that."""
 
     def __init__(self, **said: Tensor) -> None:
-        super().__init__(NAMES, channels=8)
+        super().__init__(WORLD, channels=8)
         self.said = said
 
     def describe(self, features: Tensor) -> CellOutput:
@@ -36,7 +42,7 @@ class Told(WorldChecker):
 def told(cells: list[tuple[int, int, float]], **said: list[list[float]]) -> list[tuple[object, ...]]:
     """What is read of presence in these cells (row, column, logit), the i-th described by the i-th row."""
     count = len(cells)
-    widths = {"kinds": 5, "colours": 9, "styles": len(STYLES), "box": 4}
+    widths = {"kinds": len(KINDS), "colours": 9, "styles": len(STYLES), "box": 4}
     values = {name: torch.tensor(said.get(name, [[0.0] * width] * count)) for name, width in widths.items()}
     values["turned"] = torch.tensor(said.get("turned", [-1.0] * count))
     presence, features = torch.full((1, GRID, GRID), -9.0), torch.zeros(1, 32, GRID, GRID)
@@ -53,8 +59,11 @@ def told(cells: list[tuple[int, int, float]], **said: list[list[float]]) -> list
 
 
 def test_decoding_finds_each_thing_once_and_names_only_what_is_clear() -> None:
-    sure, painted = [9.0, 0.0, 0.0, 0.0, 0.0], [0.0] * 8 + [5.0]
-    kinds = [sure, sure, [0.0, 9.0, 0, 0, 0], [0, 0, 6.0, 6.1, 0], [1.0, 1, 0, 0, 1]]
+    painted = [0.0] * 8 + [5.0]
+    cat, running = kind(("cat", None)), kind(("running", "man"), ("running", "woman"))
+    running[KINDS.index(("running", "woman"))] += 0.1
+    unclear = kind(("cat", None), ("car", None), ("dog", None))
+    kinds = [cat, cat, kind(("car", None)), running, unclear]
     colours = [painted, painted, [0, 0, 5.0, *[0.0] * 6], painted, painted]
     turned = [3.0, 3.0, 3.0, 3.0, 3.0]
     styles = [[0, 5.0, 0]] * 5
@@ -75,19 +84,19 @@ def test_nothing_is_read_where_nothing_is_present() -> None:
 
 def test_neighbours_are_two_things_unless_one_is_large() -> None:
     cells = [(8, 6, 5.0), (8, 9, 4.0)]
-    assert len(told(cells, kinds=[[9.0, 0, 0, 0, 0]] * 2)) == 2
+    assert len(told(cells, kinds=[kind(("cat", None))] * 2)) == 2
     large = float(np.log(0.8 / 0.3))
-    assert len(told(cells, kinds=[[9.0, 0, 0, 0, 0]] * 2, box=[[0, 0, large, large]] * 2)) == 1
+    assert len(told(cells, kinds=[kind(("cat", None))] * 2, box=[[0, 0, large, large]] * 2)) == 1
 
 
-@pytest.mark.parametrize("name", ["cat", "car", "pencil"])
+@pytest.mark.parametrize("name", ["cat", "car", "running"])
 def test_the_side_is_the_scenes_own_whatever_the_drawings_shape(name: str) -> None:
-    placed = Placed(name=name, side=0.45)
+    placed = Placed(name=name, who="man" if name == "running" else None, side=0.45)
     _, _, side_px = sprite_box(placed)
     width, height = (share * side_px / (CELL_PX * GRID) for share in inked_shares(placed))
-    checker = WorldChecker([name], channels=8)
+    checker = WorldChecker(WORLD, channels=8)
     said = {
-        "kinds": np.ones(1, dtype=np.float32),
+        "kinds": np.array(kind((name, placed.who)), dtype=np.float32),
         "colours": np.zeros(len(COLOURS) + 1, dtype=np.float32),
         "styles": np.zeros(len(STYLES), dtype=np.float32),
         "turned": np.float32(-1),
@@ -99,22 +108,23 @@ def test_the_side_is_the_scenes_own_whatever_the_drawings_shape(name: str) -> No
 
 
 def test_pictures_of_any_size_are_read() -> None:
-    checker = WorldChecker(NAMES, channels=8)
+    checker = WorldChecker(WORLD, channels=8)
     for side in (64, 128, 200):
         assert len(checker.read(np.zeros((3, side, side, 3), dtype=np.uint8), batch=2)) == 3
 
 
 def test_actions_are_a_class_for_everyone_who_does_them() -> None:
-    kinds = WorldChecker(NAMES, channels=8).kinds
-    assert kinds == (("cat", None), ("car", None), ("running", "man"), ("running", "woman"), ("circle", None))
+    kinds = WorldChecker(WORLD, channels=8).kinds
+    assert {who for name, who in kinds if name == "running"} == {"man", "woman"}
+    assert {name for name, _ in kinds} == WORLD.names
 
 
 def test_saved_and_loaded_it_reads_the_same(tmp_path: Path) -> None:
-    checker = WorldChecker(NAMES, channels=8)
+    checker = WorldChecker(WORLD, channels=8)
     checker.figures = {"exact": 0.5, "confusions": [["cat", "car", 2]]}
     checker.save_pretrained(tmp_path / "checker")
     again = WorldChecker.from_pretrained(tmp_path / "checker")
-    assert again.names == NAMES
+    assert again.world == WORLD
     assert again.figures == checker.figures
     for name, value in again.state_dict().items():
         assert torch.equal(value, checker.state_dict()[name].half().float())
@@ -141,8 +151,8 @@ def _with_config(**changes: object) -> Callable[[Path], None]:
         (lambda folder: (folder / "config.json").unlink(), CorruptWeightsError, "not a readable checker"),
         (_with_config(channels="wide"), CorruptWeightsError, "not a readable checker"),
         (_with_config(channels=16), CorruptWeightsError, "not a readable checker"),
-        (_with_config(names=["cat", "unicorn of Mars"]), ConfigError, "unicorn of Mars"),
-        (_with_config(names=["cat"]), ConfigError, "kinds"),
+        (_with_config(world={"thing_count": 3}), CorruptWeightsError, "thing_count"),
+        (_with_config(world={"thing_count": 30}), ConfigError, "kinds"),
         (_with_config(colours=["mauve"]), ConfigError, "colours"),
         (_with_config(places=["moon base"]), ConfigError, "places"),
     ],
@@ -150,7 +160,7 @@ def _with_config(**changes: object) -> Callable[[Path], None]:
 def test_damaged_and_foreign_files_are_refused(
     tmp_path: Path, damage: Callable[[Path], None], error: type[Exception], message: str
 ) -> None:
-    WorldChecker(NAMES, channels=8).save_pretrained(tmp_path)
+    WorldChecker(WORLD, channels=8).save_pretrained(tmp_path)
     damage(tmp_path)
     with pytest.raises(error, match=message):
         WorldChecker.from_pretrained(tmp_path)
@@ -159,4 +169,4 @@ def test_damaged_and_foreign_files_are_refused(
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="file"):
-        WorldChecker(NAMES, channels=8).save_pretrained(tmp_path / "file" / "below")
+        WorldChecker(WORLD, channels=8).save_pretrained(tmp_path / "file" / "below")
