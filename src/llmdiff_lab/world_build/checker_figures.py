@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from llmdiff.errors import LLMDiffError
+from llmdiff.evaluation.tables import text_table
 from llmdiff.world.checker import WorldChecker, to_checker_input
 from llmdiff.world.reading import Reading, expected_of, matches
 from llmdiff.world.rendering import render
 from llmdiff.world.scenes import Scene, World
-from llmdiff.world.splits import SPLITS, split_scene
+from llmdiff.world.splits import SPLITS, Split, split_scene
 from llmdiff_lab.world_build.spoiling import mush, spoil, to_uint8
 
 _BATCH, _MOST_CONFUSIONS = 128, 20
@@ -30,18 +32,19 @@ def checker_figures(checker: WorldChecker, *, renders: int = 2000, seed: int = 0
     rng = np.random.default_rng([seed, 10])
     scenes = held_out_scenes(checker.world, renders, seed)
     tally: dict[str, list[bool]] = {}
-    splits: dict[str, list[bool]] = {}
+    splits: dict[Split, list[bool]] = {}
     parts: dict[str, list[bool]] = {}
     confused: Counter[tuple[str, str]] = Counter()
     for start in range(0, renders, _BATCH):
-        some = scenes[start : start + _BATCH]
+        named = scenes[start : start + _BATCH]
+        some = [scene for _, scene in named]
         images = np.stack([render(scene) for scene in some])
         read = checker.read(images)
-        for index, (scene, reading) in enumerate(zip(some, read, strict=True)):
+        for index, ((split, scene), reading) in enumerate(zip(named, read, strict=True)):
             verdict = matches(expected_of(scene), reading)
             for name in ("exact", _size_name(len(scene.things))):
                 tally.setdefault(name, []).append(verdict.exact)
-            splits.setdefault(SPLITS[(start + index) % len(SPLITS)], []).append(verdict.exact)
+            splits.setdefault(split, []).append(verdict.exact)
             for part, is_right in verdict.parts.items():
                 parts.setdefault(part, []).append(is_right)
             other = read[index - 1]
@@ -58,7 +61,7 @@ def checker_figures(checker: WorldChecker, *, renders: int = 2000, seed: int = 0
     return {
         **{name: _share(values) for name, values in sorted(tally.items())},
         "things read right": round(1 - wrong.total() / confused.total(), 4),
-        "splits": {name: _share(splits[name]) for name in SPLITS if name in splits},
+        "splits": {split: _share(values) for split, values in splits.items()},
         "parts": {name: _share(values) for name, values in parts.items()},
         "confusions": [[*pair, count] for pair, count in wrong.most_common(_MOST_CONFUSIONS)],
         "renders": renders,
@@ -66,12 +69,53 @@ def checker_figures(checker: WorldChecker, *, renders: int = 2000, seed: int = 0
     }
 
 
-def held_out_scenes(world: World, count: int, seed: int) -> list[Scene]:
-    """Return new scenes of every split in turn; those of splits that this world cannot make are left out."""
+def figures_tables(figures: dict[str, Any], *, markdown: bool = False) -> str:
+    """Return what `checker_figures` has found in percent, and which things were read as which."""
+    rows = [["renders", "read exactly, %"]]
+    rows += [[name, _percent(figures[key])] for key, name in _SHOWN.items() if key in figures]
+    rows += [[f"split {split}", _percent(share)] for split, share in figures["splits"].items()]
+    parts = [["part", "right, %"], *([part, _percent(share)] for part, share in figures["parts"].items())]
+    confusions = [["thing", "read as", "times"], *([a, b, str(n)] for a, b, n in figures["confusions"])]
+    notes = (
+        f"{figures['renders']} fresh renders; everything that a render shows is compared. "
+        f"{_percent(figures['things read right'])} % of all things are read as what they are."
+    )
+    return "\n\n".join(
+        [text_table(rows, markdown), text_table(parts, markdown), text_table(confusions, markdown), notes]
+    )
+
+
+_SHOWN = {
+    "exact": "all",
+    "one or two": "one or two things",
+    "three to five": "three to five things",
+    "six": "six things",
+    "spoilt": "spoilt as drawn pictures are",
+    "shuffled": "compared with another render: chance",
+    "nothing": "pictures of nothing in which a thing is seen",
+}
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}"
+
+
+def held_out_scenes(world: World, count: int, seed: int) -> list[tuple[Split, Scene]]:
+    """Return new scenes of every split in turn; splits that this world has no scenes for are left out."""
+    splits = [split for split in SPLITS if _can_make(split, world)]
+    turns = [splits[index % len(splits)] for index in range(count)]
     return [
-        split_scene(SPLITS[index % len(SPLITS)], world, random.Random(f"{_STREAM} {seed} {index}"))
-        for index in range(count)
+        (split, split_scene(split, world, random.Random(f"{_STREAM} {seed} {index}")))
+        for index, split in enumerate(turns)
     ]
+
+
+def _can_make(split: Split, world: World) -> bool:
+    try:
+        split_scene(split, world, random.Random(_STREAM))
+    except LLMDiffError:
+        return False
+    return True
 
 
 def pairs_read(scene: Scene, reading: Reading) -> list[tuple[str, str]]:

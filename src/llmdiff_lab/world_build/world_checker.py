@@ -45,6 +45,7 @@ def train_checker(
     folder: Path,
     device: torch.device,
     seed: int = 0,
+    channels: int = 64,
     checkpoint_every_s: float = 180.0,
 ) -> WorldChecker:
     """Return a trained checker of this world; run again after a kill or SIGTERM, the training resumes.
@@ -52,7 +53,7 @@ def train_checker(
     The checker learns what is held out from the models as well: it must know all that the evaluation may show.
     """
     torch.manual_seed(seed)
-    checker = WorldChecker(world).to(device)
+    checker = WorldChecker(world, channels=channels).to(device)
     checker.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def step_loss(part: StepPart) -> tuple[Tensor, dict[str, float]]:
