@@ -121,8 +121,30 @@ class WorldChecker(nn.Module):
         device = self.presence.weight.device
         found: list[Reading] = []
         for start in range(0, len(images), batch):
-            found += self._readings(self(to_checker_input(images[start : start + batch]).to(device)))
+            found += self.readings(self(to_checker_input(images[start : start + batch]).to(device)))
         return found
+
+    def readings(self, output: CheckerOutput) -> list[Reading]:
+        """Return what the network's output says of each picture: one thing at every peak of presence."""
+        behind = [[*places(), *BACKGROUNDS][i] for i in output.behind.argmax(1).tolist()]
+        is_place = output.behind.argmax(1) < len(places())
+        cells = (output.presence.sigmoid() > _PRESENT).nonzero()
+        order = output.presence[tuple(cells.T)].argsort(descending=True)
+        cells = cells[order]
+        described = self.describe(output.features[cells[:, 0], :, cells[:, 1], cells[:, 2]].float())
+        things: list[list[tuple[SeenThing, float]]] = [[] for _ in behind]
+        for (picture, row, column), said in zip(cells.tolist(), _rows(described), strict=True):
+            thing, length = self._thing(row, column, said)
+            if not any(_is_near(thing, length, *other) for other in things[picture]):
+                things[picture].append((thing, length))
+        return [
+            Reading(
+                things=tuple(thing for thing, _ in found),
+                place=name if at_place else None,
+                background=None if at_place else name,
+            )
+            for name, at_place, found in zip(behind, is_place.tolist(), things, strict=True)
+        ]
 
     def save_pretrained(
         self, save_directory: str | Path, *, safe_serialization: Literal[True] = True
@@ -185,27 +207,6 @@ class WorldChecker(nn.Module):
             "backgrounds": list(BACKGROUNDS),
             "scene_size_px": SCENE_SIZE_PX,
         }
-
-    def _readings(self, output: CheckerOutput) -> list[Reading]:
-        behind = [[*places(), *BACKGROUNDS][i] for i in output.behind.argmax(1).tolist()]
-        is_place = output.behind.argmax(1) < len(places())
-        cells = (output.presence.sigmoid() > _PRESENT).nonzero()
-        order = output.presence[tuple(cells.T)].argsort(descending=True)
-        cells = cells[order]
-        described = self.describe(output.features[cells[:, 0], :, cells[:, 1], cells[:, 2]].float())
-        things: list[list[tuple[SeenThing, float]]] = [[] for _ in behind]
-        for (picture, row, column), said in zip(cells.tolist(), _rows(described), strict=True):
-            thing, length = self._thing(row, column, said)
-            if not any(_is_near(thing, length, *other) for other in things[picture]):
-                things[picture].append((thing, length))
-        return [
-            Reading(
-                things=tuple(thing for thing, _ in found),
-                place=name if at_place else None,
-                background=None if at_place else name,
-            )
-            for name, at_place, found in zip(behind, is_place.tolist(), things, strict=True)
-        ]
 
     def _thing(self, row: int, column: int, said: dict[str, NDArray[np.float32]]) -> tuple[SeenThing, float]:
         """Return the thing whose centre is in a cell, and how long its drawing is, in shares of the picture."""

@@ -2,12 +2,14 @@
 
 import random
 from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,12 +23,13 @@ from llmdiff.world.checker import (
     CellOutput,
     CheckerOutput,
     WorldChecker,
+    to_checker_input,
 )
 from llmdiff.world.places import places
 from llmdiff.world.rendering import SCENE_SIZE_PX, render, sprite_box
 from llmdiff.world.scenes import Placed, Scene, World, any_scene, laid_out
 from llmdiff.world.things import BACKGROUNDS, COLOURS, STYLES, Style
-from llmdiff_lab.world_build.spoiling import mush, spoil
+from llmdiff_lab.world_build.spoiling import mush, spoil, to_uint8
 
 # A cell within reach of a centre holds it; between reach and margin either answer would do.
 _REACH_PX, _MARGIN_PX = 6.4, 11.0
@@ -34,6 +37,8 @@ _IGNORE = -1
 _MUSH_SHARE = 0.06
 _EVEN_STYLES_SHARE, _TURNED_SHARE = 0.5, 0.12
 _STREAM = 9
+# How many steps' pictures are made ahead: enough for the processes of a large machine.
+_AHEAD = 32
 
 
 def train_checker(
@@ -46,20 +51,24 @@ def train_checker(
     device: torch.device,
     seed: int = 0,
     channels: int = 64,
+    pool: ProcessPoolExecutor | None = None,
     checkpoint_every_s: float = 180.0,
 ) -> WorldChecker:
     """Return a trained checker of this world; run again after a kill or SIGTERM, the training resumes.
 
     The checker learns what is held out from the models as well: it must know all that the evaluation may show.
+    `pool`, from `llmdiff.world.rendering.renderers`, makes the pictures of the next steps meanwhile; they are the
+    same without it.
     """
     torch.manual_seed(seed)
     checker = WorldChecker(world, channels=channels).to(device)
     checker.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    batches = StepBatches(world, seed, batch, pool)
+
     def step_loss(part: StepPart) -> tuple[Tensor, dict[str, float]]:
-        with torch.autocast(device.type, enabled=False):  # pictures are spoilt in full precision
-            scenes, pixels = training_batch(world, part.rng(seed, _STREAM), batch)
-        pixels = pixels.to(device).contiguous(memory_format=torch.channels_last)
+        scenes, images = batches.of_step(part.step)
+        pixels = to_checker_input(images).to(device)
         losses = _losses(checker, checker(pixels), targets_of(checker, scenes, device))
         return torch.stack(list(losses.values())).sum(), {k: float(v.detach()) for k, v in losses.items()}
 
@@ -76,13 +85,48 @@ def train_checker(
     return checker.eval()
 
 
-def training_batch(world: World, rng: np.random.Generator, count: int) -> tuple[list[Scene | None], Tensor]:
-    """Return scenes, None for a picture of nothing, and their spoilt pictures. Shapes: (count, 3, H, W) in -1..1."""
+def training_batch(
+    world: World, seed: int, step: int, count: int
+) -> tuple[list[Scene | None], NDArray[np.uint8]]:
+    """Return the scenes of a step, None for a picture of nothing, and their spoilt pictures.
+
+    Shapes: (count, H, W, 3) uint8.
+    """
+    rng = np.random.default_rng([seed, _STREAM, step])
     scenes = training_scenes(world, random.Random(int(rng.integers(2**62))), count)
     pixels = spoil(np.stack([render(scene) for scene in scenes]), rng)
     is_mush = torch.from_numpy(rng.random(count) < _MUSH_SHARE)
     pixels[is_mush] = mush(pixels[is_mush], pixels.roll(1, dims=0)[is_mush], rng)
-    return [None if gone else scene for scene, gone in zip(scenes, is_mush.tolist(), strict=True)], pixels
+    kept = [None if gone else scene for scene, gone in zip(scenes, is_mush.tolist(), strict=True)]
+    return kept, to_uint8(pixels)
+
+
+class StepBatches:
+    """The batches of all steps; with a pool, those of the next steps are made while one is used."""
+
+    def __init__(self, world: World, seed: int, count: int, pool: ProcessPoolExecutor | None) -> None:
+        self._world, self._seed, self._count, self._pool = world, seed, count, pool
+        self._coming: dict[int, Future[tuple[list[Scene | None], NDArray[np.uint8]]]] = {}
+
+    def of_step(self, step: int) -> tuple[list[Scene | None], NDArray[np.uint8]]:
+        """Return the scenes and pictures of a step, as `training_batch` does."""
+        if self._pool is None:
+            # Pictures are spoilt in full precision, whatever that of the training.
+            with torch.autocast("cpu", enabled=False):
+                return training_batch(self._world, self._seed, step, self._count)
+        for later in range(step, step + _AHEAD):
+            if later not in self._coming:
+                self._coming[later] = self._pool.submit(
+                    _in_worker, self._world, self._seed, later, self._count
+                )
+        return self._coming.pop(step).result()
+
+
+def _in_worker(
+    world: World, seed: int, step: int, count: int
+) -> tuple[list[Scene | None], NDArray[np.uint8]]:
+    torch.set_num_threads(1)  # the processes share the cores already
+    return training_batch(world, seed, step, count)
 
 
 def training_scenes(world: World, rng: random.Random, count: int) -> list[Scene]:

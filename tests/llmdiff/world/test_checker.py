@@ -1,7 +1,7 @@
 """The checker's decoding and its files."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,10 @@ from torch import Tensor
 from llmdiff.errors import ConfigError, CorruptWeightsError, OutputError
 from llmdiff.world.checker import CELL_PX, GRID, CellOutput, CheckerOutput, WorldChecker
 from llmdiff.world.places import places
-from llmdiff.world.reading import UNCLEAR
+from llmdiff.world.reading import UNCLEAR, SeenThing
 from llmdiff.world.rendering import sprite_box
 from llmdiff.world.scenes import Placed, World
-from llmdiff.world.things import BACKGROUNDS, COLOURS, STYLES
+from llmdiff.world.things import BACKGROUNDS, STYLES
 from llmdiff_lab.world_build.world_checker import inked_shares
 
 WORLD = World(thing_count=20)
@@ -39,7 +39,7 @@ class Told(WorldChecker):
         return CellOutput(**{name: values[index] for name, values in self.said.items()})
 
 
-def told(cells: list[tuple[int, int, float]], **said: list[list[float]]) -> list[tuple[object, ...]]:
+def told(cells: list[tuple[int, int, float]], **said: list[list[float]]) -> list[SeenThing]:
     """What is read of presence in these cells (row, column, logit), the i-th described by the i-th row."""
     count = len(cells)
     widths = {"kinds": len(KINDS), "colours": 9, "styles": len(STYLES), "box": 4}
@@ -49,13 +49,14 @@ def told(cells: list[tuple[int, int, float]], **said: list[list[float]]) -> list
     for index, (row, column, logit) in enumerate(cells):
         presence[0, row, column], features[0, 0, row, column] = logit, index
     behind = torch.eye(len(places()) + len(BACKGROUNDS))[:1]
-    (reading,) = Told(**values)._readings(CheckerOutput(presence=presence, features=features, behind=behind))
+    (reading,) = Told(**values).readings(CheckerOutput(presence=presence, features=features, behind=behind))
     assert reading.place == next(iter(places()))
     assert reading.background is None
-    return [
-        (t.name, t.who, t.colour, t.style, t.upside_down, round(t.x, 3), round(t.y, 3))
-        for t in reading.things
-    ]
+    return list(reading.things)
+
+
+def shown(things: Sequence[SeenThing]) -> list[tuple[object, ...]]:
+    return [(t.name, t.who, t.colour, t.style, t.upside_down, round(t.x, 3), round(t.y, 3)) for t in things]
 
 
 def test_decoding_finds_each_thing_once_and_names_only_what_is_clear() -> None:
@@ -70,7 +71,8 @@ def test_decoding_finds_each_thing_once_and_names_only_what_is_clear() -> None:
     box = [[0.25, -0.25, 0.0, 0.0]] * 5
     # Two neighbouring cells are one cat. Who runs is uncertain, that somebody does is not.
     cells = [(2, 2, 4.0), (2, 3, 3.0), (2, 12, 5.0), (12, 2, 2.0), (12, 12, 1.0)]
-    assert told(cells, kinds=kinds, colours=colours, turned=turned, styles=styles, box=box) == [
+    found = told(cells, kinds=kinds, colours=colours, turned=turned, styles=styles, box=box)
+    assert shown(found) == [
         ("car", None, "yellow", "line", True, 0.797, 0.141),
         ("cat", None, None, "line", True, 0.172, 0.141),
         ("running", "woman", None, "line", False, 0.172, 0.766),
@@ -94,17 +96,10 @@ def test_the_side_is_the_scenes_own_whatever_the_drawings_shape(name: str) -> No
     placed = Placed(name=name, who="man" if name == "running" else None, side=0.45)
     _, _, side_px = sprite_box(placed)
     width, height = (share * side_px / (CELL_PX * GRID) for share in inked_shares(placed))
-    checker = WorldChecker(WORLD, channels=8)
-    said = {
-        "kinds": np.array(kind((name, placed.who)), dtype=np.float32),
-        "colours": np.zeros(len(COLOURS) + 1, dtype=np.float32),
-        "styles": np.zeros(len(STYLES), dtype=np.float32),
-        "turned": np.float32(-1),
-        "box": np.log(np.array([1, 1, width / 0.3, height / 0.3], dtype=np.float32)),
-    }
-    thing, length = checker._thing(8, 8, said)  # type: ignore[arg-type]
+    box = [0.0, 0.0, float(np.log(width / 0.3)), float(np.log(height / 0.3))]
+    (thing,) = told([(8, 8, 5.0)], kinds=[kind((name, placed.who))], box=[box])
+    assert thing.name == name
     assert thing.side == pytest.approx(0.45, abs=0.012)
-    assert length == pytest.approx(max(width, height), rel=1e-4)
 
 
 def test_pictures_of_any_size_are_read() -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from llmdiff.world.checker import CELL_PX, GRID, WorldChecker, to_checker_input
 from llmdiff.world.places import places
 from llmdiff.world.reading import Reading, reading_of
-from llmdiff.world.rendering import SCENE_SIZE_PX, backdrop, render
+from llmdiff.world.rendering import SCENE_SIZE_PX, backdrop, render, renderers
 from llmdiff.world.scenes import Placed, Scene, World
 from llmdiff.world.splits import SPLITS, held_out_parts
 from llmdiff.world.things import BACKGROUNDS, COLOURS, STYLES
@@ -24,7 +24,13 @@ from llmdiff_lab.world_build.checker_figures import (
     pairs_read,
 )
 from llmdiff_lab.world_build.spoiling import mush, spoil, to_uint8
-from llmdiff_lab.world_build.world_checker import Targets, targets_of, train_checker, training_scenes
+from llmdiff_lab.world_build.world_checker import (
+    StepBatches,
+    Targets,
+    targets_of,
+    train_checker,
+    training_scenes,
+)
 
 WORLD = World(thing_count=40, styles=("flat", "line"))
 CPU = torch.device("cpu")
@@ -93,6 +99,20 @@ def test_the_checker_is_shown_what_is_held_out_from_the_models() -> None:
     assert {"pairs", "colours", "counts", "styles"} <= shown
     assert {scene.style for scene in scenes} == set(WORLD.styles)
     assert sum(placed.upside_down for scene in scenes for placed in scene.things) > 20
+
+
+def test_a_pool_makes_the_pictures_that_the_training_would_make_itself() -> None:
+    alone = StepBatches(WORLD, 3, 4, None)
+    with renderers(1) as pool:
+        together = StepBatches(WORLD, 3, 4, pool)
+        for step in (5, 6):
+            scenes, images = alone.of_step(step)
+            others, pictures = together.of_step(step)
+            assert scenes == others
+            assert images.shape == (4, SCENE_SIZE_PX, SCENE_SIZE_PX, 3)
+            assert np.array_equal(images, pictures)
+        pool.shutdown(cancel_futures=True)
+    assert not np.array_equal(alone.of_step(5)[1], alone.of_step(6)[1])
 
 
 def test_spoiling_is_light_is_the_same_for_the_same_chance_and_leaves_some_pictures_clean() -> None:
