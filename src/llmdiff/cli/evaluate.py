@@ -99,14 +99,15 @@ def evaluate(
     place = loading.usable_device(device)
     # Validate all arguments before drawing, which takes minutes.
     if suite == _SCENES:
-        chosen = _scenes(
-            prompts or _SCENES_PROMPTS, seed, checker, place, suite_files, reference, official_scores
-        )
+        chosen = _scenes(checker, place, suite_files, reference, official_scores)
     else:
         chosen = _suite_parts(suite, suite_files, reference, official_scores) | {"prompts_per_tag": prompts}
     writable_folder(out)
     measured = [*chosen.pop("scorers", []), *_metrics(metric or [], metric_model or [], place)]
     controller = loading.load_controller(models, device=place)
+    if suite == _SCENES:
+        base = controller.adapter.config.base_model_id
+        chosen["suite"] = _scenes_suite(measured[0], base, prompts or _SCENES_PROMPTS, seed)
     drawing: dict[str, Any] = {"scale": scale, "steps": steps, "guidance_scale": guidance_scale}
     pipe = controller.load_pipeline(device=place)
     report = evaluate_suite(
@@ -133,9 +134,13 @@ def evaluate(
         typer.echo(f"shard {share} is drawn and scored; when all are, run the same without --shard")
 
 
+def _scenes_suite(scorer: Any, base: str, prompts: int, seed: int) -> Any:
+    from llmdiff.evaluation.suites.scenes import scene_prompts, scenes_suite, world_of_pipeline
+
+    return scenes_suite(scene_prompts(prompts, seed, world_of_pipeline(base, scorer.checker)))
+
+
 def _scenes(
-    prompts: int,
-    seed: int,
     checker: str,
     device: str,
     files: Path | None,
@@ -143,13 +148,7 @@ def _scenes(
     official: Many,
 ) -> dict[str, Any]:
     from llmdiff.evaluation.metrics.reference import read_reference
-    from llmdiff.evaluation.suites.scenes import (
-        SceneScorer,
-        load_checker,
-        scene_prompts,
-        scenes_suite,
-        world_of,
-    )
+    from llmdiff.evaluation.suites.scenes import SceneScorer, load_checker
 
     for name, value in {"suite-files": files, "official-scores": official}.items():
         if value is not None:
@@ -157,10 +156,8 @@ def _scenes(
                 f"{name} is given, but the suite scenes has prompts and a scorer of its own: leave it out, or name "
                 "another --suite"
             )
-    scorer = SceneScorer(load_checker(checker).to(device))
     return {
-        "suite": scenes_suite(scene_prompts(prompts, seed, world_of(scorer.checker))),
-        "scorers": [scorer],
+        "scorers": [SceneScorer(load_checker(checker).to(device))],
         "reference": None if reference is None else read_reference(reference),
     }
 

@@ -1,5 +1,6 @@
 """Draw pictures of a prompt and write them to disk: the work of `llmdiff generate` and `llmdiff compare`."""
 
+import logging
 import platform
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from llmdiff.controller import LLMController
+
+_log = logging.getLogger(__name__)
 
 AfterStep = Callable[[int, Any, Any], None]
 """Callback after every denoising step: its number, its timestep, its latents (B, C, h, w)."""
@@ -91,6 +94,8 @@ def generate(settings: DrawingSettings, models: Models, out: Path, *, weighted: 
     for path in paths:
         check_writable(path)
     controller, pipe = load(models)
+    if (notice := prompt_notice(pipe, settings.prompt)) is not None:
+        _log.warning("%s", notice)
     made_with = picture_metadata(settings, models, controller, pipe, weighted=weighted)
     with controller.attached(pipe, models.scale, weighted=weighted):
         for path, seed in zip(paths, settings.seeds, strict=True):
@@ -109,6 +114,8 @@ def compare(settings: DrawingSettings, models: Models, out: Path, *, weighted: b
     """
     check_writable(out)
     controller, pipe = load(models)
+    if (notice := prompt_notice(pipe, settings.prompt)) is not None:
+        _log.warning("%s", notice)
     made_with = picture_metadata(settings, models, controller, pipe, weighted=weighted)
     scale = made_with["scale"]
     captions = [f"seed {seed}" for seed in settings.seeds]
@@ -129,6 +136,18 @@ def compare(settings: DrawingSettings, models: Models, out: Path, *, weighted: b
         sheet(settings.prompt, [base, ours]), out, {**made_with, "seeds": ", ".join(map(str, settings.seeds))}
     )
     return out
+
+
+def prompt_notice(pipe: Any, prompt: str) -> str | None:
+    """Return one line that says so if the prompt has no word of the world that a pipeline was trained on.
+
+    None for all others, and for a pipeline whose folder names no world.
+    """
+    from llmdiff.world.vocabulary import unknown_prompt_notice, world_of
+
+    folder = pipe.config.get("_name_or_path")
+    world = world_of(folder) if folder else None
+    return None if world is None else unknown_prompt_notice(prompt, world)
 
 
 def draw(pipe: Any, settings: DrawingSettings, seed: int, *, after_step: AfterStep | None = None) -> "Image":

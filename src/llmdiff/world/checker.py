@@ -218,15 +218,19 @@ class WorldChecker(nn.Module):
         longer, shorter = (TYPICAL_SHARE * float(np.exp(f(width, height))) for f in (max, min))
         side = longer / _INKED_SHARE / min((longer / shorter) ** _STRETCH_POWER, _MOST_STRETCH)
         known = all_things()[name]
-        colour = [*COLOURS, OWN_COLOURS][int(said["colours"].argmax())]
+        style = STYLES[int(said["styles"].argmax())]
+        # A shape has no colour of its own, a line drawing has no colours at all.
+        choices = COLOURS if known.is_shape else (*COLOURS, OWN_COLOURS)
+        colour = [*choices][int(said["colours"][: len(choices)].argmax())]
+        is_painted = bool(known.colours) and style != "line" and colour != OWN_COLOURS
         is_clear = bool(sure > _SURE)
         seen = SeenThing(
             name=name if is_clear else UNCLEAR,
             x=(column + 0.5 + dx) / GRID,
             y=(row + 0.5 + dy) / GRID,
             side=side,
-            style=STYLES[int(said["styles"].argmax())],
-            colour=colour if is_clear and known.colours and colour != OWN_COLOURS else None,
+            style=style,
+            colour=colour if is_clear and is_painted else None,
             who=who if is_clear else None,
             upside_down=bool(is_clear and known.turns and said["turned"] > 0),
         )

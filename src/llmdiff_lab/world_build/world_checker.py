@@ -6,6 +6,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -51,6 +52,7 @@ def train_checker(
     device: torch.device,
     seed: int = 0,
     channels: int = 64,
+    precision: Literal["no", "bf16"] = "bf16",
     pool: ProcessPoolExecutor | None = None,
     checkpoint_every_s: float = 180.0,
 ) -> WorldChecker:
@@ -78,7 +80,7 @@ def train_checker(
         seed=seed,
         lr_schedule="trapezoid",  # so that a run can be prolonged
         ema_horizon=100,
-        precision="bf16",
+        precision=precision,
         checkpoint_every_s=checkpoint_every_s,
     )
     train({"checker": checker}, step_loss, config, folder, title="checker", muon=_uses_muon)
@@ -183,7 +185,7 @@ def targets_of(checker: WorldChecker, scenes: Sequence[Scene | None], device: to
             width, height = (share * side / SCENE_SIZE_PX for share in inked_shares(placed))
             distance = np.hypot(centres[None, :] - x, centres[:, None] - y)
             presence[i][(distance < _MARGIN_PX) & (presence[i] == 0)] = _IGNORE
-            painted = placed.thing.colours
+            painted = placed.thing.colours and placed.style != "line"
             colour = colours.index(placed.colour) if placed.colour else len(colours)
             for row, column in np.argwhere(distance < _REACH_PX).tolist():
                 presence[i, row, column] = 1
@@ -254,7 +256,7 @@ def _losses(checker: WorldChecker, output: CheckerOutput, targets: Targets) -> d
     return {
         "presence": presence / filled,
         "kinds": _summed(said.kinds, targets.kinds) / filled,
-        "colours": 0.5 * _summed(said.colours, targets.colours) / filled,
+        "colours": _summed(said.colours, targets.colours) / filled,
         "styles": 0.3 * _summed(said.styles, targets.styles) / filled,
         "turned": 0.5 * turned / filled,
         "box": F.smooth_l1_loss(said.box.float(), targets.box, beta=0.1, reduction="sum") / filled,

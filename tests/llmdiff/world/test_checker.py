@@ -67,17 +67,27 @@ def test_decoding_finds_each_thing_once_and_names_only_what_is_clear() -> None:
     kinds = [cat, cat, kind(("car", None)), running, unclear]
     colours = [painted, painted, [0, 0, 5.0, *[0.0] * 6], painted, painted]
     turned = [3.0, 3.0, 3.0, 3.0, 3.0]
-    styles = [[0, 5.0, 0]] * 5
+    styles = [[5.0, 0, 0]] * 4 + [[0, 5.0, 0]]
     box = [[0.25, -0.25, 0.0, 0.0]] * 5
     # Two neighbouring cells are one cat. Who runs is uncertain, that somebody does is not.
     cells = [(2, 2, 4.0), (2, 3, 3.0), (2, 12, 5.0), (12, 2, 2.0), (12, 12, 1.0)]
     found = told(cells, kinds=kinds, colours=colours, turned=turned, styles=styles, box=box)
     assert shown(found) == [
-        ("car", None, "yellow", "line", True, 0.797, 0.141),
-        ("cat", None, None, "line", True, 0.172, 0.141),
-        ("running", "woman", None, "line", False, 0.172, 0.766),
+        ("car", None, "yellow", "flat", True, 0.797, 0.141),
+        ("cat", None, None, "flat", True, 0.172, 0.141),
+        ("running", "woman", None, "flat", False, 0.172, 0.766),
         (UNCLEAR, None, None, "line", False, 0.797, 0.766),
     ]
+
+
+def test_a_shape_always_has_a_colour_and_a_line_drawing_never_has_one() -> None:
+    own, circle, car = [[0, 3.0, *[0.0] * 6, 5.0]], kind(("circle", None)), kind(("car", None))
+    assert [t.colour for t in told([(3, 3, 5.0)], kinds=[circle], colours=own)] == ["orange"]
+    assert [t.colour for t in told([(3, 3, 5.0)], kinds=[car], colours=own)] == [None]
+    painted = [[0, 5.0, *[0.0] * 7]]
+    assert [t.colour for t in told([(3, 3, 5.0)], kinds=[car], colours=painted)] == ["orange"]
+    line = [[0, 5.0, 0]]
+    assert [t.colour for t in told([(3, 3, 5.0)], kinds=[car], colours=painted, styles=line)] == [None]
 
 
 def test_nothing_is_read_where_nothing_is_present() -> None:

@@ -1,7 +1,7 @@
 """The scenes suite: prompts of the embedded default with known content, and the scorer that reads their pictures.
 
 There are two worlds as long as the shipped models draw the smaller one: `llmdiff.openmoji`, read by `SceneChecker`
-at 64 pixels, and `llmdiff.world`, read by `WorldChecker` at 128. The checker says whose prompts are asked.
+at 64 pixels, and `llmdiff.world`, read by `WorldChecker` at 128.
 """
 
 import hashlib
@@ -13,7 +13,8 @@ from typing import Any, overload
 
 import numpy as np
 
-from llmdiff.errors import ConfigError
+from llmdiff.adapter.base_pipeline import EMBEDDED_NAME, packaged
+from llmdiff.errors import ConfigError, PipelineNotFoundError
 from llmdiff.evaluation.metrics.kinds import Pictures
 from llmdiff.evaluation.suites.scenes_check import SceneChecker, checker_folder
 from llmdiff.evaluation.suites.suite import PromptSuite, SuitePrompt
@@ -29,6 +30,7 @@ from llmdiff.world.expected import Expected
 from llmdiff.world.reading import FAULTS_OF, Reading, matches
 from llmdiff.world.rendering import render
 from llmdiff.world.scenes import Scene, World
+from llmdiff.world.vocabulary import world_of as pipeline_world
 
 NAME = "scenes"
 PARTS = ("things", "colours", "count", "size", "background", "way up", "person", "place", "style", "absent")
@@ -82,6 +84,24 @@ def load_checker(name_or_path: str | Path) -> SceneChecker | WorldChecker:
 def world_of(checker: SceneChecker | WorldChecker) -> small.World | World:
     """Return the world whose pictures a checker reads."""
     return checker.world if isinstance(checker, WorldChecker) else small.World(objects=checker.objects)
+
+
+def world_of_pipeline(base: str, checker: SceneChecker | WorldChecker) -> small.World | World:
+    """Return the world whose prompts a pipeline is asked: its own where its folder says it, else the checker's.
+
+    Raises:
+        ConfigError: the checker cannot read all that the pipeline can draw.
+    """
+    own = pipeline_world(packaged("pipeline", PipelineNotFoundError) if base == EMBEDDED_NAME else base)
+    if own is None:
+        return world_of(checker)
+    unread = own.names - (checker.world.names if isinstance(checker, WorldChecker) else set())
+    if unread or not isinstance(checker, WorldChecker):
+        raise ConfigError(
+            f"checker: got one that cannot read {len(unread)} of the {len(own.names)} things that {base} was trained "
+            "on, expected the checker of the same build: pass its folder with --checker"
+        )
+    return own
 
 
 @overload
