@@ -18,7 +18,9 @@ from llmdiff.serving.ui_examples import EXAMPLES, OPENING, known_words, own_worl
 _OWN = "the adapter's own"
 _STORE_BYTES = 256 * 1024 * 1024
 _LIFETIME_S = 6 * 3600.0
-_INTRODUCTION = "# LLMDiff\nOne prompt, one seed, one diffusion model: read by its own text encoder, and by a decoder-only LLM."
+_INTRODUCTION = (
+    "# LLMDiff\nOne prompt, one seed, one diffusion model: read by its own text encoder, and by a decoder-only LLM."
+)
 
 
 def add_page(app: FastAPI, studio: Studio, settings: UiSettings) -> Callable[[], None]:
