@@ -34,7 +34,7 @@ def ui(models: Models) -> Iterator[Callable[..., str]]:
         def start(**more: Any) -> str:
             studio = Studio()
             running.callback(studio.close)
-            settings = UiSettings(adapters=(models.adapter,), device=models.device, **more)
+            settings = UiSettings(adapters=(models.adapter,), base=Models(device=models.device), **more)
             studio.load(settings.first_models)
             app = create_ui_app(studio, settings)
             url, _ = running.enter_context(serving(app))

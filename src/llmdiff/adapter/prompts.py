@@ -12,6 +12,7 @@ from torch import Tensor
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.families import Family, Part
 from llmdiff.adapter.layout import beside_base, mark_base, pad_rows, real_rows
+from llmdiff.adapter.settings import Control
 from llmdiff.adapter.texts import encode_texts, negative_texts, plain_text, prompt_texts
 from llmdiff.errors import AttachError, PromptError
 
@@ -35,12 +36,10 @@ class LLMEncodePrompt:
         llm: Any,
         adapter: LLMDiffAdapter,
         installation: Any,
-        control: Any,
+        controlnet_installation: Any,
         *,
         family: Family,
-        scale: float,
-        keep_base_text: bool,
-        weighted: bool,
+        control: Control,
         replaced: Any,
         decoding: Any = None,
     ) -> None:
@@ -48,11 +47,13 @@ class LLMEncodePrompt:
         self.llm = llm
         self.adapter = adapter
         self.installation = installation
-        self.control = control
+        self.controlnet_installation = controlnet_installation
         self.family = family
-        self.scale = scale
-        self.reads_base = scale < 1 or keep_base_text
-        self.weighted = weighted
+        self.control = control
+        assert control.scale is not None  # `attach` resolves None to the adapter's own
+        self.scale: float = control.scale
+        self.reads_base = control.scale < 1 or control.keep_base_text
+        self.weighted = control.weighted
         self.replaced = replaced
         self.decoding = decoding
         self.__signature__ = inspect.signature(self.base)
@@ -63,12 +64,12 @@ class LLMEncodePrompt:
         return type(self.pipe).encode_prompt.__get__(self.pipe) if self.replaced is None else self.replaced
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LLMEncodePrompt":
-        for shared in (self.llm, self.__signature__):
+        for shared in (self.llm, self.control, self.__signature__):
             memo[id(shared)] = shared
         twin = object.__new__(type(self))
         memo[id(self)] = twin
         twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
-        for part in (twin.installation, twin.control):
+        for part in (twin.installation, twin.controlnet_installation):
             if part is not None:
                 part.users.append(weakref.ref(twin.pipe))
         return twin
@@ -115,7 +116,7 @@ class LLMEncodePrompt:
             negative = negative_texts(given.get("negative_prompt"), count)
         denoiser = self.installation.module
         device = torch.device(given.get("device") or self.pipe._execution_device)
-        for part in (self.installation, self.control):
+        for part in (self.installation, self.controlnet_installation):
             if part is not None:
                 part.check()
                 part.place(device, denoiser.dtype)
@@ -206,7 +207,12 @@ class LLMEncodePrompt:
         # Encode every distinct text once, in one pass: negative prompts mostly repeat. Negative prompts are not
         # reworded.
         encoding = encode_texts(
-            self.adapter, self.llm, texts, weighted=self.weighted, ask=frozenset(positive or ())
+            self.adapter,
+            self.llm,
+            texts,
+            weighted=self.weighted,
+            rewording=self.control.rewording,
+            reword=frozenset(positive or ()),
         )
         states, pooled = self.adapter.condition(encoding)
         parts: Parts = {}

@@ -21,10 +21,6 @@ _SAME = (
     "seed",
     "steps",
     "guidance_scale",
-    "scale",
-    "dtype",
-    "via",
-    "via_answers",
 )
 
 
@@ -94,7 +90,7 @@ class Painter:
         self._settings, self._models = DrawingSettings(**settings), Models(**models)
         self._controller, self._pipe = load(self._models)
         self.digests = models_digests(self._controller, self._pipe)
-        self._controller.attach(self._pipe, self._models.scale)
+        self._controller.attach(self._pipe, self._models.control)
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, str]:
         """Return the path of the item's picture."""
@@ -122,10 +118,9 @@ def _digests(item: Mapping[str, Any], settings: DrawingSettings, models: Models)
             width_px, height_px = image.size
     except (OSError, SyntaxError):  # missing or damaged
         return None
-    wanted = {**asdict(settings), **asdict(models), **item, "via": models.via_model}
-    if models.via_answers == 1:
-        wanted["via_answers"] = None  # 1 answer is not stored
-    same = all(told.get(name) == (None if wanted[name] is None else str(wanted[name])) for name in _SAME)
+    drawn_with = {**asdict(settings), **item}
+    wanted = {name: drawn_with[name] for name in _SAME} | models.metadata()
+    same = all(told.get(name) == (None if value is None else str(value)) for name, value in wanted.items())
     if not same or settings.height_px not in (None, height_px) or settings.width_px not in (None, width_px):
         return None
     return {name: digest for name, digest in told.items() if name.endswith("_sha256")} or None

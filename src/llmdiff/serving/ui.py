@@ -19,7 +19,8 @@ _OWN = "the adapter's own"
 _STORE_BYTES = 256 * 1024 * 1024
 _LIFETIME_S = 6 * 3600.0
 _INTRODUCTION = (
-    "# LLMDiff\nOne prompt, one seed, one diffusion model: read by its own text encoder, and by a decoder-only LLM."
+    "# LLMDiff\nOne prompt, one seed, one diffusion model: read by its own text encoder, and by a decoder-only "
+    "LLM."
 )
 
 

@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -14,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from llmdiff.adapter.refiner import LAYERS
+from llmdiff.adapter.settings import AdapterSettings
 from llmdiff.checks.bounds import (
     COUNT,
     GUIDANCE,
@@ -29,7 +28,7 @@ from llmdiff.checks.bounds import (
 from llmdiff.checks.validation import what_is_wrong
 from llmdiff.errors import ConfigError, InputFileError
 from llmdiff.files import is_blank, read_text
-from llmdiff.language.tokens import checked_template
+from llmdiff.language.encoding import Encoding
 from llmdiff.training.data import Shapes
 from llmdiff.training.folders import folder_source
 from llmdiff.training.loop_config import LoopConfig
@@ -79,22 +78,17 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class ModelsConfig(_Strict):
+class ModelsConfig(AdapterSettings):
     """Which LLM controls which base; names, folders or Hub ids.
 
-    `start` is an adapter to go on from; without one, a fresh adapter is made as the next fields say.
+    `start` is an adapter to go on from; without one, a fresh adapter is made as the other fields say.
     """
 
     llm: Name
     base: Name
     start: Name | None = None
-    encoding: Literal["guided", "paper"] = "guided"
-    lone: Literal["token", "token+bos"] = "token+bos"
-    template: Annotated[str, Field(max_length=100_000), AfterValidator(checked_template)] | None = None
-    max_length: Annotated[Whole, Field(ge=1, le=100_000)] = 512
+    encoding: Encoding = "guided"
     clip: Positive = 3.0
-    refiner_layers: Annotated[Whole, Field(ge=0, le=64)] = LAYERS
-    refiner_width: Annotated[Whole, Field(ge=1, le=16_384)] | None = None
 
 
 class DataConfig(_Strict):

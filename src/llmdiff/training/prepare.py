@@ -192,13 +192,7 @@ def _adapter(config: TrainConfig, llm: DecoderLLM, pipe: Any, samples: Samples) 
     return LLMController.create(
         llm,
         pipe,
-        encoding=models.encoding,
-        lone=models.lone,
-        template=models.template,
-        max_length=models.max_length,
-        clip=models.clip,
-        refiner_layers=models.refiner_layers,
-        refiner_width=models.refiner_width,
+        models,
         base_model_id=models.base,
         calibration_prompts=captions,
     ).adapter

@@ -11,7 +11,7 @@ from llmdiff.drawing.models import usable_device
 from llmdiff.drawing.ray_workers import on_workers
 from llmdiff.errors import ConfigError
 from llmdiff.language.cache import EncodingCache, ScoreCache
-from llmdiff.language.encoding import ContextEncoding
+from llmdiff.language.encoding import ContextEncoding, EncodingSettings
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.training.config import TrainConfig
 from llmdiff.training.prepare import (
@@ -54,11 +54,7 @@ def prepare_on_workers(config: TrainConfig, parts: Parts, *, workers: int) -> di
         "settings": {
             "num_blocks": context.num_blocks,
             "hidden_size": context.hidden_size,
-            "encoding": context.encoding,
-            "lone": context.lone,
-            "template": context.template,
-            "max_length": context.max_length,
-            "clip": context.clip,
+            **context.settings.model_dump(include=set(EncodingSettings.model_fields)),
         },
         "gains": {name: value.tolist() for name, value in context.state_dict().items()},
     }

@@ -137,7 +137,7 @@ def test_a_study_reads_seeds_that_are_numbers(tmp_path: Path, seed: str) -> None
 def test_maps_of_words_that_nothing_looks_at(sd_pipe: Any, tiny_llm: Any) -> None:
     controller = LLMController.create(tiny_llm, sd_pipe)
     with pytest.raises(ConfigError, match="scale is 0"):
-        draw_with_maps(controller, sd_pipe, "a cat", scale=0.0, steps=1)
+        draw_with_maps(controller, sd_pipe, "a cat", 0.0, steps=1)
 
 
 @numbers

@@ -98,19 +98,19 @@ def test_half_precision_is_other_pictures_that_say_so(batch, tmp_path):
 def test_a_closed_llm_is_asked_about_every_prompt_and_the_pictures_say_so(batch, tmp_path, monkeypatch):
     monkeypatch.setenv("LLMDIFF_HOME", str(tmp_path / "home"))
     endpoint = Endpoint(says("a cat"))
-    via = ("--via", endpoint.url, "--via-model", "closed-1")
+    reword = ("--reword-url", endpoint.url, "--reword-model", "closed-1")
     try:
-        assert len(batch("a", *via)) == 3
+        assert len(batch("a", *reword)) == 3
         assert sorted(body["messages"][1]["content"] for _, _, body in endpoint.requests) == [
             "a car", "a red cat", "two dog",
         ]  # fmt: skip
-        assert read_metadata(tmp_path / "a" / "000001.png")["via"] == "closed-1"
-        assert batch("a", *via) == []
-        assert len(batch("a", *via, "--via-answers", "2")) == 3  # another way to read them
+        assert read_metadata(tmp_path / "a" / "000001.png")["reword_model"] == "closed-1"
+        assert batch("a", *reword) == []
+        assert len(batch("a", *reword, "--reword-answers", "2")) == 3  # another way to read them
         told = read_metadata(tmp_path / "a" / "000001.png")
-        assert told["via_answers"] == "2"
+        assert told["reword_answers"] == "2"
         assert len(endpoint.requests) == 3 + 6
-        assert batch("a", *via, "--via-answers", "2") == []
+        assert batch("a", *reword, "--reword-answers", "2") == []
         assert len(batch("a")) == 3
     finally:
         endpoint.close()

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from llmdiff.cli.main import app as command
 from llmdiff.controller import LLMController
+from llmdiff.drawing.models import Models
 from llmdiff.errors import ConfigError
 from llmdiff.serving import ui_html
 from llmdiff.serving.picture_store import PictureStore
@@ -417,16 +418,13 @@ def test_without_the_shipped_weights_the_command_says_so() -> None:
 
 
 def test_every_choice_asks_the_closed_llm_that_the_command_names() -> None:
-    settings = UiSettings(
-        adapters=("one", "two"), via="http://127.0.0.1:1/v1", via_model="closed-1", device="cpu"
-    )
+    base = Models(reword_url="http://127.0.0.1:1/v1", reword_model="closed-1", device="cpu")
+    settings = UiSettings(adapters=("one", "two"), base=base)
     assert settings.first_models == settings.models("one")
     chosen = settings.models("two", llm="an-llm")
-    assert (chosen.adapter, chosen.llm, chosen.via, chosen.via_model) == (
+    assert (chosen.adapter, chosen.llm, chosen.reword_url, chosen.reword_model) == (
         "two",
         "an-llm",
-        settings.via,
+        base.reword_url,
         "closed-1",
     )
-    with pytest.raises(ConfigError, match="via_model"):
-        UiSettings(via="http://127.0.0.1:1/v1").models("one")

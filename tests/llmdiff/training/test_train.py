@@ -202,7 +202,7 @@ def test_the_command_takes_values_and_says_where_the_adapter_is(config, tmp_path
     [
         ("training.stepps=3", "unknown key 'training.stepps', known are steps, batch_size"),
         ("colour=red", "unknown key 'colour', known are out, store"),
-        ("training.steps=0", "training.steps is 0: Input should be greater than or equal to 1"),
+        ("training.steps=0", "training.steps is 0: expected greater than or equal to 1"),
         ("data.flip=true", "store_latents keeps one cut of each picture"),
         ("training", "expected section.key=value"),
         ("data.kind=films", "data.kind is 'films'"),
