@@ -1,11 +1,12 @@
 """Evaluate systems on a suite of prompts: draw, score, and write figures, samples and official files."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmdiff.drawing.grids import save_grid
 from llmdiff.environment import provenance
@@ -17,7 +18,8 @@ from llmdiff.evaluation.figures import (
     metric_figures,
     prompt_values,
 )
-from llmdiff.evaluation.metrics.kinds import DiversityMetric, Metric, Pictures, SetMetric
+from llmdiff.evaluation.metrics.kinds import DiversityMetric, Metric, SetMetric
+from llmdiff.evaluation.metrics.reference import set_features
 from llmdiff.evaluation.picture_store import PictureJob, PictureStore, Shard, draw_missing
 from llmdiff.evaluation.score_store import ScoreStore, score_missing
 from llmdiff.evaluation.suites.benchmarks import BENCHMARKS
@@ -38,7 +40,7 @@ def evaluate_suite(
     prompts_per_tag: int | None = None,
     images_per_prompt: int | None = None,
     metrics: Sequence[Metric | SuiteScorer] = (),
-    reference: Pictures | None = None,
+    reference: Iterable[NDArray[np.uint8]] | None = None,
     official_scores: Mapping[str, Path] | None = None,
     shard: Shard | None = None,
     batch: int = 16,
@@ -83,6 +85,11 @@ def evaluate_suite(
     values = {name: prompt_values(name, scored, rows, jobs, scores) for name in systems}
     if reference is None and suite.reference is not None and any(isinstance(m, SetMetric) for m in metrics):
         reference = suite.reference()
+    real = {
+        metric.name: set_features(metric, reference, batch=batch)
+        for metric in metrics
+        if isinstance(metric, SetMetric) and reference is not None
+    }
     figures: dict[str, Any] = {}
     for name in systems:
         figures[name] = {
@@ -90,7 +97,7 @@ def evaluate_suite(
             "failed": sum(len(store.failed(name, row)) for row in jobs),
             **(means := metric_figures(values[name], groups)),
             "mean_over_tags": mean_over_tags(means),
-            "sets": _of_sets(name, metrics, jobs, store, reference, batch),
+            "sets": _of_sets(name, metrics, jobs, store, real, batch),
         }
         if BASE in systems and name != BASE:
             figures[name]["differences_to_base"] = metric_figures(
@@ -195,24 +202,27 @@ def _of_sets(
     metrics: Sequence[Metric | SuiteScorer],
     jobs: Sequence[Sequence[PictureJob]],
     store: PictureStore,
-    reference: Pictures | None,
+    real: Mapping[str, NDArray[np.float32]],
     batch: int,
 ) -> dict[str, float]:
-    """Return the set metrics over all pictures, without failed ones, which the report counts separately."""
-    chosen = [metric for metric in metrics if isinstance(metric, SetMetric | DiversityMetric)]
-    if not chosen:
-        return {}
+    """Return the set metrics over all pictures, without failed ones, which the report counts separately.
+
+    `real`: features of the reference pictures by the metric's name.
+    """
+
+    def drawn(row: Sequence[PictureJob]) -> list[NDArray[np.uint8]]:
+        return [one for job in row if (one := store.read(system, job)) is not None]
+
     figures: dict[str, float] = {}
-    drawn = [[one for job in row if (one := store.read(system, job)) is not None] for row in jobs]
-    pictures = [one for row in drawn for one in row]
-    for metric in chosen:
+    for metric in metrics:
         if isinstance(metric, DiversityMetric):
-            several = [metric.diversity(np.stack(row)) for row in drawn if len(row) > 1]
+            several = [
+                metric.diversity(np.stack(pictures)) for row in jobs if len(pictures := drawn(row)) > 1
+            ]
             figures |= {metric.name: float(np.mean(several))} if several else {}
-        elif reference is not None:
-            batches = [np.stack(pictures[start : start + batch]) for start in range(0, len(pictures), batch)]
-            features = np.concatenate([metric.features(one) for one in batches])
-            figures |= metric.compare(metric.features(reference), features)
+        elif isinstance(metric, SetMetric):
+            features = set_features(metric, (one for row in jobs for one in drawn(row)), batch=batch)
+            figures |= metric.compare(real[metric.name], features)
     return figures
 
 

@@ -231,8 +231,8 @@ def test_metrics_of_sets_and_of_several_pictures(suite: PromptSuite, tmp_path: P
     real.mkdir()
     for index, picture in enumerate(Painter(60)([""] * 6, list(range(6)))):
         Image.fromarray(picture).save(real / f"{index}.png")
-    reference = read_reference(real, SIDE_PX)
-    assert reference.shape == (6, SIDE_PX, SIDE_PX, 3)
+    reference = read_reference(real)
+    assert [one.shape for one in reference] == [(SIDE_PX, SIDE_PX, 3)] * 6
     metrics = [FID.from_pretrained(vision), Diversity.from_pretrained(vision)]
     systems = {"base": Painter(60), "llm": Painter(255)}
     report = evaluate_suite(
