@@ -18,12 +18,17 @@ from llmdiff.evaluation.figures import (
     metric_figures,
     prompt_values,
 )
-from llmdiff.evaluation.metrics.kinds import DiversityMetric, Metric, SetMetric
+from llmdiff.evaluation.metrics.kinds import DiversityMetric, Metric, PictureMetric, SetMetric
 from llmdiff.evaluation.metrics.reference import set_features
 from llmdiff.evaluation.picture_store import PictureJob, PictureStore, Shard, draw_missing
 from llmdiff.evaluation.score_store import ScoreStore, score_missing
 from llmdiff.evaluation.suites.benchmarks import BENCHMARKS
-from llmdiff.evaluation.suites.official import official_figures, write_official
+from llmdiff.evaluation.suites.official import (
+    official_figures,
+    published_figures,
+    scorer_results,
+    write_official,
+)
 from llmdiff.evaluation.suites.suite import PromptSuite, SuitePrompt, SuiteScorer
 from llmdiff.evaluation.systems import BASE, System
 from llmdiff.evaluation.tables import NOT_COMPARABLE, report_tables
@@ -105,7 +110,14 @@ def evaluate_suite(
             )
         _save_samples(folder / f"samples-{name}.png", name, suite, rows, jobs, store, values[name])
         if suite.name in BENCHMARKS:
-            write_official(suite, name, rows, jobs, store, scores, scored, folder / "official")
+            results = {
+                metric.model_id: scorer_results(metric, name, rows, jobs, scores)
+                for metric in scored
+                if not isinstance(metric, PictureMetric) and metric.name == suite.name
+            }
+            write_official(suite, name, rows, jobs, store, results, folder / "official")
+            for found in results.values():
+                figures[name]["as_published"] = published_figures(suite, rows, found)
         if name in official:
             figures[name]["official"] = official_figures(suite, rows, official[name], images_per_prompt=count)
     whole = prompts_per_tag is None and count == suite.images_per_prompt

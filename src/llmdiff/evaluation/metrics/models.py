@@ -166,8 +166,8 @@ def _check_reads_texts(model: Any, id: str) -> None:
         )
 
 
-def load_model(kind: Any, name: str) -> Any:
-    """Return a transformers model of class `kind` in float32, with all weights from safetensors.
+def load_model(kind: Any, name: str, *, dtype: Any = torch.float32) -> Any:
+    """Return a transformers model of class `kind`, in float32 by default, with all weights from safetensors.
 
     Raises:
         MetricError: the model cannot be loaded.
@@ -175,7 +175,7 @@ def load_model(kind: Any, name: str) -> Any:
     """
     what = f"metric model {name!r}"
     with _failure_named(kind, name):
-        model = load_whole(kind, name, what=what, use_safetensors=True, dtype=torch.float32)
+        model = load_whole(kind, name, what=what, use_safetensors=True, dtype=dtype)
     broken = [key for key, weight in model.named_parameters() if not bool(weight.sum().isfinite())]
     check_faults({"NaN or infinite": broken}, what=what)
     return model

@@ -1,6 +1,8 @@
 """Whole evaluations of constructed systems on suites of prompts: resumed, sharded, with failures, and their figures."""
 
+import csv
 import json
+import zlib
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -274,10 +276,67 @@ def test_a_benchmark_is_written_as_its_own_scorer_reads_it_and_its_scores_come_b
     official: dict[str, Any] = {"official_scores": {"llm": theirs}}
     report = evaluate_suite(systems, suite, out, metrics=[DPGScorer(Bright())], **official)
     assert report["systems"]["llm"]["official"]["overall"]["mean"] == 0.25
-    assert report["systems"]["llm"]["official"]["missing"] == 1
+    assert report["systems"]["llm"]["official"]["missing"] == 4
     assert report["comparable_with_published"] == ["llm"]
     table = (out / "report.md").read_text()
     assert "dpg-bench is measured with bright: not comparable with published numbers." in table
+    assert "has no result of 4 pictures of llm, which count 0; the first: prompt p2, picture 0." in table
+    theirs.write_text("/x/p1.png, 0.5, 0.5, 0.5\n")
     part = evaluate_suite(systems, suite, tmp_path / "part", images_per_prompt=2, **official)
     assert part["comparable_with_published"] == []
     assert "Not all prompts and pictures" in (tmp_path / "part" / "report.md").read_text()
+
+
+def test_the_prompt_that_dpg_benchs_scorer_fails_on_is_no_missing_one(dpg_csv: Path, tmp_path: Path) -> None:
+    suite = read_suite("dpg-bench", dpg_csv)
+    theirs = tmp_path / "theirs.txt"
+    theirs.write_text("/x/p2.png, 0.5, 0.25, 0.5, 0.75, 0.5\nDPG-Bench score: 50.0\n")
+    # The published scorer drops the file's first question, on which others of p1 depend, and fails on p1.
+    found = official_figures(suite, suite.prompts, theirs, images_per_prompt=4)
+    assert (found["overall"]["mean"], found["missing"], found["not_scored"]) == (0.5, 0, 1)
+    assert found["stated"] == {"DPG-Bench score": 50.0}
+    # Not so where it lacks another prompt.
+    theirs.write_text("/x/p1.png, 0.5, 0.25, 0.5, 0.75, 0.5\n")
+    found = official_figures(suite, suite.prompts, theirs, images_per_prompt=4)
+    assert (found["overall"]["mean"], found["missing"], found["first_missing"]) == (0.25, 4, "p2, picture 0")
+
+
+def test_pictures_that_gen_evals_scorer_has_not_seen_count_0(geneval_jsonl: Path, tmp_path: Path) -> None:
+    suite, theirs = read_suite("geneval", geneval_jsonl), tmp_path / "results.jsonl"
+    lines = [{"filename": f"/x/{row.id}/samples/0002.png", "correct": True} for row in suite.prompts]
+    theirs.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = official_figures(suite, suite.prompts, theirs, images_per_prompt=4)
+    assert (found["overall"]["mean"], found["mean_over_tags"]) == (0.25, 0.25)
+    assert (found["missing"], found["first_missing"]) == (9, "00000, picture 0")
+    assert found["as_published"]["prompts with a right picture"]["mean"] == 1.0
+
+
+class OfPrompt:
+    """Answers by the picture's red and the question: yes, where the question's hash is below it."""
+
+    model_id = "of prompt"
+
+    def yes(self, pictures: Pictures, questions: Sequence[str]) -> NDArray[np.float64]:
+        levels = [zlib.crc32(question.encode()) % 97 / 97 for question in questions]
+        return np.array([p[0, 0, 1] / 255 > level for p, level in zip(pictures, levels, strict=True)], float)
+
+
+def test_dpg_benchs_categories_are_aggregated_as_published(dpg_csv: Path, tmp_path: Path) -> None:
+    suite, answerer = read_suite("dpg-bench", dpg_csv), OfPrompt()
+    report = evaluate_suite({"llm": Painter(9)}, suite, tmp_path / "out", metrics=[DPGScorer(answerer)])
+    # By hand: the raw answers about the last of four pictures, in every category of the file's rows.
+    expected: dict[str, list[float]] = {}
+    with dpg_csv.open(newline="") as lines:
+        for line in csv.DictReader(lines):
+            index = [row.id for row in suite.prompts].index(line["item_id"])
+            picture = np.asarray(Image.open(tmp_path / "out" / "drawn" / "llm" / f"{index:05d}-3.png"))
+            answer = float(answerer.yes(picture[None], [line["question_natural_language"]])[0])
+            category = line["tuple"].split("(")[0].strip()
+            for name in (category, category.split("-")[0].strip()):
+                expected.setdefault(name, []).append(answer)
+    found = report["systems"]["llm"]["as_published"]
+    assert {name: one["mean"] for name, one in found.items()} == {
+        name: np.mean(answers) for name, answers in expected.items()
+    }
+    table = (tmp_path / "out" / "report.md").read_text()
+    assert "| aggregated as published | llm |" in table
