@@ -98,13 +98,19 @@ class _FirstToken:
         )
 
     def _first_tokens(self, words: Sequence[str]) -> list[int]:
-        """Return the distinct first tokens of these words."""
+        """Return the distinct first tokens of these words, without a blank one that some tokenizers put before all."""
         first = [self.tokenizer(word, add_special_tokens=False).input_ids[:1] for word in words]
-        return sorted({id for ids in first for id in ids})
+        known = {id for ids in first for id in ids if id != self.tokenizer.unk_token_id}
+        found = sorted(id for id in known if self.tokenizer.decode([id]).strip())
+        if not found:
+            raise MetricError(
+                f"metric model {self.model_id!r}: its tokenizer has no words {', '.join(words)}"
+            )
+        return found
 
     def _check_yes_and_no(self) -> None:
         yes, no = (set(self._first_tokens(words)) for words in (_YES, _NO))
-        if not yes or not no or yes & no:
+        if yes & no:
             raise MetricError(
                 f"metric model {self.model_id!r}: its tokenizer does not tell 'yes' from 'no' by their first token"
             )

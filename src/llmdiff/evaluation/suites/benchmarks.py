@@ -3,11 +3,29 @@
 from pathlib import Path
 
 from llmdiff.errors import ConfigError
-from llmdiff.evaluation.suites import dpg_bench, geneval, t2i_compbench
+from llmdiff.evaluation.suites import (
+    dpg_bench,
+    geneval,
+    geneval2,
+    longtext_bench,
+    oneig_bench,
+    t2i_compbench,
+    tiif_bench,
+    unigenbench,
+)
 from llmdiff.evaluation.suites.own import read_own
 from llmdiff.evaluation.suites.suite import Benchmark, PromptSuite
 
-_MODULES = (dpg_bench, geneval, t2i_compbench)
+_MODULES = (
+    dpg_bench,
+    geneval,
+    geneval2,
+    longtext_bench,
+    oneig_bench,
+    t2i_compbench,
+    tiif_bench,
+    unigenbench,
+)
 BENCHMARKS: dict[str, Benchmark] = {module.NAME: module.BENCHMARK for module in _MODULES}
 
 

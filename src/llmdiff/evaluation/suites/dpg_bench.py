@@ -3,8 +3,6 @@
 Source: Hu et al. 2024 (ELLA, arXiv 2403.05135), section 4; formats: dpg_bench/ of the ELLA repository.
 """
 
-import csv
-import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 
 from llmdiff.errors import ConfigError
 from llmdiff.evaluation.statistics import Interval
+from llmdiff.evaluation.suites.formats import csv_rows
 from llmdiff.evaluation.suites.questions import (
     Question,
     QuestionScorer,
@@ -48,28 +47,22 @@ def read_dpg_bench(path: Path) -> PromptSuite:
         ConfigError: a column is missing.
     """
     file = path / "dpg_bench.csv" if path.is_dir() else path
-    table = csv.DictReader(io.StringIO(read_text(file), newline=""))
-    missing = [column for column in _COLUMNS if column not in (table.fieldnames or ())]
-    if missing:
-        raise ConfigError(f"suite {file}: no column {missing[0]!r}, expected DPG-Bench's dpg_bench.csv")
     prompts: dict[str, str] = {}
     questions: dict[str, list[Question]] = {}
-    for line in table:
-        item = line["item_id"]
-        prompts.setdefault(item, line["text"].strip())
-        try:
-            after = [int(part) for part in line["dependency"].split(",")]
-            number = int(line["proposition_id"])
-        except ValueError as error:
-            raise ConfigError(f"suite {file}, line {table.line_num}: {error}") from error
-        questions.setdefault(item, []).append(
+
+    def add(_: int, line: Mapping[str, str]) -> None:
+        after = [int(part) for part in line["dependency"].split(",")]
+        prompts.setdefault(line["item_id"], line["text"].strip())
+        questions.setdefault(line["item_id"], []).append(
             Question(
                 text=line["question_natural_language"],
                 category=line["tuple"].split("(")[0].strip(),
-                id=number,
+                id=int(line["proposition_id"]),
                 after=tuple(parent for parent in after if parent != 0),
             )
         )
+
+    csv_rows(file, f"{_TITLE}'s dpg_bench.csv", _COLUMNS, add)
     rows = [
         SuitePrompt(id=item, prompt=text, facts={"questions": questions[item], "first": not number})
         for number, (item, text) in enumerate(prompts.items())
@@ -85,7 +78,8 @@ class DPGScorer(QuestionScorer):
 
     name = NAME
 
-    def scores(self, questions: Sequence[Question], answers: NDArray[np.float64]) -> NDArray[np.float64]:
+    @staticmethod
+    def scores(questions: Sequence[Question], answers: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the answers, with 0 for what depends on a question that scored 0."""
         return dependent_scores(questions, answers, chained=True)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from llmdiff.errors import ConfigError, MetricError
+from llmdiff.errors import MetricError
 from llmdiff.evaluation.metrics.kinds import Pictures
 from llmdiff.evaluation.statistics import Interval
 from llmdiff.evaluation.suites.detection import (
@@ -17,6 +17,7 @@ from llmdiff.evaluation.suites.detection import (
     TransformersDetector,
     judge_detections,
 )
+from llmdiff.evaluation.suites.formats import json_lines
 from llmdiff.evaluation.suites.questions import pooled_figures
 from llmdiff.evaluation.suites.suite import (
     Benchmark,
@@ -26,7 +27,7 @@ from llmdiff.evaluation.suites.suite import (
     results_by_prompt,
     suite_of,
 )
-from llmdiff.files import is_blank, parse_json, read_text, text_lines, write_whole
+from llmdiff.files import write_whole
 
 NAME, _TITLE = "geneval", "GenEval"
 IMAGES_PER_PROMPT = 4
@@ -40,24 +41,14 @@ def read_geneval(path: Path) -> PromptSuite:
         ConfigError: lines without tag, include and prompt.
     """
     file = path / "evaluation_metadata.jsonl" if path.is_dir() else path
-    rows: list[SuitePrompt] = []
-    for line in text_lines(read_text(file)):
-        if is_blank(line):
-            continue
-        try:
-            facts = parse_json(line)
-            rows.append(
-                SuitePrompt(
-                    id=f"{len(rows):05d}", prompt=facts["prompt"], tags=(str(facts["tag"]),), facts=facts
-                )
-            )
-            if not all({"class", "count"} <= set(clause) for clause in facts["include"]):
-                raise KeyError("class")
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"suite {file}, line {len(rows) + 1}: {error}, expected GenEval's evaluation_metadata.jsonl"
-            ) from error
+    rows = json_lines(file, f"{_TITLE}'s evaluation_metadata.jsonl", _row)
     return suite_of(NAME, rows, [file], images_per_prompt=IMAGES_PER_PROMPT, benchmark=_TITLE)
+
+
+def _row(number: int, facts: Any) -> SuitePrompt:
+    if not all({"class", "count"} <= set(clause) for clause in facts["include"]):
+        raise KeyError("class")
+    return SuitePrompt(id=f"{number:05d}", prompt=facts["prompt"], tags=(str(facts["tag"]),), facts=facts)
 
 
 class GenEvalScorer:
@@ -153,18 +144,12 @@ def read_scores(file: Path, rows: Sequence[SuitePrompt], images_per_prompt: int)
     Raises:
         ConfigError: a line is no such result, or none is of these prompts, or a picture is one too many.
     """
-    found = []
-    for number, line in enumerate(text_lines(read_text(file)), start=1):
-        try:
-            given = parse_json(line)
-            # .../00012/samples/0003.png
-            place = Path(given["filename"])
-            score = {"score": float(given["correct"])}
-            found.append((place.parent.parent.name, int(place.stem), score))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"official scores {file}, line {number}: {error}, expected GenEval's results.jsonl"
-            ) from error
+
+    def result(_: int, given: Any) -> tuple[str, int, Mapping[str, Any]]:
+        place = Path(given["filename"])  # .../00012/samples/0003.png
+        return place.parent.parent.name, int(place.stem), {"score": float(given["correct"])}
+
+    found = json_lines(file, f"{_TITLE}'s results.jsonl", result)
     return OfficialScores(results=results_by_prompt(found, rows, images_per_prompt, file))
 
 

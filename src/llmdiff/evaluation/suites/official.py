@@ -38,7 +38,7 @@ def scorer_results(
 
 def published_figures(suite: PromptSuite, rows: Sequence[SuitePrompt], results: Results) -> dict[str, Any]:
     """Return the figures that the benchmark aggregates in its own way, as intervals by name."""
-    scored = [(row, some) for row, some in zip(rows, results, strict=True) if any(some)]
+    scored = [(row, some) for row, some in zip(rows, results, strict=True) if "score" in some[0]]
     if not scored:
         return {}
     figures = BENCHMARKS[suite.name].figures([row for row, _ in scored], [some for _, some in scored])
@@ -53,11 +53,8 @@ def export_pictures(
         shown = [_sheet(images)] if benchmark.sheet else images
         for number, image in enumerate(shown):
             path = folder / benchmark.picture_path(row, number, len(images), system)
-            kind: dict[str, Any] = {"format": "PNG"}
-            if path.suffix == ".webp":
-                kind = {"format": "WEBP", "lossless": True}
             with whole_file(path) as partial:
-                Image.fromarray(image).save(partial, **kind)
+                Image.fromarray(image).save(partial, format="PNG")
     for name, text in benchmark.side_files(rows, system).items():
         write_whole(folder / name, text)
 
@@ -78,7 +75,9 @@ def write_official(
     `results`: of our scorer, by the name of its model.
     """
     benchmark = BENCHMARKS[suite.name]
-    pictures = [with_black([store.read(system, job) for job in row]) for row in jobs]
+    pictures = [
+        with_black([store.read(system, job) for job in row], level=benchmark.failed_level) for row in jobs
+    ]
     export_pictures(benchmark, rows, pictures, folder / system / "pictures", system)
     for model_id, found in results.items():
         place = folder / system / "scores-of-another-model"

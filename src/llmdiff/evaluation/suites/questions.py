@@ -79,11 +79,13 @@ class QuestionScorer:
         questions = questions_of(row)
         return cls._result(questions, np.zeros(len(questions)), np.zeros(len(questions)), 0.0)
 
-    def scores(self, questions: Sequence[Question], answers: NDArray[np.float64]) -> NDArray[np.float64]:
+    @staticmethod
+    def scores(questions: Sequence[Question], answers: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the score of every question, given how right its answer is."""
         return answers
 
-    def combine(self, scores: NDArray[np.float64]) -> float:
+    @staticmethod
+    def combine(scores: NDArray[np.float64]) -> float:
         """Return a picture's score, given those of its questions."""
         return float(scores.mean())
 

@@ -92,6 +92,8 @@ class Benchmark:
             there are of each.
         figures: the figures that are no means over prompts, aggregated as published.
         sheet: the published scorer reads up to four pictures in one file, two by two.
+        failed_level: grey level, 0..255, of a picture that could not be drawn: not black for a scorer that leaves black
+            pictures out.
         side_files: other files beside the pictures, by path.
     """
 
@@ -106,6 +108,7 @@ class Benchmark:
         lambda rows, results: {}
     )
     sheet: bool = False
+    failed_level: int = 0
     side_files: Callable[[Sequence[SuitePrompt], str], Mapping[str, str]] = lambda rows, system: {}
 
 

@@ -104,7 +104,8 @@ class CompBenchScorer(QuestionScorer):
     tags = ASKED
     soft = True
 
-    def combine(self, scores: NDArray[np.float64]) -> float:
+    @staticmethod
+    def combine(scores: NDArray[np.float64]) -> float:
         """Return the product."""
         return float(scores.prod())
 

@@ -60,7 +60,7 @@ def test_bad_files_are_named(tmp_path: Path, name: str, content: str, said: str)
 
 def test_suites_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"got 'portraits', expected scenes, dpg-bench, geneval, t2i-compbench"
+        ConfigError, match=r"got 'portraits', expected scenes, dpg-bench, geneval, geneval2, longtext-bench"
     ):
         read_suite("portraits")
     with pytest.raises(ConfigError, match="suite-files: got None, expected the folder or file of geneval"):
@@ -74,7 +74,7 @@ def test_suites_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no column 'item_id'"):
         read_suite("dpg-bench", tmp_path)
     (tmp_path / "evaluation_metadata.jsonl").write_text('{"tag": "x", "prompt": "y"}\n')
-    with pytest.raises(ConfigError, match="line 2: 'include'"):
+    with pytest.raises(ConfigError, match="line 1: no 'include', expected GenEval's"):
         read_suite("geneval", tmp_path)
 
 
