@@ -132,7 +132,9 @@ def evaluate_suite(
             "tags": {tag: len(at) for tag, at in groups.items()},
             "meanings": dict(suite.meanings),
         },
-        "comparable_with_published": sorted(official) if whole and suite.benchmark else [],
+        "comparable_with_published": [
+            name for name in sorted(official) if whole and not figures[name]["official"]["missing"]
+        ],
         "note": NOT_COMPARABLE,
         "metrics": {metric.name: metric.model_id for metric in metrics},
         "checker": {key: one for metric in metrics for key, one in getattr(metric, "figures", {}).items()},
@@ -169,12 +171,8 @@ def check_metrics(
             raise MetricError(
                 f"metric {metric.name}: scores its own benchmark's pictures only, not {suite.name}'s"
             )
-        tags = getattr(metric, "tags", None)
-        if tags is not None and not any(set(tags) & set(row.tags) for row in suite.prompts):
-            raise MetricError(
-                f"metric {metric.name}: scores prompts of {', '.join(tags)}, and the suite has none of them: leave it "
-                "out"
-            )
+        if not isinstance(metric, Metric) and not any("score" in metric.failed(row) for row in suite.prompts):
+            raise MetricError(f"metric {metric.name}: scores none of this suite's prompts: leave it out")
         if isinstance(metric, SetMetric) and not has_reference and suite.reference is None:
             raise MetricError(
                 f"metric {metric.name}: no pictures to compare with, expected a folder of them (--reference)"

@@ -117,7 +117,9 @@ def _notes(report: Mapping[str, Any], has_official: bool) -> list[str]:
                 f"the first: prompt {official['first_missing']}"
             )
     if has_official and not report["comparable_with_published"]:
-        notes.append(f"Not all prompts and pictures of the published protocol: {report['note']}")
+        notes.append(
+            f"Not with a result of all prompts and pictures of the published protocol: {report['note']}"
+        )
     elif has_official:
         notes.append("By the published scorer: as far as its files are what that scorer wrote, comparable")
     if not report["metrics"] and not has_official:

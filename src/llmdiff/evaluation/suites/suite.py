@@ -148,7 +148,6 @@ class SuiteScorer(Protocol):
     Fields:
         name: its name on the command line.
         model_id: the folders or Hub ids of its models.
-        tags: of the prompts whose pictures it can score, where it cannot score all; it need not have that.
     """
 
     name: str

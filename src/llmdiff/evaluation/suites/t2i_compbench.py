@@ -101,7 +101,6 @@ class CompBenchScorer(QuestionScorer):
     """
 
     name = NAME
-    tags = ASKED
     soft = True
 
     @staticmethod

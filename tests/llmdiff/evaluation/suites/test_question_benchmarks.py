@@ -14,7 +14,7 @@ from PIL import Image
 
 from llmdiff.errors import ConfigError, MetricError
 from llmdiff.evaluation.metrics.kinds import Pictures
-from llmdiff.evaluation.report import evaluate_suite
+from llmdiff.evaluation.report import check_metrics, evaluate_suite
 from llmdiff.evaluation.suites.benchmarks import BENCHMARKS, read_suite
 from llmdiff.evaluation.suites.geneval2 import GenEval2Scorer
 from llmdiff.evaluation.suites.longtext_bench import LongTextScorer
@@ -325,7 +325,8 @@ def test_tiif_bench_asks_for_no_where_no_is_right(tiif: Path) -> None:
     assert (judged["answers"], judged["score"]) == ([1.0, 0.0], 0.5)
     # The full set has no questions: it can be drawn and written, not scored.
     (tiif / "testmini_eval_prompts").rename(tiif / "elsewhere")
-    assert scorer.judge(PICTURE, read_suite("tiif-bench", tiif).prompts[:1]) == [{}]
+    with pytest.raises(MetricError, match="metric tiif-bench: scores none of this suite's prompts"):
+        check_metrics([scorer], read_suite("tiif-bench", tiif), 1, has_reference=False)
     (tiif / "elsewhere").rename(tiif / "testmini_eval_prompts")
     file = tiif / "testmini_eval_prompts" / "text_eval_prompts.jsonl"
     file.write_text(file.read_text().splitlines()[0] + "\n")
