@@ -6,7 +6,6 @@ Source: Hu et al. 2024 (ELLA, arXiv 2403.05135), section 4; formats: dpg_bench/ 
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +25,7 @@ from llmdiff.evaluation.suites.suite import (
     Benchmark,
     OfficialScores,
     PromptSuite,
+    Results,
     SuitePrompt,
     results_by_prompt,
     suite_of,
@@ -84,9 +84,7 @@ class DPGScorer(QuestionScorer):
         return dependent_scores(questions, answers, chained=True)
 
 
-def dpg_figures(
-    rows: Sequence[SuitePrompt], results: Sequence[Sequence[Mapping[str, Any]]]
-) -> dict[str, Interval]:
+def dpg_figures(rows: Sequence[SuitePrompt], results: Results) -> dict[str, Interval]:
     """Return the figures of categories as published: of each prompt's last picture, without dependencies."""
     return pooled_figures(
         [
@@ -96,9 +94,7 @@ def dpg_figures(
     )
 
 
-def write_scores(
-    rows: Sequence[SuitePrompt], results: Sequence[Sequence[Mapping[str, Any]]], folder: Path, system: str
-) -> None:
+def write_scores(rows: Sequence[SuitePrompt], results: Results, folder: Path, system: str) -> None:
     """Write a line per prompt in the published format: NAME.png, the score of each picture, their mean."""
     lines = []
     for row, found in zip(rows, results, strict=True):

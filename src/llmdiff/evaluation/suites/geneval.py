@@ -23,6 +23,7 @@ from llmdiff.evaluation.suites.suite import (
     Benchmark,
     OfficialScores,
     PromptSuite,
+    Results,
     SuitePrompt,
     results_by_prompt,
     suite_of,
@@ -107,18 +108,14 @@ class GenEvalScorer:
         return {"score": 0.0}
 
 
-def geneval_figures(
-    rows: Sequence[SuitePrompt], results: Sequence[Sequence[Mapping[str, Any]]]
-) -> dict[str, Interval]:
+def geneval_figures(rows: Sequence[SuitePrompt], results: Results) -> dict[str, Interval]:
     """Return the share of prompts with at least one right picture."""
     return pooled_figures(
         [{"prompts with a right picture": (float(any(one["score"] for one in some)), 1)} for some in results]
     )
 
 
-def write_scores(
-    rows: Sequence[SuitePrompt], results: Sequence[Sequence[Mapping[str, Any]]], folder: Path, system: str
-) -> None:
+def write_scores(rows: Sequence[SuitePrompt], results: Results, folder: Path, system: str) -> None:
     """Write a line of JSON per picture in the published format."""
     lines = [
         json.dumps(

@@ -4,7 +4,7 @@ Source: Kamath et al. 2025 (arXiv 2512.16853); formats: its repository.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from llmdiff.evaluation.suites.suite import (
     Benchmark,
     OfficialScores,
     PromptSuite,
+    Results,
     SuitePrompt,
     results_by_prompt,
     suite_of,
@@ -89,9 +90,7 @@ class GenEval2Scorer(QuestionScorer):
         return float(np.exp(np.log(scores).mean())) if scores.all() else 0.0
 
 
-def geneval2_figures(
-    rows: Sequence[SuitePrompt], results: Sequence[Sequence[Mapping[str, Any]]]
-) -> dict[str, Interval]:
+def geneval2_figures(rows: Sequence[SuitePrompt], results: Results) -> dict[str, Interval]:
     """Return Soft-TIFA by prompt (GM, the geometric mean) and by atom (AM), and the mean over questions of a skill."""
     return pooled_figures(
         [
@@ -105,9 +104,7 @@ def geneval2_figures(
     )
 
 
-def write_scores(
-    rows: Sequence[SuitePrompt], results: Sequence[Sequence[Mapping[str, Any]]], folder: Path, system: str
-) -> None:
+def write_scores(rows: Sequence[SuitePrompt], results: Results, folder: Path, system: str) -> None:
     """Write score_lists.json: for every prompt the scores of its questions, about its first picture."""
     write_whole(folder / "score_lists.json", json.dumps([some[0]["answers"] for some in results]))
 

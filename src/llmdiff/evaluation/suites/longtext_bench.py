@@ -17,6 +17,7 @@ from llmdiff.evaluation.suites.suite import (
     Benchmark,
     OfficialScores,
     PromptSuite,
+    Results,
     SuitePrompt,
     results_by_prompt,
     suite_of,
@@ -91,9 +92,7 @@ def text_result(row: SuitePrompt, text: str) -> dict[str, Any]:
     return {"score": right / count, "right": right, "count": count, "text": text}
 
 
-def longtext_figures(
-    rows: Sequence[SuitePrompt], results: Sequence[Sequence[Mapping[str, Any]]]
-) -> dict[str, Interval]:
+def longtext_figures(rows: Sequence[SuitePrompt], results: Results) -> dict[str, Interval]:
     """Return the share of all wanted words or characters that were found, over all pictures, and by length."""
     return pooled_figures(
         [
@@ -106,9 +105,7 @@ def longtext_figures(
     )
 
 
-def write_scores(
-    rows: Sequence[SuitePrompt], results: Sequence[Sequence[Mapping[str, Any]]], folder: Path, system: str
-) -> None:
+def write_scores(rows: Sequence[SuitePrompt], results: Results, folder: Path, system: str) -> None:
     """Write results.jsonl with the text that was wanted and read in every picture."""
     lines = [
         json.dumps(

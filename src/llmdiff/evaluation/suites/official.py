@@ -13,12 +13,9 @@ from llmdiff.evaluation.picture_store import PictureJob, PictureStore, with_blac
 from llmdiff.evaluation.score_store import ScoreStore
 from llmdiff.evaluation.statistics import bootstrap_mean
 from llmdiff.evaluation.suites.benchmarks import BENCHMARKS
-from llmdiff.evaluation.suites.suite import Benchmark, PromptSuite, SuitePrompt, SuiteScorer
+from llmdiff.evaluation.suites.suite import Benchmark, PromptSuite, Results, SuitePrompt, SuiteScorer
 from llmdiff.evaluation.tables import NOT_COMPARABLE
 from llmdiff.files import whole_file, write_whole
-
-Results = Sequence[Sequence[Mapping[str, Any]]]
-"""Of every prompt, the results of its pictures, in the form of `SuiteScorer.judge`."""
 
 
 def scorer_results(

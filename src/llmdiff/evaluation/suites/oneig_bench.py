@@ -29,6 +29,7 @@ from llmdiff.evaluation.suites.suite import (
     Benchmark,
     OfficialScores,
     PromptSuite,
+    Results,
     SuitePrompt,
     results_by_prompt,
     suite_of,
@@ -158,9 +159,7 @@ def text_result(row: SuitePrompt, text: str) -> dict[str, Any]:
     }
 
 
-def oneig_figures(
-    rows: Sequence[SuitePrompt], results: Sequence[Sequence[Mapping[str, Any]]]
-) -> dict[str, Interval]:
+def oneig_figures(rows: Sequence[SuitePrompt], results: Results) -> dict[str, Interval]:
     """Return the alignment (mean over prompts), the reasoning score, and of text ED, CR, WAC and the text score.
 
     text score = 1 - min(M, ED) (1 - CR) (1 - WAC) / M,    M = 100 in English and 50 in Chinese
@@ -188,9 +187,7 @@ def oneig_figures(
     )
 
 
-def write_scores(
-    rows: Sequence[SuitePrompt], results: Sequence[Sequence[Mapping[str, Any]]], folder: Path, system: str
-) -> None:
+def write_scores(rows: Sequence[SuitePrompt], results: Results, folder: Path, system: str) -> None:
     """Write alignment_prompt_score_EN.csv and text_prompt_score_EN.csv (or ZH): means over every prompt's pictures."""
     mode = {"en": "EN", "cn": "ZH"}[rows[0].facts["language"]]
     for kind in ("alignment", "text"):

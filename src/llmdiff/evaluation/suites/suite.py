@@ -64,6 +64,10 @@ class PromptSuite:
         return tuple(kept)
 
 
+Results = Sequence[Sequence[Mapping[str, Any]]]
+"""Of every prompt, the results of its pictures, in the form of `SuiteScorer.judge`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class OfficialScores:
     """What a published scorer found.
@@ -102,11 +106,9 @@ class Benchmark:
     read: Callable[[Path], PromptSuite]
     scorer: Any
     picture_path: Callable[[SuitePrompt, int, int, str], str]
-    write_scores: Callable[[Sequence[SuitePrompt], Sequence[Sequence[Mapping[str, Any]]], Path, str], None]
+    write_scores: Callable[[Sequence[SuitePrompt], Results, Path, str], None]
     read_scores: Callable[[Path, Sequence[SuitePrompt], int], OfficialScores]
-    figures: Callable[[Sequence[SuitePrompt], Sequence[Sequence[Mapping[str, Any]]]], dict[str, Interval]] = (
-        lambda rows, results: {}
-    )
+    figures: Callable[[Sequence[SuitePrompt], Results], dict[str, Interval]] = lambda rows, results: {}
     sheet: bool = False
     failed_level: int = 0
     side_files: Callable[[Sequence[SuitePrompt], str], Mapping[str, str]] = lambda rows, system: {}

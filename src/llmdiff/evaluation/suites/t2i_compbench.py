@@ -18,6 +18,7 @@ from llmdiff.evaluation.suites.suite import (
     Benchmark,
     OfficialScores,
     PromptSuite,
+    Results,
     SuitePrompt,
     results_by_prompt,
     suite_of,
@@ -109,9 +110,7 @@ class CompBenchScorer(QuestionScorer):
         return float(scores.prod())
 
 
-def write_scores(
-    rows: Sequence[SuitePrompt], results: Sequence[Sequence[Mapping[str, Any]]], folder: Path, system: str
-) -> None:
+def write_scores(rows: Sequence[SuitePrompt], results: Results, folder: Path, system: str) -> None:
     """Write CATEGORY/annotation_blip/vqa_result.json: question_id and answer of every picture."""
     scores: dict[str, list[dict[str, Any]]] = {}
     for row, found in zip(rows, results, strict=True):

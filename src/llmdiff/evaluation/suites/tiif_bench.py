@@ -26,6 +26,7 @@ from llmdiff.evaluation.suites.suite import (
     Benchmark,
     OfficialScores,
     PromptSuite,
+    Results,
     SuitePrompt,
     results_by_prompt,
     suite_of,
@@ -107,9 +108,7 @@ class TIIFScorer(QuestionScorer):
     name = NAME
 
 
-def tiif_figures(
-    rows: Sequence[SuitePrompt], results: Sequence[Sequence[Mapping[str, Any]]]
-) -> dict[str, Interval]:
+def tiif_figures(rows: Sequence[SuitePrompt], results: Results) -> dict[str, Interval]:
     """Return the accuracy by length: of each group the mean over its types, and overall the mean over groups.
 
     A type's accuracy is over all its questions.
@@ -157,9 +156,7 @@ def _mean(ratios: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     return mean
 
 
-def write_scores(
-    rows: Sequence[SuitePrompt], results: Sequence[Sequence[Mapping[str, Any]]], folder: Path, system: str
-) -> None:
+def write_scores(rows: Sequence[SuitePrompt], results: Results, folder: Path, system: str) -> None:
     """Write SYSTEM/TYPE/LENGTH/NUMBER.json with the wanted and the given answers about every first picture."""
     for row, some in zip(rows, results, strict=True):
         questions = questions_of(row)

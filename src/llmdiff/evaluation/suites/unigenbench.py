@@ -25,6 +25,7 @@ from llmdiff.evaluation.suites.suite import (
     Benchmark,
     OfficialScores,
     PromptSuite,
+    Results,
     SuitePrompt,
     results_by_prompt,
     suite_of,
@@ -79,9 +80,7 @@ class UniGenBenchScorer(QuestionScorer):
     name = NAME
 
 
-def unigenbench_figures(
-    rows: Sequence[SuitePrompt], results: Sequence[Sequence[Mapping[str, Any]]]
-) -> dict[str, Interval]:
+def unigenbench_figures(rows: Sequence[SuitePrompt], results: Results) -> dict[str, Interval]:
     """Return the share of test points shown, of all pictures, in every dimension and sub-dimension, list by list."""
     lists = dict.fromkeys(row.tags[0] for row in rows)
 
@@ -97,9 +96,7 @@ def unigenbench_figures(
     )
 
 
-def write_scores(
-    rows: Sequence[SuitePrompt], results: Sequence[Sequence[Mapping[str, Any]]], folder: Path, system: str
-) -> None:
+def write_scores(rows: Sequence[SuitePrompt], results: Results, folder: Path, system: str) -> None:
     """Write SYSTEM_LIST.csv for every list, with a row for each picture, as the published scorer does."""
     tables: dict[str, io.StringIO] = {}
     for row, some in zip(rows, results, strict=True):
