@@ -1,5 +1,6 @@
 """Chat models that answer questions about pictures and read their text, against the model's own forward pass."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from llmdiff.evaluation.suites.answerers import (
     WordAnswerer,
     load_answerer,
 )
+from llmdiff.evaluation.suites.benchmarks import BENCHMARKS, read_suite
 
 QUESTIONS = ["a red car ?", "two cat ?"]
 _PATCHES = (SIDE_PX // 8) ** 2
@@ -78,6 +80,25 @@ def test_text_is_read_by_greedy_decoding(
         expected.append(" ".join(word for word in words if not word.startswith("<")))
     assert reader.read(pictures) == expected
     assert any(expected)
+
+
+def test_soft_tifa_is_the_geometric_mean_of_the_models_own_probabilities(
+    chat_folder: Path, pictures: np.ndarray, tmp_path: Path
+) -> None:
+    asked = [["How many cat ?", "two"], ["a red car ?", "Yes"]]
+    row = {"prompt": "two cats", "atom_count": 2, "vqa_list": asked, "skills": ["count", "object"]}
+    (tmp_path / "geneval2_data.jsonl").write_text(json.dumps(row) + "\n")
+    suite = read_suite("geneval2", tmp_path)
+    scorer = BENCHMARKS["geneval2"].scorer.from_pretrained(chat_folder)
+    (judged,) = scorer.judge(pictures[:1], suite.prompts)
+    probabilities = []
+    for (question, _), words in zip(asked, (("two", "2"), ("yes", "Yes")), strict=True):
+        tokens = [*question.split(), "Answer", "in", "one", "word", "."]
+        own = own_distribution(chat_folder, pictures[0], tokens)
+        probabilities.append(own[[CHAT_WORDS.index(word) for word in words]].sum())
+    assert judged["answers"] == pytest.approx(probabilities, abs=1e-6)
+    assert judged["score"] == pytest.approx(np.prod(probabilities) ** 0.5, abs=1e-6)
+    assert scorer.model_id == str(chat_folder)
 
 
 def test_other_models_are_refused(blip_folder: Path, chat_folder: Path, tmp_path: Path) -> None:
