@@ -41,6 +41,8 @@ def read_longtext_bench(path: Path) -> PromptSuite:
     chinese = path.stem.endswith("_zh")
 
     def row(_: int, given: Any) -> SuitePrompt:
+        if not normalised(" ".join(given["text"]), spaces=True):
+            raise ValueError(f"text {given['text']!r} has no letters or digits to find")
         return SuitePrompt(
             id=f"{int(given['prompt_id']):04d}",
             prompt=given["prompt"],

@@ -86,6 +86,8 @@ def read_oneig_bench(path: Path) -> PromptSuite:
         facts: dict[str, Any] = {"number": number, "language": language}
         if folder == "text":
             facts["text"] = texts[number]
+            if not normalised(texts[number], spaces=True):
+                raise ValueError(f"text {texts[number]!r} has no letters or digits to find")
         elif folder in _KINDS["alignment"]:
             if folder not in questions:
                 question_files[folder] = scripts / "alignment" / "Q_D" / f"{folder}{ending}.json"

@@ -446,6 +446,10 @@ def test_longtext_bench_counts_words_and_characters(tmp_path: Path) -> None:
     expected = {"Text Score": 4 / 16, "Text Score, short": 2 / 6, "Text Score, long": 2 / 10}
     back = written_and_read(suite, results, tmp_path / "s", 2, "results.jsonl")
     assert means(back["as_published"]) == pytest.approx(expected)
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text(json.dumps(rows[0] | {"text": ["?!"]}) + "\n")
+    with pytest.raises(ConfigError, match=r"line 1: text .* has no letters or digits to find"):
+        read_suite("longtext-bench", empty)
     (one,) = read_suite("longtext-bench", chinese).prompts
     (judged,) = LongTextScorer(Says({}, ["鲜 新 a"])).judge(PICTURE, [one])
     assert (judged["right"], judged["count"]) == (2, 4)  # of 新鲜A新, characters with case
