@@ -40,7 +40,7 @@ _HEAVY = (
     "llmdiff_lab.study.api.serve_study",
     "llmdiff_lab.inspection.denoising.load_encoder",
     "llmdiff_lab.inspection.probe_table.measure_probes",
-    "llmdiff_lab.comparison.side_by_side.Recipe.benchmark",
+    "llmdiff_lab.comparison.fill.Recipe.benchmark",
     "llmdiff_lab.comparison.prepare.prepare_build",
     "llmdiff_lab.world_build.build.run_build",
 )
