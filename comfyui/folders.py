@@ -55,7 +55,7 @@ def located(kind: str, name: str) -> str:
     places = folder_paths.get_folder_paths(kind)
     for place in places:
         path = Path(place) / name
-        if path.exists() and path.resolve().is_relative_to(Path(place).resolve()):
+        if _is_below(name) and path.exists():
             return str(path)
     raise InputFileError(f"{name!r} is in none of {', '.join(places)}: put it there, then reload the page")
 
@@ -76,7 +76,7 @@ def save_encoding(conditioning: Any, name: str) -> Path:
     """
     folder = _encodings_folder()
     path = folder / f"{name.removesuffix('.safetensors')}.safetensors"
-    if not name.strip() or not path.resolve().is_relative_to(folder.resolve()):
+    if not name.strip() or not _is_below(name):
         raise PromptError(f"name is {name!r}, expected a file name inside the folder {folder}")
     if len(conditioning) != 1 or ADAPTER_KEY not in conditioning[0][1]:
         raise AttachError(
@@ -114,7 +114,7 @@ def load_encoding(name: str, digest: str) -> Any:
         AttachError: it was encoded with another adapter.
     """
     path = _encodings_folder() / name
-    if not path.is_file():
+    if not _is_below(name) or not path.is_file():
         raise InputFileError(f"{path} does not exist: save an encoding first, then reload the page")
     try:
         with safe_open(path, framework="pt") as file:
@@ -146,6 +146,11 @@ def encoding_changed(name: str) -> float:
 
 def _encodings_folder() -> Path:
     return Path(folder_paths.get_output_directory()) / ENCODINGS
+
+
+def _is_below(name: str) -> bool:
+    # By the name alone: people link models into ComfyUI's folders.
+    return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def _is_model(path: Path) -> bool:

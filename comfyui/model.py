@@ -101,8 +101,10 @@ def apply_adapter(
     )
     found = patched.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
     before = dict(found)
-    patched.set_model_attn2_patch(hooks.before)
-    patched.set_model_attn2_output_patch(hooks.after)
+    # Before those of other extensions, which then see text of the model's own width, and the output of both branches.
+    patches = patched.model_options["transformer_options"].setdefault("patches", {})
+    for name, hook in (("attn2_patch", hooks.before), ("attn2_output_patch", hooks.after)):
+        patches[name] = [hook, *patches.get(name, [])]
     for side, block, index in layers.values():
         previous: Attention | None = before.get((side, block, index)) or before.get((side, block))
         patched.set_model_attn2_replace(hooks.replacing(previous), side, block, transformer_index=index)

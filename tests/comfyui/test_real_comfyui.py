@@ -206,6 +206,39 @@ def test_a_lora_after_the_adapter_acts_and_the_adapter_stays(comfy: Any, parts: 
     assert changed.abs().max() > 1e-2
 
 
+def test_patches_of_other_packs_see_text_of_the_models_width(comfy: Any, parts: Any) -> None:
+    model, _, latent, _, _, loaded = parts
+    widths = set()
+
+    def theirs(image: Tensor, context: Tensor, value: Tensor, extra: Any) -> tuple[Tensor, Tensor, Tensor]:
+        widths.add(context.shape[-1])
+        return image, context, value * 2
+
+    positive = conditioning(comfy, parts, "a red cat")
+    plain = draw(comfy, applied(comfy, model, loaded), latent, positive, positive)
+    early = model.clone()
+    early.set_model_attn2_patch(theirs)
+    late = applied(comfy, model, loaded)
+    late.set_model_attn2_patch(theirs)
+    both = [draw(comfy, made, latent, positive, positive) for made in (applied(comfy, early, loaded), late)]
+    assert widths == {24}
+    assert torch.equal(*both)
+    assert (both[0] - plain).abs().max() > 1e-2
+
+
+def test_a_linked_model_is_found_and_one_outside_is_not(comfy: Any, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "config.json").write_text("{}")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "linked").symlink_to(tmp_path / "elsewhere")
+    comfy.folder_paths.add_model_folder_path(comfy.folders.ADAPTERS, str(tmp_path / "models"))
+    assert comfy.folders.adapter_names() == ["openmoji", "linked"]
+    assert comfy.folders.located(comfy.folders.ADAPTERS, "linked").endswith("linked")
+    for name in ("../elsewhere", str(tmp_path / "elsewhere"), "gone"):
+        with pytest.raises(InputFileError, match="is in none of"):
+            comfy.folders.located(comfy.folders.ADAPTERS, name)
+
+
 def test_saved_encodings_draw_the_same(comfy: Any, parts: Any, tmp_path: Path) -> None:
     model, _, latent, _, _, loaded = parts
     comfy.folder_paths.set_output_directory(str(tmp_path / "output"))
