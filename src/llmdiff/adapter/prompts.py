@@ -13,10 +13,15 @@ from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.families import Family, Part
 from llmdiff.adapter.layout import beside_base, mark_base, pad_rows, real_rows
 from llmdiff.adapter.settings import Control
-from llmdiff.adapter.texts import encode_texts, negative_texts, plain_text, prompt_texts
+from llmdiff.adapter.texts import (
+    Parts,
+    check_second_prompts,
+    encode_parts,
+    negative_texts,
+    plain_text,
+    prompt_texts,
+)
 from llmdiff.errors import AttachError, PromptError
-
-Parts = dict[Part, Tensor | None]
 
 _EMBEDS = ("prompt_embeds", "negative_prompt_embeds")
 _STATES: tuple[Part, ...] = ("positive", "negative")
@@ -127,7 +132,16 @@ class LLMEncodePrompt:
             "positive_pooled": given.get("pooled_prompt_embeds"),
             "negative_pooled": given.get("negative_pooled_prompt_embeds"),
         }
-        parts.update(self._encode(positive, negative))
+        parts.update(
+            encode_parts(
+                self.llm,
+                self.adapter,
+                positive,
+                negative,
+                weighted=self.weighted,
+                rewording=self.control.rewording,
+            )
+        )
         if self.reads_base and (positive is not None or negative is not None):
             self._add_base(parts, given, positive, negative, count)
         if not guided:
@@ -200,33 +214,6 @@ class LLMEncodePrompt:
             parts["text_ids"] = positive.new_zeros(positive.shape[1], 3)
         return tuple(parts.get(name) for name in self.family.encode_prompt_returns)
 
-    def _encode(self, positive: list[str] | None, negative: list[str] | None) -> Parts:
-        texts = list(dict.fromkeys([*(positive or []), *(negative or [])]))
-        if not texts:
-            return {}
-        # Encode every distinct text once, in one pass: negative prompts mostly repeat. Negative prompts are not
-        # reworded.
-        encoding = encode_texts(
-            self.adapter,
-            self.llm,
-            texts,
-            weighted=self.weighted,
-            rewording=self.control.rewording,
-            reword=frozenset(positive or ()),
-        )
-        states, pooled = self.adapter.condition(encoding)
-        parts: Parts = {}
-        sides: tuple[tuple[Part, Part, list[str] | None], ...] = (
-            ("positive", "positive_pooled", positive),
-            ("negative", "negative_pooled", negative),
-        )
-        for name, pooled_name, wanted in sides:
-            if wanted is not None:
-                rows = [texts.index(text) for text in wanted]
-                parts[name] = states[rows]
-                parts[pooled_name] = None if pooled is None else pooled[rows]
-        return parts
-
     def _add_base(
         self,
         parts: Parts,
@@ -276,13 +263,7 @@ class LLMEncodePrompt:
                 )
 
     def _check_arguments(self, given: dict[str, Any]) -> None:
-        for name in self.family.second_prompts:
-            first = name.rpartition("_")[0]
-            if given.get(name) is not None and given[name] != given.get(first):
-                raise PromptError(
-                    f"{name} is for a second text encoder, but one LLM reads the whole prompt: write all of "
-                    f"it in {first}"
-                )
+        check_second_prompts(self.family, given)
         if given.get("clip_skip") is not None and not self.reads_base:
             warnings.warn("clip_skip has no effect: the LLM stands in for CLIP", stacklevel=2)
 
