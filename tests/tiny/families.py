@@ -25,6 +25,7 @@ from transformers import (
     T5EncoderModel,
 )
 
+from tiny.more_families import MORE_BUILDERS, MORE_OPTIONS
 from tiny.pipelines import WORDS, build_sd, build_sdxl, clip_text, tiny_vae, word_tokenizer
 
 
@@ -195,6 +196,7 @@ BUILDERS: dict[str, Any] = {
     "sana": build_sana,
     "sd3": build_sd3,
     "flux": build_flux,
+    **MORE_BUILDERS,
 }
 DRAW_OPTIONS: dict[str, dict[str, Any]] = {
     "PixArtSigmaPipeline": {"use_resolution_binning": False},
@@ -205,4 +207,5 @@ DRAW_OPTIONS: dict[str, dict[str, Any]] = {
         "width": 32,
     },
     "FluxPipeline": {"height": 16, "width": 16},
+    **MORE_OPTIONS,
 }

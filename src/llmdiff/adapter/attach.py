@@ -9,6 +9,7 @@ from torch import nn
 
 from llmdiff.adapter import families
 from llmdiff.adapter.adapter import LLMDiffAdapter
+from llmdiff.adapter.base_encoder import has_text_encoder
 from llmdiff.adapter.decoding import watch_decoding
 from llmdiff.adapter.installation import (
     Installation,
@@ -92,35 +93,37 @@ def attach(
     check_fits(pipe, adapter)
     check_llm(llm, adapter, strict=strict)
     check_weighable(adapter, weighted=weighted)
-    if (0 < scale < 1 or (keep_base_text and scale > 0)) and getattr(pipe, "text_encoder", None) is None:
+    if keep_base_text and family.mixing == "prediction":
+        raise ConfigError(
+            f"keep_base_text is True, but {family.title} gives every text row a position or lets them attend to each "
+            "other, so the base's tokens cannot stand beside the LLM's: use a scale below 1, which mixes predictions"
+        )
+    if (0 < scale < 1 or (keep_base_text and scale > 0)) and not has_text_encoder(pipe):
         what = "keep_base_text=True" if keep_base_text else f"scale {scale}"
         raise ConfigError(
             f"{what} needs the base's own text encoder, but pipe.text_encoder is None: load it, or attach with "
             "scale=1.0 and keep_base_text=False, the LLM alone"
         )
-    installation = control = None
+    parts: list[Installation] = []
     if scale > 0:
         settings = {"scale": scale, "keep_base_text": keep_base_text}
-        installation, fresh = _join_or(denoiser, adapter, settings, install, strict=True)
+        new = []
         try:
-            controlnet = getattr(pipe, "controlnet", None)
-            if isinstance(controlnet, nn.Module):
-                control, _ = _join_or(
-                    getattr(controlnet, "_orig_mod", controlnet), adapter, settings, install_control
-                )
+            for module, make in _modules(pipe, denoiser):
+                part, fresh = _join_or(module, adapter, settings, make)
+                parts.append(part)
+                new += [part] if fresh else []
         except BaseException:
-            if fresh:
-                installation.restore()
+            for part in new:
+                part.restore()
             raise
-        for part in (installation, control):
-            if part is not None:
-                part.users.append(weakref.ref(pipe))
+        for part in parts:
+            part.users.append(weakref.ref(pipe))
     pipe.encode_prompt = LLMEncodePrompt(
         pipe,
         llm,
         adapter,
-        installation,
-        control,
+        parts,
         family=family,
         scale=scale,
         keep_base_text=keep_base_text,
@@ -128,6 +131,24 @@ def attach(
         replaced=vars(pipe).get("encode_prompt"),
         decoding=watch_decoding(pipe),
     )
+
+
+def _modules(pipe: Any, denoiser: nn.Module) -> list[tuple[nn.Module, Callable[..., Installation]]]:
+    """Return the modules of a pipeline that read the text, the denoiser first, each with what installs layers on it."""
+    found: list[tuple[nn.Module, Callable[..., Installation]]] = [(denoiser, _install_strict)]
+    # Wan 2.2 has a second denoiser of the same kind for the last steps.
+    second = getattr(pipe, "transformer_2", None)
+    if isinstance(second, nn.Module):
+        found.append((getattr(second, "_orig_mod", second), _install_strict))
+    controlnet = getattr(pipe, "controlnet", None)
+    if isinstance(controlnet, nn.Module):
+        nets = list(getattr(controlnet, "nets", [controlnet]))
+        found += [(getattr(net, "_orig_mod", net), install_control) for net in nets]
+    return found
+
+
+def _install_strict(module: nn.Module, adapter: LLMDiffAdapter, **settings: Any) -> Installation:
+    return install(module, adapter, strict=True, **settings)
 
 
 def own_scale(adapter: LLMDiffAdapter) -> float:
@@ -147,10 +168,9 @@ def detach(pipe: Any) -> None:
     if not is_attached(pipe):
         raise AttachError("pipe has no LLM attached: attach one first, or leave out detach(pipe)")
     attached: LLMEncodePrompt = vars(pipe)["encode_prompt"]
-    parts = [part for part in (attached.installation, attached.control) if part is not None]
-    leaving = [part for part in parts if not _other_users(part, pipe)]
+    leaving = [part for part in attached.parts if not _other_users(part, pipe)]
     for part in leaving:
-        part.check_in_place()
+        part.check_removable()
     for part in leaving:
         part.restore()
     if attached.decoding is not None:
@@ -235,7 +255,6 @@ def _join_or(
     adapter: LLMDiffAdapter,
     settings: dict[str, Any],
     make: Callable[..., Installation],
-    **more: Any,
 ) -> tuple[Installation, bool]:
     """Return the module's installation if its settings match, else a new one; and whether it is new."""
     present = installation_on(module)
@@ -244,7 +263,7 @@ def _join_or(
         present.restore()
         present = None
     if present is None or not present.users:
-        return make(module, adapter, **settings, **more), True
+        return make(module, adapter, **settings), True
     if present.adapter is adapter and present.settings == tuple(settings.values()):
         return present, False
     raise AttachError(
@@ -259,7 +278,6 @@ def _other_users(part: Installation, pipe: Any) -> bool:
         user = reference()
         if user is None or user is pipe or not is_attached(user):
             continue
-        attached = vars(user)["encode_prompt"]
-        if part is attached.installation or part is attached.control:
+        if any(part is one for one in vars(user)["encode_prompt"].parts):
             return True
     return False

@@ -1,6 +1,7 @@
 """Load the pipeline that an adapter was trained for; every error names the cause and a remedy."""
 
 import json
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from llmdiff.adapter.families import FAMILIES
 from llmdiff.adapter.manifest import MANIFEST_NAME, check_manifest
 from llmdiff.errors import (
     CorruptWeightsError,
@@ -20,6 +20,7 @@ from llmdiff.errors import (
 from llmdiff.language.whole_weights import load_whole
 
 EMBEDDED_NAME = "openmoji"
+_OTHER_TASK = re.compile("Img2Img|Inpaint|ControlNet|Fill|Edit|Upscale|Pix2Pix")
 
 
 def load_base_pipeline(base: str, *, dtype: torch.dtype) -> Any:
@@ -134,7 +135,7 @@ def _index(folder: Path) -> dict[str, tuple[Any, Any]]:
 
 
 def _loader(place: Path) -> Any:
-    """Return the `from_pretrained` of the class that the folder names if it belongs to a known family.
+    """Return the `from_pretrained` of the class that the folder names if it is a text-to-image pipeline.
 
     Otherwise return that of `AutoPipelineForText2Image`, whose import of all pipelines takes seconds.
     """
@@ -144,8 +145,9 @@ def _loader(place: Path) -> Any:
         name = json.loads((place / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):
         name = None
-    known = name in [pipeline for family in FAMILIES for pipeline in family.text_to_image]
-    return getattr(diffusers, name if known else "AutoPipelineForText2Image").from_pretrained
+    kind = getattr(diffusers, name, None) if isinstance(name, str) and not _OTHER_TASK.search(name) else None
+    chosen: Any = kind if hasattr(kind, "encode_prompt") else diffusers.AutoPipelineForText2Image
+    return chosen.from_pretrained
 
 
 def packaged(part: str, error: type[LLMDiffError]) -> Path:
