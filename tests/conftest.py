@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-from tiny.families import BUILDERS, DRAW_OPTIONS
+from tiny.families import BUILDERS, drawn
 from tiny.pipelines import build_llm, build_sd, build_sdxl
 
 SPEED = Path(__file__).parents[1] / "speed"
@@ -67,21 +67,8 @@ def make_sd() -> Callable[..., Any]:
 
 @pytest.fixture
 def draw() -> Callable[..., torch.Tensor]:
-    """Draw a few steps from a fixed seed; images as float tensors (B, H, W, 3), a video's frames below each other."""
-
-    def run(pipe: Any, prompt: Any = "a cat", *, steps: int = 2, seed: int = 5, **more: Any) -> torch.Tensor:
-        more = DRAW_OPTIONS.get(type(pipe).__name__, {}) | more
-        copies = more.get("num_images_per_prompt", more.get("num_videos_per_prompt", 1))
-        count = (len(prompt) if isinstance(prompt, list) else 1) * copies
-        if prompt is not None:
-            more["prompt"] = prompt
-        # One generator per image: the same seed then gives the same start, alone or in a batch.
-        generator = [torch.Generator().manual_seed(seed) for _ in range(count)]
-        drawn = pipe(num_inference_steps=steps, generator=generator, output_type="np", **more)
-        images = torch.as_tensor(drawn.images if hasattr(drawn, "images") else drawn.frames)
-        return images.flatten(1, 2) if images.ndim == 5 else images
-
-    return run
+    """Draw a few steps from a fixed seed, see `tiny.families.drawn`."""
+    return drawn
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # where this is run as a comman
 
 from tiny.every_pipeline import ACCEPTED
 
+from docs.features import OUTCOMES
 from docs.kinds_table import Check
 from docs.written import markdown_table, write
 from llmdiff.adapter.families import FAMILIES
@@ -52,7 +53,7 @@ CHECKS: tuple[FamilyCheck, ...] = (
     ),
     FamilyCheck(
         title="guidance",
-        what="positive and negative prompts of different lengths, alone and in a batch; Sana-Sprint and FLUX.2 take none",
+        what="positive and negative prompts of different lengths, alone and in a batch",
         module="test_family_matrix",
         test="test_guidance_with_prompts_of_different_lengths",
     ),
@@ -231,9 +232,16 @@ def checks_table() -> str:
     return markdown_table(header, rows)
 
 
+def features_table() -> str:
+    """Return the table of diffusers' features, with a column for every family."""
+    header = ["feature", *(family.title for family in FAMILIES)]
+    rows = ([feature, *(found[name] for name in _EVERY)] for feature, found in OUTCOMES.items())
+    return markdown_table(header, rows)
+
+
 def parts() -> dict[str, str]:
     """Return what the page has between its marks."""
-    return {"families": families_table(), "checks": checks_table()}
+    return {"families": families_table(), "features": features_table(), "checks": checks_table()}
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from llmdiff.adapter.installation import (
 )
 from llmdiff.adapter.prompts import LLMEncodePrompt
 from llmdiff.adapter.texts import check_weighable
+from llmdiff.adapter.trial import check_by_drawing
 from llmdiff.checks.bounds import SCALE, short
 from llmdiff.errors import AdapterMismatchError, AttachError, ConfigError
 
@@ -66,7 +67,8 @@ def attach(
 
     Attach a pipeline that shares its denoiser with an attached one (`from_pipe`) by the same call, with
     the same adapter and settings; until then it refuses to draw. A ControlNet's cross-attention reads
-    phi(c).
+    phi(c). A pipeline class that is not diffusers' own draws one small step with two prompts, to show that the text
+    reaches its pictures.
 
     While attached, `pipe(...)` raises an error instead of returning a wrong picture: a
     NonFinitePictureError if a model overflows, an AttachError if the LLM's text did not reach the denoiser.
@@ -78,7 +80,7 @@ def attach(
             processors.
         AdapterMismatchError: the adapter was made for another family, width or LLM; an LLM of the right
             sizes but another name is accepted with `strict=False`.
-        AttachError: an LLM is attached already.
+        AttachError: an LLM is attached already, or the text does not reach the pipeline's pictures.
     If one of these is raised, nothing is attached.
     """
     if scale is None:
@@ -131,6 +133,12 @@ def attach(
         replaced=vars(pipe).get("encode_prompt"),
         decoding=watch_decoding(pipe),
     )
+    if parts and not type(pipe).__module__.startswith("diffusers."):
+        try:
+            check_by_drawing(pipe)
+        except BaseException:
+            detach(pipe)
+            raise
 
 
 def _modules(pipe: Any, denoiser: nn.Module) -> list[tuple[nn.Module, Callable[..., Installation]]]:

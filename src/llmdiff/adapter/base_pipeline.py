@@ -20,6 +20,8 @@ from llmdiff.errors import (
 from llmdiff.language.whole_weights import load_whole
 
 EMBEDDED_NAME = "openmoji"
+# diffusion_pytorch_model.fp16.safetensors, model.fp16-00001-of-00002.safetensors
+_VARIANT = re.compile(r"\w+\.(\w+?)(?:-\d+-of-\d+)?\.safetensors")
 _OTHER_TASK = re.compile("Img2Img|Inpaint|ControlNet|Fill|Edit|Upscale|Pix2Pix")
 
 
@@ -37,6 +39,11 @@ def load_base_pipeline(base: str, *, dtype: torch.dtype) -> Any:
     place = packaged("pipeline", PipelineNotFoundError) if base == EMBEDDED_NAME else Path(base)
     if (place / MANIFEST_NAME).is_file():
         check_manifest(place, ["model_index.json"])
+    if place.is_file():
+        raise PipelineNotFoundError(
+            f"base pipeline {base!r} is a single file, expected a folder or a Hub id: load it with diffusers' "
+            "from_single_file and attach to that, or save it with save_pretrained"
+        )
     try:
         load, source = _loader(place), place if place.is_dir() else base
         parts = _whole_parts(_folder(source), dtype=dtype, base=base)
@@ -105,8 +112,17 @@ def _whole_parts(folder: Path, *, dtype: torch.dtype, base: str) -> dict[str, An
                 what=f"{name} of pipeline {base!r}",
                 dtype=dtype,
                 use_safetensors=True,
+                **_variant(own),
             )
     return parts
+
+
+def _variant(folder: Path) -> dict[str, str]:
+    """Return the argument for weights that were saved with a variant's name alone, such as fp16."""
+    names = [path.name for path in folder.glob("*.safetensors")]
+    found = {match[1] for name in names if (match := _VARIANT.fullmatch(name))}
+    alone = len(found) == 1 and all(_VARIANT.fullmatch(name) for name in names)
+    return {"variant": found.pop()} if alone else {}
 
 
 def _model_class(library: Any, name: Any) -> Any:

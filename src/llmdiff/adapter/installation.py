@@ -1,5 +1,6 @@
 """Install two-branch forwards on the attention layers of a denoiser or ControlNet, and remove them again."""
 
+import copy
 import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
@@ -11,6 +12,7 @@ from llmdiff.adapter import families, layers
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.cross import TwoBranchAttention
 from llmdiff.adapter.joint import JointTwoBranch
+from llmdiff.adapter.layout import NOT_PICKLED
 from llmdiff.adapter.processors import AttachedLayer
 from llmdiff.adapter.split import SplitText
 from llmdiff.errors import AdapterMismatchError, AttachError, UnsupportedPipelineError
@@ -53,6 +55,15 @@ class Installation:
                 module.register_forward_pre_hook(hook.before, with_kwargs=True),
                 module.register_forward_hook(hook.after, with_kwargs=True, always_call=True),
             ]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        return twin
+
+    def __reduce__(self) -> Any:
+        raise AttachError(NOT_PICKLED)
 
     @property
     def draws(self) -> bool:

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.contract import Part, prompt_contract
 from llmdiff.adapter.families import Family, denoiser_of
-from llmdiff.adapter.layout import beside_base, mark_base, pad_rows, real_rows
+from llmdiff.adapter.layout import NOT_PICKLED, beside_base, mark_base, pad_rows, real_rows
 from llmdiff.adapter.texts import encode_texts, negative_texts, plain_text, prompt_texts
 from llmdiff.errors import AttachError, PromptError
 
@@ -76,9 +76,7 @@ class LLMEncodePrompt:
         return twin
 
     def __reduce__(self) -> Any:
-        raise AttachError(
-            "a pipeline with an LLM attached cannot be pickled: detach first, or use copy.deepcopy or save_pretrained"
-        )
+        raise AttachError(NOT_PICKLED)
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Return the outputs of the pipeline's `encode_prompt`, with rows of [phi(c) ; c] as text states.

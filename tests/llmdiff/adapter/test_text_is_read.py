@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from tiny.every_pipeline import ACCEPTED, asked, build, pixels
 from tiny.families import BUILDERS
 
-from llmdiff.adapter import attach, detach
+from llmdiff.adapter import attach, detach, is_attached
 from llmdiff.errors import AttachError, UnsupportedPipelineError
 
 Draw = Callable[..., torch.Tensor]
@@ -45,22 +45,34 @@ class AsksWithoutText(StableDiffusionPipeline):  # type: ignore[misc]
         return self.unet(torch.randn(1, 4, 8, 8), 10, encoder_hidden_states=None)
 
 
+class DrawsTheSame(StableDiffusionPipeline):  # type: ignore[misc]
+    """Asks the denoiser about the text, and draws something else."""
+
+    @torch.no_grad()
+    def __call__(self, prompt: Any, **more: Any) -> Any:
+        embeds, _ = self.encode_prompt(prompt, torch.device("cpu"), 1, False)
+        self.unet(torch.randn(1, 4, 8, 8), 10, encoder_hidden_states=embeds)
+        return (self.vae.decode(torch.ones(1, 4, 8, 8)).sample,)
+
+
 @pytest.mark.hostile("ignored text")
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
         (DrawsWithAnother, "DrawsWithAnother has drawn a picture without asking its UNet2DConditionModel"),
         (AsksWithoutText, "calls it without the text of encode_prompt"),
+        (DrawsTheSame, "DrawsTheSame draws the same picture whatever the prompt is"),
     ],
 )
 def test_a_pipeline_of_ones_own_that_ignores_the_llm_is_refused(
     kind: Any, message: str, tiny_llm: Any, make_adapter: Any
 ) -> None:
     pipe = kind(**BUILDERS["sd"]().components)
-    attach(pipe, tiny_llm, make_adapter(pipe, tiny_llm))
+    attributes = set(vars(pipe))
     with pytest.raises(AttachError, match=message):
-        pipe("a cat")
-    detach(pipe)
+        attach(pipe, tiny_llm, make_adapter(pipe, tiny_llm))
+    assert not is_attached(pipe)
+    assert set(vars(pipe)) == attributes
 
 
 @pytest.mark.hostile("ignored text")
@@ -92,8 +104,9 @@ def test_a_refiner_with_a_score_for_aesthetics(
     kind: str, tiny_llm: Any, make_llm: Any, make_adapter: Any, draw: Draw
 ) -> None:
     base = BUILDERS["sdxl"]()
+    # Its text states are those of the second text encoder alone.
     unet = diffusers.UNet2DConditionModel.from_config(
-        {**base.unet.config, "projection_class_embeddings_input_dim": 20 + 5 * 8}
+        {**base.unet.config, "projection_class_embeddings_input_dim": 20 + 5 * 8, "cross_attention_dim": 12}
     )
     made = getattr(diffusers, f"StableDiffusionXL{kind}Pipeline")
     # As the refiner comes: with the second text encoder alone.
