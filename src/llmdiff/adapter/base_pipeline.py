@@ -117,7 +117,7 @@ def _whole_parts(folder: Path, *, dtype: torch.dtype, base: str) -> dict[str, An
     return parts
 
 
-def _variant(folder: Path) -> dict[str, str]:
+def _variant(folder: Path) -> dict[str, Any]:
     """Return the argument for weights that were saved with a variant's name alone, such as fp16."""
     names = [path.name for path in folder.glob("*.safetensors")]
     found = {match[1] for name in names if (match := _VARIANT.fullmatch(name))}

@@ -5,6 +5,7 @@ text embedder, replaces the text stream, and a second attention, from image stat
 attention's output for the image stream. The layer's own processor computes the joint attention, whichever it is.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -46,9 +47,13 @@ class JointTwoBranch(AttachedLayer):
         super().__init__(attn, branch, scale=scale)
         self.hook = hook
         self.single_stream = single_stream
+        self.check()
 
     def check(self) -> None:
         """Accept any processor: `forward` sees whether it leaves padding out."""
+        processor = self.attn.processor
+        wanted = inspect.signature(type(processor).__call__).parameters
+        self._hands_mask_on = "attention_mask" in wanted and hasattr(processor, "_attention_backend")
 
     def forward(
         self,
@@ -70,16 +75,22 @@ class JointTwoBranch(AttachedLayer):
             raise AttachError("an attached layer is called outside its denoiser: detach to use it alone")
         two_streams = encoder_hidden_states is not None and encoder_hidden_states is not hidden_states
         if not isinstance(given, JointText) or not (two_streams or self.single_stream):
-            return self.original(hidden_states, encoder_hidden_states, *args, **kwargs)
+            return self.original(*_streams(hidden_states, encoder_hidden_states, args), **kwargs)
+        rows = hidden_states.shape[1]
+        if two_streams and encoder_hidden_states is not None:
+            rows += encoder_hidden_states.shape[1]
+        streams = _streams(hidden_states, encoder_hidden_states, args)
         if given.bias is None:
-            result = self.original(hidden_states, encoder_hidden_states, *args, **kwargs)
+            result = self.original(*streams, **kwargs)
+        elif torch.compiler.is_compiling() and self._hands_mask_on and "kv_cache_mode" not in kwargs:
+            # What follows would break the graph in two.
+            mask = _beside_image(given, rows, text_first=self.hook.family.text_first)
+            masked = {"attention_mask": mask} if len(streams) < 3 else {}
+            result = self.original(*streams[:2], *((mask, *args[1:]) if args else ()), **{**kwargs, **masked})
         else:
-            rows = hidden_states.shape[1]
-            if two_streams and encoder_hidden_states is not None:
-                rows += encoder_hidden_states.shape[1]
             biased = _RowBias(given, rows, text_first=self.hook.family.text_first)
             with biased:
-                result = self.original(hidden_states, encoder_hidden_states, *args, **kwargs)
+                result = self.original(*streams, **kwargs)
             if biased.done < len(given.bias):
                 backend = getattr(self.attn.processor, "_attention_backend", None)
                 raise UnsupportedPipelineError(
@@ -109,6 +120,19 @@ class JointTwoBranch(AttachedLayer):
         return (mixed, *result[1:]) if isinstance(result, tuple) else mixed
 
 
+def _streams(image: Tensor, text: Tensor | None, more: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a layer's arguments by place; the layers of a single stream have no place for the text."""
+    return (image,) if text is None and not more else (image, text, *more)
+
+
+def _beside_image(text: JointText, rows: int, *, text_first: bool) -> Tensor:
+    """Return the bias of all rows of a joint attention: that of the text's rows, and 0 for the image's."""
+    assert text.bias is not None
+    tokens = text.bias.shape[-1]
+    before = text.lead if text_first else rows - tokens
+    return F.pad(text.bias, (before, rows - tokens - before))
+
+
 class _RowBias(TorchFunctionMode):
     """Add the bias of the text's rows in the joint attention that runs within.
 
@@ -129,11 +153,11 @@ class _RowBias(TorchFunctionMode):
         bias, query, keys = self.text.bias, given["query"], given["key"].shape[-2]
         assert bias is not None
         if keys >= self.rows and self.done < len(bias):
-            part = bias[self.done : self.done + len(query)]
+            part = _beside_image(self.text, keys, text_first=self.text_first)[
+                self.done : self.done + len(query)
+            ]
+            part = part.to(query.dtype)
             self.done += len(query)
-            tokens, lead = bias.shape[-1], self.text.lead
-            before = lead if self.text_first else keys - tokens
-            part = F.pad(part, (before, keys - tokens - before)).to(query.dtype)
             theirs = given.get("attn_mask")
             given["attn_mask"] = part if theirs is None else as_bias(theirs, query.dtype) + part
         return func(**given)

@@ -103,6 +103,7 @@ class AttachedLayer(ABC):
 
     def __init__(self, attn: Any, branch: CrossAttentionBranch | None, *, scale: float) -> None:
         self.attn = attn
+        self._forward = type(attn).forward
         self.branch = branch
         self.scale = scale
         # Set when installed: the installation, and the instance's previous forward (accelerate's hooks).
@@ -163,7 +164,7 @@ class AttachedLayer(ABC):
         """Return the output of the layer's original forward."""
         if self.replaced is not None:
             return self.replaced(*args, **kwargs)
-        return type(self.attn).forward(self.attn, *args, **kwargs)
+        return self._forward(self.attn, *args, **kwargs)
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
         """Bring the branch to the denoiser's device and dtype.

@@ -113,6 +113,11 @@ class SplitText:
             changed = {family.text_argument: self._base(states)}
             return args, {**kwargs, **changed}
         if family.mixing == "prediction" and parts.base is not None:
+            if getattr(module, "is_cache_enabled", False):
+                raise AttachError(
+                    f"a cache is enabled, and at scale {self.scale:g} the {type(module).__name__} runs twice a step, "
+                    "for two texts: call its disable_cache(), or attach with scale 1"
+                )
             self._base_call = (args, {**kwargs, **self._text_of_base(parts, kwargs)})
             parts = TextParts(parts.projected, parts.llm_states)
         self.source = self._certain(module, states)

@@ -75,6 +75,19 @@ def test_a_cache_that_is_enabled_while_attached(
 
 
 @pytest.mark.hostile("undoing")
+def test_a_cache_does_not_mix_up_two_predictions(tiny_llm: Any, make_adapter: Any, draw: Draw) -> None:
+    pipe = BUILDERS["qwen-image"]()
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    adapter = make_adapter(pipe, tiny_llm)
+    attach(pipe, tiny_llm, adapter, scale=0.5)
+    with pytest.raises(AttachError, match=r"a cache is enabled, and at scale 0\.5"):
+        draw(pipe)
+    detach(pipe)
+    attach(pipe, tiny_llm, adapter)
+    assert torch.isfinite(draw(pipe)).all()
+
+
+@pytest.mark.hostile("undoing")
 def test_a_denoiser_that_was_replaced_while_attached(
     pipe: Any, tiny_llm: Any, make_adapter: Any, draw: Draw
 ) -> None:
@@ -186,6 +199,19 @@ def test_a_refiner_mixes_with_its_second_text_encoder(
     assert (draw(pipe) - base).abs().max() > 1e-4
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["sd", "sdxl", "pixart", "sana", "flux", "wan"])
+def test_the_denoiser_is_compiled_as_one_graph(
+    family: str, tiny_llm: Any, make_adapter: Any, draw: Draw
+) -> None:
+    torch._dynamo.reset()
+    pipe = BUILDERS[family]()
+    attach(pipe, tiny_llm, make_adapter(pipe, tiny_llm))
+    expected = draw(pipe)
+    families.denoiser_of(pipe).compile(backend="eager", fullgraph=True)
+    assert (draw(pipe) - expected).abs().max() < 1e-3
+
+
 # Features of a denoiser: what turns each on, and how far the picture may be from the one without.
 FEATURES: dict[str, tuple[Callable[[Any], None], float]] = {
     "attention backend": (
@@ -205,10 +231,7 @@ FEATURES: dict[str, tuple[Callable[[Any], None], float]] = {
         ),
         1e-3,
     ),
-    "full-graph compile": (
-        lambda pipe: families.denoiser_of(pipe).compile(backend="eager", fullgraph=True),
-        1e-3,
-    ),
+    "`torch.compile`": (lambda pipe: families.denoiser_of(pipe).compile(backend="eager"), 1e-3),
 }
 
 
@@ -225,6 +248,7 @@ def drawn_without(family: str, draw: Draw) -> tuple[Any, LLMDiffAdapter, torch.T
 def outcome(family: str, feature: str, draw: Draw) -> str:
     """What a feature does on an attached pipeline; "-" if diffusers does not have it for this denoiser."""
     turn_on, bound = FEATURES[feature]
+    torch._dynamo.reset()
     plain = BUILDERS[family]()
     try:
         turn_on(plain)
