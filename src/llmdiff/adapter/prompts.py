@@ -8,16 +8,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.contract import Part, prompt_contract
 from llmdiff.adapter.families import Family, denoiser_of
-from llmdiff.adapter.layout import NOT_PICKLED, beside_base, mark_base, pad_rows, real_rows
+from llmdiff.adapter.layout import NOT_PICKLED, beside_base, mark_base, real_rows
+from llmdiff.adapter.prompt_parts import (
+    Parts,
+    as_list,
+    learned_tokens,
+    no_second_text,
+    pad_alike,
+    padded_texts,
+)
 from llmdiff.adapter.texts import encode_texts, negative_texts, plain_text, prompt_texts
 from llmdiff.errors import AttachError, PromptError
-
-Parts = dict[Part, Any]
 
 _EMBEDS = ("prompt_embeds", "negative_prompt_embeds")
 _STATES: tuple[Part, ...] = ("positive", "negative")
@@ -151,7 +156,7 @@ class LLMEncodePrompt:
             self._add_base(parts, given, positive, negative, count)
         if not guided:
             parts["negative"] = parts["negative_pooled"] = None
-        _pad_alike(parts)
+        pad_alike(parts)
         copies = given.get(self.contract.copies) if self.contract.copies else None
         return self._returned(parts, device, denoiser.dtype, copies or 1)
 
@@ -199,7 +204,7 @@ class LLMEncodePrompt:
 
     def _returned(
         self, parts: Parts, device: torch.device, dtype: torch.dtype, copies: int
-    ) -> tuple[Tensor | None, ...]:
+    ) -> tuple[Any, ...]:
         width, hidden_size = self.adapter.phi.out_features, self.adapter.phi.in_features
         for name, mask_name in _MASKS:
             states = parts.get(name)
@@ -211,7 +216,7 @@ class LLMEncodePrompt:
             and parts.get("second") is None
             and parts["positive"] is not None
         ):
-            parts["second"], parts["second_mask"] = self._no_second(parts["positive"])
+            parts["second"], parts["second_mask"] = no_second_text(parts["positive"], self.parts[0].module)
         parts = {
             name: None
             if part is None
@@ -229,24 +234,8 @@ class LLMEncodePrompt:
                 ids = states.new_zeros(states.shape[1], 3) if prepare is None else prepare(states)
                 parts[ids_name] = ids.to(device)
         if self.family.ragged:
-            return tuple(self._as_list(parts.get(name)) for name in self.contract.returns)
+            return tuple(as_list(parts.get(name), width, hidden_size) for name in self.contract.returns)
         return tuple(parts.get(name) for name in self.contract.returns)
-
-    def _as_list(self, states: Tensor | None) -> Any:
-        """Return every prompt's rows without padding; an empty list for no prompts, as such pipelines have it."""
-        width, hidden_size = self.adapter.phi.out_features, self.adapter.phi.in_features
-        if states is None:
-            return []
-        real = real_rows(states[..., width : width + hidden_size])
-        if states.shape[-1] > width + hidden_size:
-            real = real | (states[..., -1] != 0)
-        return [text[rows] for text, rows in zip(states, real, strict=True)]
-
-    def _no_second(self, positive: Tensor) -> tuple[Tensor, Tensor]:
-        """Return an empty text for a second text encoder (HunyuanImage's, for letters in the picture)."""
-        config: Any = self.parts[0].module.config
-        states = positive.new_zeros(len(positive), 1, config["text_embed_2_dim"])
-        return states, states.new_zeros(len(positive), 1, dtype=torch.long)
 
     def _encode(self, positive: list[str] | None, negative: list[str] | None) -> Parts:
         texts = list(dict.fromkeys([*(positive or []), *(negative or [])]))
@@ -302,7 +291,7 @@ class LLMEncodePrompt:
                 continue
             mask = None if self.family.base_reads_padding else base.get(mask_name)
             if self.family.ragged:
-                theirs, mask = _padded(theirs)
+                theirs, mask = padded_texts(theirs)
             parts[name] = beside_base(ours, theirs.to(ours), mask)
             pooled, base_pooled = parts.get(pooled_name), base.get(pooled_name)
             if pooled is not None and base_pooled is not None:
@@ -333,7 +322,7 @@ class LLMEncodePrompt:
                     f"it in {first}"
                 )
         texts = [given.get("prompt"), given.get("negative_prompt")]
-        learned = [token for token in _learned_tokens(self.pipe) if any(token in str(text) for text in texts)]
+        learned = [token for token in learned_tokens(self.pipe) if any(token in str(text) for text in texts)]
         if learned and not self.reads_base:
             warnings.warn(
                 f"{', '.join(learned)} of a textual inversion has no effect: the LLM reads it as plain text; attach "
@@ -342,27 +331,3 @@ class LLMEncodePrompt:
             )
         if given.get("clip_skip") is not None and not self.reads_base:
             warnings.warn("clip_skip has no effect: the LLM stands in for CLIP", stacklevel=2)
-
-
-def _learned_tokens(pipe: Any) -> list[str]:
-    """Return the tokens that `load_textual_inversion` has added to the pipeline's tokenizer."""
-    tokenizer = getattr(pipe, "tokenizer", None)
-    if not hasattr(pipe, "load_textual_inversion") or tokenizer is None:
-        return []
-    special = set(tokenizer.all_special_tokens)
-    return [token for token in tokenizer.get_added_vocab() if token not in special]
-
-
-def _padded(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return texts of different lengths as one tensor, and its mask."""
-    lengths = torch.tensor([len(text) for text in texts])
-    states = pad_sequence(texts, batch_first=True)
-    return states, torch.arange(states.shape[1])[None] < lengths[:, None]
-
-
-def _pad_alike(parts: Parts) -> None:
-    # The attention layers treat zero rows as padding, so prompts can be padded to one length.
-    positive, negative = parts["positive"], parts["negative"]
-    if positive is not None and negative is not None:
-        tokens = max(positive.shape[1], negative.shape[1])
-        parts["positive"], parts["negative"] = (pad_rows(positive, tokens), pad_rows(negative, tokens))
