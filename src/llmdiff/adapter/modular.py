@@ -9,6 +9,7 @@ from diffusers.modular_pipelines import InputParam, ModularPipelineBlocks, Outpu
 from llmdiff.adapter import families
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.attach import TextSource, check_llm
+from llmdiff.adapter.contract import Part
 from llmdiff.adapter.installation import installation_on
 from llmdiff.adapter.texts import (
     check_context,
@@ -19,8 +20,14 @@ from llmdiff.adapter.texts import (
 )
 from llmdiff.errors import AttachError, UnsupportedPipelineError
 
-_FAMILIES = ("sdxl", "sd3", "flux")
-_NAMES: dict[families.Part, str] = {
+# Of every family: arguments for further text encoders, and the parts that its denoiser takes.
+_POOLED: tuple[Part, ...] = ("positive", "negative", "positive_pooled", "negative_pooled")
+_FAMILIES: dict[str, tuple[tuple[str, ...], tuple[Part, ...]]] = {
+    "sdxl": (("prompt_2", "negative_prompt_2"), _POOLED),
+    "sd3": (("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3"), _POOLED),
+    "flux": (("prompt_2",), ("positive", "positive_pooled")),
+}
+_NAMES: dict[Part, str] = {
     "positive": "prompt_embeds",
     "negative": "negative_prompt_embeds",
     "positive_pooled": "pooled_prompt_embeds",
@@ -60,6 +67,8 @@ class LLMTextStep(ModularPipelineBlocks):  # type: ignore[misc, unused-ignore]
             )
         check_llm(llm, adapter, strict=strict)
         check_context(adapter, weighted=weighted, rewording=None)
+        self.second_prompts, self.returns = _FAMILIES[self.family.name]
+        self.encodes_negative = "negative" in self.returns
         self.llm = llm
         self.adapter = adapter
         self.weighted = weighted
@@ -81,16 +90,15 @@ class LLMTextStep(ModularPipelineBlocks):  # type: ignore[misc, unused-ignore]
     @property
     def inputs(self) -> list[Any]:
         """Return the step's inputs: prompts, and those for further text encoders, which are refused if they differ."""
-        first = ["prompt", "negative_prompt"] if self.family.encodes_negative else ["prompt"]
-        return [InputParam(name) for name in (*first, *self.family.second_prompts)]
+        first = ["prompt", "negative_prompt"] if self.encodes_negative else ["prompt"]
+        return [InputParam(name) for name in (*first, *self.second_prompts)]
 
     @property
     def intermediate_outputs(self) -> list[Any]:
         """Return the step's outputs; `prompt_embeds` are rows of [phi(c) ; c]."""
         return [
             OutputParam(_NAMES[part], type_hint=torch.Tensor, kwargs_type="denoiser_input_fields")
-            for part in self.family.encode_prompt_returns
-            if part in _NAMES
+            for part in self.returns
         ]
 
     @torch.no_grad()
@@ -109,15 +117,15 @@ class LLMTextStep(ModularPipelineBlocks):  # type: ignore[misc, unused-ignore]
         block_state = self.get_block_state(state)
         denoiser = self._checked_denoiser(components)
         given = {name: getattr(block_state, name, None) for name in self.input_names}
-        check_second_prompts(self.family, given)
+        check_second_prompts(self.second_prompts, given)
         positive = prompt_texts(
             "prompt",
             given["prompt"],
-            may_be_blank=not self.family.encodes_negative,
+            may_be_blank=not self.encodes_negative,
             weighted=self.weighted,
         )
         negative = None
-        if self.family.encodes_negative:
+        if self.encodes_negative:
             negative = negative_texts(given["negative_prompt"], len(positive))
         parts = encode_parts(self.llm, self.adapter, positive, negative, weighted=self.weighted)
         for part, name in _NAMES.items():
@@ -129,7 +137,7 @@ class LLMTextStep(ModularPipelineBlocks):  # type: ignore[misc, unused-ignore]
 
     def _checked_denoiser(self, components: Any) -> Any:
         """Return the denoiser, with the adapter's branches on the pipeline's device."""
-        name = self.family.denoiser
+        name = "unet" if self.family.name == "sdxl" else "transformer"
         denoiser = getattr(components, name)
         installation = installation_on(getattr(denoiser, "_orig_mod", denoiser))
         if installation is None or installation.adapter is not self.adapter:

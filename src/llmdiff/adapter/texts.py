@@ -4,17 +4,16 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from llmdiff.adapter.adapter import LLMDiffAdapter
-from llmdiff.adapter.families import Family, Part
+from llmdiff.adapter.contract import Part
+from llmdiff.adapter.prompt_parts import Parts
 from llmdiff.errors import ConfigError, PromptError
 from llmdiff.files import clean_text, is_blank
 from llmdiff.language.rewording import Rewording, encode_reworded
 from llmdiff.language.weights import parse_weights
 from llmdiff.types import TextEncoding
 
-Parts = dict[Part, Tensor | None]
 """Text states, pooled vectors and masks by what they are; None where a call has none."""
 
 
@@ -158,13 +157,13 @@ def encode_parts(
     return parts
 
 
-def check_second_prompts(family: Family, given: Mapping[str, Any]) -> None:
+def check_second_prompts(second_prompts: Sequence[str], given: Mapping[str, Any]) -> None:
     """Check that no argument holds another prompt for a second text encoder.
 
     Raises:
         PromptError: one does.
     """
-    for name in family.second_prompts:
+    for name in second_prompts:
         first = name.rpartition("_")[0]
         if given.get(name) is not None and given[name] != given.get(first):
             raise PromptError(
