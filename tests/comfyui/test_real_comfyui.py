@@ -399,3 +399,59 @@ def test_adapters_of_other_families_are_named(comfy: Any, parts: Any, tiny_llm: 
     adapter: LLMDiffAdapter = build_adapter(BUILDERS["sd3"](), tiny_llm)
     with pytest.raises(UnsupportedPipelineError, match="the adapter is for the family 'sd3'"):
         comfy.model.check_model(model.model.diffusion_model, adapter)
+
+
+RELEASED: dict[str, dict[str, Any]] = {
+    "SD15": {"cross_attention_dim": 768, "attention_head_dim": 8},
+    "SD20": {
+        "cross_attention_dim": 1024,
+        "attention_head_dim": (5, 10, 20, 20),
+        "use_linear_projection": True,
+    },
+    "SDXL": {
+        "cross_attention_dim": 2048,
+        "attention_head_dim": (5, 10, 20),
+        "use_linear_projection": True,
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 10),
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_a_unet_of_a_released_models_size_takes_its_adapter(comfy: Any, name: str) -> None:
+    """Without memory for weights: the sizes that ComfyUI itself detects, and every layer's place in them."""
+    from comfy import model_detection, supported_models
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+    from diffusers import UNet2DConditionModel
+
+    from comfyui.names import comfy_config, comfy_state_dict
+
+    with torch.device("meta"):
+        theirs = UNet2DConditionModel(**RELEASED[name])
+        unet = UNetModel(**comfy_config(theirs.config), device="meta")
+        adapter = LLMDiffAdapter(
+            llm_id="an-llm",
+            num_blocks=4,
+            hidden_size=64,
+            family="sdxl" if name == "SDXL" else "sd",
+            base_model_id="released",
+            text_width=theirs.config.cross_attention_dim,
+            pooled_width=1280 if name == "SDXL" else None,
+            cross_attention=layers.layer_table(theirs),
+        )
+    weights = unet.state_dict()
+    renamed = comfy_state_dict(weights, theirs.state_dict())
+    assert {key: weight.shape for key, weight in renamed.items()} == {
+        key: weight.shape for key, weight in weights.items()
+    }
+    detected = model_detection.detect_unet_config(weights, "")
+    assert getattr(supported_models, name).matches(detected)
+    places = comfy.model.check_model(unet, adapter)
+    assert places.keys() == layers.text_layers(theirs).keys()
+    assert len(set(places.values())) == len(places) == {"SD15": 16, "SD20": 16, "SDXL": 70}[name]
