@@ -42,19 +42,19 @@ def prepare(
     """Check the samples and fill the store of encodings and latents before training."""
     check_extra("train", "pydantic", "yaml", "datasets")
     from llmdiff.training.config import load_config
-    from llmdiff.training.prepare import load_parts
+    from llmdiff.training.prepare import load_models
     from llmdiff.training.prepare import prepare as fill
     from llmdiff.training.processes import launched_process
 
     settings = load_config(config, changes or [])
-    parts = load_parts(settings, launched_process(settings.device).device)
+    models = load_models(settings, launched_process(settings.device).device)
     if ray:
         from llmdiff.training.prepare_ray import prepare_on_workers
 
-        made = prepare_on_workers(settings, parts, workers=workers)
+        made = prepare_on_workers(settings, models, workers=workers)
     else:
-        made = fill(settings, parts)
+        made = fill(settings, models)
     typer.echo(
-        f"{len(parts.samples)} good samples, {parts.samples.quarantined} in quarantine; new in "
+        f"{len(models.samples)} good samples, {models.samples.quarantined} in quarantine; new in "
         f"{settings.store_folder}: {made['captions']} captions, {made['pictures']} pictures"
     )

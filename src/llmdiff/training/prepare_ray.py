@@ -10,15 +10,16 @@ from llmdiff.adapter.base_pipeline import load_base_pipeline
 from llmdiff.drawing.models import usable_device
 from llmdiff.drawing.ray_workers import on_workers
 from llmdiff.errors import ConfigError
-from llmdiff.language.cache import EncodingCache, ScoreCache
+from llmdiff.language.cache import CaptionStore
 from llmdiff.language.encoding import ContextEncoding, EncodingSettings
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.training.config import TrainConfig
 from llmdiff.training.prepare import (
     COMPUTED_IN,
     LATENT_CHUNK,
-    Parts,
-    encoding_cache,
+    TrainingModels,
+    caption_store,
+    captions_to_read,
     fill_latents,
     latent_store,
     load_samples,
@@ -26,7 +27,7 @@ from llmdiff.training.prepare import (
 )
 
 
-def prepare_on_workers(config: TrainConfig, parts: Parts, *, workers: int) -> dict[str, int]:
+def prepare_on_workers(config: TrainConfig, models: TrainingModels, *, workers: int) -> dict[str, int]:
     """Make what the store lacks, and return how much that was; interrupted, it goes on when run again.
 
     Every worker loads the LLM or the VAE once. What it has made of a few hundred captions or pictures, it writes
@@ -37,17 +38,17 @@ def prepare_on_workers(config: TrainConfig, parts: Parts, *, workers: int) -> di
     """
     items: list[dict[str, Any]] = []
     keys: dict[str, str] = {}
-    if config.training.stores_encodings:
-        cache = encoding_cache(config, parts.llm, parts.context)
+    if (cache := caption_store(config, models.llm, models.context)) is not None:
         keys["captions"] = cache.key
-        items += [{"captions": chunk} for chunk in cache.missing_chunks(parts.captions())]
+        wanted = captions_to_read(config, models.samples)
+        items += [{"captions": chunk} for chunk in cache.missing_chunks(wanted)]
     if config.data.store_latents:
-        store = latent_store(config, parts.pipe.vae, parts.samples)
+        store = latent_store(config, models.pipe.vae, models.samples)
         keys["pictures"] = store.folder.name
-        missing = missing_latents(store, parts.samples)
+        missing = missing_latents(store, models.samples)
         starts = range(0, len(missing), LATENT_CHUNK)
         items += [{"pictures": missing[start : start + LATENT_CHUNK]} for start in starts]
-    context = parts.context
+    context = models.context
     init_args = {
         "config": config.model_dump_json(),
         "keys": keys,
@@ -80,7 +81,7 @@ class StoreFiller:
         self._keys, self._settings, self._gains = keys, settings, gains
         self._device = usable_device(self._config.device)
         self._dtype = COMPUTED_IN[self._config.training.precision]
-        self._cache: EncodingCache | ScoreCache | None = None
+        self._cache: CaptionStore[Any] | None = None
         self._latents: Any = None
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, int]:
@@ -94,11 +95,12 @@ class StoreFiller:
         store, vae, samples = self._latents
         return {"pictures": fill_latents(store, vae, samples, item["pictures"])}
 
-    def _opened_cache(self) -> EncodingCache | ScoreCache:
+    def _opened_cache(self) -> CaptionStore[Any]:
         llm = DecoderLLM.from_pretrained(self._config.models.llm, device=self._device, dtype=self._dtype)
         context = ContextEncoding(**self._settings)
         context.load_state_dict({name: torch.tensor(value) for name, value in self._gains.items()})
-        cache = encoding_cache(self._config, llm, context.to(self._device))
+        cache = caption_store(self._config, llm, context.to(self._device))
+        assert cache is not None  # it was asked for captions
         self._check("captions", cache.key)
         return cache
 

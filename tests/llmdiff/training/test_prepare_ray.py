@@ -10,10 +10,11 @@ from llmdiff.errors import ConfigError
 from llmdiff.language import cache
 from llmdiff.training import prepare as preparing
 from llmdiff.training.prepare import (
-    encoding_cache,
+    caption_store,
+    captions_to_read,
     fill_latents,
     latent_store,
-    load_parts,
+    load_models,
     missing_latents,
     prepare,
 )
@@ -21,7 +22,7 @@ from llmdiff.training.prepare_ray import StoreFiller
 
 
 def _stores(settings, parts):
-    return encoding_cache(settings, parts.llm, parts.context).store, latent_store(
+    return caption_store(settings, parts.llm, parts.context).store, latent_store(
         settings, parts.pipe.vae, parts.samples
     )
 
@@ -42,12 +43,12 @@ def small_chunks(monkeypatch):
 def test_two_workers_fill_the_store_as_one_process_does(config, tmp_path, ray_cluster, small_chunks):
     alone = config("alone").model_copy(update={"store": tmp_path / "alone-store"})
     shared = config("shared").model_copy(update={"store": tmp_path / "shared-store"})
-    parts = load_parts(alone, torch.device("cpu"))
+    parts = load_models(alone, torch.device("cpu"))
     assert prepare(alone, parts) == {"captions": 4, "pictures": 12}
     # One part of each is there already, as a run that was killed leaves it.
     latents = _stores(shared, parts)[1]
-    encodings = encoding_cache(shared, parts.llm, parts.context)
-    encodings.fill(encodings.missing_chunks(parts.captions())[0])
+    encodings = caption_store(shared, parts.llm, parts.context)
+    encodings.fill(encodings.missing_chunks(captions_to_read(shared, parts.samples))[0])
     fill_latents(latents, parts.pipe.vae, parts.samples, missing_latents(latents, parts.samples)[:5])
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(shared.model_dump(mode="json")))
@@ -64,12 +65,12 @@ def test_two_workers_fill_the_store_as_one_process_does(config, tmp_path, ray_cl
 
 def test_a_worker_whose_llm_is_another_one_is_refused(config, make_llm, tmp_path):
     settings = config()
-    parts = load_parts(settings, torch.device("cpu"))
+    parts = load_models(settings, torch.device("cpu"))
     context = parts.adapter.context
     other = {"num_blocks": context.num_blocks, "hidden_size": context.hidden_size, "clip": 2.0}
     filler = StoreFiller(
         config=settings.model_dump_json(),
-        keys={"captions": encoding_cache(settings, parts.llm, parts.context).key},
+        keys={"captions": caption_store(settings, parts.llm, parts.context).key},
         settings=other,
         gains={name: value.tolist() for name, value in context.state_dict().items()},
     )
