@@ -27,6 +27,7 @@ HEADINGS = {
     "llmdiff.evaluation": "evaluation",
     "llmdiff.serving": "the page and the image API",
     "llmdiff.openmoji": "the embedded default",
+    "llmdiff.workers": "many jobs at once",
     "llmdiff_lab": "the laboratory",
     "llmdiff_lab.rivals": "other ways to condition",
     "llmdiff_lab.comparison": "comparing systems and LLMs",

@@ -11,6 +11,8 @@ from llmdiff.cli.options import (
     Guidance,
     Height,
     Negative,
+    Processes,
+    Ray,
     Steps,
     Verbose,
     Width,
@@ -18,6 +20,7 @@ from llmdiff.cli.options import (
 )
 from llmdiff.cli.output import set_up
 from llmdiff.drawing.models import Models
+from llmdiff.workers.jobs import Workers
 
 
 @takes_models()
@@ -33,11 +36,8 @@ def batch(
     number: Annotated[int, number("--number", bounds.NUMBER, help="Pictures of every prompt.")] = 1,
     height: Height = None,
     width: Width = None,
-    ray: Annotated[
-        bool,
-        typer.Option("--ray", help="Distribute the work with Ray: here, or on the cluster of $RAY_ADDRESS."),
-    ] = False,
-    workers: Annotated[int, number("--workers", bounds.PROCESSES, help="Processes, with --ray.")] = 2,
+    workers: Processes = 1,
+    ray: Ray = False,
     verbose: Verbose = False,
     *,
     models: Models,
@@ -58,6 +58,6 @@ def batch(
         height_px=height,
         width_px=width,
     )
-    drawn = draw_prompts(texts, settings, models, out, workers=workers if ray else None)
+    drawn = draw_prompts(texts, settings, models, out, workers=Workers(count=workers, ray=ray))
     for path in drawn:
         typer.echo(path)

@@ -1,6 +1,7 @@
 """The verb `llmdiff evaluate`."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,8 @@ from llmdiff.cli.options import (
     Guidance,
     MetricModels,
     MetricNames,
+    Processes,
+    Ray,
     Steps,
     Verbose,
     number,
@@ -19,6 +22,7 @@ from llmdiff.cli.options import (
 from llmdiff.cli.output import set_up
 from llmdiff.drawing.models import Models, load, models_digests, usable_device
 from llmdiff.errors import ConfigError
+from llmdiff.workers.jobs import Workers
 
 _SCENES, _SCENES_PROMPTS = "scenes", 100
 
@@ -61,10 +65,8 @@ def evaluate(
             help="What the benchmark's own scorer wrote, a file or a folder; repeated.",
         ),
     ] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option("--shard", metavar="I/N", help="Draw only this share; then once without, to report."),
-    ] = None,
+    workers: Processes = 1,
+    ray: Ray = False,
     steps: Steps = 20,
     guidance_scale: Guidance = 3.0,
     seed: Annotated[int, number("--seed", bounds.SEED, help="Seed of the suite.")] = 0,
@@ -80,13 +82,11 @@ def evaluate(
     Run again in the same folder to continue after an interruption.
     """
     set_up(verbose)
-    from llmdiff.evaluation.picture_store import Shard
     from llmdiff.evaluation.report import evaluate_suite
-    from llmdiff.evaluation.systems import controller_systems
+    from llmdiff.evaluation.systems import controller_systems, models_systems
     from llmdiff.evaluation.tables import report_tables
     from llmdiff.files import writable_folder
 
-    share = None if shard is None else Shard.parse(shard)
     place = usable_device(models.device)
     # Validate all arguments before drawing, which takes minutes.
     if suite == _SCENES:
@@ -97,14 +97,18 @@ def evaluate(
         chosen = _suite_parts(suite, suite_files, reference, official_scores) | {"prompts_per_tag": prompts}
     writable_folder(out)
     measured = [*chosen.pop("scorers", []), *_metrics(metric or [], metric_model or [], place)]
-    controller, pipe = load(replace(models, device=place))
+    chosen_workers = Workers(count=workers, ray=ray)
+    # Other workers load the models themselves; this process takes only their digests.
+    controller, pipe = load(replace(models, device=place if chosen_workers.here else "cpu"))
     drawing: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale}
     report = evaluate_suite(
         controller_systems(controller, pipe, control=models.control, **drawing),
         out=out,
         images_per_prompt=images_per_prompt,
         metrics=measured,
-        shard=share,
+        workers=chosen_workers,
+        make_systems=partial(models_systems, replace(models, device=place), **drawing),
+        device=place,
         seed=seed,
         settings={
             **drawing,
@@ -116,10 +120,7 @@ def evaluate(
         },
         **chosen,
     )
-    if report:
-        typer.echo(report_tables(report))
-    else:
-        typer.echo(f"shard {share} is drawn and scored; when all are, run the same without --shard")
+    typer.echo(report_tables(report))
 
 
 def _scenes(

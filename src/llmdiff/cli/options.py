@@ -94,6 +94,16 @@ MetricModels = Annotated[
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps [an accelerator, else cpu].")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the libraries' messages too.")]
 
+Processes = Annotated[
+    int,
+    number(
+        "--workers", bounds.PROCESSES, help="Processes that share the work [with --ray: on its machines]."
+    ),
+]
+Ray = Annotated[
+    bool, typer.Option("--ray", help="Workers of the Ray cluster of $RAY_ADDRESS; without, here.")
+]
+
 # Options of the verbs that train and measure on the embedded default: benchmark, compare-llms.
 BenchmarkOut = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where everything goes.")]
 Preset = Annotated[str, typer.Option("--preset", help="The embedded default's: cpu, gpu, test.")]

@@ -1,7 +1,8 @@
 """Evaluate systems on a suite of prompts: draw, score, and write figures, samples and official files."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from llmdiff.evaluation.figures import (
 )
 from llmdiff.evaluation.metrics.kinds import DiversityMetric, Metric, PictureMetric, SetMetric
 from llmdiff.evaluation.metrics.reference import set_features
-from llmdiff.evaluation.picture_store import PictureJob, PictureStore, Shard, draw_missing
+from llmdiff.evaluation.picture_store import PictureJob, PictureStore, draw_missing
 from llmdiff.evaluation.score_store import ScoreStore, score_missing
 from llmdiff.evaluation.suites.benchmarks import BENCHMARKS
 from llmdiff.evaluation.suites.official import (
@@ -33,6 +34,7 @@ from llmdiff.evaluation.suites.suite import PromptSuite, SuitePrompt, SuiteScore
 from llmdiff.evaluation.systems import BASE, System
 from llmdiff.evaluation.tables import NOT_COMPARABLE, report_tables
 from llmdiff.files import writable_folder, write_whole
+from llmdiff.workers.jobs import HERE, Workers
 
 _SAMPLES, _COLUMNS = 24, 6
 
@@ -47,18 +49,21 @@ def evaluate_suite(
     metrics: Sequence[Metric | SuiteScorer] = (),
     reference: Iterable[NDArray[np.uint8]] | None = None,
     official_scores: Mapping[str, Path] | None = None,
-    shard: Shard | None = None,
+    workers: Workers = HERE,
+    make_systems: Callable[[], Mapping[str, System]] | None = None,
+    device: str = "cpu",
     batch: int = 16,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
     command: str | None = None,
 ) -> dict[str, Any]:
-    """Evaluate systems on a suite with the same prompts and seeds; return the report, empty for a shard of many.
+    """Evaluate systems on a suite with the same prompts and seeds; return the report.
 
-    Existing pictures and scores in `out` are reused. A picture that could not be drawn has the metric's
-    `failed_score`. Written to `out`: drawn/SYSTEM/*.png, scores/, samples-SYSTEM.png, prompts.jsonl (the figures of
-    every prompt), report.json and report.md; for a published benchmark also official/SYSTEM, as its own scorer reads
-    pictures.
+    Other `workers` than this process make the systems by `make_systems`, or get them by pickle as they get the metrics;
+    on `device` "cuda" each has a GPU to itself. Existing pictures and scores in `out` are reused. A picture that could
+    not be drawn has the metric's `failed_score`. Written to `out`: drawn/SYSTEM/*.png, scores/, samples-SYSTEM.png,
+    prompts.jsonl (the figures of every prompt), report.json and report.md; for a published benchmark also
+    official/SYSTEM, as its own scorer reads pictures.
 
     Raises:
         OutputError: `out` cannot be written; checked before drawing.
@@ -79,13 +84,12 @@ def evaluate_suite(
     made_with = {**(settings or {}), "suite": suite.name, "suite_sha256": suite.sha256, "suite_seed": seed}
     jobs = [_jobs(row, index, count, seed) for index, row in enumerate(rows)]
     store.check_settings(made_with | {"prompts_per_tag": prompts_per_tag, "systems": sorted(systems)})
-    shard = shard or Shard()
-    draw_missing(systems, jobs, store, batch=batch, shard=shard)
+    if workers.here or make_systems is None:
+        make_systems = partial(dict, systems)
+    where: dict[str, Any] = {"batch": batch, "workers": workers, "device": device}
+    draw_missing(make_systems, list(systems), jobs, store, **where)
     scored = [metric for metric in metrics if not isinstance(metric, SetMetric | DiversityMetric)]
-    for metric in scored:
-        score_missing(metric, list(systems), rows, jobs, store, scores, shard=shard, batch=batch)
-    if shard.count > 1:
-        return {}
+    score_missing(scored, list(systems), rows, jobs, store, scores, **where)
     groups = {tag: [i for i, row in enumerate(rows) if tag in row.tags] for row in rows for tag in row.tags}
     values = {name: prompt_values(name, scored, rows, jobs, scores) for name in systems}
     if reference is None and suite.reference is not None and any(isinstance(m, SetMetric) for m in metrics):

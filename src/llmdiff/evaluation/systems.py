@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from llmdiff.adapter.decoding import decoding_checked
 from llmdiff.adapter.limits import check_steps
 from llmdiff.adapter.settings import Control, as_control
+from llmdiff.drawing.models import Models, load
 
 BASE, OURS = "base", "llm"
 System = Callable[[list[str], list[int]], NDArray[np.uint8]]
@@ -47,6 +48,18 @@ def pipeline_system(pipe: Any, *, steps: int = 20, guidance_scale: float = 3.0, 
         return np.concatenate(pictures)
 
     return draw
+
+
+def models_systems(models: Models, *, steps: int = 20, guidance_scale: float = 3.0) -> dict[str, System]:
+    """Load the models and return their two systems, see `controller_systems`.
+
+    Raises:
+        LLMDiffError: a model is missing, damaged or does not fit.
+    """
+    controller, pipe = load(models)
+    return controller_systems(
+        controller, pipe, control=models.control, steps=steps, guidance_scale=guidance_scale
+    )
 
 
 def controller_systems(

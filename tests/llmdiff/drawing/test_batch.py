@@ -227,13 +227,20 @@ def test_only_line_ends_end_a_prompt(tmp_path, char):
     assert read_prompts(tmp_path / "prompts.txt") == [f"a poster: hello{char}world", "a dog"]
 
 
-@pytest.mark.slow
+@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["processes", "ray"])
+def engine(request):
+    if request.param:
+        request.getfixturevalue("ray_cluster")
+        return ["--ray"]
+    return []
+
+
 @pytest.mark.timeout(1500)
-def test_two_workers_draw_what_one_process_draws(batch, tmp_path, ray_cluster):
+def test_two_workers_draw_what_one_process_draws(batch, tmp_path, engine):
     batch("alone")
     (tmp_path / "shared").mkdir()
     shutil.copy(tmp_path / "alone" / "000001.png", tmp_path / "shared")  # what a killed run has left
-    drawn = batch("shared", "--ray", "--workers", "2")
+    drawn = batch("shared", *engine, "--workers", "2")
     assert sorted(path[-10:] for path in drawn) == ["000000.png", "000002.png"]
     for name in ("000000.png", "000002.png"):
         assert np.array_equal(_pixels(tmp_path / "alone" / name), _pixels(tmp_path / "shared" / name))

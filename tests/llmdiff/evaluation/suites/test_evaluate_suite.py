@@ -1,4 +1,4 @@
-"""Whole evaluations of constructed systems on suites of prompts: resumed, sharded, with failures, and their figures."""
+"""Whole evaluations of constructed systems on suites of prompts: resumed, by two workers, with failures; figures."""
 
 import csv
 import json
@@ -20,13 +20,13 @@ from llmdiff.evaluation.metrics.distribution import FID
 from llmdiff.evaluation.metrics.diversity import Diversity
 from llmdiff.evaluation.metrics.kinds import Pictures
 from llmdiff.evaluation.metrics.reference import read_reference
-from llmdiff.evaluation.picture_store import Shard
 from llmdiff.evaluation.report import evaluate_suite
 from llmdiff.evaluation.suites.benchmarks import read_suite
 from llmdiff.evaluation.suites.dpg_bench import DPGScorer
 from llmdiff.evaluation.suites.official import official_figures
 from llmdiff.evaluation.suites.suite import PromptSuite
 from llmdiff.evaluation.suites.t2i_compbench import CompBenchScorer
+from llmdiff.workers.jobs import Workers
 
 
 class Red:
@@ -132,33 +132,31 @@ def test_a_stopped_run_goes_on_and_nothing_is_done_twice(suite: PromptSuite, tmp
         evaluate_suite({"base": third}, suite, tmp_path / "out", seed=1)
 
 
-def test_shards_draw_their_shares_and_are_merged(suite: PromptSuite, tmp_path: Path) -> None:
-    whole = evaluate_suite(
-        {"base": Painter(51)}, suite, tmp_path / "whole", metrics=[Red()], images_per_prompt=2
+def test_two_workers_draw_and_score_what_one_process_does(suite: PromptSuite, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"images_per_prompt": 2, "batch": 2}
+    broken = Painter(51, fails_at="thing 3")
+    whole = evaluate_suite({"base": broken}, suite, tmp_path / "whole", metrics=[Red()], **asked)
+    idle, unused = Red(), Painter(51, fails_at="thing 3")
+    shared = evaluate_suite(
+        {"base": unused}, suite, tmp_path / "out", metrics=[idle], workers=Workers(count=2), **asked
     )
-    drawn = []
-    for index in (1, 2, 3):
-        painter = Painter(51)
-        shard = Shard.parse(f"{index}/3")
-        found = evaluate_suite(
-            {"base": painter}, suite, tmp_path / "out", metrics=[Red()], images_per_prompt=2, shard=shard
-        )
-        assert found == {}
-        drawn += painter.calls
-    assert len(drawn) == len(set(drawn)) == 10
-    merged, idle = Painter(51), Red()
-    report = evaluate_suite({"base": merged}, suite, tmp_path / "out", metrics=[idle], images_per_prompt=2)
-    assert report["systems"] == whole["systems"]
-    assert (merged.calls, idle.scored) == ([], 0)
-    for name in ("00000-0", "00004-1"):
-        one, two = (
-            np.asarray(Image.open(tmp_path / place / "drawn" / "base" / f"{name}.png"))
-            for place in ("whole", "out")
-        )
-        assert (one == two).all()
-    for text in ("0/2", "3/2", "half", "1"):
-        with pytest.raises(ConfigError, match="expected I/N"):
-            Shard.parse(text)
+    assert (unused.calls, idle.scored) == ([], 0)  # the workers have copies
+    assert shared["systems"] == whole["systems"]
+    assert shared["systems"]["base"]["failed"] == 2
+    pictures = sorted((tmp_path / "whole" / "drawn").rglob("*.png"))
+    assert len(pictures) == 8
+    for one in pictures:
+        two = tmp_path / "out" / one.relative_to(tmp_path / "whole")
+        assert np.array_equal(np.asarray(Image.open(one)), np.asarray(Image.open(two)))
+    again = Red()
+    evaluate_suite({"base": unused}, suite, tmp_path / "out", metrics=[again], **asked)
+    assert again.scored == 0
+
+
+def test_systems_that_cannot_travel_are_refused(suite: PromptSuite, tmp_path: Path) -> None:
+    painter = Painter(51)
+    with pytest.raises(LLMDiffError, match="cannot be sent to other processes"):
+        evaluate_suite({"base": lambda *given: painter(*given)}, suite, tmp_path, workers=Workers(count=2))
 
 
 def test_failed_pictures_count_and_are_tried_again(suite: PromptSuite, tmp_path: Path) -> None:
