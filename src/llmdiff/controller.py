@@ -27,6 +27,7 @@ from llmdiff.language.rewording import Rewording
 from llmdiff.types import TextEncoding
 
 # The scales of an LLM's blocks are medians over a few hundred tokens of ordinary captions.
+_SAMPLE_PROMPTS = 16
 _CALIBRATION_PROMPTS = (
     "a photo of a cat sitting on a red sofa",
     "two apples to the left of a blue bicycle",
@@ -143,8 +144,9 @@ class LLMController:
         """Return a controller with a new, untrained adapter for this LLM and this pipeline.
 
         Pass an `AdapterSettings`, or its fields as keyword arguments: `refiner_layers=0, encoding="paper"` is the
-        paper's adapter. `calibration_prompts` set the scales of the LLM's blocks, see `ContextEncoding`; use captions
-        like those of the training. `base_model_id` (default: where the pipeline was loaded from) is the pipeline that
+        paper's adapter. `calibration_prompts` set the scales of the LLM's blocks, see `ContextEncoding`, and, the
+        first 16 of them, the size of new weights, see `LLMDiffAdapter.create`; use captions like those of the
+        training. `base_model_id` (default: where the pipeline was loaded from) is the pipeline that
         `load_pipeline` loads.
 
         Raises:
@@ -162,6 +164,7 @@ class LLMController:
             num_blocks=llm.num_blocks,
             settings=settings_from(AdapterSettings, settings, fields),
             base_model_id=base_model_id,
+            sample_prompts=list(calibration_prompts)[:_SAMPLE_PROMPTS],
         )
         if adapter.context is not None:
             adapter.context.calibrate(llm, list(calibration_prompts))

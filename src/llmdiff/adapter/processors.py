@@ -59,14 +59,16 @@ class CrossAttentionBranch(nn.Module):
         self.to_k = nn.Linear(hidden_size, inner_dim, bias=False)
         self.to_v = nn.Linear(hidden_size, inner_dim, bias=False)
         self.to_out = nn.Linear(inner_dim, out_dim, bias=out_bias)
-        self.a1 = nn.Parameter(torch.ones(()))
-        self.b1 = nn.Parameter(torch.zeros(()))
-        self.a2 = nn.Parameter(torch.ones(()))
-        self.b2 = nn.Parameter(torch.zeros(()))
+        # Shape (1,): FSDP cannot shard a tensor without dimensions.
+        self.a1 = nn.Parameter(torch.ones(1))
+        self.b1 = nn.Parameter(torch.zeros(1))
+        self.a2 = nn.Parameter(torch.ones(1))
+        self.b2 = nn.Parameter(torch.zeros(1))
 
     def gates(self) -> tuple[Tensor, Tensor]:
-        """Return (a1*exp(b1), a2*exp(b2)): the weights of the pretrained and of the new half."""
-        return self.a1 * self.b1.exp(), self.a2 * self.b2.exp()
+        """Return (a1*exp(b1), a2*exp(b2)): the weights of the pretrained and of the new half, each ()."""
+        # Without dimensions, so that a gate in float32 leaves the dtype of what it multiplies as it is.
+        return (self.a1 * self.b1.exp()).squeeze(0), (self.a2 * self.b2.exp()).squeeze(0)
 
     def attend(
         self, hidden_states: Tensor, text: KeysValues, *, norm: Any = None, backend: Any = None

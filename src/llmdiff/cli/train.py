@@ -39,20 +39,20 @@ def prepare(
     """Check the samples and fill the store of encodings and latents before training."""
     check_extra("train", "pydantic", "yaml", "datasets")
     from llmdiff.training.config import load_config
-    from llmdiff.training.prepare import load_parts
+    from llmdiff.training.prepare import load_models
     from llmdiff.training.prepare import prepare as fill
     from llmdiff.training.processes import launched_process
 
     settings = load_config(config, changes or [])
-    parts = load_parts(settings, launched_process(settings.device).device)
+    models = load_models(settings, launched_process(settings.device).device)
     chosen = Workers(count=workers, ray=ray)
     if chosen.here:
-        made = fill(settings, parts)
+        made = fill(settings, models)
     else:
         from llmdiff.training.prepare_ray import prepare_on_workers
 
-        made = prepare_on_workers(settings, parts, chosen)
+        made = prepare_on_workers(settings, models, chosen)
     typer.echo(
-        f"{len(parts.samples)} good samples, {parts.samples.quarantined} in quarantine; new in "
+        f"{len(models.samples)} good samples, {models.samples.quarantined} in quarantine; new in "
         f"{settings.store_folder}: {made['captions']} captions, {made['pictures']} pictures"
     )

@@ -13,8 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from llmdiff.adapter.base_pipeline import EMBEDDED_NAME
 from llmdiff.environment import memory_bytes
 from llmdiff.errors import DataError
-from llmdiff.training.config import DataConfig, TrainConfig
+from llmdiff.training.config import TrainConfig
 from llmdiff.training.data import check
+from llmdiff.training.data_config import DataConfig
 from llmdiff.training.denoise import side_multiple_px
 from llmdiff.training.fake_models import fake_models
 from llmdiff.training.plan import make_plan

@@ -25,9 +25,10 @@ _BOM = b"\xef\xbb\xbf"
 def folder_source(folder: Path) -> TableSource:
     """Return the pictures of a folder with their captions.
 
-    A line of `metadata.jsonl`, or a row of `metadata.csv`, has `file_name`, relative to the folder, and `text`,
-    `caption` or `captions`. Without a metadata file, the captions of `cat.jpg` are the lines of `cat.txt` or
-    `cat.caption`. The fingerprint covers the size and modification time of every picture.
+    A line of `metadata.jsonl`, or a row of `metadata.csv`, has `file_name`, relative to the folder, `text`, `caption`
+    or `captions`, and possibly as many `plain` captions, in words that the base's own text encoder knows. Without a
+    metadata file, the captions of `cat.jpg` are the lines of `cat.txt` or `cat.caption`. The fingerprint covers the
+    size and modification time of every picture.
 
     Raises:
         DataError: the folder does not exist, has no pictures, or has both metadata files.
@@ -50,7 +51,9 @@ def folder_source(folder: Path) -> TableSource:
     digest = sha256(json.dumps(columns, sort_keys=True).encode())
     digest.update(json.dumps([_stamp(path) for path in columns["path"]]).encode())
     table = datasets.Dataset.from_dict(columns)
-    return TableSource(table, image="path", captions=["captions"], key="key", fingerprint=digest.hexdigest())
+    return TableSource(
+        table, image="path", captions=["captions"], plain="plain", key="key", fingerprint=digest.hexdigest()
+    )
 
 
 def _stamp(path: str) -> tuple[int, int] | None:
@@ -66,10 +69,17 @@ def _metadata_rows(metadata: Path) -> Iterator[dict[str, Any]]:
     content = read_bytes(metadata, max_bytes=_MAX_METADATA_BYTES).removeprefix(_BOM)
     records = _csv_records(content) if metadata.suffix == ".csv" else _json_records(content)
     for number, found, problem in records:
-        row: dict[str, Any] = {"key": f"line {number}", "path": "", "captions": [], "problem": problem}
+        row: dict[str, Any] = {
+            "key": f"line {number}",
+            "path": "",
+            "captions": [],
+            "plain": [],
+            "problem": problem,
+        }
         try:
             row["key"] = shown(name := found["file_name"])
             captions: Any = next((found[key] for key in CAPTION_KEYS if found.get(key) is not None), [])
+            plain: Any = found.get("plain") or []
         except (KeyError, TypeError, AttributeError):
             row["problem"] = problem or "metadata: not a JSON object with file_name"
         else:
@@ -79,6 +89,11 @@ def _metadata_rows(metadata: Path) -> Iterator[dict[str, Any]]:
             # One column, one type: what is no text is said to be none.
             row["captions"] = [
                 text if isinstance(text, str) and is_whole_text(text) else "" for text in listed
+            ]
+            # One that is no text is found when the sample is checked.
+            row["plain"] = [
+                text if isinstance(text, str) and is_whole_text(text) else ""
+                for text in (plain if isinstance(plain, list) else [plain])
             ]
             if any(not isinstance(text, str) for text in listed):
                 row["problem"] = "caption is not a text"
@@ -164,4 +179,4 @@ def _text_file_rows(folder: Path) -> Iterator[dict[str, Any]]:
         if not is_whole_text(str(path)):
             problem = "file name is not UTF-8"
         key = shown(path.relative_to(folder).as_posix())
-        yield {"key": key, "path": shown(str(path)), "captions": captions, "problem": problem}
+        yield {"key": key, "path": shown(str(path)), "captions": captions, "plain": [], "problem": problem}

@@ -10,15 +10,16 @@ from tqdm.auto import tqdm
 from llmdiff.adapter.base_pipeline import load_base_pipeline
 from llmdiff.drawing.models import usable_device
 from llmdiff.errors import ConfigError
-from llmdiff.language.cache import EncodingCache, ScoreCache
+from llmdiff.language.cache import CaptionStore
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.training.config import TrainConfig
 from llmdiff.training.prepare import (
     COMPUTED_IN,
     LATENT_CHUNK,
-    Parts,
-    encoding_cache,
+    TrainingModels,
+    caption_store,
+    captions_to_read,
     fill_latents,
     latent_store,
     load_samples,
@@ -27,7 +28,7 @@ from llmdiff.training.prepare import (
 from llmdiff.workers.jobs import Job, Workers, run_jobs
 
 
-def prepare_on_workers(config: TrainConfig, parts: Parts, workers: Workers) -> dict[str, int]:
+def prepare_on_workers(config: TrainConfig, models: TrainingModels, workers: Workers) -> dict[str, int]:
     """Make what the store lacks, and return how much that was; interrupted, it goes on when run again.
 
     Every worker loads the LLM or the VAE once. What it has made of a few hundred captions or pictures, it writes
@@ -38,17 +39,17 @@ def prepare_on_workers(config: TrainConfig, parts: Parts, workers: Workers) -> d
     """
     items: list[dict[str, Any]] = []
     keys: dict[str, str] = {}
-    if config.training.stores_encodings:
-        cache = encoding_cache(config, parts.llm, parts.context)
+    if (cache := caption_store(config, models.llm, models.context)) is not None:
         keys["captions"] = cache.key
-        items += [{"captions": chunk} for chunk in cache.missing_chunks(parts.captions())]
+        wanted = captions_to_read(config, models.samples)
+        items += [{"captions": chunk} for chunk in cache.missing_chunks(wanted)]
     if config.data.store_latents:
-        store = latent_store(config, parts.pipe.vae, parts.samples)
+        store = latent_store(config, models.pipe.vae, models.samples)
         keys["pictures"] = store.folder.name
-        missing = missing_latents(store, parts.samples)
+        missing = missing_latents(store, models.samples)
         starts = range(0, len(missing), LATENT_CHUNK)
         items += [{"pictures": missing[start : start + LATENT_CHUNK]} for start in starts]
-    make = partial(StoreFiller, config, keys, copy.deepcopy(parts.context).cpu())
+    make = partial(StoreFiller, config, keys, copy.deepcopy(models.context).cpu())
     jobs = [Job(name=f"part {number} of {len(items)}", args=item) for number, item in enumerate(items, 1)]
     made = {"captions": 0, "pictures": 0}
     with tqdm(total=len(items), desc=f"preparing on {workers.count} workers", mininterval=2) as bar:
@@ -68,7 +69,7 @@ class StoreFiller:
         self._config, self._keys, self._context = config, keys, context
         self._device = usable_device(self._config.device)
         self._dtype = COMPUTED_IN[self._config.training.precision]
-        self._cache: EncodingCache | ScoreCache | None = None
+        self._cache: CaptionStore[Any] | None = None
         self._latents: Any = None
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, int]:
@@ -82,9 +83,10 @@ class StoreFiller:
         store, vae, samples = self._latents
         return {"pictures": fill_latents(store, vae, samples, item["pictures"])}
 
-    def _opened_cache(self) -> EncodingCache | ScoreCache:
+    def _opened_cache(self) -> CaptionStore[Any]:
         llm = DecoderLLM.from_pretrained(self._config.models.llm, device=self._device, dtype=self._dtype)
-        cache = encoding_cache(self._config, llm, self._context.to(self._device))
+        cache = caption_store(self._config, llm, self._context.to(self._device))
+        assert cache is not None  # it was asked for captions
         self._check("captions", cache.key)
         return cache
 

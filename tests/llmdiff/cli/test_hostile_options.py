@@ -34,7 +34,7 @@ _HEAVY = (
     "llmdiff.serving.server.run_server",
     "llmdiff.serving.ui_server.serve_ui",
     "llmdiff.training.trainer.train_adapter",
-    "llmdiff.training.prepare.load_parts",
+    "llmdiff.training.prepare.load_models",
     "llmdiff.training.plan.make_plan",
     "llmdiff.evaluation.report.evaluate_suite",
     "llmdiff_lab.study.api.serve_study",

@@ -12,10 +12,11 @@ from PIL import Image
 
 from llmdiff.errors import DataError
 from llmdiff.training.batches import Epochs, Prefetcher
-from llmdiff.training.data import Shapes, check_samples
+from llmdiff.training.data import check_samples
 from llmdiff.training.folders import folder_source
+from llmdiff.training.shapes import Shapes
 from llmdiff.training.shards import shards_source
-from llmdiff.training.sources import SceneSource, hub_source
+from llmdiff.training.sources import hub_source
 
 SHAPES = Shapes(resolution_px=32, multiple_px=8, min_side_px=16)
 
@@ -308,15 +309,6 @@ def test_a_data_set_of_the_librarys_own(tmp_path):
     }
     with pytest.raises(DataError, match="no column 'text', it has picture, short, long"):
         hub_source(str(tmp_path / "set"), caption_columns=["text"], **arguments)
-
-
-def test_scenes_need_no_file(tmp_path):
-    source = SceneSource(20, objects=6, image_size_px=64, seed=0)
-    samples = check_samples(source, Shapes(resolution_px=64, multiple_px=16), tmp_path)
-    first, again = (samples.load(4, np.random.default_rng(0)) for _ in range(2))
-    assert torch.equal(first[0], again[0])
-    assert first[1] == again[1]
-    assert first[0].shape == (3, 64, 64)
 
 
 def test_values_are_made_ahead():

@@ -85,7 +85,7 @@ def test_sigterm_ends_all_and_the_next_start_goes_on(built, llm_folder, tmp_path
     line += ["--rivals", "base-states,last-hidden", "--prompts", "1", "--drawing-steps", "1"]
     line += ["--workers", "2", "--steps"]
     running = subprocess.Popen([*line, "100000"], stderr=subprocess.PIPE, text=True)
-    log = tmp_path / "runs" / "base-states" / "seed-0" / "training" / "main" / "log.jsonl"
+    log = tmp_path / "runs" / "base-states" / "seed-0" / "training" / "log.jsonl"
     ends = time.monotonic() + 120
     while not log.exists() and time.monotonic() < ends and running.poll() is None:
         time.sleep(0.2)

@@ -1,12 +1,10 @@
 """Stored encodings come back as they went in, padded to the batch."""
 
-import pytest
 import torch
 
-from llmdiff.errors import ConfigError, CorruptWeightsError
 from llmdiff.language.score_groups import GroupedScores
-from llmdiff.training.bank import EncodingBank, GroupBank, by_length
 from llmdiff.types import TextEncoding
+from llmdiff_lab.inspection.caption_bank import EncodingBank, GroupBank, by_length
 
 
 def _encoding(lengths, width=6, seed=0):
@@ -62,28 +60,3 @@ def test_captions_read_in_another_order_are_handed_out_under_their_own_index():
     bank = EncodingBank([encodings[index] for index in order], order)
     for index in range(4):
         torch.testing.assert_close(bank.batch([index]).states, encodings[index].states, rtol=1e-3, atol=1e-3)
-
-
-def test_saved_encodings_come_back_bit_for_bit_and_not_as_those_of_other_captions(tmp_path):
-    bank = EncodingBank([_encoding([3, 5]), _encoding([1], seed=1)], order=[2, 0, 1])
-    bank.save(tmp_path / "kept.safetensors", of="these")
-    again = EncodingBank.load(tmp_path / "kept.safetensors", of="these")
-    for indices in ([0], [2, 1, 0]):
-        before, after = bank.batch(indices), again.batch(indices)
-        assert torch.equal(before.states, after.states)
-        assert torch.equal(before.token_mask, after.token_mask)
-    with pytest.raises(ConfigError, match=r"kept\.safetensors holds encodings of other captions"):
-        EncodingBank.load(tmp_path / "kept.safetensors", of="others")
-
-
-@pytest.mark.hostile("stale stores")
-@pytest.mark.parametrize("place", [-1, -40, 20])
-def test_a_flipped_byte_of_saved_encodings_is_named(tmp_path, place):
-    encoding = TextEncoding(states=torch.randn(2, 3, 4), token_mask=torch.ones(2, 3, dtype=torch.bool))
-    path = tmp_path / "kept.safetensors"
-    EncodingBank([encoding]).save(path, of="these")
-    content = bytearray(path.read_bytes())
-    content[place] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(CorruptWeightsError, match=r"kept\.safetensors .*: delete it"):
-        EncodingBank.load(path, of="these")

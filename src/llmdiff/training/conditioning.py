@@ -1,36 +1,49 @@
-"""The interface that every way to condition a frozen denoiser on text implements."""
+"""The interface between the trainer and whatever conditions a frozen denoiser on text."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-Keeps = Literal["encodings", "scores", "texts"]
+from llmdiff.language.cache import CaptionStore, EncodingStore, ScoreStore
+
+Conditioned = tuple[Tensor, Tensor | None]
+"""`encoder_hidden_states` for diffusers, and a pooled vector or None."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stage of a training: a frozen reading of each caption, done once, and what each step computes from it.
+    """One stage of a training: a frozen reading of each caption, and what each step computes from it.
 
     Fields:
-        name: "gains" trains on few captions for a small share of the steps, because the readings are too large to
-            store for all captions; "main" trains on all captions for the remaining steps.
-        keeps: what `read` returns: a `TextEncoding`, `GroupedScores` or the texts themselves.
-        read: the frozen part, captions => raw states.
-        condition: the trained part, raw states and the step's generator => the `encoder_hidden_states` that diffusers
-            passes on, with gradients. Without a generator no noise is added, as in drawing.
-        fixed: whether the result of `read` is independent of everything trained.
+        name: "gains" trains on few captions for a small share of the steps, because their readings are too large to
+            be stored for all captions; "main" trains on all captions for the remaining steps.
+        keeps: what the store keeps: a `TextEncoding` or `GroupedScores` of each caption, or nothing, if captions
+            are read in every step.
+        read: the frozen part, captions => their reading.
+        condition: the trained part, a reading and the step's generator => `Conditioned`, with gradients. Without a
+            generator no noise is added, as in drawing.
+        key: a digest of all that a reading depends on besides its caption, so that other runs can use it; None if it
+            depends on what this run has trained.
     """
 
     name: Literal["gains", "main"]
-    keeps: Keeps
+    keeps: Literal["encodings", "scores", "nothing"]
     read: Callable[[list[str]], Any]
-    condition: Callable[[Any, torch.Generator | None], Tensor]
-    fixed: bool = False
+    condition: Callable[[Any, torch.Generator | None], Conditioned]
+    key: str | None = None
+
+    def store(self, shared: Path, own: Path) -> CaptionStore[Any] | None:
+        """Return the store of readings, in the folder that runs share or in the run's own; None for "nothing"."""
+        if self.keeps == "nothing":
+            return None
+        folder = own / self.name if self.key is None else shared / self.keeps / self.key
+        return (EncodingStore if self.keeps == "encodings" else ScoreStore)(folder, self.read)
 
 
 class Conditioning(ABC):
@@ -66,7 +79,7 @@ class Conditioning(ABC):
         return states, None
 
     def uses_muon(self, name: str) -> bool:
-        """Return whether Muon optimises the parameter of this name ("module.path")."""
+        """Return whether Muon optimises the parameter of this name ("module.path"), provided that it is a matrix."""
         return False
 
     def figures(self) -> Mapping[str, float]:
@@ -98,9 +111,5 @@ class Conditioning(ABC):
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Load all saved tensors."""
         for prefix, module in self.modules.items():
-            part = {
-                name.removeprefix(f"{prefix}."): tensor
-                for name, tensor in tensors.items()
-                if name.startswith(f"{prefix}.")
-            }
-            module.load_state_dict(part)
+            named = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")}
+            module.load_state_dict({name.removeprefix(f"{prefix}."): one for name, one in named.items()})

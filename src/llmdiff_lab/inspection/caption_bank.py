@@ -2,18 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from llmdiff.errors import ConfigError, CorruptWeightsError, first_line
-from llmdiff.files import whole_file
-from llmdiff.language.digests import tensor_digest
 from llmdiff.language.score_groups import GroupedScores
 from llmdiff.types import TextEncoding
 
@@ -46,55 +40,6 @@ class EncodingBank:
         rows, mask = self._index.rows(indices)
         states = self.states[rows].float().masked_fill(~mask[..., None], 0)
         return TextEncoding(states=states, token_mask=mask)
-
-    def save(self, path: Path, *, of: str) -> None:
-        """Write the encodings as safetensors; returns nothing. `of` names what was encoded, and by what.
-
-        Raises:
-            OutputError: the file cannot be written; nothing half written is left.
-        """
-        index = self._index
-        with whole_file(path) as partial:
-            tensors = {"states": self.states, "lengths": index.lengths, "starts": index.starts}
-            sums = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
-            save_file(tensors, partial, metadata={"of": of, **sums})
-
-    @classmethod
-    def load(cls, path: Path, *, of: str) -> Self:
-        """Return encodings that were saved.
-
-        Raises:
-            ConfigError: the file holds those of something else.
-            CorruptWeightsError: they are not what was saved.
-        """
-        bank = cls.__new__(cls)
-        try:
-            with safe_open(path, framework="pt") as file:
-                said = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in ("states", "lengths", "starts")}
-        except SafetensorError as error:
-            raise CorruptWeightsError(f"{path} is damaged ({first_line(error)}): delete it") from error
-        if said.get("of") != of:
-            raise ConfigError(f"{path} holds encodings of other captions or by another reader: delete it")
-        if any(tensor_digest(tensor) != said.get(name) for name, tensor in tensors.items()):
-            raise CorruptWeightsError(f"{path} differs from its SHA-256 sums, or has none: delete it")
-        bank.states = tensors["states"]
-        bank._index = _Ragged(tensors["lengths"], tensors["starts"])
-        return bank
-
-
-class TextBank:
-    """The captions themselves, for what has to read them anew in every step."""
-
-    def __init__(self, captions: Sequence[str]) -> None:
-        self.captions = list(captions)
-
-    def __len__(self) -> int:
-        return len(self.captions)
-
-    def batch(self, indices: Sequence[int]) -> list[str]:
-        """The captions at these places."""
-        return [self.captions[index] for index in indices]
 
 
 class GroupBank:
