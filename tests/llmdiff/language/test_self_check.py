@@ -102,7 +102,7 @@ def lone_updates(llm: DecoderLLM, ids: list[int], lone: Lone) -> Tensor:
 def test_every_kind_may_join_its_calls_in_every_precision(any_llm: DecoderLLM) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         llm = DecoderLLM(copy.deepcopy(any_llm.model).to(dtype), any_llm.tokenizer, id="half")
-        assert llm.joined_lones == EVERY_LONE
+        assert llm.reading.joined == EVERY_LONE
 
 
 def test_the_check_draws_no_random_number_and_leaves_no_hook(llama: DecoderLLM) -> None:

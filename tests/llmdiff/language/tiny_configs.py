@@ -48,7 +48,7 @@ _SIZES: dict[str, Any] = {
     **dict.fromkeys(("state_size", "mamba_d_state", "mamba_n_heads", "mamba_d_head", "ssm_state_size"), 8),
     **dict.fromkeys(("bos_token_id", "pad_token_id"), 0),
     "eos_token_id": 1,
-    "num_kv_shared_layers": 0,
+    "is_decoder": True,
     "first_k_dense_replace": 1,
 }
 
