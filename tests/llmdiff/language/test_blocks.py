@@ -1,7 +1,6 @@
 """Block updates against an independent computation with explicit attention masks."""
 
 import gc
-import inspect
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,6 +16,7 @@ from llmdiff.language.rows import SharedInputs
 from llmdiff.types import BlockStates
 
 from .conftest import PROMPTS, tiny_config, tiny_llm, tiny_model, tiny_tokenizer
+from .truth import alone, assert_relative, causal, explicit_updates, lone_updates, own_updates
 
 LONES: tuple[Lone, ...] = ("token", "token+bos")
 TEMPLATES = (
@@ -37,63 +37,6 @@ def kept_places(tokens: PromptTokens, row: int) -> list[int]:
     """Where in `full_ids` the kept tokens stand."""
     end = len(full_ids(tokens, row))
     return [0, *range(len(tokens.prefix_ids) + len(tokens.context_ids[row]), end)]
-
-
-def explicit_updates(llm: DecoderLLM, ids: list[int], visible: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """x_l, block_l(x_l | visible) - x_l, and the last state: no cache, 4-D masks, the whole text at once.
-
-    `visible(block index, query places, key places)` gives the mask.
-    """
-    calls: list[tuple[Tensor, dict[str, Any]]] = []
-    hooks = []
-    for block in llm.blocks:
-        names = list(inspect.signature(block.forward).parameters)
-
-        def before(module: Any, args: Any, kwargs: Any, names: list[str] = names) -> None:
-            by_name = {**dict(zip(names, args, strict=False)), **kwargs}
-            calls.append((by_name.pop(names[0]), by_name))
-
-        hooks.append(block.register_forward_pre_hook(before, with_kwargs=True))
-    with torch.no_grad():
-        last = llm.model.base_model(torch.tensor([ids]), use_cache=False).last_hidden_state
-    for hook in hooks:
-        hook.remove()
-    place = torch.arange(len(ids))
-    inputs, updates = [], []
-    for index, (block, (x, kwargs)) in enumerate(zip(llm.blocks, calls, strict=True)):
-        mask = torch.zeros(1, 1, len(ids), len(ids))
-        mask.masked_fill_(~visible(index, place[:, None], place[None, :]), torch.finfo(torch.float32).min)
-        with torch.no_grad():
-            out = block.forward(x, **{**kwargs, "attention_mask": mask})
-        out = out[0] if isinstance(out, tuple) else out
-        inputs.append(x[0])
-        updates.append(out[0] - x[0])
-    return torch.stack(inputs), torch.stack(updates), last[0]
-
-
-def causal(llm: DecoderLLM) -> Any:
-    """The mask of the LLM's own pass, sliding windows included."""
-    config = llm.model.config
-    kinds = getattr(config, "layer_types", None)
-    window = getattr(config, "sliding_window", None)
-
-    def visible(index: int, query: Tensor, key: Tensor) -> Tensor:
-        slides = window is not None and (kinds is None or kinds[index] == "sliding_attention")
-        return (key <= query) & (query - key < window) if slides else key <= query
-
-    return visible
-
-
-def alone(lone: Lone) -> Any:
-    """The diagonal, with or without the first column."""
-    return lambda index, query, key: (key == query) | ((key == 0) & (lone == "token+bos"))
-
-
-def assert_relative(actual: Tensor, expected: Tensor, tolerance: float) -> None:
-    """The norm of every single token's difference, relative to the norm of what is expected of it."""
-    assert actual.shape == expected.shape
-    error = (actual - expected).norm(dim=-1) / expected.norm(dim=-1)
-    assert error.max() <= tolerance, f"relative error {float(error.max()):.1e} in {error.argmax()}"
 
 
 def real(states: BlockStates, row: int) -> BlockStates:

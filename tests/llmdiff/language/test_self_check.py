@@ -12,12 +12,15 @@ import transformers
 from torch import Tensor
 
 from llmdiff.errors import CorruptWeightsError, UnsupportedLLMError
-from llmdiff.language import DecoderLLM, Lone
+from llmdiff.language import DecoderLLM, Lone, run_blocks
 
 from .conftest import PROMPTS, tiny_config, tiny_llm, tiny_model, tiny_tokenizer
-from .test_blocks import alone, assert_relative, explicit_updates, full_ids, real
+from .test_blocks import LONES, full_ids, kept_places, padded_left, real
+from .truth import assert_relative, lone_updates, own_updates
 from .tiny_configs import causal_configs, tiny_config_of, tiny_model_of
 
+TEMPLATE = "{prompt}\nAgain: {prompt}"
+TOLERANCE = 2e-5
 EVERY_LONE = frozenset({"token", "token+bos"})
 # One of every way in which a class cannot be read block by block.
 REPRESENTATIVES = (
@@ -66,37 +69,27 @@ def outcome(model: Any, name: str) -> str:
 
 
 def check_exact(llm: DecoderLLM) -> None:
-    """Compare every prompt's updates with those of the model's own pass and of blocks under masks of their own."""
-    tokens = llm.tokenize(PROMPTS)
-    lones: tuple[Lone, ...] = ("token", "token+bos")
-    for lone in lones:
-        states = llm.block_updates(PROMPTS, lone=lone)
-        for row in range(len(PROMPTS)):
-            ids = full_ids(tokens, row)
-            found = real(states, row)
-            assert_relative(found.context, own_updates(llm, ids), 1e-4)
-            assert_relative(found.lone, lone_updates(llm, ids, lone), 1e-4)
+    """Compare every prompt's updates with the model's own pass and an independent computation of tokens alone.
 
-
-def own_updates(llm: DecoderLLM, ids: list[int]) -> Tensor:
-    """What every block adds in the model's own pass over one text."""
-    updates: list[Tensor] = []
-
-    def after(block: Any, args: Any, kwargs: Any, out: Any) -> None:
-        x = args[0] if args else kwargs["hidden_states"]
-        updates.append(((out[0] if isinstance(out, tuple) else out) - x)[0])
-
-    hooks = [block.register_forward_hook(after, with_kwargs=True) for block in llm.blocks]
-    with torch.no_grad():
-        llm.model.base_model(torch.tensor([ids]), use_cache=False)
-    for hook in hooks:
-        hook.remove()
-    return torch.stack(updates)
-
-
-def lone_updates(llm: DecoderLLM, ids: list[int], lone: Lone) -> Tensor:
-    """What every block adds to each token alone: the whole text at once, under a mask that hides the others."""
-    return explicit_updates(llm, ids, alone(lone))[1]
+    Prompts are read in a batch, padded on either side, behind a template, and in many calls.
+    """
+    for template in (None, TEMPLATE):
+        tokens = llm.tokenize(PROMPTS, template=template)
+        for lone in LONES:
+            batch = llm.block_updates(PROMPTS, lone=lone, template=template)
+            left: list[Tensor] = []
+            run_blocks(llm, padded_left(tokens), lone=lone, visit=lambda _, x, u, v, to=left: to.append(v))
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("llmdiff.language.lone_calls._MAX_TOKENS", 0)
+                separate = llm.block_updates(PROMPTS, lone=lone, template=template)
+            for row in range(len(PROMPTS)):
+                ids, places = full_ids(tokens, row), kept_places(tokens, row)
+                expected = lone_updates(llm, ids, lone)[:, places]
+                for states in (batch, separate):
+                    found = real(states, row)
+                    assert_relative(found.context, own_updates(llm, ids)[1][:, places], TOLERANCE)
+                    assert_relative(found.lone, expected, TOLERANCE)
+                assert_relative(torch.stack(left)[:, row, -len(places) :], expected, TOLERANCE)
 
 
 def test_every_kind_may_join_its_calls_in_every_precision(any_llm: DecoderLLM) -> None:
