@@ -41,6 +41,7 @@ class BlockwiseLLM(Protocol):
     tokenizer: Any
     blocks: nn.ModuleList
     num_blocks: int
+    hidden_size: int
     max_positions: int | None
     placement: Placement
     reading: Reading
@@ -200,10 +201,10 @@ def run_prefix(llm: BlockwiseLLM, prefix_ids: tuple[int, ...]) -> PrefixStates:
     ids = torch.tensor([prefix_ids if recorded is not None else prefix_ids[:1]])
     found, last = run_plainly(llm, ids, cache=recorded, keep=lambda states: states[0, 0].float())
     if len(found) != llm.num_blocks or (recorded is not None and len(recorded.layers) != llm.num_blocks):
-        kept = 0 if recorded is None else len(recorded.layers)
+        kept = "" if recorded is None else f", and {len(recorded.layers)} keep keys and values of their own"
         raise UnsupportedLLMError(
-            f"{llm.id}: of {llm.num_blocks} blocks {len(found)} are run, and {kept} keep keys and values of their "
-            "own; expected a decoder-only LLM that runs each of its blocks once"
+            f"{llm.id}: of {llm.num_blocks} blocks {len(found)} are run on a text{kept}; expected a decoder-only LLM "
+            "that runs each of its blocks once"
         )
     whole, bos = (None, None) if recorded is None else fixed_caches(recorded)
     inputs, outputs = (torch.stack(states) for states in zip(*found, strict=True))
@@ -226,16 +227,13 @@ def run_plainly(
     Shapes:
         ids: (B, S) => what `keep` makes of (B, S, D) each.
     Raises:
-        UnsupportedLLMError: the blocks hand on something else than one state for each token.
+        ValueError: the blocks take something else than one state for each token.
     """
     found: list[tuple[Tensor, Tensor]] = []
 
     def keep_states(index: int, block: nn.Module, x: Tensor, out: Tensor, *_: Any) -> None:
-        if x.ndim != 3 or x.shape[:2] != ids.shape:
-            raise UnsupportedLLMError(
-                f"{llm.id} ({type(llm.model).__name__}) hands states of shape {tuple(x.shape)} from block to block "
-                f"for {ids.numel()} tokens; expected one state for each token"
-            )
+        if x.shape != (*ids.shape, llm.hidden_size):
+            raise ValueError(f"blocks take states of shape {tuple(x.shape)}, expected one for each token")
         found.append((keep(x).to(llm.device), keep(out).to(llm.device)))
 
     with (

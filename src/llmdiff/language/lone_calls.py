@@ -1,12 +1,12 @@
 """A block called on tokens alone: in one call with the text, so that its weights are read once, or in its own."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from llmdiff.errors import UnsupportedLLMError
 from llmdiff.language.readings import LoneCalls
 from llmdiff.language.rows import SharedInputs, TokenRows
 
@@ -113,7 +113,7 @@ def call_alone(
     See `Reading` for the ways to call it.
 
     Raises:
-        UnsupportedLLMError: the block is given something that does not belong to one token each.
+        ValueError: the block is given something that does not belong to one token each.
     """
     if lone_calls == "masked":
         return rows.of_run(call_masked(block, x, kwargs, sees_bos=sees_bos))
@@ -132,7 +132,7 @@ def call_alone(
             return _mask_of_texts(value, 1 + starts, 1 + sees_bos).expand(rows.words, -1, -1, -1)
         if name == "use_cache":
             return cache is not None
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             return {}  # what blocks hand on to each other
         if isinstance(value, tuple):
             return tuple(alone("", item) for item in value)
@@ -140,13 +140,15 @@ def call_alone(
             # Rotary tables, position ids, per-layer inputs: every token keeps its own row.
             return cut(value)
         if isinstance(value, Tensor) and value.ndim > 1:
-            raise UnsupportedLLMError(f"{type(block).__name__} is given {name}, which has no row for each token")
+            raise ValueError(f"{type(block).__name__} is given {name}, which has no row for each token")
         return value
 
     words = rows.of_run(x).unsqueeze(1)
     states = torch.cat([x[:1, :1].expand_as(words), words], dim=1) if starts else words
     # forward, not __call__: the hooks of the running pass sit on the block.
-    return first_of(block.forward(states, **{name: alone(name, value) for name, value in kwargs.items()}))[:, -1]
+    return first_of(block.forward(states, **{name: alone(name, value) for name, value in kwargs.items()}))[
+        :, -1
+    ]
 
 
 def call_masked(block: nn.Module, x: Tensor, kwargs: dict[str, Any], *, sees_bos: bool) -> Tensor:
@@ -158,7 +160,9 @@ def call_masked(block: nn.Module, x: Tensor, kwargs: dict[str, Any], *, sees_bos
     visible = place[:, None] == place
     if sees_bos:
         visible |= place == 0
-    changed: dict[str, Any] = {name: dict(value) for name, value in kwargs.items() if isinstance(value, dict)}
+    changed: dict[str, Any] = {
+        name: dict(value) for name, value in kwargs.items() if isinstance(value, Mapping)
+    }
     name = next((name for name in _MASKS if name in kwargs), _MASKS[0])
     given = kwargs.get(name)
     if given is None or given.ndim != 4:
@@ -177,7 +181,9 @@ def call_masked(block: nn.Module, x: Tensor, kwargs: dict[str, Any], *, sees_bos
 
 def _mask_of_texts(given: Tensor, queries: int, keys: int) -> Tensor:
     """A causal mask for texts of so few tokens, in the terms of the mask that a block was given."""
-    visible = torch.ones(queries, keys, dtype=torch.bool, device=given.device).tril(keys - queries)[None, None]
+    visible = torch.ones(queries, keys, dtype=torch.bool, device=given.device).tril(keys - queries)[
+        None, None
+    ]
     if given.dtype == torch.bool:
         # The first token sees itself; a window may hide what is before it.
         own = given.shape[-1] - given.shape[-2]
@@ -186,7 +192,14 @@ def _mask_of_texts(given: Tensor, queries: int, keys: int) -> Tensor:
 
 
 def first_of(out: Any) -> Tensor:
-    """Returns a block's states; a few models still return a tuple."""
-    states = out[0] if isinstance(out, (tuple, list)) else out
-    assert isinstance(states, Tensor)
+    """Returns a block's states; many models return a tuple.
+
+    Raises:
+        ValueError: there are several states for each token.
+    """
+    several = isinstance(out, (tuple, list))
+    states = out[0] if several else out
+    others = [part.shape for part in (out[1:] if several else ()) if isinstance(part, Tensor)]
+    if not isinstance(states, Tensor) or states.ndim != 3 or states.shape in others:
+        raise ValueError("a block hands on several states for each token, expected one")
     return states

@@ -5,7 +5,7 @@ a text is read alike alone, in a batch, with more text behind it and with what s
 token alone is read alike in a call of its own and beside a text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -49,7 +49,9 @@ def check_reading(llm: BlockwiseLLM) -> Reading:
         except (ConfigError, CorruptWeightsError):  # states not finite: named where a prompt is encoded
             return Reading(lone_calls=lone_calls)
         except UnsupportedLLMError as error:
-            reason = error  # that of the last way, which asks least of a block
+            # That of the last way, which asks least of a block; readings of whole texts that differ say more.
+            if not (isinstance(reason, _ReadsDifferently) and lone_calls == "sequences"):
+                reason = error
     assert reason is not None
     raise reason
 
@@ -102,25 +104,40 @@ def _check_masks(trial: "_Trial", ids: list[int]) -> None:
         UnsupportedLLMError: it does not.
     """
 
-    def on_block(index: int, block: nn.Module, x: Tensor, out: Tensor, kwargs: dict[str, Any], _: Any) -> None:
-        def alone(states: Tensor, *, sees_bos: bool) -> Tensor:
-            return (call_masked(block, states, kwargs, sees_bos=sees_bos) - states)[0].float()
+    def on_block(
+        index: int, block: nn.Module, x: Tensor, out: Tensor, kwargs: dict[str, Any], _: Any
+    ) -> None:
+        def alone(changed: slice | None = None, *, sees_bos: bool) -> Tensor:
+            handed = {name: value for name, value in kwargs.items() if isinstance(value, Mapping)}
+            states, given = (
+                (x, handed) if changed is None else (_changed(x, changed), _changed(handed, changed))
+            )
+            update = call_masked(block, states, {**kwargs, **given}, sees_bos=sees_bos) - states
+            return update[0].float()
 
-        for start in (0, 1):
-            others = x.clone()
-            others[:, start::2] = x[:, start::2].flip(-1)
-            kept = slice(1 - start, None, 2)
+        for kept, others in ((slice(0, None, 2), slice(1, None, 2)), (slice(1, None, 2), slice(0, None, 2))):
             one, other = (
-                _Reading(inputs=[x[0, kept].float()], updates=[alone(states, sees_bos=False)[kept]])
-                for states in (x, others)
+                _Reading(inputs=[x[0, kept].float()], updates=[alone(changed, sees_bos=False)[kept]])
+                for changed in (None, others)
             )
             trial.require(other, one, "reads a token alone differently beside other tokens")
-        others = x.clone()
-        others[:, 0] = x[:, 0].flip(-1)
-        if torch.equal(alone(others, sees_bos=True)[-1], alone(x, sees_bos=True)[-1]):
+        if torch.equal(alone(slice(0, 1), sees_bos=True)[-1], alone(sees_bos=True)[-1]):
             raise UnsupportedLLMError(f"{trial.id} does not let a token see BOS {len(ids)} tokens before it")
 
     run_plainly(trial.as_llm, torch.tensor([ids]), on_block=on_block)
+
+
+def _changed(value: Any, places: slice) -> Any:
+    """Other states at these places of a text, in what blocks take and hand on to each other."""
+    if isinstance(value, Mapping):
+        return {name: _changed(part, places) for name, part in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_changed(part, places) for part in value)
+    if not isinstance(value, Tensor) or value.ndim < 3:
+        return value
+    changed = value.clone()
+    changed[..., places, :] = value[..., places, :].flip(-1)  # (B, S, D), or (B, heads, S, head width)
+    return changed
 
 
 def _room(trial: "_Trial", words: list[int]) -> int:
@@ -143,7 +160,8 @@ def _bos_is_in_reach(trial: "_Trial", words: list[int]) -> bool:
     trial.prefix = replace(near, cache=Cache(layers=far))
     try:
         joined, own = (
-            trial.read([words], lone="token+bos", joined=joined, prefix=(0,) * room) for joined in (True, False)
+            trial.read([words], lone="token+bos", joined=joined, prefix=(0,) * room)
+            for joined in (True, False)
         )
     except (IndexError, RuntimeError):  # it has fewer positions than its configuration says
         return False
@@ -172,6 +190,10 @@ class _Reading:
     def as_lone(self) -> "_Reading":
         """Return the updates of the words alone as the updates."""
         return _Reading(inputs=self.inputs, updates=self.alone)
+
+
+class _ReadsDifferently(UnsupportedLLMError):
+    """Two readings of the same tokens do not agree."""
 
 
 class _Enough(Exception):
@@ -220,7 +242,12 @@ class _Trial:
         )
 
     def read(
-        self, texts: list[list[int]], *, lone: Lone, joined: bool = False, prefix: tuple[int, ...] | None = None
+        self,
+        texts: list[list[int]],
+        *,
+        lone: Lone,
+        joined: bool = False,
+        prefix: tuple[int, ...] | None = None,
     ) -> _Reading:
         """Read a batch of texts behind a prefix, BOS if there is none given, as an encoding does."""
         self.reading = Reading(lone_calls=self.lone_calls, joined=frozenset(LONES if joined else ()))
@@ -262,7 +289,7 @@ class _Trial:
             UnsupportedLLMError: they do not; says `what`.
         """
         if not self.agree(one, other):
-            raise UnsupportedLLMError(f"{self.id} ({type(self._llm.model).__name__}) {what}; {EXPECTED}")
+            raise _ReadsDifferently(f"{self.id} ({type(self._llm.model).__name__}) {what}; {EXPECTED}")
 
     def text_model(self, **inputs: Any) -> Any:
         """Run the model up to the blocks that are not read."""
@@ -285,7 +312,10 @@ class _Trial:
 
 def _blocks_of_every_kind(llm: BlockwiseLLM) -> int:
     """How many blocks to read until there is none of another kind left: other parts, or other settings of them."""
-    types = getattr(llm.model.config.get_text_config(decoder=True), "layer_types", None) or ()
+    config = llm.model.config.get_text_config(decoder=True)
+    if getattr(config, "num_hidden_layers", None) != len(llm.blocks):
+        return len(llm.blocks)  # some may be run twice, or not at all
+    types = getattr(config, "layer_types", None) or ()
     seen: set[Any] = set()
     last = 0
     for index, block in enumerate(llm.blocks):

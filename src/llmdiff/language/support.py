@@ -48,31 +48,41 @@ def whatever_fails_is_unsupported(model: Any, *, id: str) -> Iterator[None]:
         ) from error
 
 
-def decoder_blocks(model: nn.Module, *, id: str) -> nn.ModuleList:
-    """Returns the blocks that read text: the largest list of `num_hidden_layers` modules beside the token embeddings.
+def decoder_blocks(model: Any, *, id: str) -> nn.ModuleList:
+    """Returns the blocks that read text: of the lists beside the token embeddings, the largest.
+
+    If some are of `num_hidden_layers` modules, then the largest of these.
 
     Raises:
-        UnsupportedLLMError: there is no such list.
+        UnsupportedLLMError: there is no such list, or there are no token embeddings.
     """
-    whole: Any = model
-    config: Any = whole.config
-    count = config.get_text_config(decoder=True).num_hidden_layers
-    lists = [part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == count]
-    # A tower for pictures or sound may have as many layers.
-    embeddings = whole.get_input_embeddings()
-    beside = [blocks for blocks in lists if embeddings in set(_innermost_model(model, blocks).modules())]
-    if not lists:
+    embeddings = model.get_input_embeddings()
+    if not isinstance(getattr(embeddings, "weight", None), torch.Tensor):
         raise UnsupportedLLMError(
-            f"{id} ({type(model).__name__}) has no list of {count} decoder blocks; expected a decoder-only LLM"
+            f"{id} ({type(model).__name__}) has no embeddings of text tokens; {EXPECTED}"
         )
-    return max(beside or lists, key=lambda blocks: sum(p.numel() for p in blocks.parameters()))
+    # A tower for pictures or sound may have as many layers.
+    beside = [
+        part
+        for part in model.modules()
+        if isinstance(part, nn.ModuleList) and embeddings in set(_innermost_model(model, part).modules())
+    ]
+    count = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
+    lists = [blocks for blocks in beside if len(blocks) == count] or beside
+    if not lists:
+        raise UnsupportedLLMError(f"{id} ({type(model).__name__}) has no list of decoder blocks; {EXPECTED}")
+    return max(lists, key=lambda blocks: sum(p.numel() for p in blocks.parameters()))
 
 
 def text_model(model: Any, blocks: nn.ModuleList) -> Any:
     """Returns the part of a model without its head that runs the blocks on text."""
     base = model.base_model
     # A few classes name no base model, and the whole one is with its head.
-    return base if base is not model or model.get_output_embeddings() is None else _innermost_model(model, blocks)
+    return (
+        base
+        if base is not model or model.get_output_embeddings() is None
+        else _innermost_model(model, blocks)
+    )
 
 
 def max_positions(config: Any) -> int | None:
@@ -85,5 +95,7 @@ def max_positions(config: Any) -> int | None:
 
 def _innermost_model(model: nn.Module, blocks: nn.ModuleList) -> nn.Module:
     """Returns the smallest model of transformers' that holds the blocks."""
-    holding = [part for part in model.modules() if isinstance(part, PreTrainedModel) and blocks in part.modules()]
+    holding = [
+        part for part in model.modules() if isinstance(part, PreTrainedModel) and blocks in part.modules()
+    ]
     return holding[-1]

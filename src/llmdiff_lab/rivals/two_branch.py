@@ -176,7 +176,7 @@ class AdapterConditioning(Conditioning):
             return nullcontext()
         llm = self.source
         llm.prefix_states(llm.tokenize("", template=self.adapter.context.template).prefix_ids)
-        return self.llm_lora.applied(llm.model.base_model)
+        return self.llm_lora.applied(llm.text_model)
 
     def uses_muon(self, name: str) -> bool:
         """Return whether Muon optimises the parameter: new branches and the refiner's blocks."""

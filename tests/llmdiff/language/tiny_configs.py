@@ -7,7 +7,10 @@ import torch
 from tiny.llm_kinds import TINY_VOCAB_SIZE
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
+)
 
 MOST_PARAMETERS = 40_000_000
 
@@ -56,18 +59,18 @@ _SIZES: dict[str, Any] = {
     "first_k_dense_replace": 1,
 }
 
-_FULL, _SLIDING, _LINEAR = "full_attention", "sliding_attention", "linear_attention"
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+_UNGROUPED = ("AXK1", "AXK2", "DeepseekV2", "DeepseekV32", "DeepseekV3", "Glm4MoeLite", "GlmMoeDsa", "HYV4")
+_UNGROUPED += ("KimiLinear", "MiniCPM3", "Youtu")
 
 # What some classes want besides, or of their own; their values agree with each other in ways no name tells. Blocks
 # that are of several kinds are all there.
 _OWN: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(
-        (
-            "AXK1Config AXK2Config DeepseekV2Config DeepseekV32Config DeepseekV3Config Glm4MoeLiteConfig "
-            "GlmMoeDsaConfig HYV4Config KimiLinearConfig MiniCPM3Config YoutuConfig"
-        ).split(),
-        {"num_key_value_heads": 4},
-    ),
+    **{f"{name}Config": {"num_key_value_heads": 4} for name in _UNGROUPED},
+    **{
+        f"{name}TextConfig": {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]}}
+        for name in ("Qwen2VL", "Qwen2_5_VL", "Glm4v")
+    },
     "BambaConfig": {"attn_layer_indices": [1, 3]},
     "BltConfig": {"encoder_hash_byte_group_vocab": 64},
     "CohereCompassTextConfig": {
@@ -113,6 +116,8 @@ _OWN: dict[str, dict[str, Any]] = {
     "Zamba2Config": {"layers_block_type": ["mamba", "hybrid"] * 2},
     "ZayaConfig": {"num_experts_per_tok": 1},
 }
+
+
 def causal_configs() -> list[type[Any]]:
     """Every configuration class that has a causal language model, by name."""
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING.keys(), key=lambda kind: kind.__name__)
@@ -137,9 +142,12 @@ def tiny_model_of(config: Any) -> Any:
     Raises:
         ValueError: it is not tiny after all.
     """
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    if kind.config_class is type(config.get_text_config(decoder=True)):
-        config = config.get_text_config(decoder=True)
+    kind = (
+        MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None) or MODEL_FOR_MULTIMODAL_LM_MAPPING[type(config)]
+    )
+    if kind.config_class is not type(config):  # it is a part of the model
+        parts = (getattr(config, name) for name in config.sub_configs)
+        config = next(part for part in parts if isinstance(part, kind.config_class))
     with torch.device("meta"):
         size = sum(weight.numel() for weight in kind(config).parameters())
     if size > MOST_PARAMETERS:

@@ -1,6 +1,5 @@
 """What every block adds to a token in its context and alone, computed in ways that share nothing with the library's."""
 
-import copy
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -38,6 +37,8 @@ def explicit_updates(llm: DecoderLLM, ids: list[int], visible: Any) -> tuple[Ten
         mask.masked_fill_(hidden, torch.finfo(torch.float32).min)
         if llm.model.config.model_type == "mpt":  # alone in its terms
             mask = hidden[None, None]
+        elif getattr(llm.model.config, "alibi", False):  # Falcon's masks hold ALiBi's distances
+            mask = kwargs["attention_mask"].masked_fill(hidden, torch.finfo(torch.float32).min)
         with torch.no_grad():
             out = block.forward(x, **{**kwargs, "attention_mask": mask})
         out = out[0] if isinstance(out, tuple | list) else out
@@ -90,30 +91,40 @@ def own_updates(llm: DecoderLLM, ids: list[int]) -> tuple[Tensor, Tensor, Tensor
 
 
 def lone_updates(llm: DecoderLLM, ids: list[int], lone: Lone) -> Tensor:
-    """What every block adds to each token alone: under masks, or as texts of one or two tokens for blocks with a state."""
+    """What every block adds to each token alone: under masks, or in texts of one or two tokens where it has a state."""
     if llm.reading.lone_calls != "sequences":
-        return explicit_updates(without_sdpa_biases(llm), ids, alone(lone))[1]
+        return explicit_updates(llm, ids, alone(lone))[1]
+    arguments: list[tuple[Any, ...]] = []
+    hooks = [
+        block.register_forward_pre_hook(lambda block, args: arguments.append(args)) for block in llm.blocks
+    ]
     inputs, _, _ = own_updates(llm, ids)
-    return torch.stack([_short_text(llm, ids, inputs, place, lone) for place in range(len(ids))], dim=1)
+    for hook in hooks:
+        hook.remove()
+    return torch.stack(
+        [_short_text(llm, ids, inputs, arguments, place, lone) for place in range(len(ids))], dim=1
+    )
 
 
-def without_sdpa_biases(llm: DecoderLLM) -> DecoderLLM:
-    """The same LLM, with eager attention where SDPA's masks hold ALiBi's distances too."""
-    if not getattr(llm.model.config, "alibi", False) or llm.model.config._attn_implementation != "sdpa":
-        return llm
-    model = copy.deepcopy(llm.model)
-    model.set_attn_implementation("eager")
-    return DecoderLLM(model, llm.tokenizer, id=llm.id)
-
-
-def _short_text(llm: DecoderLLM, ids: list[int], inputs: Tensor, place: int, lone: Lone) -> Tensor:
+def _short_text(
+    llm: DecoderLLM, ids: list[int], inputs: Tensor, arguments: list[tuple[Any, ...]], place: int, lone: Lone
+) -> Tensor:
     """What the blocks add to one token when the model reads it alone or after BOS, given the whole text's states."""
     places = [0, place] if lone == "token+bos" and place else [place]
     updates: list[Tensor] = []
 
-    def before(states: Tensor) -> Callable[..., Any]:
+    def before(states: Tensor, given: tuple[Any, ...]) -> Callable[..., Any]:
         def replaced(block: Any, args: Any, kwargs: Any) -> Any:
-            return ((states, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": states})
+            if not args:
+                return (), {**kwargs, "hidden_states": states}
+            # Whatever else earlier blocks hand on for each token.
+            others = (
+                of_text[:, places]
+                if isinstance(of_text, Tensor) and of_text.shape[:2] == (1, len(ids))
+                else own
+                for of_text, own in zip(given, args, strict=True)
+            )
+            return (states, *list(others)[1:]), kwargs
 
         return replaced
 
@@ -124,13 +135,15 @@ def _short_text(llm: DecoderLLM, ids: list[int], inputs: Tensor, place: int, lon
         return kept
 
     hooks = []
-    for block, x in zip(llm.blocks, inputs, strict=True):
+    for block, x, given in zip(llm.blocks, inputs, arguments, strict=True):
         states = x[None, places]
-        hooks.append(block.register_forward_pre_hook(before(states), with_kwargs=True))
+        hooks.append(block.register_forward_pre_hook(before(states, given), with_kwargs=True))
         hooks.append(block.register_forward_hook(after(states)))
     takes = inspect.signature(llm.text_model.forward).parameters
     where = {"position_ids": torch.tensor([places])} if "position_ids" in takes else {}
-    if "attention_mask" in takes:  # without one, a gap between positions is taken for the start of another text
+    if (
+        "attention_mask" in takes
+    ):  # without one, a gap between positions is taken for the start of another text
         where["attention_mask"] = torch.ones(1, len(places))
     with torch.no_grad():
         llm.text_model(torch.tensor([[ids[i] for i in places]]), use_cache=False, **where)
