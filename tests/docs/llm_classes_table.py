@@ -3,6 +3,7 @@
 It takes minutes, and writes `docs/reference/llm-classes.md`.
 """
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -40,7 +41,11 @@ def _how(row: Any) -> str:
     if row.result == "exact":
         return WAYS[row.how]
     reason = str(row.how).rpartition("; expected")[0] or str(row.how)
-    return reason.removeprefix(row.name).lstrip(": ")
+    reason = re.sub(
+        r"^(\(\w+\) )?(cannot be read block by block )?", "", reason.removeprefix(row.name).lstrip(": ")
+    )
+    # What follows an error's class, where it says enough.
+    return re.sub(r"^\(ValueError: (.*)\)$", r"\1", reason).strip("()")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoTokenizer
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_MULTIMODAL_LM_MAPPING,
-)
+from transformers import AutoConfig, AutoTokenizer
 
 from llmdiff.errors import (
     ConfigError,
@@ -21,7 +17,7 @@ from llmdiff.errors import (
 )
 from llmdiff.language.gguf import gguf_llm_folder
 from llmdiff.language.packaged import PACKAGED, packaged_llm_folder
-from llmdiff.language.support import check_supported
+from llmdiff.language.support import check_supported, model_kind
 from llmdiff.language.whole_weights import load_whole
 
 
@@ -62,7 +58,7 @@ def load_llm(
         if quantization_config is not None:  # None would overwrite what a packed checkpoint says of itself
             packing["quantization_config"] = quantization_config
         model = load_whole(
-            _kind_of_model(config),
+            model_kind(config),
             source,
             what=f"llm {llm_id!r}",
             head_runs=False,
@@ -101,16 +97,6 @@ def load_llm(
             "expected a decoder-only LLM"
         ) from error
     return (model if quantized else model.to(device)), tokenizer, llm_id
-
-
-def _kind_of_model(config: Any) -> Any:
-    """Returns the automatic class that loads it: one for texts or, where there is none, for pictures and texts."""
-    read_pictures = type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING
-    return (
-        AutoModelForMultimodalLM
-        if read_pictures and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
-        else AutoModelForCausalLM
-    )
 
 
 def _tokenizer_source(source: str, llm_id: str) -> str:

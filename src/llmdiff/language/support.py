@@ -6,8 +6,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
+)
 
 from llmdiff.errors import LLMDiffError, UnsupportedLLMError, first_line
 
@@ -28,6 +32,12 @@ def check_supported(config: Any, *, id: str) -> None:
             f"{id} is an encoder-only model ({kind}): its tokens see what follows them; expected a decoder-only LLM "
             "(a decoder of this kind says so with is_decoder in its config.json)"
         )
+
+
+def model_kind(config: Any) -> Any:
+    """Returns the automatic class that loads a model of it: for texts or, if there is none, for pictures and texts."""
+    texts = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) not in MODEL_FOR_MULTIMODAL_LM_MAPPING
+    return AutoModelForCausalLM if texts else AutoModelForMultimodalLM
 
 
 @contextmanager

@@ -147,7 +147,7 @@ def tiny_model_of(config: Any) -> Any:
     )
     if kind.config_class is not type(config):  # it is a part of the model
         parts = (getattr(config, name) for name in config.sub_configs)
-        config = next(part for part in parts if isinstance(part, kind.config_class))
+        config = next((part for part in parts if isinstance(part, kind.config_class)), config)
     with torch.device("meta"):
         size = sum(weight.numel() for weight in kind(config).parameters())
     if size > MOST_PARAMETERS:
