@@ -59,21 +59,6 @@ REFUSED: tuple[RefusedKind, ...] = (
         config={"vocab_size": 64, "d_model": 32},
     ),
     RefusedKind(
-        name="reformer",
-        title="Reformer",
-        reason="blocks hand on two states for each token",
-        config_class="ReformerConfig",
-        message="several states for each token",
-        config={
-            **_SMALL,
-            "is_decoder": True,
-            "axial_pos_embds_dim": [16, 16],
-            "axial_pos_shape": [8, 8],
-            "attn_layers": ["local", "lsh"],
-            "attention_head_size": 8,
-        },
-    ),
-    RefusedKind(
         name="clip",
         title="CLIP",
         reason="no language model",
