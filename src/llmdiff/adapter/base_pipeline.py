@@ -176,6 +176,6 @@ def packaged(part: str, error: type[LLMDiffError]) -> Path:
     if not folder.is_dir():
         raise error(
             f"{EMBEDDED_NAME!r} has no {part} here: this is a source tree without the trained weights; install "
-            "the released package, or train them with `llmdiff-lab build`"
+            "the released package, or train them with `llmdiff-lab build --preset openmoji-cpu`"
         )
     return folder

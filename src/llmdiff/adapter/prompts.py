@@ -21,7 +21,14 @@ from llmdiff.adapter.prompt_parts import (
     pad_alike,
     padded_texts,
 )
-from llmdiff.adapter.texts import encode_texts, negative_texts, plain_text, prompt_texts
+from llmdiff.adapter.settings import Control
+from llmdiff.adapter.texts import (
+    check_second_prompts,
+    encode_parts,
+    negative_texts,
+    plain_text,
+    prompt_texts,
+)
 from llmdiff.errors import AttachError, PromptError
 
 _EMBEDS = ("prompt_embeds", "negative_prompt_embeds")
@@ -45,9 +52,7 @@ class LLMEncodePrompt:
         parts: list[Any],
         *,
         family: Family,
-        scale: float,
-        keep_base_text: bool,
-        weighted: bool,
+        control: Control,
         replaced: Any,
         decoding: Any = None,
     ) -> None:
@@ -58,9 +63,11 @@ class LLMEncodePrompt:
         self.parts = parts
         self.family = family
         self.contract = prompt_contract(pipe)
-        self.scale = scale
-        self.reads_base = scale < 1 or keep_base_text
-        self.weighted = weighted
+        self.control = control
+        assert control.scale is not None  # `attach` resolves None to the adapter's own
+        self.scale: float = control.scale
+        self.reads_base = control.scale < 1 or control.keep_base_text
+        self.weighted = control.weighted
         self.replaced = replaced
         self.decoding = decoding
         self.__signature__ = inspect.signature(self.base)
@@ -71,7 +78,7 @@ class LLMEncodePrompt:
         return type(self.pipe).encode_prompt.__get__(self.pipe) if self.replaced is None else self.replaced
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LLMEncodePrompt":
-        for shared in (self.llm, self.__signature__, self.contract, self.family):
+        for shared in (self.llm, self.control, self.__signature__, self.contract, self.family):
             memo[id(shared)] = shared
         twin = object.__new__(type(self))
         memo[id(self)] = twin
@@ -151,7 +158,16 @@ class LLMEncodePrompt:
             "positive_pooled": given.get("pooled_prompt_embeds"),
             "negative_pooled": given.get("negative_pooled_prompt_embeds"),
         }
-        parts.update(self._encode(positive, negative))
+        parts.update(
+            encode_parts(
+                self.llm,
+                self.adapter,
+                positive,
+                negative,
+                weighted=self.weighted,
+                rewording=self.control.rewording,
+            )
+        )
         if self.reads_base and (positive is not None or negative is not None):
             self._add_base(parts, given, positive, negative, count)
         if not guided:
@@ -237,28 +253,6 @@ class LLMEncodePrompt:
             return tuple(as_list(parts.get(name), width, hidden_size) for name in self.contract.returns)
         return tuple(parts.get(name) for name in self.contract.returns)
 
-    def _encode(self, positive: list[str] | None, negative: list[str] | None) -> Parts:
-        texts = list(dict.fromkeys([*(positive or []), *(negative or [])]))
-        if not texts:
-            return {}
-        # Encode every distinct text once, in one pass: negative prompts mostly repeat. Negative prompts are not
-        # reworded.
-        encoding = encode_texts(
-            self.adapter, self.llm, texts, weighted=self.weighted, ask=frozenset(positive or ())
-        )
-        states, pooled = self.adapter.condition(encoding)
-        parts: Parts = {}
-        sides: tuple[tuple[Part, Part, list[str] | None], ...] = (
-            ("positive", "positive_pooled", positive),
-            ("negative", "negative_pooled", negative),
-        )
-        for name, pooled_name, wanted in sides:
-            if wanted is not None:
-                rows = [texts.index(text) for text in wanted]
-                parts[name] = states[rows]
-                parts[pooled_name] = None if pooled is None else pooled[rows]
-        return parts
-
     def _add_base(
         self,
         parts: Parts,
@@ -314,13 +308,7 @@ class LLMEncodePrompt:
                 )
 
     def _check_arguments(self, given: dict[str, Any]) -> None:
-        for name in self.contract.second_prompts:
-            first = name.rpartition("_")[0]
-            if given.get(name) is not None and given[name] != given.get(first):
-                raise PromptError(
-                    f"{name} is for a second text encoder, but one LLM reads the whole prompt: write all of "
-                    f"it in {first}"
-                )
+        check_second_prompts(self.contract.second_prompts, given)
         texts = [given.get("prompt"), given.get("negative_prompt")]
         learned = [token for token in learned_tokens(self.pipe) if any(token in str(text) for text in texts)]
         if learned and not self.reads_base:

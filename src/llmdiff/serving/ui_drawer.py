@@ -2,18 +2,21 @@
 
 import os
 import time
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 from llmdiff.drawing.draw import DrawingSettings, new_seed
-from llmdiff.drawing.models import Models
+from llmdiff.drawing.models import Models, scale_of
 from llmdiff.errors import ConfigError, LLMDiffError
 from llmdiff.serving import ui_html
 from llmdiff.serving.logs import log
 from llmdiff.serving.picture_store import PictureStore
 from llmdiff.serving.settings import UiSettings
-from llmdiff.serving.studio import Drawn, Loading, Step, Studio
+from llmdiff.serving.studio import Drawn, Loading, Notice, Step, Studio
+from llmdiff.serving.ui_examples import OPENING, OPENING_SEED, own_world
 from llmdiff.serving.ui_html import Shown
 
 MAX_PROMPT = 8000
@@ -37,6 +40,25 @@ class Drawer:
         self._studio = studio
         self._store = store
         self._settings = settings
+
+    def opening(self) -> list[Shown]:
+        """Return the pictures that the page opens with; none, if the first adapter draws another world."""
+        models = self._settings.first_models
+        if not own_world(models.adapter):
+            return []
+        order = DrawingSettings(prompt=OPENING, seed=OPENING_SEED)
+        with closing(self._studio.draw(order, replace(models, scale=scale_of(models)))) as events:
+            # Inside the page, because they outlive the store of pictures.
+            return [
+                Shown(
+                    system=event.system,
+                    seed=event.seed,
+                    address=f"data:image/png;base64,{b64encode(event.png).decode()}",
+                    facts=event.facts,
+                )
+                for event in events
+                if isinstance(event, Drawn)
+            ]
 
     def draw(
         self,
@@ -68,12 +90,15 @@ class Drawer:
     ) -> Iterator[tuple[Any, Any, Any, Any]]:
         pictures: list[Shown] = []
         preview: bytes | None = None
+        notice = ""
         total, began = 2 * order.number, time.monotonic()
         yield _change(ui_html.status("starting ...", done=0), ui_html.sides(order.seeds, []))
         with closing(self._studio.draw(order, models)) as events:
             for event in events:
                 if isinstance(event, Loading):
                     yield _change(ui_html.status(f"loading {models.adapter} ...", done=0))
+                elif isinstance(event, Notice):
+                    notice = f" Note: {event.text}."
                 elif isinstance(event, Step):
                     preview = event.preview or preview
                     words = (
@@ -94,7 +119,7 @@ class Drawer:
                         ui_html.gallery(kept),
                         kept,
                     )
-        yield _change(ui_html.status(f"Done: {total} pictures in {time.monotonic() - began:.1f} s."))
+        yield _change(ui_html.status(f"Done: {total} pictures in {time.monotonic() - began:.1f} s.{notice}"))
 
     def _order(
         self,

@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -14,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from llmdiff.adapter.refiner import LAYERS
+from llmdiff.adapter.settings import AdapterSettings
 from llmdiff.checks.bounds import (
     COUNT,
     GUIDANCE,
@@ -29,7 +28,7 @@ from llmdiff.checks.bounds import (
 from llmdiff.checks.validation import what_is_wrong
 from llmdiff.errors import ConfigError, InputFileError
 from llmdiff.files import is_blank, read_text
-from llmdiff.language.tokens import checked_template
+from llmdiff.language.encoding import Encoding
 from llmdiff.training.data import Shapes
 from llmdiff.training.folders import folder_source
 from llmdiff.training.loop_config import LoopConfig
@@ -79,22 +78,17 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class ModelsConfig(_Strict):
+class ModelsConfig(AdapterSettings):
     """Which LLM controls which base; names, folders or Hub ids.
 
-    `start` is an adapter to go on from; without one, a fresh adapter is made as the next fields say.
+    `start` is an adapter to go on from; without one, a fresh adapter is made as the other fields say.
     """
 
     llm: Name
     base: Name
     start: Name | None = None
-    encoding: Literal["guided", "paper"] = "guided"
-    lone: Literal["token", "token+bos"] = "token+bos"
-    template: Annotated[str, Field(max_length=100_000), AfterValidator(checked_template)] | None = None
-    max_length: Annotated[Whole, Field(ge=1, le=100_000)] = 512
+    encoding: Encoding = "guided"
     clip: Positive = 3.0
-    refiner_layers: Annotated[Whole, Field(ge=0, le=64)] = LAYERS
-    refiner_width: Annotated[Whole, Field(ge=1, le=16_384)] | None = None
 
 
 class DataConfig(_Strict):
@@ -226,9 +220,12 @@ class TrainingConfig(_Strict):
 
 
 class WatchConfig(_Strict):
-    """What is looked at while training. `trackers: null` takes tensorboard where it is installed."""
+    """What is looked at while training. `trackers: null` takes tensorboard where it is installed.
 
-    validation_samples: Annotated[Whole, Field(ge=0, le=COUNT.high)] = 64
+    `validation_samples: null` holds out a tenth of the good samples for validation, at most 64.
+    """
+
+    validation_samples: Annotated[Whole, Field(ge=0, le=COUNT.high)] | None = None
     validate_every: Steps = 1000
     prompts: tuple[Annotated[str, Field(max_length=100_000)], ...] = (
         "a cat to the left of a red car",
@@ -260,6 +257,22 @@ class TrainConfig(_Strict):
     def store_folder(self) -> Path:
         """Where checked samples, latents and encodings are kept."""
         return self.store or self.out / "store"
+
+    def validation_count(self, samples: int) -> int:
+        """Return how many of the good samples are held out for validation.
+
+        Raises:
+            ConfigError: the rest is less than a batch.
+        """
+        given = self.watch.validation_samples
+        count = min(64, samples // 10) if given is None else given
+        batch = self.training.batch_size
+        if samples - count < batch:
+            raise ConfigError(
+                f"training.batch_size is {batch}, but of {samples} good samples {max(0, samples - count)} are left to "
+                f"train on (watch.validation_samples: {count}): lower one of them or add pictures"
+            )
+        return count
 
     def as_yaml(self) -> str:
         """Return it with every default filled in."""

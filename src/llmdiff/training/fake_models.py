@@ -14,6 +14,7 @@ from transformers.initialization import no_init_weights
 from llmdiff.adapter import families, layers
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.base_pipeline import EMBEDDED_NAME, packaged
+from llmdiff.adapter.settings import AdapterSettings
 from llmdiff.errors import (
     AdapterNotFoundError,
     LLMNotFoundError,
@@ -191,13 +192,7 @@ def _adapter(models: ModelsConfig, llm: Any, pipe: Any) -> LLMDiffAdapter:
             "text_width": families.text_width(denoiser, family),
             "pooled_width": families.pooled_width(denoiser, family),
             "cross_attention": layers.layer_table(denoiser),
-            "encoding": models.encoding,
-            "lone": models.lone,
-            "template": models.template,
-            "max_length": models.max_length,
-            "clip": models.clip,
-            "refiner_layers": models.refiner_layers,
-            "refiner_width": models.refiner_width,
+            **models.model_dump(include=set(AdapterSettings.model_fields)),
         }
     adapter: LLMDiffAdapter = make(**config)
     return adapter

@@ -77,6 +77,7 @@ def load_parts(config: TrainConfig, device: torch.device) -> Parts:
     check_trainable(pipe)
     check_steps(pipe, config.watch.sample_steps, name="watch.sample_steps")
     samples = load_samples(config, pipe)
+    config.validation_count(len(samples))
     if samples.quarantined:
         _log.info("%d samples are in quarantine: %s", samples.quarantined, config.store_folder / "samples")
     torch.manual_seed(config.training.seed)
@@ -192,13 +193,7 @@ def _adapter(config: TrainConfig, llm: DecoderLLM, pipe: Any, samples: Samples) 
     return LLMController.create(
         llm,
         pipe,
-        encoding=models.encoding,
-        lone=models.lone,
-        template=models.template,
-        max_length=models.max_length,
-        clip=models.clip,
-        refiner_layers=models.refiner_layers,
-        refiner_width=models.refiner_width,
+        models,
         base_model_id=models.base,
         calibration_prompts=captions,
     ).adapter

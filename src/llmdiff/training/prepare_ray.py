@@ -1,14 +1,14 @@
-"""`llmdiff prepare --ray`: the store filled by many processes or machines at once."""
+"""`llmdiff prepare --workers N`: the store filled by many processes or machines at once."""
 
+import copy
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-import torch
 from tqdm.auto import tqdm
 
 from llmdiff.adapter.base_pipeline import load_base_pipeline
 from llmdiff.drawing.models import usable_device
-from llmdiff.drawing.ray_workers import on_workers
 from llmdiff.errors import ConfigError
 from llmdiff.language.cache import EncodingCache, ScoreCache
 from llmdiff.language.encoding import ContextEncoding
@@ -24,16 +24,17 @@ from llmdiff.training.prepare import (
     load_samples,
     missing_latents,
 )
+from llmdiff.workers.jobs import Job, Workers, run_jobs
 
 
-def prepare_on_workers(config: TrainConfig, parts: Parts, *, workers: int) -> dict[str, int]:
+def prepare_on_workers(config: TrainConfig, parts: Parts, workers: Workers) -> dict[str, int]:
     """Make what the store lacks, and return how much that was; interrupted, it goes on when run again.
 
     Every worker loads the LLM or the VAE once. What it has made of a few hundred captions or pictures, it writes
     itself, so all of them have to see the store's folder.
 
     Raises:
-        LLMDiffError: a model or the data cannot be had on a worker, or Ray fails.
+        LLMDiffError: a model or the data cannot be had on a worker, a worker was killed, or Ray fails.
     """
     items: list[dict[str, Any]] = []
     keys: dict[str, str] = {}
@@ -47,26 +48,12 @@ def prepare_on_workers(config: TrainConfig, parts: Parts, *, workers: int) -> di
         missing = missing_latents(store, parts.samples)
         starts = range(0, len(missing), LATENT_CHUNK)
         items += [{"pictures": missing[start : start + LATENT_CHUNK]} for start in starts]
-    context = parts.context
-    init_args = {
-        "config": config.model_dump_json(),
-        "keys": keys,
-        "settings": {
-            "num_blocks": context.num_blocks,
-            "hidden_size": context.hidden_size,
-            "encoding": context.encoding,
-            "lone": context.lone,
-            "template": context.template,
-            "max_length": context.max_length,
-            "clip": context.clip,
-        },
-        "gains": {name: value.tolist() for name, value in context.state_dict().items()},
-    }
-    gpus_each = 0.0 if usable_device(config.device) == "cpu" else 1.0
+    make = partial(StoreFiller, config, keys, copy.deepcopy(parts.context).cpu())
+    jobs = [Job(name=f"part {number} of {len(items)}", args=item) for number, item in enumerate(items, 1)]
     made = {"captions": 0, "pictures": 0}
-    with tqdm(total=len(items), desc=f"preparing on {workers} workers", mininterval=2) as bar:
-        for done in on_workers(StoreFiller, init_args, items, workers=workers, gpus_each=gpus_each):
-            made = {name: count + done.get(name, 0) for name, count in made.items()}
+    with tqdm(total=len(items), desc=f"preparing on {workers.count} workers", mininterval=2) as bar:
+        for done in run_jobs(make, jobs, workers, device=usable_device(config.device)):
+            made = {name: count + done.checked().get(name, 0) for name, count in made.items()}
             bar.update()
     return made
 
@@ -77,11 +64,8 @@ class StoreFiller:
     `keys` are the names of the store's folders: a worker whose models give others would fill a store that nobody reads.
     """
 
-    def __init__(
-        self, *, config: str, keys: Mapping[str, str], settings: Mapping[str, Any], gains: Mapping[str, Any]
-    ) -> None:
-        self._config = TrainConfig.model_validate_json(config)
-        self._keys, self._settings, self._gains = keys, settings, gains
+    def __init__(self, config: TrainConfig, keys: Mapping[str, str], context: ContextEncoding) -> None:
+        self._config, self._keys, self._context = config, keys, context
         self._device = usable_device(self._config.device)
         self._dtype = COMPUTED_IN[self._config.training.precision]
         self._cache: EncodingCache | ScoreCache | None = None
@@ -100,9 +84,7 @@ class StoreFiller:
 
     def _opened_cache(self) -> EncodingCache | ScoreCache:
         llm = DecoderLLM.from_pretrained(self._config.models.llm, device=self._device, dtype=self._dtype)
-        context = ContextEncoding(**self._settings)
-        context.load_state_dict({name: torch.tensor(value) for name, value in self._gains.items()})
-        cache = encoding_cache(self._config, llm, context.to(self._device))
+        cache = encoding_cache(self._config, llm, self._context.to(self._device))
         self._check("captions", cache.key)
         return cache
 

@@ -274,7 +274,7 @@ def test_damaged_folders_are_refused_by_name(
         ({"lone": "both"}, "lone is 'both'"),
         (
             {"lone": "vocabulary"},
-            r"\A[^\n]*lone is 'vocabulary': [^\n]*expected one of 'token', 'token\+bos'\Z",
+            r"\A[^\n]*lone is 'vocabulary': [^\n]*expected 'token' or 'token\+bos'\Z",
         ),
         ({"hidden_size": 0}, "hidden_size is 0"),
         ({"num_blocks": -1}, "num_blocks is -1"),

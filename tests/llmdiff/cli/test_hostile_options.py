@@ -40,9 +40,10 @@ _HEAVY = (
     "llmdiff_lab.study.api.serve_study",
     "llmdiff_lab.inspection.denoising.load_encoder",
     "llmdiff_lab.inspection.probe_table.measure_probes",
-    "llmdiff_lab.comparison.side_by_side.Recipe.benchmark",
+    "llmdiff_lab.comparison.fill.Recipe.benchmark",
     "llmdiff_lab.comparison.prepare.prepare_build",
     "llmdiff_lab.world_build.build.run_build",
+    "llmdiff_lab.world_build.world.run_world_build",
 )
 
 _APPLICATIONS = (app, laboratory)

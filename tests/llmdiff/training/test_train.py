@@ -202,13 +202,13 @@ def test_the_command_takes_values_and_says_where_the_adapter_is(config, tmp_path
     [
         ("training.stepps=3", "unknown key 'training.stepps', known are steps, batch_size"),
         ("colour=red", "unknown key 'colour', known are out, store"),
-        ("training.steps=0", "training.steps is 0: Input should be greater than or equal to 1"),
+        ("training.steps=0", "training.steps is 0: expected greater than or equal to 1"),
         ("data.flip=true", "store_latents keeps one cut of each picture"),
         ("training", "expected section.key=value"),
         ("data.kind=films", "data.kind is 'films'"),
         ("models.llm=/nowhere", "/nowhere"),
         ("models.base=/nowhere", "base pipeline '/nowhere' is neither a folder"),
-        ("watch.validation_samples=11", "leaves less than a batch"),
+        ("watch.validation_samples=11", "are left to train on"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(config, tmp_path, change, message):

@@ -147,7 +147,7 @@ class SceneChecker(nn.Module):
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise CorruptWeightsError(
                 f"checker {folder}: not a readable scene checker ({first_line(error)}); train it with: "
-                "llmdiff-lab build --until checker"
+                "llmdiff-lab build --preset openmoji-cpu --until checker"
             ) from error
         checker.figures = dict(config.get("figures", {}))
         return checker.eval()
@@ -204,7 +204,7 @@ def _check_world(folder: Path, config: Mapping[str, Any], checker: SceneChecker)
         if config[name] != expected:
             raise ConfigError(
                 f"checker {folder}: its {name} are not those of this version's world; train it again with: "
-                "llmdiff-lab build --until checker"
+                "llmdiff-lab build --preset openmoji-cpu --until checker"
             )
 
 

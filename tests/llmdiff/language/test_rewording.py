@@ -2,18 +2,14 @@
 
 import pytest
 import torch
-import typer.main
 
-from llmdiff.cli.main import app
 from llmdiff.controller import LLMController
-from llmdiff.drawing.models import Models, advice_of
+from llmdiff.drawing.models import Models
 from llmdiff.errors import ConfigError, PromptError
-from llmdiff.language.advice import Advice
-from llmdiff.language.advised import encode_with_advice
 from llmdiff.language.blocks import run_blocks
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.proxy import ClosedLLM, ProxySettings
-from llmdiff_lab.cli.main import app as laboratory
+from llmdiff.language.rewording import Rewording, encode_reworded
 
 from .conftest import PROMPTS
 
@@ -60,18 +56,18 @@ def test_a_blank_context_is_none(llama):
 
 def test_the_answer_is_kept_and_the_prompt_read_before_it(llama, context):
     closed = _Answers({"an old automobile": ("a car",)})
-    got = encode_with_advice(context, llama, ["an old automobile", "a cat"], Advice(closed=closed))
-    advised = context.encode(llama, ["a car"], contexts=["an old automobile"])
+    got = encode_reworded(context, llama, ["an old automobile", "a cat"], Rewording(closed=closed))
+    by_hand = context.encode(llama, ["a car"], contexts=["an old automobile"])
     alone = context.encode(llama, ["a cat"])
-    tokens = advised.states.shape[1]
-    assert torch.allclose(got.states[0, :tokens], advised.states[0], atol=1e-4)
+    tokens = by_hand.states.shape[1]
+    assert torch.allclose(got.states[0, :tokens], by_hand.states[0], atol=1e-4)
     assert torch.allclose(got.states[1, : alone.states.shape[1]], alone.states[0], atol=1e-4)
-    assert not torch.allclose(advised.states, context.encode(llama, ["a car"]).states, atol=1e-3)
+    assert not torch.allclose(by_hand.states, context.encode(llama, ["a car"]).states, atol=1e-3)
 
 
 def test_several_answers_are_the_mean_over_the_prompts_own_tokens(llama, context):
     closed = _Answers({"a red apple": ("in the snow", "a big dog")}, answers=2)
-    got = encode_with_advice(context, llama, ["a red apple", "a cat"], Advice(closed=closed, keep="prompt"))
+    got = encode_reworded(context, llama, ["a red apple", "a cat"], Rewording(closed=closed, keep="prompt"))
     each = [
         context.encode(llama, ["a red apple"], contexts=[answer]).states[0]
         for answer in closed.known["a red apple"]
@@ -83,43 +79,30 @@ def test_several_answers_are_the_mean_over_the_prompts_own_tokens(llama, context
 
 
 def test_no_answers_change_no_bit(llama, context):
-    got = encode_with_advice(context, llama, PROMPTS, Advice(closed=_Answers({})))
+    got = encode_reworded(context, llama, PROMPTS, Rewording(closed=_Answers({})))
     assert torch.equal(got.states, context.encode(llama, PROMPTS).states)
 
 
 def test_an_ensemble_is_asked_for_with_answers_that_differ_and_the_prompt_is_kept():
-    via = {"via": "http://127.0.0.1:9/v1", "via_model": "m"}
-    assert advice_of(Models()) is None
-    one, three = advice_of(Models(**via)), advice_of(Models(**via, via_answers=3))
+    address = {"reword_url": "http://127.0.0.1:9/v1", "reword_model": "m"}
+    assert Models().control.rewording is None
+    one, three = (Models(**address, reword_answers=count).control.rewording for count in (1, 3))
     assert (one.keep, one.closed.settings.answers, one.closed.settings.temperature) == ("answer", 1, 0.0)
     assert (three.keep, three.closed.settings.answers) == ("prompt", 3)
     assert three.closed.settings.temperature > 0
-    with pytest.raises(ConfigError, match="via_answers is 0"):
-        Models(**via, via_answers=0)
-
-
-@pytest.mark.parametrize(
-    "verb",
-    ["generate", "compare", "batch", "evaluate", "serve", "ui", "inspect scores", "inspect attention"],
-)
-def test_every_command_that_reads_prompts_takes_a_closed_llm(verb):
-    command = typer.main.get_command(laboratory if verb.startswith("inspect") else app)
-    for name in verb.split():
-        command = command.commands[name]
-    options = {option for one in command.params for option in one.opts}
-    assert {"--via", "--via-model"} <= options
-    assert "--via-answers" in options or verb == "inspect scores"  # which shows one reading
+    with pytest.raises(ConfigError, match="reword_answers is 0"):
+        Models(**address, reword_answers=0)
 
 
 def test_kept_answers_have_no_mean():
     with pytest.raises(ConfigError, match="no mean"):
-        Advice(closed=_Answers({}, answers=2))
+        Rewording(closed=_Answers({}, answers=2))
 
 
-def test_blank_prompts_and_those_not_in_ask_are_not_asked_about(llama, context):
+def test_blank_prompts_and_those_not_in_reword_are_not_reworded(llama, context):
     closed = _Answers({"a cat": ("a dog",), "": ("a dog",), "a red apple": ("a dog",)})
-    got = encode_with_advice(
-        context, llama, ["a cat", "", "a red apple"], Advice(closed=closed), ask={"a red apple", ""}
+    got = encode_reworded(
+        context, llama, ["a cat", "", "a red apple"], Rewording(closed=closed), reword={"a red apple", ""}
     )
     alone = context.encode(llama, ["a cat", ""])
     for row in range(2):
@@ -132,14 +115,14 @@ def test_an_attached_pipeline_draws_what_was_answered(tiny_llm, sd_pipe, draw):
     controller = LLMController.create(tiny_llm, sd_pipe)
     with controller.attached(sd_pipe):
         expected = draw(sd_pipe, "b d f", negative_prompt="blurry")
-    controller.llm.advice = Advice(closed=_Answers({"zebra": ("b d f",), "blurry": ("sharp",)}))
-    with controller.attached(sd_pipe):
+    rewording = Rewording(closed=_Answers({"zebra": ("b d f",), "blurry": ("sharp",)}))
+    with controller.attached(sd_pipe, rewording=rewording):
         kept = draw(sd_pipe, "zebra", negative_prompt="blurry")
         same = draw(sd_pipe, "b d f", negative_prompt="blurry")
     assert torch.allclose(
         same, expected, atol=1e-5
     )  # nothing was answered, and the negative prompt not asked about
     assert not torch.allclose(kept, expected, atol=1e-4)  # the prompt stands before the answer
-    states = controller.encode("zebra").states
+    states = controller.encode("zebra", rewording=rewording).states
     by_hand = controller.adapter.context.encode(controller.llm, ["b d f"], contexts=["zebra"]).states
     assert torch.allclose(states, by_hand, atol=1e-5)

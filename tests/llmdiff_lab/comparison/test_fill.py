@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from llmdiff.errors import LLMDiffError
+from llmdiff.workers.jobs import Workers
+from llmdiff_lab.comparison.fill import Recipe, fill
 from llmdiff_lab.comparison.prepare import choose_rivals
 from llmdiff_lab.comparison.run import Benchmark
-from llmdiff_lab.comparison.side_by_side import Recipe, fill_side_by_side
 
 SMALL = {"steps": 6, "prompts_per_split": 1, "drawing_steps": 1, "seeds": 2}
 
@@ -41,7 +42,7 @@ def test_the_figures_are_those_of_one_process(built, llm_folder, tmp_path):
     names = ("base", "guided@0.5", "guided")
     beside = recipe(built, llm_folder, tmp_path / "beside", *names)
     plan = beside.benchmark()
-    fill_side_by_side(beside, plan, 2)
+    fill(beside, plan, Workers(count=2))
     alone = recipe(built, llm_folder, tmp_path / "alone", *names).benchmark()
     before = torch.get_num_threads()
     # Sums of several threads are put together in another order.
@@ -67,12 +68,12 @@ def test_a_system_that_fails_is_named_and_the_others_are_done(built, llm_folder,
     with pytest.raises(
         LLMDiffError, match=r"^base-states-seed-0: not done, base-states-seed-0 says .*run again"
     ):
-        fill_side_by_side(asked, plan, 2)
+        fill(asked, plan, Workers(count=2))
     assert (tmp_path / "runs" / "last-hidden" / "seed-1" / "evaluation" / "report.json").exists()
     assert not (tmp_path / "runs" / "base-states" / "seed-1").exists()
     (tmp_path / "runs" / "base-states" / "seed-0").unlink()
     (tmp_path / "logs" / "last-hidden-seed-1.log").unlink()
-    fill_side_by_side(asked, plan, 2)
+    fill(asked, plan, Workers(count=2))
     # What is done needs no process again.
     assert not (tmp_path / "logs" / "last-hidden-seed-1.log").exists()
     assert set(figures(plan)) == {"base-states", "last-hidden"}
@@ -82,7 +83,7 @@ def test_sigterm_ends_all_and_the_next_start_goes_on(built, llm_folder, tmp_path
     line = [sys.executable, "-m", "llmdiff_lab.cli", "benchmark", "--out", str(tmp_path), "--preset", "test"]
     line += ["--build", str(built.folder), "--llm", llm_folder, "--device", "cpu", "--seeds", "1"]
     line += ["--rivals", "base-states,last-hidden", "--prompts", "1", "--drawing-steps", "1"]
-    line += ["--processes", "2", "--steps"]
+    line += ["--workers", "2", "--steps"]
     running = subprocess.Popen([*line, "100000"], stderr=subprocess.PIPE, text=True)
     log = tmp_path / "runs" / "base-states" / "seed-0" / "training" / "main" / "log.jsonl"
     ends = time.monotonic() + 120
