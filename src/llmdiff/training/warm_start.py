@@ -170,7 +170,7 @@ def warm_start(
         LLMDiffError: see `train`.
     """
     _check(pipe)
-    family, denoiser = families.family_of(pipe), families.denoiser_of(pipe)
+    denoiser: Any = families.denoiser_of(pipe)
     text_layers: Mapping[str, Any] = layers.text_layers(denoiser)
     asked = cache(queries)
 
@@ -180,7 +180,7 @@ def warm_start(
         rows = torch.from_numpy(rng.integers(len(asked()), size=batch_size))
         # The base answers as it is; what is installed may stand inside its layers (LoRA).
         with torch.no_grad():
-            base = encode_with_base(pipe, family, [captions[i] for i in indices])
+            base = encode_with_base(pipe, [captions[i] for i in indices])
             put = {name: asked().states[name][rows].to(base.states) for name in text_layers}
             wanted = {
                 name: attn(put[name], encoder_hidden_states=base.states).float()

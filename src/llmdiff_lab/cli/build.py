@@ -15,7 +15,7 @@ _OLD = "openmoji-"
 
 
 class Stage(StrEnum):
-    """The build's stages, in their order; checker, adapter and siglip of the presets openmoji-* only."""
+    """The build's stages, in their order; adapter and siglip of the presets openmoji-* only."""
 
     vae = "vae"
     scenes = "scenes"
