@@ -37,7 +37,8 @@ def evaluate(
         typer.Option(
             "--suite",
             metavar="NAME|FILE",
-            help="scenes, dpg-bench, geneval, t2i-compbench, or your prompts' file.",
+            help="scenes, a published benchmark (dpg-bench, geneval, geneval2, longtext-bench, oneig-bench, "
+            "t2i-compbench, tiif-bench, unigenbench), or your prompts' file.",
         ),
     ] = _SCENES,
     suite_files: Annotated[
@@ -61,7 +62,7 @@ def evaluate(
         typer.Option(
             "--official-scores",
             metavar="SYSTEM=FILE",
-            help="What the benchmark's own scorer wrote, a file or T2I-CompBench's folder; repeated.",
+            help="What the benchmark's own scorer wrote, a file or a folder; repeated.",
         ),
     ] = None,
     workers: Processes = 1,

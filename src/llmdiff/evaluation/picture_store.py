@@ -213,11 +213,11 @@ def try_each(
     return list(images)
 
 
-def with_black(pictures: Sequence[NDArray[np.uint8] | None]) -> NDArray[np.uint8]:
-    """Return the pictures, with black ones of the same shape in place of missing ones.
+def with_black(pictures: Sequence[NDArray[np.uint8] | None], *, level: int = 0) -> NDArray[np.uint8]:
+    """Return the pictures, with black ones of the same shape in place of missing ones, or ones of a grey level.
 
     Shapes: (N, H, W, 3).
     """
     none = np.zeros((_FAILED_SIDE_PX, _FAILED_SIDE_PX, 3), dtype=np.uint8)
-    black = np.zeros_like(next((one for one in pictures if one is not None), none))
+    black = np.full_like(next((one for one in pictures if one is not None), none), level)
     return np.stack([black if one is None else one for one in pictures])

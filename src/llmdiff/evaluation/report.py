@@ -1,12 +1,13 @@
 """Evaluate systems on a suite of prompts: draw, score, and write figures, samples and official files."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmdiff.drawing.grids import save_grid
 from llmdiff.environment import provenance
@@ -18,11 +19,17 @@ from llmdiff.evaluation.figures import (
     metric_figures,
     prompt_values,
 )
-from llmdiff.evaluation.metrics.kinds import DiversityMetric, Metric, Pictures, SetMetric
+from llmdiff.evaluation.metrics.kinds import DiversityMetric, Metric, PictureMetric, SetMetric
+from llmdiff.evaluation.metrics.reference import set_features
 from llmdiff.evaluation.picture_store import PictureJob, PictureStore, draw_missing
 from llmdiff.evaluation.score_store import ScoreStore, score_missing
 from llmdiff.evaluation.suites.benchmarks import BENCHMARKS
-from llmdiff.evaluation.suites.official import official_figures, write_official
+from llmdiff.evaluation.suites.official import (
+    official_figures,
+    published_figures,
+    scorer_results,
+    write_official,
+)
 from llmdiff.evaluation.suites.suite import PromptSuite, SuitePrompt, SuiteScorer
 from llmdiff.evaluation.systems import BASE, System
 from llmdiff.evaluation.tables import NOT_COMPARABLE, report_tables
@@ -40,7 +47,7 @@ def evaluate_suite(
     prompts_per_tag: int | None = None,
     images_per_prompt: int | None = None,
     metrics: Sequence[Metric | SuiteScorer] = (),
-    reference: Pictures | None = None,
+    reference: Iterable[NDArray[np.uint8]] | None = None,
     official_scores: Mapping[str, Path] | None = None,
     workers: Workers = HERE,
     make_systems: Callable[[], Mapping[str, System]] | None = None,
@@ -87,6 +94,11 @@ def evaluate_suite(
     values = {name: prompt_values(name, scored, rows, jobs, scores) for name in systems}
     if reference is None and suite.reference is not None and any(isinstance(m, SetMetric) for m in metrics):
         reference = suite.reference()
+    real = {
+        metric.name: set_features(metric, reference, batch=batch)
+        for metric in metrics
+        if isinstance(metric, SetMetric) and reference is not None
+    }
     figures: dict[str, Any] = {}
     for name in systems:
         figures[name] = {
@@ -94,7 +106,7 @@ def evaluate_suite(
             "failed": sum(len(store.failed(name, row)) for row in jobs),
             **(means := metric_figures(values[name], groups)),
             "mean_over_tags": mean_over_tags(means),
-            "sets": _of_sets(name, metrics, jobs, store, reference, batch),
+            "sets": _of_sets(name, metrics, jobs, store, real, batch),
         }
         if BASE in systems and name != BASE:
             figures[name]["differences_to_base"] = metric_figures(
@@ -102,7 +114,14 @@ def evaluate_suite(
             )
         _save_samples(folder / f"samples-{name}.png", name, suite, rows, jobs, store, values[name])
         if suite.name in BENCHMARKS:
-            write_official(suite, name, rows, jobs, store, scores, scored, folder / "official")
+            results = {
+                metric.model_id: scorer_results(metric, name, rows, jobs, scores)
+                for metric in scored
+                if not isinstance(metric, PictureMetric) and metric.name == suite.name
+            }
+            write_official(suite, name, rows, jobs, store, results, folder / "official")
+            for found in results.values():
+                figures[name]["as_published"] = published_figures(suite, rows, found)
         if name in official:
             figures[name]["official"] = official_figures(suite, rows, official[name], images_per_prompt=count)
     whole = prompts_per_tag is None and count == suite.images_per_prompt
@@ -117,7 +136,9 @@ def evaluate_suite(
             "tags": {tag: len(at) for tag, at in groups.items()},
             "meanings": dict(suite.meanings),
         },
-        "comparable_with_published": sorted(official) if whole and suite.benchmark else [],
+        "comparable_with_published": [
+            name for name in sorted(official) if whole and not figures[name]["official"]["missing"]
+        ],
         "note": NOT_COMPARABLE,
         "metrics": {metric.name: metric.model_id for metric in metrics},
         "checker": {key: one for metric in metrics for key, one in getattr(metric, "figures", {}).items()},
@@ -154,12 +175,8 @@ def check_metrics(
             raise MetricError(
                 f"metric {metric.name}: scores its own benchmark's pictures only, not {suite.name}'s"
             )
-        tags = getattr(metric, "tags", None)
-        if tags is not None and not any(set(tags) & set(row.tags) for row in suite.prompts):
-            raise MetricError(
-                f"metric {metric.name}: scores prompts of {', '.join(tags)}, and the suite has none of them: leave it "
-                "out"
-            )
+        if not isinstance(metric, Metric) and not any("score" in metric.failed(row) for row in suite.prompts):
+            raise MetricError(f"metric {metric.name}: scores none of this suite's prompts: leave it out")
         if isinstance(metric, SetMetric) and not has_reference and suite.reference is None:
             raise MetricError(
                 f"metric {metric.name}: no pictures to compare with, expected a folder of them (--reference)"
@@ -199,24 +216,27 @@ def _of_sets(
     metrics: Sequence[Metric | SuiteScorer],
     jobs: Sequence[Sequence[PictureJob]],
     store: PictureStore,
-    reference: Pictures | None,
+    real: Mapping[str, NDArray[np.float32]],
     batch: int,
 ) -> dict[str, float]:
-    """Return the set metrics over all pictures, without failed ones, which the report counts separately."""
-    chosen = [metric for metric in metrics if isinstance(metric, SetMetric | DiversityMetric)]
-    if not chosen:
-        return {}
+    """Return the set metrics over all pictures, without failed ones, which the report counts separately.
+
+    `real`: features of the reference pictures by the metric's name.
+    """
+
+    def drawn(row: Sequence[PictureJob]) -> list[NDArray[np.uint8]]:
+        return [one for job in row if (one := store.read(system, job)) is not None]
+
     figures: dict[str, float] = {}
-    drawn = [[one for job in row if (one := store.read(system, job)) is not None] for row in jobs]
-    pictures = [one for row in drawn for one in row]
-    for metric in chosen:
+    for metric in metrics:
         if isinstance(metric, DiversityMetric):
-            several = [metric.diversity(np.stack(row)) for row in drawn if len(row) > 1]
+            several = [
+                metric.diversity(np.stack(pictures)) for row in jobs if len(pictures := drawn(row)) > 1
+            ]
             figures |= {metric.name: float(np.mean(several))} if several else {}
-        elif reference is not None:
-            batches = [np.stack(pictures[start : start + batch]) for start in range(0, len(pictures), batch)]
-            features = np.concatenate([metric.features(one) for one in batches])
-            figures |= metric.compare(metric.features(reference), features)
+        elif isinstance(metric, SetMetric):
+            features = set_features(metric, (one for row in jobs for one in drawn(row)), batch=batch)
+            figures |= metric.compare(real[metric.name], features)
     return figures
 
 

@@ -220,9 +220,12 @@ class TrainingConfig(_Strict):
 
 
 class WatchConfig(_Strict):
-    """What is looked at while training. `trackers: null` takes tensorboard where it is installed."""
+    """What is looked at while training. `trackers: null` takes tensorboard where it is installed.
 
-    validation_samples: Annotated[Whole, Field(ge=0, le=COUNT.high)] = 64
+    `validation_samples: null` holds out a tenth of the good samples for validation, at most 64.
+    """
+
+    validation_samples: Annotated[Whole, Field(ge=0, le=COUNT.high)] | None = None
     validate_every: Steps = 1000
     prompts: tuple[Annotated[str, Field(max_length=100_000)], ...] = (
         "a cat to the left of a red car",
@@ -254,6 +257,22 @@ class TrainConfig(_Strict):
     def store_folder(self) -> Path:
         """Where checked samples, latents and encodings are kept."""
         return self.store or self.out / "store"
+
+    def validation_count(self, samples: int) -> int:
+        """Return how many of the good samples are held out for validation.
+
+        Raises:
+            ConfigError: the rest is less than a batch.
+        """
+        given = self.watch.validation_samples
+        count = min(64, samples // 10) if given is None else given
+        batch = self.training.batch_size
+        if samples - count < batch:
+            raise ConfigError(
+                f"training.batch_size is {batch}, but of {samples} good samples {max(0, samples - count)} are left to "
+                f"train on (watch.validation_samples: {count}): lower one of them or add pictures"
+            )
+        return count
 
     def as_yaml(self) -> str:
         """Return it with every default filled in."""

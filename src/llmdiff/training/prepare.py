@@ -76,6 +76,7 @@ def load_parts(config: TrainConfig, device: torch.device) -> Parts:
     pipe = load_base_pipeline(config.models.base, dtype=dtype).to(device)
     check_steps(pipe, config.watch.sample_steps, name="watch.sample_steps")
     samples = load_samples(config, pipe)
+    config.validation_count(len(samples))
     if samples.quarantined:
         _log.info("%d samples are in quarantine: %s", samples.quarantined, config.store_folder / "samples")
     torch.manual_seed(config.training.seed)

@@ -96,12 +96,7 @@ class _Run:
         self.objective = Objective.of(parts.pipe.scheduler, min_snr_gamma=training.min_snr_gamma)
         # The same samples are set aside whatever the run's seed, so that runs can be compared.
         order = np.random.default_rng(0).permutation(len(parts.samples))
-        held_out = config.watch.validation_samples
-        if len(order) - held_out < training.batch_size:
-            raise ConfigError(
-                f"watch.validation_samples is {held_out} of {len(order)} good samples, which leaves less than a batch: "
-                "lower it"
-            )
+        held_out = config.validation_count(len(order))
         self.validation, self.kept = order[:held_out].tolist(), np.sort(order[held_out:])
         if one_shape:
             self.kept = _whole_batches(self.kept, parts.samples.rows[self.kept, 3], training.batch_size)

@@ -208,7 +208,7 @@ def test_the_command_takes_values_and_says_where_the_adapter_is(config, tmp_path
         ("data.kind=films", "data.kind is 'films'"),
         ("models.llm=/nowhere", "/nowhere"),
         ("models.base=/nowhere", "base pipeline '/nowhere' is neither a folder"),
-        ("watch.validation_samples=11", "leaves less than a batch"),
+        ("watch.validation_samples=11", "are left to train on"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(config, tmp_path, change, message):
