@@ -10,6 +10,7 @@ from torch import nn
 
 from llmdiff.adapter import families
 from llmdiff.adapter.adapter import LLMDiffAdapter
+from llmdiff.adapter.base_encoder import has_text_encoder
 from llmdiff.adapter.decoding import watch_decoding
 from llmdiff.adapter.installation import (
     Installation,
@@ -21,6 +22,7 @@ from llmdiff.adapter.installation import (
 from llmdiff.adapter.prompts import LLMEncodePrompt
 from llmdiff.adapter.settings import Control, as_control
 from llmdiff.adapter.texts import check_context
+from llmdiff.adapter.trial import check_by_drawing
 from llmdiff.checks.validation import keywords_of
 from llmdiff.errors import AdapterMismatchError, AttachError, ConfigError
 
@@ -67,7 +69,8 @@ def attach(
 
     Attach a pipeline that shares its denoiser with an attached one (`from_pipe`) by the same call, with
     the same adapter and settings; until then it refuses to draw. A ControlNet's cross-attention reads
-    phi(c).
+    phi(c). A pipeline class that is not diffusers' own draws one small step with two prompts, to show that the text
+    reaches its pictures.
 
     While attached, `pipe(...)` raises an error instead of returning a wrong picture: a
     NonFinitePictureError if a model overflows, an AttachError if the LLM's text did not reach the denoiser.
@@ -79,7 +82,7 @@ def attach(
             processors.
         AdapterMismatchError: the adapter was made for another family, width or LLM; an LLM of the right
             sizes but another name is accepted with `strict=False`.
-        AttachError: an LLM is attached already.
+        AttachError: an LLM is attached already, or the text does not reach the pipeline's pictures.
     If one of these is raised, nothing is attached.
     """
     control = as_control(control, fields)
@@ -91,42 +94,66 @@ def attach(
     check_fits(pipe, adapter)
     check_llm(llm, adapter, strict=control.strict)
     check_context(adapter, weighted=control.weighted, rewording=control.rewording)
-    if (0 < scale < 1 or (control.keep_base_text and scale > 0)) and getattr(
-        pipe, "text_encoder", None
-    ) is None:
+    if control.keep_base_text and family.mixing == "prediction":
+        raise ConfigError(
+            f"keep_base_text is True, but {family.title} gives every text row a position or lets them attend to each "
+            "other, so the base's tokens cannot stand beside the LLM's: use a scale below 1, which mixes predictions"
+        )
+    if (0 < scale < 1 or (control.keep_base_text and scale > 0)) and not has_text_encoder(pipe):
         what = "keep_base_text=True" if control.keep_base_text else f"scale {scale}"
         raise ConfigError(
             f"{what} needs the base's own text encoder, but pipe.text_encoder is None: load it, or attach with "
             "scale=1.0 and keep_base_text=False, the LLM alone"
         )
-    installation = controlnet_installation = None
+    parts: list[Installation] = []
     if scale > 0:
         settings = {"scale": scale, "keep_base_text": control.keep_base_text}
-        installation, fresh = _join_or(denoiser, adapter, settings, install, strict=True)
+        new = []
         try:
-            controlnet = getattr(pipe, "controlnet", None)
-            if isinstance(controlnet, nn.Module):
-                controlnet_installation, _ = _join_or(
-                    getattr(controlnet, "_orig_mod", controlnet), adapter, settings, install_control
-                )
+            for module, make in _modules(pipe, denoiser):
+                part, fresh = _join_or(module, adapter, settings, make)
+                parts.append(part)
+                new += [part] if fresh else []
         except BaseException:
-            if fresh:
-                installation.restore()
+            for part in new:
+                part.restore()
             raise
-        for part in (installation, controlnet_installation):
-            if part is not None:
-                part.users.append(weakref.ref(pipe))
+        for part in parts:
+            part.users.append(weakref.ref(pipe))
     pipe.encode_prompt = LLMEncodePrompt(
         pipe,
         llm,
         adapter,
-        installation,
-        controlnet_installation,
+        parts,
         family=family,
         control=control,
         replaced=vars(pipe).get("encode_prompt"),
         decoding=watch_decoding(pipe),
     )
+    if parts and not type(pipe).__module__.startswith("diffusers."):
+        try:
+            check_by_drawing(pipe)
+        except BaseException:
+            detach(pipe)
+            raise
+
+
+def _modules(pipe: Any, denoiser: nn.Module) -> list[tuple[nn.Module, Callable[..., Installation]]]:
+    """Return the modules of a pipeline that read the text, the denoiser first, each with what installs layers on it."""
+    found: list[tuple[nn.Module, Callable[..., Installation]]] = [(denoiser, _install_strict)]
+    # Wan 2.2 has a second denoiser of the same kind for the last steps.
+    second = getattr(pipe, "transformer_2", None)
+    if isinstance(second, nn.Module):
+        found.append((getattr(second, "_orig_mod", second), _install_strict))
+    controlnet = getattr(pipe, "controlnet", None)
+    if isinstance(controlnet, nn.Module):
+        nets = list(getattr(controlnet, "nets", [controlnet]))
+        found += [(getattr(net, "_orig_mod", net), install_control) for net in nets]
+    return found
+
+
+def _install_strict(module: nn.Module, adapter: LLMDiffAdapter, **settings: Any) -> Installation:
+    return install(module, adapter, strict=True, **settings)
 
 
 def own_scale(adapter: LLMDiffAdapter) -> float:
@@ -146,10 +173,9 @@ def detach(pipe: Any) -> None:
     if not is_attached(pipe):
         raise AttachError("pipe has no LLM attached: attach one first, or leave out detach(pipe)")
     attached: LLMEncodePrompt = vars(pipe)["encode_prompt"]
-    parts = [part for part in (attached.installation, attached.controlnet_installation) if part is not None]
-    leaving = [part for part in parts if not _other_users(part, pipe)]
+    leaving = [part for part in attached.parts if not _other_users(part, pipe)]
     for part in leaving:
-        part.check_in_place()
+        part.check_removable()
     for part in leaving:
         part.restore()
     if attached.decoding is not None:
@@ -246,7 +272,6 @@ def _join_or(
     adapter: LLMDiffAdapter,
     settings: dict[str, Any],
     make: Callable[..., Installation],
-    **more: Any,
 ) -> tuple[Installation, bool]:
     """Return the module's installation if its settings match, else a new one; and whether it is new."""
     present = installation_on(module)
@@ -255,7 +280,7 @@ def _join_or(
         present.restore()
         present = None
     if present is None or not present.users:
-        return make(module, adapter, **settings, **more), True
+        return make(module, adapter, **settings), True
     if present.adapter is adapter and present.settings == tuple(settings.values()):
         return present, False
     raise AttachError(
@@ -270,7 +295,6 @@ def _other_users(part: Installation, pipe: Any) -> bool:
         user = reference()
         if user is None or user is pipe or not is_attached(user):
             continue
-        attached = vars(user)["encode_prompt"]
-        if part is attached.installation or part is attached.controlnet_installation:
+        if any(part is one for one in vars(user)["encode_prompt"].parts):
             return True
     return False

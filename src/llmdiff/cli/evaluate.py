@@ -90,9 +90,7 @@ def evaluate(
     place = usable_device(models.device)
     # Validate all arguments before drawing, which takes minutes.
     if suite == _SCENES:
-        chosen = _scenes(
-            prompts or _SCENES_PROMPTS, seed, checker, place, suite_files, reference, official_scores
-        )
+        chosen = _scenes(checker, place, suite_files, reference, official_scores)
     else:
         chosen = _suite_parts(suite, suite_files, reference, official_scores) | {"prompts_per_tag": prompts}
     writable_folder(out)
@@ -100,6 +98,9 @@ def evaluate(
     chosen_workers = Workers(count=workers, ray=ray)
     # Other workers load the models themselves; this process takes only their digests.
     controller, pipe = load(replace(models, device=place if chosen_workers.here else "cpu"))
+    if suite == _SCENES:
+        base = controller.adapter.config.base_model_id
+        chosen["suite"] = _scenes_suite(measured[0], base, prompts or _SCENES_PROMPTS, seed)
     drawing: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale}
     report = evaluate_suite(
         controller_systems(controller, pipe, control=models.control, **drawing),
@@ -123,9 +124,13 @@ def evaluate(
     typer.echo(report_tables(report))
 
 
+def _scenes_suite(scorer: Any, base: str, prompts: int, seed: int) -> Any:
+    from llmdiff.evaluation.suites.scenes import scene_prompts, scenes_suite, world_of_pipeline
+
+    return scenes_suite(scene_prompts(prompts, seed, world_of_pipeline(base, scorer.checker)))
+
+
 def _scenes(
-    prompts: int,
-    seed: int,
     checker: str,
     device: str,
     files: Path | None,
@@ -133,9 +138,7 @@ def _scenes(
     official: Many,
 ) -> dict[str, Any]:
     from llmdiff.evaluation.metrics.reference import read_reference
-    from llmdiff.evaluation.suites.scenes import SceneScorer, scene_prompts, scenes_suite
-    from llmdiff.evaluation.suites.scenes_check import SceneChecker
-    from llmdiff.openmoji.contents import World
+    from llmdiff.evaluation.suites.scenes import SceneScorer, load_checker
 
     for name, value in {"suite-files": files, "official-scores": official}.items():
         if value is not None:
@@ -143,10 +146,8 @@ def _scenes(
                 f"{name} is given, but the suite scenes has prompts and a scorer of its own: leave it out, or name "
                 "another --suite"
             )
-    scorer = SceneScorer(SceneChecker.from_pretrained(checker).to(device))
     return {
-        "suite": scenes_suite(scene_prompts(prompts, seed, World(objects=scorer.checker.objects))),
-        "scorers": [scorer],
+        "scorers": [SceneScorer(load_checker(checker).to(device))],
         "reference": None if reference is None else read_reference(reference),
     }
 

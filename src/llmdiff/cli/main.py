@@ -1,6 +1,6 @@
 """The command `llmdiff` and its verbs."""
 
-from llmdiff.cli import batch, doctor, draw, evaluate, init, plan, serve, train, ui
+from llmdiff.cli import batch, doctor, draw, evaluate, init, plan, serve, train, ui, world
 from llmdiff.cli.application import new_application, run
 from llmdiff.cli.options import Verb
 
@@ -19,6 +19,7 @@ app.command(cls=Verb)(plan.plan)
 app.command(cls=Verb)(evaluate.evaluate)
 app.command(cls=Verb)(serve.serve)
 app.command(cls=Verb)(ui.ui)
+app.command(cls=Verb)(world.world)
 app.command(cls=Verb)(doctor.doctor)
 
 

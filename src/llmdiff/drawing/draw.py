@@ -1,5 +1,6 @@
 """Draw pictures of a prompt and write them to disk: the work of `llmdiff generate` and `llmdiff compare`."""
 
+import logging
 import platform
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from llmdiff.controller import LLMController
+
+_log = logging.getLogger(__name__)
 
 AfterStep = Callable[[int, Any, Any], None]
 """Callback after every denoising step: its number, its timestep, its latents (B, C, h, w)."""
@@ -89,6 +92,8 @@ def generate(settings: DrawingSettings, models: Models, out: Path) -> list[Path]
     for path in paths:
         check_writable(path)
     controller, pipe = load(models)
+    if (notice := prompt_notice(pipe, settings.prompt)) is not None:
+        _log.warning("%s", notice)
     made_with = picture_metadata(settings, models, controller, pipe)
     with controller.attached(pipe, models.control):
         for path, seed in zip(paths, settings.seeds, strict=True):
@@ -107,6 +112,8 @@ def compare(settings: DrawingSettings, models: Models, out: Path) -> Path:
     """
     check_writable(out)
     controller, pipe = load(models)
+    if (notice := prompt_notice(pipe, settings.prompt)) is not None:
+        _log.warning("%s", notice)
     made_with = picture_metadata(settings, models, controller, pipe)
     scale = made_with["scale"]
     captions = [f"seed {seed}" for seed in settings.seeds]
@@ -127,6 +134,18 @@ def compare(settings: DrawingSettings, models: Models, out: Path) -> Path:
         sheet(settings.prompt, [base, ours]), out, {**made_with, "seeds": ", ".join(map(str, settings.seeds))}
     )
     return out
+
+
+def prompt_notice(pipe: Any, prompt: str) -> str | None:
+    """Return one line that says so if the prompt has no word of the world that a pipeline was trained on.
+
+    None for all others, and for a pipeline whose folder names no world.
+    """
+    from llmdiff.world.vocabulary import unknown_prompt_notice, world_of
+
+    folder = pipe.config.get("_name_or_path")
+    world = world_of(folder) if folder else None
+    return None if world is None else unknown_prompt_notice(prompt, world)
 
 
 def draw(pipe: Any, settings: DrawingSettings, seed: int, *, after_step: AfterStep | None = None) -> "Image":

@@ -61,7 +61,14 @@ class Drawn:
     heat: Sequence[tuple[str, bytes]] = ()
 
 
-Event = Loading | Step | Drawn
+@dataclass(frozen=True, kw_only=True)
+class Notice:
+    """Something to know about the pictures that follow, in one line."""
+
+    text: str
+
+
+Event = Loading | Notice | Step | Drawn
 
 
 class _StoppedError(Exception):
@@ -137,6 +144,8 @@ class Studio:
         stop: threading.Event,
     ) -> None:
         controller, pipe = self._models(models, tell)
+        if (notice := drawing.prompt_notice(pipe, settings.prompt)) is not None:
+            tell(Notice(text=notice))
 
         def picture(system: System, seed: int, words_watch: "WordWatch | None" = None) -> None:
             after_step = _watcher(pipe, settings, system, seed, tell, stop, words_watch)

@@ -15,7 +15,7 @@ from llmdiff.serving import ui_html
 from llmdiff.serving.logs import log
 from llmdiff.serving.picture_store import PictureStore
 from llmdiff.serving.settings import UiSettings
-from llmdiff.serving.studio import Drawn, Loading, Step, Studio
+from llmdiff.serving.studio import Drawn, Loading, Notice, Step, Studio
 from llmdiff.serving.ui_examples import OPENING, OPENING_SEED, own_world
 from llmdiff.serving.ui_html import Shown
 
@@ -90,12 +90,15 @@ class Drawer:
     ) -> Iterator[tuple[Any, Any, Any, Any]]:
         pictures: list[Shown] = []
         preview: bytes | None = None
+        notice = ""
         total, began = 2 * order.number, time.monotonic()
         yield _change(ui_html.status("starting ...", done=0), ui_html.sides(order.seeds, []))
         with closing(self._studio.draw(order, models)) as events:
             for event in events:
                 if isinstance(event, Loading):
                     yield _change(ui_html.status(f"loading {models.adapter} ...", done=0))
+                elif isinstance(event, Notice):
+                    notice = f" Note: {event.text}."
                 elif isinstance(event, Step):
                     preview = event.preview or preview
                     words = (
@@ -116,7 +119,7 @@ class Drawer:
                         ui_html.gallery(kept),
                         kept,
                     )
-        yield _change(ui_html.status(f"Done: {total} pictures in {time.monotonic() - began:.1f} s."))
+        yield _change(ui_html.status(f"Done: {total} pictures in {time.monotonic() - began:.1f} s.{notice}"))
 
     def _order(
         self,

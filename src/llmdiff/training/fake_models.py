@@ -27,6 +27,7 @@ from llmdiff.language.gguf import gguf_llm_folder
 from llmdiff.language.packaged import PACKAGED, packaged_llm_folder
 from llmdiff.language.support import check_supported
 from llmdiff.training.config import ModelsConfig
+from llmdiff.training.denoise import check_trainable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +122,9 @@ def _pipeline(base: str) -> tuple[Any, dict[str, nn.Module]]:
         raise UnsupportedPipelineError(f"base {base!r} is a {class_name}, which diffusers does not have")
     models = {name: _built(part, config) for name, (part, config) in parts.items()}
     pipe = kind.__new__(kind)  # nothing but its class and these parts is looked at
-    family = families.family_of(pipe)
-    inside = {name: model for name, model in models.items() if name in (family.denoiser, "vae")}
+    inside = {name: model for name, model in models.items() if name in ("unet", "transformer", "vae")}
     vars(pipe).update(inside)
+    check_trainable(pipe)
     return pipe, {name: model for name, model in models.items() if name not in inside}
 
 

@@ -25,7 +25,7 @@ from llmdiff.language.llm import DecoderLLM
 from llmdiff.language.tensor_store import TensorStore
 from llmdiff.training.config import TrainConfig, TrainingConfig
 from llmdiff.training.data import Samples, check_samples
-from llmdiff.training.denoise import encode_pictures, side_multiple_px
+from llmdiff.training.denoise import check_trainable, encode_pictures, side_multiple_px
 
 LATENT_CHUNK = 256  # pictures that are put on disk together
 _LATENT_FORMAT = 2  # of what is kept, and of how pictures are opened
@@ -74,6 +74,7 @@ def load_parts(config: TrainConfig, device: torch.device) -> Parts:
     dtype = COMPUTED_IN[config.training.precision]
     llm = DecoderLLM.from_pretrained(config.models.llm, device=device, dtype=dtype)
     pipe = load_base_pipeline(config.models.base, dtype=dtype).to(device)
+    check_trainable(pipe)
     check_steps(pipe, config.watch.sample_steps, name="watch.sample_steps")
     samples = load_samples(config, pipe)
     config.validation_count(len(samples))

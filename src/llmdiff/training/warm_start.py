@@ -155,10 +155,10 @@ def warm_start(
         LLMDiffError: see `train`.
     """
     _check(pipe)
-    family, denoiser = families.family_of(pipe), families.denoiser_of(pipe)
+    denoiser: Any = families.denoiser_of(pipe)
     text_layers: Mapping[str, Any] = layers.text_layers(denoiser)
     asked = cache(queries)
-    base_says = base_texts or (lambda texts: encode_with_base(pipe, family, texts))
+    base_says = base_texts or (lambda texts: encode_with_base(pipe, texts))
 
     def step_loss(part: StepPart) -> tuple[Tensor, Mapping[str, float]]:
         rng = part.rng(config.seed, 15)

@@ -9,7 +9,7 @@ from typing import Literal, TypeVar, get_args
 
 from llmdiff.world.layouts import CORNERS, SPOTS, Relation, positions
 from llmdiff.world.places import places
-from llmdiff.world.things import BACKGROUNDS, COLOURS, STYLES, Style, Thing, Who, all_things
+from llmdiff.world.things import BACKGROUNDS, COLOURS, STYLES, Style, Thing, Who, all_things, read_table
 
 T = TypeVar("T")
 Size = Literal["small", "large"]
@@ -99,8 +99,8 @@ class World:
     """What scenes are sampled from: all the tables, or fewer things and styles for a smaller model.
 
     Fields:
-        thing_count: how many things, the first of every group in turn; None takes all. Actions and shapes
-            are counted too and keep their share.
+        thing_count: how many things; None takes all. First those that people ask for most, in the order of
+            `data/common.tsv`, then the others, every group in turn. Actions and shapes are counted too.
         styles: the styles that occur; `3d` needs a folder of pictures to be rendered (`artwork.use_fluent`).
     """
 
@@ -118,7 +118,8 @@ class World:
         groups = [list(same) for _, same in groupby(every, key=lambda thing: thing.group)]
         # The shares of a large group's things are spread evenly between those of a small one.
         ranked = sorted((i / len(same), thing.name) for same in groups for i, thing in enumerate(same))
-        chosen = {name for _, name in ranked[: self.thing_count]}
+        common = [row["name"] for row in read_table("common")]
+        chosen = list(dict.fromkeys([*common, *(name for _, name in ranked)]))[: self.thing_count]
         return tuple(thing for thing in every if thing.name in chosen)
 
     @cached_property

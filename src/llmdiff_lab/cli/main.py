@@ -2,7 +2,7 @@
 
 from llmdiff.cli.application import new_application, run
 from llmdiff.cli.options import Verb
-from llmdiff_lab.cli import benchmark, build, compare_llms, inspect, study, world
+from llmdiff_lab.cli import benchmark, build, compare_llms, inspect, study
 
 # Modules that import torch are imported inside the verbs: `llmdiff-lab --help` answers at once.
 
@@ -12,7 +12,6 @@ app = new_application(
 app.command(cls=Verb)(build.build)
 app.command(cls=Verb)(benchmark.benchmark)
 app.command("compare-llms", cls=Verb)(compare_llms.compare_llms)
-app.command(cls=Verb)(world.world)
 app.add_typer(inspect.app, name="inspect")
 app.add_typer(study.app, name="study")
 

@@ -15,11 +15,12 @@ from llmdiff.openmoji.scenes import draw, lay_out
 from llmdiff.training.loop import StepPart, train
 from llmdiff.training.loop_config import LoopConfig
 from llmdiff_lab.world_build.presets import Preset
+from llmdiff_lab.world_build.world_presets import WorldPreset
 
 _KL_WEIGHT, _DECODER_NOISE = 1e-6, 0.05
 
 
-def create_vae(preset: Preset) -> AutoencoderKL:
+def create_vae(preset: Preset | WorldPreset) -> AutoencoderKL:
     """An untrained VAE: each level after the first halves the image's side."""
     levels = len(preset.vae_channels)
     return AutoencoderKL(

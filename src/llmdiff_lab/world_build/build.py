@@ -1,4 +1,4 @@
-"""Rebuilds the embedded default from nothing: `llmdiff-lab build --preset cpu`.
+"""Rebuilds the embedded default from nothing: `llmdiff-lab build --preset openmoji-cpu`.
 
 Stages, each resumable after a kill and skipped once done: vae, scenes, text, denoiser, decoder, checker, adapter,
 siglip. `--only STAGE` runs one, and before it only those that it takes something from.
@@ -7,10 +7,6 @@ package carries. `--from shipped` begins with the base and the checker that the 
 scenes are drawn and an adapter trained: minutes instead of hours.
 """
 
-import json
-import time
-from collections.abc import Callable
-from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -23,17 +19,14 @@ from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.base_pipeline import load_base_pipeline
 from llmdiff.adapter.manifest import check_manifest
 from llmdiff.drawing.models import usable_device
-from llmdiff.errors import ConfigError
 from llmdiff.evaluation.metrics.models import ImageTextModel
 from llmdiff.evaluation.suites.scenes_check import SceneChecker
-from llmdiff.files import whole_folder, write_whole
 from llmdiff.language.gguf import llmdiff_home
 from llmdiff.language.llm import DecoderLLM
-from llmdiff.language.whole_weights import load_whole
-from llmdiff.training.curves import save_curve
 from llmdiff_lab.world_build import autoencoder, checker, dataset, denoiser, llm_adapter, siglip, text_encoder
 from llmdiff_lab.world_build.presets import Preset, preset
 from llmdiff_lab.world_build.ship import ship
+from llmdiff_lab.world_build.stages import StagedBuild, save_model
 
 # Which values of a preset make a stage what it is, by how their names begin; beside those that all stages share.
 _SHARED_VALUES = ("objects", "image_size_px", "seed")
@@ -42,12 +35,15 @@ _OWN_VALUES = {"denoiser": ("unet_",), "scenes": ("scenes",), "adapter": ("adapt
 STAGES = ("vae", "scenes", "text", "denoiser", "decoder", "checker", "adapter", "siglip")
 
 
-class Build:
+class Build(StagedBuild):
     """One build of the embedded default in a folder; each finished stage records the settings it was made with."""
 
+    shared_values = _SHARED_VALUES
+    own_values = _OWN_VALUES
+
     def __init__(self, settings: Preset, folder: Path, device: torch.device) -> None:
-        self.preset, self.folder, self.device = settings, folder, device
-        folder.mkdir(parents=True, exist_ok=True)
+        super().__init__(settings, folder)
+        self.preset, self.device = settings, device
 
     def run(self, until: str = STAGES[-1]) -> None:
         """Runs every stage up to and including `until`."""
@@ -60,11 +56,11 @@ class Build:
         def make() -> dict[str, Any]:
             model = autoencoder.train_vae(self.preset, self.folder / "vae", self.device)
             psnr = autoencoder.held_out_psnr_db(model, self.preset)
-            _save(model, self.folder / "vae" / "model")
+            save_model(model, self.folder / "vae" / "model")
             return {"held_out_psnr_db": psnr}
 
-        self._stage("vae", make)
-        return self._whole(AutoencoderKL, "vae").to(self.device)
+        self.stage("vae", make)
+        return self.load(AutoencoderKL, "vae").to(self.device)
 
     def scenes(self) -> dataset.SceneData:
         """Return the training scenes with their latents."""
@@ -73,7 +69,7 @@ class Build:
             data = dataset.load_or_make(self.preset, self.vae(), self.folder / "scenes")
             return {"scenes": len(data.contents), "latent_std": float(data.latents.float().std())}
 
-        self._stage("scenes", make)
+        self.stage("scenes", make)
         return dataset.load_or_make(self.preset, self.vae(), self.folder / "scenes")
 
     def text(self) -> CLIPTextModel:
@@ -83,11 +79,11 @@ class Build:
             model = text_encoder.train_text_encoder(
                 self.preset, self.scenes(), self.tokenizer(), self.folder / "text", self.device
             )
-            _save(model, self.folder / "text" / "model")
+            save_model(model, self.folder / "text" / "model")
             return {}
 
-        self._stage("text", make)
-        model: CLIPTextModel = self._whole(CLIPTextModel, "text")
+        self.stage("text", make)
+        model: CLIPTextModel = self.load(CLIPTextModel, "text")
         return model
 
     def tokenizer(self) -> Any:
@@ -107,10 +103,10 @@ class Build:
                 self.folder / "denoiser",
                 self.device,
             )
-            _save(pipe, self.folder / "denoiser" / "pipeline")
+            save_model(pipe, self.folder / "denoiser" / "pipeline")
             return {}
 
-        self._stage("denoiser", make)
+        self.stage("denoiser", make)
         pipe: StableDiffusionPipeline = load_base_pipeline(
             str(self.folder / "denoiser" / "pipeline"), dtype=torch.float32
         )
@@ -123,10 +119,10 @@ class Build:
         def make() -> dict[str, Any]:
             model = checker.train_checker(self.preset, self.folder / "checker", self.device)
             model.figures = checker.held_out_exact(model, self.preset)
-            _save(model, self.folder / "checker" / "model")
+            save_model(model, self.folder / "checker" / "model")
             return {"held_out": model.figures}
 
-        self._stage("checker", make)
+        self.stage("checker", make)
         return SceneChecker.from_pretrained(self.folder / "checker" / "model").to(self.device)
 
     def siglip(self) -> ImageTextModel:
@@ -136,10 +132,10 @@ class Build:
             model = siglip.train_siglip(self.preset, self.tokenizer(), self.folder / "siglip", self.device)
             figures = siglip.held_out_order(model, self.preset)
             model.model.half()
-            _save(model, self.folder / "siglip" / "model")
+            save_model(model, self.folder / "siglip" / "model")
             return {"held_out": figures}
 
-        self._stage("siglip", make)
+        self.stage("siglip", make)
         return ImageTextModel.from_pretrained(self.folder / "siglip" / "model", device=str(self.device))
 
     def decoder(self) -> AutoencoderKL:
@@ -148,11 +144,11 @@ class Build:
         def make() -> dict[str, Any]:
             model = autoencoder.refine_decoder(self.vae(), self.preset, self.folder / "decoder", self.device)
             psnr = autoencoder.held_out_psnr_db(model, self.preset)
-            _save(model, self.folder / "decoder" / "model")
+            save_model(model, self.folder / "decoder" / "model")
             return {"held_out_psnr_db": psnr}
 
-        self._stage("decoder", make)
-        return self._whole(AutoencoderKL, "decoder").to(self.device)
+        self.stage("decoder", make)
+        return self.load(AutoencoderKL, "decoder").to(self.device)
 
     def adapter(self) -> LLMDiffAdapter:
         """Return the trained adapter."""
@@ -162,10 +158,10 @@ class Build:
             pipe, data = self.pipeline(), self.scenes()
             model = llm_adapter.create_adapter(self.preset, data, pipe, llm)
             llm_adapter.train_llm_adapter(self.preset, data, pipe, llm, model, self.folder / "adapter")
-            _save(model, self.folder / "adapter" / "model")
+            save_model(model, self.folder / "adapter" / "model")
             return {}
 
-        self._stage("adapter", make)
+        self.stage("adapter", make)
         adapter: LLMDiffAdapter = LLMDiffAdapter.from_pretrained(
             self.folder / "adapter" / "model", device=self.device
         )
@@ -186,7 +182,7 @@ class Build:
         check_manifest(weights / "pipeline", ["model_index.json"])
         pipe = load_base_pipeline(str(weights / "pipeline"), dtype=torch.float32)
         if not (self.folder / "tokenizer").exists():
-            _save(pipe.tokenizer, self.folder / "tokenizer")
+            save_model(pipe.tokenizer, self.folder / "tokenizer")
         parts = {
             "vae": (pipe.vae, "model"),
             "text": (pipe.text_encoder, "model"),
@@ -199,49 +195,10 @@ class Build:
         for stage, (model, name) in parts.items():
 
             def take(model: Any = model, place: Path = self.folder / stage / name) -> dict[str, Any]:
-                _save(model, place)
+                save_model(model, place)
                 return {"from": "weights that were trained before"}
 
-            self._stage(stage, take)
-
-    def _whole(self, kind: Any, stage: str) -> Any:
-        """The model that a stage has saved."""
-        place = self.folder / stage / "model"
-        return load_whole(kind, place, what=str(place), use_safetensors=True)
-
-    def _stage(self, name: str, make: Callable[[], dict[str, Any]]) -> None:
-        done = self.folder / name / "done.json"
-        if done.exists():
-            self._check_values(name, json.loads(done.read_text()).get("preset", {}))
-            return
-        print(f"== {name}", flush=True)
-        started = time.monotonic()
-        figures = make()
-        for log in (self.folder / name).rglob("log.jsonl"):
-            save_curve(log, log.with_name("loss.png"))
-        record: dict[str, Any] = {
-            **figures,
-            "last_run_s": round(time.monotonic() - started),
-            "preset": asdict(self.preset),
-        }
-        write_whole(done, json.dumps(record, indent=1))
-        print(f"== {name}: {json.dumps(figures)}", flush=True)
-
-    def _check_values(self, stage: str, was: dict[str, Any]) -> None:
-        begins = (*_SHARED_VALUES, *_OWN_VALUES.get(stage, (f"{stage}_",)))
-        now = json.loads(json.dumps(asdict(self.preset)))
-        for value in now:
-            if value.startswith(begins) and value in was and was[value] != now[value]:
-                raise ConfigError(
-                    f"{self.folder / stage} was made with {value} {was[value]!r}, the preset has {now[value]!r}: "
-                    "delete that folder to make it anew, or build in another one"
-                )
-
-
-def _save(model: Any, folder: Path) -> None:
-    """Saves a diffusers or transformers object whole or not at all."""
-    with whole_folder(folder) as partial:
-        model.save_pretrained(partial)
+            self.stage(stage, take)
 
 
 def run_build(

@@ -9,7 +9,6 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from llmdiff.adapter import families
 from llmdiff.adapter.base_encoder import BaseTexts, encode_with_base
 from llmdiff.openmoji.captions import Wording
 from llmdiff.training.bank import in_batches
@@ -77,12 +76,9 @@ class Teacher:
     @cached_property
     def _states(self) -> Tensor:
         """Shapes: (different captions, T, W) float16."""
-        family = families.family_of(self.pipe)
         parts = in_batches(list(self._rows), batch=_BATCH, title="base's text states")
         with torch.no_grad():
-            return torch.cat(
-                [encode_with_base(self.pipe, family, part).states.half().cpu() for part in parts]
-            )
+            return torch.cat([encode_with_base(self.pipe, part).states.half().cpu() for part in parts])
 
     def texts(self, captions: Sequence[str]) -> BaseTexts:
         """Return the base's own encoding of some of the captions. Shapes: (B, T, W).

@@ -21,6 +21,7 @@ from llmdiff_lab.world_build.dataset import SceneData
 from llmdiff_lab.world_build.maps import MappingUNet, map_classes, map_loss
 from llmdiff_lab.world_build.presets import Preset
 from llmdiff_lab.world_build.text_encoder import token_ids
+from llmdiff_lab.world_build.world_presets import WorldPreset
 
 
 def create_scheduler() -> DDIMScheduler:
@@ -42,7 +43,7 @@ def create_scheduler() -> DDIMScheduler:
     )
 
 
-def create_unet(preset: Preset, latent_side: int) -> UNet2DConditionModel:
+def create_unet(preset: Preset | WorldPreset, latent_side: int) -> UNet2DConditionModel:
     """An untrained U-Net; its finest level has no attention, where convolutions cost most."""
     coarser = len(preset.unet_channels) - 1
     return UNet2DConditionModel(
@@ -152,7 +153,7 @@ def train_on(
         config,
         folder,
         title="denoiser",
-        muon=lambda name: preset.unet_muon and name.startswith("unet.") and _uses_muon(name),
+        muon=lambda name: preset.unet_muon and name.startswith("unet.") and uses_muon(name),
         lr_scale=lambda name: (preset.unet_text_lr_share if name.startswith("text.") else 1.0, 1.0),
         on_sample=sample,
     )
@@ -161,7 +162,7 @@ def train_on(
     text_encoder.eval()
 
 
-def _uses_muon(name: str) -> bool:
+def uses_muon(name: str) -> bool:
     """Whether a matrix of the U-Net lies between others; first, last and time layers are left to AdamW."""
     return name.split(".")[1] in ("down_blocks", "mid_block", "up_blocks") and "time_emb" not in name
 

@@ -22,7 +22,7 @@ _CARD = """# OpenMoji scenes: LLMDiff's embedded default
 
 A tiny Stable Diffusion of emoji scenes at {size} x {size} pixels, an LLMDiff adapter that puts {llm} in control of
 it, and what scores its pictures. All of it was trained from nothing by
-`llmdiff-lab build --preset {preset}` on scenes composed of OpenMoji drawings.
+`llmdiff-lab build --preset openmoji-{preset}` on scenes composed of OpenMoji drawings.
 
 {parts}
 
@@ -56,7 +56,7 @@ def ship(
         if siglip is not None:
             siglip.model.half()
             siglip.save_pretrained(partial / "siglip")
-        _forget_local_paths(partial / "pipeline")
+        forget_local_paths(partial / "pipeline")
         write_manifest_of_all(partial / "pipeline")
         write_manifest_of_all(partial / "checker")
         (partial / "README.md").write_text(_card(pipe, adapter, checker, siglip, preset))
@@ -98,8 +98,8 @@ def _card(
     )
 
 
-def _forget_local_paths(folder: Path) -> None:
-    """Configs remember the folder they were loaded from; what ships should not."""
+def forget_local_paths(folder: Path) -> None:
+    """Remove the folder that configs were loaded from; returns nothing."""
     for path in folder.rglob("*.json"):
         if path.name not in ("config.json", "model_index.json"):
             continue

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from llmdiff.training.loop import StepPart, train
 from llmdiff.training.loop_config import LoopConfig
 from llmdiff_lab.world_build.dataset import SceneData
 from llmdiff_lab.world_build.presets import Preset
+from llmdiff_lab.world_build.world_presets import WorldPreset
 
 _VOCABULARY_SIZE = 1_000
 _START, _END = "<|startoftext|>", "<|endoftext|>"
@@ -64,31 +65,35 @@ class Projections(nn.Module):
 def create_tokenizer(preset: Preset, folder: Path) -> CLIPTokenizer:
     """A CLIP tokenizer whose merges come from training captions; unseen words fall into pieces."""
     if not (folder / "tokenizer_config.json").exists():
-        bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=_END))
-        bpe.normalizer = normalizers.Lowercase()
-        bpe.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
-        letters = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(
-            vocab_size=_VOCABULARY_SIZE,
-            min_frequency=2,
-            special_tokens=[_START, _END],
-            initial_alphabet=sorted(letters),
-            end_of_word_suffix="</w>",
-            show_progress=False,
-        )
-        bpe.train_from_iterator(_captions(preset), trainer)
-        bpe.save(str(folder.with_suffix(".partial")))
-        vocabulary, merges = _vocabulary(folder.with_suffix(".partial"))
-        os.unlink(folder.with_suffix(".partial"))
-        tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=preset.text_max_tokens)
-        tokenizer.save_pretrained(folder)
+        train_tokenizer(_captions(preset), _VOCABULARY_SIZE, preset.text_max_tokens, folder)
     saved: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder)
     return saved
 
 
-def create_text_encoder(preset: Preset, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+def train_tokenizer(captions: Iterable[str], vocabulary_size: int, max_tokens: int, folder: Path) -> None:
+    """Write a CLIP tokenizer whose merges come from these captions; returns nothing."""
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=_END))
+    bpe.normalizer = normalizers.Lowercase()
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        min_frequency=2,
+        special_tokens=[_START, _END],
+        initial_alphabet=sorted(letters),
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    bpe.train_from_iterator(captions, trainer)
+    bpe.save(str(folder.with_suffix(".partial")))
+    vocabulary, merges = _vocabulary(folder.with_suffix(".partial"))
+    os.unlink(folder.with_suffix(".partial"))
+    CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_tokens).save_pretrained(folder)
+
+
+def create_text_encoder(preset: Preset | WorldPreset, tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """An untrained CLIP text encoder of the preset's size."""
     return CLIPTextModel(
         CLIPTextConfig(

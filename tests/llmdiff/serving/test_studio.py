@@ -1,6 +1,7 @@
 """The studio: the bits of drawing alone for base and LLM, told step by step, stopped when nobody looks."""
 
 import io
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +15,8 @@ from PIL import Image
 from llmdiff.drawing.draw import DrawingSettings, draw
 from llmdiff.drawing.models import Models, load
 from llmdiff.errors import AdapterNotFoundError, LLMDiffError
-from llmdiff.serving.studio import Drawn, Loading, Step, Studio
+from llmdiff.serving.studio import Drawn, Loading, Notice, Step, Studio
+from llmdiff.world.vocabulary import WORLD_FILE
 
 ORDER = DrawingSettings(prompt="a red cat", negative_prompt="a dog", seed=7, number=2, steps=3)
 
@@ -64,6 +66,21 @@ def test_steps_are_told_in_order_and_with_previews(studio: Studio, adapter: Path
         previews = [one.preview for one in steps if one.preview is not None]
         assert previews
         assert Image.open(io.BytesIO(previews[0])).size == (16, 16)
+
+
+def test_a_prompt_without_a_word_of_the_pipelines_world_is_told_so_once(
+    studio: Studio, adapter: Path
+) -> None:
+    models = Models(adapter=str(adapter))
+    base = Path(json.loads((adapter / "config.json").read_text())["base_model_id"])
+    orders = [replace(ORDER, number=2, steps=1, prompt=prompt) for prompt in ("a red cat", "submarines")]
+    (base / WORLD_FILE).write_text(json.dumps({"thing_count": 40, "styles": ["flat"]}))
+    try:
+        notices = [[one for one in studio.draw(order, models) if isinstance(one, Notice)] for order in orders]
+    finally:
+        (base / WORLD_FILE).unlink()
+    assert [len(found) for found in notices] == [0, 1]
+    assert "llmdiff world" in notices[1][0].text
 
 
 def test_models_are_loaded_once_and_again_when_others_are_chosen(studio: Studio, adapter: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from llmdiff.cli.main import app
 from llmdiff.errors import LLMDiffError
 from llmdiff.world.artwork import aspect, picture, sprite, use_fluent
 from llmdiff.world.rendering import backdrop, render, render_many, renderers, sprite_box
@@ -17,7 +18,6 @@ from llmdiff.world.scenes import Placed, Scene, World
 from llmdiff.world.sheets import contact_sheet, scene_sheet
 from llmdiff.world.splits import sample_scene
 from llmdiff.world.things import BACKGROUNDS, COLOURS, all_things
-from llmdiff_lab.cli.main import app
 
 WORLD = World(thing_count=60, styles=("flat", "line"))
 
@@ -169,7 +169,7 @@ def test_the_verb_lists_everything_and_writes_a_sheet(tmp_path) -> None:
         "cat, dog",
         "beach",
         "styles (3): flat, line, 3d",
-        "llmdiff-lab world --out",
+        "llmdiff world --out",
     ):
         assert words in listed.stdout
     one = run(app, ["world", "--group", "music", "--out", str(tmp_path / "sheet.png")])

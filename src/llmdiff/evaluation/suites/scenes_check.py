@@ -135,7 +135,7 @@ class SceneChecker(nn.Module):
             CorruptWeightsError: the folder holds no checker, or a damaged one.
             ConfigError: the checker was trained on another world than this version's.
         """
-        folder = packaged_checker() if name_or_path == EMBEDDED_NAME else Path(name_or_path)
+        folder = checker_folder(name_or_path)
         try:
             config = read_json(folder / _CONFIG_NAME)
             checker = cls(int(config["objects"]), channels=int(config["channels"]))
@@ -147,7 +147,7 @@ class SceneChecker(nn.Module):
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise CorruptWeightsError(
                 f"checker {folder}: not a readable scene checker ({first_line(error)}); train it with: "
-                "llmdiff-lab build --until checker"
+                "llmdiff-lab build --preset openmoji-cpu --until checker"
             ) from error
         checker.figures = dict(config.get("figures", {}))
         return checker.eval()
@@ -183,6 +183,11 @@ def packaged_checker() -> Path:
     return Path(str(files("llmdiff"))) / "openmoji" / "weights" / "checker"
 
 
+def checker_folder(name_or_path: str | Path) -> Path:
+    """Return the folder of a checker: the packaged one's for "openmoji"."""
+    return packaged_checker() if name_or_path == EMBEDDED_NAME else Path(name_or_path)
+
+
 def to_checker_input(images: NDArray[np.uint8]) -> Tensor:
     """Return pictures of any size as the checker takes them: (N, H, W, 3) uint8 => (N, 3, 64, 64) in -1..1."""
     pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -204,7 +209,7 @@ def _check_world(folder: Path, config: Mapping[str, Any], checker: SceneChecker)
         if config[name] != expected:
             raise ConfigError(
                 f"checker {folder}: its {name} are not those of this version's world; train it again with: "
-                "llmdiff-lab build --until checker"
+                "llmdiff-lab build --preset openmoji-cpu --until checker"
             )
 
 

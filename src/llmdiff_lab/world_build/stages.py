@@ -1,0 +1,76 @@
+"""A build in a folder: stages that run once, record what they were made with, and go on where they were stopped."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar
+
+from llmdiff.errors import ConfigError
+from llmdiff.files import whole_folder, write_whole
+from llmdiff.language.whole_weights import load_whole
+from llmdiff.training.curves import save_curve
+
+
+class StagedBuild:
+    """The stages of one build; each finished one leaves `done.json` with its figures and its settings.
+
+    `own_values` says which values of the settings make a stage what it is, by how their names begin (the stage's
+    own name unless said), `shared_values` which ones all stages share.
+    """
+
+    shared_values: ClassVar[tuple[str, ...]] = ("image_size_px", "seed")
+    own_values: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    def __init__(self, settings: Any, folder: Path) -> None:
+        self.settings, self.folder = settings, folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def stage(self, name: str, make: Callable[[], dict[str, Any]]) -> None:
+        """Run a stage unless it is done; `make` returns the figures to record.
+
+        Raises:
+            ConfigError: the stage was made with other settings.
+        """
+        done = self.folder / name / "done.json"
+        if done.exists():
+            self._check_values(name, json.loads(done.read_text()).get("preset", {}))
+            return
+        print(f"== {name}", flush=True)
+        started = time.monotonic()
+        figures = make()
+        for log in (self.folder / name).rglob("log.jsonl"):
+            save_curve(log, log.with_name("loss.png"))
+        record: dict[str, Any] = {
+            **figures,
+            "last_run_s": round(time.monotonic() - started),
+            "preset": asdict(self.settings),
+        }
+        write_whole(done, json.dumps(record, indent=1))
+        print(f"== {name}: {json.dumps(figures)}", flush=True)
+
+    def is_done(self, name: str) -> bool:
+        """Return whether a stage is done."""
+        return (self.folder / name / "done.json").exists()
+
+    def load(self, kind: Any, stage: str) -> Any:
+        """Return the model that a stage has saved."""
+        place = self.folder / stage / "model"
+        return load_whole(kind, place, what=str(place), use_safetensors=True)
+
+    def _check_values(self, stage: str, was: dict[str, Any]) -> None:
+        begins = (*self.shared_values, *self.own_values.get(stage, (f"{stage}_",)))
+        now = json.loads(json.dumps(asdict(self.settings)))
+        for value in now:
+            if value.startswith(begins) and value in was and was[value] != now[value]:
+                raise ConfigError(
+                    f"{self.folder / stage} was made with {value} {was[value]!r}, the preset has {now[value]!r}: "
+                    "delete that folder to make it anew, or build in another one"
+                )
+
+
+def save_model(model: Any, folder: Path) -> None:
+    """Save a diffusers or transformers object whole or not at all; returns nothing."""
+    with whole_folder(folder) as partial:
+        model.save_pretrained(partial)

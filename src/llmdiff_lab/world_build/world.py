@@ -1,0 +1,305 @@
+"""Builds the world's models from nothing: `llmdiff-lab build --preset cpu`.
+
+Stages, each resumable after a kill and skipped once done: vae, scenes, text, latents, denoiser, decoder, checker. Of
+`vae`, of `scenes` with `text` and of `checker`, none waits for another. Every stage keeps its log, its loss curve and
+its samples beside its weights.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from llmdiff.adapter.base_pipeline import load_base_pipeline
+from llmdiff.drawing.models import usable_device
+from llmdiff.errors import ConfigError
+from llmdiff.language.gguf import llmdiff_home
+from llmdiff.training.processes import stop_requests
+from llmdiff.world.artwork import use_fluent
+from llmdiff.world.checker import WorldChecker
+from llmdiff.world.rendering import renderers
+from llmdiff_lab.world_build import (
+    checker_figures,
+    world_checker,
+    world_denoiser,
+    world_scenes,
+    world_text,
+    world_vae,
+)
+from llmdiff_lab.world_build.denoiser import create_pipeline, create_scheduler, create_unet
+from llmdiff_lab.world_build.stages import StagedBuild, save_model
+from llmdiff_lab.world_build.world_pack import pack, unpack
+from llmdiff_lab.world_build.world_presets import WorldPreset, world_preset
+from llmdiff_lab.world_build.world_ship import ship_world
+
+STAGES = ("vae", "scenes", "text", "latents", "denoiser", "decoder", "checker")
+
+
+class WorldBuild(StagedBuild):
+    """One build of the world in a folder.
+
+    `stopped` says whether to stop between the parts of a stage that does not train.
+    """
+
+    shared_values = ("image_size_px", "seed", "things", "styles")
+    own_values: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "scenes": ("scenes", "captions_each", "text_vocabulary", "text_captions", "text_max_tokens"),
+        "text": ("text_width", "text_layers", "text_steps", "text_batch", "text_lr", "text_max_tokens"),
+        "latents": ("scenes",),
+        "denoiser": ("unet_",),
+    }
+
+    def __init__(
+        self,
+        preset: WorldPreset,
+        folder: Path,
+        device: torch.device,
+        *,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        super().__init__(preset, folder)
+        self.preset, self.device, self.stopped = preset, device, stopped
+        self._open = ExitStack()
+
+    def __enter__(self) -> "WorldBuild":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def run(self, until: str = STAGES[-1]) -> None:
+        """Run every stage up to and including `until`; returns nothing.
+
+        Raises:
+            SystemExit: it was stopped; run again, it goes on.
+        """
+        for stage in STAGES[: STAGES.index(until) + 1]:
+            if self.stopped():
+                raise SystemExit(0)
+            if not self.is_done(stage):
+                getattr(self, stage)()
+
+    def vae(self) -> AutoencoderKL:
+        """Return the autoencoder."""
+
+        def make() -> dict[str, Any]:
+            folder, pictures = self.folder / "vae", range(self.preset.vae_images)
+            model = world_vae.train_vae(
+                self.preset,
+                world_scenes.training_pictures(self.preset, pictures, self._pool),
+                folder,
+                self.device,
+            )
+            save_model(model, folder / "model")
+            return {"held_out_psnr_db": self._psnr_db(model, folder)}
+
+        self.stage("vae", make)
+        return self.load(AutoencoderKL, "vae").to(self.device)
+
+    def scenes(self) -> world_scenes.SceneSet:
+        """Return what the training scenes show and their captions."""
+        path = self.folder / "scenes" / "scenes.safetensors"
+
+        def make() -> dict[str, Any]:
+            self.tokenizer()
+            path.parent.mkdir(exist_ok=True)
+            world_scenes.prepare_scenes(
+                self.preset, self.folder / "tokenizer" / "tokenizer.json", self._pool, path
+            )
+            scenes = world_scenes.load_scenes(path, torch.device("cpu"))
+            return world_text.caption_lengths(scenes, self.tokenizer())
+
+        self.stage("scenes", make)
+        return world_scenes.load_scenes(path, self.device)
+
+    def tokenizer(self) -> CLIPTokenizer:
+        """Return the base's tokenizer."""
+        return world_text.create_tokenizer(self.preset, self.folder / "tokenizer")
+
+    def text(self) -> CLIPTextModel:
+        """Return the base's text encoder, as trained on captions and maps alone."""
+
+        def make() -> dict[str, Any]:
+            model = world_text.train_text_encoder(
+                self.preset, self.scenes(), self.tokenizer(), self.folder / "text", self.device
+            )
+            save_model(model, self.folder / "text" / "model")
+            return {}
+
+        self.stage("text", make)
+        model: CLIPTextModel = self.load(CLIPTextModel, "text")
+        return model
+
+    def latents(self) -> Tensor:
+        """Return the scaled latents of the training scenes."""
+        folder = self.folder / "latents"
+
+        def make() -> dict[str, Any]:
+            folder.mkdir(exist_ok=True)
+            if not world_scenes.prepare_latents(self.preset, self.vae(), self._pool, folder, self.stopped):
+                raise SystemExit(0)
+            latents = world_scenes.load_latents(folder, torch.device("cpu"))
+            return {"scenes": len(latents), "latent_std": float(latents.float().std())}
+
+        self.stage("latents", make)
+        return world_scenes.load_latents(folder, self.device)
+
+    def denoiser(self) -> StableDiffusionPipeline:
+        """Return the base pipeline before its decoder is refined."""
+
+        def make() -> dict[str, Any]:
+            folder, latents = self.folder / "denoiser", self.latents()
+            torch.manual_seed(self.preset.seed + 2)
+            unet = create_unet(self.preset, latents.shape[-1])
+            unet.to(self.device, memory_format=torch.channels_last)
+            pipe = create_pipeline(self.vae(), self.text(), self.tokenizer(), unet)
+            pipe.to(self.device)
+            world_denoiser.train_denoiser(self.preset, self.scenes(), latents, pipe, folder)
+            save_model(pipe, folder / "pipeline")
+            return {"parameters": sum(parameter.numel() for parameter in unet.parameters())}
+
+        self.stage("denoiser", make)
+        pipe: StableDiffusionPipeline = load_base_pipeline(
+            str(self.folder / "denoiser" / "pipeline"), dtype=torch.float32
+        )
+        pipe.set_progress_bar_config(disable=True)
+        return pipe.to(self.device)
+
+    def decoder(self) -> AutoencoderKL:
+        """Return the autoencoder with its decoder trained on."""
+
+        def make() -> dict[str, Any]:
+            folder, pictures = self.folder / "decoder", range(self.preset.vae_images)
+            model = world_vae.refine_decoder(
+                self.vae(),
+                self.preset,
+                world_scenes.training_pictures(self.preset, pictures, self._pool),
+                folder,
+                self.device,
+            )
+            save_model(model, folder / "model")
+            return {"held_out_psnr_db": self._psnr_db(model, folder)}
+
+        self.stage("decoder", make)
+        return self.load(AutoencoderKL, "decoder").to(self.device)
+
+    def checker(self) -> WorldChecker:
+        """Return what reads pictures back."""
+
+        def make() -> dict[str, Any]:
+            preset, folder = self.preset, self.folder / "checker"
+            model = world_checker.train_checker(
+                preset.world,
+                steps=preset.checker_steps,
+                batch=preset.checker_batch,
+                lr=preset.checker_lr,
+                folder=folder,
+                device=self.device,
+                seed=preset.seed,
+                channels=preset.checker_channels,
+                precision=preset.precision,
+                # A GPU would wait for one process's pictures; a CPU has its own work to do.
+                pool=self._pool if self.device.type == "cuda" else None,
+            )
+            model.figures = checker_figures.checker_figures(model, renders=preset.checker_renders)
+            save_model(model, folder / "model")
+            return {"held_out": model.figures}
+
+        self.stage("checker", make)
+        return WorldChecker.from_pretrained(self.folder / "checker" / "model").to(self.device)
+
+    def pipeline(self) -> StableDiffusionPipeline:
+        """Return the base pipeline as it ships: the trained denoiser with the refined decoder."""
+        pipe = self.denoiser()
+        pipe.register_modules(vae=self.decoder(), scheduler=create_scheduler())
+        return pipe
+
+    @cached_property
+    def _pool(self) -> ProcessPoolExecutor:
+        """The processes that render, started when they are first needed."""
+        return self._open.enter_context(renderers())
+
+    def _psnr_db(self, model: AutoencoderKL, folder: Path) -> float:
+        return world_vae.psnr_db(
+            model, world_scenes.held_out_pictures(self.preset, 512), folder / "held-out.png"
+        )
+
+
+def run_world_build(
+    preset_name: str,
+    out: Path | None,
+    *,
+    until: str | None = None,
+    only: str | None = None,
+    minutes: float | None = None,
+    pack_to: Path | None = None,
+    unpack_from: Path | None = None,
+    fluent: Path | None = None,
+    ship_to: Path | None = None,
+    device: str | None = None,
+) -> None:
+    """Run the stages of a build, each unless it is done; after `minutes` it saves what it has and stops.
+
+    The state of the build is taken from `unpack_from` first and written to `pack_to` at the end, also when the time
+    was up. `fluent` is the folder of the 3D drawings, which only worlds with that style need. A build that is
+    finished is written to `ship_to` as the package carries it.
+
+    Raises:
+        ConfigError: no such preset, stage or device, or a stage was made with other values.
+        SystemExit: the time is up; run again, it goes on.
+    """
+    preset = world_preset(preset_name)
+    for option, stage in (("--until", until), ("--only", only)):
+        if stage is not None and stage not in STAGES:
+            raise ConfigError(
+                f"{option}: got {stage!r}, expected one of {', '.join(STAGES)} with preset {preset_name}"
+            )
+    if minutes is not None and not 0 < minutes < 10_000:
+        raise ConfigError(f"--minutes: got {minutes:g}, expected more than 0 and less than 10,000")
+    if "3d" in preset.styles and fluent is None:
+        raise ConfigError(
+            f"--fluent: got none, but preset {preset_name} draws in style 3d: pass the folder of the npm package "
+            "@lobehub/fluent-emoji-3d (npm pack @lobehub/fluent-emoji-3d; tar xzf lobehub-*.tgz)"
+        )
+    use_fluent(fluent if "3d" in preset.styles else None)
+    folder = out or llmdiff_home() / "builds" / f"world-{preset.name}"
+    if unpack_from is not None:
+        unpack(unpack_from, folder)
+    try:
+        with (
+            time_limit(minutes) as stopped,
+            WorldBuild(preset, folder, torch.device(usable_device(device)), stopped=stopped) as build,
+        ):
+            if only is not None:
+                getattr(build, only)()
+            else:
+                build.run(until or STAGES[-1])
+            if ship_to is not None:
+                ship_world(build.pipeline(), folder, ship_to, preset)
+    finally:
+        if pack_to is not None:
+            pack(folder, pack_to, STAGES)
+
+
+@contextmanager
+def time_limit(minutes: float | None) -> Iterator[Callable[[], bool]]:
+    """Return a context that asks this process to stop after so many minutes, as SIGTERM does."""
+    timer = threading.Timer((minutes or 0) * 60, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.daemon = True
+    with stop_requests() as stopped:
+        if minutes is not None:
+            timer.start()
+        try:
+            yield stopped
+        finally:
+            timer.cancel()

@@ -1,0 +1,148 @@
+"""The sizes of the next embedded default: `cpu` (2 cores, hours), `gpu` (one GPU, minutes) and `test` (seconds)."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from llmdiff.errors import ConfigError
+from llmdiff.world.scenes import World
+from llmdiff.world.things import STYLES, Style
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldPreset:
+    """Everything that sets one build of the world apart from another.
+
+    Units: `image_size_px` in pixels; `*_steps` in optimiser steps; `*_lr` is the maximum learning rate.
+
+    Fields:
+        things, styles: how much of the world there is; None takes all things.
+        precision: of forward and backward passes; weights are float32.
+        vae_images: how many pictures the VAE is trained on.
+        scenes, captions_each: how many scenes text encoder and denoiser are trained on, with how many captions each.
+        map_weight: weight of the auxiliary loss of what lies where; falls to 0 over the training.
+        sample_every, sample_count: after how many steps how many prompts are drawn, to be looked at.
+        text_captions: how many captions the tokenizer is made from.
+        checker_renders: how many renders the checker is measured on.
+        text_lr_share: learning rate of the text encoder while the denoiser is trained, as a share of `unet_lr`.
+    """
+
+    name: str
+    things: int | None = 96
+    styles: tuple[Style, ...] = ("flat", "line")
+    image_size_px: int = 128
+    seed: int = 0
+    precision: Literal["no", "bf16"] = "bf16"
+    compile: bool = False
+
+    vae_channels: tuple[int, ...] = (16, 32, 64, 128)
+    vae_latent_channels: int = 16
+    vae_images: int = 12_000
+    vae_steps: int = 5_000
+    vae_batch: int = 4
+    vae_lr: float = 3e-3
+    decoder_steps: int = 5_000
+    decoder_lr: float = 2e-3
+
+    scenes: int = 48_000
+    captions_each: int = 4
+
+    text_width: int = 160
+    text_layers: int = 4
+    text_vocabulary: int = 2_000
+    text_captions: int = 20_000
+    text_max_tokens: int = 77
+    text_steps: int = 300
+    text_batch: int = 128
+    text_lr: float = 1e-3
+
+    unet_channels: tuple[int, ...] = (96, 192, 256)
+    unet_layers_per_block: int = 1
+    unet_head_width: int = 32
+    unet_steps: int = 4_000
+    unet_batch: int = 64
+    unet_lr: float = 8e-4
+    unet_ema_horizon: int = 1_000
+    sample_every: int = 500
+    sample_count: int = 24
+    text_lr_share: float = 0.3
+    map_weight: float = 0.3
+    caption_dropout: float = 0.1
+
+    checker_channels: int = 64
+    checker_steps: int = 2_200
+    checker_batch: int = 32
+    checker_lr: float = 3e-3
+    checker_renders: int = 2_000
+
+    @property
+    def world(self) -> World:
+        """What scenes are sampled from."""
+        return World(thing_count=self.things, styles=self.styles)
+
+
+CPU = WorldPreset(name="cpu")
+GPU = WorldPreset(
+    name="gpu",
+    things=None,
+    styles=STYLES,
+    compile=True,
+    vae_channels=(32, 64, 128, 128),
+    vae_images=60_000,
+    vae_steps=12_000,
+    vae_batch=32,
+    decoder_steps=4_000,
+    scenes=400_000,
+    captions_each=2,
+    text_width=160,
+    text_layers=6,
+    text_vocabulary=4_000,
+    text_captions=60_000,
+    text_steps=3_000,
+    text_batch=512,
+    unet_channels=(112, 224, 256),
+    unet_steps=4_000,
+    unet_batch=256,
+    checker_steps=6_000,
+    checker_batch=128,
+)
+TEST = WorldPreset(
+    name="test",
+    things=20,
+    styles=("flat", "line"),
+    precision="no",
+    vae_channels=(8, 8, 8, 8),
+    vae_latent_channels=4,
+    vae_images=16,
+    vae_steps=4,
+    vae_batch=2,
+    decoder_steps=4,
+    scenes=64,
+    captions_each=2,
+    text_width=32,
+    text_layers=2,
+    text_vocabulary=600,
+    text_captions=200,
+    text_steps=4,
+    text_batch=8,
+    unet_channels=(16, 16, 32),
+    unet_head_width=8,
+    unet_steps=4,
+    unet_batch=4,
+    sample_count=4,
+)
+PRESETS: dict[str, WorldPreset] = {preset.name: preset for preset in (CPU, GPU, TEST)}
+
+
+def world_preset(name: str, **changes: Any) -> WorldPreset:
+    """Return the preset of this name with some values changed.
+
+    Raises:
+        ConfigError: no such preset, or no such value.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"preset: got {name!r}, expected one of {', '.join(PRESETS)}")
+    known = {field.name for field in fields(WorldPreset)}
+    unknown = sorted(set(changes) - known)
+    if unknown:
+        raise ConfigError(f"preset {name}: unknown value {unknown[0]!r}; known: {', '.join(sorted(known))}")
+    return replace(PRESETS[name], **changes)

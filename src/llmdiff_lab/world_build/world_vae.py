@@ -1,0 +1,147 @@
+"""The world's VAE: trained on scenes, its decoder refined at the end, its latents those of all that comes after."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llmdiff.drawing.grids import save_grid
+from llmdiff.training.loop import StepLoss, StepPart, train
+from llmdiff.training.loop_config import LoopConfig
+from llmdiff_lab.world_build.autoencoder import create_vae, to_uint8
+from llmdiff_lab.world_build.world_presets import WorldPreset
+
+_KL_WEIGHT, _DECODER_NOISE = 1e-7, 0.05
+
+
+def train_vae(
+    preset: WorldPreset, pictures: NDArray[np.uint8], folder: Path, device: torch.device
+) -> AutoencoderKL:
+    """Return a VAE whose `scaling_factor` gives latents of unit variance.
+
+    Shapes: pictures (N, H, W, 3).
+    """
+    torch.manual_seed(preset.seed)
+    vae = create_vae(preset).to(device, memory_format=torch.channels_last)
+    stored = torch.from_numpy(pictures).to(device)
+    side = preset.image_size_px // 2 ** (len(preset.vae_channels) - 1)
+
+    def step_loss(part: StepPart) -> tuple[Tensor, dict[str, float]]:
+        images = _batch(stored, part.rng(preset.seed, 1), preset.vae_batch)
+        noise = torch.randn(len(images), preset.vae_latent_channels, side, side, generator=part.generator)
+        posterior = vae.encode(images).latent_dist
+        output = vae.decode(posterior.mean + posterior.std * noise.to(device)).sample
+        loss, figures = _pixel_loss(output, images)
+        return loss + _KL_WEIGHT * posterior.kl().mean(), figures
+
+    _train(preset, {"vae": vae}, step_loss, preset.vae_steps, preset.vae_lr, folder, "vae")
+    vae.eval()
+    with torch.no_grad():
+        latents = encode_pictures(vae, pictures[:512], preset.precision)
+        vae.register_to_config(scaling_factor=float(vae.config.scaling_factor / latents.float().std()))
+    return vae
+
+
+def refine_decoder(
+    vae: AutoencoderKL, preset: WorldPreset, pictures: NDArray[np.uint8], folder: Path, device: torch.device
+) -> AutoencoderKL:
+    """Return the VAE with its decoder trained on: its latents, and all that is trained on them, stay as they are.
+
+    The latents get a little noise, because those that a denoiser draws are never quite right either.
+    """
+    vae = vae.to(device, memory_format=torch.channels_last).requires_grad_(False)
+    vae.decoder.requires_grad_(True).train()
+    stored, rms = torch.from_numpy(pictures).to(device), 1 / vae.config.scaling_factor
+
+    def step_loss(part: StepPart) -> tuple[Tensor, dict[str, float]]:
+        images = _batch(stored, part.rng(preset.seed, 11), preset.vae_batch)
+        with torch.no_grad():
+            latents = vae.encode(images).latent_dist.mean
+        noise = torch.randn(latents.shape, generator=part.generator).to(latents)
+        return _pixel_loss(vae.decode(latents + _DECODER_NOISE * rms * noise).sample, images)
+
+    modules = {"decoder": vae.decoder}
+    _train(preset, modules, step_loss, preset.decoder_steps, preset.decoder_lr, folder, "decoder")
+    return vae.eval()
+
+
+@torch.no_grad()
+def psnr_db(vae: AutoencoderKL, pictures: NDArray[np.uint8], sheet: Path) -> float:
+    """Return the mean peak signal-to-noise ratio of these pictures; the first ones are saved beside the originals.
+
+    Units: decibel.
+    """
+    values: list[float] = []
+    for start in range(0, len(pictures), 64):
+        batch = pictures[start : start + 64]
+        device = next(vae.parameters()).device
+        latents = vae.encode(to_images(torch.from_numpy(batch).to(device))).latent_dist.mean
+        output = to_uint8(vae.decode(latents).sample)
+        error = ((output.astype(np.float64) - batch) ** 2).mean((1, 2, 3))
+        values += list(10 * np.log10(255**2 / np.maximum(error, 1e-3)))
+        if start == 0:
+            pairs = np.stack([batch[:12], output[:12]], 1).reshape(-1, *batch.shape[1:])
+            save_grid(pairs, ["real", "decoded"] * (len(pairs) // 2), sheet, columns=6)
+    return float(np.mean(values))
+
+
+@torch.no_grad()
+def encode_pictures(vae: AutoencoderKL, pictures: NDArray[np.uint8], precision: str) -> Tensor:
+    """Return scaled latents of pictures, posterior means, on the CPU.
+
+    Shapes: pictures (N, H, W, 3); result (N, C, h, w) float16.
+    """
+    device = next(vae.parameters()).device
+    latents = []
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        for start in range(0, len(pictures), 64):
+            images = to_images(torch.from_numpy(pictures[start : start + 64]).to(device))
+            mean = vae.encode(images).latent_dist.mean
+            latents.append((mean.float() * vae.config.scaling_factor).half().cpu())
+    return torch.cat(latents).contiguous()
+
+
+def to_images(pictures: Tensor) -> Tensor:
+    """Return pictures as a VAE takes them. Shapes: (N, H, W, 3) uint8; result (N, 3, H, W) in -1..1."""
+    return (pictures.float() / 127.5 - 1).permute(0, 3, 1, 2)
+
+
+def _batch(stored: Tensor, rng: np.random.Generator, size: int) -> Tensor:
+    return to_images(stored[torch.from_numpy(rng.integers(len(stored), size=size)).to(stored.device)])
+
+
+def _pixel_loss(output: Tensor, images: Tensor) -> tuple[Tensor, dict[str, float]]:
+    squared = F.mse_loss(output.float(), images)
+    # The absolute error keeps flat colours and outlines sharp where the squared one alone would blur them.
+    loss = squared + 0.5 * F.l1_loss(output.float(), images)
+    return loss, {"psnr_db": float(-10 * torch.log10(squared.detach() / 4))}
+
+
+def _train(
+    preset: WorldPreset,
+    modules: Mapping[str, nn.Module],
+    step_loss: StepLoss,
+    steps: int,
+    lr: float,
+    folder: Path,
+    title: str,
+) -> None:
+    config = LoopConfig(
+        steps=steps,
+        learning_rate=lr,
+        lr_schedule="trapezoid",
+        seed=preset.seed,
+        ema_horizon=200,
+        precision=preset.precision,
+    )
+    train(modules, step_loss, config, folder, title=title, muon=_uses_muon)
+
+
+def _uses_muon(name: str) -> bool:
+    """Whether a matrix lies between others; the first and the last ones are left to AdamW."""
+    return not any(part in name for part in ("conv_in", "conv_out", "quant_conv"))
