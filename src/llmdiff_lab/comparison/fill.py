@@ -7,6 +7,7 @@ which chooses the learning rate and reads the captions for all of them. OUT/logs
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from llmdiff.errors import LLMDiffError
+from llmdiff.errors import LLMDiffError, first_line
 from llmdiff.evaluation.metrics.loading import load_metric
 from llmdiff.workers.jobs import Job, Workers, run_jobs
 from llmdiff_lab.comparison.names import SystemName
@@ -114,9 +115,15 @@ class SystemFiller:
         with (self._logs / f"{trained}-seed-{seed}.log").open("a") as file:
             os.dup2(file.fileno(), sys.stdout.fileno())
             os.dup2(file.fileno(), sys.stderr.fileno())
-        if self._benchmark is None:
-            self._benchmark = self._recipe.benchmark()
-        self._benchmark.fill(names, seeds=[seed])
+        try:
+            if self._benchmark is None:
+                self._benchmark = self._recipe.benchmark()
+            self._benchmark.fill(names, seeds=[seed])
+        except LLMDiffError:
+            raise
+        except Exception as error:  # whatever it is, systems that do not depend on this one go on
+            traceback.print_exc()
+            raise LLMDiffError(f"{type(error).__name__}: {first_line(error)}") from error
 
 
 @contextmanager
