@@ -7,13 +7,15 @@ Writes OUT.json and OUT.md. Minutes on one core.
 
 import argparse
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 from llmdiff.environment import command_line, versions
-from llmdiff.evaluation.suites.scenes_check import SceneChecker
-from llmdiff.openmoji.contents import World
+from llmdiff.evaluation.suites.scenes import load_checker, world_of
+from llmdiff.world.checker import WorldChecker
 from llmdiff_lab.inspection.scorer_check import check_scorer, scorer_tables
+from llmdiff_lab.world_build.checker_figures import checker_figures, figures_tables
 
 
 def main() -> None:
@@ -25,9 +27,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, help="where to write, without suffix")
     chosen = parser.parse_args()
-    checker = SceneChecker.from_pretrained(chosen.checker)
-    world = World(objects=checker.objects)
-    report = check_scorer(checker.read, world, renders=chosen.renders, seed=chosen.seed)
+    checker = load_checker(chosen.checker)
+    tables: Callable[..., str]
+    if isinstance(checker, WorldChecker):
+        report, tables = checker_figures(checker, renders=chosen.renders, seed=chosen.seed), figures_tables
+    else:
+        world = world_of(checker)
+        report = check_scorer(checker.read, world, renders=chosen.renders, seed=chosen.seed)
+        tables = scorer_tables
     report |= {
         "checker": chosen.checker,
         "command": command_line(),
@@ -36,8 +43,8 @@ def main() -> None:
     }
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     chosen.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    chosen.out.with_suffix(".md").write_text(scorer_tables(report, markdown=True))
-    print(scorer_tables(report))
+    chosen.out.with_suffix(".md").write_text(tables(report, markdown=True))
+    print(tables(report))
 
 
 if __name__ == "__main__":

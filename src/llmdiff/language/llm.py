@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from llmdiff.errors import ConfigError
-from llmdiff.language.advice import Advice
 from llmdiff.language.blocks import Lone, run_blocks, run_prefix
 from llmdiff.language.loading import load_llm
 from llmdiff.language.placement import Placement
@@ -32,11 +31,9 @@ class DecoderLLM:
 
     `model` is a transformers causal language model, `id` what `from_pretrained` takes to load it again,
     `blocks` its decoder blocks. The language-model head is never run. `joined_lones` are the readings of "alone" that
-    blocks may compute in one call with the text. `advice`, if set, is a closed LLM that is
-    asked about every prompt that a pipeline draws with this LLM.
+    blocks may compute in one call with the text.
     """
 
-    advice: Advice | None = None
     joined_lones: frozenset[Lone]
 
     def __init__(self, model: Any, tokenizer: Any, *, id: str) -> None:

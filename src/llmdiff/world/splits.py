@@ -8,6 +8,7 @@ from hashlib import blake2s
 from itertools import combinations
 from typing import Literal, get_args
 
+from llmdiff.errors import LLMDiffError
 from llmdiff.world.captions import LONG_WORDS, Caption, caption
 from llmdiff.world.expected import Expected
 from llmdiff.world.scenes import Scene, World, any_scene, laid_out
@@ -34,6 +35,8 @@ SPLIT_MEANINGS: dict[Split, str] = {
     "styles": "a thing in a style in which no training scene shows it",
 }
 _PAIR_SHARE, _COUNT_SHARE, _STYLE_SHARE, _COLOURS_EACH = 0.05, 0.12, 0.12, 2
+# The rarest split's scenes are one of 180 in every world that has any.
+_MOST_TRIES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,13 +122,18 @@ def prompts(split: Split, count: int = 100, *, seed: int = 0, world: World = Wor
 
 
 def split_scene(split: Split, world: World, rng: random.Random) -> Scene:
-    """Return a scene for a split: with what it holds out, without what other splits hold out."""
+    """Return a scene for a split: with what it holds out, without what other splits hold out.
+
+    Raises:
+        LLMDiffError: this world has no such scene, as a world of one style has none of the split `styles`.
+    """
     wanted = {split} if split in ("pairs", "colours", "counts", "styles") else set()
-    while True:
+    for _ in range(_MOST_TRIES):
         scene = any_scene(world, rng)
         if held_out_parts(scene) == wanted and _SUITS.get(split, _few_things)(scene):
             kept = scene if split == "negation" else replace(scene, absent=())
             return laid_out(kept, rng)
+    raise LLMDiffError(f"split {split}: {world} has no scenes for it; use a world of more things or styles")
 
 
 def _few_things(scene: Scene) -> bool:

@@ -17,7 +17,7 @@ _MINUTES = Bounds(0.01, 10_000.0)
 
 
 class Stage(StrEnum):
-    """The build's stages, in their order; checker, adapter and siglip of the presets openmoji-* only."""
+    """The build's stages, in their order; adapter and siglip of the presets openmoji-* only."""
 
     vae = "vae"
     scenes = "scenes"

@@ -3,22 +3,20 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmdiff.evaluation.suites.scenes import PARTS
-from llmdiff.evaluation.tables import failure_notes, percent
+from llmdiff.evaluation.tables import failure_notes
 from llmdiff.serving.templates import render
 from llmdiff_lab.comparison.plots import accuracy_plot, curves_plot
 from llmdiff_lab.comparison.runs import EXACT, Run
 from llmdiff_lab.comparison.tables import (
     COST_NOTE,
     METRIC_NOTE,
-    RELATIONS,
     SEARCH_HEADING,
     SEARCH_NOTE,
     accuracy_cells,
     best_first,
     cost_rows,
     measured_rows,
-    relation_cells,
+    part_rows,
     search_rows,
 )
 from llmdiff_lab.inspection.figure_files import data_address
@@ -50,10 +48,7 @@ def benchmark_page(report: Mapping[str, Any], runs: Sequence[Run]) -> str:
         ],
         failures=failure_notes({name: system["failed_pictures"] for name, system in systems.items()}),
         accuracy_plot=accuracy_plot(systems),
-        parts=[
-            ["system", *PARTS, *(f"relation {kind}" for kind in RELATIONS)],
-            *([name, *_parts(systems[name]), *relation_cells(systems[name])] for name in ranked),
-        ],
+        parts=part_rows(systems, ranked, intervals=True),
         measured=measured_rows(report, ranked),
         metric_note=METRIC_NOTE,
         cost=cost_rows(systems, ranked),
@@ -70,10 +65,6 @@ def benchmark_page(report: Mapping[str, Any], runs: Sequence[Run]) -> str:
         swaps=_swaps(ranked, first),
         address_of=address_of,
     )
-
-
-def _parts(system: Mapping[str, Any]) -> list[str]:
-    return [percent(system["parts"][part]) if part in system["parts"] else "-" for part in PARTS]
 
 
 def _swaps(ranked: Sequence[str], first: Mapping[str, Run]) -> dict[int, dict[str, list[str]]]:

@@ -4,7 +4,7 @@ OUT/settings.json
 OUT/runs/   see `trainings`; beside them:
 OUT/runs/SYSTEM/seed-N/evaluation/   pictures, scores and figures, see `evaluate_suite`
 OUT/report.json  OUT/report.md  OUT/report.html
-OUT/logs/   where systems run side by side, see `side_by_side`
+OUT/logs/   where several workers share the work, see `fill`
 """
 
 import gc
@@ -24,11 +24,10 @@ from tqdm.auto import tqdm
 from llmdiff.evaluation.metrics.kinds import Metric
 from llmdiff.evaluation.picture_store import DRAWN_NAME
 from llmdiff.evaluation.report import check_metrics, evaluate_suite
-from llmdiff.evaluation.suites.scenes import SceneScorer, scene_prompts, scenes_suite
+from llmdiff.evaluation.suites.scenes import SceneScorer, scene_prompts, scenes_suite, world_of
 from llmdiff.evaluation.suites.suite import PromptSuite
 from llmdiff.evaluation.systems import System, pipeline_system
 from llmdiff.files import read_json, writable_folder, write_whole
-from llmdiff.openmoji.contents import World
 from llmdiff_lab.comparison.names import BASE, BASE_LONGER, SystemName
 from llmdiff_lab.comparison.page import benchmark_page
 from llmdiff_lab.comparison.runs import read_run
@@ -76,7 +75,7 @@ class Benchmark:
 
     @cached_property
     def _suite(self) -> PromptSuite:
-        world = World(objects=self._scorer.checker.objects)
+        world = world_of(self._scorer.checker)
         return scenes_suite(scene_prompts(self.settings.prompts_per_split, 0, world))
 
     def run(self, *, command: str) -> dict[str, Any]:

@@ -65,8 +65,7 @@ def benchmark_tables(report: Mapping[str, Any]) -> str:
         ]
         if rows:
             lines += _table(OVER_SEEDS, ["", "held out", "all", *splits], rows)
-    rows = [[name, *_parts(systems[name])] for name in ranked]
-    head = ["system", *PARTS, *(f"relation {kind}" for kind in RELATIONS)]
+    head, *rows = part_rows(systems, ranked)
     lines += _table("Parts right, %, of the prompts that ask for them", head, rows)
     measured = measured_rows(report, ranked)
     if measured:
@@ -146,10 +145,21 @@ def accuracy_cells(system: Mapping[str, Any], splits: Sequence[str]) -> list[str
     return [percent(figures) for figures in found]
 
 
-def _parts(system: Mapping[str, Any]) -> list[str]:
-    parts = system["parts"]
-    shown = [f"{100 * parts[part]['mean']:.1f}" if part in parts else "-" for part in PARTS]
-    return shown + relation_cells(system)
+def part_rows(
+    systems: Mapping[str, Any], ranked: Sequence[str], *, intervals: bool = False
+) -> list[list[str]]:
+    """Return how many parts of prompts and relations are right, in percent, below a head that names them."""
+
+    def cell(figures: Mapping[str, Any]) -> str:
+        return percent(figures) if intervals else f"{100 * figures['mean']:.1f}"
+
+    asked = [part for part in PARTS if any(part in systems[name]["parts"] for name in ranked)]
+    rows = [["system", *asked, *(f"relation {kind}" for kind in RELATIONS)]]
+    for name in ranked:
+        parts = systems[name]["parts"]
+        shown = [cell(parts[part]) if part in parts else "-" for part in asked]
+        rows.append([name, *shown, *relation_cells(systems[name])])
+    return rows
 
 
 def relation_cells(system: Mapping[str, Any]) -> list[str]:

@@ -14,8 +14,9 @@ from llmdiff.evaluation.suites.verdicts import SeenScene, Verdict, scene_as_seen
 from llmdiff.evaluation.tables import figure_text, text_table
 from llmdiff.openmoji.contents import World
 from llmdiff.openmoji.scenes import Content
-from llmdiff_lab.world_build.checker import real_renders, spoil, to_uint8
+from llmdiff_lab.world_build.checker import real_renders, spoil
 from llmdiff_lab.world_build.dataset import near_miss
+from llmdiff_lab.world_build.spoiling import to_uint8
 
 Reader = Callable[[NDArray[np.uint8]], Sequence[SeenScene]]
 """Pictures (N, H, W, 3) => what each shows."""

@@ -34,7 +34,7 @@ class LaviBridgeConnector(Connector):
         draws A with standard deviation 1 / rank.
     """
 
-    keeps = "texts"
+    keeps = "nothing"
 
     def __init__(
         self,

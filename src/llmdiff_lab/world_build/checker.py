@@ -24,6 +24,7 @@ from llmdiff.openmoji.scenes import Content, Scene, content_of, draw, lay_out
 from llmdiff.openmoji.world import BACKGROUNDS, SHAPE_COLOURS
 from llmdiff.training.loop import StepPart, train
 from llmdiff.training.loop_config import LoopConfig
+from llmdiff_lab.world_build import spoiling
 from llmdiff_lab.world_build.presets import Preset
 
 _REACH_PX, _MARGIN_PX = 3.2, 5.5
@@ -46,7 +47,8 @@ def train_checker(preset: Preset, folder: Path, device: torch.device) -> SceneCh
         pixels = spoil(to_checker_input(images), rng)
         mush = rng.random(len(scenes)) < _MUSH_SHARE
         if mush.any():
-            pixels[torch.from_numpy(mush)] = _mush(pixels, rng)[torch.from_numpy(mush)]
+            nothing = spoiling.mush(pixels, pixels.roll(1, dims=0), rng)
+            pixels[torch.from_numpy(mush)] = nothing[torch.from_numpy(mush)]
         output = checker(pixels.to(device))
         losses = _losses(
             output, _targets(checker, scenes, mush).to(device), torch.from_numpy(mush).to(device)
@@ -83,8 +85,9 @@ def held_out_exact(checker: SceneChecker, preset: Preset, count: int = 2000) -> 
             asked_of.update(name for name, part in parts.items() if part is not None)
             tally.update(name for name, part in parts.items() if part)
         pixels = to_checker_input(images)
-        for name, changed in (("spoilt", spoil(pixels, rng, clean_share=0.0)), ("mush", _mush(pixels, rng))):
-            again = checker.read(to_uint8(changed))
+        nothing = spoiling.mush(pixels, pixels.roll(1, dims=0), rng)
+        for name, changed in (("spoilt", spoil(pixels, rng, clean_share=0.0)), ("mush", nothing)):
+            again = checker.read(spoiling.to_uint8(changed))
             asked_of[name] += len(again)
             if name == "mush":
                 tally[name] += sum(bool(one.things) for one in again)
@@ -118,7 +121,7 @@ def spoil(pixels: Tensor, rng: np.random.Generator, *, clean_share: float = _CLE
         return torch.from_numpy(values.astype(np.float32))
 
     # The picture and its (1, 2, 1) / 4 blur, mixed: a standard deviation of 0 to 0.7 pixels, often the most.
-    soft = blur(pixels, torch.tensor([1.0, 2.0, 1.0]) / 4)
+    soft = spoiling.blur(pixels, torch.tensor([1.0, 2.0, 1.0]) / 4)
     pixels = torch.lerp(pixels, soft, strength(1.2).clamp(max=1.0))
     noise = torch.from_numpy(rng.standard_normal(tuple(pixels.shape), dtype=np.float32))
     shift = torch.from_numpy(rng.uniform(-1, 1, size=(count, 3, 1, 1)).astype(np.float32))
@@ -126,24 +129,6 @@ def spoil(pixels: Tensor, rng: np.random.Generator, *, clean_share: float = _CLE
         rng.choice([-1.0, 1.0], size=(count, 1, 1, 1)).astype(np.float32)
     )
     return (pixels * gain + strength(0.08) * shift + strength(0.1) * noise).clamp(-1, 1)
-
-
-def _mush(pixels: Tensor, rng: np.random.Generator) -> Tensor:
-    """Pictures of nothing: half one scene and half another, or blurred until nothing is left to recognise."""
-    kernel = torch.exp(-(torch.arange(-8, 9).float() ** 2) / (2 * 4.0**2))
-    blurred = blur(pixels, kernel / kernel.sum())
-    share = torch.from_numpy(rng.uniform(0.4, 0.6, size=(len(pixels), 1, 1, 1)).astype(np.float32))
-    blend = torch.lerp(pixels, pixels.roll(1, dims=0).flip(-1), share)
-    chosen = torch.from_numpy(rng.random((len(pixels), 1, 1, 1)) < 0.4)
-    return torch.where(chosen, blurred, blend)
-
-
-def blur(pixels: Tensor, kernel: Tensor) -> Tensor:
-    """Pictures blurred down and across with this kernel. Shapes: (N, 3, H, W), as the result; kernel (K,), K odd."""
-    reach = len(kernel) // 2
-    rows = kernel.view(1, 1, -1, 1).expand(3, 1, -1, 1)
-    padded = F.pad(pixels, (reach, reach, reach, reach), mode="replicate")
-    return F.conv2d(F.conv2d(padded, rows, groups=3), rows.transpose(2, 3), groups=3)
 
 
 class _Targets:
@@ -206,8 +191,3 @@ def full_content(content: Content, scene: Scene) -> Content:
     if content.relation is None and content.count == 1 and content.size is None:
         return replace(full, size=SIZE_OF_PX.get(scene.placed[0].size_px))
     return full
-
-
-def to_uint8(pixels: Tensor) -> NDArray[np.uint8]:
-    """Pictures of pixels in -1..1: (N, 3, H, W) => (N, H, W, 3)."""
-    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()

@@ -21,10 +21,11 @@ from llmdiff.openmoji.scenes import Content, Item, Scene, draw, lay_out
 from llmdiff.openmoji.world import OPPOSITE, RELATIONS
 from llmdiff.training.loop import StepPart, train
 from llmdiff.training.loop_config import LoopConfig
-from llmdiff_lab.world_build.checker import blur, spoil, to_uint8
+from llmdiff_lab.world_build.checker import spoil
 from llmdiff_lab.world_build.dataset import near_miss
 from llmdiff_lab.world_build.maps import MAP_SIDE, map_classes, map_loss, scene_maps
 from llmdiff_lab.world_build.presets import Preset
+from llmdiff_lab.world_build.spoiling import blur, to_uint8
 from llmdiff_lab.world_build.text_encoder import token_ids
 
 _MAP_WEIGHT, _FACT_WEIGHT = 1.0, 0.5

@@ -1,8 +1,8 @@
 """Builds the world's models from nothing: `llmdiff-lab build --preset cpu`.
 
-Stages, each resumable after a kill and skipped once done: vae, scenes, text, latents, denoiser, decoder. Of `vae`
-and of `scenes` with `text`, neither waits for the other. Every stage keeps its log, its loss curve and its samples
-beside its weights.
+Stages, each resumable after a kill and skipped once done: vae, scenes, text, latents, denoiser, decoder, checker. Of
+`vae`, of `scenes` with `text` and of `checker`, none waits for another. Every stage keeps its log, its loss curve and
+its samples beside its weights.
 """
 
 import os
@@ -26,15 +26,23 @@ from llmdiff.errors import ConfigError
 from llmdiff.language.gguf import llmdiff_home
 from llmdiff.training.processes import stop_requests
 from llmdiff.world.artwork import use_fluent
+from llmdiff.world.checker import WorldChecker
 from llmdiff.world.rendering import renderers
-from llmdiff_lab.world_build import world_denoiser, world_scenes, world_text, world_vae
+from llmdiff_lab.world_build import (
+    checker_figures,
+    world_checker,
+    world_denoiser,
+    world_scenes,
+    world_text,
+    world_vae,
+)
 from llmdiff_lab.world_build.denoiser import create_pipeline, create_scheduler, create_unet
 from llmdiff_lab.world_build.stages import StagedBuild, save_model
 from llmdiff_lab.world_build.world_pack import pack, unpack
 from llmdiff_lab.world_build.world_presets import WorldPreset, world_preset
 from llmdiff_lab.world_build.world_ship import ship_world
 
-STAGES = ("vae", "scenes", "text", "latents", "denoiser", "decoder")
+STAGES = ("vae", "scenes", "text", "latents", "denoiser", "decoder", "checker")
 
 
 class WorldBuild(StagedBuild):
@@ -184,6 +192,31 @@ class WorldBuild(StagedBuild):
 
         self.stage("decoder", make)
         return self.load(AutoencoderKL, "decoder").to(self.device)
+
+    def checker(self) -> WorldChecker:
+        """Return what reads pictures back."""
+
+        def make() -> dict[str, Any]:
+            preset, folder = self.preset, self.folder / "checker"
+            model = world_checker.train_checker(
+                preset.world,
+                steps=preset.checker_steps,
+                batch=preset.checker_batch,
+                lr=preset.checker_lr,
+                folder=folder,
+                device=self.device,
+                seed=preset.seed,
+                channels=preset.checker_channels,
+                precision=preset.precision,
+                # A GPU would wait for one process's pictures; a CPU has its own work to do.
+                pool=self._pool if self.device.type == "cuda" else None,
+            )
+            model.figures = checker_figures.checker_figures(model, renders=preset.checker_renders)
+            save_model(model, folder / "model")
+            return {"held_out": model.figures}
+
+        self.stage("checker", make)
+        return WorldChecker.from_pretrained(self.folder / "checker" / "model").to(self.device)
 
     def pipeline(self) -> StableDiffusionPipeline:
         """Return the base pipeline as it ships: the trained denoiser with the refined decoder."""

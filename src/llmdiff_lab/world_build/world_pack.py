@@ -118,7 +118,8 @@ def _converted(tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str
 
 
 def _archive(members: dict[str, bytes]) -> bytes:
-    packed, first = io.BytesIO(), dict[bytes, str]()
+    packed = io.BytesIO()
+    first: dict[bytes, str] = {}
     with tarfile.open(fileobj=packed, mode="w") as archive:
         for name, data in sorted(members.items()):
             member, same = tarfile.TarInfo(name), first.setdefault(data, name)

@@ -22,6 +22,7 @@ class WorldPreset:
         map_weight: weight of the auxiliary loss of what lies where; falls to 0 over the training.
         sample_every, sample_count: after how many steps how many prompts are drawn, to be looked at.
         text_captions: how many captions the tokenizer is made from.
+        checker_renders: how many renders the checker is measured on.
         text_lr_share: learning rate of the text encoder while the denoiser is trained, as a share of `unet_lr`.
     """
 
@@ -67,6 +68,12 @@ class WorldPreset:
     map_weight: float = 0.3
     caption_dropout: float = 0.1
 
+    checker_channels: int = 64
+    checker_steps: int = 2_200
+    checker_batch: int = 32
+    checker_lr: float = 3e-3
+    checker_renders: int = 2_000
+
     @property
     def world(self) -> World:
         """What scenes are sampled from."""
@@ -95,6 +102,8 @@ GPU = WorldPreset(
     unet_channels=(112, 224, 256),
     unet_steps=4_000,
     unet_batch=256,
+    checker_steps=6_000,
+    checker_batch=128,
 )
 TEST = WorldPreset(
     name="test",

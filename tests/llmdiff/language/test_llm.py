@@ -20,6 +20,7 @@ from tiny.llm_kinds import TINY_VOCAB_SIZE
 from tiny.refused_llms import REFUSED, RefusedKind
 
 from llmdiff.errors import CorruptWeightsError, LLMDiffError, LLMNotFoundError, UnsupportedLLMError
+from llmdiff.files import file_sha256
 from llmdiff.language import DecoderLLM
 from llmdiff.language import gguf as gguf_module
 from llmdiff.language.packaged import PACKAGED
@@ -186,7 +187,7 @@ def test_a_conversion_from_before_missing_tensors_were_looked_for_is_made_again(
     save_file(weights, converted / "model.safetensors", metadata={"format": "pt"})
     manifest = json.loads((converted / gguf_module.MANIFEST).read_text())
     del manifest["whole"]
-    manifest["files"]["model.safetensors"] = gguf_module.file_sha256(converted / "model.safetensors")
+    manifest["files"]["model.safetensors"] = file_sha256(converted / "model.safetensors")
     (converted / gguf_module.MANIFEST).write_text(json.dumps(manifest))
     again = DecoderLLM.from_pretrained(path)
     torch.testing.assert_close(

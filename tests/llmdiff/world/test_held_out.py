@@ -7,6 +7,7 @@ from itertools import combinations
 
 import pytest
 
+from llmdiff.errors import LLMDiffError
 from llmdiff.world.forms import all_forms
 from llmdiff.world.places import places
 from llmdiff.world.scenes import World
@@ -229,3 +230,9 @@ def test_a_smaller_world_asks_for_its_own_things_only() -> None:
         for prompt in prompts(split, 20, world=world):
             assert {*prompt.expected.counts, *prompt.expected.absent} <= world.names
             assert prompt.expected.style != "3d"
+
+
+@pytest.mark.hostile("numbers and options")
+def test_a_split_that_a_world_has_no_scenes_for_is_refused() -> None:
+    with pytest.raises(LLMDiffError, match=r"split styles: .* has no scenes"):
+        prompts("styles", 1, world=World(styles=("flat",)))

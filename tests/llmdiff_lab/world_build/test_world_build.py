@@ -48,7 +48,7 @@ def copied(built, tmp_path: Path, *stages: str) -> Path:
 def test_every_stage_leaves_its_record(built):
     for stage in STAGES:
         assert json.loads((built.folder / stage / "done.json").read_text())["preset"]["name"] == "test"
-    for stage in ("vae", "text", "denoiser", "decoder"):
+    for stage in ("vae", "text", "denoiser", "decoder", "checker"):
         assert (built.folder / stage / "loss.png").stat().st_size > 1000
     assert list((built.folder / "denoiser" / "samples").glob("*.png"))
 
@@ -71,7 +71,8 @@ def test_a_second_run_changes_no_file(built):
 @pytest.mark.parametrize(
     ("stage", "value"),
     [("vae", "vae_steps"), ("text", "text_lr"), ("scenes", "captions_each"), ("latents", "seed"),
-     ("denoiser", "unet_lr"), ("decoder", "decoder_lr")],
+     ("denoiser", "unet_lr"), ("decoder", "decoder_lr"),
+     ("checker", "checker_steps")],
 )  # fmt: skip
 def test_a_stage_made_with_other_values_is_refused_by_name(built, stage, value):
     changed = replace(built.preset, **{value: getattr(built.preset, value) * 2 + 1})

@@ -135,7 +135,7 @@ class SceneChecker(nn.Module):
             CorruptWeightsError: the folder holds no checker, or a damaged one.
             ConfigError: the checker was trained on another world than this version's.
         """
-        folder = packaged_checker() if name_or_path == EMBEDDED_NAME else Path(name_or_path)
+        folder = checker_folder(name_or_path)
         try:
             config = read_json(folder / _CONFIG_NAME)
             checker = cls(int(config["objects"]), channels=int(config["channels"]))
@@ -181,6 +181,11 @@ class SceneChecker(nn.Module):
 def packaged_checker() -> Path:
     """Return the folder of the checker that is shipped with the package."""
     return Path(str(files("llmdiff"))) / "openmoji" / "weights" / "checker"
+
+
+def checker_folder(name_or_path: str | Path) -> Path:
+    """Return the folder of a checker: the packaged one's for "openmoji"."""
+    return packaged_checker() if name_or_path == EMBEDDED_NAME else Path(name_or_path)
 
 
 def to_checker_input(images: NDArray[np.uint8]) -> Tensor:
