@@ -10,6 +10,9 @@ _LACKS: Mapping[str, tuple[str, ...]] = {
     "fused projections": ("sd3", "latte", "cogview4", "lumina2", "z-image"),
     "layerwise casting": (),
     "group offloading": (),
+    "bfloat16": (),
+    "LoRA in the denoiser": ("pixart", "latte"),
+    "VAE slicing": (),
     "`torch.compile`": (),
 }
 OUTCOMES: Mapping[str, Mapping[str, str]] = {

@@ -272,9 +272,9 @@ class AdapterTraining:
 
 
 def _is_trained(folder: Path, steps: int) -> bool:
-    """Whether the last checkpoint is that of the last step, so that nothing has to be read again."""
+    """Whether no step is left, so that nothing has to be read again."""
     found = checkpoints(folder)
-    return bool(found) and found[-1][0] >= steps
+    return steps == 0 or (bool(found) and found[-1][0] >= steps)
 
 
 def _whole_batches(kept: Any, buckets: Tensor, batch_size: int) -> Any:

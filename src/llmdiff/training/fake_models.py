@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from llmdiff.adapter import families, layers
@@ -25,7 +25,7 @@ from llmdiff.errors import (
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.gguf import gguf_llm_folder
 from llmdiff.language.packaged import PACKAGED, packaged_llm_folder
-from llmdiff.language.support import check_supported
+from llmdiff.language.support import check_supported, model_kind
 from llmdiff.training.config import ModelsConfig
 from llmdiff.training.denoise import check_trainable
 
@@ -98,9 +98,8 @@ def _llm(name: str) -> Any:
             "config.json instead, models.llm=FOLDER"
         ) from error
     check_supported(config, id=name)
-    kind: Any = AutoModelForCausalLM
     with no_init_weights():
-        model: Any = kind.from_config(config, dtype=torch.get_default_dtype())
+        model: Any = model_kind(config).from_config(config, dtype=torch.get_default_dtype())
     model.tie_weights()  # an LLM whose head is its embedding has it once
     return model
 

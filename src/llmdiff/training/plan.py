@@ -179,7 +179,9 @@ def count_llm(models: FakeModels, texts: int, tokens: int) -> int:
     def read() -> None:
         for some in (ids, ids.reshape(-1, 1)):
             # With a cache, as when it reads for real; without, it would look for packed texts in the ids.
-            models.llm.base_model(input_ids=some, past_key_values=DynamicCache(), use_cache=True)
+            models.llm.base_model(
+                input_ids=some, past_key_values=DynamicCache(config=models.llm.config), use_cache=True
+            )
 
     return _counted(read)
 

@@ -154,4 +154,4 @@ class AdapterConditioning(adapter_conditioning.AdapterConditioning):
             return nullcontext()
         llm = self.source
         llm.prefix_states(llm.tokenize("", template=self.adapter.context.template).prefix_ids)
-        return self.llm_lora.applied(llm.model.base_model)
+        return self.llm_lora.applied(llm.text_model)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import FirstBlockCacheConfig, PyramidAttentionBroadcastConfig
 from docs.features import OUTCOMES
+from peft import LoraConfig
 from tiny.families import BUILDERS, drawn
 from tiny.pipelines import build_llm
 
@@ -218,6 +219,15 @@ FEATURES: dict[str, tuple[Callable[[Any], None], float]] = {
         lambda pipe: families.denoiser_of(pipe).set_attention_backend("_native_math"),
         1e-3,
     ),
+    "bfloat16": (lambda pipe: pipe.to(torch.bfloat16), 0.5),
+    # A new LoRA is zero.
+    "LoRA in the denoiser": (
+        lambda pipe: families.denoiser_of(pipe).add_adapter(
+            LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v"])
+        ),
+        1e-3,
+    ),
+    "VAE slicing": (lambda pipe: pipe.vae.enable_slicing(), 1e-3),
     "fused projections": (lambda pipe: families.denoiser_of(pipe).fuse_qkv_projections(), 1e-3),
     "layerwise casting": (
         lambda pipe: families.denoiser_of(pipe).enable_layerwise_casting(

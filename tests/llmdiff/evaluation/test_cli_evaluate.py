@@ -15,8 +15,12 @@ from typer.testing import CliRunner
 from llmdiff.adapter import LLMDiffAdapter
 from llmdiff.cli.main import app
 from llmdiff.controller import LLMController
+from llmdiff.evaluation.suites.scenes import scene_prompts
 from llmdiff.evaluation.suites.scenes_check import SceneChecker
 from llmdiff.language.llm import DecoderLLM
+from llmdiff.world.checker import WorldChecker
+from llmdiff.world.scenes import World
+from llmdiff.world.splits import SPLITS
 
 Evaluate = Callable[..., Result]
 
@@ -116,6 +120,44 @@ def test_pictures_of_models_that_were_changed_in_place_are_not_gone_on_with(
     refused = run()
     assert refused.exit_code == 1
     assert "has pictures drawn with llm_sha256" in refused.stderr
+
+
+def test_the_prompts_are_those_of_the_world_that_the_pipeline_was_trained_on(
+    models: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(models / "pipe", tmp_path / "pipe")
+    world = {"thing_count": 20, "styles": ["flat", "line"]}
+    (tmp_path / "pipe" / "world.json").write_text(json.dumps(world))
+    adapter = LLMDiffAdapter.from_pretrained(models / "adapter")
+    adapter.register_to_config(llm_id=str(models / "llm"), base_model_id=str(tmp_path / "pipe"))
+    adapter.save_pretrained(tmp_path / "adapter")
+    WorldChecker(World(thing_count=40), channels=8).save_pretrained(tmp_path / "checker")
+
+    def run(checker: Path) -> Result:
+        fixed = [
+            "evaluate",
+            "--adapter",
+            tmp_path / "adapter",
+            "--device",
+            "cpu",
+            "--steps",
+            1,
+            "--prompts",
+            1,
+        ]
+        return CliRunner().invoke(app, [*map(str, [*fixed, "--out", tmp_path / "out", "--checker", checker])])
+
+    refused = run(models / "checker")
+    assert refused.exit_code == 1
+    assert "cannot read 20 of the 20 things" in refused.stderr
+    done = run(tmp_path / "checker")
+    assert done.exit_code == 0, done.output
+    assert set(report(tmp_path / "out")["systems"]["llm"]["metrics_by_tag"]) == set(SPLITS)
+    lines = (tmp_path / "out" / "prompts.jsonl").read_text().splitlines()
+    asked = {json.loads(line)["prompt"] for line in lines}
+    assert asked == {
+        row.prompt for row in scene_prompts(1, 0, World(thing_count=20, styles=("flat", "line")))
+    }
 
 
 def test_scenes_with_metrics_and_by_two_workers(evaluate: Evaluate, models: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from llmdiff.language import DecoderLLM
 from llmdiff.language import gguf as gguf_module
 from llmdiff.language.packaged import PACKAGED
 
-from .conftest import PROMPTS, tiny_llm, tiny_model, tiny_tokenizer
+from .conftest import PROMPTS, tiny_llm, tiny_tokenizer
 
 
 @pytest.fixture
@@ -346,12 +346,6 @@ def test_refuses_models_that_are_not_decoder_only_by_name(row: RefusedKind, tmp_
         DecoderLLM.from_pretrained(tmp_path)
     assert isinstance(caught.value, LLMDiffError)
     assert "\n" not in str(caught.value)
-
-
-def test_refuses_recurrent_models_by_name() -> None:
-    config = transformers.MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2)
-    with pytest.raises(UnsupportedLLMError, match=r"MambaForCausalLM\) carries a recurrent state"):
-        DecoderLLM(tiny_model(config), tiny_tokenizer(), id="mamba")
 
 
 def test_llms_do_not_share_prefixes() -> None:

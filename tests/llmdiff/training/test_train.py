@@ -208,7 +208,7 @@ def test_the_base_reads_the_plain_wording_and_the_llm_the_other(config, models, 
     (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     read, encoded = [], []
     base, llm = warm_start.encode_with_base, ContextEncoding.encode
-    monkeypatch.setattr(warm_start, "encode_with_base", lambda *given: read.extend(given[2]) or base(*given))
+    monkeypatch.setattr(warm_start, "encode_with_base", lambda *given: read.extend(given[1]) or base(*given))
     monkeypatch.setattr(
         ContextEncoding, "encode", lambda *given, **more: encoded.extend(given[2]) or llm(*given, **more)
     )

@@ -18,6 +18,7 @@ from llmdiff.evaluation.suites.scenes import (
     scene_prompts,
     scenes_suite,
     world_of,
+    world_of_pipeline,
 )
 from llmdiff.evaluation.suites.scenes_check import SceneChecker
 from llmdiff.evaluation.tables import report_tables
@@ -26,6 +27,7 @@ from llmdiff.world.reading import Reading, matches, reading_of
 from llmdiff.world.rendering import SCENE_SIZE_PX, render
 from llmdiff.world.scenes import World
 from llmdiff.world.splits import SPLITS
+from llmdiff.world.vocabulary import WORLD_FILE
 
 WORLD = World(thing_count=96, styles=("flat", "line"))
 
@@ -115,3 +117,24 @@ def test_a_checkers_files_say_which_world_it_reads(tmp_path: Path) -> None:
     assert world_of(small).objects == 6  # type: ignore[union-attr]
     with pytest.raises(CorruptWeightsError, match="not a readable"):
         load_checker(tmp_path)
+
+
+def test_a_pipeline_that_names_its_world_is_asked_that_worlds_prompts(tmp_path: Path) -> None:
+    small, checker = SceneChecker(6), WorldChecker(WORLD, channels=8)
+    assert world_of_pipeline(str(tmp_path), checker) == WORLD
+    assert world_of_pipeline("someone/a-model-of-the-hub", small) == world_of(small)
+    saved = {"thing_count": 20, "styles": ["flat"]}
+    (tmp_path / WORLD_FILE).write_text(json.dumps(saved))
+    assert world_of_pipeline(str(tmp_path), checker) == World(thing_count=20, styles=("flat",))
+
+
+@pytest.mark.hostile("weights")
+@pytest.mark.parametrize(
+    "checker", [SceneChecker(6), WorldChecker(World(thing_count=20), channels=8)], ids=["small", "whole"]
+)
+def test_a_checker_that_cannot_read_all_that_a_pipeline_draws_is_refused(
+    tmp_path: Path, checker: SceneChecker | WorldChecker
+) -> None:
+    (tmp_path / WORLD_FILE).write_text(json.dumps({"thing_count": 96, "styles": ["flat", "line"]}))
+    with pytest.raises(ConfigError, match=r"cannot read [0-9]+ of the 96 things"):
+        world_of_pipeline(str(tmp_path), checker)
