@@ -73,7 +73,7 @@ def unpack(source: Path, build: Path) -> None:
         with whole_folder(build) as partial:
             with tarfile.open(fileobj=packed) as archive:
                 archive.extractall(partial, filter="data")
-            for path in partial.rglob("*.safetensors"):
+            for path in list(partial.rglob("*.safetensors")):
                 if path.name == _RUN_TENSORS:
                     _restore_run(path)
                 else:
