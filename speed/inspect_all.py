@@ -73,7 +73,7 @@ class Inspection:
             self.controller,
             self.pipe,
             self.chosen.prompt,
-            scale=1.0,
+            1.0,
             seed=self.chosen.seed,
             steps=self.chosen.steps,
         )

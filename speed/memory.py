@@ -63,6 +63,8 @@ def train(options: Any) -> None:
             "training.batch_size": batch,
             "training.warm_start_steps": 0,
             "training.lr_warmup_steps": 1,
+            "training.gains": "learned",
+            "training.gain_steps": 0,
             "training.score_groups": 2,
             "data.scenes": scenes,
             "watch.validation_samples": 0,

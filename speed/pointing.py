@@ -40,7 +40,7 @@ def play(
             named = [(item, _name_in(row.prompt, world.thing(item.name))) for item in row.content.items]
             if row.content.relation is None or not all(name for _, name in named):
                 continue
-            maps = draw_with_maps(controller, pipe, row.prompt, scale=1.0, seed=row.seed, steps=steps)
+            maps = draw_with_maps(controller, pipe, row.prompt, 1.0, seed=row.seed, steps=steps)
             seen = {thing.name: thing for thing in checker.read(np.asarray(maps.picture)[None])[0].things}
             drawn += 1
             bar.update()

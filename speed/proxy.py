@@ -1,10 +1,10 @@
 """What a closed LLM by proxy brings on prompts that name no object: accuracy with and without it, the same seeds.
 
     python speed/proxy.py --prompts 100 --out docs/results/proxy.json
-    python speed/proxy.py --via https://host/v1 --via-model NAME --out proxy.json
+    python speed/proxy.py --reword-url https://host/v1 --reword-model NAME --out proxy.json
 
-Without --via, a local server of SmolLM2 itself stands in for the closed LLM (`transformers serve`): that shows what
-the way costs and that it holds, not what a strong model knows. "llm told" is the bound for any: the answer is the
+Without --reword-url, a local server of SmolLM2 itself stands in for the closed LLM (`transformers serve`): that shows
+what the way costs and that it holds, not what a strong model knows. "llm told" is the bound for any: the answer is the
 scene's own content in plain words, as a closed LLM would give it that understands every prompt.
 """
 
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from local_server import served
 
+from llmdiff.adapter.settings import Control
 from llmdiff.controller import LLMController
 from llmdiff.environment import command_line, versions
 from llmdiff.evaluation.statistics import bootstrap_mean, paired_difference
@@ -28,9 +29,9 @@ from llmdiff.evaluation.suites.scenes_check import SceneChecker
 from llmdiff.evaluation.systems import controller_systems
 from llmdiff.evaluation.tables import percent
 from llmdiff.files import write_whole
-from llmdiff.language.advice import Advice
 from llmdiff.language.packaged import EMBEDDED_NAME, packaged_llm_folder
 from llmdiff.language.proxy import ClosedLLM, ProxySettings
+from llmdiff.language.rewording import Rewording
 from llmdiff.openmoji.captions import caption
 from llmdiff.openmoji.contents import World
 
@@ -64,7 +65,7 @@ class Told(ClosedLLM):
 
 
 def compare(
-    controller: LLMController, checker: SceneChecker, advice: Advice, chosen: argparse.Namespace
+    controller: LLMController, checker: SceneChecker, rewording: Rewording, chosen: argparse.Namespace
 ) -> dict[str, Any]:
     """The record: accuracy of base, LLM, LLM with the closed one and LLM told, by split, and what the last two add."""
     world, rng = World(objects=checker.objects), np.random.default_rng(0)
@@ -75,25 +76,18 @@ def compare(
         splits=chosen.splits.split(","),  # type: ignore[arg-type]
     )
     pipe = controller.load_pipeline()
-    base, llm = controller_systems(controller, pipe, scale=1.0, steps=chosen.steps).values()
+    drawing = {"steps": chosen.steps}
+    base, llm = controller_systems(controller, pipe, control=1.0, **drawing).values()
 
     told = Told(
-        advice.closed.settings,
+        rewording.closed.settings,
         words={row.prompt: caption(row.content, world, rng, wording="plain") for row in suite},
     )
 
-    def with_advice(given: Advice) -> Any:
-        def draw(prompts: list[str], seeds: list[int]) -> Any:
-            controller.llm.advice = given
-            try:
-                return llm(prompts, seeds)
-            finally:
-                controller.llm.advice = None
-
-        return draw
-
-    systems = {"base": base, "llm": llm, "llm via": with_advice(advice)}
-    systems["llm told"] = with_advice(Advice(closed=told))
+    systems = {"base": base, "llm": llm}
+    for name, given in (("llm reworded", rewording), ("llm told", Rewording(closed=told))):
+        control = Control(scale=1.0, rewording=given)
+        systems[name] = controller_systems(controller, pipe, control=control, **drawing)["llm"]
 
     scorer = SceneScorer(checker)
     exact = {
@@ -105,7 +99,7 @@ def compare(
         ]
         for name, system in systems.items()
     }
-    answers = {row.prompt: next(iter(advice.closed.answers(row.prompt)), "") for row in suite}
+    answers = {row.prompt: next(iter(rewording.closed.answers(row.prompt)), "") for row in suite}
     splits = {
         split: [at for at, row in enumerate(suite) if row.split == split]
         for split in dict.fromkeys(row.split for row in suite)
@@ -123,7 +117,7 @@ def compare(
                             [exact[name][at] for at in places], [exact["llm"][at] for at in places]
                         )
                     )
-                    for gain, name in (("gain", "llm via"), ("gain_told", "llm told"))
+                    for gain, name in (("gain", "llm reworded"), ("gain_told", "llm told"))
                 },
                 "answered": sum(bool(answers[suite[at].prompt]) for at in places) / len(places),
             }
@@ -141,8 +135,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--via", help="address of a closed LLM [a local server of SmolLM2]")
-    parser.add_argument("--via-model", help="its name there")
+    parser.add_argument("--reword-url", help="address of a closed LLM [a local server of SmolLM2]")
+    parser.add_argument("--reword-model", help="its name there")
     parser.add_argument("--instruction", default=SHORT, help="what it is told to do")
     parser.add_argument("--max-characters", type=int, default=200)
     parser.add_argument("--adapter", default="openmoji")
@@ -153,15 +147,15 @@ def main() -> None:
     parser.add_argument("--answers", type=Path, default=Path("runs/answers"), help="where answers are kept")
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
-    if (chosen.via is None) != (chosen.via_model is None):
-        parser.error("--via and --via-model: got one, expected both or none")
-    local = str(packaged_llm_folder(EMBEDDED_NAME)) if chosen.via is None else ""
+    if (chosen.reword_url is None) != (chosen.reword_model is None):
+        parser.error("--reword-url and --reword-model: got one, expected both or none")
+    local = str(packaged_llm_folder(EMBEDDED_NAME)) if chosen.reword_url is None else ""
     controller = LLMController.from_pretrained(chosen.adapter)
     checker = SceneChecker.from_pretrained(chosen.checker)
-    with served(local) if local else nullcontext(chosen.via) as url:
+    with served(local) if local else nullcontext(chosen.reword_url) as url:
         settings = ProxySettings(
             url=url,
-            model=local or chosen.via_model,
+            model=local or chosen.reword_model,
             instruction=chosen.instruction,
             max_characters=chosen.max_characters,
             timeout_s=120,
@@ -170,7 +164,7 @@ def main() -> None:
             retries=0 if local else 3,
         )
         warnings.simplefilter("ignore", UserWarning)  # a refused answer is counted, not told one by one
-        record = compare(controller, checker, Advice(closed=AskedOnce(settings, chosen.answers)), chosen)
+        record = compare(controller, checker, Rewording(closed=AskedOnce(settings, chosen.answers)), chosen)
     for split, row in record["splits"].items():
         shown = "  ".join(f"{name} {100 * figures['mean']:.1f}" for name, figures in row["accuracy"].items())
         for key in ("gain", "gain_told"):
@@ -179,7 +173,7 @@ def main() -> None:
     about = {
         "command": command_line(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "via": EMBEDDED_NAME if local else chosen.via_model,
+        "reword_model": EMBEDDED_NAME if local else chosen.reword_model,
         "instruction": chosen.instruction,
         "adapter": chosen.adapter,
         "versions": versions(),

@@ -29,7 +29,7 @@ def sweep(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     systems: dict[str, System] = {}
     pipe = controller.load_pipeline()
     for scale in map(float, chosen.scales.split(",")):
-        base, ours = controller_systems(controller, pipe, scale=scale, **drawing).values()
+        base, ours = controller_systems(controller, pipe, control=scale, **drawing).values()
         systems.setdefault(BASE, base)
         systems[f"scale {scale:g}"] = ours
     suite = scenes_suite(scene_prompts(chosen.prompts, chosen.seed, World(objects=checker.objects)))

@@ -21,8 +21,8 @@ from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.openmoji.captions import caption
 from llmdiff.openmoji.contents import World
-from llmdiff.training.bank import EncodingBank, by_length, in_batches
 from llmdiff_lab.inspection.block_sums import BlockSums
+from llmdiff_lab.inspection.caption_bank import EncodingBank, by_length, in_batches
 from llmdiff_lab.inspection.probes import Targets, probe_answers, read_rightly, train_probe
 
 TEMPLATES = {

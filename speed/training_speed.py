@@ -30,7 +30,7 @@ from llmdiff.training.denoise import denoise, encode_pictures
 from llmdiff.training.log import read_log
 from llmdiff.training.loop import step_part
 from llmdiff.training.objective import Objective
-from llmdiff.training.prepare import Parts, load_parts, prepare
+from llmdiff.training.prepare import TrainingModels, load_models, prepare
 from llmdiff.training.trainer import train_adapter
 from llmdiff.types import BlockStates, TextEncoding
 
@@ -106,7 +106,7 @@ def read_padded(llm: DecoderLLM, context: ContextEncoding, texts: list[str]) -> 
     return TextEncoding(states=context.sum(updates), token_mask=mask)
 
 
-def train_plainly(config: TrainConfig, parts: Parts) -> tuple[list[float], list[float]]:
+def train_plainly(config: TrainConfig, parts: TrainingModels) -> tuple[list[float], list[float]]:
     """Returns the losses and seconds of every step of the plain loop."""
     training, adapter = config.training, parts.adapter
     objective = Objective.of(parts.pipe.scheduler)
@@ -143,7 +143,7 @@ def train_plainly(config: TrainConfig, parts: Parts) -> tuple[list[float], list[
     return losses, seconds
 
 
-def difference(parts: Parts) -> float:
+def difference(parts: TrainingModels) -> float:
     """Returns the largest difference between both ways of reading, as a share of the encoding's size."""
     texts = ["a cat to the left of a red heart", "two apples"]
     context = parts.adapter.context
@@ -164,7 +164,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         config = settings(options, Path(folder))
-        parts = load_parts(config, torch.device(options.device or "cpu"))
+        parts = load_models(config, torch.device(options.device or "cpu"))
         began = time.monotonic()
         prepare(config, parts)
         prepare_s = time.monotonic() - began

@@ -18,15 +18,15 @@ from typing import Any
 from unittest.mock import patch
 
 from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
 from measuring import Aim, Record, finish, parser, record, wait
 from tiny_models import tiny_llm
 
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
-from llmdiff.training import loop, trainer
+from llmdiff.training import loading, loop, trainer
 from llmdiff.training.batches import Prefetcher
 from llmdiff.training.config import load_config
-from llmdiff.training.ema import Ema
 
 _CONFIG = Path(__file__).parents[1] / "configs" / "openmoji-smollm2.yaml"
 
@@ -80,10 +80,10 @@ class Clock:
 @contextmanager
 def every_part_timed(clock: Clock) -> Iterator[None]:
     """Times the parts of a step while it is open."""
-    update, create = Ema.update, loop.create_optimizer
+    update, create = EMAModel.step, loop.create_optimizer
 
-    def last(self: Ema, step: int) -> None:
-        clock.timed("optimiser", update)(self, step)
+    def last(self: EMAModel, parameters: Any) -> None:
+        clock.timed("optimiser", update)(self, parameters)
         clock.end_step()
 
     def created(*args: Any, **kwargs: Any) -> Any:
@@ -98,12 +98,12 @@ def every_part_timed(clock: Clock) -> Iterator[None]:
         (Prefetcher, "get", "data"),
         (ContextEncoding, "encode", "LLM"),
         (DecoderLLM, "block_updates", "LLM"),
-        (trainer, "encode_pictures", "VAE"),
+        (loading, "encode_pictures", "VAE"),
     ]
     patches = [
         patch.object(owner, name, clock.timed(part, getattr(owner, name))) for owner, name, part in parts
     ]
-    patches += [patch.object(Ema, "update", last), patch.object(loop, "create_optimizer", created)]
+    patches += [patch.object(EMAModel, "step", last), patch.object(loop, "create_optimizer", created)]
     for one in patches:
         one.start()
     try:
@@ -134,6 +134,7 @@ def train(options: Any, folder: Path, *, stored: bool) -> Clock:
         "training.lr_warmup_steps": 1,
         "training.warm_start_steps": 0,
         "training.gains": "frozen",
+        "training.gain_steps": 0,
         "training.score_groups": "null",
         "training.encodings": "store" if stored else "online",
         "training.prefetch": 2 if stored else 0,

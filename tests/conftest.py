@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-from tiny.families import BUILDERS, DRAW_OPTIONS
+from tiny.families import BUILDERS, drawn
 from tiny.pipelines import build_llm, build_sd, build_sdxl
 
 SPEED = Path(__file__).parents[1] / "speed"
@@ -67,19 +67,8 @@ def make_sd() -> Callable[..., Any]:
 
 @pytest.fixture
 def draw() -> Callable[..., torch.Tensor]:
-    """Draw a few steps from a fixed seed; images as float tensors (B, H, W, 3)."""
-
-    def run(pipe: Any, prompt: Any = "a cat", *, steps: int = 2, seed: int = 5, **more: Any) -> torch.Tensor:
-        more = DRAW_OPTIONS.get(type(pipe).__name__, {}) | more
-        count = (len(prompt) if isinstance(prompt, list) else 1) * more.get("num_images_per_prompt", 1)
-        if prompt is not None:
-            more["prompt"] = prompt
-        # One generator per image: the same seed then gives the same start, alone or in a batch.
-        generator = [torch.Generator().manual_seed(seed) for _ in range(count)]
-        images = pipe(num_inference_steps=steps, generator=generator, output_type="np", **more).images
-        return torch.from_numpy(images)
-
-    return run
+    """Draw a few steps from a fixed seed, see `tiny.families.drawn`."""
+    return drawn
 
 
 @pytest.fixture(scope="session")

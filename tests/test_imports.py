@@ -62,7 +62,6 @@ OWN = "llmdiff-adapter"
 # The modules that are for one verb; all others are for everybody.
 PLACES = {
     "benchmark": "lab.comparison|lab.rivals.lora|lab.rivals.lavi_bridge",
-    "ray": "drawing.ray_workers|drawing.batch|training.prepare_ray",
     "ui": "serving.ui",
     "serve": "serving|lab.study",
     "inspect": "lab.inspection",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import typer.main
+from claims import claims_text
 from inside_pages import inside_findings, inside_page, kind_of
 
 from llmdiff.evaluation.tables import markdown_table, report_tables
@@ -26,6 +27,7 @@ HEADINGS = {
     "llmdiff.evaluation": "evaluation",
     "llmdiff.serving": "the page and the image API",
     "llmdiff.openmoji": "the embedded default",
+    "llmdiff.workers": "many jobs at once",
     "llmdiff_lab": "the laboratory",
     "llmdiff_lab.rivals": "other ways to condition",
     "llmdiff_lab.comparison": "comparing systems and LLMs",
@@ -62,6 +64,7 @@ def write_pages(folder: Path) -> None:
         "command-line.md": command_line(),
         "configuration.md": configuration(),
         "findings.inc": findings(),
+        "claims.inc": claims_text(RESULTS),
     }
     for package in packages():
         pages[f"api-{package}.md"] = api_page(package)

@@ -18,7 +18,7 @@ def kind_of(record: Any) -> str | None:
         "denoising": ("models",),
         "pointing": ("scenes", "chance", "both"),
         "compare-llms": ("llms", "base", "system"),
-        "proxy": ("via", "splits", "examples"),
+        "proxy": ("reword_model", "splits", "examples"),
         "benchmark": ("systems", "treatment"),
         "scores": ("score_norm", "gains", "sink"),
         "attention": ("words", "side", "both"),
@@ -156,25 +156,25 @@ def _proxy_findings(record: Record) -> Iterator[str]:
         gain = row["gain"]
         word = "a gain" if gain["low"] > 0 else "a loss" if gain["high"] < 0 else "not decided"
         yield (
-            f"- {split}: {_short(record['via'])} by proxy answers {100 * row['answered']:.0f} % of the prompts and "
-            f"brings {100 * gain['mean']:+.1f} points over the LLM alone, {word}; an answer that says in plain words "
-            f"what is meant brings {percent(row['gain_told'], sign=True)}"
+            f"- {split}: {_short(record['reword_model'])} by proxy answers {100 * row['answered']:.0f} % of the "
+            f"prompts and brings {100 * gain['mean']:+.1f} points over the LLM alone, {word}; an answer that says in "
+            f"plain words what is meant brings {percent(row['gain_told'], sign=True)}"
         )
 
 
 def _proxy_table(record: Record) -> Iterator[str]:
     rows = [[
-        "exact match, %", "base", "llm", "llm via", "gain, points", "answered, %", "llm told", "gain, points",
+        "exact match, %", "base", "llm", "llm reworded", "gain, points", "answered, %", "llm told", "gain, points",
     ]]  # fmt: skip
     for split, row in record["splits"].items():
-        cells = [_share(row["accuracy"][name]) for name in ("base", "llm", "llm via")]
+        cells = [_share(row["accuracy"][name]) for name in ("base", "llm", "llm reworded")]
         cells += [percent(row["gain"], sign=True), f"{100 * row['answered']:.0f}"]
         cells += [_share(row["accuracy"]["llm told"]), percent(row["gain_told"], sign=True)]
         rows.append([split, *cells])
     yield from [
         markdown_table(rows),
         "",
-        f"Closed LLM: {_short(record['via'])}. Told: the answer is what the scene holds, in plain words.",
+        f"Closed LLM: {_short(record['reword_model'])}. Told: the answer is what the scene holds, in plain words.",
         "",
     ]
     examples = [[_plain(row["prompt"]), _plain(row["answer"]) or "(none)"] for row in record["examples"]]

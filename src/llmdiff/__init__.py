@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llmdiff.adapter.adapter import LLMDiffAdapter
+    from llmdiff.adapter.settings import AdapterSettings, Control
     from llmdiff.controller import LLMController
     from llmdiff.language.llm import DecoderLLM
     from llmdiff.types import BlockStates, TextEncoding
@@ -17,14 +18,25 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 
 # Names come from their modules on first use: `import llmdiff` and `llmdiff --help` do not wait for torch.
 _HOMES = {
+    "AdapterSettings": "llmdiff.adapter.settings",
     "BlockStates": "llmdiff.types",
+    "Control": "llmdiff.adapter.settings",
     "DecoderLLM": "llmdiff.language.llm",
     "LLMController": "llmdiff.controller",
     "LLMDiffAdapter": "llmdiff.adapter.adapter",
     "TextEncoding": "llmdiff.types",
 }
 
-__all__ = ["BlockStates", "DecoderLLM", "LLMController", "LLMDiffAdapter", "TextEncoding", "__version__"]
+__all__ = [
+    "AdapterSettings",
+    "BlockStates",
+    "Control",
+    "DecoderLLM",
+    "LLMController",
+    "LLMDiffAdapter",
+    "TextEncoding",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

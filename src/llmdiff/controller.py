@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 
@@ -11,20 +12,22 @@ from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.attach import attach, check_fits, check_llm, detach, own_scale
 from llmdiff.adapter.base_pipeline import EMBEDDED_NAME, load_base_pipeline, packaged
 from llmdiff.adapter.card import adapter_card
-from llmdiff.adapter.refiner import LAYERS
+from llmdiff.adapter.settings import AdapterSettings, Control, as_control
 from llmdiff.adapter.sharing import upload_adapter
 from llmdiff.adapter.texts import encode_texts
+from llmdiff.checks.validation import keywords_of, settings_from
 from llmdiff.errors import (
     AdapterNotFoundError,
     ConfigError,
     PipelineNotFoundError,
     UnsupportedLLMError,
 )
-from llmdiff.language.blocks import Lone
 from llmdiff.language.llm import DecoderLLM
+from llmdiff.language.rewording import Rewording
 from llmdiff.types import TextEncoding
 
 # The scales of an LLM's blocks are medians over a few hundred tokens of ordinary captions.
+_SAMPLE_PROMPTS = 16
 _CALIBRATION_PROMPTS = (
     "a photo of a cat sitting on a red sofa",
     "two apples to the left of a blue bicycle",
@@ -127,27 +130,24 @@ class LLMController:
         return cls(llm, adapter, strict=strict)
 
     @classmethod
+    @keywords_of(AdapterSettings)
     def create(
         cls,
         llm: DecoderLLM,
         pipe: Any,
+        settings: AdapterSettings | None = None,
         *,
-        encoding: Literal["guided", "paper"] = "guided",
-        lone: Lone = "token+bos",
-        template: str | None = None,
-        max_length: int = 512,
-        clip: float = 3.0,
-        refiner_layers: int = LAYERS,
-        refiner_width: int | None = None,
         base_model_id: str | None = None,
         calibration_prompts: Sequence[str] = _CALIBRATION_PROMPTS,
+        **fields: Any,
     ) -> Self:
         """Return a controller with a new, untrained adapter for this LLM and this pipeline.
 
-        `calibration_prompts` set the scales of the LLM's blocks, see `ContextEncoding`; use captions like those of
-        the training. `refiner_layers=0` is the paper's adapter, without a `TokenRefiner`; `refiner_width` defaults to
-        the smaller of both widths, at most 1,024. `base_model_id` (default: where the pipeline was loaded from) is
-        the pipeline that `load_pipeline` loads.
+        Pass an `AdapterSettings`, or its fields as keyword arguments: `refiner_layers=0, encoding="paper"` is the
+        paper's adapter. `calibration_prompts` set the scales of the LLM's blocks, see `ContextEncoding`, and, the
+        first 16 of them, the size of new weights, see `LLMDiffAdapter.create`; use captions like those of the
+        training. `base_model_id` (default: where the pipeline was loaded from) is the pipeline that
+        `load_pipeline` loads.
 
         Raises:
             UnsupportedLLMError: `llm` is not a `DecoderLLM`.
@@ -162,32 +162,33 @@ class LLMController:
             llm_id=llm.id,
             hidden_size=llm.hidden_size,
             num_blocks=llm.num_blocks,
-            encoding=encoding,
-            lone=lone,
-            template=template,
-            max_length=max_length,
-            clip=clip,
-            refiner_layers=refiner_layers,
-            refiner_width=refiner_width,
+            settings=settings_from(AdapterSettings, settings, fields),
             base_model_id=base_model_id,
+            sample_prompts=list(calibration_prompts)[:_SAMPLE_PROMPTS],
         )
         if adapter.context is not None:
             adapter.context.calibrate(llm, list(calibration_prompts))
         return cls(llm, adapter)
 
     def encode(
-        self, prompts: str | Sequence[str], *, weighted: bool = False, noise_seed: int | None = None
+        self,
+        prompts: str | Sequence[str],
+        *,
+        weighted: bool = False,
+        rewording: Rewording | None = None,
+        noise_seed: int | None = None,
     ) -> TextEncoding:
         """Return the text encoding c of the prompts; deterministic, also with a given `noise_seed`.
 
         With `weighted`, `(word:1.3)` in a prompt weighs a word, see `ContextEncoding`; otherwise it is plain text.
+        With `rewording`, a closed LLM rewords every prompt first.
 
         Shapes:
             states (B, T, D), token_mask (B, T).
 
         Raises:
             PromptError: a prompt is not a string, or a weight is out of range.
-            ConfigError: `weighted` or `noise_seed` is given for an adapter without a context encoding.
+            ConfigError: `weighted`, `rewording` or `noise_seed` is given for an adapter without a context encoding.
 
         Source: Dong et al. 2024 (arXiv 2502.04412); the noise eps is drawn only when a seed is given.
         """
@@ -195,7 +196,7 @@ class LLMController:
         # On the CPU, so that a seed gives the same noise on every machine.
         generator = None if noise_seed is None else torch.Generator().manual_seed(noise_seed)
         return encode_texts(
-            self.adapter, self.llm, texts, weighted=weighted, generator=generator, ask=frozenset(texts)
+            self.adapter, self.llm, texts, weighted=weighted, generator=generator, rewording=rewording
         )
 
     def load_pipeline(
@@ -231,30 +232,21 @@ class LLMController:
         """Return the default scale of `attach`: the adapter's own."""
         return own_scale(self.adapter)
 
-    def attach(
-        self, pipe: Any, scale: float | None = None, *, keep_base_text: bool = False, weighted: bool = False
-    ) -> None:
-        """Put the LLM in control of the pipeline. See `llmdiff.adapter.attach`."""
-        attach(
-            pipe,
-            self.llm,
-            self.adapter,
-            scale=scale,
-            keep_base_text=keep_base_text,
-            weighted=weighted,
-            strict=self._strict,
-        )
+    @keywords_of(Control)
+    def attach(self, pipe: Any, control: Control | float | None = None, **fields: Any) -> None:
+        """Put the LLM in control of the pipeline. See `llmdiff.adapter.attach`; `strict` is the controller's own."""
+        chosen = as_control(control, fields)
+        attach(pipe, self.llm, self.adapter, replace(chosen, strict=chosen.strict and self._strict))
 
     def detach(self, pipe: Any) -> None:
         """Restore the pipeline exactly as it was before `attach`."""
         detach(pipe)
 
+    @keywords_of(Control)
     @contextmanager
-    def attached(
-        self, pipe: Any, scale: float | None = None, *, keep_base_text: bool = False, weighted: bool = False
-    ) -> Iterator[Any]:
+    def attached(self, pipe: Any, control: Control | float | None = None, **fields: Any) -> Iterator[Any]:
         """Return a context in which the LLM controls the pipeline; detaches on exit, even after an error."""
-        self.attach(pipe, scale, keep_base_text=keep_base_text, weighted=weighted)
+        self.attach(pipe, control, **fields)
         try:
             yield pipe
         finally:

@@ -1,6 +1,7 @@
 """Installed extras and versions, and the provenance of reports."""
 
 import importlib.util
+import os
 import platform
 import shlex
 import sys
@@ -30,6 +31,11 @@ def versions() -> dict[str, str]:
         with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found
+
+
+def memory_bytes() -> int:
+    """Return the size of this machine's memory, without that of accelerators."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def provenance(command: str | None = None) -> dict[str, Any]:

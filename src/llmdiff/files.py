@@ -1,5 +1,6 @@
 """Read users' files with size limits; write files and folders atomically."""
 
+import hashlib
 import json
 import os
 import re
@@ -96,6 +97,12 @@ def read_json(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> Any:
         return parse_json(text)
     except ValueError as error:
         raise InputFileError(f"{path} is not JSON ({error}): write it again") from error
+
+
+def file_sha256(path: Path) -> str:
+    """Return a file's SHA-256 as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def text_lines(text: str) -> list[str]:

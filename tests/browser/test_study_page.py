@@ -131,6 +131,10 @@ def test_a_whole_study(study: Path, url: str, visit: Any, shoot: Any, tmp_path: 
     shoot(page, "study-pair", full_page=True)
 
     # In the middle the page is loaded again: what was answered is there, what was only chosen is not.
+    # Two questions are visible without scrolling.
+    page.set_viewport_size({"width": 1280, "height": 800})
+    box = page.locator("fieldset").nth(1).bounding_box()
+    assert box["y"] + box["height"] <= 800
     link = page.url
     page.reload()
     expect(page.locator("#count")).to_have_text(f"Pair 3 of {total}")
@@ -152,6 +156,7 @@ def test_a_whole_study(study: Path, url: str, visit: Any, shoot: Any, tmp_path: 
     second.page.locator("#begin").tap()
     second.rate(range(1, 2), total, by="touch")
     assert second.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    expect(second.page.locator("#keys")).to_be_hidden()
     shoot(second.page, "study-phone")
     second.rate(range(2, total + 1), total, by="touch")
     careless = Rater(visit(url), pictures, careless=True)

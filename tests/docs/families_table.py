@@ -7,9 +7,12 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))  # where this is run as a command
 
+from tiny.every_pipeline import ACCEPTED
+
+from docs.features import OUTCOMES
 from docs.kinds_table import Check
 from docs.written import markdown_table, write
-from llmdiff.adapter.families import FAMILIES, Family
+from llmdiff.adapter.families import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "how-to" / "pipelines.md"
@@ -23,7 +26,7 @@ ON_ACCELERATOR: tuple[str, ...] = ("sd", "sdxl", "pixart", "sana", "sd3", "flux"
 
 _CHANNELS = {
     "states": "the paper's two branches",
-    "mask": "the paper's two branches; phi(c) passes the denoiser's own text projection",
+    "projected": "the paper's two branches; phi(c) passes the denoiser's own text projection",
     "joint": "our extension: phi(c) is the text stream, a second attention reads c from the image stream",
 }
 
@@ -74,7 +77,7 @@ CHECKS: tuple[FamilyCheck, ...] = (
     ),
     FamilyCheck(
         title="`keep_base_text`",
-        what="the base's tokens count, and their padding does not",
+        what="the base's tokens count, and their padding does not; refused by name where text rows have positions",
         module="test_family_matrix",
         test="test_kept_base_text_is_read_and_never_padded_into_a_picture",
     ),
@@ -103,14 +106,14 @@ CHECKS: tuple[FamilyCheck, ...] = (
         test="test_a_pipeline_that_only_shares_the_denoiser_does_not_draw_the_base",
     ),
     FamilyCheck(
-        title="text-to-image, image-to-image, inpainting",
-        what="every pipeline of the table above draws, and draws the base again once detached",
+        title="every pipeline",
+        what="each class of the table above draws, and draws the base again once detached",
         module="test_pipelines_of_families",
         test="test_the_pipeline_draws",
     ),
     FamilyCheck(
         title="schedulers",
-        what="those that diffusers calls interchangeable, and few-step ones (PixArt: three)",
+        what="those that its pipelines take (U-Nets: all that diffusers calls interchangeable, and few-step ones)",
         module="test_running",
         test="test_every_scheduler",
     ),
@@ -195,12 +198,21 @@ CHECKS: tuple[FamilyCheck, ...] = (
 
 def families_table() -> str:
     """Return the table of the families, one row each: how the LLM gets in, and how much is tested."""
-    header = ["family", "pipelines", "how the LLM gets in", "tiny random", "real weights", "GPU"]
+    header = [
+        "family",
+        "pipelines",
+        "how the LLM gets in",
+        "trained by",
+        "tiny random",
+        "real weights",
+        "GPU",
+    ]
     rows = (
         [
             family.title,
-            ", ".join(_uses(family)),
-            _CHANNELS[family.text_channel] + ("; pooled vector from the LLM" if family.has_pooled else ""),
+            ", ".join(name.removesuffix("Pipeline") for name in ACCEPTED[family.name]),
+            _CHANNELS[family.text_channel] + ("; pooled vector from the LLM" if family.pooled_width else ""),
+            "`llmdiff train`" if family.objective else "a loop of your own",
             f"{sum(family.name in check.families for check in CHECKS)} of {len(CHECKS)} checks",
             REAL_WEIGHTS.get(family.name, "no"),
             "yes" if family.name in ON_ACCELERATOR else "no",
@@ -220,18 +232,16 @@ def checks_table() -> str:
     return markdown_table(header, rows)
 
 
-def _uses(family: Family) -> list[str]:
-    """Return the tasks of the family's pipelines."""
-    found: dict[str, None] = {}
-    for name in family.pipelines:
-        kinds = (("ControlNet", "ControlNet"), ("Img2Img", "image-to-image"), ("Inpaint", "inpainting"))
-        found[next((use for part, use in kinds if part in name), "text-to-image")] = None
-    return list(found)
+def features_table() -> str:
+    """Return the table of diffusers' features, with a column for every family."""
+    header = ["feature", *(family.title for family in FAMILIES)]
+    rows = ([feature, *(found[name] for name in _EVERY)] for feature, found in OUTCOMES.items())
+    return markdown_table(header, rows)
 
 
 def parts() -> dict[str, str]:
     """Return what the page has between its marks."""
-    return {"families": families_table(), "checks": checks_table()}
+    return {"families": families_table(), "features": features_table(), "checks": checks_table()}
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ TRIED = {
     "llm kinds": "models that are no causal LLMs, or whose blocks cannot be called on a lone token",
     "packed denoisers": "quantised and offloaded denoisers under a new adapter",
     "ignored text": "pipelines that would draw without reading the LLM",
+    "undoing": "caches, copies and denoisers that change while an LLM is attached",
     "non-finite pictures": "overflows in half precision, in every way to draw",
     "user pictures": "orientation, transparency, 16 bits, damage, bombs, formats that run programs",
     "texts": "byte-order marks, odd line ends, control tokens, surrogates, blank and damaged rows",

@@ -22,7 +22,7 @@ from llmdiff_lab.rivals.encoder import MINILM_PACKAGE
 _PACKAGES = {"llmdiff-adapter", Requirement(MINILM_PACKAGE).name}
 _PACKAGES |= {Requirement(row.package).name for row in PACKAGED.values()}
 # Programs of others, whose words are theirs.
-_OTHERS = ("openssl", "docker", "export", "transformers")
+_OTHERS = ("npm", "tar", "openssl", "docker", "export", "transformers")
 
 
 def check_command(words: list[str]) -> None:

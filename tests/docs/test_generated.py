@@ -27,7 +27,7 @@ def extension(name: str) -> ModuleType:
 
 
 # First what the pages are made with.
-inside = extension("inside_pages")
+inside, claims = extension("inside_pages"), extension("claims")
 generated, docstrings = extension("generated_pages"), extension("docstrings")
 
 
@@ -131,7 +131,7 @@ def test_a_record_of_another_shape_has_a_page_too(tmp_path: Path) -> None:
     "page", [*PAGES, *sorted((ROOT / "docs" / "explanation").glob("*.md"))], ids=lambda page: page.name
 )
 def test_links_lead_somewhere(page: Path) -> None:
-    made = {"command-line.md", "configuration.md", "findings.inc"}
+    made = {"command-line.md", "configuration.md", "findings.inc", "claims.inc"}
     made |= {f"results-{path.stem}.md" for path in (ROOT / "docs" / "results").glob("*.json")}
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         path, _, anchor = target.partition("#")

@@ -108,12 +108,12 @@ def test_pages_have_tables_and_the_plot_that_lies_beside_them(tmp_path: Path, mo
 
 def test_a_proxys_gain_is_said_and_its_words_are_no_markup(tmp_path: Path) -> None:
     row = {
-        "accuracy": dict.fromkeys(("base", "llm", "llm via", "llm told"), gap(0.3)),
+        "accuracy": dict.fromkeys(("base", "llm", "llm reworded", "llm told"), gap(0.3)),
         "answered": 0.9,
         "gain_told": gap(0.4),
     }
     record = {
-        "via": "smollm2-135m",
+        "reword_model": "smollm2-135m",
         "splits": {"synonyms": row | {"gain": gap(0.1)}, "indirect": row | {"gain": gap(0.0)}},
         "examples": [{"prompt": "a [dog]", "answer": "<b>|x|</b> `y`"}, {"prompt": "a", "answer": ""}],
     }

@@ -12,8 +12,9 @@ from llmdiff.errors import LLMDiffError
 from llmdiff.training.log import read_log
 from llmdiff.training.objective import Objective
 from llmdiff.training.trainer import train_adapter
+from llmdiff.workers.jobs import Workers
+from llmdiff_lab.comparison.fill import Recipe, fill
 from llmdiff_lab.comparison.prepare import choose_rivals
-from llmdiff_lab.comparison.side_by_side import Recipe, fill_side_by_side
 from llmdiff_lab.world_build.build import Build
 from llmdiff_lab.world_build.presets import preset
 
@@ -132,7 +133,7 @@ def test_systems_of_a_benchmark_side_by_side(tmp_path: Path) -> None:
         },
     )
     plan = recipe.benchmark()
-    fill_side_by_side(recipe, plan, 4)
+    fill(recipe, plan, Workers(count=4))
     report = plan.report(command="", processes=4)
     assert set(report["systems"]) == set(names)
     assert report["hardware"]["gpu"] == torch.cuda.get_device_name()

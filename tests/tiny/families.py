@@ -25,6 +25,7 @@ from transformers import (
     T5EncoderModel,
 )
 
+from tiny.more_families import MORE_BUILDERS, MORE_OPTIONS
 from tiny.pipelines import WORDS, build_sd, build_sdxl, clip_text, tiny_vae, word_tokenizer
 
 
@@ -195,6 +196,7 @@ BUILDERS: dict[str, Any] = {
     "sana": build_sana,
     "sd3": build_sd3,
     "flux": build_flux,
+    **MORE_BUILDERS,
 }
 DRAW_OPTIONS: dict[str, dict[str, Any]] = {
     "PixArtSigmaPipeline": {"use_resolution_binning": False},
@@ -205,4 +207,19 @@ DRAW_OPTIONS: dict[str, dict[str, Any]] = {
         "width": 32,
     },
     "FluxPipeline": {"height": 16, "width": 16},
+    **MORE_OPTIONS,
 }
+
+
+def drawn(pipe: Any, prompt: Any = "a cat", *, steps: int = 2, seed: int = 5, **more: Any) -> torch.Tensor:
+    """Draw a few steps from a fixed seed; images as float tensors (B, H, W, 3), a video's frames below each other."""
+    more = DRAW_OPTIONS.get(type(pipe).__name__, {}) | more
+    copies = more.get("num_images_per_prompt", more.get("num_videos_per_prompt", 1))
+    count = (len(prompt) if isinstance(prompt, list) else 1) * copies
+    if prompt is not None:
+        more["prompt"] = prompt
+    # One generator per image: the same seed then gives the same start, alone or in a batch.
+    generator = [torch.Generator().manual_seed(seed) for _ in range(count)]
+    result = pipe(num_inference_steps=steps, generator=generator, output_type="np", **more)
+    images = torch.as_tensor(result.images if hasattr(result, "images") else result.frames)
+    return images.flatten(1, 2) if images.ndim == 5 else images

@@ -1,4 +1,4 @@
-"""Tiny random CLIP, SigLIP, SigLIP 2 and vision models of the real classes, saved as folders with their processors."""
+"""Tiny random CLIP, SigLIP, SigLIP 2, vision and chat models of the real classes, in folders with their processors."""
 
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,11 @@ from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
     ResNetConfig,
     ResNetModel,
     Siglip2Config,
@@ -84,5 +89,43 @@ def save_vision(kind: str, folder: Path) -> Path:
     model.save_pretrained(folder)
     ViTImageProcessorPil(
         size={"height": SIDE_PX, "width": SIDE_PX}, image_mean=MEAN, image_std=STD
+    ).save_pretrained(folder)
+    return folder
+
+
+CHAT_WORDS = [*WORDS, "<image>", "yes", "Yes", "no", "2", "Answer", "one", "word", "?", "."]
+_CHAT = (
+    "{% for message in messages %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} {% endif %}"
+    "{% endfor %}{% endfor %}"
+)
+
+
+def save_chat(folder: Path) -> Path:
+    """A folder with a random LLaVA, a chat model that reads pictures; its tokenizer knows CHAT_WORDS."""
+    torch.manual_seed(5)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=CLIPVisionConfig(image_size=SIDE_PX, patch_size=8, **sizes),
+            text_config=LlamaConfig(
+                vocab_size=len(CHAT_WORDS), bos_token_id=1, eos_token_id=2, pad_token_id=0, **sizes
+            ),
+            image_token_index=CHAT_WORDS.index("<image>"),
+        )
+    )
+    with torch.no_grad():  # random weights as they are made hardly tell inputs apart
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(10)
+    model.save_pretrained(folder)
+    size = {"height": SIDE_PX, "width": SIDE_PX}
+    LlavaProcessor(
+        CLIPImageProcessorPil(size=size, crop_size=size, image_mean=MEAN, image_std=STD),
+        word_tokenizer(CHAT_WORDS),
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=_CHAT,
     ).save_pretrained(folder)
     return folder

@@ -1,5 +1,6 @@
 """Tiny random instances of the real diffusers and transformers classes: Stable Diffusion and an LLM."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,10 +42,13 @@ WORDS += ["green", "cat", "dog", "car", "apple", "photo", "left", "right", "abov
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
-def word_tokenizer() -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+def word_tokenizer(words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=77, **SPECIAL)
+    others = ["<image>"] if "<image>" in words else []
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=77, additional_special_tokens=others, **SPECIAL
+    )
 
 
 def clip_text(width: int, cls: Any = CLIPTextModel, **more: Any) -> Any:

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-_ALIBI = "ALiBi: distances enter the attention from outside the block, so a lone token's call is not defined"
-
 
 @dataclass(frozen=True, kw_only=True)
 class RefusedKind:
@@ -29,46 +27,8 @@ _SMALL: Mapping[str, Any] = {
 
 REFUSED: tuple[RefusedKind, ...] = (
     RefusedKind(
-        name="bloom",
-        title="Bloom",
-        reason=_ALIBI,
-        config_class="BloomConfig",
-        message=r"\(bloom\) uses ALiBi",
-        config={"vocab_size": 64, "hidden_size": 32, "n_layer": 2, "n_head": 4},
-    ),
-    RefusedKind(
-        name="mpt",
-        title="MPT",
-        reason=_ALIBI,
-        config_class="MptConfig",
-        message=r"\(mpt\) uses ALiBi",
-        config={"vocab_size": 64, "d_model": 32, "n_layers": 2, "n_heads": 4},
-    ),
-    RefusedKind(
-        name="falcon_alibi",
-        title="Falcon with ALiBi (RefinedWeb models)",
-        reason=_ALIBI,
-        config_class="FalconConfig",
-        message=r"\(falcon\) uses ALiBi",
-        config={
-            "vocab_size": 64,
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "alibi": True,
-        },
-    ),
-    RefusedKind(
-        name="mamba",
-        title="Mamba and other recurrent models",
-        reason="a state runs from token to token, so no token can be taken out of its context",
-        config_class="MambaConfig",
-        message=r"carries a recurrent state",
-        config={"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2},
-    ),
-    RefusedKind(
         name="bert",
-        title="BERT",
+        title="BERT, unless it is a decoder (`is_decoder`)",
         reason="encoder-only: its tokens see what follows them",
         config_class="BertConfig",
         message=r"encoder-only model \(bert\)",
@@ -76,7 +36,7 @@ REFUSED: tuple[RefusedKind, ...] = (
     ),
     RefusedKind(
         name="roberta",
-        title="RoBERTa",
+        title="RoBERTa, unless it is a decoder",
         reason="encoder-only: its tokens see what follows them",
         config_class="RobertaConfig",
         message=r"encoder-only model \(roberta\)",

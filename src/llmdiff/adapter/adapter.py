@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Self, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from llmdiff.adapter import families, layers
 from llmdiff.adapter.processors import CrossAttentionBranch
-from llmdiff.adapter.refiner import LAYERS, TokenRefiner, inside_width
+from llmdiff.adapter.refiner import TokenRefiner, inside_width
+from llmdiff.adapter.saved_config import SavedConfig, check_counts
+from llmdiff.adapter.settings import AdapterSettings
 from llmdiff.adapter.starting import init_from_base
 from llmdiff.adapter.storage import ReadTensors, load_adapter_files, save_adapter_files
 from llmdiff.adapter.true_weights import place_of
+from llmdiff.checks.validation import keywords_of, settings_from
 from llmdiff.errors import AdapterMismatchError
-from llmdiff.language.blocks import Lone
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.types import TextEncoding
-
-LayerTable = dict[str, dict[str, Any]]
 
 # Encoded by the base's text encoder when an adapter is created, to measure the size of its text states.
 _SAMPLE_PROMPTS = ("a photo of a cat", "two red apples beside a blue cup", "a house by the sea at night", "")
@@ -36,9 +36,7 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         pooled: the last real token of norm(c) => the pooled vector; None if the denoiser takes none.
         branches: the new half of every attention layer that reads text, in `cross_attention`'s order.
 
-    `refiner_layers` and `refiner_width` configure the `TokenRefiner`; a config.json without `refiner_layers`
-    means 0, no refiner. `scale`, above 0 and at most 1, is the adapter's recommended scale and the default
-    of `attach`.
+    Its arguments are the fields of `SavedConfig`: those of `AdapterSettings`, and the sizes of LLM and denoiser.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -49,54 +47,26 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
     config_name = "config.json"
 
     @register_to_config  # type: ignore[untyped-decorator]
-    def __init__(
-        self,
-        *,
-        llm_id: str,
-        num_blocks: int,
-        hidden_size: int,
-        family: str,
-        base_model_id: str,
-        text_width: int,
-        pooled_width: int | None,
-        cross_attention: LayerTable,
-        encoding: Literal["guided", "paper"] | None = "guided",
-        lone: Lone = "token+bos",
-        template: str | None = None,
-        max_length: int = 512,
-        clip: float = 3.0,
-        scale: float = 1.0,
-        refiner_layers: int = 0,
-        refiner_width: int | None = None,
-    ) -> None:
-        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        from llmdiff.adapter.saved_config import check_config
-
-        check_config(given)
+    @keywords_of(SavedConfig)
+    def __init__(self, **config: Any) -> None:
+        saved = SavedConfig(**config)
         super().__init__()
+        hidden_size, text_width = saved.hidden_size, saved.text_width
         self.context: ContextEncoding | None = None
-        if encoding is not None:
-            self.context = ContextEncoding(
-                num_blocks,
-                hidden_size,
-                encoding=encoding,
-                lone=lone,
-                template=template,
-                max_length=max_length,
-                clip=clip,
-            )
+        if saved.encoding is not None:
+            self.context = ContextEncoding(saved.num_blocks, hidden_size, saved)
         self.norm = nn.LayerNorm(hidden_size)
         self.refiner: TokenRefiner | None = None
-        if refiner_layers:
-            width = inside_width(hidden_size, text_width) if refiner_width is None else refiner_width
-            self.refiner = TokenRefiner(hidden_size, layers=refiner_layers, width=width)
+        if saved.refiner_layers:
+            width = saved.refiner_width or inside_width(hidden_size, text_width)
+            self.refiner = TokenRefiner(hidden_size, layers=saved.refiner_layers, width=width)
         self.phi = nn.Linear(hidden_size, text_width)
-        self.pooled = None if pooled_width is None else nn.Linear(hidden_size, pooled_width)
+        self.pooled = None if saved.pooled_width is None else nn.Linear(hidden_size, saved.pooled_width)
         # A dot separates modules in a state dict, so layer names carry underscores here.
         self.branches = nn.ModuleDict(
             {
-                name.replace(".", "_"): CrossAttentionBranch(hidden_size, **row)
-                for name, row in cross_attention.items()
+                name.replace(".", "_"): CrossAttentionBranch(hidden_size, **dict(row))
+                for name, row in saved.cross_attention.items()
             }
         )
 
@@ -136,6 +106,7 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         return both, self.pooled(states[torch.arange(len(last), device=last.device), last])
 
     @classmethod
+    @keywords_of(AdapterSettings)
     def create(
         cls,
         pipe: Any,
@@ -143,18 +114,14 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         llm_id: str,
         hidden_size: int,
         num_blocks: int,
-        encoding: Literal["guided", "paper"] | None = "guided",
-        lone: Lone = "token+bos",
-        template: str | None = None,
-        max_length: int = 512,
-        clip: float = 3.0,
-        scale: float = 1.0,
-        refiner_layers: int = LAYERS,
-        refiner_width: int | None = None,
+        settings: AdapterSettings | None = None,
         base_model_id: str | None = None,
         sample_prompts: Sequence[str] = _SAMPLE_PROMPTS,
+        **fields: Any,
     ) -> Self:
         """Return an untrained adapter for this pipeline, in float32 on the denoiser's device.
+
+        Pass the `settings`, or fields of `AdapterSettings` as keyword arguments.
 
         New query and output projections start as copies of the pretrained ones. phi, keys and values are
         random, scaled so that text states, keys and values have the same size as those of the base's text encoder for
@@ -177,14 +144,9 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
             text_width=families.text_width(denoiser, family),
             pooled_width=families.pooled_width(denoiser, family, pipe),
             cross_attention=layers.layer_table(denoiser),
-            encoding=encoding,
-            lone=lone,
-            template=template,
-            max_length=max_length,
-            clip=clip,
-            scale=scale,
-            refiner_layers=refiner_layers,
-            refiner_width=refiner_width,
+            **settings_from(AdapterSettings, settings, fields).model_dump(
+                include=set(AdapterSettings.model_fields)
+            ),
         )
         init_from_base(adapter, pipe, family, denoiser, sample_prompts)
         for module in adapter.children():
@@ -246,10 +208,9 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         cls, name_or_path: str | Path, *, revision: str | None = None
     ) -> tuple[dict[str, Any], ReadTensors]:
         """Return a saved adapter's validated arguments and a function that reads its tensors."""
-        from llmdiff.adapter.saved_config import check_config, check_counts
 
         def check(config: dict[str, Any], names: Collection[str]) -> None:
-            check_config(config)
+            SavedConfig(**config)
             check_counts(config, names)
 
         return load_adapter_files(name_or_path, cls, revision=revision, check=check)

@@ -3,12 +3,14 @@
 import warnings
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 from torch import nn
 
 from llmdiff.adapter import families
 from llmdiff.adapter.adapter import LLMDiffAdapter
+from llmdiff.adapter.base_encoder import has_text_encoder
 from llmdiff.adapter.decoding import watch_decoding
 from llmdiff.adapter.installation import (
     Installation,
@@ -18,8 +20,10 @@ from llmdiff.adapter.installation import (
     installation_on,
 )
 from llmdiff.adapter.prompts import LLMEncodePrompt
-from llmdiff.adapter.texts import check_weighable
-from llmdiff.checks.bounds import SCALE, short
+from llmdiff.adapter.settings import Control, as_control
+from llmdiff.adapter.texts import check_context
+from llmdiff.adapter.trial import check_by_drawing
+from llmdiff.checks.validation import keywords_of
 from llmdiff.errors import AdapterMismatchError, AttachError, ConfigError
 
 
@@ -42,92 +46,114 @@ class TextSource(Protocol):
         ...
 
 
+@keywords_of(Control)
 def attach(
     pipe: Any,
     llm: TextSource | None,
     adapter: LLMDiffAdapter,
-    *,
-    scale: float | None = None,
-    keep_base_text: bool = False,
-    weighted: bool = False,
-    strict: bool = True,
+    control: Control | float | None = None,
+    **fields: Any,
 ) -> None:
     """Put the LLM in control of the pipeline, so that plain `pipe("a prompt")` follows it.
+
+    Pass a `Control`, its scale alone, or its fields as keyword arguments.
 
     `scale` from 0 to 1 mixes the base's text encoder with the LLM in every attention layer that reads text:
     0 is the base pipeline, bit for bit; 1 is the LLM alone, as in the paper; None is the adapter's own scale, 1
     unless its author chose another. `keep_base_text` lets the pretrained branch of every such layer attend to the
     base encoder's tokens and phi(c) in one softmax, so that a LoRA's trigger words keep their effect. With
     `weighted`, `(word:1.3)` in a prompt weighs the word for the LLM, see `ContextEncoding`; the base's text
-    encoder reads the prompt without the weight. The pipeline's weights, and the files that its `save_pretrained`
-    writes, are unchanged. An adapter without a context encoding takes its states from
-    `llm.encode(prompts) -> TextEncoding`.
+    encoder reads the prompt without the weight. With `rewording`, a closed LLM rewords every prompt first. The
+    pipeline's weights, and the files that its `save_pretrained` writes, are unchanged. An adapter without a context
+    encoding takes its states from `llm.encode(prompts) -> TextEncoding`.
 
     Attach a pipeline that shares its denoiser with an attached one (`from_pipe`) by the same call, with
     the same adapter and settings; until then it refuses to draw. A ControlNet's cross-attention reads
-    phi(c).
+    phi(c). A pipeline class that is not diffusers' own draws one small step with two prompts, to show that the text
+    reaches its pictures.
 
     While attached, `pipe(...)` raises an error instead of returning a wrong picture: a
     NonFinitePictureError if a model overflows, an AttachError if the LLM's text did not reach the denoiser.
 
     Raises:
         ConfigError: scale is not between 0 and 1, the base's text encoder is needed but missing, or `weighted`
-            is set for an adapter without a context encoding.
+            or `rewording` is set for an adapter without a context encoding.
         UnsupportedPipelineError: the pipeline belongs to no known family, or carries another extension's
             processors.
         AdapterMismatchError: the adapter was made for another family, width or LLM; an LLM of the right
             sizes but another name is accepted with `strict=False`.
-        AttachError: an LLM is attached already.
+        AttachError: an LLM is attached already, or the text does not reach the pipeline's pictures.
     If one of these is raised, nothing is attached.
     """
-    if scale is None:
-        scale = own_scale(adapter)
-    if not SCALE.holds(scale):
-        raise ConfigError(
-            f"scale is {short(scale)}, expected a number from 0 (the base pipeline) to 1 (the LLM)"
-        )
+    control = as_control(control, fields)
+    scale = own_scale(adapter) if control.scale is None else control.scale
+    control = replace(control, scale=scale)
     if is_attached(pipe):
         raise AttachError("pipe already has an LLM attached: detach(pipe) first")
     family, denoiser = families.family_of(pipe), families.denoiser_of(pipe)
     check_fits(pipe, adapter)
-    check_llm(llm, adapter, strict=strict)
-    check_weighable(adapter, weighted=weighted)
-    if (0 < scale < 1 or (keep_base_text and scale > 0)) and getattr(pipe, "text_encoder", None) is None:
-        what = "keep_base_text=True" if keep_base_text else f"scale {scale}"
+    check_llm(llm, adapter, strict=control.strict)
+    check_context(adapter, weighted=control.weighted, rewording=control.rewording)
+    if control.keep_base_text and family.mixing == "prediction":
+        raise ConfigError(
+            f"keep_base_text is True, but {family.title} gives every text row a position or lets them attend to each "
+            "other, so the base's tokens cannot stand beside the LLM's: use a scale below 1, which mixes predictions"
+        )
+    if (0 < scale < 1 or (control.keep_base_text and scale > 0)) and not has_text_encoder(pipe):
+        what = "keep_base_text=True" if control.keep_base_text else f"scale {scale}"
         raise ConfigError(
             f"{what} needs the base's own text encoder, but pipe.text_encoder is None: load it, or attach with "
             "scale=1.0 and keep_base_text=False, the LLM alone"
         )
-    installation = control = None
+    parts: list[Installation] = []
     if scale > 0:
-        settings = {"scale": scale, "keep_base_text": keep_base_text}
-        installation, fresh = _join_or(denoiser, adapter, settings, install, strict=True)
+        settings = {"scale": scale, "keep_base_text": control.keep_base_text}
+        new = []
         try:
-            controlnet = getattr(pipe, "controlnet", None)
-            if isinstance(controlnet, nn.Module):
-                control, _ = _join_or(
-                    getattr(controlnet, "_orig_mod", controlnet), adapter, settings, install_control
-                )
+            for module, make in _modules(pipe, denoiser):
+                part, fresh = _join_or(module, adapter, settings, make)
+                parts.append(part)
+                new += [part] if fresh else []
         except BaseException:
-            if fresh:
-                installation.restore()
+            for part in new:
+                part.restore()
             raise
-        for part in (installation, control):
-            if part is not None:
-                part.users.append(weakref.ref(pipe))
+        for part in parts:
+            part.users.append(weakref.ref(pipe))
     pipe.encode_prompt = LLMEncodePrompt(
         pipe,
         llm,
         adapter,
-        installation,
-        control,
+        parts,
         family=family,
-        scale=scale,
-        keep_base_text=keep_base_text,
-        weighted=weighted,
+        control=control,
         replaced=vars(pipe).get("encode_prompt"),
         decoding=watch_decoding(pipe),
     )
+    if parts and not type(pipe).__module__.startswith("diffusers."):
+        try:
+            check_by_drawing(pipe)
+        except BaseException:
+            detach(pipe)
+            raise
+
+
+def _modules(pipe: Any, denoiser: nn.Module) -> list[tuple[nn.Module, Callable[..., Installation]]]:
+    """Return the modules of a pipeline that read the text, the denoiser first, each with what installs layers on it."""
+    found: list[tuple[nn.Module, Callable[..., Installation]]] = [(denoiser, _install_strict)]
+    # Wan 2.2 has a second denoiser of the same kind for the last steps.
+    second = getattr(pipe, "transformer_2", None)
+    if isinstance(second, nn.Module):
+        found.append((getattr(second, "_orig_mod", second), _install_strict))
+    controlnet = getattr(pipe, "controlnet", None)
+    if isinstance(controlnet, nn.Module):
+        nets = list(getattr(controlnet, "nets", [controlnet]))
+        found += [(getattr(net, "_orig_mod", net), install_control) for net in nets]
+    return found
+
+
+def _install_strict(module: nn.Module, adapter: LLMDiffAdapter, **settings: Any) -> Installation:
+    return install(module, adapter, strict=True, **settings)
 
 
 def own_scale(adapter: LLMDiffAdapter) -> float:
@@ -147,10 +173,9 @@ def detach(pipe: Any) -> None:
     if not is_attached(pipe):
         raise AttachError("pipe has no LLM attached: attach one first, or leave out detach(pipe)")
     attached: LLMEncodePrompt = vars(pipe)["encode_prompt"]
-    parts = [part for part in (attached.installation, attached.control) if part is not None]
-    leaving = [part for part in parts if not _other_users(part, pipe)]
+    leaving = [part for part in attached.parts if not _other_users(part, pipe)]
     for part in leaving:
-        part.check_in_place()
+        part.check_removable()
     for part in leaving:
         part.restore()
     if attached.decoding is not None:
@@ -164,6 +189,18 @@ def detach(pipe: Any) -> None:
 def is_attached(pipe: Any) -> bool:
     """Return whether an LLM is attached to this pipeline."""
     return isinstance(getattr(pipe, "__dict__", {}).get("encode_prompt"), LLMEncodePrompt)
+
+
+def control_of(pipe: Any) -> Control:
+    """Return how the LLM controls this attached pipeline; `scale` is a number.
+
+    Raises:
+        AttachError: no LLM is attached.
+    """
+    if not is_attached(pipe):
+        raise AttachError("pipe has no LLM attached: attach one first")
+    control: Control = vars(pipe)["encode_prompt"].control
+    return control
 
 
 def check_fits(pipe: Any, adapter: LLMDiffAdapter) -> None:
@@ -235,7 +272,6 @@ def _join_or(
     adapter: LLMDiffAdapter,
     settings: dict[str, Any],
     make: Callable[..., Installation],
-    **more: Any,
 ) -> tuple[Installation, bool]:
     """Return the module's installation if its settings match, else a new one; and whether it is new."""
     present = installation_on(module)
@@ -244,7 +280,7 @@ def _join_or(
         present.restore()
         present = None
     if present is None or not present.users:
-        return make(module, adapter, **settings, **more), True
+        return make(module, adapter, **settings), True
     if present.adapter is adapter and present.settings == tuple(settings.values()):
         return present, False
     raise AttachError(
@@ -259,7 +295,6 @@ def _other_users(part: Installation, pipe: Any) -> bool:
         user = reference()
         if user is None or user is pipe or not is_attached(user):
             continue
-        attached = vars(user)["encode_prompt"]
-        if part is attached.installation or part is attached.control:
+        if any(part is one for one in vars(user)["encode_prompt"].parts):
             return True
     return False

@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from llmdiff.adapter.families import Family
+from llmdiff.adapter.contract import prompt_contract
+from llmdiff.adapter.families import family_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,21 +27,32 @@ class BaseTexts:
 
 
 def has_text_encoder(pipe: Any) -> bool:
-    """Return whether the pipeline came with its text encoder and tokenizer."""
-    return getattr(pipe, "tokenizer", None) is not None and getattr(pipe, "text_encoder", None) is not None
-
-
-def encode_with_base(pipe: Any, family: Family, prompts: Sequence[str]) -> BaseTexts:
-    """Return the base's own encoding of prompts, whether or not an LLM is attached."""
-    # With offloading, `pipe.device` is where the idle models are, which may be the meta device.
-    device = pipe._execution_device
-    arguments: dict[str, Any] = {"prompt": list(prompts), "device": device, "num_images_per_prompt": 1}
-    if family.encodes_negative:
-        arguments["do_classifier_free_guidance"] = False
-    # Some pipelines require an argument for each of their text encoders.
-    arguments |= {name: None for name in family.second_prompts if not name.startswith("negative")}
-    result = type(pipe).encode_prompt(pipe, **arguments)
-    parts = dict(zip(family.encode_prompt_returns, result, strict=True))
-    return BaseTexts(
-        states=parts["positive"], mask=parts.get("positive_mask"), pooled=parts.get("positive_pooled")
+    """Return whether the pipeline came with a text encoder and a tokenizer; SDXL's refiner has only the second ones."""
+    return all(
+        any(getattr(pipe, name + number, None) is not None for number in ("", "_2", "_3"))
+        for name in ("text_encoder", "tokenizer")
     )
+
+
+def encode_with_base(pipe: Any, prompts: Sequence[str]) -> BaseTexts:
+    """Return the base's own encoding of prompts, whether or not an LLM is attached."""
+    contract = prompt_contract(pipe)
+    # With offloading, `pipe.device` is where the idle models are, which may be the meta device.
+    arguments: dict[str, Any] = {"prompt": list(prompts), "device": pipe._execution_device}
+    if contract.copies is not None:
+        arguments[contract.copies] = 1
+    if "do_classifier_free_guidance" in contract.parameters:
+        arguments["do_classifier_free_guidance"] = False
+    if "batch_size" in contract.parameters:
+        arguments["batch_size"] = len(prompts)
+    # Some pipelines require an argument for each of their text encoders.
+    arguments |= {name: None for name in contract.second_prompts if not name.startswith("negative")}
+    result = type(pipe).encode_prompt(pipe, **arguments)
+    parts = dict(zip(contract.returns, result, strict=True))
+    states, mask = parts["positive"], parts.get("positive_mask")
+    if family_of(pipe).base_reads_padding:
+        mask = None
+    if isinstance(states, list):
+        mask = pad_sequence([torch.ones(len(text)) for text in states], batch_first=True)
+        states = pad_sequence(states, batch_first=True)
+    return BaseTexts(states=states, mask=mask, pooled=parts.get("positive_pooled"))

@@ -1,6 +1,7 @@
 """Load the pipeline that an adapter was trained for; every error names the cause and a remedy."""
 
 import json
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from llmdiff.adapter.families import FAMILIES
 from llmdiff.adapter.manifest import MANIFEST_NAME, check_manifest
 from llmdiff.errors import (
     CorruptWeightsError,
@@ -20,6 +20,9 @@ from llmdiff.errors import (
 from llmdiff.language.whole_weights import load_whole
 
 EMBEDDED_NAME = "openmoji"
+# diffusion_pytorch_model.fp16.safetensors, model.fp16-00001-of-00002.safetensors
+_VARIANT = re.compile(r"\w+\.(\w+?)(?:-\d+-of-\d+)?\.safetensors")
+_OTHER_TASK = re.compile("Img2Img|Inpaint|ControlNet|Fill|Edit|Upscale|Pix2Pix")
 
 
 def load_base_pipeline(base: str, *, dtype: torch.dtype) -> Any:
@@ -36,6 +39,11 @@ def load_base_pipeline(base: str, *, dtype: torch.dtype) -> Any:
     place = packaged("pipeline", PipelineNotFoundError) if base == EMBEDDED_NAME else Path(base)
     if (place / MANIFEST_NAME).is_file():
         check_manifest(place, ["model_index.json"])
+    if place.is_file():
+        raise PipelineNotFoundError(
+            f"base pipeline {base!r} is a single file, expected a folder or a Hub id: load it with diffusers' "
+            "from_single_file and attach to that, or save it with save_pretrained"
+        )
     try:
         load, source = _loader(place), place if place.is_dir() else base
         parts = _whole_parts(_folder(source), dtype=dtype, base=base)
@@ -104,8 +112,17 @@ def _whole_parts(folder: Path, *, dtype: torch.dtype, base: str) -> dict[str, An
                 what=f"{name} of pipeline {base!r}",
                 dtype=dtype,
                 use_safetensors=True,
+                **_variant(own),
             )
     return parts
+
+
+def _variant(folder: Path) -> dict[str, Any]:
+    """Return the argument for weights that were saved with a variant's name alone, such as fp16."""
+    names = [path.name for path in folder.glob("*.safetensors")]
+    found = {match[1] for name in names if (match := _VARIANT.fullmatch(name))}
+    alone = len(found) == 1 and all(_VARIANT.fullmatch(name) for name in names)
+    return {"variant": found.pop()} if alone else {}
 
 
 def _model_class(library: Any, name: Any) -> Any:
@@ -134,7 +151,7 @@ def _index(folder: Path) -> dict[str, tuple[Any, Any]]:
 
 
 def _loader(place: Path) -> Any:
-    """Return the `from_pretrained` of the class that the folder names if it belongs to a known family.
+    """Return the `from_pretrained` of the class that the folder names if it is a text-to-image pipeline.
 
     Otherwise return that of `AutoPipelineForText2Image`, whose import of all pipelines takes seconds.
     """
@@ -144,8 +161,9 @@ def _loader(place: Path) -> Any:
         name = json.loads((place / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):
         name = None
-    known = name in [pipeline for family in FAMILIES for pipeline in family.text_to_image]
-    return getattr(diffusers, name if known else "AutoPipelineForText2Image").from_pretrained
+    kind = getattr(diffusers, name, None) if isinstance(name, str) and not _OTHER_TASK.search(name) else None
+    chosen: Any = kind if hasattr(kind, "encode_prompt") else diffusers.AutoPipelineForText2Image
+    return chosen.from_pretrained
 
 
 def packaged(part: str, error: type[LLMDiffError]) -> Path:

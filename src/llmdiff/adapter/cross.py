@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention_processor import (
     AttnProcessor,
     AttnProcessor2_0,
@@ -18,10 +17,14 @@ from diffusers.models.attention_processor import (
     XFormersAttnProcessor,
 )
 from diffusers.models.transformers.sana_transformer import SanaAttnProcessor2_0
+from diffusers.models.transformers.transformer_ltx import LTXVideoAttnProcessor
+from diffusers.models.transformers.transformer_sana_video import (
+    SanaAttnProcessor2_0 as SanaVideoAttnProcessor,
+)
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from llmdiff.adapter.layers import heads_of, merge_heads, text_keys_values
+from llmdiff.adapter.layers import heads_of, text_keys_values
 from llmdiff.adapter.layout import (
     NO_TEXT,
     PACKED_MASK_NDIM,
@@ -31,11 +34,20 @@ from llmdiff.adapter.layout import (
     real_rows,
     split_text,
 )
-from llmdiff.adapter.processors import AttachedLayer, CrossAttentionBranch, KeysValues, as_bias, seen_by
+from llmdiff.adapter.masks import as_bias, seen_by
+from llmdiff.adapter.processors import AttachedLayer, CrossAttentionBranch, KeysValues, attention
+from llmdiff.adapter.split import SplitText
 from llmdiff.errors import AttachError, UnsupportedPipelineError
 
 # Plain softmax attention: computed here, so that its keys and values can be cached for the whole generation.
-_COMPUTED_HERE = (AttnProcessor, AttnProcessor2_0, SanaAttnProcessor2_0)
+_COMPUTED_HERE = (
+    AttnProcessor,
+    AttnProcessor2_0,
+    SanaAttnProcessor2_0,
+    SanaVideoAttnProcessor,
+    WanAttnProcessor,
+    LTXVideoAttnProcessor,
+)
 # The same attention with another memory layout or fused weights: the pretrained branch calls the processor.
 _DELEGATED = (SlicedAttnProcessor, XFormersAttnProcessor, FusedAttnProcessor2_0)
 # Plain attention to the text, computed here, plus attention to image tokens, computed by the processor.
@@ -60,7 +72,7 @@ class TwoBranchAttention(AttachedLayer):
     (1 - scale) * base + scale * out, where base is the layer's attention over the base's text states. With
     `keep_base_text` the pretrained branch attends to the base's text states as further keys and values beside
     phi(c). Without a branch (a ControlNet) the layer reads phi(c) only. An IP-Adapter's image attention is
-    unchanged. `text_width` None: the denoiser projects the text states, see `SplitText`.
+    unchanged. With a `hook` the denoiser projects the text states, see `SplitText`.
 
     Raises:
         UnsupportedPipelineError: the layer has a processor of an unknown kind.
@@ -74,8 +86,9 @@ class TwoBranchAttention(AttachedLayer):
         attn: Any,
         branch: CrossAttentionBranch | None,
         *,
-        text_width: int | None,
+        text_width: int,
         hidden_size: int,
+        hook: SplitText | None = None,
         scale: float = 1.0,
         keep_base_text: bool = False,
         strict: bool = False,
@@ -83,20 +96,15 @@ class TwoBranchAttention(AttachedLayer):
         super().__init__(attn, branch, scale=scale)
         self.text_width = text_width
         self.hidden_size = hidden_size
+        self.hook = hook
         self.keep_base_text = keep_base_text
         self.strict = strict
         # Called with the layer, its image states (B, N, C) and its texts, before each attention.
         self.watch: Callable[[TwoBranchAttention, Tensor, LayerTexts], None] | None = None
-        self._kept: Any = WeakTensorKeyDictionary()
         self.check()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Copies start with an empty cache: the copied layer has other weights and reads other tensors.
-        return {**self.__dict__, "_kept": None, "watch": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._kept = WeakTensorKeyDictionary()
+        return {**super().__getstate__(), "watch": None}
 
     def check(self) -> None:
         """Check that the layer's current processor is supported.
@@ -111,8 +119,7 @@ class TwoBranchAttention(AttachedLayer):
                 f"a cross-attention layer has the processor {kind.__name__}, expected one of {known}: unload "
                 "what installed it (an old LoRA, another extension), then try again"
             )
-        framed = attn.residual_connection or attn.group_norm is not None or attn.spatial_norm is not None
-        if kind not in _COMPUTED_HERE and (framed or attn.rescale_output_factor != 1):
+        if kind not in _COMPUTED_HERE and _is_framed(attn):
             raise UnsupportedPipelineError(
                 f"a cross-attention layer normalises or adds its input itself and has the processor "
                 f"{kind.__name__}: set AttnProcessor2_0 before attaching"
@@ -123,6 +130,7 @@ class TwoBranchAttention(AttachedLayer):
         hidden_states: Tensor,
         encoder_hidden_states: Any = None,
         attention_mask: Tensor | None = None,
+        *more: Any,
         temb: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
@@ -131,10 +139,13 @@ class TwoBranchAttention(AttachedLayer):
         if isinstance(text, tuple):
             text, pictures = text
         parts = None
-        if self.text_width is None:
-            # The denoiser has projected the text states, and c arrives in the mask, see `SplitText`.
-            if attention_mask is not None and attention_mask.ndim == PACKED_MASK_NDIM:
-                parts, attention_mask = parts_beside(text, attention_mask), None
+        source = text
+        if self.hook is not None:
+            # The denoiser has projected the text states, and c arrives in the mask or beside it, see `SplitText`.
+            source = self.hook.source
+            carried = attention_mask if self.hook.family.carrier else self._handed(self.hook, text)
+            if isinstance(carried, Tensor) and carried.ndim == PACKED_MASK_NDIM:
+                parts, attention_mask = parts_beside(text, carried), None
         elif text is not None:
             parts = split_text(text, self.text_width, self.hidden_size)
             if parts is None:
@@ -144,30 +155,32 @@ class TwoBranchAttention(AttachedLayer):
         self.read = True
         if parts is None:
             given = text if pictures is None else (text, pictures)
-            more = kwargs if temb is None else {**kwargs, "temb": temb}
-            result: Tensor = self.original(hidden_states, given, attention_mask, **more)
+            if temb is not None:
+                kwargs["temb"] = temb
+            result: Tensor = self.original(hidden_states, given, attention_mask, *more, **kwargs)
             return result
 
         attn = self.attn
         # The steps around the attention are those of AttnProcessor2_0.
         residual = hidden_states
-        if attn.spatial_norm is not None:
+        framed = _is_framed(attn)
+        if framed and attn.spatial_norm is not None:
             hidden_states = attn.spatial_norm(hidden_states, temb)
         image_shape = hidden_states.shape
         if hidden_states.ndim == 4:
             hidden_states = hidden_states.flatten(2).transpose(1, 2)
-        if attn.group_norm is not None:
+        if framed and attn.group_norm is not None:
             hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
 
-        out = self._two_branches(hidden_states, self._texts(text, parts, attention_mask))
+        out = self._two_branches(hidden_states, self._texts(source, parts, attention_mask))
         if pictures is not None:
             out = out + self._pictures(hidden_states, pictures, kwargs)
 
         if len(image_shape) == 4:
             out = out.transpose(-1, -2).reshape(image_shape)
-        if attn.residual_connection:
+        if framed and attn.residual_connection:
             out = out + residual
-        if attn.rescale_output_factor != 1:
+        if framed and attn.rescale_output_factor != 1:
             out = out / attn.rescale_output_factor
         return out
 
@@ -180,7 +193,7 @@ class TwoBranchAttention(AttachedLayer):
         out = self._pretrained(hidden_states, query, texts.projected)
         if self.branch is not None and texts.llm_states is not None:
             pretrained_gate, new_gate = self.branch.gates()
-            new = self.branch.attend(hidden_states, texts.llm_states, norm=attn.norm_q)
+            new = self.branch.attend(hidden_states, texts.llm_states, norm=attn.norm_q, backend=self.backend)
             out = torch.addcmul(out * pretrained_gate, new, new_gate)
         if self.scale < 1 and texts.base is not None:
             # (1 - scale) * base + scale * out
@@ -193,10 +206,8 @@ class TwoBranchAttention(AttachedLayer):
             bias = None if text.mask is None else as_bias(text.mask, hidden_states.dtype).squeeze(1)
             delegated: Tensor = attn.processor(attn, hidden_states, text.key, bias)
             return delegated
-        mixed = F.scaled_dot_product_attention(
-            query, text.key, text.value, attn_mask=text.mask, scale=attn.scale
-        )
-        result: Tensor = attn.to_out[1](attn.to_out[0](merge_heads(mixed)))
+        mixed = attention(query, text, scale=getattr(attn, "scale", None), backend=self.backend)
+        result: Tensor = attn.to_out[1](attn.to_out[0](mixed))
         return result
 
     def _pictures(self, hidden_states: Tensor, pictures: Any, kwargs: dict[str, Any]) -> Tensor:
@@ -217,35 +228,22 @@ class TwoBranchAttention(AttachedLayer):
         """Return whether the layer's own processor computes the pretrained branch; keys are then the states."""
         return type(self.attn.processor) in _DELEGATED
 
-    def _texts(self, states: Tensor, parts: TextParts, attention_mask: Tensor | None) -> LayerTexts:
+    def _handed(self, hook: SplitText, text: Tensor) -> Any:
+        """Return what the denoiser's hook hands to the layers, repeated like the text for the frames of a video."""
+        if hook.handed is None:
+            raise AttachError("an attached layer is called outside its denoiser: detach to use it alone")
+        if isinstance(hook.handed, Tensor) and len(text) != len(hook.handed):
+            return hook.handed.repeat_interleave(len(text) // len(hook.handed), dim=0)
+        return hook.handed
+
+    def _texts(self, source: Tensor | None, parts: TextParts, attention_mask: Tensor | None) -> LayerTexts:
         """Return keys, values and masks of all texts, cached between calls where that is safe."""
         attn = self.attn
-        # No cache for: a LoRA on the key projection, whose strength can change between steps; inference tensors,
-        # which have no version counter; projected text states, which are new in every step; gradients.
-        certain = not (
-            torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
-            or states.is_inference()
-            or attention_mask is not None
-            or self.text_width is None
-            or hasattr(attn.to_k, "base_layer")
-        )
-        if not certain:
+        # No cache for a LoRA on the key projection, whose strength can change between steps.
+        if attention_mask is not None or hasattr(attn.to_k, "base_layer"):
             return self._read(parts, attention_mask)
-        layers = [attn.to_k, attn.to_v]
-        if self.branch is not None:
-            layers += [self.branch.to_k, self.branch.to_v]
-        stamp = (
-            states._version,
-            type(attn.processor),
-            *((id(layer), _version(layer.weight)) for layer in layers),
-        )
-        kept = self._kept.get(states)
-        if kept is None or kept[0] != stamp:
-            kept = (stamp, self._read(parts, None))
-            self._kept[states] = kept
-        texts: LayerTexts = kept[1]
-        return texts
+        weights = (attn.to_k.weight, attn.to_v.weight, *(() if self.hook is None else self.hook.weights))
+        return self.kept(source, weights, lambda: self._read(parts, None))
 
     def _read(self, parts: TextParts, attention_mask: Tensor | None) -> LayerTexts:
         mask = seen_by(real_rows(parts.llm_states), attention_mask)
@@ -266,7 +264,7 @@ class TwoBranchAttention(AttachedLayer):
         attn, states = self.attn, states.contiguous()
         if self.delegates:
             return KeysValues(states, states, mask)
-        if attn.norm_cross:
+        if getattr(attn, "norm_cross", None):
             states = attn.norm_encoder_hidden_states(states)
         return KeysValues(*text_keys_values(attn, states), mask)
 
@@ -277,5 +275,11 @@ def _explicit(mask: Tensor | None, like: Tensor) -> Tensor:
     return torch.ones(like.shape[0], 1, 1, like.shape[1], dtype=torch.bool, device=like.device)
 
 
-def _version(weight: Tensor) -> int:
-    return -1 if weight.is_inference() else weight._version
+def _is_framed(attn: Any) -> bool:
+    """Return whether a layer normalises, adds or rescales around its attention, as diffusers' `Attention` can."""
+    return (
+        getattr(attn, "residual_connection", False)
+        or getattr(attn, "group_norm", None) is not None
+        or getattr(attn, "spatial_norm", None) is not None
+        or getattr(attn, "rescale_output_factor", 1) != 1
+    )

@@ -1,7 +1,8 @@
 """Install two-branch forwards on the attention layers of a denoiser or ControlNet, and remove them again."""
 
+import copy
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import torch
@@ -10,9 +11,11 @@ from torch import nn
 from llmdiff.adapter import families, layers
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.cross import TwoBranchAttention
-from llmdiff.adapter.joint import JointTwoBranch, SplitText
+from llmdiff.adapter.joint import JointTwoBranch
+from llmdiff.adapter.layout import NOT_PICKLED
 from llmdiff.adapter.processors import AttachedLayer
-from llmdiff.errors import AdapterMismatchError, AttachError
+from llmdiff.adapter.split import SplitText
+from llmdiff.errors import AdapterMismatchError, AttachError, UnsupportedPipelineError
 
 
 class Installation:
@@ -46,7 +49,26 @@ class Installation:
             layer.installation = self
             layer.attn.forward = layer.forward
         self.hook = hook
-        self._handle = None if hook is None else module.register_forward_pre_hook(hook, with_kwargs=True)
+        self._handles: list[Any] = []
+        if hook is not None:
+            self._handles = [
+                module.register_forward_pre_hook(hook.before, with_kwargs=True),
+                module.register_forward_hook(hook.after, with_kwargs=True, always_call=True),
+            ]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        return twin
+
+    def __reduce__(self) -> Any:
+        raise AttachError(NOT_PICKLED)
+
+    @property
+    def draws(self) -> bool:
+        """Return whether the module is a denoiser: whether layers have a new branch."""
+        return any(layer.branch is not None for layer in self.layers.values())
 
     @property
     def read(self) -> bool:
@@ -81,7 +103,20 @@ class Installation:
             AttachError: something else has replaced a layer or its forward.
         """
         for name in self.layers:
-            self._holder(name)
+            if not self._places(name):
+                raise AttachError(
+                    f"{name} has its own forward again while the LLM is attached (disable_cache puts back the one from "
+                    "before enable_cache): detach, then attach again"
+                )
+
+    def check_removable(self) -> None:
+        """Check that `restore` can remove every forward.
+
+        Raises:
+            AttachError: something else has replaced a layer or its forward.
+        """
+        for name in self.layers:
+            self._places(name)
 
     def restore(self) -> None:
         """Remove the forwards; the module is restored to the same objects.
@@ -89,29 +124,32 @@ class Installation:
         Raises:
             AttachError: something else has replaced a layer's forward; nothing is removed.
         """
-        holders = {name: self._holder(name) for name in self.layers}
-        for name, key in holders.items():
+        places = {name: self._places(name) for name in self.layers}
+        for name, found in places.items():
             attn, before = self.layers[name].attn, self.replaced[name]
-            if before is not None:
-                setattr(attn, key, before)
-            elif key == "forward":
-                del attn.forward
-            else:
-                setattr(attn, key, type(attn).forward.__get__(attn))
-        if self._handle is not None:
-            self._handle.remove()
+            for holder, key in found:
+                if before is not None:
+                    holder[key] = before
+                elif holder is vars(attn) and key == "forward":
+                    del holder[key]
+                else:
+                    holder[key] = type(attn).forward.__get__(attn)
+        for handle in self._handles:
+            handle.remove()
 
-    def _holder(self, name: str) -> str:
-        """Return the attribute that holds our forward: `forward`, or `_old_forward` under an accelerate hook."""
+    def _places(self, name: str) -> list[tuple[dict[str, Any], str]]:
+        """Return where our forward is; empty if the layer has its own again, as after diffusers' `disable_cache`."""
         layer = self.layers[name]
         try:
             present: Any = self.module.get_submodule(name)
         except AttributeError:
             present = None
         if present is layer.attn:
-            for key in ("forward", "_old_forward"):
-                if getattr(vars(present).get(key), "__self__", None) is layer:
-                    return key
+            found = [(holder, key) for holder, key in _holders(present) if _owner(holder.get(key)) is layer]
+            now = vars(present).get("forward")
+            own = now is None or getattr(now, "__func__", None) is type(present).forward
+            if found or own or now is self.replaced[name]:
+                return found
         raise AttachError(
             f"the forward of {name} was replaced while the LLM was attached: undo that, then detach"
         )
@@ -146,80 +184,98 @@ def install(
         AttachError: the denoiser already carries an adapter.
         UnsupportedPipelineError: a layer has a processor of another extension.
     """
-    config: Any = adapter.config
-    family = families.family_named(config.family)
     check_layers(denoiser, adapter)
-    _check_free(denoiser)
-    width, hidden_size = config.text_width, config.hidden_size
-    text_layers: Mapping[str, Any] = layers.text_layers(denoiser)
-    attached: dict[str, AttachedLayer] = {}
-    if family.text_channel == "joint":
-        # Layers without text projections have to mask padding too.
-        for name, attn in layers.attention_layers(denoiser).items():
-            branch = adapter.branch(name) if name in text_layers else None
-            attached[name] = JointTwoBranch(attn, branch, scale=scale)
-    else:
-        for name, attn in text_layers.items():
-            attached[name] = TwoBranchAttention(
-                attn,
-                adapter.branch(name),
-                text_width=width if family.text_channel == "states" else None,
-                hidden_size=hidden_size,
-                scale=scale,
-                keep_base_text=keep_base_text,
-                strict=strict,
-            )
-    hook = None
-    if family.text_channel != "states":
-        hook = SplitText(
-            family.text_channel,
-            text_width=width,
-            hidden_size=hidden_size,
-            scale=scale,
-            keep_base_text=keep_base_text,
-            strict=strict,
-        )
-    # Nothing above has changed the denoiser, and nothing below can fail.
-    return Installation(denoiser, attached, hook, adapter=adapter, scale=scale, keep_base_text=keep_base_text)
+    return _install(
+        denoiser, adapter, scale=scale, keep_base_text=keep_base_text, strict=strict, with_branches=True
+    )
 
 
 def install_control(
     controlnet: nn.Module, adapter: LLMDiffAdapter, *, scale: float, keep_base_text: bool
 ) -> Installation:
-    """Install layers on a ControlNet and return the installation: its cross-attention reads phi(c), padding masked.
+    """Install layers on a ControlNet and return the installation: it reads phi(c), padding masked.
 
     Raises:
         AttachError: the ControlNet already carries an adapter.
-        UnsupportedPipelineError: a layer has a processor of another extension.
+        UnsupportedPipelineError: a layer has a processor of another extension, or ControlNets of the family are not
+            supported.
     """
     config: Any = adapter.config
-    _check_free(controlnet)
-    attached = {
-        name: TwoBranchAttention(
-            attn,
-            None,
-            text_width=config.text_width,
-            hidden_size=config.hidden_size,
-            scale=scale,
-            keep_base_text=keep_base_text,
-            strict=True,
+    family = families.family_named(config.family)
+    if family.mixing == "prediction":
+        raise UnsupportedPipelineError(
+            f"pipe.controlnet is a {type(controlnet).__name__}, and LLMDiff cannot control the ControlNets of "
+            f"{family.title}: use its pipelines without one"
         )
-        for name, attn in layers.text_layers(controlnet).items()
-    }
-    return Installation(
-        controlnet, attached, None, adapter=adapter, scale=scale, keep_base_text=keep_base_text
+    return _install(
+        controlnet, adapter, scale=scale, keep_base_text=keep_base_text, strict=True, with_branches=False
     )
+
+
+def _install(
+    module: nn.Module,
+    adapter: LLMDiffAdapter,
+    *,
+    scale: float,
+    keep_base_text: bool,
+    strict: bool,
+    with_branches: bool,
+) -> Installation:
+    config: Any = adapter.config
+    family = families.family_named(config.family)
+    _check_free(module)
+    shared: dict[str, Any] = {
+        "text_width": config.text_width,
+        "hidden_size": config.hidden_size,
+        "scale": scale,
+        "keep_base_text": keep_base_text,
+        "strict": strict,
+    }
+    text_layers: Mapping[str, Any] = layers.text_layers(module)
+    branches = {name: adapter.branch(name) for name in text_layers} if with_branches else {}
+    hook = None
+    if family.text_channel != "states":
+        hook = SplitText(family, **shared, text_is_optional=not with_branches)
+    attached: dict[str, AttachedLayer] = {}
+    if family.text_channel == "joint" and hook is not None:
+        # Layers without a branch have to mask padding too.
+        for name, attn in layers.joint_layers(module, family).items():
+            attached[name] = JointTwoBranch(
+                attn,
+                branches.get(name),
+                hook=hook,
+                single_stream=layers.is_named(name, family.single_stream),
+                scale=scale,
+            )
+    else:
+        for name, attn in text_layers.items():
+            attached[name] = TwoBranchAttention(attn, branches.get(name), hook=hook, **shared)
+    # Nothing above has changed the module, and nothing below can fail.
+    return Installation(module, attached, hook, adapter=adapter, scale=scale, keep_base_text=keep_base_text)
 
 
 def installation_on(module: nn.Module) -> Installation | None:
     """Return the installation on this denoiser or ControlNet, None if there is none."""
     for attn in layers.attention_layers(module).values():
-        for key in ("forward", "_old_forward"):
-            owner = getattr(vars(attn).get(key), "__self__", None)
+        for holder, key in _holders(attn):
+            owner = _owner(holder.get(key))
             if isinstance(owner, AttachedLayer):
                 found: Installation = owner.installation
                 return found
     return None
+
+
+def _holders(attn: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
+    """Return where a layer's forward may be: on itself, under accelerate's hook, or under diffusers' hooks."""
+    yield vars(attn), "forward"
+    yield vars(attn), "_old_forward"
+    for reference in getattr(vars(attn).get("_diffusers_hook"), "_fn_refs", []):
+        yield vars(reference), "forward"
+        yield vars(reference), "original_forward"
+
+
+def _owner(forward: Any) -> Any:
+    return getattr(forward, "__self__", None)
 
 
 def check_layers(denoiser: nn.Module, adapter: LLMDiffAdapter) -> None:

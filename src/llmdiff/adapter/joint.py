@@ -1,132 +1,25 @@
-"""Attach to denoisers that process text states before or besides cross-attention.
-
-PixArt and Sana project them first; Stable Diffusion 3 and Flux process them in a text stream with joint attention.
-`SplitText` splits the tensor of the attached `encode_prompt` before such a transformer runs: phi(c) replaces the
-text states, and c is passed to the attention layers separately.
+"""Attach to joint attention, where text and image share one softmax.
 
 The paper covers cross-attention only. Joint attention is our extension: phi(c), through the transformer's own
 text embedder, replaces the text stream, and a second attention, from image states to c, is added to the joint
-attention's output for the image stream.
+attention's output for the image stream. The layer's own processor computes the joint attention, whichever it is.
 """
 
 import inspect
-import math
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import (
-    FusedJointAttnProcessor2_0,
-    JointAttnProcessor2_0,
-    XFormersJointAttnProcessor,
-)
-from diffusers.models.transformers.transformer_flux import (
-    FluxAttention,
-    FluxAttnProcessor,
-    FluxIPAdapterAttnProcessor,
-)
-from torch import Tensor, nn
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from llmdiff.adapter.layers import heads_of, merge_heads, text_keys_values
-from llmdiff.adapter.layout import (
-    NO_TEXT,
-    TextParts,
-    base_text,
-    pack_into_mask,
-    real_rows,
-    rows_of,
-    split_text,
-)
-from llmdiff.adapter.processors import AttachedLayer, CrossAttentionBranch, as_bias, seen_by
+from llmdiff.adapter.masks import as_bias
+from llmdiff.adapter.processors import AttachedLayer, CrossAttentionBranch
+from llmdiff.adapter.split import JointText, SplitText
 from llmdiff.errors import AttachError, UnsupportedPipelineError
 
-KEY = "llm_text"
-_PLAIN_JOINT = (JointAttnProcessor2_0, FusedJointAttnProcessor2_0, XFormersJointAttnProcessor)
-
-
-class JointText(NamedTuple):
-    """The text inputs of a joint transformer's attention layers.
-
-    Shapes:
-        llm_states (B, T, D), c; seen (B, 1, 1, T) or None, which rows of c are real; bias (B, 1, 1, rows), what is
-        added to the logits of the text stream's rows, None where that is nothing.
-    """
-
-    llm_states: Tensor
-    seen: Tensor | None
-    bias: Tensor | None
-
-
-class SplitText:
-    """Forward pre-hook of a transformer that splits the tensor of the attached `encode_prompt`.
-
-    The hook keeps no state between calls: c is passed on as an argument of the same call.
-    """
-
-    def __init__(
-        self,
-        channel: Literal["mask", "joint"],
-        *,
-        text_width: int,
-        hidden_size: int,
-        scale: float,
-        keep_base_text: bool,
-        strict: bool,
-    ) -> None:
-        self.channel = channel
-        self.text_width = text_width
-        self.hidden_size = hidden_size
-        self.scale = scale
-        self.keep_base_text = keep_base_text
-        self.strict = strict
-
-    def __call__(
-        self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the changed arguments of the transformer."""
-        if len(args) > 1:
-            names = list(inspect.signature(type(denoiser).forward).parameters)[1:]
-            args, kwargs = args[:1], {**dict(zip(names[1:], args[1:], strict=False)), **kwargs}
-        states = kwargs.get("encoder_hidden_states")
-        if states is None:
-            if self.strict:
-                raise AttachError(NO_TEXT)
-            return args, kwargs
-        parts = split_text(states, self.text_width, self.hidden_size)
-        if parts is None:
-            return args, {
-                **kwargs,
-                "encoder_hidden_states": base_text(states, self.text_width, strict=self.strict),
-            }
-        changed: dict[str, Any] = {"encoder_hidden_states": rows_of(parts)}
-        if self.channel == "mask":
-            # The given mask is redundant: padding rows of c are zero.
-            changed["encoder_attention_mask"] = pack_into_mask(parts)
-            return args, {**kwargs, **changed}
-        joint = dict(kwargs.get("joint_attention_kwargs") or {})
-        joint[KEY] = JointText(parts.llm_states, seen_by(real_rows(parts.llm_states)), self._bias(parts))
-        changed["joint_attention_kwargs"] = joint
-        ids = kwargs.get("txt_ids")
-        if ids is not None and parts.base is not None:
-            changed["txt_ids"] = torch.cat([ids, ids], dim=-2)
-        return args, {**kwargs, **changed}
-
-    def _bias(self, parts: TextParts) -> Tensor | None:
-        """Return the bias of the text rows' logits.
-
-        Adding log(w) to a row's logits weights it by w in the softmax. phi(c)'s rows have w = scale, the base's
-        1 - scale (1 with `keep_base_text`): continuous in scale, and the base pipeline at scale 0.
-        """
-        dtype = parts.llm_states.dtype
-        ours = real_rows(parts.llm_states)[:, None, None]
-        if parts.base is None or parts.base_real is None:
-            if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and bool(ours.all()):
-                return None
-            return as_bias(ours, dtype)
-        theirs = as_bias(parts.base_real[:, None, None], dtype)
-        if not self.keep_base_text:
-            theirs = theirs + math.log1p(-self.scale)
-        return torch.cat([as_bias(ours, dtype) + math.log(self.scale), theirs], dim=-1)
+# Those that torch's attention takes by place.
+_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
 
 class JointTwoBranch(AttachedLayer):
@@ -137,89 +30,134 @@ class JointTwoBranch(AttachedLayer):
 
     As `scale` goes to 0, a1*exp(b1) goes to 1 and a2*exp(b2) to 0. Image queries of the new branch pass the
     layer's own query norm but get no positional embedding, as c has no position in the image. In layers
-    without text projections (`branch` None) only the padding is masked.
-
-    Raises:
-        UnsupportedPipelineError: the layer has a processor that takes no mask and is not plain.
+    without a branch only the padding is masked.
 
     Source: our extension of Dong et al. 2024 (arXiv 2502.04412) to joint attention.
     """
 
-    def __init__(self, attn: Any, branch: CrossAttentionBranch | None, *, scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        attn: Any,
+        branch: CrossAttentionBranch | None,
+        *,
+        hook: SplitText,
+        single_stream: bool,
+        scale: float = 1.0,
+    ) -> None:
         super().__init__(attn, branch, scale=scale)
+        self.hook = hook
+        self.single_stream = single_stream
         self.check()
 
-    @property
-    def _takes_mask(self) -> bool:
-        return isinstance(self.attn, FluxAttention)
-
     def check(self) -> None:
-        """Check that the layer's current processor is supported.
-
-        Raises:
-            UnsupportedPipelineError: it is not supported.
-        """
-        kind = type(self.attn.processor)
-        known = (FluxAttnProcessor, FluxIPAdapterAttnProcessor) if self._takes_mask else _PLAIN_JOINT
-        if kind not in known:
-            raise UnsupportedPipelineError(
-                f"a joint attention layer has the processor {kind.__name__}, which cannot leave padding out; "
-                f"expected one of {', '.join(row.__name__ for row in known)}: unload what installed it "
-                "(an IP-Adapter, attention slicing), then try again"
-            )
+        """Accept any processor: `forward` sees whether it leaves padding out."""
+        processor = self.attn.processor
+        wanted = inspect.signature(type(processor).__call__).parameters
+        self._hands_mask_on = "attention_mask" in wanted and hasattr(processor, "_attention_backend")
 
     def forward(
         self,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        *args: Any,
         llm_text: JointText | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Return the layer's outputs: image states, or image and text states (and an IP-Adapter's)."""
+        """Return the layer's outputs: image states, or image and text states (and an IP-Adapter's).
+
+        Raises:
+            UnsupportedPipelineError: the layer's processor or attention backend takes no mask, and one is needed.
+            AttachError: the layer is called while its denoiser does not run.
+        """
         self.read = True
-        if llm_text is None:
-            return self.original(hidden_states, encoder_hidden_states, attention_mask, **kwargs)
-        result: Any
-        if self._takes_mask:
-            # Flux's single blocks get both streams as one.
-            total = hidden_states.shape[1] + (
-                0 if encoder_hidden_states is None else encoder_hidden_states.shape[1]
-            )
-            if llm_text.bias is not None:
-                attention_mask = F.pad(llm_text.bias, (0, total - llm_text.bias.shape[-1]))
-            result = self.original(hidden_states, encoder_hidden_states, attention_mask, **kwargs)
-        elif encoder_hidden_states is None or llm_text.bias is None:
-            result = self.original(hidden_states, encoder_hidden_states, attention_mask, **kwargs)
+        given: Any = self.hook.handed if llm_text is None and self.hook.family.carrier is None else llm_text
+        if given is None and self.hook.family.carrier is None:
+            raise AttachError("an attached layer is called outside its denoiser: detach to use it alone")
+        two_streams = encoder_hidden_states is not None and encoder_hidden_states is not hidden_states
+        if not isinstance(given, JointText) or not (two_streams or self.single_stream):
+            return self.original(*_streams(hidden_states, encoder_hidden_states, args), **kwargs)
+        rows = hidden_states.shape[1]
+        if two_streams and encoder_hidden_states is not None:
+            rows += encoder_hidden_states.shape[1]
+        streams = _streams(hidden_states, encoder_hidden_states, args)
+        if given.bias is None:
+            result = self.original(*streams, **kwargs)
+        elif torch.compiler.is_compiling() and self._hands_mask_on and "kv_cache_mode" not in kwargs:
+            # What follows would break the graph in two.
+            mask = _beside_image(given, rows, text_first=self.hook.family.text_first)
+            masked = {"attention_mask": mask} if len(streams) < 3 else {}
+            result = self.original(*streams[:2], *((mask, *args[1:]) if args else ()), **{**kwargs, **masked})
         else:
-            result = _joint_attention(self.attn, hidden_states, encoder_hidden_states, llm_text.bias)
-        if self.branch is None or not isinstance(result, tuple):
+            biased = _RowBias(given, rows, text_first=self.hook.family.text_first)
+            with biased:
+                result = self.original(*streams, **kwargs)
+            if biased.done < len(given.bias):
+                backend = getattr(self.attn.processor, "_attention_backend", None)
+                raise UnsupportedPipelineError(
+                    f"a joint attention layer has the processor {type(self.attn.processor).__name__} and the attention "
+                    f"backend {backend or 'native'}, which cannot leave padding out: unload what installed it, set "
+                    'set_attention_backend("native"), or draw one prompt without a negative one'
+                )
+        if self.branch is None:
             return result
-        pretrained_gate, new_gate = self.branch.gates()
-        new = self.branch.attend(
-            hidden_states, self.branch.read(llm_text.llm_states, llm_text.seen), norm=self.attn.norm_q
-        )
+        return self._with_new_branch(hidden_states, result, given, alone=not two_streams)
+
+    def _with_new_branch(self, states: Tensor, result: Any, text: JointText, *, alone: bool) -> Any:
+        assert self.branch is not None
+        branch = self.branch
+        image = result[0] if isinstance(result, tuple) else result
+        pretrained_gate, new_gate = branch.gates()
+        read = self.kept(text.source, (), lambda: branch.read(text.llm_states, text.seen))
+        new = branch.attend(states, read, norm=self.attn.norm_q, backend=self.backend)
         # At scale 1: image * a1*exp(b1) + new * a2*exp(b2); at scale 0: image.
-        image = result[0] * (1 + self.scale * (pretrained_gate - 1)) + new * (self.scale * new_gate)
-        return (image, *result[1:])
+        mixed = image * (1 + self.scale * (pretrained_gate - 1)) + new * (self.scale * new_gate)
+        if alone and text.counts is not None:
+            # One stream of image, text and padding: only the image's rows change.
+            start = text.counts if self.hook.family.text_first else torch.zeros_like(text.counts)
+            place = torch.arange(states.shape[1], device=states.device) - start[:, None]
+            is_image = (place >= 0) & (place < states.shape[1] - text.most)
+            mixed = torch.where(is_image[..., None], mixed, image)
+        return (mixed, *result[1:]) if isinstance(result, tuple) else mixed
 
 
-def _joint_attention(attn: Any, image: Tensor, text: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Return image and text states after JointAttnProcessor2_0's attention, which takes no mask itself."""
-    key, value = text_keys_values(attn, text)
-    query = torch.cat(
-        [
-            heads_of(attn.to_q(image), attn.heads, attn.norm_q),
-            heads_of(attn.add_q_proj(text), attn.heads, attn.norm_added_q),
-        ],
-        dim=2,
-    )
-    key = torch.cat([heads_of(attn.to_k(image), attn.heads, attn.norm_k), key], dim=2)
-    value = torch.cat([heads_of(attn.to_v(image), attn.heads), value], dim=2)
-    mixed = merge_heads(
-        F.scaled_dot_product_attention(query, key, value, attn_mask=F.pad(bias, (image.shape[1], 0)))
-    )
-    image_out, text_out = mixed[:, : image.shape[1]], mixed[:, image.shape[1] :]
-    if not attn.context_pre_only:
-        text_out = attn.to_add_out(text_out)
-    return attn.to_out[1](attn.to_out[0](image_out)), text_out
+def _streams(image: Tensor, text: Tensor | None, more: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a layer's arguments by place; the layers of a single stream have no place for the text."""
+    return (image,) if text is None and not more else (image, text, *more)
+
+
+def _beside_image(text: JointText, rows: int, *, text_first: bool) -> Tensor:
+    """Return the bias of all rows of a joint attention: that of the text's rows, and 0 for the image's."""
+    assert text.bias is not None
+    tokens = text.bias.shape[-1]
+    before = text.lead if text_first else rows - tokens
+    return F.pad(text.bias, (before, rows - tokens - before))
+
+
+class _RowBias(TorchFunctionMode):
+    """Add the bias of the text's rows in the joint attention that runs within.
+
+    Processors differ in what masks they take; all of them call torch's attention, where the bias is added: once for
+    every row of the batch, as some processors (perturbed-attention guidance) attend to a part of it at a time.
+    """
+
+    def __init__(self, text: JointText, rows: int, *, text_first: bool) -> None:
+        super().__init__()
+        self.text, self.rows, self.text_first = text, rows, text_first
+        self.done = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = {} if kwargs is None else kwargs
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        given = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
+        bias, query, keys = self.text.bias, given["query"], given["key"].shape[-2]
+        assert bias is not None
+        if keys >= self.rows and self.done < len(bias):
+            part = _beside_image(self.text, keys, text_first=self.text_first)[
+                self.done : self.done + len(query)
+            ]
+            part = part.to(query.dtype)
+            self.done += len(query)
+            theirs = given.get("attn_mask")
+            given["attn_mask"] = part if theirs is None else as_bias(theirs, query.dtype) + part
+        return func(**given)

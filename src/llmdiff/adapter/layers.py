@@ -1,11 +1,12 @@
 """Inspect the attention layers of a denoiser."""
 
+from fnmatch import fnmatch
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmdiff.adapter.families import Family
+from llmdiff.adapter.families import Family, family_of_denoiser
 
 
 def attention_layers(denoiser: nn.Module) -> dict[str, nn.Module]:
@@ -16,14 +17,32 @@ def attention_layers(denoiser: nn.Module) -> dict[str, nn.Module]:
 def text_layers(denoiser: nn.Module) -> dict[str, nn.Module]:
     """Return every attention layer that reads the text, by its name.
 
-    These are cross-attention layers, and joint attention layers with projections of the text stream.
+    These are cross-attention layers, joint attention layers with projections of the text stream, and those that the
+    family names.
     """
+    family = family_of_denoiser(denoiser)
     return {
         name: module
         for name, module in attention_layers(denoiser).items()
         if getattr(module, "is_cross_attention", False)
         or getattr(module, "added_kv_proj_dim", None) is not None
+        or (family is not None and is_named(name, family.branches))
     }
+
+
+def joint_layers(module: nn.Module, family: Family) -> dict[str, nn.Module]:
+    """Return the attention layers of a denoiser or ControlNet that read text and image together, by their names."""
+    text = text_layers(module)
+    return {
+        name: layer
+        for name, layer in attention_layers(module).items()
+        if name in text or is_named(name, family.single_stream)
+    }
+
+
+def is_named(name: str, patterns: tuple[str, ...]) -> bool:
+    """Return whether a module's name matches one of the patterns."""
+    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def layer_table(denoiser: nn.Module) -> dict[str, dict[str, int | bool]]:
@@ -49,7 +68,7 @@ def layer_table(denoiser: nn.Module) -> dict[str, dict[str, int | bool]]:
 def states_at_layers(denoiser: Any, family: Family, states: Tensor) -> Tensor:
     """Return text states as the attention layers read them, (B, T, W) => (B, T, inner width)."""
     for name in family.text_projections:
-        states = getattr(denoiser, name)(states)
+        states = denoiser.get_submodule(name)(states)
     if family.text_channel == "joint":
         # Every joint block normalises its text stream before the attention reads it.
         states = F.layer_norm(states, states.shape[-1:])
@@ -64,7 +83,10 @@ def text_keys_values(attn: Any, states: Tensor) -> tuple[Tensor, Tensor]:
         if joint
         else (attn.to_k, attn.to_v, attn.norm_k)
     )
-    return heads_of(to_key(states), attn.heads, norm), heads_of(to_value(states), attn.heads)
+    key, value = to_key(states), to_value(states)
+    # With grouped queries, keys have fewer heads.
+    heads = key.shape[-1] * attn.heads // attn.to_q.out_features
+    return heads_of(key, heads, norm), heads_of(value, heads)
 
 
 def heads_of(states: Tensor, heads: int, norm: Any = None) -> Tensor:

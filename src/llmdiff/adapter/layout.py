@@ -24,6 +24,10 @@ NO_TEXT = (
     "the denoiser is under LLM control, but this pipeline calls it without the text of encode_prompt: detach, or use "
     "a pipeline that attach accepts"
 )
+NOT_PICKLED = (
+    "a pipeline or denoiser with an LLM attached cannot be pickled: detach first, or use copy.deepcopy or "
+    "save_pretrained"
+)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import warnings
 from typing import Any
 
 from llmdiff.adapter import families
+from llmdiff.adapter.contract import prompt_contract
 from llmdiff.errors import ConfigError
 
 # Beyond this multiple of the size that it was trained for, a denoiser repeats its subject.
@@ -17,7 +18,7 @@ def own_size_px(pipe: Any) -> tuple[int, int] | None:
     if size is None:
         return None
     height, width = (size, size) if isinstance(size, int) else size
-    return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
+    return height * _vae_factor(pipe), width * _vae_factor(pipe)
 
 
 def side_multiple_px(pipe: Any) -> int:
@@ -26,7 +27,7 @@ def side_multiple_px(pipe: Any) -> int:
     patch = (
         family.latent_patch if isinstance(family.latent_patch, int) else _config(pipe)[family.latent_patch]
     )
-    return math.lcm(family.side_divisor_px, pipe.vae_scale_factor * patch)
+    return math.lcm(family.side_divisor_px, _vae_factor(pipe) * patch)
 
 
 def fitted_size_px(pipe: Any, height_px: int | None, width_px: int | None) -> tuple[int | None, int | None]:
@@ -80,7 +81,7 @@ def check_steps(pipe: Any, steps: int, *, name: str = "steps") -> None:
 def warn_of_unread_negative(pipe: Any, guidance_scale: float) -> None:
     """Warn if a negative prompt has no effect."""
     family = families.family_of(pipe)
-    if not family.encodes_negative:
+    if not prompt_contract(pipe).encodes_negative:
         warnings.warn(
             f"negative_prompt changes nothing: {family.title} is guided without one; leave it out, or in Python call "
             "the pipeline with true_cfg_scale above 1",
@@ -102,3 +103,9 @@ def warn_of_unread_negative(pipe: Any, guidance_scale: float) -> None:
 
 def _config(pipe: Any) -> Any:
     return families.denoiser_of(pipe).config
+
+
+def _vae_factor(pipe: Any) -> int:
+    """Return the number of pixels to a side of a latent; pipelines for videos have a name of their own for it."""
+    names = ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio")
+    return int(next(getattr(pipe, name) for name in names if hasattr(pipe, name)))

@@ -1,23 +1,16 @@
 """The SHA-256 manifest of a saved folder: written last, and checked before any other file is read."""
 
-import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from llmdiff.checks.bounds import short
 from llmdiff.errors import CorruptWeightsError, InputFileError
-from llmdiff.files import read_json
+from llmdiff.files import file_sha256, read_json
 
 MANIFEST_NAME = "manifest.json"
 _MAX_PART_BYTES = 255
 _REMEDY = "save it again or download it again"
-
-
-def sha256_of(path: Path) -> str:
-    """Return a file's SHA-256 as 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_manifest(folder: Path, names: Iterable[str]) -> None:
@@ -25,7 +18,7 @@ def write_manifest(folder: Path, names: Iterable[str]) -> None:
 
     Names are relative to the folder, with "/" between folders below it ("unet/config.json").
     """
-    entries = {name: sha256_of(folder / name) for name in sorted(names)}
+    entries = {name: file_sha256(folder / name) for name in sorted(names)}
     text = json.dumps({"sha256": entries}, indent=2, sort_keys=True) + "\n"
     (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
 
@@ -68,7 +61,7 @@ def check_manifest(folder: Path, required: Iterable[str]) -> None:
         file = folder / name
         if not file.is_file():
             raise CorruptWeightsError(f"{file} is missing, the manifest lists it: {_REMEDY}")
-        found = sha256_of(file)
+        found = file_sha256(file)
         if found != expected:
             raise CorruptWeightsError(
                 f"{file} has SHA-256 {found[:12]}, the manifest says {expected[:12]}: it is damaged or was "

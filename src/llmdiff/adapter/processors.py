@@ -1,4 +1,4 @@
-"""The parts shared by all attached attention layers: the new branch, the base class, and masks.
+"""The parts shared by all attached attention layers: the new branch and the base class.
 
 The layer keeps its attention processor. A processor that is set before or while the LLM is attached (attention
 slicing, an IP-Adapter) computes the pretrained branch, and is still set after detaching.
@@ -6,14 +6,18 @@ slicing, an IP-Adapter) computes the pretrained branch, and is still set after d
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from llmdiff.adapter.layers import heads_of, merge_heads
+from llmdiff.adapter.layers import heads_of
+
+_Kept = TypeVar("_Kept")
 
 
 @dataclass(frozen=True)
@@ -55,20 +59,23 @@ class CrossAttentionBranch(nn.Module):
         self.to_k = nn.Linear(hidden_size, inner_dim, bias=False)
         self.to_v = nn.Linear(hidden_size, inner_dim, bias=False)
         self.to_out = nn.Linear(inner_dim, out_dim, bias=out_bias)
-        self.a1 = nn.Parameter(torch.ones(()))
-        self.b1 = nn.Parameter(torch.zeros(()))
-        self.a2 = nn.Parameter(torch.ones(()))
-        self.b2 = nn.Parameter(torch.zeros(()))
+        # Shape (1,): FSDP cannot shard a tensor without dimensions.
+        self.a1 = nn.Parameter(torch.ones(1))
+        self.b1 = nn.Parameter(torch.zeros(1))
+        self.a2 = nn.Parameter(torch.ones(1))
+        self.b2 = nn.Parameter(torch.zeros(1))
 
     def gates(self) -> tuple[Tensor, Tensor]:
-        """Return (a1*exp(b1), a2*exp(b2)): the weights of the pretrained and of the new half."""
-        return self.a1 * self.b1.exp(), self.a2 * self.b2.exp()
+        """Return (a1*exp(b1), a2*exp(b2)): the weights of the pretrained and of the new half, each ()."""
+        # Without dimensions, so that a gate in float32 leaves the dtype of what it multiplies as it is.
+        return (self.a1 * self.b1.exp()).squeeze(0), (self.a2 * self.b2.exp()).squeeze(0)
 
-    def attend(self, hidden_states: Tensor, text: KeysValues, *, norm: Any = None) -> Tensor:
+    def attend(
+        self, hidden_states: Tensor, text: KeysValues, *, norm: Any = None, backend: Any = None
+    ) -> Tensor:
         """Return Attn(q(z), k(c), v(c)) through the branch's own output; `norm` is the layer's query norm."""
         query = heads_of(self.to_q(hidden_states), self.heads, norm)
-        mixed = F.scaled_dot_product_attention(query, text.key, text.value, attn_mask=text.mask)
-        result: Tensor = self.to_out(merge_heads(mixed))
+        result: Tensor = self.to_out(attention(query, text, backend=backend))
         return result
 
     def read(self, states: Tensor, mask: Tensor | None) -> KeysValues:
@@ -76,6 +83,17 @@ class CrossAttentionBranch(nn.Module):
         return KeysValues(
             heads_of(self.to_k(states), self.heads), heads_of(self.to_v(states), self.heads), mask
         )
+
+
+def attention(query: Tensor, text: KeysValues, *, scale: float | None = None, backend: Any = None) -> Tensor:
+    """Return the attention of queries (B, heads, N, width) to the text, (B, N, heads * width).
+
+    `backend` is one of diffusers' attention backends; None: the active one.
+    """
+    # diffusers has heads after rows.
+    rows = (states.transpose(1, 2) for states in (query, text.key, text.value))
+    mixed: Tensor = dispatch_attention_fn(*rows, attn_mask=text.mask, scale=scale, backend=backend)
+    return mixed.flatten(2)
 
 
 class AttachedLayer(ABC):
@@ -87,6 +105,7 @@ class AttachedLayer(ABC):
 
     def __init__(self, attn: Any, branch: CrossAttentionBranch | None, *, scale: float) -> None:
         self.attn = attn
+        self._forward = type(attn).forward
         self.branch = branch
         self.scale = scale
         # Set when installed: the installation, and the instance's previous forward (accelerate's hooks).
@@ -94,6 +113,46 @@ class AttachedLayer(ABC):
         self.replaced: Any = None
         # Set when text from an attached `encode_prompt` arrives, see `Installation.read`.
         self.read = False
+        self._kept: Any = WeakTensorKeyDictionary()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies start with an empty cache: the copied layer has other weights and reads other tensors.
+        return {**self.__dict__, "_kept": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._kept = WeakTensorKeyDictionary()
+
+    @property
+    def backend(self) -> Any:
+        """Return the attention backend of the layer's processor, set by `set_attention_backend`."""
+        return getattr(self.attn.processor, "_attention_backend", None)
+
+    def kept(self, source: Tensor | None, weights: tuple[Tensor, ...], read: Callable[[], _Kept]) -> _Kept:
+        """Return `read()`, cached for as long as the text tensor `source` lives and no weight changes.
+
+        Nothing is cached without a source, for inference tensors, which have no version counter, and with gradients.
+        """
+        if (
+            source is None
+            or torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or source.is_inference()
+        ):
+            return read()
+        if self.branch is not None:
+            weights = (*weights, self.branch.to_k.weight, self.branch.to_v.weight)
+        stamp = (
+            source._version,
+            type(self.attn.processor),
+            *((id(weight), -1 if weight.is_inference() else weight._version) for weight in weights),
+        )
+        kept = self._kept.get(source)
+        if kept is None or kept[0] != stamp:
+            kept = (stamp, read())
+            self._kept[source] = kept
+        result: _Kept = kept[1]
+        return result
 
     @abstractmethod
     def check(self) -> None:
@@ -107,7 +166,7 @@ class AttachedLayer(ABC):
         """Return the output of the layer's original forward."""
         if self.replaced is not None:
             return self.replaced(*args, **kwargs)
-        return type(self.attn).forward(self.attn, *args, **kwargs)
+        return self._forward(self.attn, *args, **kwargs)
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
         """Bring the branch to the denoiser's device and dtype.
@@ -121,23 +180,3 @@ class AttachedLayer(ABC):
         elsewhere = weight.device.type != device.type or device.index not in (None, weight.device.index)
         if elsewhere or weight.dtype != dtype:
             self.branch = copy.deepcopy(self.branch).to(device=device, dtype=dtype)
-
-
-def seen_by(real: Tensor, attention_mask: Tensor | None = None) -> Tensor | None:
-    """Return the attention mask, (B, 1, 1, T): bool, or a bias if the caller gives a mask; None if all is seen."""
-    # A prompt without tokens attends to its zero rows: a softmax over nothing would be NaN.
-    seen = (real | ~real.any(dim=-1, keepdim=True))[:, None, None, :]
-    if attention_mask is not None:
-        theirs = attention_mask.view(attention_mask.shape[0], 1, -1, real.shape[1])
-        return as_bias(seen, attention_mask.dtype) + theirs
-    # Reading a tensor's value synchronises the GPU: do so only if the result is cached for a whole generation.
-    if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and bool(seen.all()):
-        return None
-    return seen
-
-
-def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the mask as a bias of the attention's logits."""
-    if mask.dtype != torch.bool:
-        return mask.to(dtype)
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)

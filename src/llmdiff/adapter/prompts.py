@@ -10,16 +10,31 @@ import torch
 from torch import Tensor
 
 from llmdiff.adapter.adapter import LLMDiffAdapter
-from llmdiff.adapter.families import Family, Part
-from llmdiff.adapter.layout import beside_base, mark_base, pad_rows, real_rows
-from llmdiff.adapter.texts import encode_texts, negative_texts, plain_text, prompt_texts
+from llmdiff.adapter.contract import Part, prompt_contract
+from llmdiff.adapter.families import Family, denoiser_of
+from llmdiff.adapter.layout import NOT_PICKLED, beside_base, mark_base, real_rows
+from llmdiff.adapter.prompt_parts import (
+    Parts,
+    as_list,
+    learned_tokens,
+    no_second_text,
+    pad_alike,
+    padded_texts,
+)
+from llmdiff.adapter.settings import Control
+from llmdiff.adapter.texts import (
+    check_second_prompts,
+    encode_parts,
+    negative_texts,
+    plain_text,
+    prompt_texts,
+)
 from llmdiff.errors import AttachError, PromptError
-
-Parts = dict[Part, Tensor | None]
 
 _EMBEDS = ("prompt_embeds", "negative_prompt_embeds")
 _STATES: tuple[Part, ...] = ("positive", "negative")
 _MASKS: tuple[tuple[Part, Part], ...] = (("positive", "positive_mask"), ("negative", "negative_mask"))
+_IDS: tuple[tuple[Part, Part], ...] = (("positive", "text_ids"), ("negative", "negative_text_ids"))
 
 
 class LLMEncodePrompt:
@@ -34,25 +49,25 @@ class LLMEncodePrompt:
         pipe: Any,
         llm: Any,
         adapter: LLMDiffAdapter,
-        installation: Any,
-        control: Any,
+        parts: list[Any],
         *,
         family: Family,
-        scale: float,
-        keep_base_text: bool,
-        weighted: bool,
+        control: Control,
         replaced: Any,
         decoding: Any = None,
     ) -> None:
         self.pipe = pipe
         self.llm = llm
         self.adapter = adapter
-        self.installation = installation
-        self.control = control
+        # The installations on the modules that read the text, the denoiser's first; none at scale 0.
+        self.parts = parts
         self.family = family
-        self.scale = scale
-        self.reads_base = scale < 1 or keep_base_text
-        self.weighted = weighted
+        self.contract = prompt_contract(pipe)
+        self.control = control
+        assert control.scale is not None  # `attach` resolves None to the adapter's own
+        self.scale: float = control.scale
+        self.reads_base = control.scale < 1 or control.keep_base_text
+        self.weighted = control.weighted
         self.replaced = replaced
         self.decoding = decoding
         self.__signature__ = inspect.signature(self.base)
@@ -63,17 +78,19 @@ class LLMEncodePrompt:
         return type(self.pipe).encode_prompt.__get__(self.pipe) if self.replaced is None else self.replaced
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LLMEncodePrompt":
-        for shared in (self.llm, self.__signature__):
+        for shared in (self.llm, self.control, self.__signature__, self.contract, self.family):
             memo[id(shared)] = shared
         twin = object.__new__(type(self))
         memo[id(self)] = twin
         twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
-        for part in (twin.installation, twin.control):
-            if part is not None:
-                part.users.append(weakref.ref(twin.pipe))
+        for part in twin.parts:
+            part.users.append(weakref.ref(twin.pipe))
         return twin
 
-    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
+    def __reduce__(self) -> Any:
+        raise AttachError(NOT_PICKLED)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Return the outputs of the pipeline's `encode_prompt`, with rows of [phi(c) ; c] as text states.
 
         Prompt embeddings of the base's width are passed to the base, and the pipeline then draws without the
@@ -86,39 +103,54 @@ class LLMEncodePrompt:
             AttachError: an attached layer was replaced while attached.
         """
         given = self._arguments(args, kwargs)
-        if self.installation is None:
+        if self.parts and denoiser_of(self.pipe) is not self.parts[0].module:
+            raise AttachError(
+                f"the {type(self.parts[0].module).__name__} of this {type(self.pipe).__name__} was replaced while the "
+                "LLM was attached: detach, then attach again"
+            )
+        if not self.parts:
             return tuple(self.base(**self._as_base_reads(given)))
-        self.installation.forget_reading()
-        self._check_embeds(given)
+        for part in self.parts:
+            part.forget_reading()
         embeds: Any = given.get("prompt_embeds")
+        if self.family.ragged and embeds is not None:
+            return embeds, given.get("negative_prompt_embeds") or []
+        self._check_embeds(given)
         if embeds is not None and embeds.shape[-1] == self.adapter.phi.out_features:
+            warnings.warn(
+                "prompt_embeds is of the base's text encoder, so the base draws this picture without the LLM: pass the "
+                "prompt as text, or what this pipeline's encode_prompt returns",
+                stacklevel=2,
+            )
             parts = self._base_parts(given)
             for name in _STATES:
                 states = parts.get(name)
                 parts[name] = None if states is None else mark_base(states)
-            return tuple(parts[name] for name in self.family.encode_prompt_returns)
+            return tuple(parts[name] for name in self.contract.returns)
         self._check_arguments(given)
 
-        guided = bool(given.get("do_classifier_free_guidance", True)) and self.family.encodes_negative
+        if given.get("prompt") is None and embeds is None and not self.contract.encodes_negative:
+            # HunyuanImage's "no negative prompt".
+            given["prompt"] = [""] * given.get("batch_size", 1)
+        guided = bool(given.get("do_classifier_free_guidance", True)) and self.contract.encodes_negative
         positive = None
         if embeds is None:
             # If the negative prompt has a call of its own, an empty one means "no negative prompt".
             positive = prompt_texts(
                 "prompt",
                 given.get("prompt"),
-                may_be_blank=not self.family.encodes_negative,
+                may_be_blank=not self.contract.encodes_negative,
                 weighted=self.weighted,
             )
         count = len(positive) if positive is not None else len(embeds)
         negative = None
         if guided and given.get("negative_prompt_embeds") is None:
             negative = negative_texts(given.get("negative_prompt"), count)
-        denoiser = self.installation.module
+        denoiser = self.parts[0].module
         device = torch.device(given.get("device") or self.pipe._execution_device)
-        for part in (self.installation, self.control):
-            if part is not None:
-                part.check()
-                part.place(device, denoiser.dtype)
+        for part in self.parts:
+            part.check()
+            part.place(device, denoiser.dtype)
 
         parts = {
             "positive": embeds,
@@ -126,13 +158,23 @@ class LLMEncodePrompt:
             "positive_pooled": given.get("pooled_prompt_embeds"),
             "negative_pooled": given.get("negative_pooled_prompt_embeds"),
         }
-        parts.update(self._encode(positive, negative))
+        parts.update(
+            encode_parts(
+                self.llm,
+                self.adapter,
+                positive,
+                negative,
+                weighted=self.weighted,
+                rewording=self.control.rewording,
+            )
+        )
         if self.reads_base and (positive is not None or negative is not None):
             self._add_base(parts, given, positive, negative, count)
         if not guided:
             parts["negative"] = parts["negative_pooled"] = None
-        _pad_alike(parts)
-        return self._returned(parts, device, denoiser.dtype, given.get("num_images_per_prompt") or 1)
+        pad_alike(parts)
+        copies = given.get(self.contract.copies) if self.contract.copies else None
+        return self._returned(parts, device, denoiser.dtype, copies or 1)
 
     def check_read(self) -> None:
         """Check that the denoiser has read the text that was encoded last.
@@ -140,11 +182,11 @@ class LLMEncodePrompt:
         Raises:
             AttachError: it was not read, so the picture does not depend on the LLM.
         """
-        if self.installation is not None and not self.installation.read:
+        if self.parts and not any(part.read for part in self.parts if part.draws):
             name = type(self.pipe).__name__
             raise AttachError(
-                f"{name} has drawn a picture without asking its {self.family.denoiser} about the prompt, so the "
-                f"LLM has no part in it: detach, or use one of {', '.join(self.family.pipelines)} as it is"
+                f"{name} has drawn a picture without asking its {type(self.parts[0].module).__name__} about the "
+                f"prompt, so the LLM has no part in it: detach, or use a pipeline of {self.family.title} that asks it"
             )
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -160,13 +202,13 @@ class LLMEncodePrompt:
         width = self.adapter.phi.out_features
         for name in _EMBEDS:
             embeds = given.get(name)
-            if embeds is not None and embeds.shape[-1] == width + 1:
+            if isinstance(embeds, Tensor) and embeds.shape[-1] == width + 1:
                 given[name] = embeds[..., :width]
         return given
 
     def _as_base_reads(self, given: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments as the base's text encoder reads them."""
-        prompts = {"prompt", "negative_prompt", *self.family.second_prompts} & set(given)
+        prompts = {"prompt", "negative_prompt", *self.contract.second_prompts} & set(given)
         return {
             **given,
             **{name: plain_text(given[name], weighted=self.weighted) for name in prompts},
@@ -174,17 +216,23 @@ class LLMEncodePrompt:
 
     def _base_parts(self, given: dict[str, Any]) -> Parts:
         result = self.base(**self._as_base_reads(given))
-        return dict(zip(self.family.encode_prompt_returns, result, strict=True))
+        return dict(zip(self.contract.returns, result, strict=True))
 
     def _returned(
         self, parts: Parts, device: torch.device, dtype: torch.dtype, copies: int
-    ) -> tuple[Tensor | None, ...]:
+    ) -> tuple[Any, ...]:
         width, hidden_size = self.adapter.phi.out_features, self.adapter.phi.in_features
         for name, mask_name in _MASKS:
             states = parts.get(name)
             if states is not None:
                 # Pipelines with masks pass these on; the layers themselves recognise padding by zero rows.
                 parts[mask_name] = real_rows(states[..., width : width + hidden_size]).long()
+        if (
+            "second" in self.contract.returns
+            and parts.get("second") is None
+            and parts["positive"] is not None
+        ):
+            parts["second"], parts["second_mask"] = no_second_text(parts["positive"], self.parts[0].module)
         parts = {
             name: None
             if part is None
@@ -193,33 +241,17 @@ class LLMEncodePrompt:
             )
             for name, part in parts.items()
         }
-        positive = parts["positive"]
-        if positive is not None:
-            # Text tokens have no position in the image: Flux's position ids for them are all zero.
-            parts["text_ids"] = positive.new_zeros(positive.shape[1], 3)
-        return tuple(parts.get(name) for name in self.family.encode_prompt_returns)
-
-    def _encode(self, positive: list[str] | None, negative: list[str] | None) -> Parts:
-        texts = list(dict.fromkeys([*(positive or []), *(negative or [])]))
-        if not texts:
-            return {}
-        # Encode every distinct text once, in one pass: negative prompts mostly repeat. Negative prompts are not
-        # reworded.
-        encoding = encode_texts(
-            self.adapter, self.llm, texts, weighted=self.weighted, ask=frozenset(positive or ())
-        )
-        states, pooled = self.adapter.condition(encoding)
-        parts: Parts = {}
-        sides: tuple[tuple[Part, Part, list[str] | None], ...] = (
-            ("positive", "positive_pooled", positive),
-            ("negative", "negative_pooled", negative),
-        )
-        for name, pooled_name, wanted in sides:
-            if wanted is not None:
-                rows = [texts.index(text) for text in wanted]
-                parts[name] = states[rows]
-                parts[pooled_name] = None if pooled is None else pooled[rows]
-        return parts
+        prepare = getattr(self.pipe, "_prepare_text_ids", None)
+        for name, ids_name in _IDS:
+            states = parts.get(name)
+            if states is not None and ids_name in self.contract.returns:
+                # Text tokens have no position in the image: Flux's position ids for them are all zero. Where they
+                # are counted (FLUX.2), the pipeline counts them.
+                ids = states.new_zeros(states.shape[1], 3) if prepare is None else prepare(states)
+                parts[ids_name] = ids.to(device)
+        if self.family.ragged:
+            return tuple(as_list(parts.get(name), width, hidden_size) for name in self.contract.returns)
+        return tuple(parts.get(name) for name in self.contract.returns)
 
     def _add_base(
         self,
@@ -231,10 +263,12 @@ class LLMEncodePrompt:
     ) -> None:
         """Append the base's own text states to every row that was encoded from text: [phi(c) ; c ; base]."""
         arguments = dict(given)
-        unused = {name for name in given if name.endswith(("prompt_embeds", "prompt_attention_mask"))}
-        arguments.update(dict.fromkeys(unused | (set(self.family.second_prompts) & set(given))))
-        arguments.update(prompt=positive or [""] * count, num_images_per_prompt=1)
-        if self.family.encodes_negative:
+        unused = {name for name in given if "prompt_embeds" in name or name.endswith("prompt_attention_mask")}
+        arguments.update(dict.fromkeys(unused | (set(self.contract.second_prompts) & set(given))))
+        arguments["prompt"] = positive or [""] * count
+        if self.contract.copies is not None:
+            arguments[self.contract.copies] = 1
+        if self.contract.encodes_negative:
             arguments.update(
                 # Keep None: some pipelines then use zeros instead of an encoded "".
                 negative_prompt=None if given.get("negative_prompt") is None else negative,
@@ -249,10 +283,14 @@ class LLMEncodePrompt:
             ours, theirs = parts.get(name), base.get(name)
             if texts is None or ours is None or theirs is None:
                 continue
-            parts[name] = beside_base(ours, theirs.to(ours), base.get(mask_name))
+            mask = None if self.family.base_reads_padding else base.get(mask_name)
+            if self.family.ragged:
+                theirs, mask = padded_texts(theirs)
+            parts[name] = beside_base(ours, theirs.to(ours), mask)
             pooled, base_pooled = parts.get(pooled_name), base.get(pooled_name)
             if pooled is not None and base_pooled is not None:
                 parts[pooled_name] = torch.lerp(base_pooled.to(pooled), pooled, self.scale)
+        parts.update({name: base[name] for name in ("second", "second_mask") if name in base})
 
     def _check_embeds(self, given: dict[str, Any]) -> None:
         width, hidden_size = self.adapter.phi.out_features, self.adapter.phi.in_features
@@ -270,20 +308,14 @@ class LLMEncodePrompt:
                 )
 
     def _check_arguments(self, given: dict[str, Any]) -> None:
-        for name in self.family.second_prompts:
-            first = name.rpartition("_")[0]
-            if given.get(name) is not None and given[name] != given.get(first):
-                raise PromptError(
-                    f"{name} is for a second text encoder, but one LLM reads the whole prompt: write all of "
-                    f"it in {first}"
-                )
+        check_second_prompts(self.contract.second_prompts, given)
+        texts = [given.get("prompt"), given.get("negative_prompt")]
+        learned = [token for token in learned_tokens(self.pipe) if any(token in str(text) for text in texts)]
+        if learned and not self.reads_base:
+            warnings.warn(
+                f"{', '.join(learned)} of a textual inversion has no effect: the LLM reads it as plain text; attach "
+                "with keep_base_text=True, which lets the base's text encoder read it too",
+                stacklevel=2,
+            )
         if given.get("clip_skip") is not None and not self.reads_base:
             warnings.warn("clip_skip has no effect: the LLM stands in for CLIP", stacklevel=2)
-
-
-def _pad_alike(parts: Parts) -> None:
-    # The attention layers treat zero rows as padding, so prompts can be padded to one length.
-    positive, negative = parts["positive"], parts["negative"]
-    if positive is not None and negative is not None:
-        tokens = max(positive.shape[1], negative.shape[1])
-        parts["positive"], parts["negative"] = (pad_rows(positive, tokens), pad_rows(negative, tokens))

@@ -1,19 +1,18 @@
 """Validate an adapter's config.json: the type and range of every field, before anything is built from it."""
 
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from torch import nn
 
 from llmdiff.adapter.families import FAMILIES
-from llmdiff.checks.validation import what_is_wrong
-from llmdiff.errors import ConfigError, CorruptWeightsError
-from llmdiff.language.blocks import LONES
-from llmdiff.language.tokens import checked_template
+from llmdiff.adapter.settings import MAX_REFINER_LAYERS, AdapterSettings, Width
+from llmdiff.checks.validation import Settings
+from llmdiff.errors import CorruptWeightsError
 
 # Far above every existing model, and small enough for any machine.
-_MAX_WIDTH, _MAX_BLOCKS, _MAX_LAYERS, _MAX_REFINER_LAYERS, _MAX_TOKENS = 2**20, 10_000, 4096, 256, 2**20
+_MAX_BLOCKS, _MAX_LAYERS = 10_000, 4096
 
 
 def _layer_name(name: str) -> str:
@@ -32,7 +31,6 @@ def _one_of(*choices: object) -> AfterValidator:
     return AfterValidator(check)
 
 
-Width = Annotated[int, Field(ge=1, le=_MAX_WIDTH)]
 # A folder or a Hub id; characters that are invalid in both are refused before the name is used as a path.
 Name = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
 LayerName = Annotated[
@@ -40,11 +38,7 @@ LayerName = Annotated[
 ]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class LayerConfig(_Strict):
+class LayerConfig(Settings):
     """One attention layer, see `layers.layer_table`."""
 
     query_dim: Width
@@ -61,8 +55,8 @@ class LayerConfig(_Strict):
         return self
 
 
-class SavedConfig(_Strict):
-    """The arguments of `LLMDiffAdapter`."""
+class SavedConfig(AdapterSettings):
+    """The arguments of `LLMDiffAdapter`; files without `refiner_layers` are older than the refiner and have none."""
 
     llm_id: Name
     num_blocks: Annotated[int, Field(ge=0, le=_MAX_BLOCKS)]
@@ -72,15 +66,7 @@ class SavedConfig(_Strict):
     text_width: Width
     pooled_width: Width | None
     cross_attention: Annotated[dict[LayerName, LayerConfig], Field(max_length=_MAX_LAYERS)]
-    encoding: Literal["guided", "paper"] | None = "guided"
-    lone: Annotated[str, _one_of(*LONES)] = "token+bos"
-    template: Annotated[str, Field(max_length=100_000), AfterValidator(checked_template)] | None = None
-    max_length: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] = 512
-    # Infinity clips nothing; NaN is not above 0.
-    clip: Annotated[float, Field(gt=0)] = 3.0
-    scale: Annotated[float, Field(gt=0, le=1)] = 1.0
-    refiner_layers: Annotated[int, Field(ge=0, le=_MAX_REFINER_LAYERS)] = 0
-    refiner_width: Width | None = None
+    refiner_layers: Annotated[int, Field(ge=0, le=MAX_REFINER_LAYERS)] = 0
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -90,18 +76,6 @@ class SavedConfig(_Strict):
         if len({name.replace(".", "_") for name in self.cross_attention}) < len(self.cross_attention):
             raise ValueError("cross_attention has two layers whose names differ in dots only")
         return self
-
-
-def check_config(config: Mapping[str, Any]) -> None:
-    """Check the arguments of an adapter.
-
-    Raises:
-        ConfigError: an argument is unknown, missing, of the wrong type or out of range.
-    """
-    try:
-        SavedConfig.model_validate(dict(config))
-    except ValidationError as error:
-        raise ConfigError(what_is_wrong(error, SavedConfig)) from error
 
 
 def check_counts(config: Mapping[str, Any], names: Collection[str]) -> None:

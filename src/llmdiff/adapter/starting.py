@@ -33,7 +33,7 @@ def init_from_base(
     prompts: Sequence[str],
 ) -> None:
     """Initialise the weights of a new adapter, see `LLMDiffAdapter.create`."""
-    states, pooled = _base_text(pipe, family, prompts)
+    states, pooled = _base_text(pipe, prompts)
     # norm(c) has an rms of 1 per token, so weights of std s give an output of rms s * sqrt(D).
     one_unit = adapter.norm.normalized_shape[0] ** -0.5
     _fill(adapter.phi, one_unit * _rms(states))
@@ -66,13 +66,11 @@ def init_from_base(
         _fill(branch.to_v, one_unit * _rms(value))
 
 
-def _base_text(
-    pipe: Any, family: families.Family, prompts: Sequence[str]
-) -> tuple[Tensor | None, Tensor | None]:
+def _base_text(pipe: Any, prompts: Sequence[str]) -> tuple[Tensor | None, Tensor | None]:
     """Return the base's text states (1, T, W), without padding, and pooled vectors; None without a text encoder."""
     if not has_text_encoder(pipe):
         return None, None
-    texts = encode_with_base(pipe, family, prompts)
+    texts = encode_with_base(pipe, prompts)
     real = torch.ones(texts.states.shape[:2]) if texts.mask is None else texts.mask
     return texts.states[real.bool().to(texts.states.device)][None], texts.pooled
 

@@ -149,7 +149,8 @@ def _read_tensors(path: Path, shapes: Mapping[str, torch.Size]) -> dict[str, Ten
             f"{path} {what} {short(name)}: config.json and weights are of different adapters"
         )
     for name, (shape, kind) in headers.items():
-        if shape != shapes[name]:
+        # Earlier versions stored single numbers without dimensions, as () instead of (1,).
+        if shape != shapes[name] and (shape, shapes[name]) != (torch.Size(), torch.Size([1])):
             raise CorruptWeightsError(
                 f"{path} has {name!r} of shape {tuple(shape)}, config.json says "
                 f"{tuple(shapes[name])}: config.json and weights are of different adapters"
@@ -169,7 +170,7 @@ def _read_tensors(path: Path, shapes: Mapping[str, torch.Size]) -> dict[str, Ten
             raise CorruptWeightsError(
                 f"{path} has values that are not finite in {name!r}: the training diverged"
             )
-    return tensors
+    return {name: tensor.reshape(shapes[name]) for name, tensor in tensors.items()}
 
 
 def _folder(name_or_path: str | Path, revision: str | None) -> Path:

@@ -1,17 +1,20 @@
 """Check and encode the texts of a call, with or without prompt weights."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from llmdiff.adapter.adapter import LLMDiffAdapter
+from llmdiff.adapter.contract import Part
+from llmdiff.adapter.prompt_parts import Parts
 from llmdiff.errors import ConfigError, PromptError
 from llmdiff.files import clean_text, is_blank
-from llmdiff.language.advice import Advice
-from llmdiff.language.advised import encode_with_advice
+from llmdiff.language.rewording import Rewording, encode_reworded
 from llmdiff.language.weights import parse_weights
 from llmdiff.types import TextEncoding
+
+"""Text states, pooled vectors and masks by what they are; None where a call has none."""
 
 
 def prompt_texts(name: str, prompt: Any, *, may_be_blank: bool, weighted: bool) -> list[str]:
@@ -78,37 +81,91 @@ def encode_texts(
     *,
     weighted: bool = False,
     generator: torch.Generator | None = None,
-    ask: Collection[str] = (),
+    rewording: Rewording | None = None,
+    reword: Collection[str] | None = None,
 ) -> TextEncoding:
     """Return the text encoding, from the adapter's context encoding, else from `llm.encode`.
 
-    `weighted` and `generator` are those of `ContextEncoding.encode`. Where the LLM has a closed one to ask (see
-    `DecoderLLM.advice`), it is asked about the texts in `ask`.
+    `weighted` and `generator` are those of `ContextEncoding.encode`. With `rewording`, a closed LLM rewords the texts,
+    or those in `reword`.
 
     Raises:
-        ConfigError: `weighted` or `generator` is given for an adapter without a context encoding.
+        ConfigError: `weighted`, `rewording` or `generator` is given for an adapter without a context encoding.
     """
-    advice: Advice | None = getattr(llm, "advice", None)
-    if adapter.context is not None and advice is not None and ask:
-        return encode_with_advice(
-            adapter.context, llm, list(texts), advice, ask=ask, generator=generator, weighted=weighted
+    check_context(adapter, weighted=weighted, rewording=rewording)
+    if adapter.context is not None and rewording is not None:
+        return encode_reworded(
+            adapter.context, llm, texts, rewording, reword=reword, generator=generator, weighted=weighted
         )
     if adapter.context is not None:
         return adapter.context.encode(llm, list(texts), weighted=weighted, generator=generator)
-    check_weighable(adapter, weighted=weighted)
     if generator is not None:
         raise ConfigError("noise_seed is given, but the adapter's states have no noise: leave noise_seed out")
     encoding: TextEncoding = llm.encode(list(texts))
     return encoding
 
 
-def check_weighable(adapter: LLMDiffAdapter, *, weighted: bool) -> None:
-    """Check that the adapter supports weighted prompts if `weighted` is set.
+def check_context(adapter: LLMDiffAdapter, *, weighted: bool, rewording: Rewording | None) -> None:
+    """Check that the adapter has a context encoding if one is needed.
 
     Raises:
-        ConfigError: the adapter has no context encoding, so there are no scores to weight.
+        ConfigError: it has none, so there are no scores to weigh and no LLM that reads an answer.
     """
     if weighted and adapter.context is None:
         raise ConfigError(
             "weighted is True, but the adapter's states have no scores to weigh: leave weighted out"
         )
+    if rewording is not None and adapter.context is None:
+        raise ConfigError(
+            "rewording is given, but the adapter's states come from no LLM that reads an answer: leave it out"
+        )
+
+
+def encode_parts(
+    llm: Any,
+    adapter: LLMDiffAdapter,
+    positive: list[str] | None,
+    negative: list[str] | None,
+    *,
+    weighted: bool,
+    rewording: Rewording | None = None,
+) -> Parts:
+    """Return the text states and pooled vectors of prompts and negative prompts; None: there are none.
+
+    Shapes:
+        states (B, T, W + D), one T for all; pooled (B, pooled width) or None.
+    """
+    texts = list(dict.fromkeys([*(positive or []), *(negative or [])]))
+    if not texts:
+        return {}
+    # Encode every distinct text once, in one pass: negative prompts mostly repeat. Negative prompts are not
+    # reworded.
+    encoding = encode_texts(
+        adapter, llm, texts, weighted=weighted, rewording=rewording, reword=frozenset(positive or ())
+    )
+    states, pooled = adapter.condition(encoding)
+    parts: Parts = {}
+    sides: tuple[tuple[Part, Part, list[str] | None], ...] = (
+        ("positive", "positive_pooled", positive),
+        ("negative", "negative_pooled", negative),
+    )
+    for name, pooled_name, wanted in sides:
+        if wanted is not None:
+            rows = [texts.index(text) for text in wanted]
+            parts[name] = states[rows]
+            parts[pooled_name] = None if pooled is None else pooled[rows]
+    return parts
+
+
+def check_second_prompts(second_prompts: Sequence[str], given: Mapping[str, Any]) -> None:
+    """Check that no argument holds another prompt for a second text encoder.
+
+    Raises:
+        PromptError: one does.
+    """
+    for name in second_prompts:
+        first = name.rpartition("_")[0]
+        if given.get(name) is not None and given[name] != given.get(first):
+            raise PromptError(
+                f"{name} is for a second text encoder, but one LLM reads the whole prompt: write all of it in {first}"
+            )

@@ -1,20 +1,77 @@
-"""Summarise pydantic's validation errors in one line that names the key."""
+"""Settings with checked fields: errors in one line that names the field, and fields as keyword arguments."""
 
+import inspect
 import re
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llmdiff.checks.bounds import short
+from llmdiff.errors import ConfigError
 
-if TYPE_CHECKING:
-    from pydantic import BaseModel, ValidationError
-
-# pydantic takes tens of milliseconds to import, so it is imported only to validate settings.
+# pydantic takes tens of milliseconds to import: modules that a command imports at its start do not import this one.
 
 _NAME = re.compile(r"[\w.-]{1,200}")
+_Kind = TypeVar("_Kind")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def what_is_wrong(error: "ValidationError", model: "type[BaseModel]") -> str:
+class Settings(BaseModel):
+    """Base of settings classes: immutable, without conversions between types.
+
+    Raises:
+        ConfigError: a field is unknown, missing, of another type or out of range.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    if not TYPE_CHECKING:  # a type checker reads the fields
+
+        def __init__(self, **fields: Any) -> None:
+            try:
+                super().__init__(**fields)
+            except ValidationError as error:
+                raise ConfigError(what_is_wrong(error, type(self))) from error
+
+        # Inside other models pydantic validates the fields itself, so that its error has the whole path of a field.
+        __init__.__pydantic_base_init__ = True
+
+
+def settings_from(kind: type[_Kind], given: _Kind | None, fields: Mapping[str, Any]) -> _Kind:
+    """Return the settings that a call passes: an object, or its fields as keyword arguments.
+
+    Raises:
+        ConfigError: both are given, or a field is not valid.
+    """
+    if given is None:
+        return kind(**fields)
+    if fields:
+        raise ConfigError(
+            f"{', '.join(fields)}: given together with {kind.__name__}(...), expected one of both: put it into the "
+            "object"
+        )
+    return given
+
+
+def keywords_of(kind: type) -> Callable[[_Function], _Function]:
+    """Return a decorator that shows the fields of `kind` in the signature of a function with `**fields`."""
+
+    def decorate(function: _Function) -> _Function:
+        own = inspect.signature(function)
+        shown = [one for one in own.parameters.values() if one.kind is not one.VAR_KEYWORD]
+        fields = inspect.signature(kind).parameters
+        shown += [
+            one.replace(kind=one.KEYWORD_ONLY) for name, one in fields.items() if name not in own.parameters
+        ]
+        function.__dict__["__signature__"] = own.replace(parameters=shown)
+        return function
+
+    return decorate
+
+
+def what_is_wrong(error: ValidationError, model: type[BaseModel]) -> str:
     """Return the first error: unknown keys come first, as a misspelt key is also missing elsewhere."""
     found = sorted(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")[0]
     *outer, key = found["loc"] or ("",)
@@ -29,7 +86,7 @@ def what_is_wrong(error: "ValidationError", model: "type[BaseModel]") -> str:
         return f"unknown key {name!r}, known are {', '.join(known)}{hint}"
     if found["type"] == "missing":
         return f"{name} is missing: set it"
-    reason = found["msg"].removeprefix("Value error, ")
+    reason = found["msg"].removeprefix("Value error, ").replace("Input should be ", "expected ", 1)
     return f"{name} is {short(found['input'])}: {reason}" if name else reason
 
 

@@ -6,29 +6,24 @@ from typing import Annotated
 import typer
 
 from llmdiff.checks import bounds
+from llmdiff.cli.models import takes_models
 from llmdiff.cli.options import (
-    Adapter,
-    Computing,
-    Device,
-    Dtype,
     Guidance,
     Height,
-    Llm,
     Negative,
-    Pipeline,
-    Scale,
+    Processes,
+    Ray,
     Steps,
-    TrustCode,
     Verbose,
-    Via,
-    ViaAnswers,
-    ViaModel,
     Width,
     number,
 )
 from llmdiff.cli.output import set_up
+from llmdiff.drawing.models import Models
+from llmdiff.workers.jobs import Workers
 
 
+@takes_models()
 def batch(
     prompts: Annotated[
         Path, typer.Argument(metavar="PROMPTS.txt", help="One prompt a line.", show_default=False)
@@ -41,28 +36,16 @@ def batch(
     number: Annotated[int, number("--number", bounds.NUMBER, help="Pictures of every prompt.")] = 1,
     height: Height = None,
     width: Width = None,
-    scale: Scale = None,
-    adapter: Adapter = "openmoji",
-    llm: Llm = None,
-    pipeline: Pipeline = None,
-    via: Via = None,
-    via_model: ViaModel = None,
-    via_answers: ViaAnswers = 1,
-    dtype: Computing = Dtype.float32,
-    trust_remote_code: TrustCode = False,
-    device: Device = None,
-    ray: Annotated[
-        bool,
-        typer.Option("--ray", help="Distribute the work with Ray: here, or on the cluster of $RAY_ADDRESS."),
-    ] = False,
-    workers: Annotated[int, number("--workers", bounds.PROCESSES, help="Processes, with --ray.")] = 2,
+    workers: Processes = 1,
+    ray: Ray = False,
     verbose: Verbose = False,
+    *,
+    models: Models,
 ) -> None:
     """Draw every prompt of a file. Run again to draw only the missing pictures."""
     set_up(verbose)
     from llmdiff.drawing.batch import draw_prompts, read_prompts
     from llmdiff.drawing.draw import DrawingSettings
-    from llmdiff.drawing.models import Models
 
     texts = read_prompts(prompts)
     settings = DrawingSettings(
@@ -75,18 +58,6 @@ def batch(
         height_px=height,
         width_px=width,
     )
-    models = Models(
-        adapter=adapter,
-        llm=llm,
-        pipeline=pipeline,
-        scale=scale,
-        device=device,
-        dtype=dtype.value,
-        trust_remote_code=trust_remote_code,
-        via=via,
-        via_model=via_model,
-        via_answers=via_answers,
-    )
-    drawn = draw_prompts(texts, settings, models, out, workers=workers if ray else None)
+    drawn = draw_prompts(texts, settings, models, out, workers=Workers(count=workers, ray=ray))
     for path in drawn:
         typer.echo(path)

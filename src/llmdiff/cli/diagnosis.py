@@ -12,6 +12,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
+from llmdiff.environment import memory_bytes
 from llmdiff.errors import LLMDiffError, first_line
 
 # torch and modules that import it are imported inside the checks, so that a failing import becomes a finding.
@@ -90,11 +91,10 @@ def devices() -> Iterator[Finding]:
     """Return the processor and every accelerator, each tested with one tensor."""
     import torch
 
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding(
         about="cpu",
-        found=f"{cores} cores, {torch.get_num_threads()} threads for torch, {_size(memory)} of memory",
+        found=f"{cores} cores, {torch.get_num_threads()} threads for torch, {_size(memory_bytes())} of memory",
     )
     kind = torch.accelerator.current_accelerator(check_available=True)
     if kind is None:

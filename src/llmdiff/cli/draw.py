@@ -7,42 +7,28 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmdiff.checks import bounds
+from llmdiff.cli.models import takes_models
 from llmdiff.cli.options import (
-    Adapter,
-    Computing,
-    Device,
-    Dtype,
     Guidance,
     Height,
-    Llm,
     Negative,
     Number,
-    Pipeline,
-    Scale,
     Steps,
-    TrustCode,
     Verbose,
-    Via,
-    ViaAnswers,
-    ViaModel,
     Width,
     number,
 )
 from llmdiff.cli.output import set_up
+from llmdiff.drawing.models import Models
 
 if TYPE_CHECKING:
     from llmdiff.drawing.draw import DrawingSettings
-    from llmdiff.drawing.models import Models
 
-Draw = Callable[["DrawingSettings", "Models", Path, bool], Iterator[Path]]
-
+Draw = Callable[["DrawingSettings", Models, Path], Iterator[Path]]
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)]
 Out = Annotated[Path, typer.Option("--out", metavar="FILE.png", help="Where to write.", show_default=False)]
 Seed = Annotated[int | None, number("--seed", bounds.SEED, help="Seed of the first picture [random].")]
-Weighted = Annotated[
-    bool, typer.Option("--weighted", help="Read (word:1.3) in a prompt as a weight for the LLM.")
-]
 
 
 def _verb(draw: Draw, pictures: int) -> Callable[..., None]:
@@ -58,22 +44,12 @@ def _verb(draw: Draw, pictures: int) -> Callable[..., None]:
         number: Number = pictures,
         height: Height = None,
         width: Width = None,
-        scale: Scale = None,
-        adapter: Adapter = "openmoji",
-        llm: Llm = None,
-        pipeline: Pipeline = None,
-        device: Device = None,
-        dtype: Computing = Dtype.float32,
-        weighted: Weighted = False,
-        via: Via = None,
-        via_model: ViaModel = None,
-        via_answers: ViaAnswers = 1,
-        trust_remote_code: TrustCode = False,
         verbose: Verbose = False,
+        *,
+        models: Models,
     ) -> None:
         set_up(verbose)
         from llmdiff.drawing import draw as drawing
-        from llmdiff.drawing import models as loading
 
         settings = drawing.DrawingSettings(
             prompt=prompt,
@@ -85,37 +61,25 @@ def _verb(draw: Draw, pictures: int) -> Callable[..., None]:
             height_px=height,
             width_px=width,
         )
-        models = loading.Models(
-            adapter=adapter,
-            llm=llm,
-            pipeline=pipeline,
-            scale=scale,
-            device=device,
-            dtype=dtype.value,
-            trust_remote_code=trust_remote_code,
-            via=via,
-            via_model=via_model,
-            via_answers=via_answers,
-        )
-        for path in draw(settings, models, out, weighted):
+        for path in draw(settings, models, out):
             typer.echo(path)
 
     verb.__doc__ = draw.__doc__
-    return verb
+    return takes_models()(verb)
 
 
-def _generate(settings: "DrawingSettings", models: "Models", out: Path, weighted: bool) -> Iterator[Path]:
+def _generate(settings: "DrawingSettings", models: Models, out: Path) -> Iterator[Path]:
     """Draw a prompt with the LLM in control. More than one picture: NAME-0.png, NAME-1.png and so on."""
     from llmdiff.drawing import draw as drawing
 
-    yield from drawing.generate(settings, models, out, weighted=weighted)
+    yield from drawing.generate(settings, models, out)
 
 
-def _compare(settings: "DrawingSettings", models: "Models", out: Path, weighted: bool) -> Iterator[Path]:
+def _compare(settings: "DrawingSettings", models: Models, out: Path) -> Iterator[Path]:
     """Draw a prompt with the base text encoder and with the LLM, side by side, from the same seeds."""
     from llmdiff.drawing import draw as drawing
 
-    yield drawing.compare(settings, models, out, weighted=weighted)
+    yield drawing.compare(settings, models, out)
 
 
 generate = _verb(_generate, pictures=1)

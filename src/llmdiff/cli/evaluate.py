@@ -1,34 +1,35 @@
 """The verb `llmdiff evaluate`."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from llmdiff.checks import bounds
+from llmdiff.cli.models import takes_models
 from llmdiff.cli.options import (
-    Adapter,
-    Device,
     Guidance,
-    Llm,
     MetricModels,
     MetricNames,
-    Scale,
+    Processes,
+    Ray,
     Steps,
     Verbose,
-    Via,
-    ViaAnswers,
-    ViaModel,
     number,
 )
 from llmdiff.cli.output import set_up
+from llmdiff.drawing.models import Models, load, models_digests, usable_device
 from llmdiff.errors import ConfigError
+from llmdiff.workers.jobs import Workers
 
 _SCENES, _SCENES_PROMPTS = "scenes", 100
 
 Many = list[str] | None
 
 
+@takes_models()
 def evaluate(
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the report goes.")],
     suite: Annotated[
@@ -36,7 +37,8 @@ def evaluate(
         typer.Option(
             "--suite",
             metavar="NAME|FILE",
-            help="scenes, dpg-bench, geneval, t2i-compbench, or your prompts' file.",
+            help="scenes, a published benchmark (dpg-bench, geneval, geneval2, longtext-bench, oneig-bench, "
+            "t2i-compbench, tiif-bench, unigenbench), or your prompts' file.",
         ),
     ] = _SCENES,
     suite_files: Annotated[
@@ -60,43 +62,32 @@ def evaluate(
         typer.Option(
             "--official-scores",
             metavar="SYSTEM=FILE",
-            help="What the benchmark's own scorer wrote, a file or T2I-CompBench's folder; repeated.",
+            help="What the benchmark's own scorer wrote, a file or a folder; repeated.",
         ),
     ] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option("--shard", metavar="I/N", help="Draw only this share; then once without, to report."),
-    ] = None,
+    workers: Processes = 1,
+    ray: Ray = False,
     steps: Steps = 20,
     guidance_scale: Guidance = 3.0,
     seed: Annotated[int, number("--seed", bounds.SEED, help="Seed of the suite.")] = 0,
-    adapter: Adapter = "openmoji",
-    llm: Llm = None,
-    scale: Scale = None,
     checker: Annotated[
         str, typer.Option("--checker", help="What reads pictures of scenes: a folder.")
     ] = "openmoji",
-    via: Via = None,
-    via_model: ViaModel = None,
-    via_answers: ViaAnswers = 1,
-    device: Device = None,
     verbose: Verbose = False,
+    *,
+    models: Models,
 ) -> None:
     """Measure how well pictures match their prompts: base text encoder against LLM.
 
     Run again in the same folder to continue after an interruption.
     """
     set_up(verbose)
-    from llmdiff.drawing import models as loading
-    from llmdiff.evaluation.picture_store import Shard
     from llmdiff.evaluation.report import evaluate_suite
-    from llmdiff.evaluation.systems import controller_systems
+    from llmdiff.evaluation.systems import controller_systems, models_systems
     from llmdiff.evaluation.tables import report_tables
     from llmdiff.files import writable_folder
 
-    share = None if shard is None else Shard.parse(shard)
-    models = loading.Models(adapter=adapter, llm=llm, via=via, via_model=via_model, via_answers=via_answers)
-    place = loading.usable_device(device)
+    place = usable_device(models.device)
     # Validate all arguments before drawing, which takes minutes.
     if suite == _SCENES:
         chosen = _scenes(checker, place, suite_files, reference, official_scores)
@@ -104,34 +95,33 @@ def evaluate(
         chosen = _suite_parts(suite, suite_files, reference, official_scores) | {"prompts_per_tag": prompts}
     writable_folder(out)
     measured = [*chosen.pop("scorers", []), *_metrics(metric or [], metric_model or [], place)]
-    controller = loading.load_controller(models, device=place)
+    chosen_workers = Workers(count=workers, ray=ray)
+    # Other workers load the models themselves; this process takes only their digests.
+    controller, pipe = load(replace(models, device=place if chosen_workers.here else "cpu"))
     if suite == _SCENES:
         base = controller.adapter.config.base_model_id
         chosen["suite"] = _scenes_suite(measured[0], base, prompts or _SCENES_PROMPTS, seed)
-    drawing: dict[str, Any] = {"scale": scale, "steps": steps, "guidance_scale": guidance_scale}
-    pipe = controller.load_pipeline(device=place)
+    drawing: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale}
     report = evaluate_suite(
-        controller_systems(controller, pipe, **drawing),
+        controller_systems(controller, pipe, control=models.control, **drawing),
         out=out,
         images_per_prompt=images_per_prompt,
         metrics=measured,
-        shard=share,
+        workers=chosen_workers,
+        make_systems=partial(models_systems, replace(models, device=place), **drawing),
+        device=place,
         seed=seed,
         settings={
             **drawing,
-            "scale": controller.scale if scale is None else scale,
+            **{name: value for name, value in models.metadata().items() if value is not None},
+            "scale": controller.scale if models.scale is None else models.scale,
             "llm": controller.llm.id,
-            "base_model": controller.adapter.config.base_model_id,
-            **loading.models_digests(controller, pipe),
-            "via": via_model,
-            **({"via_answers": via_answers} if via_answers > 1 else {}),
+            "base_model": models.pipeline or controller.adapter.config.base_model_id,
+            **models_digests(controller, pipe),
         },
         **chosen,
     )
-    if report:
-        typer.echo(report_tables(report))
-    else:
-        typer.echo(f"shard {share} is drawn and scored; when all are, run the same without --shard")
+    typer.echo(report_tables(report))
 
 
 def _scenes_suite(scorer: Any, base: str, prompts: int, seed: int) -> Any:

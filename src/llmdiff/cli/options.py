@@ -81,26 +81,6 @@ Negative = Annotated[str | None, typer.Option("--negative-prompt", help="Negativ
 Number = Annotated[int, number("--number", bounds.NUMBER, help="Pictures to draw, from seeds in a row.")]
 Height = Annotated[int | None, number("--height", bounds.SIDE_PX, help="Pixels [the pipeline's own].")]
 Width = Annotated[int | None, number("--width", bounds.SIDE_PX, help="Pixels [the pipeline's own].")]
-Scale = Annotated[
-    float | None,
-    number("--scale", bounds.SCALE, help="From 0, the base text encoder, to 1, the LLM [the adapter's own]."),
-]
-Adapter = Annotated[str, typer.Option("--adapter", help="A trained adapter: name, folder or Hub id.")]
-Llm = Annotated[str | None, typer.Option("--llm", help="Name, folder, GGUF or Hub id [the adapter's own].")]
-Pipeline = Annotated[str | None, typer.Option("--pipeline", help="Folder or Hub id [the adapter's own].")]
-Via = Annotated[
-    str | None,
-    typer.Option(
-        "--via", help="OpenAI-compatible address of a closed LLM that rewords prompts in plain words."
-    ),
-]
-ViaModel = Annotated[
-    str | None, typer.Option("--via-model", help="Its name there. The key, if any: $LLMDIFF_VIA_API_KEY.")
-]
-ViaAnswers = Annotated[
-    int,
-    number("--via-answers", bounds.ANSWERS, help="Number of its answers, whose encodings are averaged."),
-]
 MetricNames = Annotated[
     list[str] | None,
     typer.Option("--metric", metavar="NAME", help="What to measure besides; may be repeated."),
@@ -111,12 +91,18 @@ MetricModels = Annotated[
         "--metric-model", metavar="PATH", help="Its model, folder or Hub id: one for each --metric."
     ),
 ]
-Computing = Annotated[Dtype, typer.Option("--dtype", help="Dtype of LLM and pipeline.")]
-TrustCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the LLM.")
-]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps [an accelerator, else cpu].")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the libraries' messages too.")]
+
+Processes = Annotated[
+    int,
+    number(
+        "--workers", bounds.PROCESSES, help="Processes that share the work [with --ray: on its machines]."
+    ),
+]
+Ray = Annotated[
+    bool, typer.Option("--ray", help="Workers of the Ray cluster of $RAY_ADDRESS; without, here.")
+]
 
 # Options of the verbs that train and measure on the embedded default: benchmark, compare-llms.
 BenchmarkOut = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where everything goes.")]

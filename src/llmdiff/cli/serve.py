@@ -1,6 +1,7 @@
 """The verb `llmdiff serve`."""
 
 import os
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -9,22 +10,13 @@ import typer
 
 from llmdiff.checks import bounds
 from llmdiff.checks.bounds import Bounds
+from llmdiff.cli.models import takes_models
 from llmdiff.cli.options import (
-    Adapter,
-    Computing,
-    Device,
-    Dtype,
-    Llm,
-    Pipeline,
-    Scale,
-    TrustCode,
     Verbose,
-    Via,
-    ViaAnswers,
-    ViaModel,
     number,
 )
 from llmdiff.cli.output import set_up
+from llmdiff.drawing.models import Models, usable_device
 from llmdiff.environment import check_extra
 
 
@@ -41,6 +33,7 @@ TokenFile = Annotated[
 ]
 
 
+@takes_models()
 def serve(
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, number("--port", bounds.PORT, help="Port; 0 takes a free one.")] = 8000,
@@ -75,29 +68,20 @@ def serve(
         int, number("--max-upload-mb", Bounds(1, 1024), help="Size of a request with a picture.")
     ] = 32,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts to the log.")] = False,
-    scale: Scale = None,
-    adapter: Adapter = "openmoji",
-    llm: Llm = None,
-    pipeline: Pipeline = None,
-    via: Via = None,
-    via_model: ViaModel = None,
-    via_answers: ViaAnswers = 1,
-    dtype: Computing = Dtype.float32,
-    trust_remote_code: TrustCode = False,
-    device: Device = None,
     verbose: Verbose = False,
+    *,
+    models: Models,
 ) -> None:
     """Serve pictures over HTTP, with OpenAI's images API. Ctrl-C finishes running requests, then ends."""
     set_up(verbose)
     check_extra("serve", "uvicorn", "fastapi", "prometheus_client", "python_multipart")
-    from llmdiff.drawing import models as loading
     from llmdiff.serving.server import serve_images
     from llmdiff.serving.settings import ServeSettings, read_token
 
     token = read_token(token_file, os.environ.get("LLMDIFF_TOKEN"))
-    place = loading.usable_device(device)
+    place = usable_device(models.device)
     settings = ServeSettings(
-        model_id=Path(adapter).name if Path(adapter).is_dir() else adapter,
+        model_id=Path(models.adapter).name if Path(models.adapter).is_dir() else models.adapter,
         token=token,
         max_batch=max_batch or (1 if place == "cpu" else 8),
         queue_size=queue_size,
@@ -110,16 +94,4 @@ def serve(
         size_policy=size_policy.value,
         max_upload_bytes=max_upload_mb * 2**20,
     )
-    models = loading.Models(
-        adapter=adapter,
-        llm=llm,
-        pipeline=pipeline,
-        scale=scale,
-        device=place,
-        dtype=dtype.value,
-        trust_remote_code=trust_remote_code,
-        via=via,
-        via_model=via_model,
-        via_answers=via_answers,
-    )
-    serve_images(models, settings, host=host, port=port)
+    serve_images(replace(models, device=place), settings, host=host, port=port)

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from llmdiff.checks import bounds
-from llmdiff.cli.options import number
+from llmdiff.cli.options import Processes, Ray
 from llmdiff.environment import check_extra
+from llmdiff.workers.jobs import Workers
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="See configs/.", show_default=False)]
 Changes = Annotated[
@@ -33,28 +33,26 @@ def train(config: Config, changes: Changes = None) -> None:
 def prepare(
     config: Config,
     changes: Changes = None,
-    ray: Annotated[
-        bool,
-        typer.Option("--ray", help="Distribute the work with Ray: here, or on the cluster of $RAY_ADDRESS."),
-    ] = False,
-    workers: Annotated[int, number("--workers", bounds.PROCESSES, help="Processes, with --ray.")] = 2,
+    workers: Processes = 1,
+    ray: Ray = False,
 ) -> None:
     """Check the samples and fill the store of encodings and latents before training."""
     check_extra("train", "pydantic", "yaml", "datasets")
     from llmdiff.training.config import load_config
-    from llmdiff.training.prepare import load_parts
+    from llmdiff.training.prepare import load_models
     from llmdiff.training.prepare import prepare as fill
     from llmdiff.training.processes import launched_process
 
     settings = load_config(config, changes or [])
-    parts = load_parts(settings, launched_process(settings.device).device)
-    if ray:
+    models = load_models(settings, launched_process(settings.device).device)
+    chosen = Workers(count=workers, ray=ray)
+    if chosen.here:
+        made = fill(settings, models)
+    else:
         from llmdiff.training.prepare_ray import prepare_on_workers
 
-        made = prepare_on_workers(settings, parts, workers=workers)
-    else:
-        made = fill(settings, parts)
+        made = prepare_on_workers(settings, models, chosen)
     typer.echo(
-        f"{len(parts.samples)} good samples, {parts.samples.quarantined} in quarantine; new in "
+        f"{len(models.samples)} good samples, {models.samples.quarantined} in quarantine; new in "
         f"{settings.store_folder}: {made['captions']} captions, {made['pictures']} pictures"
     )

@@ -2,18 +2,30 @@
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from llmdiff.checks import bounds
-from llmdiff.cli.options import Device, Verbose, Via, ViaAnswers, ViaModel, number
+from llmdiff.cli.models import takes_models
+from llmdiff.cli.options import Verbose, number
 from llmdiff.cli.output import set_up
+from llmdiff.drawing.models import Models, usable_device
 from llmdiff.environment import check_extra
 from llmdiff.errors import ConfigError
 
 
+@takes_models(
+    "keep_base_text",
+    "device",
+    "dtype",
+    "trust_remote_code",
+    "reword_url",
+    "reword_model",
+    "reword_answers",
+)
 def ui(
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, number("--port", bounds.PORT, help="Port; 0 takes a free one.")] = 7860,
@@ -39,16 +51,13 @@ def ui(
         list[str] | None,
         typer.Option("--pipeline", help="A pipeline to choose beside the adapter's own; may be repeated."),
     ] = None,
-    via: Via = None,
-    via_model: ViaModel = None,
-    via_answers: ViaAnswers = 1,
-    device: Device = None,
     verbose: Verbose = False,
+    *,
+    models: Models,
 ) -> None:
     """Open a page to draw on: base text encoder and LLM side by side, step by step. Ctrl-C ends it."""
     set_up(verbose)
     check_extra("ui", "gradio", "uvicorn", "fastapi", "prometheus_client")
-    from llmdiff.drawing.models import usable_device
     from llmdiff.serving.settings import UiSettings, read_password
     from llmdiff.serving.ui_server import serve_ui
 
@@ -61,10 +70,7 @@ def ui(
         adapters=tuple(adapter or ["openmoji"]),
         llms=tuple(llm or ()),
         pipelines=tuple(pipeline or ()),
-        via=via,
-        via_model=via_model,
-        via_answers=via_answers,
-        device=usable_device(device),
+        base=replace(models, device=usable_device(models.device)),
         password=asked or read_password(password_file, os.environ.get("LLMDIFF_PASSWORD")),
         queue_size=queue_size,
     )

@@ -11,15 +11,18 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from llmdiff.adapter.attach import control_of
 from llmdiff.adapter.cross import LayerTexts, TwoBranchAttention
 from llmdiff.adapter.families import denoiser_of
 from llmdiff.adapter.installation import installation_on
 from llmdiff.adapter.layers import heads_of
 from llmdiff.adapter.limits import check_steps
 from llmdiff.adapter.processors import KeysValues
+from llmdiff.adapter.settings import Control, as_control
+from llmdiff.adapter.texts import plain_text
 from llmdiff.controller import LLMController
 from llmdiff.errors import ConfigError, PromptError, UnsupportedPipelineError
-from llmdiff.language.advice import readings
+from llmdiff.language.rewording import readings
 
 Branch = Literal["both", "pretrained", "new"]
 _WORD_STARTS = ("\u0120", "\u2581", " ")  # byte-level BPE, SentencePiece, plain
@@ -80,8 +83,8 @@ def draw_with_maps(
     controller: LLMController,
     pipe: Any,
     prompt: str,
+    control: Control | float | None = None,
     *,
-    scale: float | None = None,
     seed: int = 0,
     steps: int = 20,
     guidance_scale: float = 3.0,
@@ -89,7 +92,7 @@ def draw_with_maps(
 ) -> WordMaps:
     """Attach the controller, draw one picture, detach, and return the picture with every word's maps.
 
-    `scale` is that of `attach`; at every scale the maps show the words as the LLM reads them.
+    `control` is that of `attach`; at every scale the maps show the words as the LLM reads them.
 
     Raises:
         UnsupportedPipelineError: its denoiser has no cross-attention (Stable Diffusion 3, Flux).
@@ -98,11 +101,12 @@ def draw_with_maps(
         PromptError: the prompt has no words.
     """
     check_steps(pipe, steps)
-    if (controller.scale if scale is None else scale) == 0:
+    control = as_control(control, {})
+    if (controller.scale if control.scale is None else control.scale) == 0:
         raise ConfigError(
             "scale is 0: the base alone draws, without attention to the LLM's words; choose a scale above 0"
         )
-    with controller.attached(pipe, scale), watching_words(controller, pipe, prompt) as watch:
+    with controller.attached(pipe, control), watching_words(controller, pipe, prompt) as watch:
 
         def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             watch.next_step()
@@ -150,9 +154,11 @@ def watching_words(controller: LLMController, pipe: Any, prompt: str) -> Iterato
     """
     context: Any = controller.adapter.context
     limits = {} if context is None else {"template": context.template, "max_length": context.max_length}
-    advice = controller.llm.advice if context is not None else None
-    text = readings(prompt, prompt, advice)[0][0]
-    tokens = controller.llm.tokenize([text], **limits)
+    control = control_of(pipe)
+    plain = plain_text(prompt, weighted=control.weighted)
+    text = readings(prompt, plain, control.rewording)[0][0]
+    tokens = controller.llm.tokenize([text], weighted=control.weighted, **limits)
+    text = plain_text(text, weighted=control.weighted)
     words = words_of(controller.llm.tokenizer, tokens.input_ids[0][tokens.token_mask[0]].tolist(), text)
     if not words:
         raise PromptError(f"prompt is {prompt!r}, expected at least one word to look for")

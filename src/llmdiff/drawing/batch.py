@@ -1,7 +1,8 @@
-"""Draw many prompts, in this process or on Ray workers: the work of `llmdiff batch`."""
+"""Draw many prompts, in this process or on several workers: the work of `llmdiff batch`."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ from PIL import Image
 from llmdiff.drawing.draw import DrawingSettings, draw, picture_metadata
 from llmdiff.drawing.models import Models, load, models_digests, scale_of, usable_device
 from llmdiff.drawing.pictures import PICTURE_FORMATS, check_writable, numbered, read_metadata, save_png
-from llmdiff.drawing.ray_workers import on_workers
 from llmdiff.errors import PromptError
 from llmdiff.files import prompt_lines
+from llmdiff.workers.jobs import HERE, Job, Workers, run_jobs
 
 # The metadata that determines a picture, besides the models' digests and versions.
 _SAME = (
@@ -21,10 +22,6 @@ _SAME = (
     "seed",
     "steps",
     "guidance_scale",
-    "scale",
-    "dtype",
-    "via",
-    "via_answers",
 )
 
 
@@ -47,13 +44,13 @@ def draw_prompts(
     models: Models,
     out: Path,
     *,
-    workers: int | None = None,
+    workers: Workers = HERE,
 ) -> Iterator[Path]:
     """Draw every prompt and yield the paths as they are written: OUT/000000.png and so on, in order of the prompts.
 
     `settings` apply to every prompt, except for `settings.prompt`; all prompts have the same seeds. An existing picture
-    with the same prompt, seed, settings and digests of the models (in its metadata) is not drawn again. `workers` is
-    the number of processes, on this machine or on a Ray cluster; the pictures do not depend on it.
+    with the same prompt, seed, settings and digests of the models (in its metadata) is not drawn again. The
+    pictures do not depend on `workers`.
 
     Raises:
         OutputError: the folder cannot be written; checked before any model is loaded.
@@ -65,44 +62,49 @@ def draw_prompts(
     check_writable(Path(every[0]["path"]))
     models = replace(models, scale=scale_of(models))
     kept = {item["path"]: _digests(item, settings, models) for item in every}
-    init_args = {"settings": asdict(settings), "models": asdict(models)}
-    painter = None
-    if workers is None or any(kept.values()):
+    make: Callable[[], PromptDrawer] = partial(PromptDrawer, settings, models)
+    digests: dict[str, str] | None = None
+    if workers.here or any(kept.values()):
         # Names and folders do not identify the models; digests of the loaded weights do.
-        place = {} if workers is None else {"models": asdict(replace(models, device="cpu"))}
-        painter = Painter(**{**init_args, **place})
-    items = [item for item in every if painter is None or kept[item["path"]] != painter.digests]
-    if workers is None:
-        for item in items:
-            assert painter is not None
-            yield Path(painter(item)["path"])
-        return
-    del painter
-    gpus_each = 0.0 if usable_device(models.device) == "cpu" else 1.0
-    for done in on_workers(Painter, init_args, items, workers=workers, gpus_each=gpus_each):
-        yield Path(done["path"])
+        drawer = make() if workers.here else PromptDrawer(settings, replace(models, device="cpu"))
+        digests = drawer.digests
+        if workers.here:
+            make = drawer.itself
+        del drawer
+    jobs = [
+        Job(name=item["path"], args=item)
+        for item in every
+        if digests is None or kept[item["path"]] != digests
+    ]
+    for done in run_jobs(make, jobs, workers, device=usable_device(models.device)):
+        yield done.checked()
 
 
-class Painter:
+class PromptDrawer:
     """Draws and writes one picture for each item, with models that are loaded once per process.
 
     Fields:
         digests: digests of the models, written into every picture.
     """
 
-    def __init__(self, *, settings: Mapping[str, Any], models: Mapping[str, Any]) -> None:
-        self._settings, self._models = DrawingSettings(**settings), Models(**models)
+    def __init__(self, settings: DrawingSettings, models: Models) -> None:
+        self._settings, self._models = settings, models
         self._controller, self._pipe = load(self._models)
         self.digests = models_digests(self._controller, self._pipe)
-        self._controller.attach(self._pipe, self._models.scale)
+        self._controller.attach(self._pipe, self._models.control)
 
-    def __call__(self, item: Mapping[str, Any]) -> dict[str, str]:
+    def itself(self) -> "PromptDrawer":
+        """Return this drawer, for a process that has loaded it already."""
+        return self
+
+    def __call__(self, item: Mapping[str, Any]) -> Path:
         """Return the path of the item's picture."""
         settings = replace(self._settings, prompt=item["prompt"])
         about = picture_metadata(settings, self._models, self._controller, self._pipe)
         image = draw(self._pipe, settings, item["seed"])
-        save_png(image, Path(item["path"]), {**about, **self.digests, "seed": item["seed"]})
-        return {"path": item["path"]}
+        path = Path(item["path"])
+        save_png(image, path, {**about, **self.digests, "seed": item["seed"]})
+        return path
 
 
 def _items(prompts: Sequence[str], settings: DrawingSettings, out: Path) -> Iterator[dict[str, Any]]:
@@ -122,10 +124,9 @@ def _digests(item: Mapping[str, Any], settings: DrawingSettings, models: Models)
             width_px, height_px = image.size
     except (OSError, SyntaxError):  # missing or damaged
         return None
-    wanted = {**asdict(settings), **asdict(models), **item, "via": models.via_model}
-    if models.via_answers == 1:
-        wanted["via_answers"] = None  # 1 answer is not stored
-    same = all(told.get(name) == (None if wanted[name] is None else str(wanted[name])) for name in _SAME)
+    drawn_with = {**asdict(settings), **item}
+    wanted = {name: drawn_with[name] for name in _SAME} | models.metadata()
+    same = all(told.get(name) == (None if value is None else str(value)) for name, value in wanted.items())
     if not same or settings.height_px not in (None, height_px) or settings.width_px not in (None, width_px):
         return None
     return {name: digest for name, digest in told.items() if name.endswith("_sha256")} or None

@@ -4,7 +4,7 @@ import logging
 import platform
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,10 +81,8 @@ def new_seed() -> int:
     return random.SystemRandom().randrange(2**31)
 
 
-def generate(settings: DrawingSettings, models: Models, out: Path, *, weighted: bool = False) -> list[Path]:
+def generate(settings: DrawingSettings, models: Models, out: Path) -> list[Path]:
     """Draw pictures with the LLM, write each with its metadata as soon as it is drawn, and return the paths.
-
-    With `weighted`, `(word:1.3)` in a prompt weighs a word.
 
     Raises:
         OutputError: `out` cannot be written; checked before any model is loaded.
@@ -96,17 +94,17 @@ def generate(settings: DrawingSettings, models: Models, out: Path, *, weighted: 
     controller, pipe = load(models)
     if (notice := prompt_notice(pipe, settings.prompt)) is not None:
         _log.warning("%s", notice)
-    made_with = picture_metadata(settings, models, controller, pipe, weighted=weighted)
-    with controller.attached(pipe, models.scale, weighted=weighted):
+    made_with = picture_metadata(settings, models, controller, pipe)
+    with controller.attached(pipe, models.control):
         for path, seed in zip(paths, settings.seeds, strict=True):
             save_png(draw(pipe, settings, seed), path, {**made_with, "seed": seed})
     return paths
 
 
-def compare(settings: DrawingSettings, models: Models, out: Path, *, weighted: bool = False) -> Path:
+def compare(settings: DrawingSettings, models: Models, out: Path) -> Path:
     """Draw with the base text encoder and with the LLM from the same seeds; write one sheet and return its path.
 
-    With `weighted`, `(word:1.3)` in a prompt weighs a word for the LLM; the base reads the word without the weight.
+    Where `(word:1.3)` is a weight (`models.weighted`), the base reads the word without the weight.
 
     Raises:
         OutputError: `out` cannot be written; checked before any model is loaded.
@@ -116,17 +114,17 @@ def compare(settings: DrawingSettings, models: Models, out: Path, *, weighted: b
     controller, pipe = load(models)
     if (notice := prompt_notice(pipe, settings.prompt)) is not None:
         _log.warning("%s", notice)
-    made_with = picture_metadata(settings, models, controller, pipe, weighted=weighted)
+    made_with = picture_metadata(settings, models, controller, pipe)
     scale = made_with["scale"]
     captions = [f"seed {seed}" for seed in settings.seeds]
     # At scale 0 the pipeline is the base; weights are removed from the prompt.
-    with controller.attached(pipe, 0.0, weighted=weighted):
+    with controller.attached(pipe, replace(models.control, scale=0.0)):
         base = Panel(
             title="base text encoder",
             images=[draw(pipe, settings, seed) for seed in settings.seeds],
             captions=captions,
         )
-    with controller.attached(pipe, models.scale, weighted=weighted):
+    with controller.attached(pipe, models.control):
         ours = Panel(
             title=f"LLM ({controller.llm.id})" + ("" if scale == 1 else f", scale {scale:g}"),
             images=[draw(pipe, settings, seed) for seed in settings.seeds],
@@ -221,8 +219,6 @@ def picture_metadata(
     models: Models,
     controller: "LLMController",
     pipe: Any,
-    *,
-    weighted: bool = False,
 ) -> dict[str, object]:
     """Return the metadata that is stored in a picture, except for its seed."""
     adapter: Any = controller.adapter.config
@@ -235,11 +231,8 @@ def picture_metadata(
         "llm": controller.llm.id,
         "adapter": models.adapter,
         "pipeline": models.pipeline or adapter.base_model_id,
+        **models.metadata(),
         "scale": controller.scale if models.scale is None else models.scale,
-        "weighted": "yes" if weighted else None,
-        "via": models.via_model,
-        "via_answers": models.via_answers if models.via_answers > 1 else None,
-        "dtype": models.dtype,
         "scheduler": type(pipe.scheduler).__name__,
         "Software": f"llmdiff {__version__}",
         "versions": ", ".join(

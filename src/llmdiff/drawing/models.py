@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from llmdiff.checks import bounds
@@ -12,8 +13,9 @@ from llmdiff.checks.bounds import short
 from llmdiff.errors import ConfigError, CorruptWeightsError, OutputError, first_line
 
 if TYPE_CHECKING:
+    from llmdiff.adapter.settings import Control
     from llmdiff.controller import LLMController
-    from llmdiff.language.advice import Advice
+    from llmdiff.language.rewording import Rewording
 
 # torch, transformers and diffusers are imported inside functions, as their import takes seconds.
 
@@ -26,41 +28,72 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """The models to draw with; None: those that the adapter was trained with.
+    """The models to draw with, and how the LLM controls the pipeline.
 
-    `scale` is that of `attach`. `dtype` is the dtype of LLM and pipeline. `trust_remote_code` allows Python code that
-    comes with the LLM to run. `via` and `via_model` are the address and name of a closed LLM that rewords every
-    prompt; `via_answers` is the number of its answers, whose encodings are averaged.
+    Fields:
+        adapter, llm, pipeline: names, folders or Hub ids; None: those that the adapter was trained with.
+        scale, keep_base_text, weighted: see `Control`.
+        device: None: an accelerator if there is one, else "cpu".
+        dtype: of LLM and pipeline.
+        trust_remote_code: whether Python code that comes with the LLM may run.
+        reword_url, reword_model: address and name of a closed LLM that rewords every prompt; both or none.
+        reword_answers: number of its answers, whose encodings are averaged.
 
     Raises:
-        ConfigError: a scale outside 0 to 1, an unknown dtype, only one of `via` and `via_model`, or `via_answers`
-            below 1.
+        ConfigError: a value is out of range or unknown, or one of `reword_url` and `reword_model` is missing.
     """
 
     adapter: str = "openmoji"
     llm: str | None = None
     pipeline: str | None = None
     scale: float | None = None
+    keep_base_text: bool = False
+    weighted: bool = False
     device: str | None = None
     dtype: Dtype = "float32"
     trust_remote_code: bool = False
-    via: str | None = None
-    via_model: str | None = None
-    via_answers: int = 1
+    reword_url: str | None = None
+    reword_model: str | None = None
+    reword_answers: int = 1
 
     def __post_init__(self) -> None:
-        if self.scale is not None and not bounds.SCALE.holds(self.scale):
+        if self.scale is not None:
+            bounds.SCALE.check("scale", self.scale)
+        if (self.reword_url is None) != (self.reword_model is None):
             raise ConfigError(
-                f"scale is {short(self.scale)}, expected 0 (the base alone) to 1 (the LLM alone)"
+                f"reword_url is {self.reword_url!r} and reword_model {self.reword_model!r}, expected both or none: "
+                "give the address of a closed LLM and its name there"
             )
-        if (self.via is None) != (self.via_model is None):
-            raise ConfigError(
-                f"via is {self.via!r} and via_model {self.via_model!r}, expected both or none: give the address of a "
-                "closed LLM and its name there"
-            )
-        bounds.ANSWERS.check("via_answers", self.via_answers)
+        bounds.ANSWERS.check("reword_answers", self.reword_answers)
         if self.dtype not in get_args(Dtype):
             raise ConfigError(f"dtype is {self.dtype!r}, expected one of {', '.join(get_args(Dtype))}")
+
+    @cached_property
+    def control(self) -> "Control":
+        """Return how the LLM controls the pipeline.
+
+        Raises:
+            ConfigError: `reword_url` is not a valid address, or would send its key unencrypted.
+        """
+        from llmdiff.adapter.settings import Control
+
+        return Control(
+            scale=self.scale,
+            keep_base_text=self.keep_base_text,
+            weighted=self.weighted,
+            rewording=_rewording(self),
+        )
+
+    def metadata(self) -> dict[str, object]:
+        """Return the fields that a picture depends on beside the models' weights, None where they are the default."""
+        return {
+            "scale": self.scale,
+            "keep_base_text": "yes" if self.keep_base_text else None,
+            "weighted": "yes" if self.weighted else None,
+            "reword_model": self.reword_model,
+            "reword_answers": self.reword_answers if self.reword_answers > 1 else None,
+            "dtype": self.dtype,
+        }
 
 
 @contextmanager
@@ -114,37 +147,49 @@ def load_controller(models: Models, *, device: str) -> "LLMController":
     """Return the controller of `models`, on the device.
 
     Raises:
-        ConfigError: `via` is not a valid address, or would send its key unencrypted.
+        ConfigError: see `Models.control`.
         LLMDiffError: see `LLMController.from_pretrained`.
     """
-    advice = advice_of(models)  # first, so that its errors show before models are loaded
-    controller = _load_controller(models, device=device)
-    controller.llm.advice = advice
-    return controller
+    import torch
+
+    from llmdiff.controller import LLMController
+    from llmdiff.language.llm import DecoderLLM
+
+    _ = models.control  # first, so that its errors show before models are loaded
+    _log.info("loading %s ...", models.adapter)
+    _hide_loading_bars()
+    how: dict[str, Any] = {
+        "device": device,
+        "dtype": getattr(torch, models.dtype),
+        "trust_remote_code": models.trust_remote_code,
+    }
+    if models.llm is None:
+        with _damage_named(f"adapter {models.adapter!r}"):
+            return LLMController.from_pretrained(models.adapter, **how)
+    with _damage_named(f"llm {models.llm!r}"):
+        llm = DecoderLLM.from_pretrained(models.llm, **how)
+    with _damage_named(f"adapter {models.adapter!r}"):
+        # An LLM that the user chose only has to have the right sizes: warn instead of raising.
+        return LLMController.from_pretrained(models.adapter, llm=llm, strict=False, device=device)
 
 
-def advice_of(models: Models) -> "Advice | None":
-    """Return the closed LLM that `models` name and the use of its answers; None if they name none.
-
-    Raises:
-        ConfigError: `via` is not a valid address, or would send its key unencrypted.
-    """
-    if models.via is None or models.via_model is None:
+def _rewording(models: Models) -> "Rewording | None":
+    if models.reword_url is None or models.reword_model is None:
         return None
-    from llmdiff.language.advice import Advice
     from llmdiff.language.gguf import llmdiff_home
     from llmdiff.language.proxy import ClosedLLM, ProxySettings
+    from llmdiff.language.rewording import Rewording
 
-    several = models.via_answers > 1
+    several = models.reword_answers > 1
     settings = ProxySettings(
-        url=models.via,
-        model=models.via_model,
-        answers=models.via_answers,
+        url=models.reword_url,
+        model=models.reword_model,
+        answers=models.reword_answers,
         # At temperature 0 all answers would be the same.
         temperature=_ENSEMBLE_TEMPERATURE if several else 0.0,
     )
     closed = ClosedLLM(settings, llmdiff_home() / "answers")
-    return Advice(closed=closed, keep="prompt" if several else "answer")
+    return Rewording(closed=closed, keep="prompt" if several else "answer")
 
 
 def scale_of(models: Models) -> float:
@@ -161,29 +206,6 @@ def scale_of(models: Models) -> float:
 
     config, _ = LLMDiffAdapter.saved_config(adapter_source(models.adapter))
     return float(config.get("scale", 1.0))
-
-
-def _load_controller(models: Models, *, device: str) -> "LLMController":
-    import torch
-
-    from llmdiff.controller import LLMController
-    from llmdiff.language.llm import DecoderLLM
-
-    _log.info("loading %s ...", models.adapter)
-    _hide_loading_bars()
-    how: dict[str, Any] = {
-        "device": device,
-        "dtype": getattr(torch, models.dtype),
-        "trust_remote_code": models.trust_remote_code,
-    }
-    if models.llm is None:
-        with _damage_named(f"adapter {models.adapter!r}"):
-            return LLMController.from_pretrained(models.adapter, **how)
-    with _damage_named(f"llm {models.llm!r}"):
-        llm = DecoderLLM.from_pretrained(models.llm, **how)
-    with _damage_named(f"adapter {models.adapter!r}"):
-        # An LLM that the user chose only has to have the right sizes: warn instead of raising.
-        return LLMController.from_pretrained(models.adapter, llm=llm, strict=False, device=device)
 
 
 def usable_device(name: str | None) -> str:

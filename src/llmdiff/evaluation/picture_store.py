@@ -3,21 +3,23 @@
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm.auto import tqdm
 
-from llmdiff.checks.bounds import short
 from llmdiff.drawing.pictures import open_picture, read_metadata, save_png
 from llmdiff.errors import ConfigError, CorruptWeightsError, InputFileError, LLMDiffError
 from llmdiff.evaluation.systems import System
 from llmdiff.files import read_json, write_whole
+from llmdiff.workers.jobs import HERE, Job, Workers, run_jobs
 
 DRAWN_NAME, _RUN_NAME = "drawn", "run.json"
 _FAILED_SIDE_PX = 64
@@ -34,34 +36,6 @@ class PictureJob:
     prompt: str
     seed: int
     facts: Mapping[str, object] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shard:
-    """The share of the prompts that this process draws: number `index` of `count`, from 1."""
-
-    index: int = 1
-    count: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Return the shard of a text like 2/4.
-
-        Raises:
-            ConfigError: the text is not a shard.
-        """
-        index, _, count = text.partition("/")
-        short_enough = len(text) <= 20
-        if not (short_enough and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-            raise ConfigError(f"shard: got {short(text)}, expected I/N with I from 1 to N, for example 2/4")
-        return cls(index=int(index), count=int(count))
-
-    def takes(self, position: int) -> bool:
-        """Return whether the prompt at this position belongs to this shard."""
-        return position % self.count == self.index - 1
-
-    def __str__(self) -> str:
-        return f"{self.index}-of-{self.count}"
 
 
 class PictureStore:
@@ -121,7 +95,7 @@ class PictureStore:
         if not path.exists():
             if self.failure_path(system, job).exists():
                 return None
-            raise ConfigError(f"{path} is not there: its shard has not been drawn yet")
+            raise ConfigError(f"{path} is not there: draw it first")
         try:
             return np.asarray(open_picture(path))
         except InputFileError as error:
@@ -134,54 +108,77 @@ class PictureStore:
         return float(np.mean(times)) if times else 0.0
 
 
+class PictureDrawer:
+    """Draws jobs of systems, which it makes once, and writes the pictures."""
+
+    def __init__(self, make_systems: Callable[[], Mapping[str, System]], store: PictureStore) -> None:
+        self._systems, self._store = make_systems(), store
+
+    def __call__(self, args: tuple[str, Sequence[PictureJob]]) -> list[str]:
+        """Draw these pictures of a system; return a line for each that could not be drawn, even alone."""
+        name, jobs = args
+        failures: list[str] = []
+        began = time.monotonic()
+        images = try_each(name, self._systems[name], [job.prompt for job in jobs], [job.seed for job in jobs])
+        seconds = (time.monotonic() - began) / len(jobs)
+        for job, image in zip(jobs, images, strict=True):
+            failure = self._store.failure_path(name, job)
+            if isinstance(image, Exception):
+                failures.append(str(image))
+                _log.warning("system %s: %r could not be drawn: %s", name, job.prompt, image)
+                write_whole(failure, f"{type(image).__name__}: {image}\n")
+                continue
+            said = {"prompt": job.prompt, "seed": job.seed, "system": name, **job.facts}
+            save_png(
+                Image.fromarray(image), self._store.path(name, job), said | {"drawing_s": round(seconds, 4)}
+            )
+            failure.unlink(missing_ok=True)
+        return failures
+
+
 def draw_missing(
-    systems: Mapping[str, System],
+    make_systems: Callable[[], Mapping[str, System]],
+    names: Sequence[str],
     jobs: Sequence[Sequence[PictureJob]],
     store: PictureStore,
     *,
     batch: int = 16,
-    shard: Shard | None = None,
+    workers: Workers = HERE,
+    device: str = "cpu",
 ) -> None:
-    """Draw the missing pictures of the shard's prompts, with a progress bar; `jobs` has a list per prompt.
+    """Draw the missing pictures of the named systems, with a progress bar; `jobs` has a list per prompt.
 
     A picture that also fails alone, outside its batch, is recorded as failed with the reason.
 
     Raises:
-        LLMDiffError: a system returned something other than pictures, or its first pictures all failed.
+        LLMDiffError: a system returned something other than pictures, its first pictures all failed, or a worker was
+            killed.
         OutputError: a picture cannot be written.
     """
-    shard = shard or Shard()
-    mine = [job for position, row in enumerate(jobs) if shard.takes(position) for job in row]
-    for name, system in systems.items():
-        todo = store.missing(name, mine)
-        failures: list[Exception] = []
-        with tqdm(
-            total=len(mine), initial=len(mine) - len(todo), desc=name, unit="image", mininterval=1
-        ) as bar:
-            for start in range(0, len(todo), batch):
-                some = todo[start : start + batch]
-                began = time.monotonic()
-                images = try_each(name, system, [job.prompt for job in some], [job.seed for job in some])
-                seconds = (time.monotonic() - began) / len(some)
-                for job, image in zip(some, images, strict=True):
-                    if isinstance(image, Exception):
-                        failures.append(image)
-                        _log.warning("system %s: %r could not be drawn: %s", name, job.prompt, image)
-                        write_whole(store.failure_path(name, job), f"{type(image).__name__}: {image}\n")
-                        continue
-                    said = {"prompt": job.prompt, "seed": job.seed, "system": name, **job.facts}
-                    save_png(
-                        Image.fromarray(image), store.path(name, job), said | {"drawing_s": round(seconds, 4)}
-                    )
-                    store.failure_path(name, job).unlink(missing_ok=True)
-                bar.update(len(some))
-                tried = start + len(some)
-                if len(failures) == tried >= min(_HOPELESS, len(mine)) and len(todo) == len(mine):
-                    store.forget_settings()
-                    first = "" if tried == len(mine) else "first "
-                    raise LLMDiffError(
-                        f"system {name}: none of its {first}{tried} pictures could be drawn; the first: {failures[0]}"
-                    ) from failures[0]
+    every = [job for row in jobs for job in row]
+    todo = {name: store.missing(name, every) for name in names}
+    parts = [
+        Job(name=f"{name}: {some[0].name} to {some[-1].name}", args=(name, some))
+        for name, missing in todo.items()
+        for start in range(0, len(missing), batch)
+        if (some := missing[start : start + batch])
+    ]
+    tried, failures = Counter[str](), dict[str, list[str]]()
+    total, left = len(every) * len(names), sum(map(len, todo.values()))
+    with tqdm(total=total, initial=total - left, desc="drawing", unit="image", mininterval=1) as bar:
+        for done in run_jobs(partial(PictureDrawer, make_systems, store), parts, workers, device=device):
+            failed, (name, some) = done.checked(), done.job.args
+            bar.update(len(some))
+            tried[name] += len(some)
+            reasons = failures.setdefault(name, [])
+            reasons += failed
+            whole = len(todo[name]) == len(every)
+            if whole and len(reasons) == tried[name] >= min(_HOPELESS, len(every)):
+                store.forget_settings()
+                first = "" if tried[name] == len(every) else "first "
+                raise LLMDiffError(
+                    f"system {name}: none of its {first}{tried[name]} pictures could be drawn; the first: {reasons[0]}"
+                )
 
 
 def check_pictures(name: str, images: NDArray[np.uint8], count: int) -> None:
@@ -216,11 +213,11 @@ def try_each(
     return list(images)
 
 
-def with_black(pictures: Sequence[NDArray[np.uint8] | None]) -> NDArray[np.uint8]:
-    """Return the pictures, with black ones of the same shape in place of missing ones.
+def with_black(pictures: Sequence[NDArray[np.uint8] | None], *, level: int = 0) -> NDArray[np.uint8]:
+    """Return the pictures, with black ones of the same shape in place of missing ones, or ones of a grey level.
 
     Shapes: (N, H, W, 3).
     """
     none = np.zeros((_FAILED_SIDE_PX, _FAILED_SIDE_PX, 3), dtype=np.uint8)
-    black = np.zeros_like(next((one for one in pictures if one is not None), none))
+    black = np.full_like(next((one for one in pictures if one is not None), none), level)
     return np.stack([black if one is None else one for one in pictures])

@@ -1,11 +1,13 @@
 """Evaluate systems on a suite of prompts: draw, score, and write figures, samples and official files."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmdiff.drawing.grids import save_grid
 from llmdiff.environment import provenance
@@ -17,15 +19,22 @@ from llmdiff.evaluation.figures import (
     metric_figures,
     prompt_values,
 )
-from llmdiff.evaluation.metrics.kinds import DiversityMetric, Metric, Pictures, SetMetric
-from llmdiff.evaluation.picture_store import PictureJob, PictureStore, Shard, draw_missing
+from llmdiff.evaluation.metrics.kinds import DiversityMetric, Metric, PictureMetric, SetMetric
+from llmdiff.evaluation.metrics.reference import set_features
+from llmdiff.evaluation.picture_store import PictureJob, PictureStore, draw_missing
 from llmdiff.evaluation.score_store import ScoreStore, score_missing
 from llmdiff.evaluation.suites.benchmarks import BENCHMARKS
-from llmdiff.evaluation.suites.official import official_figures, write_official
+from llmdiff.evaluation.suites.official import (
+    official_figures,
+    published_figures,
+    scorer_results,
+    write_official,
+)
 from llmdiff.evaluation.suites.suite import PromptSuite, SuitePrompt, SuiteScorer
 from llmdiff.evaluation.systems import BASE, System
 from llmdiff.evaluation.tables import NOT_COMPARABLE, report_tables
 from llmdiff.files import writable_folder, write_whole
+from llmdiff.workers.jobs import HERE, Workers
 
 _SAMPLES, _COLUMNS = 24, 6
 
@@ -38,20 +47,23 @@ def evaluate_suite(
     prompts_per_tag: int | None = None,
     images_per_prompt: int | None = None,
     metrics: Sequence[Metric | SuiteScorer] = (),
-    reference: Pictures | None = None,
+    reference: Iterable[NDArray[np.uint8]] | None = None,
     official_scores: Mapping[str, Path] | None = None,
-    shard: Shard | None = None,
+    workers: Workers = HERE,
+    make_systems: Callable[[], Mapping[str, System]] | None = None,
+    device: str = "cpu",
     batch: int = 16,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
     command: str | None = None,
 ) -> dict[str, Any]:
-    """Evaluate systems on a suite with the same prompts and seeds; return the report, empty for a shard of many.
+    """Evaluate systems on a suite with the same prompts and seeds; return the report.
 
-    Existing pictures and scores in `out` are reused. A picture that could not be drawn has the metric's
-    `failed_score`. Written to `out`: drawn/SYSTEM/*.png, scores/, samples-SYSTEM.png, prompts.jsonl (the figures of
-    every prompt), report.json and report.md; for a published benchmark also official/SYSTEM, as its own scorer reads
-    pictures.
+    Other `workers` than this process make the systems by `make_systems`, or get them by pickle as they get the metrics;
+    on `device` "cuda" each has a GPU to itself. Existing pictures and scores in `out` are reused. A picture that could
+    not be drawn has the metric's `failed_score`. Written to `out`: drawn/SYSTEM/*.png, scores/, samples-SYSTEM.png,
+    prompts.jsonl (the figures of every prompt), report.json and report.md; for a published benchmark also
+    official/SYSTEM, as its own scorer reads pictures.
 
     Raises:
         OutputError: `out` cannot be written; checked before drawing.
@@ -72,17 +84,21 @@ def evaluate_suite(
     made_with = {**(settings or {}), "suite": suite.name, "suite_sha256": suite.sha256, "suite_seed": seed}
     jobs = [_jobs(row, index, count, seed) for index, row in enumerate(rows)]
     store.check_settings(made_with | {"prompts_per_tag": prompts_per_tag, "systems": sorted(systems)})
-    shard = shard or Shard()
-    draw_missing(systems, jobs, store, batch=batch, shard=shard)
+    if workers.here or make_systems is None:
+        make_systems = partial(dict, systems)
+    where: dict[str, Any] = {"batch": batch, "workers": workers, "device": device}
+    draw_missing(make_systems, list(systems), jobs, store, **where)
     scored = [metric for metric in metrics if not isinstance(metric, SetMetric | DiversityMetric)]
-    for metric in scored:
-        score_missing(metric, list(systems), rows, jobs, store, scores, shard=shard, batch=batch)
-    if shard.count > 1:
-        return {}
+    score_missing(scored, list(systems), rows, jobs, store, scores, **where)
     groups = {tag: [i for i, row in enumerate(rows) if tag in row.tags] for row in rows for tag in row.tags}
     values = {name: prompt_values(name, scored, rows, jobs, scores) for name in systems}
     if reference is None and suite.reference is not None and any(isinstance(m, SetMetric) for m in metrics):
         reference = suite.reference()
+    real = {
+        metric.name: set_features(metric, reference, batch=batch)
+        for metric in metrics
+        if isinstance(metric, SetMetric) and reference is not None
+    }
     figures: dict[str, Any] = {}
     for name in systems:
         figures[name] = {
@@ -90,7 +106,7 @@ def evaluate_suite(
             "failed": sum(len(store.failed(name, row)) for row in jobs),
             **(means := metric_figures(values[name], groups)),
             "mean_over_tags": mean_over_tags(means),
-            "sets": _of_sets(name, metrics, jobs, store, reference, batch),
+            "sets": _of_sets(name, metrics, jobs, store, real, batch),
         }
         if BASE in systems and name != BASE:
             figures[name]["differences_to_base"] = metric_figures(
@@ -98,7 +114,14 @@ def evaluate_suite(
             )
         _save_samples(folder / f"samples-{name}.png", name, suite, rows, jobs, store, values[name])
         if suite.name in BENCHMARKS:
-            write_official(suite, name, rows, jobs, store, scores, scored, folder / "official")
+            results = {
+                metric.model_id: scorer_results(metric, name, rows, jobs, scores)
+                for metric in scored
+                if not isinstance(metric, PictureMetric) and metric.name == suite.name
+            }
+            write_official(suite, name, rows, jobs, store, results, folder / "official")
+            for found in results.values():
+                figures[name]["as_published"] = published_figures(suite, rows, found)
         if name in official:
             figures[name]["official"] = official_figures(suite, rows, official[name], images_per_prompt=count)
     whole = prompts_per_tag is None and count == suite.images_per_prompt
@@ -113,7 +136,9 @@ def evaluate_suite(
             "tags": {tag: len(at) for tag, at in groups.items()},
             "meanings": dict(suite.meanings),
         },
-        "comparable_with_published": sorted(official) if whole and suite.benchmark else [],
+        "comparable_with_published": [
+            name for name in sorted(official) if whole and not figures[name]["official"]["missing"]
+        ],
         "note": NOT_COMPARABLE,
         "metrics": {metric.name: metric.model_id for metric in metrics},
         "checker": {key: one for metric in metrics for key, one in getattr(metric, "figures", {}).items()},
@@ -150,12 +175,8 @@ def check_metrics(
             raise MetricError(
                 f"metric {metric.name}: scores its own benchmark's pictures only, not {suite.name}'s"
             )
-        tags = getattr(metric, "tags", None)
-        if tags is not None and not any(set(tags) & set(row.tags) for row in suite.prompts):
-            raise MetricError(
-                f"metric {metric.name}: scores prompts of {', '.join(tags)}, and the suite has none of them: leave it "
-                "out"
-            )
+        if not isinstance(metric, Metric) and not any("score" in metric.failed(row) for row in suite.prompts):
+            raise MetricError(f"metric {metric.name}: scores none of this suite's prompts: leave it out")
         if isinstance(metric, SetMetric) and not has_reference and suite.reference is None:
             raise MetricError(
                 f"metric {metric.name}: no pictures to compare with, expected a folder of them (--reference)"
@@ -195,24 +216,27 @@ def _of_sets(
     metrics: Sequence[Metric | SuiteScorer],
     jobs: Sequence[Sequence[PictureJob]],
     store: PictureStore,
-    reference: Pictures | None,
+    real: Mapping[str, NDArray[np.float32]],
     batch: int,
 ) -> dict[str, float]:
-    """Return the set metrics over all pictures, without failed ones, which the report counts separately."""
-    chosen = [metric for metric in metrics if isinstance(metric, SetMetric | DiversityMetric)]
-    if not chosen:
-        return {}
+    """Return the set metrics over all pictures, without failed ones, which the report counts separately.
+
+    `real`: features of the reference pictures by the metric's name.
+    """
+
+    def drawn(row: Sequence[PictureJob]) -> list[NDArray[np.uint8]]:
+        return [one for job in row if (one := store.read(system, job)) is not None]
+
     figures: dict[str, float] = {}
-    drawn = [[one for job in row if (one := store.read(system, job)) is not None] for row in jobs]
-    pictures = [one for row in drawn for one in row]
-    for metric in chosen:
+    for metric in metrics:
         if isinstance(metric, DiversityMetric):
-            several = [metric.diversity(np.stack(row)) for row in drawn if len(row) > 1]
+            several = [
+                metric.diversity(np.stack(pictures)) for row in jobs if len(pictures := drawn(row)) > 1
+            ]
             figures |= {metric.name: float(np.mean(several))} if several else {}
-        elif reference is not None:
-            batches = [np.stack(pictures[start : start + batch]) for start in range(0, len(pictures), batch)]
-            features = np.concatenate([metric.features(one) for one in batches])
-            figures |= metric.compare(metric.features(reference), features)
+        elif isinstance(metric, SetMetric):
+            features = set_features(metric, (one for row in jobs for one in drawn(row)), batch=batch)
+            figures |= metric.compare(real[metric.name], features)
     return figures
 
 

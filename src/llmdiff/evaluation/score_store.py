@@ -1,7 +1,9 @@
 """Scores of pictures on disk, so that every picture is scored once, by any process."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,42 +12,44 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from llmdiff.evaluation.metrics.kinds import PictureMetric
-from llmdiff.evaluation.picture_store import PictureJob, PictureStore, Shard
+from llmdiff.evaluation.picture_store import PictureJob, PictureStore
 from llmdiff.evaluation.suites.suite import SuitePrompt, SuiteScorer
 from llmdiff.files import not_writable, parse_json
+from llmdiff.workers.jobs import HERE, Job, Workers, run_jobs
 
 Scored = Mapping[str, Mapping[str, Any]]
 """Scores by the picture's name: `values`, the figures by name, and further results of a scorer."""
 
 
 class ScoreStore:
-    """The scores of a run: scores/METRIC/SYSTEM.I-of-N.jsonl, with a line for every picture."""
+    """The scores of a run: scores/METRIC/SYSTEM.jsonl, with a line for every picture."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def read(self, metric: str, model_id: str, system: str) -> dict[str, dict[str, Any]]:
-        """Return the scores by this metric with this model, by the picture's name, from all shards' files."""
+        """Return the scores by this metric with this model, by the picture's name."""
         found: dict[str, dict[str, Any]] = {}
-        for path in sorted((self.folder / "scores" / metric).glob(f"{system}.[0-9]*-of-*.jsonl")):
-            for line in path.read_text().splitlines():
-                try:
-                    one = parse_json(line)
-                except ValueError:  # a partial last line of a killed process: score again
-                    continue
-                if one["model"] == model_id:
-                    found[one["picture"]] = one
+        path = self._path(metric, system)
+        for line in path.read_text().splitlines() if path.exists() else ():
+            try:
+                one = parse_json(line)
+            except ValueError:  # a partial last line of a killed process: score again
+                continue
+            if one["model"] == model_id:
+                found[one["picture"]] = one
         return found
 
-    def add(
-        self, metric: str, model_id: str, system: str, shard: Shard, scored: Mapping[str, Mapping[str, Any]]
-    ) -> None:
+    def _path(self, metric: str, system: str) -> Path:
+        return self.folder / "scores" / metric / f"{system}.jsonl"
+
+    def add(self, metric: str, model_id: str, system: str, scored: Mapping[str, Mapping[str, Any]]) -> None:
         """Append the scores of some pictures.
 
         Raises:
             OutputError: the file cannot be written.
         """
-        path = self.folder / "scores" / metric / f"{system}.{shard}.jsonl"
+        path = self._path(metric, system)
         lines = [json.dumps({"picture": name, "model": model_id, **one}) for name, one in scored.items()]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,33 +61,59 @@ class ScoreStore:
             raise not_writable(path, error) from error
 
 
+class PictureScorer:
+    """Scores pictures of a store by several metrics."""
+
+    def __init__(self, metrics: Sequence[PictureMetric | SuiteScorer], store: PictureStore) -> None:
+        self._metrics, self._store = metrics, store
+
+    def __call__(
+        self, args: tuple[int, str, Sequence[tuple[SuitePrompt, PictureJob]]]
+    ) -> list[dict[str, Any]]:
+        """Return what the metric of this number finds in these pictures of a system."""
+        number, system, pairs = args
+        images = np.stack([_picture(self._store, system, job) for _, job in pairs])
+        return _found(self._metrics[number], images, [row for row, _ in pairs])
+
+
 def score_missing(
-    metric: PictureMetric | SuiteScorer,
+    metrics: Sequence[PictureMetric | SuiteScorer],
     systems: Sequence[str],
     rows: Sequence[SuitePrompt],
     jobs: Sequence[Sequence[PictureJob]],
     store: PictureStore,
     scores: ScoreStore,
     *,
-    shard: Shard,
     batch: int = 16,
+    workers: Workers = HERE,
+    device: str = "cpu",
 ) -> None:
-    """Compute the missing scores of the shard's pictures, except for pictures that could not be drawn."""
-    for system in systems:
+    """Compute the missing scores of all pictures, except for pictures that could not be drawn.
+
+    Raises:
+        LLMDiffError: a metric cannot be computed, or a worker was killed.
+    """
+    parts: list[Job] = []
+    for (number, metric), system in itertools.product(enumerate(metrics), systems):
         known = scores.read(metric.name, metric.model_id, system)
         todo = [
             (row, job)
-            for position, (row, some) in enumerate(zip(rows, jobs, strict=True))
+            for row, some in zip(rows, jobs, strict=True)
             for job in some
-            if shard.takes(position) and job.name not in known and store.path(system, job).exists()
+            if job.name not in known and store.path(system, job).exists()
         ]
-        title = f"{system}: {metric.name}"
-        for start in tqdm(range(0, len(todo), batch), desc=title, unit="batch", mininterval=1):
-            some_todo = todo[start : start + batch]
-            images = np.stack([_picture(store, system, job) for _, job in some_todo])
-            found = _found(metric, images, [row for row, _ in some_todo])
-            names = [job.name for _, job in some_todo]
-            scores.add(metric.name, metric.model_id, system, shard, dict(zip(names, found, strict=True)))
+        parts += [
+            Job(name=f"{system}: {metric.name}, {some[0][1].name}", args=(number, system, some))
+            for start in range(0, len(todo), batch)
+            if (some := todo[start : start + batch])
+        ]
+    make = partial(PictureScorer, list(metrics), store)
+    with tqdm(total=len(parts), desc="scoring", unit="batch", mininterval=1, disable=not parts) as bar:
+        for done in run_jobs(make, parts, workers, device=device):
+            number, system, some = done.job.args
+            scored = {job.name: one for (_, job), one in zip(some, done.checked(), strict=True)}
+            scores.add(metrics[number].name, metrics[number].model_id, system, scored)
+            bar.update()
 
 
 def _found(

@@ -1,7 +1,7 @@
 """Confidence intervals: over prompts by the bootstrap, over trainings by Student's t."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,6 +62,43 @@ def bootstrap_mean(
         means.append(sample[drawn].mean(1))
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
     return Interval(mean=float(sample.mean()), low=float(low), high=float(high), n=len(sample))
+
+
+def bootstrap_ratios(
+    sums: NDArray[np.float64],
+    counts: NDArray[np.float64],
+    combine: Callable[[NDArray[np.float64]], NDArray[np.float64]] = lambda ratios: ratios,
+    *,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> list[Interval]:
+    """Return ratios of totals over prompts, and their percentile-bootstrap intervals over prompts.
+
+        f(r),    r_k = (sum over prompts i of sums_ik) / (sum over prompts i of counts_ik)
+
+    This pools questions, as benchmarks do: a prompt with more questions counts more. `combine` is f, for example
+    means of several ratios; a ratio without counts is NaN.
+
+    Shapes: sums and counts (prompts, K); `combine` (..., K) -> (..., J); J intervals.
+    """
+    n = len(sums)
+    point = combine(_ratios(sums.sum(0), counts.sum(0)))
+    rng = np.random.default_rng(seed)
+    rows = max(1, _CHUNK // n)
+    drawn: list[NDArray[np.float64]] = []
+    for start in range(0, resamples, rows):
+        times = rng.multinomial(n, np.full(n, 1 / n), size=min(rows, resamples - start)).astype(np.float64)
+        drawn.append(combine(_ratios(times @ sums, times @ counts)))
+    low, high = np.nanquantile(np.concatenate(drawn), [0.025, 0.975], axis=0)
+    return [
+        Interval(mean=float(mean), low=float(a), high=float(b), n=n)
+        for mean, a, b in zip(point, low, high, strict=True)
+    ]
+
+
+def _ratios(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    ratios: NDArray[np.float64] = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+    return ratios
 
 
 def paired_difference(

@@ -1,6 +1,7 @@
 """Systems of an evaluation: functions from prompts and seeds to pictures."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ from numpy.typing import NDArray
 
 from llmdiff.adapter.decoding import decoding_checked
 from llmdiff.adapter.limits import check_steps
+from llmdiff.adapter.settings import Control, as_control
+from llmdiff.drawing.models import Models, load
 
 BASE, OURS = "base", "llm"
 System = Callable[[list[str], list[int]], NDArray[np.uint8]]
@@ -47,23 +50,39 @@ def pipeline_system(pipe: Any, *, steps: int = 20, guidance_scale: float = 3.0, 
     return draw
 
 
+def models_systems(models: Models, *, steps: int = 20, guidance_scale: float = 3.0) -> dict[str, System]:
+    """Load the models and return their two systems, see `controller_systems`.
+
+    Raises:
+        LLMDiffError: a model is missing, damaged or does not fit.
+    """
+    controller, pipe = load(models)
+    return controller_systems(
+        controller, pipe, control=models.control, steps=steps, guidance_scale=guidance_scale
+    )
+
+
 def controller_systems(
     controller: Any,
     pipe: Any,
     *,
-    scale: float | None = None,
+    control: Control | float | None = None,
     steps: int = 20,
     guidance_scale: float = 3.0,
     batch: int = 16,
 ) -> dict[str, System]:
     """Return the two systems of a controller: its base pipeline (`base`) and the one with the LLM attached (`llm`).
 
-    `scale` is that of `attach`; None: the adapter's own.
+    `control` is that of `attach`. Where it weighs words, the base reads the prompts without the weights.
     """
     draw = pipeline_system(pipe, steps=steps, guidance_scale=guidance_scale, batch=batch)
+    ours = as_control(control, {})
 
-    def draw_controlled(prompts: list[str], seeds: list[int]) -> NDArray[np.uint8]:
-        with controller.attached(pipe, scale):
-            return draw(prompts, seeds)
+    def controlled(control: Control) -> System:
+        def draw_attached(prompts: list[str], seeds: list[int]) -> NDArray[np.uint8]:
+            with controller.attached(pipe, control):
+                return draw(prompts, seeds)
 
-    return {BASE: draw, OURS: draw_controlled}
+        return draw_attached
+
+    return {BASE: controlled(replace(ours, scale=0.0)), OURS: controlled(ours)}

@@ -26,6 +26,7 @@ def report_tables(report: Mapping[str, Any], *, markdown: bool = False) -> str:
     official = {name: one["official"] for name, one in systems.items() if "official" in one}
     if official:
         tables.append(_official(official))
+    tables.append(_as_published(systems))
     sections = [text_table(rows, markdown) for rows in tables if rows]
     sections.append("\n".join(f"{note}." for note in _notes(report, bool(official))))
     return "\n\n".join(sections) + "\n"
@@ -69,6 +70,27 @@ def _official(official: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
+def _as_published(systems: Mapping[str, Any]) -> list[list[str]]:
+    """Return the figures that a benchmark aggregates in its own way, of our scorer and of the published one."""
+    found: dict[str, dict[str, str]] = {}
+    for system, one in systems.items():
+        for name, figures in (
+            (system, one.get("as_published", {})),
+            (f"{system}, published scorer", one.get("official", {}).get("as_published", {})),
+        ):
+            if figures:
+                found[name] = {figure: figure_text(interval) for figure, interval in figures.items()}
+        if stated := one.get("official", {}).get("stated"):
+            found[f"{system}, as its file states"] = {figure: f"{x:.4g}" for figure, x in stated.items()}
+    names = list(dict.fromkeys(name for one in found.values() for name in one))
+    if not names:
+        return []
+    return [
+        ["aggregated as published", *found],
+        *([n, *(x.get(n, "-") for x in found.values())] for n in names),
+    ]
+
+
 def _notes(report: Mapping[str, Any], has_official: bool) -> list[str]:
     suite = report["suite"]
     notes = [
@@ -87,8 +109,17 @@ def _notes(report: Mapping[str, Any], has_official: bool) -> list[str]:
         for name, model in report["metrics"].items()
         if name != _EXACT
     ]
+    for name, one in report["systems"].items():
+        official = one.get("official", {})
+        if official.get("missing"):
+            notes.append(
+                f"The published scorer has no result of {official['missing']} pictures of {name}, which count 0; "
+                f"the first: prompt {official['first_missing']}"
+            )
     if has_official and not report["comparable_with_published"]:
-        notes.append(f"Not all prompts and pictures of the published protocol: {report['note']}")
+        notes.append(
+            f"Not with a result of all prompts and pictures of the published protocol: {report['note']}"
+        )
     elif has_official:
         notes.append("By the published scorer: as far as its files are what that scorer wrote, comparable")
     if not report["metrics"] and not has_official:

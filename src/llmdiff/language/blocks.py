@@ -8,23 +8,24 @@ Source: Dong et al. 2024 (arXiv 2502.04412), blocks as denoising steps of every 
 
 import threading
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache, DynamicCache
 
 from llmdiff.errors import UnsupportedLLMError
 from llmdiff.language.finite import FiniteWatch, non_finite_error
-from llmdiff.language.hooks import on_every_block
+from llmdiff.language.hooks import BlockCall, on_every_block
 from llmdiff.language.lone_calls import JoinedCall, call_alone
 from llmdiff.language.placement import Placement
 from llmdiff.language.prefix import PrefixStates, fixed_caches
+from llmdiff.language.readings import LONES as LONES
+from llmdiff.language.readings import Lone as Lone
+from llmdiff.language.readings import Reading
 from llmdiff.language.rows import TokenRows
 from llmdiff.language.tokens import PromptTokens
 
-Lone = Literal["token", "token+bos"]
-LONES: tuple[Lone, ...] = get_args(Lone)
 Visit = Callable[[int, Tensor, Tensor, Tensor | None], None]
 
 # Hooks sit on modules that threads share; two passes at once would see each other's blocks.
@@ -36,12 +37,14 @@ class BlockwiseLLM(Protocol):
 
     id: str
     model: Any
+    text_model: Any
     tokenizer: Any
     blocks: nn.ModuleList
     num_blocks: int
+    hidden_size: int
     max_positions: int | None
     placement: Placement
-    joined_lones: frozenset[Lone]
+    reading: Reading
 
     @property
     def device(self) -> torch.device:
@@ -142,7 +145,9 @@ def run_rows(
             last = prefix.bos_last.new_zeros(0, len(prefix.bos_last))  # its width may differ (OPT)
         else:
             sees_bos = lone == "token+bos"
-            joins = lone in llm.joined_lones
+            whole = llm.reading.whole_texts
+            run = rows.behind(prefix_ids) if whole else rows
+            joins = lone in llm.reading.joined
             joined = JoinedCall.of(llm, rows, len(prefix_ids), sees_bos=sees_bos) if joins else None
 
             def on_block(
@@ -154,21 +159,25 @@ def run_rows(
                 lone_out: Tensor | None,
             ) -> None:
                 v = None
-                words = rows.of_run(x)
-                x_l = words.float()
+                x_l = run.of_run(x).float()
                 if lone is not None:
                     if lone_out is None:
-                        cache = prefix.bos_cache if sees_bos else None
-                        lone_out = call_alone(block, words, kwargs, rows, cache)
+                        lone_out = call_alone(
+                            block,
+                            x,
+                            kwargs,
+                            run,
+                            lone_calls=llm.reading.lone_calls,
+                            sees_bos=sees_bos,
+                            bos_cache=prefix.bos_cache,
+                        )
                     v = lone_out.float() - x_l
-                hand_out(index, x_l, rows.of_run(out).float() - x_l, v)
+                hand_out(index, x_l, run.of_run(out).float() - x_l, v)
 
             with on_every_block(llm.blocks, on_block, joined):
                 # Padded on the right under a causal mask: no real token sees padding, so no mask is needed.
-                result = llm.model.base_model(
-                    input_ids=rows.run_ids, past_key_values=prefix.cache, use_cache=True, return_dict=True
-                )
-            last = rows.of_run(result.last_hidden_state).float()
+                result = _call(llm, run.run_ids, prefix.cache)
+            last = run.of_run(result.last_hidden_state).float()
         if on_last_hidden_state is not None:
             states = _with_bos(last, prefix.bos_last)
             watch.see(llm.num_blocks, states)
@@ -182,64 +191,66 @@ def run_rows(
 
 @torch.no_grad()
 def run_prefix(llm: BlockwiseLLM, prefix_ids: tuple[int, ...]) -> PrefixStates:
-    """Returns keys and values of a constant start of text, and its BOS's state at every block."""
-    inputs: list[Tensor] = []
-    outputs: list[Tensor] = []
+    """Returns keys and values of a constant start of text, and its BOS's state at every block.
 
-    device = llm.device
-
-    def on_block(index: int, block: nn.Module, x: Tensor, out: Tensor, *_: Any) -> None:
-        inputs.append(x[0, 0].float().to(device))
-        outputs.append(out[0, 0].float().to(device))
-
+    An LLM that reads whole texts has no use for the keys and values.
+    """
     # Without a config every layer keeps all its keys, those outside a sliding window too; masks do the
     # hiding.
-    recorded = DynamicCache()
-    ids = torch.tensor([prefix_ids], device=device)
-    with (
-        _one_pass_at_a_time,
-        llm.placement.in_use(),
-        torch.autocast(device.type, enabled=False),
-        on_every_block(llm.blocks, on_block),
-    ):
-        result = llm.model.base_model(
-            input_ids=ids, past_key_values=recorded, use_cache=True, return_dict=True
-        )
-    if len(recorded.layers) != llm.num_blocks or len(inputs) != llm.num_blocks:
+    recorded = None if llm.reading.whole_texts else DynamicCache()
+    ids = torch.tensor([prefix_ids if recorded is not None else prefix_ids[:1]])
+    found, last = run_plainly(llm, ids, cache=recorded, keep=lambda states: states[0, 0].float())
+    if len(found) != llm.num_blocks or (recorded is not None and len(recorded.layers) != llm.num_blocks):
+        kept = "" if recorded is None else f", and {len(recorded.layers)} keep keys and values of their own"
         raise UnsupportedLLMError(
-            f"{llm.id}: of {llm.num_blocks} blocks {len(inputs)} are run, and {len(recorded.layers)} keep keys and "
-            "values of their own; expected a decoder-only LLM whose every block does"
+            f"{llm.id}: of {llm.num_blocks} blocks {len(found)} are run on a text{kept}; expected a decoder-only LLM "
+            "that runs each of its blocks once"
         )
-    whole, bos = fixed_caches(recorded)
-    return PrefixStates(
-        cache=whole,
-        bos_cache=bos,
-        bos_inputs=torch.stack(inputs),
-        bos_outputs=torch.stack(outputs),
-        bos_last=result.last_hidden_state[0, 0].float(),
-    )
+    whole, bos = (None, None) if recorded is None else fixed_caches(recorded)
+    inputs, outputs = (torch.stack(states) for states in zip(*found, strict=True))
+    return PrefixStates(cache=whole, bos_cache=bos, bos_inputs=inputs, bos_outputs=outputs, bos_last=last)
 
 
 @torch.no_grad()
-def run_plainly(llm: BlockwiseLLM, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Returns every block's input and output as the model itself reads texts, without anything of a pass of ours.
+def run_plainly(
+    llm: BlockwiseLLM,
+    ids: Tensor,
+    *,
+    cache: DynamicCache | None = None,
+    keep: Callable[[Tensor], Tensor] = lambda states: states,
+    on_block: BlockCall | None = None,
+) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """Returns every block's input and output as the model itself reads texts, and its last state.
+
+    `on_block` is called after each block instead, with what the block was called with.
 
     Shapes:
-        ids: (B, S) => (B, S, D) each.
+        ids: (B, S) => what `keep` makes of (B, S, D) each.
+    Raises:
+        ValueError: the blocks take something else than one state for each token.
     """
     found: list[tuple[Tensor, Tensor]] = []
 
-    def on_block(index: int, block: nn.Module, x: Tensor, out: Tensor, *_: Any) -> None:
-        found.append((x.to(llm.device), out.to(llm.device)))
+    def keep_states(index: int, block: nn.Module, x: Tensor, out: Tensor, *_: Any) -> None:
+        if x.shape != (*ids.shape, llm.hidden_size):
+            raise ValueError(f"blocks take states of shape {tuple(x.shape)}, expected one for each token")
+        found.append((keep(x).to(llm.device), keep(out).to(llm.device)))
 
     with (
         _one_pass_at_a_time,
         llm.placement.in_use(),
         torch.autocast(llm.device.type, enabled=False),
-        on_every_block(llm.blocks, on_block),
+        on_every_block(llm.blocks, on_block or keep_states),
     ):
-        llm.model.base_model(input_ids=ids.to(llm.device), use_cache=False, return_dict=True)
-    return found
+        result = _call(llm, ids.to(llm.device), cache)
+    return found, keep(result.last_hidden_state)
+
+
+def _call(llm: BlockwiseLLM, ids: Tensor, cache: Cache | None) -> Any:
+    """Runs the model without its head, with a cache or without any."""
+    # Models without one do not know its name.
+    cached = {} if cache is None else {"past_key_values": cache}
+    return llm.text_model(input_ids=ids, use_cache=cache is not None, return_dict=True, **cached)
 
 
 def _with_bos(words: Tensor, bos: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
 """Text encodings kept on disk: each caption is encoded once, for one LLM, dtype, template and set of gains."""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,16 +18,26 @@ from llmdiff.language.tensor_store import TensorStore
 from llmdiff.types import TextEncoding
 
 _CHUNK = 512
+_Reading = TypeVar("_Reading", TextEncoding, GroupedScores)
 
 
-class _CaptionStore:
-    """What an LLM makes of captions, each read once; entries are (tokens, ...) float16."""
+class CaptionStore(ABC, Generic[_Reading]):
+    """What a frozen reader makes of captions, each read once and kept on disk.
 
-    def __init__(self, root: Path, llm: DecoderLLM, context: ContextEncoding, kind: str, key: str) -> None:
-        self._llm, self._context = llm, context
-        self.key = key
-        self.store = TensorStore(root / kind / key)
+    The folder's name is a digest of all that a reading depends on besides its caption; a reading's name is its
+    caption's digest. `read` reads captions that are not there yet.
+    """
 
+    def __init__(self, folder: Path, read: Callable[[list[str]], _Reading]) -> None:
+        self.store = TensorStore(folder)
+        self._read: Callable[[list[str]], _Reading] = read
+
+    @property
+    def key(self) -> str:
+        """The name of the store's folder."""
+        return self.store.folder.name
+
+    @torch.no_grad()
     def fill(
         self,
         captions: Sequence[str],
@@ -33,7 +45,7 @@ class _CaptionStore:
         batch_size: int = 32,
         progress: Callable[[int], object] = lambda done: None,
     ) -> int:
-        """Encode the captions that are not there yet and return how many those were.
+        """Read the captions that are not there yet and return how many those were.
 
         They are put on disk every 512 captions, so that an interrupted run goes on from there. `progress` is
         called with the number of captions that a batch has dealt with.
@@ -43,7 +55,7 @@ class _CaptionStore:
             chunk: dict[str, Tensor] = {}
             for first in range(0, len(texts), batch_size):
                 part = texts[first : first + batch_size]
-                rows = self._encode(part)
+                rows = self._split(self._read(part))
                 chunk.update({_name(text): row.half().cpu() for text, row in zip(part, rows, strict=True)})
                 progress(len(part))
             self.store.put(chunk)
@@ -56,63 +68,66 @@ class _CaptionStore:
         missing.sort(key=len)  # similar lengths together: less padding to compute
         return [missing[start : start + _CHUNK] for start in range(0, len(missing), _CHUNK)]
 
-    def _rows(self, captions: Sequence[str]) -> tuple[list[Tensor], Tensor]:
-        """The entries of captions, encoded first where they are missing, and their token mask (B, T)."""
+    def batch(self, captions: Sequence[str]) -> _Reading:
+        """Return the readings of captions, padded on the right; what is missing is read first."""
         self.fill(captions)
         rows = [self.store.get(_name(text)) for text in captions]
         lengths = torch.tensor([len(row) for row in rows])
-        return rows, torch.arange(int(lengths.max())) < lengths[:, None]
+        return self._join(rows, torch.arange(int(lengths.max())) < lengths[:, None])
 
-    def _encode(self, captions: Sequence[str]) -> Sequence[Tensor]:
-        """One tensor for each caption, (tokens, ...)."""
-        raise NotImplementedError
+    @abstractmethod
+    def _split(self, reading: _Reading) -> Sequence[Tensor]:
+        """Return one tensor for each caption, (tokens, ...)."""
+
+    @abstractmethod
+    def _join(self, rows: list[Tensor], token_mask: Tensor) -> _Reading:
+        """Return the reading of a batch from one tensor for each caption."""
 
 
-class EncodingCache(_CaptionStore):
-    """A content-addressed store of text encodings under `root`.
+class EncodingStore(CaptionStore[TextEncoding]):
+    """A store of text encodings. float16 keeps a token's state to three digits.
 
-    Its folder's name is a digest of all that an encoding depends on besides the caption; an encoding's name is its
-    caption's digest. Another LLM, dtype, template, gain or scale is another folder. float16 keeps a token's state
-    to three digits.
-
-    Shapes: an entry is (tokens, D) float16.
+    Shapes: an entry is (tokens, D) float16; a batch has states (B, T, D) float32.
     """
 
-    def __init__(self, root: Path, llm: DecoderLLM, context: ContextEncoding) -> None:
-        super().__init__(root, llm, context, "encodings", encoding_key(llm, context))
+    def _split(self, reading: TextEncoding) -> Sequence[Tensor]:
+        return [states[mask] for states, mask in zip(reading.states, reading.token_mask, strict=True)]
 
-    def batch(self, captions: Sequence[str]) -> TextEncoding:
-        """Return the encodings of captions, padded on the right; what is missing is encoded first.
-
-        Shapes: states (B, T, D) float32.
-        """
-        rows, mask = self._rows(captions)
+    def _join(self, rows: list[Tensor], token_mask: Tensor) -> TextEncoding:
         states = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).float()
-        return TextEncoding(states=states, token_mask=mask)
-
-    def _encode(self, captions: Sequence[str]) -> Sequence[Tensor]:
-        encoding = self._context.encode(self._llm, captions)
-        return [states[mask] for states, mask in zip(encoding.states, encoding.token_mask, strict=True)]
+        return TextEncoding(states=states, token_mask=token_mask)
 
 
-class ScoreCache(_CaptionStore):
-    """The same for grouped scores, while gains still learn: a changed gain changes nothing here, a scale does.
+class ScoreStore(CaptionStore[GroupedScores]):
+    """A store of grouped scores, for gains that still learn.
 
     Shapes: an entry is (tokens, P, D) float16, see `GroupedScores`.
     """
 
+    def _split(self, reading: GroupedScores) -> Sequence[Tensor]:
+        return torch.split(reading.parts, reading.token_mask.sum(1).tolist())
+
+    def _join(self, rows: list[Tensor], token_mask: Tensor) -> GroupedScores:
+        return GroupedScores(parts=torch.cat(rows), token_mask=token_mask)
+
+
+class EncodingCache(EncodingStore):
+    """The store of an LLM's encodings under `root`: another LLM, dtype, template, gain or scale is another folder."""
+
+    def __init__(self, root: Path, llm: DecoderLLM, context: ContextEncoding) -> None:
+        super().__init__(
+            root / "encodings" / encoding_key(llm, context), lambda texts: context.encode(llm, texts)
+        )
+
+
+class ScoreCache(ScoreStore):
+    """The store of an LLM's grouped scores under `root`: a changed gain changes nothing here, a scale does."""
+
     def __init__(self, root: Path, llm: DecoderLLM, context: ContextEncoding, *, groups: int) -> None:
-        super().__init__(root, llm, context, "scores", encoding_key(llm, context, groups=groups))
-        self._groups = groups
-
-    def batch(self, captions: Sequence[str]) -> GroupedScores:
-        """Return the grouped scores of captions; what is missing is encoded first."""
-        rows, mask = self._rows(captions)
-        return GroupedScores(parts=torch.cat(rows), token_mask=mask)
-
-    def _encode(self, captions: Sequence[str]) -> Sequence[Tensor]:
-        grouped = encode_groups(self._context, self._llm, captions, groups=self._groups)
-        return torch.split(grouped.parts, grouped.token_mask.sum(1).tolist())
+        super().__init__(
+            root / "scores" / encoding_key(llm, context, groups=groups),
+            lambda texts: encode_groups(context, llm, texts, groups=groups),
+        )
 
 
 def encoding_key(llm: DecoderLLM, context: ContextEncoding, *, groups: int | None = None) -> str:

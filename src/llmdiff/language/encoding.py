@@ -2,19 +2,43 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
+from llmdiff.checks.validation import Settings, keywords_of, settings_from
 from llmdiff.errors import AdapterMismatchError, ConfigError
-from llmdiff.language.blocks import LONES, Lone, run_rows
+from llmdiff.language.blocks import Lone, run_rows
 from llmdiff.language.calibration import measure_scales, norms
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.language.rows import TokenRows
+from llmdiff.language.tokens import checked_template
 from llmdiff.types import BlockStates, TextEncoding
 
 Encoding = Literal["guided", "paper"]
+_MAX_TOKENS, _MAX_TEMPLATE = 2**20, 100_000
+
+
+class EncodingSettings(Settings):
+    """How an LLM's blocks become a text encoding, see `ContextEncoding`.
+
+    Fields:
+        encoding: which sum over blocks; None: the states come from something else, without a sum.
+        lone: what a token alone sees: only itself, or BOS too.
+        template: text around the prompt, with `{prompt}` in it, see `DecoderLLM.tokenize`.
+        max_length: longest prompt in tokens; longer ones are cut with a warning.
+        clip: updates longer than this many scales are shortened to it; `math.inf` clips nothing.
+    """
+
+    encoding: Encoding | None = "guided"
+    lone: Lone = "token+bos"
+    template: Annotated[str, Field(max_length=_MAX_TEMPLATE), AfterValidator(checked_template)] | None = None
+    max_length: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] = 512
+    # NaN is not above 0.
+    clip: Annotated[float, Field(gt=0)] = 3.0
+
 
 # The noise each block starts with, as a fraction of a typical token's x_0.
 _INITIAL_NOISE = 0.01
@@ -65,38 +89,35 @@ class ContextEncoding(nn.Module):
     score_scale: Tensor
     lone_scale: Tensor
 
+    @keywords_of(EncodingSettings)
     def __init__(
         self,
         num_blocks: int,
         hidden_size: int,
-        *,
-        encoding: Encoding = "guided",
-        lone: Lone = "token+bos",
-        template: str | None = None,
-        max_length: int = 512,
-        clip: float = 3.0,
+        settings: EncodingSettings | None = None,
+        **fields: Any,
     ) -> None:
-        """Starts with all gains and scales 1; `calibrate` sets the scales. `clip=math.inf` clips nothing.
+        """Start with all gains and scales 1; `calibrate` sets the scales.
+
+        Pass an `EncodingSettings`, or its fields as keyword arguments.
 
         Raises:
-            ConfigError: an encoding, reading of "alone" or clip that does not exist.
+            ConfigError: a setting is not valid.
         """
         super().__init__()
-        if encoding not in ("guided", "paper"):
-            raise ConfigError(f'encoding is {encoding!r}, expected "guided" or "paper"')
-        if lone not in LONES:
-            raise ConfigError(f'lone is {lone!r}, expected "token" or "token+bos"')
-        if not clip > 0:
-            raise ConfigError(f"clip is {clip}, expected a number above 0 (math.inf clips nothing)")
+        settings = settings_from(EncodingSettings, settings, fields)
+        if settings.encoding is None:
+            raise ConfigError('encoding is None, expected "guided" or "paper"')
+        self.settings = settings
         self.num_blocks = num_blocks
         self.hidden_size = hidden_size
-        self.encoding: Encoding = encoding
-        self.lone: Lone = lone
-        self.template = template
-        self.max_length = max_length
-        self.clip = clip
+        self.encoding: Encoding = settings.encoding
+        self.lone: Lone = settings.lone
+        self.template = settings.template
+        self.max_length = settings.max_length
+        self.clip = settings.clip
         self.gamma = nn.Parameter(torch.ones(num_blocks))
-        self.kappa = nn.Parameter(torch.ones(num_blocks)) if encoding == "guided" else None
+        self.kappa = nn.Parameter(torch.ones(num_blocks)) if self.encoding == "guided" else None
         self.h_raw = nn.Parameter(torch.full((num_blocks,), _INITIAL_NOISE))
         self.register_buffer("x0_scale", torch.ones(()))
         self.register_buffer("score_scale", torch.ones(num_blocks))

@@ -1,6 +1,5 @@
 """Turns GGUF files into safetensors folders, once."""
 
-import hashlib
 import json
 import logging
 import os
@@ -14,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from llmdiff.errors import CorruptWeightsError, UnsupportedLLMError, first_line
-from llmdiff.files import IDLE_S, sweep
+from llmdiff.files import IDLE_S, file_sha256, sweep
 from llmdiff.language.whole_weights import check_faults, load_whole
 
 MANIFEST = "llmdiff_manifest.json"
@@ -44,12 +43,6 @@ def gguf_llm_folder(path: Path) -> Path:
 def _is_whole(folder: Path) -> bool:
     """Whether it was made since a GGUF's missing tensors are looked for: before, they became random values."""
     return bool(json.loads((folder / MANIFEST).read_text()).get("whole", False))
-
-
-def file_sha256(path: Path) -> str:
-    """Returns the file's SHA-256 in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_intact(folder: Path, *, source_sha256: str) -> bool:

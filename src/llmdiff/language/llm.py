@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 from llmdiff.errors import ConfigError
-from llmdiff.language.advice import Advice
 from llmdiff.language.blocks import Lone, run_blocks, run_prefix
 from llmdiff.language.loading import load_llm
 from llmdiff.language.placement import Placement
 from llmdiff.language.prefix import PrefixStates
+from llmdiff.language.readings import Reading
 from llmdiff.language.self_check import check_reading
 from llmdiff.language.support import (
-    check_stateless,
     check_supported,
     decoder_blocks,
+    max_positions,
+    text_model,
     whatever_fails_is_unsupported,
 )
 from llmdiff.language.templates import INSTRUCTION, instruction_template
@@ -31,13 +32,11 @@ class DecoderLLM:
     """A frozen decoder-only LLM with its tokenizer.
 
     `model` is a transformers causal language model, `id` what `from_pretrained` takes to load it again,
-    `blocks` its decoder blocks. The language-model head is never run. `joined_lones` are the readings of "alone" that
-    blocks may compute in one call with the text. `advice`, if set, is a closed LLM that is
-    asked about every prompt that a pipeline draws with this LLM.
+    `text_model` the part without a head that runs its decoder `blocks`. The language-model head is never run.
+    `reading` is how its blocks are read, see `Reading`.
     """
 
-    advice: Advice | None = None
-    joined_lones: frozenset[Lone]
+    reading: Reading
 
     def __init__(self, model: Any, tokenizer: Any, *, id: str) -> None:
         """Wraps a loaded model; freezes it.
@@ -46,22 +45,22 @@ class DecoderLLM:
             UnsupportedLLMError: not decoder-only, not causal, or its blocks cannot be called on a lone token.
         """
         self._wrap(model, tokenizer, id=id)
-        self.joined_lones = check_reading(self)
+        self.reading = check_reading(self)
 
     def _wrap(self, model: Any, tokenizer: Any, *, id: str) -> None:
         check_supported(model.config, id=id)
-        check_stateless(type(model), id=id)
         first_token_id(tokenizer)
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.id = id
         with whatever_fails_is_unsupported(model, id=id):
             self.blocks = decoder_blocks(model, id=id)
+            self.text_model = text_model(model, self.blocks)
             config = model.config.get_text_config(decoder=True)
             self.hidden_size = int(config.hidden_size)
             self.placement = Placement(model, id=id, before_move=self.forget_prefixes)
         self.num_blocks = len(self.blocks)
-        self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
+        self.max_positions = max_positions(config)
         self._prefixes: dict[tuple[int, ...], PrefixStates] = {}
 
     @classmethod
@@ -91,8 +90,8 @@ class DecoderLLM:
             LLMNotFoundError: no such folder, file or Hub model, or no network to get it.
             CorruptWeightsError: a weight file is truncated or damaged, or a weight is missing, unread or of
                 another shape.
-            UnsupportedLLMError: encoder-only, encoder-decoder, ALiBi or recurrent models, others that do not read
-                a few tokens alike alone, batched and continued, and those that bring code of their own unless
+            UnsupportedLLMError: encoder-only and encoder-decoder models, others that do not read a few tokens
+                alike alone, batched and continued, and those that bring code of their own unless
                 `trust_remote_code` is True.
             ConfigError: the quantisation's package is missing, or it does not go with the rest.
         """
@@ -120,7 +119,7 @@ class DecoderLLM:
             llm.free_after_encoding = True
             llm.to(device)
         # Where it will compute, as not every device computes what another does.
-        llm.joined_lones = check_reading(llm)
+        llm.reading = check_reading(llm)
         return llm
 
     @property

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from llmdiff.errors import (
     ConfigError,
@@ -17,7 +17,7 @@ from llmdiff.errors import (
 )
 from llmdiff.language.gguf import gguf_llm_folder
 from llmdiff.language.packaged import PACKAGED, packaged_llm_folder
-from llmdiff.language.support import check_supported
+from llmdiff.language.support import check_supported, model_kind
 from llmdiff.language.whole_weights import load_whole
 
 
@@ -51,14 +51,14 @@ def load_llm(
     try:
         config: Any = AutoConfig.from_pretrained(source, **options)
         check_supported(config, id=llm_id)
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(_tokenizer_source(source, llm_id), **options)
         quantized = quantized or getattr(config, "quantization_config", None) is not None
         # Packed weights are made where they stay: not every kind can be moved.
         packing: dict[str, Any] = {"device_map": {"": device}} if quantized else {}
         if quantization_config is not None:  # None would overwrite what a packed checkpoint says of itself
             packing["quantization_config"] = quantization_config
         model = load_whole(
-            AutoModelForCausalLM,
+            model_kind(config),
             source,
             what=f"llm {llm_id!r}",
             head_runs=False,
@@ -97,6 +97,17 @@ def load_llm(
             "expected a decoder-only LLM"
         ) from error
     return (model if quantized else model.to(device)), tokenizer, llm_id
+
+
+def _tokenizer_source(source: str, llm_id: str) -> str:
+    """Returns where the tokenizer is: with the model or, for a pipeline's text encoder, in the folder beside it."""
+    folder, beside = Path(source), Path(source).parent / "tokenizer"
+    # transformers would make an empty one.
+    if not folder.is_dir() or any(any(folder.glob(name)) for name in ("*token*", "*vocab*", "*.model")):
+        return source
+    if not beside.is_dir():
+        raise LLMNotFoundError(_not_found(llm_id, 'no tokenizer in it or in a folder "tokenizer" beside it'))
+    return str(beside)
 
 
 def _reason(error: Exception) -> str:

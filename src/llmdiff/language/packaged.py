@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmdiff.errors import CorruptWeightsError, LLMNotFoundError
-from llmdiff.language.gguf import convert_gguf, file_sha256, is_intact, llmdiff_home
+from llmdiff.files import file_sha256
+from llmdiff.language.gguf import convert_gguf, is_intact, llmdiff_home
 
 _BLOCK_BYTES = 1 << 20
 

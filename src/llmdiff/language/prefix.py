@@ -39,13 +39,13 @@ class PrefixStates:
     """What later passes need of the prefix.
 
     Shapes:
-        cache: keys and values of all P prefix tokens; bos_cache: of BOS alone.
+        cache: keys and values of all P prefix tokens; bos_cache: of BOS alone. None where whole texts are read.
         bos_inputs, bos_outputs: (L, D) float32, BOS's state before and after each block.
         bos_last: (D,) float32, BOS's state after the final norm.
     """
 
-    cache: Cache
-    bos_cache: Cache
+    cache: Cache | None = None
+    bos_cache: Cache | None = None
     bos_inputs: Tensor
     bos_outputs: Tensor
     bos_last: Tensor

@@ -25,7 +25,7 @@ import httpx2
 from llmdiff.errors import ConfigError, LLMDiffError
 from llmdiff.files import is_blank, text_lines, write_whole
 
-KEY_VARIABLE = "LLMDIFF_VIA_API_KEY"
+KEY_VARIABLE = "LLMDIFF_REWORD_API_KEY"
 DESCRIBE = (
     "You help a painter who knows only simple words. Rewrite the description of a picture in one short, plain "
     "sentence: call every object by its most common name, keep every number, colour, size and position, add "
@@ -71,16 +71,16 @@ class ProxySettings:
             parts = httpx2.URL(self.url)
         except httpx2.InvalidURL as error:
             raise ConfigError(
-                f"via is {self.url!r}, expected an address like https://host/v1 ({error})"
+                f"reword_url is {self.url!r}, expected an address like https://host/v1 ({error})"
             ) from error
         if parts.scheme not in ("http", "https") or not parts.host:
-            raise ConfigError(f"via is {self.url!r}, expected an address like https://host/v1")
+            raise ConfigError(f"reword_url is {self.url!r}, expected an address like https://host/v1")
         if parts.userinfo:
             raise ConfigError(
-                f"via holds a password: put the key into ${KEY_VARIABLE} and leave it out of the address"
+                f"reword_url holds a password: put the key into ${KEY_VARIABLE} and leave it out of the address"
             )
         if not self.model.strip():
-            raise ConfigError("via_model is blank, expected the name of a model that the address serves")
+            raise ConfigError("reword_model is blank, expected the name of a model that the address serves")
         for name, value, least in (
             ("answers", self.answers, 1),
             ("retries", self.retries, 0),
@@ -98,7 +98,7 @@ class ProxySettings:
 class ClosedLLM:
     """A closed LLM that answers prompts; answers are kept on disk, so that the same question is asked once.
 
-    The key comes from $LLMDIFF_VIA_API_KEY alone. It is sent over https, or to this machine; it is not logged,
+    The key comes from $LLMDIFF_REWORD_API_KEY alone. It is sent over https, or to this machine; it is not logged,
     not saved and not part of the representation.
 
     Fields:
@@ -114,7 +114,8 @@ class ClosedLLM:
     def __post_init__(self) -> None:
         if self._key and not self._is_private(httpx2.URL(self.settings.url)):
             raise ConfigError(
-                f"via {self.settings.url!r} would send the key of ${KEY_VARIABLE} unencrypted: use https, or unset it"
+                f"reword_url {self.settings.url!r} would send the key of ${KEY_VARIABLE} unencrypted: use https, or "
+                "unset it"
             )
 
     def answers(self, prompt: str) -> tuple[str, ...]:
@@ -141,12 +142,12 @@ class ClosedLLM:
         if key not in self._known:
             saved = self._load(key)
             if saved is None:
-                saved = self._ask(prompt, number)
+                saved = self._fetch(prompt, number)
                 self._save(key, prompt, saved)
             self._known[key] = saved
         return self._known[key]
 
-    def _ask(self, prompt: str, number: int) -> str:
+    def _fetch(self, prompt: str, number: int) -> str:
         settings = self.settings
         deadline = time.monotonic() + settings.budget_s
         reason = ""
@@ -171,7 +172,7 @@ class ClosedLLM:
             elif attempt < settings.retries:
                 break
         raise ProxyError(
-            f"via {settings.url!r}: no answer from {settings.model!r} ({reason or 'out of time'})"
+            f"reword_url {settings.url!r}: no answer from {settings.model!r} ({reason or 'out of time'})"
         )
 
     def _request(self, prompt: str, seed: int, timeout_s: float) -> str:

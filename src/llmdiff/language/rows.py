@@ -1,7 +1,7 @@
 """The tokens of one pass as rows without padding, and the way back into a padded batch."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeGuard
 
 import torch
@@ -79,6 +79,18 @@ class TokenRows:
             rows=rows.to(device),
             batch=batch,
             width=width,
+        )
+
+    def behind(self, prefix_ids: tuple[int, ...]) -> "TokenRows":
+        """Returns the same rows of runs that have the prefix in front of each text."""
+        runs, steps = self.run_ids.shape
+        prefix = torch.tensor([prefix_ids], dtype=torch.int64, device=self.run_ids.device).expand(runs, -1)
+        shift = len(prefix_ids) * (1 + self.run_places.div(max(steps, 1), rounding_mode="floor"))
+        return replace(
+            self,
+            run_ids=torch.cat([prefix, self.run_ids], dim=1),
+            run_places=self.run_places + shift,
+            _shared=SharedInputs(),
         )
 
     @property

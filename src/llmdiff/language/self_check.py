@@ -5,7 +5,7 @@ a text is read alike alone, in a batch, with more text behind it and with what s
 token alone is read alike in a call of its own and beside a text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from llmdiff.errors import ConfigError, CorruptWeightsError, UnsupportedLLMError
-from llmdiff.language.blocks import LONES, BlockwiseLLM, Lone, run_plainly, run_prefix, run_rows
-from llmdiff.language.lone_calls import MAX_KEYS
+from llmdiff.language.blocks import BlockwiseLLM, run_plainly, run_prefix, run_rows
+from llmdiff.language.lone_calls import MAX_KEYS, call_masked
 from llmdiff.language.prefix import FixedPrefixLayer, PrefixStates
+from llmdiff.language.readings import LONE_CALLS, LONES, Lone, LoneCalls, Reading
 from llmdiff.language.rows import TokenRows
 from llmdiff.language.support import EXPECTED, whatever_fails_is_unsupported
 from llmdiff.language.tokens import PromptTokens, first_token_id
@@ -32,41 +33,49 @@ _ROUNDINGS = 8
 _NUMBERS = frozenset({"layer_idx", "layer_id", "layer_index", "layer_number", "training"})
 
 
-def check_reading(llm: BlockwiseLLM) -> frozenset[Lone]:
-    """Return the readings of "alone" that may be computed in one call with the text, however long that is.
+def check_reading(llm: BlockwiseLLM) -> Reading:
+    """Return how the LLM is read: the first way to call blocks on tokens alone in which all readings agree.
 
     Blocks are read until every kind of block has been; nothing is remembered, and no random number is drawn.
 
     Raises:
-        UnsupportedLLMError: a pass ends in an error, or two readings of the same tokens do not agree.
+        UnsupportedLLMError: in every way, a pass ends in an error, or two readings of the same tokens do not agree.
     """
-    try:
-        with whatever_fails_is_unsupported(llm.model, id=llm.id), torch.no_grad(), llm.placement.in_use():
-            return _check(llm)
-    except (ConfigError, CorruptWeightsError):
-        return frozenset(LONES)  # states that are not finite: named where a prompt is encoded
+    reason: UnsupportedLLMError | None = None
+    for lone_calls in LONE_CALLS:
+        try:
+            with whatever_fails_is_unsupported(llm.model, id=llm.id), torch.no_grad(), llm.placement.in_use():
+                return _check(_Trial(llm, lone_calls), first_token_id(llm.tokenizer), _words(llm))
+        except (ConfigError, CorruptWeightsError):  # states not finite: named where a prompt is encoded
+            return Reading(lone_calls=lone_calls)
+        except UnsupportedLLMError as error:
+            # That of the last way, which asks least of a block; readings of whole texts that differ say more.
+            if not (isinstance(reason, _ReadsDifferently) and lone_calls == "sequences"):
+                reason = error
+    assert reason is not None
+    raise reason
 
 
-def _check(llm: BlockwiseLLM) -> frozenset[Lone]:
-    trial = _Trial(llm)
-    words = _words(llm)
+def _check(trial: "_Trial", bos: int, words: list[int]) -> Reading:
     few = words[:_FEW]
-    bos = first_token_id(llm.tokenizer)
-    plain = trial.read_plainly([bos, *words])
+    whole = trial.read_plainly([bos, *words])
+    plain = whole.rows(range(1, 1 + len(words)))
     trial.prefix = run_prefix(trial.as_llm, (bos,))
-    own = trial.read([words, few], lone="token", joined=False)
-    joined = trial.read([words, few], lone="token", joined=True)
+    own = trial.read([words, few], lone="token")
     start_of_texts = plain.rows([*range(len(words)), *range(len(few))])
     trial.require(
         own, start_of_texts, "reads a text differently alone and in a batch, or when more text follows"
     )
-    trial.require(joined, start_of_texts, "reads a text differently with lone tokens beside it")
-    trial.require(
-        joined.as_lone(),
-        own.as_lone(),
-        "reads a token alone differently in a call of its own and beside a text",
-    )
-    for beside in (False, True):
+    cached = trial.lone_calls == "cached"
+    if cached:
+        joined = trial.read([words, few], lone="token", joined=True)
+        trial.require(joined, start_of_texts, "reads a text differently with lone tokens beside it")
+        trial.require(
+            joined.as_lone(),
+            own.as_lone(),
+            "reads a token alone differently in a call of its own and beside a text",
+        )
+    for beside in (False, True) if cached else (False,):
         one = trial.read([words[:1]], lone="token+bos", joined=beside)
         trial.require(one, plain.rows([0]), "reads a text differently when more text follows")
         # The context of a first word is BOS and itself, which is what "token+bos" means.
@@ -75,16 +84,75 @@ def _check(llm: BlockwiseLLM) -> frozenset[Lone]:
             plain.rows([0]),
             "reads a token alone with BOS differently than as the first word of a text",
         )
-    return frozenset(LONES) if _bos_is_in_reach(trial, few) else frozenset(LONES) - {"token+bos"}
+    if cached:
+        return Reading(joined=frozenset(LONES if _bos_is_in_reach(trial, few) else ("token",)))
+    first = trial.read([[bos, *words]], lone="token", prefix=())
+    trial.require(
+        first.as_lone().rows([0]),
+        whole.rows([0]),
+        "reads a token alone differently than as the first token of a text",
+    )
+    if trial.lone_calls == "masked":
+        _check_masks(trial, [bos, *words * (_room(trial, words) // len(words))])
+    return Reading(lone_calls=trial.lone_calls)
+
+
+def _check_masks(trial: "_Trial", ids: list[int]) -> None:
+    """Return None if a mask hides all other tokens from each one, and shows it BOS from afar.
+
+    Raises:
+        UnsupportedLLMError: it does not.
+    """
+
+    def on_block(
+        index: int, block: nn.Module, x: Tensor, out: Tensor, kwargs: dict[str, Any], _: Any
+    ) -> None:
+        def alone(changed: slice | None = None, *, sees_bos: bool) -> Tensor:
+            handed = {name: value for name, value in kwargs.items() if isinstance(value, Mapping)}
+            states, given = (
+                (x, handed) if changed is None else (_changed(x, changed), _changed(handed, changed))
+            )
+            update = call_masked(block, states, {**kwargs, **given}, sees_bos=sees_bos) - states
+            return update[0].float()
+
+        for kept, others in ((slice(0, None, 2), slice(1, None, 2)), (slice(1, None, 2), slice(0, None, 2))):
+            one, other = (
+                _Reading(inputs=[x[0, kept].float()], updates=[alone(changed, sees_bos=False)[kept]])
+                for changed in (None, others)
+            )
+            trial.require(other, one, "reads a token alone differently beside other tokens")
+        if torch.equal(alone(slice(0, 1), sees_bos=True)[-1], alone(sees_bos=True)[-1]):
+            raise UnsupportedLLMError(f"{trial.id} does not let a token see BOS {len(ids)} tokens before it")
+
+    run_plainly(trial.as_llm, torch.tensor([ids]), on_block=on_block)
+
+
+def _changed(value: Any, places: slice) -> Any:
+    """Other states at these places of a text, in what blocks take and hand on to each other."""
+    if isinstance(value, Mapping):
+        return {name: _changed(part, places) for name, part in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_changed(part, places) for part in value)
+    if not isinstance(value, Tensor) or value.ndim < 3:
+        return value
+    changed = value.clone()
+    changed[..., places, :] = value[..., places, :].flip(-1)  # (B, S, D), or (B, heads, S, head width)
+    return changed
+
+
+def _room(trial: "_Trial", words: list[int]) -> int:
+    """How many tokens may stand before a few words in a joined call."""
+    return min(MAX_KEYS, trial.max_positions or MAX_KEYS) - 2 * len(words)
 
 
 def _bos_is_in_reach(trial: "_Trial", words: list[int]) -> bool:
     """Whether blocks let a token see BOS from as far behind it as a joined call may put one: windows may be theirs."""
-    room = min(MAX_KEYS, trial.max_positions or MAX_KEYS) - 2 * len(words)
+    room = _room(trial, words)
     if room < 1:
         return True
     near = trial.prefix
     assert near is not None
+    assert near.bos_cache is not None
     layers: list[Any] = near.bos_cache.layers
     far: list[Any] = [
         FixedPrefixLayer(*(part.expand(-1, -1, room, -1) for part in (x.keys, x.values))) for x in layers
@@ -92,7 +160,8 @@ def _bos_is_in_reach(trial: "_Trial", words: list[int]) -> bool:
     trial.prefix = replace(near, cache=Cache(layers=far))
     try:
         joined, own = (
-            trial.read([words], lone="token+bos", joined=joined, room=room) for joined in (True, False)
+            trial.read([words], lone="token+bos", joined=joined, prefix=(0,) * room)
+            for joined in (True, False)
         )
     except (IndexError, RuntimeError):  # it has fewer positions than its configuration says
         return False
@@ -123,6 +192,10 @@ class _Reading:
         return _Reading(inputs=self.inputs, updates=self.alone)
 
 
+class _ReadsDifferently(UnsupportedLLMError):
+    """Two readings of the same tokens do not agree."""
+
+
 class _Enough(Exception):
     """Every kind of block has been read."""
 
@@ -134,11 +207,12 @@ class _Trial:
         prefix: what passes take for the constant start of a text.
     """
 
-    def __init__(self, llm: BlockwiseLLM) -> None:
+    def __init__(self, llm: BlockwiseLLM, lone_calls: LoneCalls) -> None:
         self._llm: Any = llm
+        self.lone_calls = lone_calls
         self.num_blocks = _blocks_of_every_kind(llm)
         self.blocks = nn.ModuleList(list(llm.blocks)[: self.num_blocks])
-        self.joined_lones: frozenset[Lone] = frozenset()
+        self.reading = Reading(lone_calls=lone_calls)
         self.prefix: PrefixStates | None = None
         quantised = getattr(llm.model, "hf_quantizer", None) is not None
         exact = torch.get_float32_matmul_precision() == "highest"
@@ -148,11 +222,6 @@ class _Trial:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._llm, name)
-
-    @property
-    def model(self) -> Any:
-        """The model up to the blocks that are read; made anew, as a circle of references would keep the LLM."""
-        return SimpleNamespace(config=self._llm.model.config, base_model=self._first_blocks)
 
     @property
     def as_llm(self) -> BlockwiseLLM:
@@ -165,23 +234,33 @@ class _Trial:
         return self.prefix
 
     def read_plainly(self, ids: list[int]) -> _Reading:
-        """Read one text as the model itself does, BOS first: nothing remembered, batched or beside it."""
-        found = run_plainly(self.as_llm, torch.tensor([ids]))
-        inputs = [x[0, 1:].float() for x, _ in found]
+        """Read one text as the model itself does: nothing remembered, batched or beside it."""
+        found, _ = run_plainly(self.as_llm, torch.tensor([ids]))
+        inputs = [x[0].float() for x, _ in found]
         return _Reading(
-            inputs=inputs, updates=[out[0, 1:].float() - x for (_, out), x in zip(found, inputs, strict=True)]
+            inputs=inputs, updates=[out[0].float() - x for (_, out), x in zip(found, inputs, strict=True)]
         )
 
-    def read(self, texts: list[list[int]], *, lone: Lone, joined: bool, room: int = 1) -> _Reading:
-        """Read a batch of texts behind the prefix, of `room` tokens, as an encoding does."""
-        self.joined_lones = frozenset(LONES if joined else ())
+    def read(
+        self,
+        texts: list[list[int]],
+        *,
+        lone: Lone,
+        joined: bool = False,
+        prefix: tuple[int, ...] | None = None,
+    ) -> _Reading:
+        """Read a batch of texts behind a prefix, BOS if there is none given, as an encoding does."""
+        self.reading = Reading(lone_calls=self.lone_calls, joined=frozenset(LONES if joined else ()))
         ids = torch.zeros(len(texts), 1 + max(map(len, texts)), dtype=torch.int64)
         mask = torch.zeros(ids.shape, dtype=torch.bool)
         for row, text in enumerate(texts):
             ids[row, 1 : 1 + len(text)] = torch.tensor(text)
             mask[row, : 1 + len(text)] = True
         tokens = PromptTokens(
-            input_ids=ids, token_mask=mask, prefix_ids=(0,) * room, context_ids=((),) * len(texts)
+            input_ids=ids,
+            token_mask=mask,
+            prefix_ids=(first_token_id(self.tokenizer),) if prefix is None else prefix,
+            context_ids=((),) * len(texts),
         )
         found = _Reading()
 
@@ -210,11 +289,11 @@ class _Trial:
             UnsupportedLLMError: they do not; says `what`.
         """
         if not self.agree(one, other):
-            raise UnsupportedLLMError(f"{self.id} ({type(self._llm.model).__name__}) {what}; {EXPECTED}")
+            raise _ReadsDifferently(f"{self.id} ({type(self._llm.model).__name__}) {what}; {EXPECTED}")
 
-    def _first_blocks(self, **inputs: Any) -> Any:
+    def text_model(self, **inputs: Any) -> Any:
         """Run the model up to the blocks that are not read."""
-        model, blocks = self._llm.model.base_model, self._llm.blocks
+        model, blocks = self._llm.text_model, self._llm.blocks
         if self.num_blocks == len(blocks):
             return model(**inputs)
 
@@ -233,7 +312,10 @@ class _Trial:
 
 def _blocks_of_every_kind(llm: BlockwiseLLM) -> int:
     """How many blocks to read until there is none of another kind left: other parts, or other settings of them."""
-    types = getattr(llm.model.config.get_text_config(decoder=True), "layer_types", None) or ()
+    config = llm.model.config.get_text_config(decoder=True)
+    if getattr(config, "num_hidden_layers", None) != len(llm.blocks):
+        return len(llm.blocks)  # some may be run twice, or not at all
+    types = getattr(config, "layer_types", None) or ()
     seen: set[Any] = set()
     last = 0
     for index, block in enumerate(llm.blocks):

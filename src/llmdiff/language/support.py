@@ -6,59 +6,38 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
 )
 
 from llmdiff.errors import LLMDiffError, UnsupportedLLMError, first_line
 
-EXPECTED = "expected a decoder-only LLM with causal attention in every block, each callable on a token alone"
-_ALIBI_TYPES = ("bloom", "mpt")
+EXPECTED = "expected a decoder-only LLM with causal blocks, each callable on a token alone"
 
 
 def check_supported(config: Any, *, id: str) -> None:
-    """Returns None for the configuration of a decoder-only LLM without ALiBi or recurrence.
+    """Returns None unless the configuration alone says that this is no decoder.
 
     Raises:
-        UnsupportedLLMError: anything else, by name.
+        UnsupportedLLMError: an encoder, or an encoder and a decoder.
     """
     kind = getattr(config, "model_type", type(config).__name__)
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedLLMError(f"{id} is an encoder-decoder model ({kind}); expected a decoder-only LLM")
-    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        raise UnsupportedLLMError(f"{id} is an encoder-only model ({kind}); expected a decoder-only LLM")
-    # Known from the class alone, so that nothing large is loaded in vain; models with code of their own are
-    # asked once they are there.
-    check_stateless(MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None), id=id)
-    text = config.get_text_config(decoder=True)
-    if (
-        kind in _ALIBI_TYPES
-        or getattr(text, "alibi", False)
-        or getattr(text, "position_embedding_type", "") == "alibi"
-    ):
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
         raise UnsupportedLLMError(
-            f"{id} ({kind}) uses ALiBi positions, which a call on a lone token cannot reproduce; "
-            "expected rotary or learned positions"
-        )
-    if getattr(text, "num_kv_shared_layers", 0):
-        raise UnsupportedLLMError(
-            f"{id} ({kind}) shares keys and values between blocks; "
-            "expected blocks that can be called on their own"
+            f"{id} is an encoder-only model ({kind}): its tokens see what follows them; expected a decoder-only LLM "
+            "(a decoder of this kind says so with is_decoder in its config.json)"
         )
 
 
-def check_stateless(model_class: Any, *, id: str) -> None:
-    """Returns None for a class of models without a recurrent state.
-
-    Raises:
-        UnsupportedLLMError: it has one.
-    """
-    if getattr(model_class, "_is_stateful", False):
-        raise UnsupportedLLMError(
-            f"{id} ({model_class.__name__}) carries a recurrent state from token to token; expected a "
-            "decoder-only LLM with attention in every block"
-        )
+def model_kind(config: Any) -> Any:
+    """Returns the automatic class that loads a model of it: for texts or, if there is none, for pictures and texts."""
+    texts = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) not in MODEL_FOR_MULTIMODAL_LM_MAPPING
+    return AutoModelForCausalLM if texts else AutoModelForMultimodalLM
 
 
 @contextmanager
@@ -79,29 +58,54 @@ def whatever_fails_is_unsupported(model: Any, *, id: str) -> Iterator[None]:
         ) from error
 
 
-def decoder_blocks(model: nn.Module, *, id: str) -> nn.ModuleList:
-    """Returns the model's decoder blocks: the largest list of `num_hidden_layers` modules of one class.
+def decoder_blocks(model: Any, *, id: str) -> nn.ModuleList:
+    """Returns the blocks that read text: of the lists beside the token embeddings, the largest.
+
+    If some are of `num_hidden_layers` modules, then the largest of these.
 
     Raises:
-        UnsupportedLLMError: there is no such list, or no base model that runs the blocks without the head.
+        UnsupportedLLMError: there is no such list, or there are no token embeddings.
     """
-    whole: Any = model
-    if whole.base_model is whole and whole.get_output_embeddings() is not None:
+    embeddings = model.get_input_embeddings()
+    if not isinstance(getattr(embeddings, "weight", None), torch.Tensor):
         raise UnsupportedLLMError(
-            f"{id} ({type(model).__name__}) has no base model apart from the one with the head; {EXPECTED}"
+            f"{id} ({type(model).__name__}) has no embeddings of text tokens; {EXPECTED}"
         )
-    config: Any = model.config
-    count = config.get_text_config(decoder=True).num_hidden_layers
-    lists = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.ModuleList)
-        and len(module) == count
-        and len({type(block) for block in module}) == 1
+    # A tower for pictures or sound may have as many layers.
+    beside = [
+        part
+        for part in model.modules()
+        if isinstance(part, nn.ModuleList) and embeddings in set(_innermost_model(model, part).modules())
     ]
+    count = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
+    lists = [blocks for blocks in beside if len(blocks) == count] or beside
     if not lists:
-        raise UnsupportedLLMError(
-            f"{id} ({type(model).__name__}) has no list of {count} decoder blocks of one class; expected a "
-            "decoder-only LLM"
-        )
+        raise UnsupportedLLMError(f"{id} ({type(model).__name__}) has no list of decoder blocks; {EXPECTED}")
     return max(lists, key=lambda blocks: sum(p.numel() for p in blocks.parameters()))
+
+
+def text_model(model: Any, blocks: nn.ModuleList) -> Any:
+    """Returns the part of a model without its head that runs the blocks on text."""
+    base = model.base_model
+    # A few classes name no base model, and the whole one is with its head.
+    return (
+        base
+        if base is not model or model.get_output_embeddings() is None
+        else _innermost_model(model, blocks)
+    )
+
+
+def max_positions(config: Any) -> int | None:
+    """Returns the most tokens that every block reads exactly; None where there is no limit."""
+    # Beyond index_topk keys, a choice made for the text may leave out the token itself.
+    names = ("max_position_embeddings", "max_seq_len", "index_topk")
+    found = [getattr(config, name, None) for name in names]
+    return min((limit for limit in found if limit), default=None)
+
+
+def _innermost_model(model: nn.Module, blocks: nn.ModuleList) -> nn.Module:
+    """Returns the smallest model of transformers' that holds the blocks."""
+    holding = [
+        part for part in model.modules() if isinstance(part, PreTrainedModel) and blocks in part.modules()
+    ]
+    return holding[-1]

@@ -1,10 +1,8 @@
 """Tensors found by name, in safetensors files that only ever grow in number."""
 
-import logging
 import os
 import uuid
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,6 @@ from torch import Tensor
 from llmdiff.errors import CorruptWeightsError, OutputError, first_line
 from llmdiff.files import IDLE_S, sweep, whole_file
 from llmdiff.language.digests import tensor_digest
-
-_log = logging.getLogger(__name__)
 
 
 class TensorStore:
@@ -32,8 +28,6 @@ class TensorStore:
         self._place: dict[str, Path] = {}
         self._digests: dict[str, str] = {}
         sweep(folder, idle_s=IDLE_S)
-        if not folder.is_dir():
-            _say_what_is_not_read(folder.parent)
         self._read_new_files()
 
     def __contains__(self, name: str) -> bool:
@@ -99,21 +93,6 @@ class TensorStore:
         self._files[path] = file
         self._place.update(dict.fromkeys(names, path))
         self._digests.update(digests)
-
-
-def _say_what_is_not_read(stores: Path) -> None:
-    """Name the stores that an earlier version made: their keys are not made any more, so nobody reads them."""
-    old = []
-    for first in stores.glob("*/*.safetensors"):
-        with suppress(SafetensorError, OSError):
-            file: Any = safe_open(first, framework="pt")
-            if not file.metadata():
-                old.append(str(first.parent))
-    if old:
-        _log.warning(
-            "made by an earlier version, without SHA-256 sums, and not read any more; delete: %s",
-            ", ".join(dict.fromkeys(sorted(old))),
-        )
 
 
 def _damaged(path: Path, reason: str) -> CorruptWeightsError:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmdiff.checks.bounds import short
 from llmdiff.errors import ConfigError, PromptError, UnsupportedLLMError
 from llmdiff.files import clean_text
 from llmdiff.language.control_tokens import plain_ids, template_ids
@@ -66,7 +67,7 @@ class PromptTemplate:
         if len(parts) == 3:
             return cls(before=parts[0], between=parts[1], after=parts[2])
         raise ConfigError(
-            f"template {template!r} holds {PLACEHOLDER} {len(parts) - 1} times, expected once or twice; "
+            f"template {short(template)} holds {PLACEHOLDER} {len(parts) - 1} times, expected once or twice; "
             f'write for example "Picture: {PLACEHOLDER}"'
         )
 

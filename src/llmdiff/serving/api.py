@@ -18,7 +18,7 @@ from llmdiff.serving.batching import ClosingError, QueueFullError
 from llmdiff.serving.editing import FORM, MAX_FIELDS, read_form
 from llmdiff.serving.errors import ApiError, ErrorReply, from_library, install_error_handlers
 from llmdiff.serving.openapi_page import install_openapi
-from llmdiff.serving.request_guard import Guard, log_fields
+from llmdiff.serving.request_guard import RequestGuard, log_fields
 from llmdiff.serving.schemas import Drawing, ImageReply, ImageRequest, Model, ModelList, Picture, Status
 from llmdiff.serving.service import RETRY_S, ImageService, SizedPainter
 from llmdiff.serving.settings import ServeSettings
@@ -58,7 +58,7 @@ def create_app(
     _install_routes(app, service)
     install_openapi(app, needs_token=settings.token is not None)
     app.add_middleware(
-        Guard,
+        RequestGuard,
         max_body_bytes=settings.max_body_bytes,
         larger_bodies={"/v1/images/edits": settings.max_upload_bytes},
         body_timeout_s=settings.body_timeout_s,

@@ -10,7 +10,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 class BoundedConnection(H11Protocol):
     """uvicorn's connection with timeouts for receiving a request's headers and for sending a response.
 
-    (`Guard` has the timeout of a request's body, uvicorn that of an idle connection.)
+    (`RequestGuard` has the timeout of a request's body, uvicorn that of an idle connection.)
 
     Units: seconds.
     """

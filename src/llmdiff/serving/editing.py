@@ -11,7 +11,6 @@ from PIL import Image, ImageOps
 from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 
-from llmdiff.adapter.families import family_of
 from llmdiff.drawing.draw import DrawingSettings
 from llmdiff.drawing.pictures import open_picture
 from llmdiff.errors import InputFileError
@@ -96,8 +95,10 @@ def filled(settings: EditSettings) -> EditSettings:
 
 def edit_class(pipe: Any) -> str | None:
     """Return the class name of a text-to-image pipeline's image-to-image counterpart; None if there is none."""
+    import diffusers
+
     name = type(pipe).__name__.replace("Pipeline", "Img2ImgPipeline")
-    return name if name in family_of(pipe).pipelines else None
+    return name if hasattr(diffusers, name) else None
 
 
 def edit_pipeline(pipe: Any) -> Any:

@@ -28,7 +28,7 @@ class PipelinePainter:
         self._controller = controller
         self._pipe = pipe
         self._models = models
-        controller.attach(pipe, models.scale)
+        controller.attach(pipe, models.control)
         pipe.set_progress_bar_config(disable=True)
         size_px = own_size_px(pipe)
         if size_px is None:
@@ -71,7 +71,7 @@ class PipelinePainter:
     def _editing(self) -> Any:
         if self._edit_pipe is None:
             pipe = edit_pipeline(self._pipe)
-            self._controller.attach(pipe, self._models.scale)
+            self._controller.attach(pipe, self._models.control)
             pipe.set_progress_bar_config(disable=True)
             self._edit_pipe = pipe
         return self._edit_pipe

@@ -37,7 +37,7 @@ class _Guesses:
         self.waiting = 0
 
 
-class PasswordDoor:
+class PasswordForm:
     """ASGI middleware that shows a login form until the password has been entered.
 
     Wrong passwords from one address are answered one at a time and slowly, against brute force; other addresses are

@@ -37,7 +37,7 @@ def own_hosts(public_url: str | None) -> tuple[str, ...]:
     return (socket.gethostname().lower(), *([public] if public else []))
 
 
-class Guard:
+class RequestGuard:
     """ASGI middleware that rejects invalid requests with an `ErrorReply` and handles exceptions of the app.
 
     Without a token, requests from pages of other sites are rejected, and with `hosts` also requests to any other host

@@ -1,7 +1,7 @@
 """Settings of the image API and of the page: limits, secrets, logging."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llmdiff.drawing.models import Models
@@ -97,7 +97,7 @@ class UiSettings:
     Fields:
         adapters, llms, pipelines: the choices, the first adapter selected; visitors cannot name others, so they
             cannot make the machine read or download anything. The adapter's own LLM and pipeline are always choices.
-        via, via_model, via_answers: a closed LLM that rewords every prompt, see `Models`.
+        base: what all choices have in common: device, dtype, rewording and so on.
         password: the password of the page; None: no password needed.
         queue_size: drawings that may wait while one is drawn.
 
@@ -108,10 +108,7 @@ class UiSettings:
     adapters: tuple[str, ...] = ("openmoji",)
     llms: tuple[str, ...] = ()
     pipelines: tuple[str, ...] = ()
-    via: str | None = None
-    via_model: str | None = None
-    via_answers: int = 1
-    device: str | None = None
+    base: Models = field(default_factory=Models)
     password: str | None = None
     queue_size: int = 8
     max_number: int = 8
@@ -143,16 +140,7 @@ class UiSettings:
         scale: float | None = None,
     ) -> Models:
         """Return the models of a choice."""
-        return Models(
-            adapter=adapter,
-            llm=llm,
-            pipeline=pipeline,
-            scale=scale,
-            device=self.device,
-            via=self.via,
-            via_model=self.via_model,
-            via_answers=self.via_answers,
-        )
+        return replace(self.base, adapter=adapter, llm=llm, pipeline=pipeline, scale=scale)
 
 
 def read_token(path: Path | None, value: str | None) -> str | None:

@@ -159,7 +159,7 @@ class Studio:
 
         for seed in settings.seeds:
             picture("base", seed)
-        with controller.attached(pipe, models.scale):
+        with controller.attached(pipe, models.control):
             for seed in settings.seeds:
                 with _words_watched(controller, pipe, settings.prompt) as words_watch:
                     picture("llm", seed, words_watch)

@@ -13,14 +13,14 @@ from llmdiff.serving.picture_store import PictureStore
 from llmdiff.serving.settings import UiSettings
 from llmdiff.serving.studio import Studio
 from llmdiff.serving.ui_drawer import MAX_PROMPT, Drawer, gradio
-from llmdiff.serving.ui_examples import EXAMPLES
+from llmdiff.serving.ui_examples import EXAMPLES, OPENING, known_words, own_world
 
 _OWN = "the adapter's own"
 _STORE_BYTES = 256 * 1024 * 1024
 _LIFETIME_S = 6 * 3600.0
 _INTRODUCTION = (
-    "# LLMDiff\nThe same prompt and the same seeds, drawn twice by one diffusion model: with its own text encoder, "
-    "and with a decoder-only LLM in control."
+    "# LLMDiff\nOne prompt, one seed, one diffusion model: read by its own text encoder, and by a decoder-only "
+    "LLM."
 )
 
 
@@ -66,45 +66,50 @@ def build_page(drawer: Drawer, settings: UiSettings) -> Any:
     """Return the page as gradio's blocks, with a queue of `settings.queue_size`."""
     gr = gradio()
     plain = {"js_on_load": None, "apply_default_css": False}
+    opening = drawer.opening()
     with gr.Blocks(title="LLMDiff", analytics_enabled=False) as page:
         gr.Markdown(_INTRODUCTION)
+        with gr.Row(elem_id="ask"):
+            # With one line, Enter draws; Shift+Enter begins a new line.
+            prompt = gr.Textbox(
+                label="Prompt",
+                placeholder="What shall be drawn?",
+                lines=1,
+                max_lines=6,
+                max_length=MAX_PROMPT,
+                value=OPENING if opening else "",
+                scale=6,
+                min_width=300,
+                elem_id="prompt",
+            )
+            draw = gr.Button("Draw", variant="primary", scale=1, min_width=90, elem_id="draw")
+            stop = gr.Button("Stop", scale=1, min_width=70, elem_id="stop")
+        status = gr.HTML(
+            ui_html.status(
+                "An example. Write a prompt of your own, or choose one below." if opening else "Ready."
+            ),
+            elem_id="status",
+            js_on_load=None,
+        )
         with gr.Row():
-            with gr.Column(scale=2, min_width=320):
-                prompt = gr.Textbox(
-                    label="Prompt",
-                    lines=3,
-                    max_length=MAX_PROMPT,
-                    value=EXAMPLES["Relations: what is where"][0],
-                    elem_id="prompt",
+            with gr.Column(scale=3, min_width=300):
+                sides = gr.HTML(
+                    ui_html.sides([opening[0].seed], opening) if opening else ui_html.nothing_yet(),
+                    elem_id="sides",
+                    **plain,
                 )
-                negative = gr.Textbox(
-                    label="Negative prompt",
-                    info="What not to draw.",
-                    max_length=MAX_PROMPT,
-                    elem_id="negative",
-                )
-                with gr.Row():
-                    draw = gr.Button("Draw", variant="primary", elem_id="draw")
-                    stop = gr.Button("Stop", elem_id="stop")
-                gr.HTML(ui_html.hint(_queue_words(settings.queue_size)), **plain)
-            with gr.Column(scale=4, min_width=320):
-                status = gr.HTML(
-                    ui_html.status("Ready. Write a prompt, or choose one below."),
-                    elem_id="status",
-                    js_on_load=None,
-                )
-                sides = gr.HTML(ui_html.nothing_yet(), elem_id="sides", **plain)
-        order = _settings_inputs(gr, settings)
-        with gr.Accordion("Examples", open=True):
-            for kind, prompts in EXAMPLES.items():
-                gr.Examples([[one] for one in prompts], inputs=[prompt], label=kind, preload=False)
+            if own_world(settings.adapters[0]):
+                with gr.Column(scale=2, min_width=300):
+                    _example_inputs(gr, prompt)
+        order, again = _settings_inputs(gr, settings)
         gr.Markdown("## Gallery")
         gallery = gr.HTML(ui_html.gallery([]), elem_id="gallery", **plain)
+        gr.HTML(ui_html.hint(_queue_words(settings.queue_size)), **plain)
         kept = gr.State([], time_to_live=_LIFETIME_S)
         drawing = gr.on(
             [draw.click, prompt.submit],
             drawer.draw,
-            inputs=[prompt, negative, *order, kept],
+            inputs=[prompt, *order, kept],
             outputs=[status, sides, gallery, kept],
             concurrency_limit=1,
             trigger_mode="once",
@@ -114,37 +119,87 @@ def build_page(drawer: Drawer, settings: UiSettings) -> Any:
         )
         # No status text of its own: the drawing's last status may arrive later and would overwrite it.
         stop.click(None, cancels=[drawing], api_visibility="private")
+        again.click(_last_seed, kept, order[1], api_visibility="private", queue=False)
     page.queue(max_size=settings.queue_size, default_concurrency_limit=1, api_open=False)
     return page
 
 
-def _settings_inputs(gr: Any, settings: UiSettings) -> list[Any]:
-    with gr.Accordion("Settings", open=True), gr.Row():
-        seed = gr.Textbox(
-            label="Seed", info="Empty: a new one.", max_length=19, min_width=200, elem_id="seed"
-        )
-        number = gr.Slider(
-            1,
-            settings.max_number,
-            1,
-            step=1,
-            label="Number",
-            info="From seeds in a row.",
-            min_width=200,
-            elem_id="number",
-        )
-        steps = gr.Slider(1, settings.max_steps, 20, step=1, label="Steps", min_width=200, elem_id="steps")
-        guidance = gr.Slider(0, 20, 3, step=0.1, label="Guidance scale", min_width=200)
-        scale = gr.Slider(
-            0,
-            1,
-            scale_of(settings.first_models),
-            step=0.05,
-            label="Scale of the LLM",
-            info="0: the base alone, 1: the LLM alone.",
-            min_width=200,
-            elem_id="scale",
-        )
+def _example_inputs(gr: Any, prompt: Any) -> None:
+    """Add the examples, and the words of the embedded default's world, which are appended to the prompt."""
+    for kind, prompts in EXAMPLES.items():
+        gr.Examples([[one] for one in prompts], inputs=[prompt], label=kind, preload=False)
+    with gr.Accordion("What this small model knows", open=False):
+        for kind, words in known_words().items():
+            chips = gr.Dataset(
+                components=[prompt], samples=[[word] for word in words], label=kind, samples_per_page=1000
+            )
+            chips.click(_appended, [prompt, chips], prompt, api_visibility="private", queue=False)
+
+
+def _appended(prompt: str, chosen: list[str]) -> str:
+    return f"{prompt.rstrip()} {chosen[0]}".lstrip()
+
+
+def _last_seed(kept: list[ui_html.Shown]) -> str:
+    return str(kept[0].seed) if kept else ""
+
+
+def _settings_inputs(gr: Any, settings: UiSettings) -> tuple[list[Any], Any]:
+    """Add the settings; return them in the order of `Drawer.draw`, and the button that keeps the last seed."""
+    with gr.Accordion("Settings", open=False):
+        with gr.Row():
+            negative = gr.Textbox(
+                label="Negative prompt", info="What not to draw.", max_length=MAX_PROMPT, elem_id="negative"
+            )
+            seed = gr.Textbox(
+                label="Seed",
+                info="Empty: a new one for every drawing.",
+                max_length=19,
+                min_width=160,
+                elem_id="seed",
+            )
+            again = gr.Button("Use the last seed again", size="sm", min_width=120, elem_id="again")
+        with gr.Row():
+            number = gr.Slider(
+                1,
+                settings.max_number,
+                1,
+                step=1,
+                label="Number",
+                info="Pictures, from consecutive seeds.",
+                min_width=200,
+                elem_id="number",
+            )
+            steps = gr.Slider(
+                1,
+                settings.max_steps,
+                20,
+                step=1,
+                label="Steps",
+                info="Denoising steps.",
+                min_width=200,
+                elem_id="steps",
+            )
+            guidance = gr.Slider(
+                0,
+                20,
+                3,
+                step=0.1,
+                label="Guidance scale",
+                info="How closely to follow the prompt.",
+                min_width=200,
+                elem_id="guidance",
+            )
+            scale = gr.Slider(
+                0,
+                1,
+                scale_of(settings.first_models),
+                step=0.05,
+                label="Scale of the LLM",
+                info="0: the base alone, 1: the LLM alone.",
+                min_width=200,
+                elem_id="scale",
+            )
     choices = len(settings.adapters + settings.llms + settings.pipelines)
     with gr.Accordion("Models", open=choices > 1), gr.Row():
         adapter = gr.Dropdown(list(settings.adapters), value=settings.adapters[0], label="Adapter")
@@ -155,7 +210,7 @@ def _settings_inputs(gr: Any, settings: UiSettings) -> list[Any]:
     adapter.change(
         lambda name: scale_of(settings.models(name)), adapter, scale, api_visibility="private", queue=False
     )
-    return [seed, number, steps, guidance, scale, adapter, llm, pipeline]
+    return [negative, seed, number, steps, guidance, scale, adapter, llm, pipeline], again
 
 
 def _queue_words(queue_size: int) -> str:

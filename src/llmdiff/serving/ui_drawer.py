@@ -2,18 +2,21 @@
 
 import os
 import time
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 from llmdiff.drawing.draw import DrawingSettings, new_seed
-from llmdiff.drawing.models import Models
+from llmdiff.drawing.models import Models, scale_of
 from llmdiff.errors import ConfigError, LLMDiffError
 from llmdiff.serving import ui_html
 from llmdiff.serving.logs import log
 from llmdiff.serving.picture_store import PictureStore
 from llmdiff.serving.settings import UiSettings
 from llmdiff.serving.studio import Drawn, Loading, Notice, Step, Studio
+from llmdiff.serving.ui_examples import OPENING, OPENING_SEED, own_world
 from llmdiff.serving.ui_html import Shown
 
 MAX_PROMPT = 8000
@@ -37,6 +40,25 @@ class Drawer:
         self._studio = studio
         self._store = store
         self._settings = settings
+
+    def opening(self) -> list[Shown]:
+        """Return the pictures that the page opens with; none, if the first adapter draws another world."""
+        models = self._settings.first_models
+        if not own_world(models.adapter):
+            return []
+        order = DrawingSettings(prompt=OPENING, seed=OPENING_SEED)
+        with closing(self._studio.draw(order, replace(models, scale=scale_of(models)))) as events:
+            # Inside the page, because they outlive the store of pictures.
+            return [
+                Shown(
+                    system=event.system,
+                    seed=event.seed,
+                    address=f"data:image/png;base64,{b64encode(event.png).decode()}",
+                    facts=event.facts,
+                )
+                for event in events
+                if isinstance(event, Drawn)
+            ]
 
     def draw(
         self,

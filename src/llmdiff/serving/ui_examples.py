@@ -1,6 +1,11 @@
-"""Example prompts that are hard for the base's text encoder."""
+"""Example prompts that are hard for the base's text encoder, and the words of the embedded default's world."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+from llmdiff.adapter.base_pipeline import EMBEDDED_NAME
+
+# Drawn when the page opens.
+OPENING, OPENING_SEED = "what takes off from an airport, above what a forest is made of", 0
 
 # With words of the embedded default's world; each group tests one ability.
 EXAMPLES: Mapping[str, tuple[str, ...]] = {
@@ -26,3 +31,21 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "what takes off from an airport, above what a forest is made of",
     ),
 }
+
+
+def own_world(adapter: str) -> bool:
+    """Return whether an adapter is the embedded default's, which draws the examples."""
+    return adapter == EMBEDDED_NAME
+
+
+def known_words() -> Mapping[str, Sequence[str]]:
+    """Return words that the embedded default's captions use, by group."""
+    from llmdiff.openmoji.contents import World
+    from llmdiff.openmoji.world import RELATIONS, SHAPE_COLOURS, SHAPES
+
+    return {
+        "Things": [thing.names[0] for thing in World().things],
+        "Shapes": SHAPES,
+        "Colours": list(SHAPE_COLOURS),
+        "Where": list(RELATIONS),
+    }

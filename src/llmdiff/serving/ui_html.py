@@ -10,11 +10,14 @@ from llmdiff.serving.studio import Step, System
 from llmdiff.serving.templates import macro
 
 TITLES: Mapping[System, str] = {"base": "Base text encoder", "llm": "LLM"}
+# Metadata of the base's pictures that the page does not show: the LLM had no part in them.
+_OF_THE_LLM = ("llm", "adapter", "scale", "keep_base_text", "weighted", "reword_model", "reword_answers")
 _FOR_GRADIO = {ord(letter): f"&#{ord(letter)};" for letter in "${}`"}
 
 CSS = """
 .llmdiff-sides { display: grid; grid-template-columns: 1fr 1fr; gap: 1.5rem; }
-.llmdiff-sides h3 { margin: 0 0 .5rem; font-size: 1rem; font-weight: 600; }
+.llmdiff-sides { max-width: 52rem; }
+.llmdiff-sides h3 { margin: 0 0 .5rem; font-size: 1rem; font-weight: 600; white-space: nowrap; }
 .llmdiff-pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: 1rem; }
 .llmdiff-sides .llmdiff-pictures { grid-template-columns: repeat(auto-fill, minmax(min(100%, 13rem), 1fr)); }
 .llmdiff-pictures figure { margin: 0; min-width: 0; }
@@ -43,7 +46,8 @@ CSS = """
 .llmdiff-status p { margin: 0; }
 .llmdiff-error { border-left: 4px solid #c22; padding: .4rem .8rem; background: #c221; }
 .llmdiff-hint { opacity: .75; font-size: .875rem; }
-@media (max-width: 40rem) { .llmdiff-sides { gap: .75rem; } }
+#ask { align-items: end; }
+@media (max-width: 40rem) { .llmdiff-sides { gap: .75rem; } .llmdiff-sides h3 { font-size: .875rem; } }
 """
 
 
@@ -56,6 +60,15 @@ class Shown:
     address: str
     facts: Mapping[str, str]
     heat: Sequence[tuple[str, str]] = ()
+
+    @property
+    def own_facts(self) -> Mapping[str, str]:
+        """Return the metadata that had a part in this picture."""
+        return {
+            name: value
+            for name, value in self.facts.items()
+            if self.system == "llm" or name not in _OF_THE_LLM
+        }
 
 
 def text(words: object) -> str:

@@ -7,8 +7,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmdiff.serving.errors import ApiError, error_response
 from llmdiff.serving.logs import log
-from llmdiff.serving.password_form import PasswordDoor
-from llmdiff.serving.request_guard import Guard
+from llmdiff.serving.password_form import PasswordForm
+from llmdiff.serving.request_guard import RequestGuard
 from llmdiff.serving.server import listen, run_server
 from llmdiff.serving.settings import UiSettings
 from llmdiff.serving.studio import Studio
@@ -63,9 +63,9 @@ def create_ui_app(studio: Studio, settings: UiSettings) -> FastAPI:
     # The last middleware added is the outermost.
     app.add_middleware(_OnlyThePage)
     if settings.password is not None:
-        app.add_middleware(PasswordDoor, password=settings.password, open_paths=("/health",))
+        app.add_middleware(PasswordForm, password=settings.password, open_paths=("/health",))
     app.add_middleware(
-        Guard,
+        RequestGuard,
         max_body_bytes=_MAX_BODY_BYTES,
         body_timeout_s=_BODY_TIMEOUT_S,
         headers={"Content-Security-Policy": _POLICY},

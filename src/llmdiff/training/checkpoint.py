@@ -76,10 +76,6 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | 
             _log.warning("%s; going on from the checkpoint before it", error)
             continue
         return _read(place / _STATE), load_file(place / _TENSORS)
-    old = folder / _STATE
-    if old.exists():  # a build that was begun before checkpoints had folders of their own
-        state = _read(old)
-        return state, load_file(folder / state["tensors"])
     return None
 
 

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from filelock import FileLock
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -27,41 +26,13 @@ from llmdiff.errors import CorruptWeightsError, DataError, InputFileError, LLMDi
 from llmdiff.files import is_blank, not_writable, whole_folder
 from llmdiff.training.denoise import Sizes
 from llmdiff.training.rows import Row, Source, is_whole_text, shown
+from llmdiff.training.shapes import Shapes, cut, resized_size
 
 # Words whose meaning a mirror turns round.
 _SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
 _SEEN_BEFORE_STOPPING = 1000
 _FORMAT = 2  # of what is kept of a check, and of how pictures are opened
 _GOOD, _QUARANTINE = "good.safetensors", "quarantine.jsonl"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shapes:
-    """Which pictures are taken and what becomes of them.
-
-    Units: pixels. `resolution_px` squared is the area of every bucket, sides are multiples of `multiple_px`.
-    """
-
-    resolution_px: int
-    multiple_px: int = 64
-    aspect_buckets: bool = True
-    max_aspect: float = 2.0
-    min_side_px: int = 32
-    crop: Literal["centre", "random"] = "centre"
-    flip: bool = False
-
-    def buckets(self) -> list[tuple[int, int]]:
-        """Return the (height, width) of every bucket, from upright to wide."""
-        step = self.multiple_px
-        square = max(step, self.resolution_px // step * step)
-        if not self.aspect_buckets:
-            return [(square, square)]
-        found = {(square, square)}
-        for long in range(square, int(square * self.max_aspect**0.5) + step, step):
-            short = max(step, round(square * square / long / step) * step)
-            if long / short <= self.max_aspect:
-                found |= {(long, short), (short, long)}
-        return sorted(found, key=lambda size: size[1] / size[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +63,22 @@ class Samples:
         """Return a name that a picture has alone, whatever its file is called: a digest of its content."""
         return self.digests[index, 0].numpy().tobytes().hex()[:32]
 
-    def texts(self, index: int) -> list[str]:
-        """Return all captions of a sample."""
-        return self.source.row(int(self.rows[index, 0])).texts
+    def texts(self, index: int) -> list[tuple[str, str]]:
+        """Return all captions of a sample, each with its plain wording, which may be the same."""
+        row = self.source.row(int(self.rows[index, 0]))
+        return list(zip(row.texts, row.plain_texts, strict=True))
+
+    def text(self, index: int, rng: np.random.Generator) -> str:
+        """Return one of a sample's captions."""
+        return _one_of(self.source.row(int(self.rows[index, 0])).texts, rng)
+
+    def sizes(self, index: int) -> Sizes:
+        """Return the sizes of a sample whose cut is in the centre."""
+        _, width, height, bucket = self.rows[index].tolist()
+        target = self.shapes.buckets()[bucket]
+        resized = resized_size(width, height, *target)
+        corner = (resized[1] - target[0]) // 2, (resized[0] - target[1]) // 2
+        return Sizes(original=(height, width), crop=corner, target=target)
 
     def load(self, index: int, rng: np.random.Generator) -> tuple[Tensor, str, Sizes]:
         """Return a picture, cut to its bucket, with one of its captions.
@@ -107,8 +91,7 @@ class Samples:
         """
         number, _, _, bucket = self.rows[index].tolist()
         row = self.source.row(number)
-        captions = row.texts
-        text = captions[int(rng.integers(len(captions)))]
+        text = _one_of(row.texts, rng)
         try:
             content = row.content()
             if sha256(content).digest() != self.digests[index, 0].numpy().tobytes():
@@ -121,8 +104,8 @@ class Samples:
                 f"{row.key} was readable before and is not now ({first_line(error)}): prepare again"
             ) from error
         height, width = self.shapes.buckets()[bucket]
-        cut, corner = _cut(picture, height, width, self.shapes.crop, rng)
-        pixels = np.asarray(cut, dtype=np.float32) / 127.5 - 1
+        part, corner = cut(picture, height, width, self.shapes.crop, rng)
+        pixels = np.asarray(part, dtype=np.float32) / 127.5 - 1
         mirrored = self.shapes.flip and rng.random() < 0.5 and not _SIDES.search(text)
         tensor = torch.from_numpy(np.ascontiguousarray(pixels[:, ::-1] if mirrored else pixels))
         sizes = Sizes(original=(picture.height, picture.width), crop=corner, target=(height, width))
@@ -199,18 +182,18 @@ def check(row: Row, shapes: Shapes) -> Checked:
         missing = isinstance(error.__cause__, FileNotFoundError)
         return Checked(reason="picture is missing" if missing else shown(first_line(error)))
     try:
-        picture = row.decode(content)
+        width, height = row.size_px or row.decode(content).size
     except Exception as error:
         return Checked(reason=_why_no_picture(error))
-    if min(picture.size) < shapes.min_side_px:
+    if min(width, height) < shapes.min_side_px:
         return Checked(reason="picture is too small")
-    if max(picture.size) > 2 * shapes.max_aspect * min(picture.size):
+    if max(width, height) > 2 * shapes.max_aspect * min(width, height):
         return Checked(reason="picture is too long")
-    texts = json.dumps(row.texts).encode()
+    texts = json.dumps([*row.texts, *row.plain_captions]).encode()
     return Checked(
         reason=None,
-        width=picture.width,
-        height=picture.height,
+        width=width,
+        height=height,
         digests=sha256(content).digest() + sha256(texts).digest(),
     )
 
@@ -224,6 +207,12 @@ def _why_bad_texts(row: Row) -> str | None:
         return "empty caption"
     if not all(map(is_whole_text, row.texts)):
         return "caption has half a character (a lone surrogate)"
+    if len(row.plain_texts) != len(row.texts):
+        return f"{len(row.plain_texts)} plain captions for {len(row.texts)} captions"
+    if not all(
+        isinstance(text, str) and not is_blank(text) and is_whole_text(text) for text in row.plain_texts
+    ):
+        return "plain caption is empty or not a text"
     return None
 
 
@@ -281,18 +270,5 @@ def _stop_if_too_many(
     )
 
 
-def _cut(
-    picture: Image.Image, height: int, width: int, crop: str, rng: np.random.Generator
-) -> tuple[Image.Image, tuple[int, int]]:
-    """The part of a picture that fills height x width, and its corner (top, left) in the resized picture."""
-    scale = max(height / picture.height, width / picture.width)
-    resized = picture.resize(
-        (max(width, round(picture.width * scale)), max(height, round(picture.height * scale))),
-        Image.Resampling.LANCZOS,
-    )
-    spare = resized.height - height, resized.width - width
-    if crop == "random":
-        top, left = (int(rng.integers(room + 1)) for room in spare)
-    else:
-        top, left = (room // 2 for room in spare)
-    return resized.crop((left, top, left + width, top + height)), (top, left)
+def _one_of(texts: list[str], rng: np.random.Generator) -> str:
+    return texts[int(rng.integers(len(texts)))]

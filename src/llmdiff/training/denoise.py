@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmdiff.adapter.families import Family
+from llmdiff.adapter.families import FAMILIES, Family, denoiser_of, family_of
+from llmdiff.errors import UnsupportedPipelineError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,21 @@ class Sizes:
     original: tuple[int, int]
     crop: tuple[int, int]
     target: tuple[int, int]
+
+
+def check_trainable(pipe: Any) -> None:
+    """Check that adapters for this pipeline can be trained here.
+
+    Raises:
+        UnsupportedPipelineError: its family has no training objective.
+    """
+    family = family_of(pipe)
+    if family.objective is None:
+        trained = ", ".join(row.title for row in FAMILIES if row.objective is not None)
+        raise UnsupportedPipelineError(
+            f"the base is of the family {family.title}, for which llmdiff train has no objective: an adapter attaches "
+            f"to it, and is trained in a loop of your own; choose a base of {trained}"
+        )
 
 
 def denoise(
@@ -90,8 +106,8 @@ def side_multiple_px(pipe: Any, family: Family) -> int:
     """Return what a picture's sides have to be divisible by for this pipeline. Units: pixels."""
     levels = getattr(pipe.vae.config, "block_out_channels", None)
     scale = 2 ** (len(levels or pipe.vae.config.encoder_block_out_channels) - 1)
-    config = pipe.unet.config if family.denoiser == "unet" else pipe.transformer.config
-    if family.denoiser == "unet":
+    config: Any = denoiser_of(pipe).config
+    if getattr(pipe, "unet", None) is not None:
         return int(scale * 2 ** (len(config.block_out_channels) - 1))
     return int(scale * (2 if family.name == "flux" else config.patch_size))
 

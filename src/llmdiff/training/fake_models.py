@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from llmdiff.adapter import families, layers
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.base_pipeline import EMBEDDED_NAME, packaged
+from llmdiff.adapter.settings import AdapterSettings
 from llmdiff.errors import (
     AdapterNotFoundError,
     LLMNotFoundError,
@@ -24,8 +25,9 @@ from llmdiff.errors import (
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.gguf import gguf_llm_folder
 from llmdiff.language.packaged import PACKAGED, packaged_llm_folder
-from llmdiff.language.support import check_supported
+from llmdiff.language.support import check_supported, model_kind
 from llmdiff.training.config import ModelsConfig
+from llmdiff.training.denoise import check_trainable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +98,8 @@ def _llm(name: str) -> Any:
             "config.json instead, models.llm=FOLDER"
         ) from error
     check_supported(config, id=name)
-    kind: Any = AutoModelForCausalLM
     with no_init_weights():
-        model: Any = kind.from_config(config, dtype=torch.get_default_dtype())
+        model: Any = model_kind(config).from_config(config, dtype=torch.get_default_dtype())
     model.tie_weights()  # an LLM whose head is its embedding has it once
     return model
 
@@ -120,9 +121,9 @@ def _pipeline(base: str) -> tuple[Any, dict[str, nn.Module]]:
         raise UnsupportedPipelineError(f"base {base!r} is a {class_name}, which diffusers does not have")
     models = {name: _built(part, config) for name, (part, config) in parts.items()}
     pipe = kind.__new__(kind)  # nothing but its class and these parts is looked at
-    family = families.family_of(pipe)
-    inside = {name: model for name, model in models.items() if name in (family.denoiser, "vae")}
+    inside = {name: model for name, model in models.items() if name in ("unet", "transformer", "vae")}
     vars(pipe).update(inside)
+    check_trainable(pipe)
     return pipe, {name: model for name, model in models.items() if name not in inside}
 
 
@@ -190,13 +191,7 @@ def _adapter(models: ModelsConfig, llm: Any, pipe: Any) -> LLMDiffAdapter:
             "text_width": families.text_width(denoiser, family),
             "pooled_width": families.pooled_width(denoiser, family),
             "cross_attention": layers.layer_table(denoiser),
-            "encoding": models.encoding,
-            "lone": models.lone,
-            "template": models.template,
-            "max_length": models.max_length,
-            "clip": models.clip,
-            "refiner_layers": models.refiner_layers,
-            "refiner_width": models.refiner_width,
+            **models.model_dump(include=set(AdapterSettings.model_fields)),
         }
     adapter: LLMDiffAdapter = make(**config)
     return adapter

@@ -1,5 +1,7 @@
-"""Pictures of a folder, with captions from `metadata.jsonl` or from a text file beside each."""
+"""Pictures of a folder, with captions from a metadata file or from a text file beside each picture."""
 
+import csv
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -13,38 +15,45 @@ from llmdiff.files import is_blank, read_bytes, read_text, text_lines
 from llmdiff.training.rows import PICTURE_SUFFIXES, is_whole_text, shown
 from llmdiff.training.sources import TableSource
 
-_METADATA = "metadata.jsonl"
+_METADATA = ("metadata.jsonl", "metadata.csv")
+_CAPTION_SUFFIXES = (".txt", ".caption")
 _MAX_METADATA_BYTES = 16 * 2**30
-_CAPTION_KEYS = ("text", "caption", "captions")
+CAPTION_KEYS = ("text", "caption", "captions")
 _BOM = b"\xef\xbb\xbf"
 
 
 def folder_source(folder: Path) -> TableSource:
-    """Return the pictures of a folder, with captions from `metadata.jsonl` or from a text file beside each.
+    """Return the pictures of a folder with their captions.
 
-    A line of `metadata.jsonl` has `file_name`, in this folder, and `text`, `caption` or `captions`. Without that
-    file, `cat.jpg`'s captions are the lines of `cat.txt`. The fingerprint has the size and time of every picture.
+    A line of `metadata.jsonl`, or a row of `metadata.csv`, has `file_name`, relative to the folder, `text`, `caption`
+    or `captions`, and possibly as many `plain` captions, in words that the base's own text encoder knows. Without a
+    metadata file, the captions of `cat.jpg` are the lines of `cat.txt` or `cat.caption`. The fingerprint covers the
+    size and modification time of every picture.
 
     Raises:
-        DataError: no such folder, or no pictures in it.
-        InputFileError: its metadata.jsonl cannot be read.
+        DataError: the folder does not exist, has no pictures, or has both metadata files.
+        InputFileError: the metadata file cannot be read.
     """
     check_extra("train", "datasets")
     import datasets
 
     if not folder.is_dir():
         raise DataError(
-            f"{folder} is no folder: expected pictures with {_METADATA} or text files beside them"
+            f"{folder} is no folder: expected pictures with {_METADATA[0]} or text files beside them"
         )
-    metadata = folder / _METADATA
-    rows = list(_metadata_rows(metadata) if os.path.lexists(metadata) else _text_file_rows(folder))
+    metadata = [folder / name for name in _METADATA if os.path.lexists(folder / name)]
+    if len(metadata) > 1:
+        raise DataError(f"{folder} has both {' and '.join(_METADATA)}: keep one of them")
+    rows = list(_metadata_rows(metadata[0]) if metadata else _text_file_rows(folder))
     if not rows:
-        raise DataError(f"{folder} has no pictures ({', '.join(PICTURE_SUFFIXES)}) and no {_METADATA}")
+        raise DataError(f"{folder} has no pictures ({', '.join(PICTURE_SUFFIXES)}) and no {_METADATA[0]}")
     columns: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in rows[0]}
     digest = sha256(json.dumps(columns, sort_keys=True).encode())
     digest.update(json.dumps([_stamp(path) for path in columns["path"]]).encode())
     table = datasets.Dataset.from_dict(columns)
-    return TableSource(table, image="path", captions=["captions"], key="key", fingerprint=digest.hexdigest())
+    return TableSource(
+        table, image="path", captions=["captions"], plain="plain", key="key", fingerprint=digest.hexdigest()
+    )
 
 
 def _stamp(path: str) -> tuple[int, int] | None:
@@ -58,19 +67,21 @@ def _stamp(path: str) -> tuple[int, int] | None:
 
 def _metadata_rows(metadata: Path) -> Iterator[dict[str, Any]]:
     content = read_bytes(metadata, max_bytes=_MAX_METADATA_BYTES).removeprefix(_BOM)
-    # Of bytes, unlike of texts, these are the lines that \n, \r\n and \r end.
-    for number, line in enumerate(content.splitlines(), 1):
-        if not line.strip():
-            continue
-        row: dict[str, Any] = {"key": f"line {number}", "path": "", "captions": [], "problem": None}
+    records = _csv_records(content) if metadata.suffix == ".csv" else _json_records(content)
+    for number, found, problem in records:
+        row: dict[str, Any] = {
+            "key": f"line {number}",
+            "path": "",
+            "captions": [],
+            "plain": [],
+            "problem": problem,
+        }
         try:
-            found = json.loads(line.decode())
             row["key"] = shown(name := found["file_name"])
-            captions: Any = next((found[key] for key in _CAPTION_KEYS if found.get(key) is not None), [])
-        except UnicodeDecodeError:
-            row["problem"] = "metadata: not UTF-8"
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            row["problem"] = "metadata: not a JSON object with file_name"
+            captions: Any = next((found[key] for key in CAPTION_KEYS if found.get(key) is not None), [])
+            plain: Any = found.get("plain") or []
+        except (KeyError, TypeError, AttributeError):
+            row["problem"] = problem or "metadata: not a JSON object with file_name"
         else:
             listed = (
                 [text for text in captions if text is not None] if isinstance(captions, list) else [captions]
@@ -78,6 +89,11 @@ def _metadata_rows(metadata: Path) -> Iterator[dict[str, Any]]:
             # One column, one type: what is no text is said to be none.
             row["captions"] = [
                 text if isinstance(text, str) and is_whole_text(text) else "" for text in listed
+            ]
+            # One that is no text is found when the sample is checked.
+            row["plain"] = [
+                text if isinstance(text, str) and is_whole_text(text) else ""
+                for text in (plain if isinstance(plain, list) else [plain])
             ]
             if any(not isinstance(text, str) for text in listed):
                 row["problem"] = "caption is not a text"
@@ -92,14 +108,67 @@ def _metadata_rows(metadata: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
+def _json_records(content: bytes) -> Iterator[tuple[int, Any, str | None]]:
+    """Yield the number of every line, what it holds and why it cannot be read."""
+    # `bytes.splitlines` splits at \n, \r\n and \r; `str.splitlines` at more.
+    for number, line in enumerate(content.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line.decode()), None
+        except UnicodeDecodeError:
+            yield number, None, "metadata: not UTF-8"
+        except (ValueError, RecursionError):
+            yield number, None, "metadata: not a JSON object with file_name"
+
+
+def _csv_records(content: bytes) -> Iterator[tuple[int, Any, str | None]]:
+    """Yield the number of every row's last line, the row by its columns and why it cannot be read."""
+    # Bytes that are not UTF-8 become lone surrogates, which are refused row by row.
+    lines = csv.reader(io.StringIO(content.decode(errors="surrogateescape"), newline=""), strict=True)
+    try:
+        columns = next(lines, [])
+    except csv.Error as error:
+        raise DataError(
+            f"metadata.csv: its first line is not CSV ({error}): quote names with commas"
+        ) from error
+    if "file_name" not in columns or not set(CAPTION_KEYS) & set(columns) or len(set(columns)) < len(columns):
+        raise DataError(
+            f"metadata.csv has the columns {', '.join(map(shown, columns)) or 'of an empty file'}; expected file_name "
+            f"and {' or '.join(CAPTION_KEYS)}, each once, in its first line"
+        )
+    while True:
+        try:
+            values = next(lines)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield lines.line_num, None, f"metadata: not CSV ({error})"
+            continue
+        if not values:
+            continue
+        if len(values) != len(columns):
+            yield lines.line_num, None, f"metadata: {len(values)} values for {len(columns)} columns"
+            continue
+        row = dict(zip(columns, values, strict=True))
+        if not all(map(is_whole_text, values)):
+            yield lines.line_num, None, "metadata: not UTF-8"
+        elif not row["file_name"]:
+            yield lines.line_num, None, "metadata: no file_name"
+        else:
+            yield lines.line_num, {name: value or None for name, value in row.items()}, None
+
+
 def _text_file_rows(folder: Path) -> Iterator[dict[str, Any]]:
     for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES):
         problem: str | None = None
         captions: list[str] = []
+        beside = [path.with_suffix(suffix) for suffix in _CAPTION_SUFFIXES]
+        written = [file for file in beside if os.path.lexists(file)]
         try:
-            captions = [
-                line for line in text_lines(read_text(path.with_suffix(".txt"))) if not is_blank(line)
-            ]
+            captions = [line for line in text_lines(read_text((written or beside)[0])) if not is_blank(line)]
+            if len(written) > 1:
+                problem = f"two caption files ({' and '.join(_CAPTION_SUFFIXES)}): keep one"
         except InputFileError as error:
             if isinstance(error.__cause__, UnicodeDecodeError):
                 problem = "caption is not UTF-8"
@@ -110,4 +179,4 @@ def _text_file_rows(folder: Path) -> Iterator[dict[str, Any]]:
         if not is_whole_text(str(path)):
             problem = "file name is not UTF-8"
         key = shown(path.relative_to(folder).as_posix())
-        yield {"key": key, "path": shown(str(path)), "captions": captions, "problem": problem}
+        yield {"key": key, "path": shown(str(path)), "captions": captions, "plain": [], "problem": problem}

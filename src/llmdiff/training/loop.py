@@ -2,19 +2,20 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from llmdiff.errors import ConfigError, LLMDiffError
 from llmdiff.training.checkpoint import best_checkpoint
-from llmdiff.training.ema import Ema, averaged
 from llmdiff.training.log import TrainingLog, peak_memory_gb
 from llmdiff.training.loop_config import LoopConfig
 from llmdiff.training.optimizers import LrScale, create_optimizer, lr_factor
@@ -78,7 +79,7 @@ def train(
     muon: Callable[[str], bool] = lambda name: False,
     on_sample: Callable[[int], None] | None = None,
     validate: Validate | None = None,
-    extra: Mapping[str, Any] | None = None,
+    must_match: Mapping[str, Any] | None = None,
     metadata: Mapping[str, Any] | None = None,
     samples_per_part: int | None = None,
     trackers: Sequence[str] = (),
@@ -89,9 +90,9 @@ def train(
     rate and of the weight decay, `muon(name)` whether a matrix is updated by Muon. Run again, it resumes from the
     last checkpoint in `folder`, which all processes have to see; run after the last step, it only loads.
     `on_sample(step)`, on the main process, and `validate(rank, processes)`, which gives the sum of that process's
-    share of losses and their number, are called with the averaged weights in place. `extra` and what in `config` is
-    not harmless has to be the same when a run resumes; `metadata` is only kept. torch's global seed is set before
-    every pass.
+    share of losses and their number, are called with the averaged weights in place. `must_match` and what in
+    `config` is not harmless has to be the same when a run resumes; `metadata` is only kept. torch's global seed is
+    set before every pass.
 
     SIGTERM ends the step that runs, saves and leaves through SystemExit(0).
 
@@ -113,11 +114,12 @@ def train(
     # With a scaler, a step may have to be left out, which only a plain optimiser does for all groups alike.
     optimizer = create_optimizer(parameters, config, lr_scale, muon, fused=scaler is None)
     shares = [group["lr"] for group in optimizer.param_groups]
-    ema = Ema(parameters, config.ema_horizon)
+    # torch's foreach functions cannot copy shards.
+    ema = EMAModel(parameters.values(), decay=1 - 1 / config.ema_horizon, foreach=not config.sharded)
     parts = config.accumulation_steps * processes.count
     run = RunState(
         folder, parameters, ema, optimizer, scaler, processes, loop=asdict(config),
-        same={**(extra or {}), "parts_per_step": parts}, metadata=metadata or {},
+        must_match={**(must_match or {}), "parts_per_step": parts}, metadata=metadata or {},
     )  # fmt: skip
     first = run.resume()
     folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +152,6 @@ def train(
             due = processes.is_main and time.monotonic() - saved_at > config.checkpoint_every_s
             value, stops, dues = processes.totals([value, float(asked_to_stop()), float(due)])
             value /= parts
-            processes.add_scalars()
             if scaler is not None:
                 scaler.unscale_(optimizer)
             norm = clipped_norm(parameters.values(), config.max_grad_norm)
@@ -161,7 +162,7 @@ def train(
                 scaler.step(optimizer)
                 scaler.update()
             optimizer.zero_grad(set_to_none=True)
-            ema.update(step)
+            ema.step(parameters.values())
             log.add(step, {"grad_norm": norm})
             done, last = step + 1, step + 1 == config.steps
             now = {
@@ -186,13 +187,11 @@ def train(
                 processes.stop_tracking()
                 raise SystemExit(0)
             if on_sample is not None and (done % config.sample_every == 0 or last):
-                with averaged(parameters, ema), processes.whole():
-                    processes.together(lambda done=done: on_sample(done))  # type: ignore[misc]
+                with averaged(ema, parameters), processes.unsharded():
+                    processes.on_main(lambda done=done: on_sample(done))  # type: ignore[misc]
     log.flush({}, samples=samples)
     processes.stop_tracking()
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(ema.values[name])
+    ema.copy_to(parameters.values())
 
 
 def _passes(model: Any, processes: Processes, config: LoopConfig, step: int, log: TrainingLog) -> float:
@@ -202,7 +201,7 @@ def _passes(model: Any, processes: Processes, config: LoopConfig, step: int, log
     for turn in range(config.accumulation_steps):
         part = step_part(config.seed, step, turn * processes.count + processes.rank, parts)
         torch.manual_seed(part.generator.initial_seed())  # dropout
-        with processes.adding(turn + 1 == config.accumulation_steps):
+        with processes.gradient_sync(turn + 1 == config.accumulation_steps):
             loss, figures = model(part)
             processes.accelerator.backward(loss)
         log.add(step, {"loss": float(loss.detach()), **figures})
@@ -233,11 +232,22 @@ def _check_finite(
         )
 
 
+@contextmanager
+def averaged(ema: EMAModel, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Return a context in which the parameters hold their moving averages."""
+    ema.store(parameters.values())
+    ema.copy_to(parameters.values())
+    try:
+        yield
+    finally:
+        ema.restore(parameters.values())
+
+
 def _validated(
-    validate: Validate, parameters: Mapping[str, nn.Parameter], ema: Ema, processes: Processes
+    validate: Validate, parameters: Mapping[str, nn.Parameter], ema: EMAModel, processes: Processes
 ) -> float:
     autocast = processes.accelerator.autocast()
-    with averaged(parameters, ema), processes.whole(), autocast, torch.no_grad():
+    with averaged(ema, parameters), processes.unsharded(), autocast, torch.no_grad():
         total, count = processes.totals(validate(processes.rank, processes.count))
     if not count:
         raise ConfigError("validation has no samples: set some aside, or leave it out")

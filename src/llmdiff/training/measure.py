@@ -61,6 +61,10 @@ def measure(config: TrainConfig, *, steps: int = 10) -> Measured:
                         "steps": steps + _WARM_UP,
                         "log_every": 1,
                         "warm_start_steps": 0,
+                        # The steps on pictures that follow have the gains fixed.
+                        "gains": "frozen" if training.gains == "first" else training.gains,
+                        "gain_steps": 0,
+                        "score_groups": None if training.gains == "first" else training.score_groups,
                         "checkpoint_every_s": 1e9,
                     }
                 ),

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from llmdiff.environment import check_extra
 from llmdiff.errors import ConfigError
@@ -76,13 +75,12 @@ def _groups(
     lr_scale: LrScale,
     muon: Callable[[str], bool],
 ) -> list[dict[str, Any]]:
-    grouped: dict[tuple[float, float, bool, bool], list[nn.Parameter]] = {}
+    grouped: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         share, decay = lr_scale(name)
         matrix = parameter.ndim > 1
         # Scalars, gains and biases are not pulled towards zero.
-        shared = isinstance(parameter, DTensor)  # an optimiser's group is of one kind
-        grouped.setdefault((share, decay * matrix, matrix and muon(name), shared), []).append(parameter)
+        grouped.setdefault((share, decay * matrix, matrix and muon(name)), []).append(parameter)
     return [
         {
             "params": members,
@@ -90,5 +88,5 @@ def _groups(
             "weight_decay": config.weight_decay * decay,
             "muon": by_muon,
         }
-        for (share, decay, by_muon, _), members in grouped.items()
+        for (share, decay, by_muon), members in grouped.items()
     ]

@@ -109,9 +109,9 @@ def make_plan(
         if not data.store_latents:
             batch = pixels.expand(training.batch_size, -1, -1, -1)
             parts["vae"] = _counted(lambda: encode_pictures(models.pipe.vae, batch))
-    samples = samples or (data.scenes if data.kind == "scenes" else 1_000_000)
+    samples = samples or (data.scenes if data.generated else 1_000_000)
     cache = _cache(models, config, latents, tokens)
-    read = cache["encodings" if training.score_groups is None else "grouped scores"]
+    read = cache["grouped scores" if training.gains == "learned" and training.score_groups else "encodings"]
     stored = training.stores_encodings * read + data.store_latents * cache["latents"]
     frozen = {"llm": models.llm, "denoiser": models.denoiser, "vae": models.pipe.vae, **models.others}
     return Plan(
@@ -179,7 +179,9 @@ def count_llm(models: FakeModels, texts: int, tokens: int) -> int:
     def read() -> None:
         for some in (ids, ids.reshape(-1, 1)):
             # With a cache, as when it reads for real; without, it would look for packed texts in the ids.
-            models.llm.base_model(input_ids=some, past_key_values=DynamicCache(), use_cache=True)
+            models.llm.base_model(
+                input_ids=some, past_key_values=DynamicCache(config=models.llm.config), use_cache=True
+            )
 
     return _counted(read)
 
@@ -229,7 +231,7 @@ def _encoding(models: FakeModels, config: TrainConfig, tokens: int) -> TextEncod
     context, count, groups = models.context, config.training.batch_size, config.training.score_groups
     mask = torch.ones(count, tokens, dtype=torch.bool)
     shape = (count, tokens, context.hidden_size)
-    if config.training.gains == "frozen":
+    if config.training.gains != "learned":
         return TextEncoding(states=torch.empty(shape), token_mask=mask)
     if groups is not None:
         # As `sum_groups`, which puts every token in its place by the mask's values: fake tensors have none.
@@ -265,9 +267,8 @@ def _memory(models: FakeModels, config: TrainConfig, processes: int) -> dict[str
         "averages": weights,
     }
     if config.training.sharded and processes > 1:
-        # Weights are whole while a step runs, and gradients until its end; FSDP leaves single numbers whole.
-        single: int = 4 * sum(one.numel() for one in trained if one.ndim == 0)
-        share = single + (weights - single) // processes
+        # Weights are whole while a step runs, and gradients until its end.
+        share = weights // processes
         memory["adapter"] += share
         memory |= {"gradients": weights + share, "moments": moments // processes, "averages": share}
     return memory

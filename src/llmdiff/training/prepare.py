@@ -2,13 +2,15 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -18,16 +20,18 @@ from llmdiff.adapter.base_pipeline import load_base_pipeline
 from llmdiff.adapter.limits import check_steps
 from llmdiff.controller import LLMController
 from llmdiff.errors import ConfigError
-from llmdiff.language.cache import EncodingCache, ScoreCache
+from llmdiff.language.cache import CaptionStore, EncodingCache, ScoreCache
 from llmdiff.language.digests import model_digest
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.language.tensor_store import TensorStore
+from llmdiff.training.adapter_conditioning import AdapterConditioning
 from llmdiff.training.config import TrainConfig, TrainingConfig
 from llmdiff.training.data import Samples, check_samples
-from llmdiff.training.denoise import encode_pictures, side_multiple_px
+from llmdiff.training.denoise import check_trainable, encode_pictures, side_multiple_px
 
 LATENT_CHUNK = 256  # pictures that are put on disk together
+_ENCODED_TOGETHER = 16
 _LATENT_FORMAT = 2  # of what is kept, and of how pictures are opened
 _CALIBRATION_CAPTIONS = 256
 COMPUTED_IN = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -36,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
+class TrainingModels:
     """The models and data of a run, on this process's device; all but the adapter frozen."""
 
     llm: DecoderLLM
@@ -46,7 +50,7 @@ class Parts:
 
     @property
     def context(self) -> ContextEncoding:
-        """The adapter's weighted sum over the LLM's blocks; `load_parts` refuses adapters without one."""
+        """The adapter's weighted sum over the LLM's blocks; `load_models` refuses adapters without one."""
         assert self.adapter.context is not None
         return self.adapter.context
 
@@ -60,22 +64,31 @@ class Parts:
         """The base's U-Net or transformer."""
         return families.denoiser_of(self.pipe)
 
-    def captions(self) -> list[str]:
-        """Return every caption of every sample, and the empty one."""
-        return [*(text for index in range(len(self.samples)) for text in self.samples.texts(index)), ""]
+    def conditioning(self, training: TrainingConfig) -> AdapterConditioning:
+        """Return the LLM and the adapter as what is trained."""
+        return AdapterConditioning(
+            self.adapter,
+            self.llm,
+            gains=training.gains,
+            score_groups=training.score_groups,
+            online=training.encodings == "online",
+            noise=training.noise,
+        )
 
 
-def load_parts(config: TrainConfig, device: torch.device) -> Parts:
+def load_models(config: TrainConfig, device: torch.device) -> TrainingModels:
     """Return the models and the checked samples of a run.
 
     Raises:
-        LLMDiffError: a model or the data cannot be had, or they do not fit each other.
+        LLMDiffError: a model or the data cannot be loaded, or they do not fit each other.
     """
     dtype = COMPUTED_IN[config.training.precision]
     llm = DecoderLLM.from_pretrained(config.models.llm, device=device, dtype=dtype)
     pipe = load_base_pipeline(config.models.base, dtype=dtype).to(device)
+    check_trainable(pipe)
     check_steps(pipe, config.watch.sample_steps, name="watch.sample_steps")
     samples = load_samples(config, pipe)
+    config.validation_count(len(samples))
     if samples.quarantined:
         _log.info("%d samples are in quarantine: %s", samples.quarantined, config.store_folder / "samples")
     torch.manual_seed(config.training.seed)
@@ -88,14 +101,14 @@ def load_parts(config: TrainConfig, device: torch.device) -> Parts:
             f"models.start {config.models.start!r} reads no LLM's blocks: train it where it was made"
         )
     set_trainable(adapter, config.training)
-    return Parts(llm=llm, pipe=pipe, adapter=adapter, samples=samples)
+    return TrainingModels(llm=llm, pipe=pipe, adapter=adapter, samples=samples)
 
 
 def load_samples(config: TrainConfig, pipe: Any) -> Samples:
     """Return the good samples of a run's data, checked the first time.
 
     Raises:
-        DataError: the data cannot be had, or too much of it is bad.
+        DataError: the data cannot be loaded, or too much of it is bad.
     """
     store = config.store_folder
     return check_samples(
@@ -108,37 +121,65 @@ def load_samples(config: TrainConfig, pipe: Any) -> Samples:
 
 
 def set_trainable(adapter: LLMDiffAdapter, training: TrainingConfig) -> None:
-    """Let train what a run trains of an adapter; returns nothing."""
+    """Freeze what a run does not train of an adapter."""
     assert adapter.context is not None
     if training.gains == "frozen":
         adapter.context.requires_grad_(False)
     adapter.context.h_raw.requires_grad_(training.noise)
 
 
-def prepare(config: TrainConfig, parts: Parts) -> dict[str, int]:
-    """Make what the store lacks, and return how much that was; interrupted, it goes on when run again."""
+def split(config: TrainConfig, samples: Samples) -> tuple[list[int], NDArray[np.int64]]:
+    """Return which samples are set aside for validation, in a random order, and which are trained on.
+
+    They are the same whatever the run's seed, so that runs can be compared.
+
+    Raises:
+        ConfigError: less than a batch is left.
+    """
+    order = np.random.default_rng(0).permutation(len(samples))
+    held_out = config.validation_count(len(order))
+    return order[:held_out].tolist(), np.sort(order[held_out:])
+
+
+def captions_of(samples: Samples, indices: Iterable[int]) -> list[tuple[str, str]]:
+    """Return every caption of these samples, and last the empty one, each with its plain wording."""
+    return [*(texts for index in indices for texts in samples.texts(int(index))), ("", "")]
+
+
+def prepare(config: TrainConfig, models: TrainingModels) -> dict[str, int]:
+    """Make what the store lacks, and return how much that was; interrupted, it goes on when run again.
+
+    With `gains: first` that is the scores of the captions that gains learn from: encodings need the gains learned.
+    """
     made = {"captions": 0, "pictures": 0}
-    if config.training.stores_encodings:
-        captions = parts.captions()
-        cache = encoding_cache(config, parts.llm, parts.context)
+    if (store := caption_store(config, models.llm, models.context)) is not None:
         with tqdm(desc="encoding captions", mininterval=2) as bar:
-            made["captions"] = cache.fill(captions, progress=bar.update)
+            made["captions"] = store.fill(captions_to_read(config, models.samples), progress=bar.update)
     if config.data.store_latents:
-        vae, samples = parts.pipe.vae, parts.samples
-        store = latent_store(config, vae, samples)
-        missing = missing_latents(store, samples)
+        vae, samples = models.pipe.vae, models.samples
+        latents = latent_store(config, vae, samples)
+        missing = missing_latents(latents, samples)
         with tqdm(total=len(missing), desc="encoding pictures", mininterval=2) as bar:
-            made["pictures"] = fill_latents(store, vae, samples, missing, progress=bar.update)
+            made["pictures"] = fill_latents(latents, vae, samples, missing, progress=bar.update)
     return made
 
 
-def encoding_cache(
-    config: TrainConfig, llm: DecoderLLM, context: ContextEncoding
-) -> EncodingCache | ScoreCache:
-    """Return the store of encodings that fits the adapter's gains and the LLM; of scores while gains learn."""
-    groups = config.training.score_groups
-    if groups is None:
+def captions_to_read(config: TrainConfig, samples: Samples) -> list[str]:
+    """Return the captions that `prepare` puts into the store."""
+    indices: Iterable[int] = range(len(samples))
+    if config.training.gains == "first":
+        indices = split(config, samples)[1][: config.training.gain_captions]
+    return [text for text, _ in captions_of(samples, indices)]
+
+
+def caption_store(config: TrainConfig, llm: DecoderLLM, context: ContextEncoding) -> CaptionStore[Any] | None:
+    """Return the store that a run's first stage reads captions from, if it has one."""
+    training = config.training
+    if not training.stores_encodings:
+        return None
+    if training.gains == "frozen":
         return EncodingCache(config.store_folder, llm, context)
+    groups = training.score_groups or context.num_blocks
     return ScoreCache(config.store_folder, llm, context, groups=groups)
 
 
@@ -174,10 +215,18 @@ def fill_latents(
     rng = np.random.default_rng(0)  # a centre crop asks for no chance
     for start in range(0, len(indices), LATENT_CHUNK):
         chunk: dict[str, Tensor] = {}
+        alike: dict[int, list[int]] = defaultdict(list)
         for index in indices[start : start + LATENT_CHUNK]:
-            pixels, _, _ = samples.load(index, rng)
-            chunk[samples.picture_name(index)] = encode_pictures(vae, pixels[None])[0].half().cpu()
-            progress(1)
+            alike[int(samples.rows[index, 3])].append(index)
+        for part in (
+            found[first : first + _ENCODED_TOGETHER]
+            for found in alike.values()
+            for first in range(0, len(found), _ENCODED_TOGETHER)
+        ):
+            pixels = torch.stack([samples.load(index, rng)[0] for index in part])
+            latents = encode_pictures(vae, pixels).half().cpu()
+            chunk |= {samples.picture_name(index): one for index, one in zip(part, latents, strict=True)}
+            progress(len(part))
         store.put(chunk)
     return len(indices)
 
@@ -187,17 +236,11 @@ def _adapter(config: TrainConfig, llm: DecoderLLM, pipe: Any, samples: Samples) 
     if models.start is not None:
         return LLMController.from_pretrained(models.start, llm=llm).adapter
     rows = np.random.default_rng(0).permutation(len(samples))[:_CALIBRATION_CAPTIONS]
-    captions = [samples.texts(int(row))[0] for row in rows]
+    captions = [samples.texts(int(row))[0][0] for row in rows]
     return LLMController.create(
         llm,
         pipe,
-        encoding=models.encoding,
-        lone=models.lone,
-        template=models.template,
-        max_length=models.max_length,
-        clip=models.clip,
-        refiner_layers=models.refiner_layers,
-        refiner_width=models.refiner_width,
+        models,
         base_model_id=models.base,
         calibration_prompts=captions,
     ).adapter

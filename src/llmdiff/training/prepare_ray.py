@@ -1,72 +1,60 @@
-"""`llmdiff prepare --ray`: the store filled by many processes or machines at once."""
+"""`llmdiff prepare --workers N`: the store filled by many processes or machines at once."""
 
+import copy
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-import torch
 from tqdm.auto import tqdm
 
 from llmdiff.adapter.base_pipeline import load_base_pipeline
 from llmdiff.drawing.models import usable_device
-from llmdiff.drawing.ray_workers import on_workers
 from llmdiff.errors import ConfigError
-from llmdiff.language.cache import EncodingCache, ScoreCache
+from llmdiff.language.cache import CaptionStore
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.training.config import TrainConfig
 from llmdiff.training.prepare import (
     COMPUTED_IN,
     LATENT_CHUNK,
-    Parts,
-    encoding_cache,
+    TrainingModels,
+    caption_store,
+    captions_to_read,
     fill_latents,
     latent_store,
     load_samples,
     missing_latents,
 )
+from llmdiff.workers.jobs import Job, Workers, run_jobs
 
 
-def prepare_on_workers(config: TrainConfig, parts: Parts, *, workers: int) -> dict[str, int]:
+def prepare_on_workers(config: TrainConfig, models: TrainingModels, workers: Workers) -> dict[str, int]:
     """Make what the store lacks, and return how much that was; interrupted, it goes on when run again.
 
     Every worker loads the LLM or the VAE once. What it has made of a few hundred captions or pictures, it writes
     itself, so all of them have to see the store's folder.
 
     Raises:
-        LLMDiffError: a model or the data cannot be had on a worker, or Ray fails.
+        LLMDiffError: a model or the data cannot be had on a worker, a worker was killed, or Ray fails.
     """
     items: list[dict[str, Any]] = []
     keys: dict[str, str] = {}
-    if config.training.stores_encodings:
-        cache = encoding_cache(config, parts.llm, parts.context)
+    if (cache := caption_store(config, models.llm, models.context)) is not None:
         keys["captions"] = cache.key
-        items += [{"captions": chunk} for chunk in cache.missing_chunks(parts.captions())]
+        wanted = captions_to_read(config, models.samples)
+        items += [{"captions": chunk} for chunk in cache.missing_chunks(wanted)]
     if config.data.store_latents:
-        store = latent_store(config, parts.pipe.vae, parts.samples)
+        store = latent_store(config, models.pipe.vae, models.samples)
         keys["pictures"] = store.folder.name
-        missing = missing_latents(store, parts.samples)
+        missing = missing_latents(store, models.samples)
         starts = range(0, len(missing), LATENT_CHUNK)
         items += [{"pictures": missing[start : start + LATENT_CHUNK]} for start in starts]
-    context = parts.context
-    init_args = {
-        "config": config.model_dump_json(),
-        "keys": keys,
-        "settings": {
-            "num_blocks": context.num_blocks,
-            "hidden_size": context.hidden_size,
-            "encoding": context.encoding,
-            "lone": context.lone,
-            "template": context.template,
-            "max_length": context.max_length,
-            "clip": context.clip,
-        },
-        "gains": {name: value.tolist() for name, value in context.state_dict().items()},
-    }
-    gpus_each = 0.0 if usable_device(config.device) == "cpu" else 1.0
+    make = partial(StoreFiller, config, keys, copy.deepcopy(models.context).cpu())
+    jobs = [Job(name=f"part {number} of {len(items)}", args=item) for number, item in enumerate(items, 1)]
     made = {"captions": 0, "pictures": 0}
-    with tqdm(total=len(items), desc=f"preparing on {workers} workers", mininterval=2) as bar:
-        for done in on_workers(StoreFiller, init_args, items, workers=workers, gpus_each=gpus_each):
-            made = {name: count + done.get(name, 0) for name, count in made.items()}
+    with tqdm(total=len(items), desc=f"preparing on {workers.count} workers", mininterval=2) as bar:
+        for done in run_jobs(make, jobs, workers, device=usable_device(config.device)):
+            made = {name: count + done.checked().get(name, 0) for name, count in made.items()}
             bar.update()
     return made
 
@@ -77,14 +65,11 @@ class StoreFiller:
     `keys` are the names of the store's folders: a worker whose models give others would fill a store that nobody reads.
     """
 
-    def __init__(
-        self, *, config: str, keys: Mapping[str, str], settings: Mapping[str, Any], gains: Mapping[str, Any]
-    ) -> None:
-        self._config = TrainConfig.model_validate_json(config)
-        self._keys, self._settings, self._gains = keys, settings, gains
+    def __init__(self, config: TrainConfig, keys: Mapping[str, str], context: ContextEncoding) -> None:
+        self._config, self._keys, self._context = config, keys, context
         self._device = usable_device(self._config.device)
         self._dtype = COMPUTED_IN[self._config.training.precision]
-        self._cache: EncodingCache | ScoreCache | None = None
+        self._cache: CaptionStore[Any] | None = None
         self._latents: Any = None
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, int]:
@@ -98,11 +83,10 @@ class StoreFiller:
         store, vae, samples = self._latents
         return {"pictures": fill_latents(store, vae, samples, item["pictures"])}
 
-    def _opened_cache(self) -> EncodingCache | ScoreCache:
+    def _opened_cache(self) -> CaptionStore[Any]:
         llm = DecoderLLM.from_pretrained(self._config.models.llm, device=self._device, dtype=self._dtype)
-        context = ContextEncoding(**self._settings)
-        context.load_state_dict({name: torch.tensor(value) for name, value in self._gains.items()})
-        cache = encoding_cache(self._config, llm, context.to(self._device))
+        cache = caption_store(self._config, llm, self._context.to(self._device))
+        assert cache is not None  # it was asked for captions
         self._check("captions", cache.key)
         return cache
 

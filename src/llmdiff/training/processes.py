@@ -74,7 +74,6 @@ class Processes:
         self.is_main: bool = self.accelerator.is_main_process
         self._trackers = list(trackers)
         self._model: Any = None
-        self._scalars: list[nn.Parameter] = []
 
     def wrap(self, model: nn.Module) -> Any:
         """Return the model with its gradients added over all processes, or with its parameters shared out."""
@@ -85,32 +84,17 @@ class Processes:
                     "sharded is True, but there is one process: start it with `accelerate launch`"
                 )
             mesh = init_device_mesh(self.device.type, (self.count,))
-            # Single numbers cannot be shared out; every process keeps them, see `add_scalars`.
-            self._scalars = [one for one in model.parameters() if one.ndim == 0 and one.requires_grad]
-            alone = {one for one in model.parameters() if one.ndim == 0}
-            self._model = fully_shard(model, mesh=mesh, ignored_params=alone)
+            self._model = fully_shard(model, mesh=mesh)
         elif self.count > 1:
             self._model = self.accelerator.prepare_model(model)
         return self._model
 
-    def adding(self, last: bool) -> AbstractContextManager[Any]:
+    def gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
         """Return a context for one pass; gradients go between processes in the `last` pass of a step only."""
         if isinstance(self._model, FSDPModule):
             self._model.set_requires_gradient_sync(last)
             return nullcontext()
         return nullcontext() if last or self.count == 1 else self.accelerator.no_sync(self._model)
-
-    def add_scalars(self) -> None:
-        """Give the parameters that FSDP leaves alone their mean gradient over all processes; returns nothing."""
-        if not self._scalars:
-            return
-        grads = [0.0 if one.grad is None else float(one.grad) for one in self._scalars]
-        known = [float(one.grad is not None) for one in self._scalars]
-        totals = self.totals([*grads, *known])
-        for scalar, total, count in zip(
-            self._scalars, totals[: len(grads)], totals[len(grads) :], strict=True
-        ):
-            scalar.grad = torch.full_like(scalar, total / self.count) if count else None
 
     def totals(self, values: Sequence[float]) -> list[float]:
         """Return the sums of these figures over all processes."""
@@ -127,7 +111,7 @@ class Processes:
         found: list[_T] = gather_object([value])
         return found
 
-    def together(self, act: Callable[[], None]) -> None:
+    def on_main(self, act: Callable[[], None]) -> None:
         """Let the main process act while the others wait; an error of its own ends all of them.
 
         Raises:
@@ -146,7 +130,7 @@ class Processes:
             raise LLMDiffError("the main process stopped; its message says why")
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
+    def unsharded(self) -> Iterator[None]:
         """Return a context in which every process holds all parameters, to draw or to measure with."""
         if isinstance(self._model, FSDPModule):
             self._model.unshard()
@@ -186,30 +170,22 @@ def launched_process(device: str | None) -> Any:
     return PartialState(cpu=device == "cpu", timeout=_PATIENCE)
 
 
-def whole_tensor(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """Return a tensor with all its shards; all processes have to ask for it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def clipped_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
     """Return the norm of all gradients together, and bring it down to `max_norm` where it is larger."""
-    all_of_them = list(parameters)
-    shared = [one for one in all_of_them if isinstance(one, DTensor)]
-    if not shared:
-        return float(nn.utils.clip_grad_norm_(all_of_them, max_norm))
-    plain = [one for one in all_of_them if not isinstance(one, DTensor)]
-    parts: list[list[nn.Parameter]] = [[*shared], plain]
-    grads = [[one.grad for one in part if one.grad is not None] for part in parts]
-    norms = [whole_tensor(nn.utils.get_total_norm(part)) for part in grads if part]
-    norm = float(torch.linalg.vector_norm(torch.stack(norms)))
-    for part in grads:
-        if part and norm > max_norm:
-            torch._foreach_mul_(part, max_norm / norm)
-    return norm
+    trained = list(parameters)
+    grads = [one.grad for one in trained if one.grad is not None]
+    norm = full_tensor(nn.utils.get_total_norm(grads))
+    nn.utils.clip_grads_with_norm_(trained, max_norm, norm)
+    return float(norm)
 
 
-def like(value: Tensor, tensor: Tensor) -> Tensor:
-    """Return a whole tensor shared out as `tensor` is."""
+def shard_like(value: Tensor, tensor: Tensor) -> Tensor:
+    """Return a full tensor, sharded as `tensor` is."""
     if isinstance(tensor, DTensor):
         return distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements)
     return value

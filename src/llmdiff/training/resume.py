@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from llmdiff.errors import LLMDiffError
@@ -17,8 +18,7 @@ from llmdiff.training.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from llmdiff.training.ema import Ema
-from llmdiff.training.processes import Processes, like, whole_tensor
+from llmdiff.training.processes import Processes, full_tensor, shard_like
 
 # What a run may go on with changed: it says how long, how often and on what machines, not what is computed. Whatever
 # is not listed here has to be as it was, so a new setting is compared unless somebody decides that it is harmless.
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 class RunState:
     """Weights, averages and moments of a run, and where they are kept.
 
-    `same` are settings that a checkpoint has to agree with, beside those of the loop that are not harmless;
+    `must_match` are settings that a checkpoint has to agree with, beside those of the loop that are not harmless;
     `metadata` is kept beside them.
     """
 
@@ -39,19 +39,19 @@ class RunState:
         self,
         folder: Path,
         parameters: Mapping[str, nn.Parameter],
-        ema: Ema,
+        ema: EMAModel,
         optimizer: torch.optim.Optimizer,
         scaler: Any,
         processes: Processes,
         *,
         loop: Mapping[str, Any],
-        same: Mapping[str, Any],
+        must_match: Mapping[str, Any],
         metadata: Mapping[str, Any],
     ) -> None:
         self.loop, self.keep_last = loop, int(loop["keep_last"])
         self.folder, self.parameters, self.ema = folder, parameters, ema
         self.optimizer, self.scaler, self.processes = optimizer, scaler, processes
-        self.same, self.metadata = same, {"loop": dict(loop), **metadata}
+        self.must_match, self.metadata = must_match, {"loop": dict(loop), **metadata}
 
     def save(self, step: int, validation_loss: float | None) -> None:
         """Write a checkpoint on the main process; returns nothing.
@@ -60,18 +60,18 @@ class RunState:
             OutputError: see `save_checkpoint`.
         """
         tensors: dict[str, Tensor] = {f"weights.{name}": value for name, value in self.parameters.items()}
-        tensors |= {f"ema.{name}": value for name, value in self.ema.values.items()}
+        tensors |= {f"ema.{name}": value for name, value in self._averages().items()}
         moments, numbers = optimizer_parts(self.optimizer)
         # Every process takes part in bringing shards together; only one writes.
-        whole = {name: whole_tensor(value) for name, value in (tensors | moments).items()}
-        state: dict[str, Any] = {"extra": dict(self.same), "metadata": dict(self.metadata)}
+        whole = {name: full_tensor(value) for name, value in (tensors | moments).items()}
+        state: dict[str, Any] = {"extra": dict(self.must_match), "metadata": dict(self.metadata)}
         if numbers:
             state["optimizer"] = numbers
         if self.scaler is not None:
             state["scaler"] = self.scaler.state_dict()
         if validation_loss is not None:
             state["validation_loss"] = validation_loss
-        self.processes.together(
+        self.processes.on_main(
             lambda: save_checkpoint(
                 self.folder, step=step, tensors=whole, state=state, keep_last=self.keep_last
             )
@@ -93,12 +93,13 @@ class RunState:
         self._check_shapes(weights)
         with torch.no_grad():
             for name, value in weights.items():
-                self.parameters[name].copy_(like(value, self.parameters[name]))
+                self.parameters[name].copy_(shard_like(value, self.parameters[name]))
             for name, value in part(tensors, "ema").items():
-                self.ema.values[name].copy_(like(value, self.ema.values[name]))
+                self._averages()[name].copy_(shard_like(value, self.parameters[name]))
+        self.ema.optimization_step = int(state["step"])
         ordered = [member for group in self.optimizer.param_groups for member in group["params"]]
         moments = {
-            name: like(value, ordered[int(name.split(".")[1])]) if value.ndim else value
+            name: shard_like(value, ordered[int(name.split(".")[1])]) if value.ndim else value
             for name, value in tensors.items()
             if name.startswith("optimizer.")
         }
@@ -107,20 +108,23 @@ class RunState:
             self.scaler.load_state_dict(state["scaler"])
         return int(state["step"])
 
+    def _averages(self) -> dict[str, Tensor]:
+        return dict(zip(self.parameters, self.ema.shadow_params, strict=True))
+
     def _check_settings(self, state: Mapping[str, Any]) -> None:
         metadata = state.get("metadata", {})
         settings, loop = flat(metadata.get("config", {})), metadata.get("loop", {})
         was = {"parts_per_step": 1, **settings, **loop, **state["extra"]}
         config = flat(self.metadata.get("config", {}))
         own = {key: value for key, value in config.items() if key.removeprefix("training.") not in self.loop}
-        now = json.loads(json.dumps({**own, **self.loop, **self.same}))
+        now = json.loads(json.dumps({**own, **self.loop, **self.must_match}))
         # What a checkpoint does not say of the loop, an old one did not have.
         changed = {
             name: (was.get(name), value)
             for name, value in now.items()
-            if (name in was or name in self.same) and was.get(name) != value
+            if (name in was or name in self.must_match) and was.get(name) != value
         }
-        compared = {*self.same, *self.loop} - _HARMLESS
+        compared = {*self.must_match, *self.loop} - _HARMLESS
         refused = {name: both for name, both in changed.items() if name in compared}
         if refused:
             raise LLMDiffError(

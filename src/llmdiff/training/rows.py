@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from llmdiff.drawing.pictures import open_picture
+from llmdiff.errors import PromptError
 from llmdiff.files import clean_text
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -18,24 +19,30 @@ class Row:
 
     Fields:
         captions: texts, None where a column has none, or whatever stood in their place.
+        plain_captions: what the base's own text encoder reads instead of each caption, see `training.warm_start`;
+            empty if it reads the captions themselves.
         content: gives the picture's file, or raises; `decode` gives the picture in it, or raises.
+        size_px: width and height of a picture that is made from its content and always good; None: it is checked.
         problem: why it cannot be used, where that is known already.
     """
 
     key: str
     captions: Sequence[Any]
     content: Callable[[], bytes]
+    plain_captions: Sequence[Any] = ()
     decode: Callable[[bytes], Image.Image] = open_picture
+    size_px: tuple[int, int] | None = None
     problem: str | None = None
 
     @property
     def texts(self) -> list[Any]:
         """The captions that are not None, read as prompts are: without invisible characters at their ends."""
-        given = [text for text in self.captions if text is not None]
-        return [
-            clean_text("caption", text) if isinstance(text, str) and is_whole_text(text) else text
-            for text in given
-        ]
+        return [_cleaned(text) for text in self.captions if text is not None]
+
+    @property
+    def plain_texts(self) -> list[Any]:
+        """What the base's own text encoder reads instead of each of `texts`."""
+        return [_cleaned(text) for text in self.plain_captions] or self.texts
 
 
 class Source(Protocol):
@@ -53,10 +60,17 @@ class Source(Protocol):
 def is_whole_text(text: str) -> bool:
     """Return whether a text can be written as UTF-8: half a character, a lone surrogate, cannot."""
     try:
-        text.encode()
-    except UnicodeEncodeError:
+        clean_text("caption", text)
+    except PromptError:
         return False
     return True
+
+
+def _cleaned(text: Any) -> Any:
+    try:
+        return clean_text("caption", text) if isinstance(text, str) else text
+    except PromptError:
+        return text
 
 
 def shown(name: str) -> str:

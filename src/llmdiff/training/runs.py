@@ -12,7 +12,7 @@ from llmdiff.files import not_writable, sweep
 from llmdiff.language.digests import model_digest
 from llmdiff.training.config import TrainConfig, WatchConfig
 from llmdiff.training.loop_config import LoopConfig
-from llmdiff.training.prepare import Parts
+from llmdiff.training.prepare import TrainingModels
 from llmdiff.training.resume import flat
 
 # What a run may go on with changed, beside what the loop lists: where things lie, how they are read, what is shown.
@@ -24,16 +24,16 @@ _HARMLESS |= {f"watch.{name}" for name in WatchConfig.model_fields if name != "v
 _OF_THE_LOOP = {f"training.{name}" for name in LoopConfig.__dataclass_fields__ if name != "optimizer"}
 
 
-def identity(config: TrainConfig, parts: Parts, *, encodings: bool, latents: bool) -> dict[str, Any]:
+def identity(config: TrainConfig, models: TrainingModels) -> dict[str, Any]:
     """Return what has to be as it was for a run to go on: settings, samples, and the models behind its stores."""
     told = flat(config.model_dump(mode="json"))
-    same = {name: value for name, value in told.items() if name not in _HARMLESS | _OF_THE_LOOP}
-    same["samples"] = parts.samples.fingerprint
-    if encodings:
-        same["weights of the LLM"] = model_digest(parts.llm.model)
-    if latents:
-        same["weights of the VAE"] = model_digest(parts.pipe.vae)
-    return same
+    found = {name: value for name, value in told.items() if name not in _HARMLESS | _OF_THE_LOOP}
+    found["samples"] = models.samples.fingerprint
+    if config.training.stores_encodings:
+        found["weights of the LLM"] = model_digest(models.llm.model)
+    if config.data.store_latents:
+        found["weights of the VAE"] = model_digest(models.pipe.vae)
+    return found
 
 
 @contextmanager

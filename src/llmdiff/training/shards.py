@@ -1,5 +1,6 @@
-"""Samples in WebDataset tar shards: where each lies is found once and kept, pictures are read from the shards."""
+"""Samples in WebDataset tar shards: a table keeps where each picture is; pictures are read from the shards."""
 
+import json
 import stat
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -10,29 +11,33 @@ from typing import Any
 
 from llmdiff.environment import check_extra
 from llmdiff.errors import DataError
-from llmdiff.training.rows import PICTURE_SUFFIXES, shown
+from llmdiff.training.folders import CAPTION_KEYS
+from llmdiff.training.rows import PICTURE_SUFFIXES, is_whole_text, shown
 from llmdiff.training.sources import TableSource, innermost
 
-_FORMAT = 1  # of the table of places
+_FORMAT = 2  # of the table of places
 _MAX_CAPTION_BYTES = 2**20
+_MAX_SHARDS = 100_000
 _KINDS = tuple(suffix.removeprefix(".") for suffix in PICTURE_SUFFIXES)
-_CAPTION = "txt"
+_TEXTS = ("txt", "caption")
 
 
 def shards_source(pattern: str, *, cache: Path) -> TableSource:
     """Return the samples of WebDataset tar shards as img2dataset writes them: KEY.jpg and KEY.txt.
 
-    A table of their places and captions is kept under `cache`. The fingerprint has the size and time of every shard.
-    What follows a damaged place in a shard cannot be found: the shard then counts as one bad sample besides.
+    The caption is in KEY.txt or KEY.caption, else in KEY.json under `text`, `caption` or `captions`. `pattern` may
+    hold wildcards and brace ranges: `data/{00000..00099}.tar`. A table of places and captions is kept under
+    `cache`. The fingerprint covers the size and modification time of every shard. Nothing after a damaged place in a
+    shard can be found: it counts as one bad sample more.
 
     Raises:
-        DataError: no such shards, or one that is no tar file.
+        DataError: there are no such shards, one of a brace range is missing, or one is no tar file.
     """
-    check_extra("train", "datasets")
+    check_extra("train", "datasets", "bracex")
     import datasets
 
     shards: list[tuple[str, int, int]] = []
-    for path in sorted(glob(pattern, recursive=True)):
+    for path in _paths(pattern):
         status = Path(path).stat()
         if not stat.S_ISREG(status.st_mode):
             raise DataError(f"shards {pattern!r} cannot be read: {path} is not a regular file")
@@ -44,7 +49,7 @@ def shards_source(pattern: str, *, cache: Path) -> TableSource:
         {
             "key": text,
             "picture": {"path": text, "offset": number, "size": number},
-            "caption": text,
+            "captions": datasets.List(text),
             "problem": text,
         }
     )
@@ -60,7 +65,23 @@ def shards_source(pattern: str, *, cache: Path) -> TableSource:
     if not len(table):
         raise DataError(f"shards {pattern!r} cannot be read: there are no samples in them")
     digest = sha256(repr((_FORMAT, shards)).encode()).hexdigest()
-    return TableSource(table, image="picture", captions=["caption"], key="key", fingerprint=digest)
+    return TableSource(table, image="picture", captions=["captions"], key="key", fingerprint=digest)
+
+
+def _paths(pattern: str) -> list[str]:
+    import bracex
+
+    try:
+        patterns = bracex.expand(pattern, limit=_MAX_SHARDS)
+    except bracex.ExpansionLimitException as error:
+        raise DataError(f"shards {pattern!r} are more than {_MAX_SHARDS:,} files: use fewer") from error
+    found: set[str] = set()
+    for one in patterns:
+        paths = glob(one, recursive=True)
+        if not paths and len(patterns) > 1:
+            raise DataError(f"shards {pattern!r} cannot be read: {one} is missing")
+        found.update(paths)
+    return sorted(found)
 
 
 def _rows(shards: Sequence[tuple[str, int, int]], format: int) -> Iterator[dict[str, Any]]:
@@ -82,7 +103,7 @@ def _rows(shards: Sequence[tuple[str, int, int]], format: int) -> Iterator[dict[
                 yield {
                     "key": path,
                     "picture": None,
-                    "caption": None,
+                    "captions": [],
                     "problem": f"the shard is cut off or damaged at byte {end}: what follows is not used",
                 }
 
@@ -108,13 +129,36 @@ def _damaged_at(tar: tarfile.TarFile, size: int) -> int | None:
 def _row(tar: tarfile.TarFile, path: str, key: str, parts: dict[str, tarfile.TarInfo]) -> dict[str, Any]:
     picture = next((parts[kind] for kind in _KINDS if kind in parts), None)
     place = None if picture is None else {"path": path, "offset": picture.offset_data, "size": picture.size}
-    caption: str | None = None
     problem = None if place else "no picture in the shard"
-    if (written := parts.get(_CAPTION)) is not None:
-        file: Any = tar.fileobj
-        file.seek(written.offset_data)
-        try:
-            caption = file.read(min(written.size, _MAX_CAPTION_BYTES)).decode("utf-8-sig")
-        except UnicodeDecodeError:
-            problem = problem or "caption is not UTF-8"
-    return {"key": key, "picture": place, "caption": caption, "problem": problem}
+    captions: list[str] = []
+    try:
+        if (written := next((parts[kind] for kind in _TEXTS if kind in parts), None)) is not None:
+            captions = [_read(tar, written).decode("utf-8-sig")]
+        elif (described := parts.get("json")) is not None:
+            captions = _captions_in(_read(tar, described))
+    except UnicodeDecodeError:
+        problem = problem or "caption is not UTF-8"
+    except ValueError as error:
+        problem = problem or str(error)
+    return {"key": key, "picture": place, "captions": captions, "problem": problem}
+
+
+def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file: Any = tar.fileobj
+    file.seek(member.offset_data)
+    content: bytes = file.read(min(member.size, _MAX_CAPTION_BYTES))
+    return content
+
+
+def _captions_in(content: bytes) -> list[str]:
+    try:
+        found = json.loads(content.decode("utf-8-sig"))
+        captions: Any = next((found[key] for key in CAPTION_KEYS if found.get(key) is not None), [])
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError("caption: the JSON beside the picture is not an object") from error
+    listed = captions if isinstance(captions, list) else [captions]
+    if not all(isinstance(text, str) and is_whole_text(text) for text in listed):
+        raise ValueError("caption is not a text")
+    return listed

@@ -1,10 +1,8 @@
-"""Where pictures and captions come from: tables of the `datasets` library, and the embedded default's scenes."""
+"""Where pictures and captions come from: tables of the `datasets` library."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from llmdiff.environment import check_extra
 from llmdiff.errors import DataError, InputFileError, first_line
@@ -24,6 +22,7 @@ class TableSource:
         *,
         image: str,
         captions: Sequence[str],
+        plain: str | None = None,
         key: str | None = None,
         fingerprint: str | None = None,
     ) -> None:
@@ -36,14 +35,14 @@ class TableSource:
         import datasets
 
         self.fingerprint = fingerprint or str(table._fingerprint)
-        kept = dict.fromkeys((image, *captions, key, "problem"))
+        kept = dict.fromkeys((image, *captions, plain, key, "problem"))
         table = table.select_columns([name for name in kept if name in table.column_names])
         for name, feature in table.features.items():
             if isinstance(feature, datasets.Image):
                 table = table.cast_column(name, datasets.Image(decode=False))
             elif name == image and not isinstance(feature, datasets.Value | dict):
                 raise DataError(f"column {name!r} holds {feature}, expected one picture: set image_column")
-        self._table, self._image, self._captions, self._key = table, image, captions, key
+        self._table, self._image, self._captions, self._plain, self._key = table, image, captions, plain, key
 
     def __len__(self) -> int:
         return len(self._table)
@@ -61,44 +60,9 @@ class TableSource:
         return Row(
             key=str(found[self._key]) if self._key else f"row {index}",
             captions=captions,
+            plain_captions=found[self._plain] if self._plain else (),
             content=lambda: _content(found[self._image]),
             problem=found.get("problem"),
-        )
-
-
-class SceneSource:
-    """Scenes of the embedded default's world, drawn when they are asked for: no file is needed."""
-
-    def __init__(self, count: int, *, objects: int, image_size_px: int, seed: int) -> None:
-        from llmdiff.openmoji.contents import World
-
-        self._world, self._count, self._size_px, self._seed = (
-            World(objects=objects),
-            count,
-            image_size_px,
-            seed,
-        )
-        self.fingerprint = f"scenes-{count}-{objects}-{image_size_px}-{seed}"
-
-    def __len__(self) -> int:
-        return self._count
-
-    def row(self, index: int) -> Row:
-        """Return one sample; the same number is always the same scene and caption."""
-        import numpy as np
-
-        from llmdiff.openmoji.captions import caption
-        from llmdiff.openmoji.scenes import draw, lay_out
-
-        rng = np.random.default_rng([self._seed, 12, index])
-        content = self._world.training_content(rng)
-        text, scene = caption(content, self._world, rng), lay_out(content, rng)
-        side = self._size_px
-        return Row(
-            key=f"scene {index}",
-            captions=[text],
-            content=lambda: draw(scene, image_size_px=side).tobytes(),
-            decode=lambda pixels: Image.frombytes("RGB", (side, side), pixels),
         )
 
 

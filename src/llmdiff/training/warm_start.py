@@ -12,10 +12,12 @@ Source: ours. A regression of a frozen layer's outputs, as in FitNets (Romero et
 """
 
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,16 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from llmdiff.adapter import families, layers
-from llmdiff.adapter.base_encoder import BaseTexts, encode_with_base, has_text_encoder
+from llmdiff.adapter.base_encoder import encode_with_base, has_text_encoder
 from llmdiff.errors import UnsupportedPipelineError
+from llmdiff.language.digests import model_digest
+from llmdiff.language.tensor_store import TensorStore
+from llmdiff.training.conditioning import Conditioned
 from llmdiff.training.loop import StepPart, train
 from llmdiff.training.loop_config import LoopConfig
 from llmdiff.training.optimizers import LrScale
 
-Conditioned = Callable[[Sequence[int], torch.Generator], tuple[Tensor, Tensor | None]]
+FromCaptions = Callable[[Sequence[int], torch.Generator], Conditioned]
 """Indices of captions => `encoder_hidden_states` and a pooled vector or None; the generator is for noise."""
 
 LayerInputs = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
@@ -118,6 +123,18 @@ def draw_queries(
     )
 
 
+def stored_queries(store: Path, pipe: Any, captions: Sequence[str], **drawing: Any) -> BaseQueries:
+    """Return `draw_queries` of these arguments, drawn once for this base and kept in the store."""
+    denoiser = families.denoiser_of(pipe)
+    drawn_from = json.dumps([model_digest(denoiser), list(captions), drawing], sort_keys=True)
+    kept = TensorStore(store / "queries" / sha256(drawn_from.encode()).hexdigest()[:32])
+    names = list(layers.text_layers(denoiser))
+    if kept.missing([*names, "timesteps"]):
+        queries = draw_queries(pipe, captions, **drawing)
+        kept.put({**queries.states, "timesteps": queries.timesteps})
+    return BaseQueries(states={name: kept.get(name) for name in names}, timesteps=kept.get("timesteps"))
+
+
 def _as_they_are(states: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor | None]:
     return states, None
 
@@ -126,7 +143,7 @@ def warm_start(
     pipe: Any,
     modules: Mapping[str, nn.Module],
     captions: Sequence[str],
-    conditioned: Conditioned,
+    conditioned: FromCaptions,
     queries: Callable[[], BaseQueries],
     config: LoopConfig,
     folder: Path,
@@ -135,30 +152,27 @@ def warm_start(
     batch_size: int,
     choose: Callable[[np.random.Generator], Sequence[int]] | None = None,
     layer_inputs: LayerInputs = _as_they_are,
-    base_texts: Callable[[list[str]], BaseTexts] | None = None,
     lr_scale: LrScale = lambda name: (1.0, 1.0),
     muon: Callable[[str], bool] = lambda name: False,
     title: str = "warm start",
-    extra: Mapping[str, Any] | None = None,
+    must_match: Mapping[str, Any] | None = None,
 ) -> None:
     """Train what requires gradients in `modules` on captions alone; resumable as `train` is. Returns nothing.
 
     In a step, while `installed(denoiser)` lasts, the denoiser's text attention takes what `conditioned` gives for
     captions by their indices. `choose(rng)` gives the indices of a batch, evenly drawn where it is None; `queries`
     is called when the first step needs them. `layer_inputs` stands in for what the denoiser would do to
-    `conditioned`'s states on their way to a layer. `base_texts` gives the base's own encoding of captions where it is
-    kept; None: it is computed in every step. A pooled vector, where the base has one, is fitted to the base's
-    own.
+    `conditioned`'s states on their way to a layer. The base reads `captions`, which may say in plain words what
+    `conditioned` says in others. A pooled vector, where the base has one, is fitted to the base's own.
 
     Raises:
         UnsupportedPipelineError: see `draw_queries`.
         LLMDiffError: see `train`.
     """
     _check(pipe)
-    family, denoiser = families.family_of(pipe), families.denoiser_of(pipe)
+    denoiser: Any = families.denoiser_of(pipe)
     text_layers: Mapping[str, Any] = layers.text_layers(denoiser)
     asked = cache(queries)
-    base_says = base_texts or (lambda texts: encode_with_base(pipe, family, texts))
 
     def step_loss(part: StepPart) -> tuple[Tensor, Mapping[str, float]]:
         rng = part.rng(config.seed, 15)
@@ -166,7 +180,7 @@ def warm_start(
         rows = torch.from_numpy(rng.integers(len(asked()), size=batch_size))
         # The base answers as it is; what is installed may stand inside its layers (LoRA).
         with torch.no_grad():
-            base = base_says([captions[i] for i in indices])
+            base = encode_with_base(pipe, [captions[i] for i in indices])
             put = {name: asked().states[name][rows].to(base.states) for name in text_layers}
             wanted = {
                 name: attn(put[name], encoder_hidden_states=base.states).float()
@@ -191,7 +205,9 @@ def warm_start(
             loss = loss + wrong
         return loss, figures
 
-    train(modules, step_loss, config, folder, title=title, lr_scale=lr_scale, muon=muon, extra=extra)
+    train(
+        modules, step_loss, config, folder, title=title, lr_scale=lr_scale, muon=muon, must_match=must_match
+    )
 
 
 def _unexplained(given: Tensor, wanted: Tensor) -> Tensor:

@@ -18,12 +18,15 @@ from llmdiff.cli.options import (
     MetricModels,
     MetricNames,
     Preset,
+    Processes,
     Prompts,
+    Ray,
     Verbose,
     number,
 )
 from llmdiff.cli.output import set_up
 from llmdiff.environment import check_extra
+from llmdiff.workers.jobs import Workers
 
 
 def benchmark(
@@ -72,9 +75,8 @@ def benchmark(
     guidance_scale: Guidance = 3.0,
     metric: MetricNames = None,
     metric_model: MetricModels = None,
-    processes: Annotated[
-        int, number("--processes", bounds.PROCESSES, help="Systems side by side, each in its own process.")
-    ] = 1,
+    workers: Processes = 1,
+    ray: Ray = False,
     device: Device = None,
     verbose: Verbose = False,
 ) -> None:
@@ -88,8 +90,8 @@ def benchmark(
     from llmdiff.environment import command_line
     from llmdiff.evaluation.metrics.loading import with_models
     from llmdiff.files import writable_folder
+    from llmdiff_lab.comparison.fill import Recipe, fill
     from llmdiff_lab.comparison.prepare import choose_rivals
-    from llmdiff_lab.comparison.side_by_side import Recipe, fill_side_by_side
     from llmdiff_lab.comparison.tables import ranking
 
     # Whatever can be refused is refused before the base is made or its scenes are drawn.
@@ -118,9 +120,6 @@ def benchmark(
         },
     )
     plan = recipe.benchmark()
-    if processes > 1:
-        fill_side_by_side(recipe, plan, processes)
-    else:
-        plan.fill()
-    typer.echo(ranking(plan.report(command=command_line(), processes=processes)))
+    fill(recipe, plan, Workers(count=workers, ray=ray))
+    typer.echo(ranking(plan.report(command=command_line(), processes=workers)))
     typer.echo(out / "report.html")

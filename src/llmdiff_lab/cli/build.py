@@ -6,12 +6,14 @@ from typing import Annotated
 
 import typer
 
-from llmdiff.cli.options import Device
+from llmdiff.checks.bounds import Bounds
+from llmdiff.cli.options import Device, number
 from llmdiff.environment import check_extra
 from llmdiff.errors import ConfigError
 
 # Presets of the world that ships today; they go with its weights.
 _OLD = "openmoji-"
+_MINUTES = Bounds(0.01, 10_000.0)
 
 
 class Stage(StrEnum):
@@ -40,7 +42,8 @@ def build(
         Stage | None, typer.Option("--only", help="Run this stage and those that it takes something from.")
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option("--minutes", help="Save and stop after this time; run again, it goes on.")
+        float | None,
+        number("--minutes", _MINUTES, help="Save and stop after this time; run again, it goes on."),
     ] = None,
     pack: Annotated[
         Path | None,

@@ -1,27 +1,23 @@
 """The verbs of `llmdiff-lab inspect`: look at what the LLM does; the work is done elsewhere."""
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from llmdiff.checks import bounds
 from llmdiff.checks.bounds import Bounds
+from llmdiff.cli.models import takes_models
 from llmdiff.cli.options import (
-    Adapter,
-    Device,
     Guidance,
-    Pipeline,
-    Scale,
     Steps,
     Verb,
-    Via,
-    ViaAnswers,
-    ViaModel,
     number,
 )
 from llmdiff.cli.output import set_up
+from llmdiff.drawing.models import Models, load, load_controller, usable_device
 from llmdiff.environment import check_extra
 from llmdiff.errors import PromptError
 from llmdiff.files import is_blank
@@ -45,6 +41,7 @@ Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where to wri
 
 
 @app.command(cls=Verb)
+@takes_models("device", "dtype", "trust_remote_code", "reword_url", "reword_model")
 def scores(
     prompt: Prompt,
     out: Out,
@@ -58,9 +55,8 @@ def scores(
     lone: Annotated[Lone, typer.Option("--lone", help="What a token alone sees, if there is no adapter.")] = (
         Lone.with_bos
     ),
-    via: Via = None,
-    via_model: ViaModel = None,
-    device: Device = None,
+    *,
+    models: Models,
 ) -> None:
     """Show every block's updates, score and share of the text encoding, as plots, a page and JSON.
 
@@ -69,63 +65,56 @@ def scores(
     set_up(verbose=False)
     _check(prompt)
     check_extra("inspect", "matplotlib")
-    from llmdiff.drawing import models as loading
+    import torch
+
     from llmdiff.files import writable_folder
     from llmdiff.language.llm import DecoderLLM
     from llmdiff_lab.inspection.score_plots import save_scores
     from llmdiff_lab.inspection.scores import inspect_scores
 
     writable_folder(out)
-    place = loading.usable_device(device)
-    models = loading.Models(adapter=adapter or "openmoji", llm=llm, via=via, via_model=via_model)
+    place = usable_device(models.device)
+    rewording = models.control.rewording
     if adapter is None and llm is not None:
-        advice = loading.advice_of(models)
-        alone = DecoderLLM.from_pretrained(llm, device=place)
-        alone.advice = advice
-        report = inspect_scores(alone, prompt, lone=lone.value)
+        alone = DecoderLLM.from_pretrained(
+            llm,
+            device=place,
+            dtype=getattr(torch, models.dtype),
+            trust_remote_code=models.trust_remote_code,
+        )
+        report = inspect_scores(alone, prompt, lone=lone.value, rewording=rewording)
     else:
-        controller = loading.load_controller(models, device=place)
-        report = inspect_scores(controller.llm, prompt, adapter=controller.adapter)
+        models = replace(models, adapter=adapter or "openmoji", llm=llm)
+        controller = load_controller(models, device=place)
+        report = inspect_scores(controller.llm, prompt, adapter=controller.adapter, rewording=rewording)
     for path in save_scores(report, out):
         typer.echo(path)
 
 
 @app.command(cls=Verb)
+@takes_models()
 def attention(
     prompt: Prompt,
     out: Out,
     seed: Annotated[int, number("--seed", bounds.SEED, help="Seed of the picture.")] = 0,
     steps: Steps = 20,
     guidance_scale: Guidance = 3.0,
-    scale: Scale = None,
-    adapter: Adapter = "openmoji",
-    pipeline: Pipeline = None,
-    via: Via = None,
-    via_model: ViaModel = None,
-    via_answers: ViaAnswers = 1,
-    device: Device = None,
+    *,
+    models: Models,
 ) -> None:
     """Draw a picture and show where each word was looked at, in all and step by step."""
     set_up(verbose=False)
     _check(prompt)
     check_extra("inspect", "matplotlib")
-    from llmdiff.drawing import models as loading
     from llmdiff.drawing.attention_maps import draw_with_maps
     from llmdiff.files import writable_folder
     from llmdiff_lab.inspection.attention_plots import save_maps
 
     writable_folder(out)
-    models = loading.Models(
-        adapter=adapter,
-        pipeline=pipeline,
-        device=device,
-        via=via,
-        via_model=via_model,
-        via_answers=via_answers,
+    controller, pipe = load(models)
+    maps = draw_with_maps(
+        controller, pipe, prompt, models.control, seed=seed, steps=steps, guidance_scale=guidance_scale
     )
-    controller, pipe = loading.load(models)
-    drawing: dict[str, Any] = {"scale": scale, "seed": seed, "steps": steps, "guidance_scale": guidance_scale}
-    maps = draw_with_maps(controller, pipe, prompt, **drawing)
     for path in save_maps(maps, out):
         typer.echo(path)
 

@@ -4,7 +4,7 @@ OUT/settings.json
 OUT/runs/   see `trainings`; beside them:
 OUT/runs/SYSTEM/seed-N/evaluation/   pictures, scores and figures, see `evaluate_suite`
 OUT/report.json  OUT/report.md  OUT/report.html
-OUT/logs/   where systems run side by side, see `side_by_side`
+OUT/logs/   where several workers share the work, see `fill`
 """
 
 import gc

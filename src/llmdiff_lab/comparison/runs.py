@@ -22,8 +22,8 @@ EXACT = "scenes"
 IN_FULL = "in full"
 """In it: the losses of the trainings in full."""
 
-# Of a training's folder, in the order in which they are trained, see `train_conditioning`.
-_STAGES = ("gains", "warm", "main")
+# Of a training's folder, in the order in which they are trained, see `AdapterTraining`.
+_STAGES = ("gains", "warm-start", ".")
 _FROM_TEXT = "unexplained"  # the loss of steps on captions alone
 
 Exact = NDArray[np.float64]

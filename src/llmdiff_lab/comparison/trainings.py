@@ -2,7 +2,8 @@
 
 RUNS/SYSTEM/seed-N/training/   logs and checkpoints      RUNS/SYSTEM/seed-N/model/   what was trained
 RUNS/SYSTEM/seed-N/trained.json   its cost               RUNS/SYSTEM/search.json   the learning rates that were tried
-RUNS/SYSTEM/readings.safetensors   what it reads of the captions, where that is the same for all seeds
+RUNS/SYSTEM/readings/   what it reads of the captions, where that is the same for all seeds
+RUNS/store/   the latents of the captions' pictures, for all systems
 """
 
 import gc
@@ -21,23 +22,25 @@ from diffusers import StableDiffusionPipeline
 from llmdiff.adapter.base_pipeline import load_base_pipeline
 from llmdiff.files import whole_folder, write_whole
 from llmdiff.language.llm import DecoderLLM
+from llmdiff.training.adapter_training import AdapterTraining
+from llmdiff.training.conditioning import Conditioning
+from llmdiff.training.config import TrainConfig
+from llmdiff.training.data import Samples
 from llmdiff.training.log import read_log
+from llmdiff.training.prepare import fill_latents, latent_store, load_samples, missing_latents
 from llmdiff_lab.comparison.memory import PeakMemory
 from llmdiff_lab.comparison.names import BASE, BASE_LONGER, TITLES, SystemName
 from llmdiff_lab.comparison.runs import IN_FULL, SEARCH_NAME, read_search
 from llmdiff_lab.comparison.settings import BenchmarkSettings
-from llmdiff_lab.rivals.conditioning import Conditioning
 from llmdiff_lab.rivals.encoder import EncoderStates
 from llmdiff_lab.rivals.registry import RivalInputs, create, rival
 from llmdiff_lab.rivals.storage import load_rival, save_rival
 from llmdiff_lab.world_build import denoiser
 from llmdiff_lab.world_build.build import Build
-from llmdiff_lab.world_build.captioned import CaptionedScenes, Teacher, create_teacher
-from llmdiff_lab.world_build.llm_adapter import held_out_loss, train_conditioning
+from llmdiff_lab.world_build.llm_adapter import adapter_config
 from llmdiff_lab.world_build.presets import Preset
 
 _CALIBRATION_CAPTIONS = 256
-_HELD_OUT_BATCHES = 16
 # Of the loss on held-out scenes. Seeds of one system differ by as much.
 _CLEARLY = 1e-3
 
@@ -68,8 +71,10 @@ class Trainings:
         """Draw the scenes and load the readers that trainings of these systems need."""
         rivals = [SystemName.of(name).rival for name in systems]
         needs = {rival(name).needs for name in rivals if name not in TITLES}
-        if set(systems) - {BASE}:
-            _ = self._data
+        if BASE_LONGER in systems:
+            self.build.scenes()
+        if set(systems) - {BASE, BASE_LONGER}:
+            _ = self._samples
         for kind in needs:
             self._reader(kind)
 
@@ -110,13 +115,24 @@ class Trainings:
         )
 
     @cached_property
-    def _data(self) -> Any:
-        return self.build.scenes()
+    def _samples(self) -> Samples:
+        """Return the scenes and captions that all rivals are trained on, their latents in the store."""
+        config = self._config(self.preset, self.folder)
+        samples, vae = load_samples(config, self.pipe), self.pipe.vae
+        store = latent_store(config, vae, samples)
+        fill_latents(store, vae, samples, missing_latents(store, samples))
+        return samples
 
-    @cached_property
-    def _teacher(self) -> Teacher:
-        """Return the base's text states of the captions, which all rivals learn first."""
-        return create_teacher(self.preset, self._data, self.pipe)
+    def _config(self, preset: Preset, folder: Path, seed: int = 0) -> TrainConfig:
+        return adapter_config(
+            preset,
+            folder,
+            base=str(self.build.folder / "denoiser" / "pipeline"),
+            store=self.folder / "store",
+            device=self.build.device,
+            seed=preset.seed + seed,
+            validate_once=True,
+        )
 
     def _train_rival(self, system: SystemName, place: Path, seed: int) -> None:
         name, searched = system.rival, len(self.settings.learning_rates) > 1
@@ -139,7 +155,7 @@ class Trainings:
         with PeakMemory(self.build.device) as memory:
             trained = self._train_on_captions(name, preset, conditioning, place / "training", seed)
         save_rival(conditioning, name, parts, place / "model")
-        loss = self._held_out_loss(preset, conditioning)
+        loss = held_out_loss(place / "training")
         return self._record(
             place,
             trained,
@@ -153,16 +169,16 @@ class Trainings:
         self, name: str, preset: Preset, conditioning: Conditioning, folder: Path, seed: int = 0
     ) -> int:
         """Train on the captions, the same for all seeds, and return the number of trained parameters."""
-        return train_conditioning(
-            preset,
-            self._data,
+        training = AdapterTraining(
+            self._config(preset, folder, seed),
             self.pipe,
+            self._samples,
             conditioning,
-            folder,
-            seed=preset.seed + seed,
-            teacher=self._teacher,
-            readings=self.folder / name / "readings.safetensors",
+            must_match={"rival": name, "reader": conditioning.source_id},
+            readings=self.folder / name / "readings",
         )
+        training.train()
+        return sum(training.trained.values())
 
     def _train_base(self, place: Path, seed: int) -> None:
         pipe = self.build.pipeline()
@@ -174,7 +190,7 @@ class Trainings:
         )
         with PeakMemory(self.build.device) as memory:
             denoiser.train_on(
-                settings, self._data, pipe, place / "training" / "main", wording=settings.adapter_wording
+                settings, self.build.scenes(), pipe, place / "training", wording=settings.adapter_wording
             )
         with whole_folder(place / "model") as partial:
             pipe.save_pretrained(partial)
@@ -190,7 +206,7 @@ class Trainings:
 
     def _record(self, place: Path, trained: int, peak_gb: float, **more: Any) -> dict[str, Any]:
         """Return the content of trained.json for a training."""
-        lines = read_log(place / "training" / "main" / "log.jsonl")
+        lines = read_log(place / "training" / "log.jsonl")
         speeds = [line["steps_per_s"] for line in lines if "steps_per_s" in line]
         return {
             "trained_parameters": trained,
@@ -258,21 +274,17 @@ class Trainings:
         conditioning = create(name, self._parts(name, 0))
         folder = self.folder / name / "search" / (f"lr-{rate}" + ("-in-full" if share == 1.0 else ""))
         self._train_on_captions(name, preset, conditioning, folder)
-        return self._held_out_loss(preset, conditioning)
-
-    def _held_out_loss(self, preset: Preset, conditioning: Conditioning) -> float:
-        return held_out_loss(preset, self._data, self.pipe, conditioning, batches=_HELD_OUT_BATCHES)
+        return held_out_loss(folder)
 
     def _parts(self, name: str, seed: int, *, calibrate: bool = True) -> RivalInputs:
         preset = self.preset
-        captions = CaptionedScenes.draw(
-            self._data, _CALIBRATION_CAPTIONS, preset.seed, preset.adapter_wording
-        ).captions[:-1]
+        count = min(_CALIBRATION_CAPTIONS, len(self._samples)) if calibrate else 0
+        captions = [text for index in range(count) for text, _ in self._samples.texts(index)]
         return RivalInputs(
             pipe=self.pipe,
             template=preset.adapter_template,
             lone=preset.adapter_lone,
-            captions=captions if calibrate else (),
+            captions=captions,
             base_model_id="openmoji",
             seed=preset.seed + seed + 3,
             **self._reader(rival(name).needs),
@@ -287,6 +299,13 @@ class Trainings:
             load: Any = DecoderLLM.from_pretrained if kind == "llm" else EncoderStates.from_pretrained
             self._readers[kind] = load(name, device=device)
         return {kind: self._readers[kind]}
+
+
+def held_out_loss(training: Path) -> float:
+    """Return the mean loss of a finished training on scenes that none is trained on, the same for all."""
+    return [
+        line["validation_loss"] for line in read_log(training / "log.jsonl") if "validation_loss" in line
+    ][-1]
 
 
 def _scaled(preset: Preset, times: float) -> Preset:

@@ -10,8 +10,8 @@ from llmdiff.language.blocks import Lone
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.language.score_groups import GroupedScores, encode_groups, sum_groups
-from llmdiff.training.bank import GroupBank, by_length, in_batches
 from llmdiff.types import TextEncoding
+from llmdiff_lab.inspection.caption_bank import GroupBank, by_length, in_batches
 
 Sum = Literal["paper", "guided", "plain"]
 _BATCH = 16

@@ -18,8 +18,8 @@ from llmdiff.language.llm import DecoderLLM
 from llmdiff.openmoji.captions import caption
 from llmdiff.openmoji.contents import SPLITS, Split, World
 from llmdiff.openmoji.scenes import Content
-from llmdiff.training.bank import EncodingBank, by_length, in_batches
 from llmdiff_lab.inspection.block_sums import BlockSums, Sum
+from llmdiff_lab.inspection.caption_bank import EncodingBank, by_length, in_batches
 from llmdiff_lab.inspection.probes import Batch, Targets, probe_answers, read_rightly, train_probe
 from llmdiff_lab.rivals.encoder import EncoderStates
 from llmdiff_lab.rivals.last_hidden import LastHiddenStates

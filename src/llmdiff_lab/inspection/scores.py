@@ -12,10 +12,10 @@ from torch import Tensor
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.processors import CrossAttentionBranch
 from llmdiff.errors import ConfigError
-from llmdiff.language.advice import readings
 from llmdiff.language.blocks import Lone, run_blocks
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
+from llmdiff.language.rewording import Rewording, readings
 
 Rows = tuple[tuple[float, ...], ...]
 
@@ -107,11 +107,12 @@ def inspect_scores(
     adapter: LLMDiffAdapter | None = None,
     lone: Lone = "token+bos",
     calibration_prompts: Sequence[str] | None = None,
+    rewording: Rewording | None = None,
 ) -> ScoreReport:
     """Return the report of one prompt: with an adapter's gains, or with all gains 1 for an LLM alone.
 
-    Without an adapter, scales are calibrated on `calibration_prompts`, or on the prompt itself. Where a closed LLM
-    answers (`llm.advice`), the first answer and the prompt are read together, as for a picture.
+    Without an adapter, scales are calibrated on `calibration_prompts`, or on the prompt itself. With
+    `rewording`, the closed LLM's first answer and the prompt are read together, as for a picture.
 
     Raises:
         ConfigError: the adapter does not read blocks (it was made on states of another kind).
@@ -127,7 +128,7 @@ def inspect_scores(
         raise ConfigError("the adapter sums no blocks (its encoding is None): there are no scores to look at")
     else:
         context = adapter.context
-    text, before = readings(prompt, prompt, llm.advice)[0]
+    text, before = readings(prompt, prompt, rewording)[0]
     tokens = llm.tokenize([text], template=context.template, max_length=context.max_length, contexts=[before])
     seen = _Seen(context)
     run_blocks(llm, tokens, lone=context.lone, visit=seen.visit)

@@ -4,7 +4,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,8 @@ from llmdiff.adapter.attach import is_attached
 from llmdiff.adapter.installation import installation_on
 from llmdiff.adapter.texts import negative_texts, prompt_texts
 from llmdiff.errors import AttachError, UnsupportedPipelineError
+from llmdiff.training.conditioning import Conditioning, Stage
 from llmdiff.types import TextEncoding
-from llmdiff_lab.rivals.conditioning import Conditioning, Keeps, Stage
 
 _HIDDEN = -10_000.0  # as diffusers' U-Net adds to the scores of what it may not see
 
@@ -34,7 +34,7 @@ class Connector(nn.Module, ABC):
 
     id: str
     layers: tuple[str, ...] = ()
-    keeps: Keeps = "encodings"
+    keeps: Literal["encodings", "nothing"] = "encodings"
 
     @abstractmethod
     def read(self, prompts: Sequence[str]) -> Any:
@@ -73,8 +73,8 @@ class ConnectorConditioning(Conditioning):
             name="main",
             keeps=connector.keeps,
             read=connector.read,
-            condition=lambda raw, _: packed(connector.carried(raw)),
-            fixed=True,
+            condition=lambda raw, _: (packed(connector.carried(raw)), None),
+            key="fixed",
         )
 
     def layer_inputs(self, states: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor | None]:

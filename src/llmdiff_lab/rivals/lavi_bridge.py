@@ -34,7 +34,7 @@ class LaviBridgeConnector(Connector):
         draws A with standard deviation 1 / rank.
     """
 
-    keeps = "texts"
+    keeps = "nothing"
 
     def __init__(
         self,
@@ -87,8 +87,8 @@ class LaviBridgeConnector(Connector):
             ids[b, : len(run)] = torch.tensor(run)
             places[b, 1 : len(row)] = torch.arange(len(run) - len(row) + 1, len(run))
         # Padded on the right under a causal mask: no real token sees padding.
-        with self.llm_lora.applied(llm.model.base_model):
-            output: Any = llm.model.base_model(input_ids=ids.to(llm.device), use_cache=False)
+        with self.llm_lora.applied(llm.text_model):
+            output: Any = llm.text_model(input_ids=ids.to(llm.device), use_cache=False)
         last: Tensor = output.last_hidden_state.float()
         places, mask = places.to(last.device), tokens.token_mask.to(last.device)
         kept = last.gather(1, places[..., None].expand(-1, -1, last.shape[-1]))
@@ -109,8 +109,8 @@ def denoiser_lora(denoiser: nn.Module, *, rank: int = RANK, dropout: float = DRO
 
 
 def llm_lora(llm: DecoderLLM, *, rank: int = RANK, dropout: float = DROPOUT) -> RemovableLora:
-    """Return new LoRA layers for `llm.model.base_model`, in the places where LaVi-Bridge has them."""
-    model = llm.model.base_model
+    """Return new LoRA layers for `llm.text_model`, in the places where LaVi-Bridge has them."""
+    model = llm.text_model
     # The class is called LlamaAttention, MistralAttention and so on.
     attention = frozenset(
         type(module).__name__ for module in model.modules() if type(module).__name__.endswith("Attention")

@@ -13,9 +13,9 @@ from llmdiff.adapter.refiner import LAYERS
 from llmdiff.errors import ConfigError
 from llmdiff.language.blocks import Lone
 from llmdiff.language.llm import DecoderLLM
+from llmdiff.training.conditioning import Conditioning
 from llmdiff_lab.rivals.base_text import BaseTextStates
 from llmdiff_lab.rivals.block_posterior import BlockPosterior
-from llmdiff_lab.rivals.conditioning import Conditioning
 from llmdiff_lab.rivals.connector import Connector, ConnectorConditioning, check_family
 from llmdiff_lab.rivals.context_only import ContextOnly
 from llmdiff_lab.rivals.ella import EllaConnector

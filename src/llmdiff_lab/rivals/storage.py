@@ -8,7 +8,7 @@ from typing import Any
 from llmdiff.adapter.storage import load_adapter_files, save_adapter_files
 from llmdiff.checks.bounds import short
 from llmdiff.errors import AdapterMismatchError, ConfigError
-from llmdiff_lab.rivals.conditioning import Conditioning
+from llmdiff.training.conditioning import Conditioning
 from llmdiff_lab.rivals.registry import RivalInputs, create, rival
 
 

@@ -1,28 +1,28 @@
 """The library's adapter as a `Conditioning`, on states of any source, with single parts removed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, cast
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from llmdiff.adapter import families
-from llmdiff.adapter.adapter import LLMDiffAdapter, uses_muon
+from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.attach import attach, detach
 from llmdiff.adapter.installation import install
-from llmdiff.adapter.processors import CrossAttentionBranch
 from llmdiff.errors import ConfigError
-from llmdiff.language.score_groups import GroupedScores, encode_groups, sum_groups
+from llmdiff.training import adapter_conditioning
+from llmdiff.training.conditioning import Conditioned, Stage
 from llmdiff.types import TextEncoding
-from llmdiff_lab.rivals.conditioning import Conditioning, Stage
 from llmdiff_lab.rivals.learned_source import LearnedSource
 from llmdiff_lab.rivals.lora import RemovableLora
 
 Branches = Literal["both", "pretrained", "new"]
 
 
-class AdapterConditioning(Conditioning):
+class AdapterConditioning(adapter_conditioning.AdapterConditioning):
     """An `LLMDiffAdapter` behind a source of states.
 
     The source is a `DecoderLLM` if the adapter has a context encoding, a `LearnedSource` that is trained as well, or
@@ -55,25 +55,24 @@ class AdapterConditioning(Conditioning):
             raise ConfigError(
                 "llm_lora needs an adapter with a context encoding; states that are read once do not learn"
             )
-        self.adapter = adapter
+        super().__init__(adapter, source, gains="first" if learn_gains else "frozen", noise=noise)
         self.source = source
-        self.source_id = source.id
-        self.learn_gains = learn_gains
-        self.noise = noise
-        self.modules: dict[str, nn.Module] = {"adapter": adapter}
         if isinstance(source, LearnedSource):
             self.modules["source"] = source
         self.denoiser_lora, self.llm_lora = denoiser_lora, llm_lora
         for name, lora in (("denoiser_lora", denoiser_lora), ("llm_lora", llm_lora)):
             if lora is not None:
                 self.modules[name] = lora
-        if adapter.context is not None and not noise:
-            adapter.context.h_raw.requires_grad_(False).zero_()
+        if adapter.context is not None:
+            if not learn_gains:
+                adapter.context.requires_grad_(False)
+            if not noise:
+                adapter.context.h_raw.requires_grad_(False).zero_()
         self._remove_branch(branches)
 
     @torch.no_grad()
     def _remove_branch(self, branches: Branches) -> None:
-        for branch in self._branches():
+        for branch in self.branches():
             if branches == "pretrained":
                 # The new branch is not trained, and its output is multiplied by zero.
                 branch.requires_grad_(False)
@@ -90,65 +89,44 @@ class AdapterConditioning(Conditioning):
     def stages(self) -> Iterator[Stage]:
         """Yield "gains" if the source or the context encoding has gains, then "main"."""
         if self.adapter.context is not None:
-            yield from self._context_stages()
+            for stage in super().stages():
+                trained = self.llm_lora is not None and stage.name == "main"
+                # Gains differ from seed to seed: what is read with them is of no use to other runs.
+                yield (
+                    self._lora_stage()
+                    if trained
+                    else replace(stage, key=stage.key if self.gains == "frozen" else None)
+                )
             return
-        if isinstance(self.source, LearnedSource):
-            source = self.source
+        source, learns = self.source, isinstance(self.source, LearnedSource)
+        if learns:
             yield Stage(
                 name="gains",
                 keeps="encodings",
                 read=source.read,
-                condition=lambda raw, _: self._condition(source.combine(raw)),
+                condition=lambda raw, _: self.adapter.condition(source.combine(raw)),
             )
             source.requires_grad_(False)
         yield Stage(
             name="main",
             keeps="encodings",
-            read=self.source.encode,
-            condition=lambda raw, _: self._condition(raw),
-            fixed=not isinstance(self.source, LearnedSource),
+            read=source.encode,
+            condition=lambda raw, _: self.adapter.condition(raw),
+            key=None if learns else "fixed",
         )
 
-    def _context_stages(self) -> Iterator[Stage]:
-        context, llm = self.adapter.context, self.source
-        assert context is not None
-
-        def with_gains(raw: GroupedScores, generator: torch.Generator | None) -> Tensor:
-            states = sum_groups(context, raw, generator=generator if self.noise else None)
-            return self._condition(TextEncoding(states=states, token_mask=raw.token_mask))
-
-        def with_noise(raw: TextEncoding, generator: torch.Generator | None) -> Tensor:
-            if not self.noise or generator is None:
-                return self._condition(raw)
-            states = context.noised(raw.states, raw.token_mask, generator)
-            return self._condition(TextEncoding(states=states, token_mask=raw.token_mask))
-
-        def with_reader(raw: list[str], generator: torch.Generator | None) -> Tensor:
+    def _lora_stage(self) -> Stage:
+        def condition(texts: list[str], generator: torch.Generator | None) -> Conditioned:
             with self._llm_extended():
-                noise, learns = generator if self.noise else None, torch.is_grad_enabled()
-                return self._condition(context.encode(llm, raw, generator=noise, gradients=learns))
+                encoding: TextEncoding = self.context.encode(
+                    self.source,
+                    texts,
+                    generator=generator if self.noise else None,
+                    gradients=torch.is_grad_enabled(),
+                )
+                return self.adapter.condition(encoding)
 
-        if self.learn_gains:
-            yield Stage(
-                name="gains",
-                keeps="scores",
-                read=lambda part: encode_groups(context, llm, part, groups=context.num_blocks),
-                condition=with_gains,
-            )
-        context.requires_grad_(False)
-        if self.llm_lora is not None:
-            yield Stage(name="main", keeps="texts", read=list, condition=with_reader)
-            return
-        yield Stage(
-            name="main",
-            keeps="encodings",
-            read=lambda part: context.encode(llm, part),
-            condition=with_noise,
-            fixed=not self.learn_gains,
-        )
-
-    def _condition(self, encoding: TextEncoding) -> Tensor:
-        return self.adapter.condition(encoding)[0]
+        return Stage(name="main", keeps="nothing", read=list, condition=condition)
 
     @contextmanager
     def installed(self, denoiser: nn.Module) -> Iterator[None]:
@@ -176,16 +154,4 @@ class AdapterConditioning(Conditioning):
             return nullcontext()
         llm = self.source
         llm.prefix_states(llm.tokenize("", template=self.adapter.context.template).prefix_ids)
-        return self.llm_lora.applied(llm.model.base_model)
-
-    def uses_muon(self, name: str) -> bool:
-        """Return whether Muon optimises the parameter: new branches and the refiner's blocks."""
-        return uses_muon(name)
-
-    def figures(self) -> Mapping[str, float]:
-        """Return the mean gates of both branches."""
-        gates = torch.stack([torch.stack(branch.gates()) for branch in self._branches()]).detach().mean(0)
-        return {"gate_pretrained": float(gates[0]), "gate_new": float(gates[1])}
-
-    def _branches(self) -> list[CrossAttentionBranch]:
-        return [cast(CrossAttentionBranch, branch) for branch in self.adapter.branches.values()]
+        return self.llm_lora.applied(llm.text_model)

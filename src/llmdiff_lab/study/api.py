@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from llmdiff.errors import ConfigError
 from llmdiff.serving.errors import ApiError, error_response, install_error_handlers
 from llmdiff.serving.logs import log_as_json
-from llmdiff.serving.request_guard import Guard, own_hosts
+from llmdiff.serving.request_guard import RequestGuard, own_hosts
 from llmdiff.serving.server import listen, run_server, say_listening
 from llmdiff_lab.study.model import InvalidAnswerError, StudyFullError, UnknownRaterError
 from llmdiff_lab.study.store import StudyStore
@@ -97,7 +97,10 @@ def create_study_app(folder: str | Path, *, max_raters: int = 1000, public_url: 
     _install_page(app, store)
     _install_api(app, store, Path(folder) / PICTURES_NAME, max_raters)
     app.add_middleware(
-        Guard, max_body_bytes=_MAX_BODY_BYTES, body_timeout_s=_BODY_TIMEOUT_S, hosts=own_hosts(public_url)
+        RequestGuard,
+        max_body_bytes=_MAX_BODY_BYTES,
+        body_timeout_s=_BODY_TIMEOUT_S,
+        hosts=own_hosts(public_url),
     )
     return app
 

@@ -25,6 +25,8 @@ from llmdiff_lab.study.model import (
 
 STORE_NAME = "study.sqlite"
 _VERSION = 1
+# A rater first sees what the study is about.
+_PAIRS_BEFORE_CHECKS = 5
 # Only a random token and the answers are stored of a rater: no names, no addresses, no times.
 _SCHEMA = """
 CREATE TABLE study (version INTEGER NOT NULL, settings TEXT NOT NULL);
@@ -127,8 +129,7 @@ class StudyStore:
             given.sort(key=lambda row: row[1])
             chosen = [pair for pair, _ in given[: self.settings.pairs_per_rater or len(given)]]
             checks = [row[0] for row in cursor.execute("SELECT id FROM pairs WHERE first IS NULL")]
-            order = chosen + checks
-            rng.shuffle(order)
+            order = _with_checks(chosen, checks, rng)
             cursor.executemany(
                 "INSERT INTO places VALUES (?, ?, ?, ?)",
                 [(rater, at, pair, rng.randrange(2)) for at, pair in enumerate(order)],
@@ -282,6 +283,16 @@ class StudyStore:
                 cursor.execute("ROLLBACK")
                 raise
             cursor.execute("COMMIT")
+
+
+def _with_checks(pairs: list[int], checks: list[int], rng: random.Random) -> list[int]:
+    """Return the pairs with the attention checks at random places, none of them among the first few pairs."""
+    order = list(pairs)
+    rng.shuffle(order)
+    for check in checks:
+        first = min(_PAIRS_BEFORE_CHECKS, len(order))
+        order.insert(rng.randint(first, len(order)), check)
+    return order
 
 
 def _check_room(cursor: sqlite3.Cursor, max_raters: int) -> None:

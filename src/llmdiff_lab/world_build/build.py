@@ -22,7 +22,7 @@ from llmdiff.drawing.models import usable_device
 from llmdiff.evaluation.metrics.models import ImageTextModel
 from llmdiff.evaluation.suites.scenes_check import SceneChecker
 from llmdiff.language.gguf import llmdiff_home
-from llmdiff.language.llm import DecoderLLM
+from llmdiff.training.trainer import train_adapter
 from llmdiff_lab.world_build import autoencoder, checker, dataset, denoiser, llm_adapter, siglip, text_encoder
 from llmdiff_lab.world_build.presets import Preset, preset
 from llmdiff_lab.world_build.ship import ship
@@ -154,11 +154,12 @@ class Build(StagedBuild):
         """Return the trained adapter."""
 
         def make() -> dict[str, Any]:
-            llm = DecoderLLM.from_pretrained(self.preset.llm, device=self.device)
-            pipe, data = self.pipeline(), self.scenes()
-            model = llm_adapter.create_adapter(self.preset, data, pipe, llm)
-            llm_adapter.train_llm_adapter(self.preset, data, pipe, llm, model, self.folder / "adapter")
-            save_model(model, self.folder / "adapter" / "model")
+            self.denoiser()
+            folder, base = self.folder / "adapter", str(self.folder / "denoiser" / "pipeline")
+            config = llm_adapter.adapter_config(self.preset, folder, base=base, device=self.device)
+            model = LLMDiffAdapter.from_pretrained(train_adapter(config))
+            model.register_to_config(base_model_id="openmoji")
+            save_model(model, folder / "model")
             return {}
 
         self.stage("adapter", make)

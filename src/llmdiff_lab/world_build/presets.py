@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from llmdiff.errors import ConfigError
-from llmdiff.openmoji.captions import Wording
+from llmdiff.training.scene_sources import Wording
 
 # Its words lift what a linear reader finds of synonyms and descriptions: speed/templates.py.
 SIMPLE_WORDS = (
@@ -66,7 +66,6 @@ class Preset:
     adapter_encoding: Literal["guided", "paper"] = "guided"
     adapter_lone: Literal["token", "token+bos"] = "token+bos"
     adapter_template: str | None = SIMPLE_WORDS
-    adapter_scale: float = 1.0
     adapter_refiner_layers: int = 4
     adapter_wording: Wording = "reworded"
     adapter_captions: int = 24_000

@@ -264,8 +264,6 @@ def run_world_build(
             raise ConfigError(
                 f"{option}: got {stage!r}, expected one of {', '.join(STAGES)} with preset {preset_name}"
             )
-    if minutes is not None and not 0 < minutes < 10_000:
-        raise ConfigError(f"--minutes: got {minutes:g}, expected more than 0 and less than 10,000")
     if "3d" in preset.styles and fluent is None:
         raise ConfigError(
             f"--fluent: got none, but preset {preset_name} draws in style 3d: pass the folder of the npm package "

@@ -85,7 +85,7 @@ def map_loss(logits: Tensor, maps: Tensor, sizes: tuple[int, ...]) -> Tensor:
 
     Shapes: logits (B, sum of sizes, S, S); maps (B, layers, S, S) integers; result ().
     """
-    layers = torch.split(logits.float(), sizes, dim=1)
+    layers = torch.split(logits.float(), list(sizes), dim=1)
     return torch.stack([F.cross_entropy(layer, maps[:, i].long()) for i, layer in enumerate(layers)]).sum()
 
 

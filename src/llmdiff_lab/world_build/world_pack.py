@@ -73,7 +73,7 @@ def unpack(source: Path, build: Path) -> None:
         with whole_folder(build) as partial:
             with tarfile.open(fileobj=packed) as archive:
                 archive.extractall(partial, filter="data")
-            for path in partial.rglob("*.safetensors"):
+            for path in list(partial.rglob("*.safetensors")):
                 if path.name == _RUN_TENSORS:
                     _restore_run(path)
                 else:
@@ -118,7 +118,8 @@ def _converted(tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str
 
 
 def _archive(members: dict[str, bytes]) -> bytes:
-    packed, first = io.BytesIO(), {}
+    packed = io.BytesIO()
+    first: dict[bytes, str] = {}
     with tarfile.open(fileobj=packed, mode="w") as archive:
         for name, data in sorted(members.items()):
             member, same = tarfile.TarInfo(name), first.setdefault(data, name)

@@ -28,6 +28,9 @@ def train_vae(
     """
     torch.manual_seed(preset.seed)
     vae = create_vae(preset).to(device, memory_format=torch.channels_last)
+    if preset.compile:
+        vae.encoder.compile()
+        vae.decoder.compile()
     stored = torch.from_numpy(pictures).to(device)
     side = preset.image_size_px // 2 ** (len(preset.vae_channels) - 1)
 
@@ -56,6 +59,8 @@ def refine_decoder(
     """
     vae = vae.to(device, memory_format=torch.channels_last).requires_grad_(False)
     vae.decoder.requires_grad_(True).train()
+    if preset.compile:
+        vae.decoder.compile()
     stored, rms = torch.from_numpy(pictures).to(device), 1 / vae.config.scaling_factor
 
     def step_loss(part: StepPart) -> tuple[Tensor, dict[str, float]]:

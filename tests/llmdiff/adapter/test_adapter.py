@@ -142,6 +142,23 @@ def test_save_and_load_are_inverses(
     assert sorted(path.name for path in saved.iterdir()) == [CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME]
 
 
+def test_gates_that_were_saved_without_dimensions_are_loaded(adapter: LLMDiffAdapter, saved: Path) -> None:
+    change = {
+        name: tensor.reshape(()) if name.endswith((".a1", ".b1", ".a2", ".b2")) else tensor
+        for name, tensor in load_file(saved / WEIGHTS_NAME).items()
+    }
+    assert any(tensor.ndim == 0 for tensor in change.values())
+    save_file(change, saved / WEIGHTS_NAME)
+    write_manifest(saved, [CONFIG_NAME, WEIGHTS_NAME])
+    loaded = LLMDiffAdapter.from_pretrained(saved).state_dict()
+    for name, tensor in adapter.state_dict().items():
+        assert torch.equal(loaded[name], tensor)
+    save_file(change | {"phi.bias": change["phi.bias"][0].reshape(())}, saved / WEIGHTS_NAME)
+    write_manifest(saved, [CONFIG_NAME, WEIGHTS_NAME])
+    with pytest.raises(CorruptWeightsError, match=r"'phi.bias' of shape \(\)"):
+        LLMDiffAdapter.from_pretrained(saved)
+
+
 def test_the_scale_is_saved_and_folders_without_one_have_one(
     pipe: Any, tiny_llm: Any, tmp_path: Path
 ) -> None:
@@ -274,7 +291,7 @@ def test_damaged_folders_are_refused_by_name(
         ({"lone": "both"}, "lone is 'both'"),
         (
             {"lone": "vocabulary"},
-            r"\A[^\n]*lone is 'vocabulary': [^\n]*expected one of 'token', 'token\+bos'\Z",
+            r"\A[^\n]*lone is 'vocabulary': [^\n]*expected 'token' or 'token\+bos'\Z",
         ),
         ({"hidden_size": 0}, "hidden_size is 0"),
         ({"num_blocks": -1}, "num_blocks is -1"),

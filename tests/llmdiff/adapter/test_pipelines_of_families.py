@@ -1,44 +1,62 @@
-"""Every pipeline that a row of the table names draws under LLM control, and gives its base back."""
+"""Every pipeline class that is accepted draws under LLM control, and gives its base back."""
 
 from typing import Any
 
-import diffusers
 import pytest
 import torch
-from tiny.families import BUILDERS, DRAW_OPTIONS
+from tiny.every_pipeline import ACCEPTED, asked, build, pixels
 
-from llmdiff.adapter import FAMILIES, attach, detach
+from llmdiff.adapter import FAMILIES, attach, detach, families
 
-# ControlNets need a second network: see test_companions.py.
-CASES = [(family.name, name) for family in FAMILIES for name in family.pipelines if "ControlNet" not in name]
+CASES = [(family, name) for family, names in ACCEPTED.items() for name in names]
 
 
+def test_every_family_has_pipelines() -> None:
+    assert set(ACCEPTED) == {family.name for family in FAMILIES}
+    assert len(FAMILIES) >= 12
+    assert len(CASES) >= 60
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "name"), CASES, ids=[name for _, name in CASES])
-def test_the_pipeline_draws(family: str, name: str, tiny_llm: Any, make_adapter: Any, draw: Any) -> None:
-    pipe = BUILDERS[family]()
-    given = dict(DRAW_OPTIONS.get(type(pipe).__name__, {}))
-    other = getattr(diffusers, name).from_pipe(pipe)
-    other.set_progress_bar_config(disable=True)
-    if "Img2Img" in name or "Inpaint" in name:
-        given |= {"image": torch.rand(1, 3, 32, 32), "strength": 0.8, "steps": 4}
-        given |= (
-            {} if name.startswith("StableDiffusion") and "Img2Img" in name else {"height": 32, "width": 32}
-        )
-    if "Inpaint" in name:
-        given["mask_image"] = torch.ones(1, 1, 32, 32)
+def test_the_pipeline_draws(family: str, name: str, tiny_llm: Any, make_adapter: Any) -> None:
+    pipe = build(name, family)
+    assert families.family_of(pipe).name == family
 
-    def picture() -> torch.Tensor:
+    def picture(prompt: str = "a cat") -> torch.Tensor:
         torch.manual_seed(3)
-        drawn: torch.Tensor = draw(other, **given)
-        return drawn
+        return pixels(pipe(**asked(pipe, prompt=prompt)))
 
     base = picture()
-    attach(other, tiny_llm, make_adapter(other, tiny_llm))
+    adapter = make_adapter(pipe, tiny_llm)
+    attach(pipe, tiny_llm, adapter)
     ours = picture()
     assert torch.isfinite(ours).all()
     assert (ours - base).abs().max() > 1e-4
-    given["prompt"] = "two dog"
-    assert (picture() - ours).abs().max() > 1e-5  # it is the LLM's text that counts
-    del given["prompt"]
-    detach(other)
+    assert (picture("two dog") - ours).abs().max() > 1e-5  # it is the LLM's text that counts
+    detach(pipe)
     assert torch.equal(picture(), base)
+
+
+# What a pipeline adds to the picture by itself, and the arguments that turn it off.
+GUIDANCE = {
+    name: {key: 0.0 for key in ("pag_scale", "sag_scale") if key[:3].upper() in name}
+    for _, name in CASES
+    if "PAG" in name or "SAG" in name
+}
+
+
+@pytest.mark.parametrize("name", GUIDANCE)
+@pytest.mark.hostile("ignored text")
+def test_the_pipelines_own_guidance_acts(name: str, tiny_llm: Any, make_adapter: Any) -> None:
+    family = next(family for family, names in ACCEPTED.items() if name in names)
+    pipe = build(name, family)
+
+    def picture(**more: Any) -> torch.Tensor:
+        torch.manual_seed(3)
+        return pixels(pipe(**asked(pipe, prompt="a cat", **more)))
+
+    changed = {"without the LLM": (picture() - picture(**GUIDANCE[name])).abs().max()}
+    attach(pipe, tiny_llm, make_adapter(pipe, tiny_llm))
+    changed["with the LLM"] = (picture() - picture(**GUIDANCE[name])).abs().max()
+    assert min(changed.values()) > 1e-4, changed

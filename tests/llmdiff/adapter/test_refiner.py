@@ -148,9 +148,9 @@ def test_its_size_and_what_muon_takes() -> None:
 def test_what_is_no_size_is_refused(
     pipe: Any, tiny_llm: Any, make_adapter: Callable[..., LLMDiffAdapter]
 ) -> None:
-    with pytest.raises(ConfigError, match="refiner_layers is -1: Input should be greater than or equal to 0"):
+    with pytest.raises(ConfigError, match="refiner_layers is -1: expected greater than or equal to 0"):
         make_adapter(pipe, tiny_llm, refiner_layers=-1)
-    with pytest.raises(ConfigError, match="refiner_width is 0: Input should be greater than or equal to 1"):
+    with pytest.raises(ConfigError, match="refiner_width is 0: expected greater than or equal to 1"):
         make_adapter(pipe, tiny_llm, refiner_width=0)
     with pytest.raises(ConfigError, match="2 layers and width 0"):
         TokenRefiner(8, layers=2, width=0)

@@ -198,12 +198,12 @@ def test_a_closed_llm_is_asked_once_and_named_in_the_picture(
     monkeypatch.setenv("LLMDIFF_HOME", str(tmp_path / "home"))
     endpoint = Endpoint(says("b d f"))
     for name in ("one.png", "two.png"):
-        options = ("--steps", 2, "--seed", 1, "--via", endpoint.url, "--via-model", "closed-1")
+        options = ("--steps", 2, "--seed", 1, "--reword-url", endpoint.url, "--reword-model", "closed-1")
         result = run("generate", "zebra", "--out", tmp_path / name, *options)
         assert result.exit_code == 0, result.output
     endpoint.close()
     assert len(endpoint.requests) == 1
-    assert read_metadata(tmp_path / "one.png")["via"] == "closed-1"
+    assert read_metadata(tmp_path / "one.png")["reword_model"] == "closed-1"
     assert run("generate", "zebra", "--out", tmp_path / "plain.png", "--steps", 2, "--seed", 1).exit_code == 0
     assert (pixels(tmp_path / "one.png") == pixels(tmp_path / "two.png")).all()
     assert (pixels(tmp_path / "one.png") != pixels(tmp_path / "plain.png")).any()
@@ -211,9 +211,15 @@ def test_a_closed_llm_is_asked_once_and_named_in_the_picture(
 
 def test_half_an_address_is_refused(run: Llmdiff, tmp_path: Path) -> None:
     out = tmp_path / "a.png"
-    refused(run("generate", "cat", "--out", out, "--via", "https://host/v1"), "via_model", folder=tmp_path)
     refused(
-        run("generate", "cat", "--out", out, "--via", "host", "--via-model", "m"), "'host'", folder=tmp_path
+        run("generate", "cat", "--out", out, "--reword-url", "https://host/v1"),
+        "reword_model",
+        folder=tmp_path,
+    )
+    refused(
+        run("generate", "cat", "--out", out, "--reword-url", "host", "--reword-model", "m"),
+        "'host'",
+        folder=tmp_path,
     )
 
 

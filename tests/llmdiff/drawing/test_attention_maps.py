@@ -10,11 +10,12 @@ from typer.testing import CliRunner
 
 from llmdiff.adapter.cross import TwoBranchAttention
 from llmdiff.adapter.installation import installation_on
+from llmdiff.adapter.settings import Control
 from llmdiff.controller import LLMController
 from llmdiff.drawing.attention_maps import draw_with_maps, words_of
 from llmdiff.errors import ConfigError, PromptError
-from llmdiff.language.advice import Advice
 from llmdiff.language.proxy import ClosedLLM, ProxySettings
+from llmdiff.language.rewording import Rewording
 from llmdiff_lab.cli.main import app
 from llmdiff_lab.inspection.attention_plots import save_maps
 
@@ -115,12 +116,19 @@ def test_the_words_are_those_that_were_encoded(controller, sd_pipe):
 
     plain = draw_with_maps(controller, sd_pipe, "a red apple", steps=1)
     closed = Answers(ProxySettings(url="http://127.0.0.1:9/v1", model="m"))
-    controller.llm.advice = Advice(closed=closed)
-    maps = draw_with_maps(controller, sd_pipe, "zebra", steps=1)
+    maps = draw_with_maps(controller, sd_pipe, "zebra", Control(rewording=Rewording(closed=closed)), steps=1)
     assert maps.prompt == "zebra"
     assert maps.words == plain.words
-    controller.llm.advice = Advice(closed=closed, keep="prompt")
-    assert [word.text for word in draw_with_maps(controller, sd_pipe, "red", steps=1).words] == ["red"]
+    kept = Control(rewording=Rewording(closed=closed, keep="prompt"))
+    assert [word.text for word in draw_with_maps(controller, sd_pipe, "red", kept, steps=1).words] == ["red"]
+
+
+def test_weights_are_no_words(controller, sd_pipe):
+    plain = draw_with_maps(controller, sd_pipe, "a red apple", steps=1)
+    weighted = draw_with_maps(controller, sd_pipe, "a (red:1.5) apple", Control(weighted=True), steps=1)
+    assert weighted.words == plain.words
+    neutral = draw_with_maps(controller, sd_pipe, "a (red:1) apple", Control(weighted=True), steps=1)
+    assert torch.equal(neutral.both, plain.both)
 
 
 def test_slicing_and_prompts_without_words_are_refused_and_nothing_stays_attached(controller, sd_pipe):
@@ -135,7 +143,7 @@ def test_slicing_and_prompts_without_words_are_refused_and_nothing_stays_attache
 def test_files_and_command(controller, sd_pipe, tmp_path):
     maps = draw_with_maps(controller, sd_pipe, PROMPT, steps=2, side=8)
     save_maps(maps, tmp_path / "maps")
-    mixed = draw_with_maps(controller, sd_pipe, PROMPT, steps=2, scale=0.5).picture
+    mixed = draw_with_maps(controller, sd_pipe, PROMPT, 0.5, steps=2).picture
     record = json.loads((tmp_path / "maps" / "attention.json").read_text())
     assert record["words"] == [word.text for word in maps.words]
     assert torch.allclose(torch.tensor(record["both"]), maps.summed(), atol=1e-5)

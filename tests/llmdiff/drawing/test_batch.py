@@ -98,19 +98,19 @@ def test_half_precision_is_other_pictures_that_say_so(batch, tmp_path):
 def test_a_closed_llm_is_asked_about_every_prompt_and_the_pictures_say_so(batch, tmp_path, monkeypatch):
     monkeypatch.setenv("LLMDIFF_HOME", str(tmp_path / "home"))
     endpoint = Endpoint(says("a cat"))
-    via = ("--via", endpoint.url, "--via-model", "closed-1")
+    reword = ("--reword-url", endpoint.url, "--reword-model", "closed-1")
     try:
-        assert len(batch("a", *via)) == 3
+        assert len(batch("a", *reword)) == 3
         assert sorted(body["messages"][1]["content"] for _, _, body in endpoint.requests) == [
             "a car", "a red cat", "two dog",
         ]  # fmt: skip
-        assert read_metadata(tmp_path / "a" / "000001.png")["via"] == "closed-1"
-        assert batch("a", *via) == []
-        assert len(batch("a", *via, "--via-answers", "2")) == 3  # another way to read them
+        assert read_metadata(tmp_path / "a" / "000001.png")["reword_model"] == "closed-1"
+        assert batch("a", *reword) == []
+        assert len(batch("a", *reword, "--reword-answers", "2")) == 3  # another way to read them
         told = read_metadata(tmp_path / "a" / "000001.png")
-        assert told["via_answers"] == "2"
+        assert told["reword_answers"] == "2"
         assert len(endpoint.requests) == 3 + 6
-        assert batch("a", *via, "--via-answers", "2") == []
+        assert batch("a", *reword, "--reword-answers", "2") == []
         assert len(batch("a")) == 3
     finally:
         endpoint.close()
@@ -227,13 +227,20 @@ def test_only_line_ends_end_a_prompt(tmp_path, char):
     assert read_prompts(tmp_path / "prompts.txt") == [f"a poster: hello{char}world", "a dog"]
 
 
-@pytest.mark.slow
+@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["processes", "ray"])
+def engine(request):
+    if request.param:
+        request.getfixturevalue("ray_cluster")
+        return ["--ray"]
+    return []
+
+
 @pytest.mark.timeout(1500)
-def test_two_workers_draw_what_one_process_draws(batch, tmp_path, ray_cluster):
+def test_two_workers_draw_what_one_process_draws(batch, tmp_path, engine):
     batch("alone")
     (tmp_path / "shared").mkdir()
     shutil.copy(tmp_path / "alone" / "000001.png", tmp_path / "shared")  # what a killed run has left
-    drawn = batch("shared", "--ray", "--workers", "2")
+    drawn = batch("shared", *engine, "--workers", "2")
     assert sorted(path[-10:] for path in drawn) == ["000000.png", "000002.png"]
     for name in ("000000.png", "000002.png"):
         assert np.array_equal(_pixels(tmp_path / "alone" / name), _pixels(tmp_path / "shared" / name))

@@ -1,4 +1,4 @@
-"""The verb `evaluate` on tiny models: suites, metrics, shards and what is refused before anything is drawn."""
+"""The verb `evaluate` on tiny models: suites, metrics, workers and what is refused before anything is drawn."""
 
 import json
 import shutil
@@ -67,15 +67,10 @@ def scenes_by_tag(found: dict[str, Any], system: str) -> dict[str, Any]:
     }
 
 
-def test_own_prompts_in_shards_with_a_metric(evaluate: Evaluate, models: Path, tmp_path: Path) -> None:
+def test_own_prompts_by_two_workers_with_a_metric(evaluate: Evaluate, models: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     asked = ("--suite", models / "mine.jsonl", "--metric", "clip-score", "--metric-model", models / "clip")
-    for index in (1, 2):
-        result = evaluate(out, *asked, "--shard", f"{index}/2")
-        assert result.exit_code == 0, result.output
-        assert "run the same without --shard" in result.output
-        assert not (out / "report.json").exists()
-    result = evaluate(out, *asked)
+    result = evaluate(out, *asked, "--workers", 2)
     assert result.exit_code == 0, result.output
     assert "not comparable with published numbers" in result.output
     figures = report(out)
@@ -84,6 +79,9 @@ def test_own_prompts_in_shards_with_a_metric(evaluate: Evaluate, models: Path, t
     assert figures["systems"]["llm"]["metrics"]["clip_score"]["n"] == 3
     assert figures["metrics"] == {"clip-score": str(models / "clip")}
     assert len(list((out / "drawn" / "llm").glob("*.png"))) == 3
+    alone = evaluate(tmp_path / "alone", *asked)
+    assert alone.exit_code == 0, alone.output
+    assert report(tmp_path / "alone")["systems"] == figures["systems"]
     refused = evaluate(out, *asked, "--steps", 2)
     assert refused.exit_code == 1
     assert "pictures drawn with steps 1, expected 2" in refused.stderr
@@ -100,7 +98,7 @@ def test_pictures_of_models_that_were_changed_in_place_are_not_gone_on_with(
     own.register_to_config(llm_id=str(tmp_path / "llm"), base_model_id=str(tmp_path / "pipe"))
     own.save_pretrained(tmp_path / "adapter")
     which = ["--prompts", "1", "--checker", str(models / "checker")]
-    which = [*which, "--shard", "1/2"] if suite == "scenes" else ["--suite", str(models / suite)]
+    which = which if suite == "scenes" else ["--suite", str(models / suite)]
 
     def run() -> Result:
         fixed = ["evaluate", "--adapter", tmp_path / "adapter", "--device", "cpu", "--steps", 1]
@@ -162,7 +160,7 @@ def test_the_prompts_are_those_of_the_world_that_the_pipeline_was_trained_on(
     }
 
 
-def test_scenes_with_metrics_and_in_shards(evaluate: Evaluate, models: Path, tmp_path: Path) -> None:
+def test_scenes_with_metrics_and_by_two_workers(evaluate: Evaluate, models: Path, tmp_path: Path) -> None:
     asked = ("--prompts", 1, "--checker", models / "checker")
     measured = ("--metric", "clip-score", "--metric", "fid", "--metric-model", models / "clip")
     measured = (*measured, "--metric-model", models / "vit")
@@ -179,10 +177,8 @@ def test_scenes_with_metrics_and_in_shards(evaluate: Evaluate, models: Path, tmp
     assert off.exit_code == 0, off.output
     assert report(tmp_path / "off")["settings"]["scale"] == 0.0
     assert scenes_by_tag(report(tmp_path / "off"), "llm") == scenes_by_tag(found, "base")
-    for index in (1, 2):
-        assert evaluate(tmp_path / "out", *asked, "--shard", f"{index}/2").exit_code == 0
-    merged = evaluate(tmp_path / "out", *asked)
-    assert merged.exit_code == 0, merged.output
+    shared = evaluate(tmp_path / "out", *asked, "--workers", 2)
+    assert shared.exit_code == 0, shared.output
     again = report(tmp_path / "out")
     for name in ("base", "llm"):
         assert again["systems"][name]["failed"] == 0
@@ -197,7 +193,6 @@ def test_what_cannot_be_is_said_before_anything_is_drawn(
     for arguments, said in (
         (("--suite", "portraits"), "suite: got 'portraits', expected scenes, dpg-bench"),
         (("--suite", "geneval"), "suite-files: got None"),
-        ((*mine, "--shard", "3/2"), "shard: got '3/2', expected I/N"),
         ((*mine, "--metric", "clip-score"), "metric clip-score: no model"),
         ((*mine, "--metric-model", models / "clip"), "got 1 for 0 metrics"),
         ((*mine, "--metric", "geneval"), "metric geneval: no model"),

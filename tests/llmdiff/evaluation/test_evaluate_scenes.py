@@ -126,7 +126,7 @@ def test_everything_is_written_and_every_system_gets_the_same(tmp_path: Path) ->
     assert [line["prompt"] for line in lines] == [row.prompt for row in suite]
     exact = [line["values"]["scenes"] for line in lines]
     assert report["systems"]["llm"]["metrics"]["scenes"]["mean"] == pytest.approx(np.mean(exact))
-    scored = (tmp_path / "scores" / "scenes" / "llm.1-of-1.jsonl").read_text().splitlines()
+    scored = (tmp_path / "scores" / "scenes" / "llm.jsonl").read_text().splitlines()
     assert all("seen" in json.loads(line) for line in scored)
     for name in systems:
         with Image.open(tmp_path / f"samples-{name}.png") as grid:

@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from llmdiff.errors import ConfigError
-from llmdiff.evaluation.statistics import bootstrap_mean, over_trainings, paired_difference
+from llmdiff.evaluation.statistics import (
+    bootstrap_mean,
+    bootstrap_ratios,
+    over_trainings,
+    paired_difference,
+)
 
 
 def test_the_interval_agrees_with_the_normal_approximation() -> None:
@@ -90,3 +95,26 @@ def test_an_interval_over_trainings_skips_prompts_that_do_not_count() -> None:
     for none in ([], [np.array([np.nan])]):
         with pytest.raises(ConfigError, match="at least one number"):
             over_trainings(none)
+
+
+def test_ratios_of_totals_and_figures_made_of_them() -> None:
+    rng = np.random.default_rng(5)
+    counts = rng.integers(0, 4, (60, 3)).astype(float)
+    sums = np.array(
+        [[rng.binomial(int(n), p) for n, p in zip(row, (0.2, 0.5, 0.9), strict=True)] for row in counts]
+    )
+    a, b, c, mean = bootstrap_ratios(
+        sums, counts, lambda r: np.concatenate([r, r.mean(-1, keepdims=True)], axis=-1), resamples=4000
+    )
+    for index, one in enumerate((a, b, c)):
+        assert one.mean == pytest.approx(sums[:, index].sum() / counts[:, index].sum())
+    assert mean.mean == pytest.approx((a.mean + b.mean + c.mean) / 3)
+    # The delta method's standard error of a ratio of totals, an independent reckoning of the interval's width.
+    error = np.sqrt(np.sum((sums[:, 1] - b.mean * counts[:, 1]) ** 2)) / counts[:, 1].sum()
+    assert (b.high - b.low) / 2 == pytest.approx(1.96 * error, rel=0.1)
+    assert b.low < b.mean < b.high
+    # One question a prompt: the ordinary bootstrap of a mean.
+    plain, ordinary = bootstrap_ratios(sums[:, :1], np.ones((60, 1)))[0], bootstrap_mean(sums[:, 0])
+    assert (plain.mean, plain.low, plain.high) == pytest.approx(
+        (ordinary.mean, ordinary.low, ordinary.high), abs=0.03
+    )

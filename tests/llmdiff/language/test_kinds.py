@@ -11,10 +11,9 @@ from docs.written import on_page
 from tiny import llm_kinds
 
 from docs import kinds_table
-from llmdiff.errors import UnsupportedLLMError
 from llmdiff.language import ContextEncoding, DecoderLLM
 
-from .conftest import PROMPTS, tiny_config, tiny_llm, tiny_model, tiny_tokenizer
+from .conftest import PROMPTS, tiny_config, tiny_model, tiny_tokenizer
 
 # Rounding to bfloat16 is 2^-9 of a value, and four blocks of a random model make more of it.
 HALF = {torch.bfloat16: 0.06, torch.float16: 0.01}
@@ -118,10 +117,3 @@ def test_the_language_model_of_gemma3_with_pictures_is_read() -> None:
     alone = llm.block_updates(PROMPTS[1], lone="token+bos")
     batch = llm.block_updates(PROMPTS, lone="token+bos")
     torch.testing.assert_close(batch.context[:, 1], alone.context[:, 0], atol=1e-4, rtol=1e-4)
-
-
-def test_blocks_that_share_keys_are_refused() -> None:
-    config = tiny_config("llama")
-    config.num_kv_shared_layers = 2
-    with pytest.raises(UnsupportedLLMError, match="shares keys and values between blocks"):
-        DecoderLLM(tiny_llm("llama").model.__class__(config), tiny_tokenizer(), id="shared")

@@ -20,11 +20,12 @@ from tiny.llm_kinds import TINY_VOCAB_SIZE
 from tiny.refused_llms import REFUSED, RefusedKind
 
 from llmdiff.errors import CorruptWeightsError, LLMDiffError, LLMNotFoundError, UnsupportedLLMError
+from llmdiff.files import file_sha256
 from llmdiff.language import DecoderLLM
 from llmdiff.language import gguf as gguf_module
 from llmdiff.language.packaged import PACKAGED
 
-from .conftest import PROMPTS, tiny_llm, tiny_model, tiny_tokenizer
+from .conftest import PROMPTS, tiny_llm, tiny_tokenizer
 
 
 @pytest.fixture
@@ -186,7 +187,7 @@ def test_a_conversion_from_before_missing_tensors_were_looked_for_is_made_again(
     save_file(weights, converted / "model.safetensors", metadata={"format": "pt"})
     manifest = json.loads((converted / gguf_module.MANIFEST).read_text())
     del manifest["whole"]
-    manifest["files"]["model.safetensors"] = gguf_module.file_sha256(converted / "model.safetensors")
+    manifest["files"]["model.safetensors"] = file_sha256(converted / "model.safetensors")
     (converted / gguf_module.MANIFEST).write_text(json.dumps(manifest))
     again = DecoderLLM.from_pretrained(path)
     torch.testing.assert_close(
@@ -345,12 +346,6 @@ def test_refuses_models_that_are_not_decoder_only_by_name(row: RefusedKind, tmp_
         DecoderLLM.from_pretrained(tmp_path)
     assert isinstance(caught.value, LLMDiffError)
     assert "\n" not in str(caught.value)
-
-
-def test_refuses_recurrent_models_by_name() -> None:
-    config = transformers.MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2)
-    with pytest.raises(UnsupportedLLMError, match=r"MambaForCausalLM\) carries a recurrent state"):
-        DecoderLLM(tiny_model(config), tiny_tokenizer(), id="mamba")
 
 
 def test_llms_do_not_share_prefixes() -> None:

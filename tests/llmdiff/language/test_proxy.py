@@ -170,10 +170,10 @@ def test_the_key_does_not_travel_unencrypted(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"url": "ftp://x/v1"}, "via is 'ftp://x/v1'"),
-        ({"url": "nonsense"}, "via is 'nonsense'"),
-        ({"url": "https://me:secret@host/v1"}, "via holds a password"),
-        ({"model": " "}, "via_model is blank"),
+        ({"url": "ftp://x/v1"}, "reword_url is 'ftp://x/v1'"),
+        ({"url": "nonsense"}, "reword_url is 'nonsense'"),
+        ({"url": "https://me:secret@host/v1"}, "reword_url holds a password"),
+        ({"model": " "}, "reword_model is blank"),
         ({"answers": 0}, "answers is 0"),
         ({"budget_s": 0}, "budget_s"),
     ],

@@ -1,4 +1,4 @@
-"""`--via` against a real OpenAI-compatible server: `transformers serve` with SmolLM2 stands in for the closed LLM."""
+"""`--reword-url` against a real OpenAI-compatible server: `transformers serve` with SmolLM2 is the closed LLM."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from llmdiff.language import ContextEncoding, DecoderLLM
-from llmdiff.language.advice import Advice
-from llmdiff.language.advised import encode_with_advice
 from llmdiff.language.packaged import EMBEDDED_NAME, packaged_llm_folder
 from llmdiff.language.proxy import DESCRIBE, ClosedLLM, ProxySettings
+from llmdiff.language.rewording import Rewording, encode_reworded
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(420)]
 
@@ -61,7 +60,7 @@ def test_a_real_answer_is_kept_and_read_with_the_prompt(server: str, tmp_path: P
     llm = DecoderLLM.from_pretrained(EMBEDDED_NAME)
     context = ContextEncoding(llm.num_blocks, llm.hidden_size)
     context.calibrate(llm, [PROMPT])
-    read = encode_with_advice(context, llm, [PROMPT], Advice(closed=unreachable))
+    read = encode_reworded(context, llm, [PROMPT], Rewording(closed=unreachable))
     by_hand = context.encode(llm, [answers[0]], contexts=[PROMPT])
     assert torch.equal(read.states, by_hand.states)
     assert bool(read.states.isfinite().all())

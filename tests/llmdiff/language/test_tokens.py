@@ -106,6 +106,9 @@ def test_warning_points_at_the_caller(llama: DecoderLLM) -> None:
 
 
 def test_prompts_fit_the_llms_positions(any_llm: DecoderLLM) -> None:
+    if any_llm.max_positions is None:  # Bloom
+        assert any_llm.last_hidden_states("!" * 300).states.shape[1] == 301
+        return
     with pytest.warns(UserWarning, match="were cut"):
         encoding = any_llm.last_hidden_states("!" * 300, template="Picture: {prompt} in the snow")
     assert bool(encoding.states.isfinite().all())

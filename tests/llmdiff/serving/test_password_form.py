@@ -10,23 +10,23 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from llmdiff.serving.password_form import PasswordDoor
+from llmdiff.serving.password_form import PasswordForm
 
 PASSWORD = "correct horse: battery & stäple"
 
 
 @pytest.fixture
-def door() -> PasswordDoor:
+def form() -> PasswordForm:
     async def secret(request: object) -> PlainTextResponse:
         return PlainTextResponse("the secret")
 
     app = Starlette(routes=[Route(path, secret) for path in ("/", "/pictures/a.png", "/health", "/login/x")])
-    return PasswordDoor(app, password=PASSWORD, open_paths=("/health",))
+    return PasswordForm(app, password=PASSWORD, open_paths=("/health",))
 
 
 @pytest.fixture
-def http(door: PasswordDoor) -> Iterator[TestClient]:
-    with TestClient(door, follow_redirects=False) as client:
+def http(form: PasswordForm) -> Iterator[TestClient]:
+    with TestClient(form, follow_redirects=False) as client:
         yield client
 
 
@@ -54,8 +54,8 @@ def test_the_password_opens_everything(http: TestClient) -> None:
     assert http.get("/pictures/a.png").text == "the secret"
 
 
-def test_over_tls_the_cookie_stays_there(door: PasswordDoor) -> None:
-    with TestClient(door, base_url="https://testserver", follow_redirects=False) as http:
+def test_over_tls_the_cookie_stays_there(form: PasswordForm) -> None:
+    with TestClient(form, base_url="https://testserver", follow_redirects=False) as http:
         assert "secure" in http.post("/login", data={"password": PASSWORD}).headers["set-cookie"].lower()
 
 
@@ -70,16 +70,16 @@ def test_anything_else_does_not(http: TestClient, body: bytes) -> None:
     assert http.get("/").status_code == 401
 
 
-def test_another_start_is_another_session(door: PasswordDoor) -> None:
-    again = PasswordDoor(door._app, password=PASSWORD)
-    with TestClient(door, follow_redirects=False) as http:
+def test_another_start_is_another_session(form: PasswordForm) -> None:
+    again = PasswordForm(form._app, password=PASSWORD)
+    with TestClient(form, follow_redirects=False) as http:
         http.post("/login", data={"password": PASSWORD})
         cookie = http.cookies["llmdiff_session"]
     with TestClient(again, cookies={"llmdiff_session": cookie}) as http:
         assert http.get("/").status_code == 401
 
 
-def test_wrong_guesses_are_answered_one_at_a_time(door: PasswordDoor) -> None:
+def test_wrong_guesses_are_answered_one_at_a_time(form: PasswordForm) -> None:
     async def guess() -> int:
         sent: list[int] = []
 
@@ -91,7 +91,7 @@ def test_wrong_guesses_are_answered_one_at_a_time(door: PasswordDoor) -> None:
                 sent.append(int(str(message["status"])))
 
         scope = {"type": "http", "method": "POST", "path": "/login", "headers": [], "query_string": b""}
-        await door(scope, receive, send)
+        await form(scope, receive, send)
         return sent[0]
 
     async def crowd(number: int) -> list[int]:

@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 
 from llmdiff.serving.api import create_app
 from llmdiff.serving.connections import BoundedConnection
-from llmdiff.serving.password_form import PasswordDoor
+from llmdiff.serving.password_form import PasswordForm
 from llmdiff.serving.settings import ServeSettings
 from llmdiff_lab.study.api import create_study_app
 from llmdiff_lab.study.study import open_study
@@ -195,7 +195,7 @@ def test_who_guesses_passwords_keeps_nobody_else_out() -> None:
     async def page(scope: Any, receive: Any, send: Any) -> None:
         raise AssertionError
 
-    door = PasswordDoor(page, password="correct horse")
+    form = PasswordForm(page, password="correct horse")
 
     async def login(address: str, password: bytes) -> int:
         sent: list[int] = []
@@ -209,7 +209,7 @@ def test_who_guesses_passwords_keeps_nobody_else_out() -> None:
 
         scope = {"type": "http", "method": "POST", "path": "/login", "headers": [], "query_string": b""}
         scope |= {"client": (address, 5000), "scheme": "http", "server": ("localhost", 80)}
-        await door(scope, receive, send)
+        await form(scope, receive, send)
         return sent[0]
 
     async def all_at_once() -> tuple[int, float, list[int]]:
@@ -227,7 +227,7 @@ def test_who_guesses_passwords_keeps_nobody_else_out() -> None:
     status, took_s, refused = asyncio.run(all_at_once())
     assert (status, refused) == (303, [429] * 24)
     assert took_s < 0.4
-    assert not door._guessing
+    assert not form._guessing
 
 
 def test_who_only_opens_a_study_takes_nobodys_place(folder: Path) -> None:  # noqa: F811

@@ -7,7 +7,8 @@ import os
 import numpy as np
 from PIL import Image
 
-from llmdiff.training.data import Shapes, check_samples
+from llmdiff.training.data import check_samples
+from llmdiff.training.shapes import Shapes
 
 SHAPES = Shapes(resolution_px=32, multiple_px=8, min_side_px=16)
 SURROGATE = "has half a character (a lone surrogate)"
@@ -24,7 +25,7 @@ def checked(source, tmp_path):
     samples = check_samples(source, SHAPES, tmp_path / "checked", max_bad_share=0.9)
     [listed] = (tmp_path / "checked").glob("*/quarantine.jsonl")
     bad = [json.loads(line) for line in listed.read_text().split("\n")[:-1]]
-    texts = [samples.texts(index) for index in range(len(samples))]
+    texts = [[text for text, _ in samples.texts(index)] for index in range(len(samples))]
     for index in range(len(samples)):
         samples.load(index, np.random.default_rng(0))
     return texts, {line["key"]: line["reason"] for line in bad}

@@ -12,10 +12,11 @@ from PIL import Image
 
 from llmdiff.errors import DataError
 from llmdiff.training.batches import Epochs, Prefetcher
-from llmdiff.training.data import Shapes, check_samples
+from llmdiff.training.data import check_samples
 from llmdiff.training.folders import folder_source
+from llmdiff.training.shapes import Shapes
 from llmdiff.training.shards import shards_source
-from llmdiff.training.sources import SceneSource, hub_source
+from llmdiff.training.sources import hub_source
 
 SHAPES = Shapes(resolution_px=32, multiple_px=8, min_side_px=16)
 
@@ -238,11 +239,39 @@ def test_tar_shards_as_img2dataset_writes_them(tmp_path):
     source = shards_source(str(tmp_path / "*.tar"), cache=tmp_path / "cache")
     samples = check_samples(source, SHAPES, tmp_path / "checked", max_bad_share=0.5)
     texts = {samples.load(index, rng)[1] for index in range(len(samples))}
-    assert texts == {f"cat {s} {i}" for s in (0, 1) for i in range(6)} | {"another kind"}
-    assert len(samples) == 14
+    assert texts == {f"cat {s} {i}" for s in (0, 1) for i in range(6)} | {"another kind", "x"}
+    assert len(samples) == 16
     [listed] = (tmp_path / "checked").glob("*/quarantine.jsonl")
     reasons = Counter(json.loads(line)["reason"] for line in listed.read_text().splitlines())
-    assert reasons == {"picture is damaged": 2, "caption is not a text": 2, "no picture in the shard": 2}
+    assert reasons == {"picture is damaged": 2, "no picture in the shard": 2}
+
+
+@pytest.mark.parametrize(
+    ("parts", "captions"),
+    [
+        ({"caption": b"beside"}, ["beside"]),
+        ({"txt": b"first", "caption": b"beside", "json": b'{"caption": "inside"}'}, ["first"]),
+        ({"json": b'{"text": "inside"}'}, ["inside"]),
+        ({"json": b'{"captions": ["one", "two"]}'}, ["one", "two"]),
+    ],
+)
+def test_captions_of_a_shard_are_beside_the_picture_or_in_its_json(tmp_path, parts, captions):
+    _make_shard(tmp_path / "a.tar", [("0", {"jpg": _picture(np.random.default_rng(0)), **parts})])
+    source = shards_source(str(tmp_path / "a.tar"), cache=tmp_path / "cache")
+    assert source.row(0).texts == captions
+
+
+def test_shards_are_named_by_a_brace_range(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(9, 12):
+        sample = (f"{number}", {"jpg": _picture(rng), "txt": f"cat {number}".encode()})
+        _make_shard(tmp_path / f"{number:05d}.tar", [sample])
+    source = shards_source(str(tmp_path / "{00009..00010}.tar"), cache=tmp_path / "cache")
+    assert [source.row(index).texts for index in range(len(source))] == [["cat 9"], ["cat 10"]]
+    with pytest.raises(DataError, match=r"00012\.tar is missing"):
+        shards_source(str(tmp_path / "{00009..00012}.tar"), cache=tmp_path / "cache")
+    with pytest.raises(DataError, match="more than 100,000 files"):
+        shards_source(str(tmp_path / "{1..99999999}.tar"), cache=tmp_path / "cache")
 
 
 def test_a_shard_that_is_no_tar_is_an_error(tmp_path):
@@ -280,15 +309,6 @@ def test_a_data_set_of_the_librarys_own(tmp_path):
     }
     with pytest.raises(DataError, match="no column 'text', it has picture, short, long"):
         hub_source(str(tmp_path / "set"), caption_columns=["text"], **arguments)
-
-
-def test_scenes_need_no_file(tmp_path):
-    source = SceneSource(20, objects=6, image_size_px=64, seed=0)
-    samples = check_samples(source, Shapes(resolution_px=64, multiple_px=16), tmp_path)
-    first, again = (samples.load(4, np.random.default_rng(0)) for _ in range(2))
-    assert torch.equal(first[0], again[0])
-    assert first[1] == again[1]
-    assert first[0].shape == (3, 64, 64)
 
 
 def test_values_are_made_ahead():

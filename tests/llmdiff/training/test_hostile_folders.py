@@ -56,6 +56,82 @@ def test_a_bad_line_of_metadata_is_set_aside(folder, tmp_path, line, reason):
     assert list(bad.values()) == [reason]
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        b"file_name,text\na.png,a dog\n",
+        b"\xef\xbb\xbffile_name,caption,score\r\na.png,a dog,3\r\n\r\n",
+        b'text,file_name\n"a dog",a.png\n',
+    ],
+)
+def test_captions_in_a_csv_file(folder, tmp_path, written):
+    (folder / "metadata.csv").write_bytes(written)
+    assert checked(folder_source(folder), tmp_path) == ([["a dog"]], {})
+
+
+def test_a_caption_in_csv_may_have_commas_quotes_and_lines(folder, tmp_path):
+    (folder / "metadata.csv").write_text('file_name,text\na.png,"a ""dog"", a cat\nand a hat"\n')
+    assert checked(folder_source(folder), tmp_path)[0] == [['a "dog", a cat\nand a hat']]
+
+
+@pytest.mark.hostile("texts")
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("b.png,café".encode("latin-1"), "metadata: not UTF-8"),
+        (b"b.png,", "no caption"),
+        (b"b.png", "metadata: 1 values for 2 columns"),
+        (b"b.png,a,b", "metadata: 3 values for 2 columns"),
+        (b",a cat", "metadata: no file_name"),
+        (b'b.png,"a" cat', "metadata: not CSV (',' expected after '\"')"),
+        (b"../b.png,a cat", "metadata: file_name lies outside of the folder"),
+        (b"b.png," + b"a" * 200_000, "metadata: not CSV (field larger than field limit (131072))"),
+    ],
+)
+def test_a_bad_row_of_csv_is_set_aside(folder, tmp_path, line, reason):
+    (folder / "b.png").write_bytes(png())
+    (folder / "metadata.csv").write_bytes(b"file_name,text\n" + line + b"\na.png,a dog\n")
+    texts, bad = checked(folder_source(folder), tmp_path)
+    assert (texts, list(bad.values())) == ([["a dog"]], [reason])
+
+
+@pytest.mark.hostile("texts")
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (b"", "has the columns of an empty file"),
+        (b"a.png,a dog\n", "has the columns a.png, a dog; expected file_name"),
+        (b"file_name,score\na.png,3\n", "expected file_name and text or caption or captions"),
+        (b"file_name,text,text\na.png,a,b\n", "each once"),
+        (b'"file_name" x,text\n', "its first line is not CSV"),
+    ],
+)
+def test_a_csv_file_without_its_columns_is_refused(folder, written, message):
+    (folder / "metadata.csv").write_bytes(written)
+    with pytest.raises(LLMDiffError, match=message):
+        folder_source(folder)
+
+
+def test_captions_may_lie_in_caption_files(folder, tmp_path):
+    (folder / "a.caption").write_text("a dog\na hound\n")
+    assert checked(folder_source(folder), tmp_path) == ([["a dog", "a hound"]], {})
+
+
+@pytest.mark.hostile("files and folders")
+def test_two_places_for_captions_are_refused(folder, tmp_path):
+    (folder / "b.png").write_bytes(png())
+    for name in ("a.txt", "a.caption", "b.txt"):
+        (folder / name).write_text("a dog")
+    assert checked(folder_source(folder), tmp_path) == (
+        [["a dog"]],
+        {"a.png": "two caption files (.txt and .caption): keep one"},
+    )
+    for name in ("metadata.csv", "metadata.jsonl"):
+        (folder / name).write_bytes(GOOD)
+    with pytest.raises(LLMDiffError, match=r"has both metadata\.jsonl and metadata\.csv: keep one"):
+        folder_source(folder)
+
+
 @pytest.mark.hostile("files and folders")
 @pytest.mark.parametrize(
     ("name", "reason"),
@@ -219,7 +295,12 @@ def test_the_command_goes_on_without_the_bad_rows_and_says_how_many(config, fold
         b'{"file_name": "1.png", "text": "a cat \\ud83d"}\n{"file_name": "2.png", "text": null}\n'
         b'{"file_name": "3.png", "text": "a dog"}\n'
     )
-    settings = config(data__path=str(folder), data__max_bad_share=0.9)
+    settings = config(
+        data__path=str(folder),
+        data__max_bad_share=0.9,
+        training__batch_size=1,
+        watch__validation_samples=None,
+    )
     path = tmp_path / "c.yaml"
     path.write_text(settings.as_yaml())
     ran = CliRunner().invoke(app, ["prepare", str(path)])

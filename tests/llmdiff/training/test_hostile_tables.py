@@ -114,6 +114,7 @@ def three(*, key="1", parts=None):
         for n, name in enumerate(("0", key, "2"))
     }
     samples[key] |= parts or {}
+    samples[key] = {suffix: content for suffix, content in samples[key].items() if content is not None}
     return samples.items()
 
 
@@ -124,6 +125,12 @@ def three(*, key="1", parts=None):
         ({"txt": "café".encode("latin-1")}, "caption is not UTF-8"),
         ({"txt": b"\xff\xfea\0"}, "caption is not UTF-8"),
         ({"txt": b""}, "empty caption"),
+        ({"txt": None, "json": b"[1]"}, "caption: the JSON beside the picture is not an object"),
+        ({"txt": None, "json": b"[" * 5000}, "caption: the JSON beside the picture is not an object"),
+        ({"txt": None, "json": b'{"caption": {"a": 1}}'}, "caption is not a text"),
+        ({"txt": None, "json": b'{"caption": "a\\ud83d"}'}, "caption is not a text"),
+        ({"txt": None, "json": b'{"caption": "\xe9"}'}, "caption is not UTF-8"),
+        ({"txt": None, "json": b"{}"}, "no caption"),
         ({"png": b"GIF89a"}, "not a picture"),
         ({"png": b""}, "not a picture"),
     ],

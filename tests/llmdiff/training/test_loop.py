@@ -5,12 +5,11 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from llmdiff.errors import CorruptWeightsError, LLMDiffError
-from llmdiff.training.checkpoint import best_checkpoint, checkpoints, load_checkpoint
-from llmdiff.training.ema import Ema
+from llmdiff.training.checkpoint import best_checkpoint, checkpoints, load_checkpoint, part
 from llmdiff.training.log import read_log
 from llmdiff.training.loop import step_part, train
 from llmdiff.training.loop_config import LoopConfig
@@ -208,32 +207,20 @@ def test_a_damaged_checkpoint_is_passed_over_and_a_cut_log_line_left_out(tmp_pat
         _run(tmp_path / "cut")
 
 
-def test_the_old_layout_of_a_checkpoint_is_still_read(tmp_path):
-    with pytest.raises(_Stop):
-        _run(tmp_path / "new", stop_at=6)
-    state, tensors = load_checkpoint(tmp_path / "new")
-    del state["extra"]["parts_per_step"]
-    old = tmp_path / "old"
-    old.mkdir()
-    save_file(tensors, old / "step-00000006.checkpoint.safetensors")
-    (old / "checkpoint.json").write_text(
-        json.dumps({"step": 6, "tensors": "step-00000006.checkpoint.safetensors", "extra": state["extra"]})
-    )
-    whole, resumed = _run(tmp_path / "whole"), _run(old)
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-
-
-def test_ema_is_the_weighted_mean_of_what_it_saw():
-    parameter = nn.Parameter(torch.zeros(1))
-    ema = Ema({"p": parameter}, horizon=4)
-    expected = 0.0
-    for step in range(20):
-        with torch.no_grad():
-            parameter.fill_(float(step))
-        ema.update(step)
-        decay = min(0.75, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * step
-    assert ema.values["p"].item() == pytest.approx(expected, rel=1e-5)
+def test_the_averages_are_the_weighted_mean_of_the_weights(tmp_path):
+    """decay_n = min(1 - 1/horizon, (1 + n) / (10 + n)), 0 at the first step; compared with checkpoints of all steps."""
+    _run(tmp_path, keep_last=100, checkpoint_every_s=0.0)
+    expected = None
+    for step, place in checkpoints(tmp_path):
+        tensors = load_file(place / "checkpoint.safetensors")
+        weights, averages = part(tensors, "weights"), part(tensors, "ema")
+        decay = min(1 - 1 / 500, step / (9 + step)) if step > 1 else 0.0
+        expected = {
+            name: decay * expected[name] + (1 - decay) * value if expected else value
+            for name, value in weights.items()
+        }
+        for name, value in averages.items():
+            assert torch.allclose(value, expected[name], atol=1e-6)
 
 
 @pytest.mark.parametrize(

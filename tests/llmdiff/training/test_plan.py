@@ -25,7 +25,7 @@ from llmdiff.training.fake_models import fake_models
 from llmdiff.training.measure import measure
 from llmdiff.training.objective import Objective
 from llmdiff.training.plan import count_llm, count_step, make_plan, module_bytes, moments_bytes, scaled
-from llmdiff.training.prepare import latent_store, load_parts, missing_latents
+from llmdiff.training.prepare import latent_store, load_models, missing_latents
 from llmdiff.training.trainer import train_adapter
 from llmdiff.types import TextEncoding
 
@@ -48,7 +48,7 @@ def embedded(tmp_path_factory):
 
 def test_a_plan_of_the_embedded_default_is_what_a_run_of_it_takes(embedded):
     plan = make_plan(embedded)
-    parts = load_parts(embedded, torch.device("cpu"))
+    parts = load_models(embedded, torch.device("cpu"))
     trained = [one for one in parts.adapter.parameters() if one.requires_grad]
     assert sum(plan.trained.values()) == sum(one.numel() for one in trained)
     for name, module in (("llm", parts.llm.model), ("denoiser", parts.denoiser), ("vae", parts.pipe.vae)):
@@ -71,7 +71,7 @@ def test_a_plan_of_the_embedded_default_is_what_a_run_of_it_takes(embedded):
 
 
 def test_the_counted_step_of_the_embedded_default_is_the_real_one(embedded):
-    parts = load_parts(embedded, torch.device("cpu"))
+    parts = load_models(embedded, torch.device("cpu"))
     latents = torch.randn(2, parts.denoiser.config.in_channels, 16, 16)
     texts = TextEncoding(states=torch.randn(2, 9, 576), token_mask=torch.ones(2, 9, dtype=torch.bool))
     sizes = [Sizes(original=(64, 64), crop=(0, 0), target=(64, 64))] * 2
@@ -255,7 +255,7 @@ def test_measured_steps_are_extrapolated_to_the_whole_training(config, tmp_path)
     assert found.peak_memory_gb > 0
     # Nothing is trained that is kept; the store has what the samples lacked, by their own numbers.
     assert not settings.out.exists()
-    parts = load_parts(settings, torch.device("cpu"))
+    parts = load_models(settings, torch.device("cpu"))
     store = latent_store(settings, parts.pipe.vae, parts.samples)
     assert not missing_latents(store, parts.samples)
     pixels, _, _ = parts.samples.load(3, np.random.default_rng(0))
@@ -292,7 +292,7 @@ def test_the_command_measures(config, tmp_path):
 @pytest.mark.parametrize("asked", [{"refiner_layers": 0}, {"refiner_layers": 1, "refiner_width": 8}])
 def test_a_run_and_its_plan_have_the_refiner_that_is_asked_for(config, asked):
     chosen = config(**{f"models__{name}": value for name, value in asked.items()})
-    refiner = load_parts(chosen, torch.device("cpu")).adapter.refiner
+    refiner = load_models(chosen, torch.device("cpu")).adapter.refiner
     size = 0 if refiner is None else sum(one.numel() for one in refiner.parameters())
     assert (size == 0) == (asked["refiner_layers"] == 0)
     if refiner is not None:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from llmdiff.errors import CorruptWeightsError, DataError
-from llmdiff.language.cache import EncodingCache, encoding_key
+from llmdiff.language.cache import encoding_key
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.tensor_store import TensorStore
-from llmdiff.training.prepare import latent_store, load_parts, load_samples, missing_latents, prepare
+from llmdiff.training.prepare import latent_store, load_models, load_samples, missing_latents, prepare
 from llmdiff.training.trainer import train_adapter
 
 from .odd_samples import paint
@@ -53,7 +53,7 @@ def test_pictures_that_were_painted_over_are_trained_on_anew(own):
 def test_only_what_changed_is_encoded_again(own):
     make, data = own
     settings = make()
-    parts = load_parts(settings, CPU)
+    parts = load_models(settings, CPU)
     assert prepare(settings, parts)["pictures"] == 12
     pipe, store = parts.pipe, latent_store(settings, parts.pipe.vae, parts.samples)
 
@@ -78,7 +78,7 @@ def test_only_what_changed_is_encoded_again(own):
 def test_a_picture_turned_into_another_shape_gets_its_own_bucket(own):
     make, data = own
     settings = make(data__multiple_px=8)
-    parts = load_parts(settings, CPU)
+    parts = load_models(settings, CPU)
     before = parts.samples.rows[1].tolist()
     Image.new("RGB", (32, 48), (9, 9, 9)).save(data / "01.png")
     after = load_samples(settings, parts.pipe).rows[1].tolist()
@@ -92,7 +92,7 @@ def test_prepare_again_looks_again(own, gone):
     """Even where neither size nor time tell that the picture is another one."""
     make, data = own
     settings = make()
-    samples = load_samples(settings, load_parts(settings, CPU).pipe)
+    samples = load_samples(settings, load_models(settings, CPU).pipe)
     content = (data / "04.png").read_bytes()
     stamp = (data / "04.png").stat()
     if gone:
@@ -102,7 +102,7 @@ def test_prepare_again_looks_again(own, gone):
         os.utime(data / "04.png", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     with pytest.raises(DataError, match=r"was readable before and is not now.*prepare again"):
         samples.load(4, np.random.default_rng(0))
-    again = load_samples(make(data__max_bad_share=1.0), load_parts(make(data__max_bad_share=1.0), CPU).pipe)
+    again = load_samples(make(data__max_bad_share=1.0), load_models(make(data__max_bad_share=1.0), CPU).pipe)
     assert (len(again), again.quarantined) == (11, 0 if gone else 1)
 
 
@@ -158,7 +158,7 @@ def test_a_key_does_not_know_where_the_llm_lies(models, tmp_path):
 @pytest.mark.parametrize("change", ["a late weight", "the scaling factor"])
 def test_any_change_of_the_vae_is_another_store(config, change):
     settings = config()
-    parts = load_parts(settings, CPU)
+    parts = load_models(settings, CPU)
     before = latent_store(settings, parts.pipe.vae, parts.samples).folder
     if change == "a late weight":
         with torch.no_grad():
@@ -206,23 +206,13 @@ def test_a_damaged_store_ends_a_run_and_is_made_again_once_it_is_deleted(own):
 def test_a_damaged_check_of_samples_is_made_again(own):
     make, data = own
     settings = make()
-    pipe = load_parts(settings, CPU).pipe
+    pipe = load_models(settings, CPU).pipe
     [place] = (data.parent / "store" / "samples").glob("*/good.safetensors")
     content = bytearray(place.read_bytes())
     content[-40] ^= 1
     place.write_bytes(content)
     samples = load_samples(settings, pipe)
     assert [samples.load(index, np.random.default_rng(0))[1] for index in range(12)]
-
-
-def test_stores_of_an_earlier_version_are_named_once_and_not_read(tiny_llm, tmp_path, caplog):
-    old = tmp_path / "encodings" / ("0" * 32)
-    old.mkdir(parents=True)
-    save_file({"a": torch.ones(2)}, old / "b.safetensors")
-    context = ContextEncoding(tiny_llm.num_blocks, tiny_llm.hidden_size)
-    EncodingCache(tmp_path, tiny_llm, context).fill(["a cat"])
-    EncodingCache(tmp_path, tiny_llm, context)
-    assert caplog.text.count(f"not read any more; delete: {old}") == 1
 
 
 def test_what_killed_writers_left_is_swept(tmp_path):

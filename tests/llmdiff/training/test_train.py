@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -13,12 +14,12 @@ from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.cli.main import app
 from llmdiff.errors import ConfigError, LLMDiffError
 from llmdiff.language.encoding import ContextEncoding
-from llmdiff.training import trainer
+from llmdiff.training import adapter_training, trainer, warm_start
 from llmdiff.training.checkpoint import checkpoints, load_checkpoint
 from llmdiff.training.config import TrainConfig, load_config
 from llmdiff.training.log import read_log
 from llmdiff.training.objective import Objective
-from llmdiff.training.prepare import load_parts, prepare
+from llmdiff.training.prepare import load_models, prepare
 from llmdiff.training.trainer import train_adapter
 
 from .tiny_run import Runs
@@ -29,14 +30,14 @@ def _weights(folder):
 
 
 def test_a_run_leaves_adapter_config_samples_log_and_checkpoints(config, tmp_path):
-    settings = config(watch__trackers=None)  # tensorboard, where it is installed
+    settings = config(watch__trackers=None, watch__sample_every=2)  # tensorboard, where it is installed
     folder = train_adapter(settings)
     run = tmp_path / "run"
     assert list(run.rglob("events.out.tfevents.*"))
     assert folder == run / "adapter"
     LLMDiffAdapter.from_pretrained(folder)
     assert TrainConfig.model_validate(yaml.safe_load((run / "config.yaml").read_text())) == settings
-    assert [path.name for path in (run / "samples").iterdir()] == ["step-00000004.png"]
+    assert {path.name for path in (run / "samples").iterdir()} == {"step-00000002.png", "step-00000004.png"}
     lines = read_log(run / "log.jsonl")
     assert [line["step"] for line in lines if "validation_loss" in line] == [2, 4]
     known = {"loss", "grad_norm", "samples_per_s", "memory_gb", "learning_rate"}
@@ -50,7 +51,7 @@ def test_a_run_leaves_adapter_config_samples_log_and_checkpoints(config, tmp_pat
 
 @pytest.mark.hostile("non-finite pictures")
 def test_sample_pictures_that_are_not_finite_are_left_out_and_told_of(config, monkeypatch, caplog, tmp_path):
-    load = trainer.load_parts
+    load = trainer.load_models
 
     def overflows(*given):
         parts = load(*given)
@@ -58,7 +59,7 @@ def test_sample_pictures_that_are_not_finite_are_left_out_and_told_of(config, mo
             parts.pipe.vae.decoder.conv_out.bias.fill_(float("inf"))
         return parts
 
-    monkeypatch.setattr(trainer, "load_parts", overflows)
+    monkeypatch.setattr(trainer, "load_models", overflows)
     LLMDiffAdapter.from_pretrained(train_adapter(config()))
     assert (
         "no sample pictures of step 4: the picture is not finite: the VAE overflows in float32" in caplog.text
@@ -98,15 +99,16 @@ def test_a_stopped_run_resumes_bit_for_bit(config, monkeypatch, interrupt):
         {"training__gains": "learned", "training__optimizer": "muon", "training__accumulation_steps": 2},
         {"base": "sdxl", "training__noise": False},
         {"training__gains": "learned", "training__score_groups": 2, "training__warm_start_steps": 2},
+        {"training__gains": "first", "training__gain_steps": 2},
     ],
 )
 def test_every_way_of_training_runs_and_changes_the_adapter(config, changes, tmp_path):
     folder = train_adapter(config(**changes, watch__prompts=[]))
-    before = load_parts(config(**changes), torch.device("cpu")).adapter.state_dict()
+    before = load_models(config(**changes), torch.device("cpu")).adapter.state_dict()
     after = _weights(folder)
     moved = {name for name, value in after.items() if not torch.equal(value, before[name].cpu())}
     assert any("branches" in name for name in moved)
-    assert ("context.gamma" in moved) == (changes.get("training__gains") == "learned")
+    assert ("context.gamma" in moved) == (changes.get("training__gains") in ("first", "learned"))
     assert ("context.h_raw" in moved) == changes.get("training__noise", True)
     assert all(value.dtype == torch.float32 and value.isfinite().all() for value in after.values())
 
@@ -130,7 +132,7 @@ def test_two_processes_train_the_adapter_that_one_would(config, tmp_path, sharde
 def test_stored_scores_train_what_the_llm_in_every_step_does(config, tmp_path):
     """As many groups as blocks: the same sum, stored in half precision. One group: one gain for all blocks."""
     learned = {"training__gains": "learned", "watch__prompts": []}
-    blocks = load_parts(config(), torch.device("cpu")).llm.num_blocks
+    blocks = load_models(config(), torch.device("cpu")).llm.num_blocks
     online = _weights(train_adapter(config("online", **learned)))
     stored = _weights(train_adapter(config("stored", **learned, training__score_groups=blocks)))
     for name, value in online.items():
@@ -158,6 +160,66 @@ def test_a_warm_start_comes_first_and_resumes_bit_for_bit(config, monkeypatch, i
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+FIRST = {
+    "training__gains": "first",
+    "training__gain_steps": 2,
+    "training__warm_start_steps": 5,
+    "training__lr_share_after_warm_start": 0.5,
+    "training__log_every": 1,
+    "watch__prompts": [],
+}
+
+
+def test_gains_learn_first_and_then_stay(config, monkeypatch, interrupt, tmp_path):
+    whole = _weights(train_adapter(config("whole", **FIRST)))
+    logs = {name: read_log(tmp_path / "whole" / name / "log.jsonl") for name in ("gains", "warm-start", ".")}
+    assert {name: lines[-1]["step"] for name, lines in logs.items()} == {"gains": 2, "warm-start": 3, ".": 4}
+    assert max(line["learning_rate"] for line in logs["warm-start"]) == pytest.approx(1e-4)
+    assert max(line.get("learning_rate", 0) for line in logs["."]) == pytest.approx(0.5e-4)
+    learned = load_checkpoint(tmp_path / "whole" / "gains")[1]
+    for name in ("gamma", "kappa", "h_raw"):
+        assert torch.equal(whole[f"context.{name}"], learned[f"ema.adapter.context.{name}"])
+    assert not torch.equal(whole["phi.weight"], learned["ema.adapter.phi.weight"])
+    assert not any("context" in name for name in load_checkpoint(tmp_path / "whole")[1])
+
+    for cut, owner, name in ((2, adapter_training, "warm_start"), (3, Objective, "noised")):
+        interrupt(cut, owner, name)
+        with pytest.raises(KeyboardInterrupt):
+            train_adapter(config(f"cut-{name}", **FIRST))
+        monkeypatch.undo()
+        resumed = _weights(train_adapter(config(f"cut-{name}", **FIRST)))
+        assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_gains_learn_from_few_captions(config, tmp_path):
+    settings = config(**FIRST, training__gain_captions=1)
+    train_adapter(settings)
+    scores = [len(load_file(path)) for path in (tmp_path / "store" / "scores").rglob("*.safetensors")]
+    assert sum(scores) <= 2 * 2 + 1  # at least a batch of samples, of two captions at most, and the empty one
+
+
+def test_the_base_reads_the_plain_wording_and_the_llm_the_other(config, models, monkeypatch, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    lines = []
+    for index in range(8):
+        Image.new("RGB", (32, 32), (30 * index, 0, 0)).save(folder / f"{index}.png")
+        lines.append({"file_name": f"{index}.png", "text": f"automobile {index}", "plain": f"car {index}"})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    read, encoded = [], []
+    base, llm = warm_start.encode_with_base, ContextEncoding.encode
+    monkeypatch.setattr(warm_start, "encode_with_base", lambda *given: read.extend(given[1]) or base(*given))
+    monkeypatch.setattr(
+        ContextEncoding, "encode", lambda *given, **more: encoded.extend(given[2]) or llm(*given, **more)
+    )
+    changes = {"data__path": str(folder), "training__warm_start_steps": 3, "watch__prompts": []}
+    train_adapter(config(**changes, training__caption_dropout=0.0, watch__validation_samples=2))
+    assert len(read) == 6
+    assert {f"automobile {index}" for index in range(8)}.isdisjoint(read)
+    assert any(text.startswith("car ") for text in read)
+    assert set(encoded) == {f"automobile {index}" for index in range(8)} | {""}
+
+
 def test_gradient_checkpointing_changes_no_gradient(config, tmp_path):
     norms = []
     for asked in (False, True):
@@ -168,7 +230,7 @@ def test_gradient_checkpointing_changes_no_gradient(config, tmp_path):
 
 def test_prepare_makes_everything_once_and_train_reads_nothing_else(config, monkeypatch):
     settings = config()
-    parts = load_parts(settings, torch.device("cpu"))
+    parts = load_models(settings, torch.device("cpu"))
     assert prepare(settings, parts) == {"captions": 4, "pictures": 12}
     assert prepare(settings, parts) == {"captions": 0, "pictures": 0}
 
@@ -177,7 +239,7 @@ def test_prepare_makes_everything_once_and_train_reads_nothing_else(config, monk
 
     monkeypatch.setattr("llmdiff.language.encoding.ContextEncoding.encode", refuse)
     monkeypatch.setattr("llmdiff.training.prepare.encode_pictures", refuse)
-    monkeypatch.setattr(trainer, "encode_pictures", refuse)
+    monkeypatch.setattr("llmdiff.training.loading.encode_pictures", refuse)
     train_adapter(config(watch__prompts=[]))
 
 
@@ -202,13 +264,15 @@ def test_the_command_takes_values_and_says_where_the_adapter_is(config, tmp_path
     [
         ("training.stepps=3", "unknown key 'training.stepps', known are steps, batch_size"),
         ("colour=red", "unknown key 'colour', known are out, store"),
-        ("training.steps=0", "training.steps is 0: Input should be greater than or equal to 1"),
+        ("training.steps=0", "training.steps is 0: expected greater than or equal to 1"),
         ("data.flip=true", "store_latents keeps one cut of each picture"),
         ("training", "expected section.key=value"),
         ("data.kind=films", "data.kind is 'films'"),
         ("models.llm=/nowhere", "/nowhere"),
         ("models.base=/nowhere", "base pipeline '/nowhere' is neither a folder"),
-        ("watch.validation_samples=11", "leaves less than a batch"),
+        ("training.gain_steps=2", "gain_steps are for gains: first, and gains is frozen"),
+        ("training.gains=first", "gains: first needs gain_steps above 0 and below steps, got 0"),
+        ("watch.validation_samples=11", "are left to train on"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(config, tmp_path, change, message):

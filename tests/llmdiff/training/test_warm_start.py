@@ -12,9 +12,9 @@ from llmdiff.adapter import families, layers
 from llmdiff.adapter.installation import install
 from llmdiff.controller import LLMController
 from llmdiff.errors import UnsupportedPipelineError
-from llmdiff.training.bank import EncodingBank
+from llmdiff.language.cache import EncodingCache
 from llmdiff.training.loop_config import LoopConfig
-from llmdiff.training.warm_start import draw_queries, warm_start
+from llmdiff.training.warm_start import draw_queries, stored_queries, warm_start
 
 CAPTIONS = ["a red cat", "two green apples", "a blue car on the left of a dog", "three dogs", ""]
 
@@ -24,12 +24,12 @@ def _run(pipe, llm, folder, steps, **more):
     controller = LLMController.create(llm, pipe, calibration_prompts=CAPTIONS[:-1])
     adapter = controller.adapter
     adapter.context.requires_grad_(False)
-    bank = EncodingBank([adapter.context.encode(llm, CAPTIONS)])
+    kept = EncodingCache(folder / "store", llm, adapter.context)
     warm_start(
         pipe,
         {"adapter": adapter},
         CAPTIONS,
-        lambda indices, generator: adapter.condition(bank.batch(indices)),
+        lambda indices, generator: adapter.condition(kept.batch([CAPTIONS[index] for index in indices])),
         cache(lambda: draw_queries(pipe, CAPTIONS, steps=2, positions=4)),
         LoopConfig(steps=steps, learning_rate=1e-2, lr_warmup_steps=1, log_every=10, ema_horizon=5),
         folder,
@@ -84,7 +84,7 @@ def test_the_first_loss_is_what_the_layers_outputs_say(sd_pipe, make_llm, tmp_pa
             given = attn(z, states)
         spread = (wanted - wanted.flatten(0, 1).mean(0)) ** 2
         shares.append(float(((given - wanted) ** 2).mean() / spread.mean()))
-    # The bank holds encodings in half precision.
+    # The store holds encodings in half precision.
     assert figure == pytest.approx(sum(shares) / len(shares), rel=1e-2)
 
 
@@ -103,3 +103,23 @@ def test_a_base_without_its_text_encoder_is_refused(sd_pipe):
     sd_pipe.register_modules(text_encoder=None)
     with pytest.raises(UnsupportedPipelineError, match="text encoder's states"):
         draw_queries(sd_pipe, CAPTIONS)
+
+
+def test_queries_are_drawn_once_for_a_base_and_read_from_the_store_afterwards(sd_pipe, monkeypatch, tmp_path):
+    drawing = {"seed": 3, "steps": 2, "positions": 4}
+    drawn = draw_queries(sd_pipe, CAPTIONS, **drawing)
+    assert_same(stored_queries(tmp_path, sd_pipe, CAPTIONS, **drawing), drawn)
+    with monkeypatch.context() as patched:
+        patched.setattr("llmdiff.training.warm_start.draw_queries", None)
+        assert_same(stored_queries(tmp_path, sd_pipe, CAPTIONS, **drawing), drawn)
+    with torch.no_grad():
+        sd_pipe.unet.conv_in.bias += 0.5
+    changed = stored_queries(tmp_path, sd_pipe, CAPTIONS, **drawing)
+    assert_same(changed, draw_queries(sd_pipe, CAPTIONS, **drawing))
+    assert any(not torch.equal(changed.states[name], value) for name, value in drawn.states.items())
+
+
+def assert_same(one, other):
+    assert torch.equal(one.timesteps, other.timesteps)
+    assert one.states.keys() == other.states.keys()
+    assert all(torch.equal(one.states[name], value) for name, value in other.states.items())

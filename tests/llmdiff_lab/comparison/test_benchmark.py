@@ -14,12 +14,13 @@ from llmdiff.adapter.base_pipeline import packaged
 from llmdiff.errors import ConfigError, MetricError
 from llmdiff.evaluation.metrics.diversity import Diversity
 from llmdiff.evaluation.metrics.loading import load_metric
+from llmdiff.language.cache import EncodingStore
+from llmdiff.training import warm_start
 from llmdiff.training.log import read_log
 from llmdiff_lab.cli.main import app
 from llmdiff_lab.comparison import run as running
 from llmdiff_lab.comparison import trainings
 from llmdiff_lab.comparison.prepare import choose_rivals, prepare_benchmark
-from llmdiff_lab.world_build import captioned, llm_adapter
 
 SMALL = {"steps": 6, "prompts_per_split": 1, "drawing_steps": 1}
 NAMES = ("base", "base-longer", "base-states", "layer-weights", "ella", "lavi-bridge", "guided")
@@ -181,23 +182,15 @@ def test_killed_anywhere_it_goes_on_to_the_same_figures(built, tmp_path, monkeyp
 
         if where == "train":
             # In the second stage: the first one is not trained again.
-            calls = []
+            calls, batch = [], EncodingStore.batch
 
-            def few_steps(stage, captions):
-                bank = kept(stage, captions)
-                batch = bank.batch
+            def few_steps(self, captions):
+                calls.append(captions)
+                if len(calls) == 3:
+                    raise KeyboardInterrupt
+                return batch(self, captions)
 
-                def counted(indices):
-                    calls.append(indices)
-                    if len(calls) == 3:
-                        raise KeyboardInterrupt
-                    return batch(indices)
-
-                bank.batch = counted
-                return bank
-
-            kept = llm_adapter._bank
-            broken.setattr(llm_adapter, "_bank", few_steps)
+            broken.setattr(EncodingStore, "batch", few_steps)
         else:
             broken.setattr(running if hasattr(running, where) else trainings, where, killed)
         with pytest.raises(KeyboardInterrupt):
@@ -269,7 +262,7 @@ def test_each_rival_takes_the_best_of_the_same_learning_rates(built, tmp_path):
             best = "1e-09"
         assert report["systems"][name]["learning_rate"] == float(best)
         # Half the steps, half the warm-up of 100: the first step has a fiftieth of the rate.
-        log = read_log(tmp_path / "runs" / name / "search" / "lr-0.001" / "main" / "log.jsonl")
+        log = read_log(tmp_path / "runs" / name / "search" / "lr-0.001" / "log.jsonl")
         assert log[0]["learning_rate"] == pytest.approx(1e-3 / 50)
     assert any("0.001, 1e-09" in line for line in report["treatment"])
 
@@ -278,8 +271,11 @@ def test_each_rival_takes_the_best_of_the_same_learning_rates(built, tmp_path):
 def test_the_highest_rate_has_to_hold_in_full(built, tmp_path, monkeypatch, lower_in_full, taken):
     losses = {(1e-3, 1): 0.3, (1e-4, 1): 0.4, (1e-5, 1): 0.5, (1e-3, 2): 0.2, (1e-4, 2): lower_in_full}
 
-    def loss(preset, *others, **more):
-        return losses[preset.adapter_lr, preset.adapter_gain_steps + preset.adapter_steps]
+    def loss(folder):
+        if folder.name == "training":  # the first of 50 steps of warm-up
+            return losses[round(50 * read_log(folder / "log.jsonl")[0]["learning_rate"], 9), 2]
+        rate = float(folder.name.removeprefix("lr-").removesuffix("-in-full"))
+        return losses[rate, 2 if folder.name.endswith("-in-full") else 1]
 
     monkeypatch.setattr(trainings, "held_out_loss", loss)
     rates = {"learning_rates": (1e-3, 1e-4, 1e-5), "search_steps": 1, "steps": 2, "seeds": 2}
@@ -288,7 +284,7 @@ def test_the_highest_rate_has_to_hold_in_full(built, tmp_path, monkeypatch, lowe
     assert searched["in full"] == {"0.001": 0.2, "0.0001": lower_in_full}
     assert report["systems"]["base-states"]["learning_rate"] == taken
     for seed in (0, 1):
-        log = read_log(tmp_path / "runs" / "base-states" / f"seed-{seed}" / "training" / "main" / "log.jsonl")
+        log = read_log(tmp_path / "runs" / "base-states" / f"seed-{seed}" / "training" / "log.jsonl")
         assert log[0]["learning_rate"] == pytest.approx(taken / 50)
     assert any("also trained in full" in line for line in report["treatment"])
 
@@ -318,13 +314,16 @@ def test_all_rivals_start_from_text_and_the_base_takes_its_steps_on_pictures(bui
     report = plan.run(command="")
 
     def steps(name):
-        logs = (tmp_path / "runs" / name / "seed-0" / "training").glob("*/log.jsonl")
-        return {log.parent.name: max(line["step"] for line in read_log(log)) for log in logs}
+        training = tmp_path / "runs" / name / "seed-0" / "training"
+        logs = training.rglob("log.jsonl")
+        return {
+            str(log.parent.relative_to(training)): max(line["step"] for line in read_log(log)) for log in logs
+        }
 
-    assert steps("guided") == {"gains": 1, "warm": 5, "main": 2}
-    assert steps("last-hidden") == {"warm": 6, "main": 2}
-    assert steps("ella") == {"warm": 6, "main": 2}
-    assert steps("base-longer") == {"main": 8}
+    assert steps("guided") == {"gains": 1, "warm-start": 5, ".": 2}
+    assert steps("last-hidden") == {"warm-start": 6, ".": 2}
+    assert steps("ella") == {"warm-start": 6, ".": 2}
+    assert steps("base-longer") == {".": 8}
     assert any("from captions alone" in sentence for sentence in report["treatment"])
 
 
@@ -352,14 +351,20 @@ def test_captions_are_read_once_for_all_seeds_and_the_base_asked_once_for_all_ri
     built, tmp_path, monkeypatch
 ):
     read, asked = [], []
-    bank, queries = llm_adapter._bank, captioned.draw_queries
-    monkeypatch.setattr(llm_adapter, "_bank", lambda stage, texts: read.append(texts) or bank(stage, texts))
+    fill, queries = EncodingStore.fill, warm_start.draw_queries
+
+    def counted(self, captions, **more):
+        read.append(fill(self, captions, **more))
+        return read[-1]
+
+    monkeypatch.setattr(EncodingStore, "fill", counted)
     monkeypatch.setattr(
-        captioned, "draw_queries", lambda *args, **kwargs: asked.append(args) or queries(*args, **kwargs)
+        warm_start, "draw_queries", lambda *args, **kwargs: asked.append(args) or queries(*args, **kwargs)
     )
     names = ["base-states", "last-hidden"]
     benchmark(built, tmp_path, names, seeds=2, steps=1, text_steps=2).run(command="")
-    assert [len(texts) for texts in read] == [17, 17]
+    once, again = [count for count in read if count]
+    assert 10 < once == again <= 16 + 8 + 1  # trained on, held out, the empty one; some may be alike
     assert len(asked) == 1
     kept = [tmp_path / "runs" / name / "seed-1" for name in names]
     weights = [place / "model" / "diffusion_pytorch_model.safetensors" for place in kept]
@@ -367,5 +372,6 @@ def test_captions_are_read_once_for_all_seeds_and_the_base_asked_once_for_all_ri
     for place in kept:
         shutil.rmtree(place)
     benchmark(built, tmp_path, names, seeds=2, steps=1, text_steps=2).run(command="")
-    assert len(read) == 2
+    assert sum(map(bool, read)) == 2
+    assert len(asked) == 1
     assert [path.read_bytes() for path in weights] == before

@@ -18,16 +18,19 @@ def run_benchmark(build, out, names, **settings):
 
 
 def steps_of(run):
-    logs = (run / "training").glob("*/log.jsonl")
-    return {log.parent.name: max(line["step"] for line in read_log(log)) for log in logs}
+    logs = (run / "training").rglob("log.jsonl")
+    return {
+        str(log.parent.relative_to(run / "training")): max(line["step"] for line in read_log(log))
+        for log in logs
+    }
 
 
 def test_a_rival_takes_as_many_more_steps_of_every_kind_as_its_name_says(built, tmp_path):
     names = ["guided", "guided-x2.5", "guided-x2.5@0.3"]
     report = run_benchmark(built, tmp_path, names, seeds=1, steps=2, text_steps=6)
     runs = {name: tmp_path / "runs" / name / "seed-0" for name in names}
-    assert steps_of(runs["guided"]) == {"gains": 1, "warm": 5, "main": 2}
-    assert steps_of(runs["guided-x2.5"]) == {"gains": 2, "warm": 12, "main": 5}
+    assert steps_of(runs["guided"]) == {"gains": 1, "warm-start": 5, ".": 2}
+    assert steps_of(runs["guided-x2.5"]) == {"gains": 2, "warm-start": 12, ".": 5}
     # A mixture is drawn with what was trained.
     assert not (runs["guided-x2.5@0.3"] / "training").exists()
     trained = {name: json.loads((run / "trained.json").read_text()) for name, run in runs.items()}
@@ -66,8 +69,8 @@ def test_its_learning_rate_is_that_of_the_rival_which_is_trained_for_it(built, t
     assert not (tmp_path / "runs" / "base-states-x2" / "search").exists()
     for seed in (0, 1):
         run = tmp_path / "runs" / "base-states-x2" / f"seed-{seed}"
-        assert steps_of(run) == {"main": 4}
-        log = read_log(run / "training" / "main" / "log.jsonl")
+        assert steps_of(run) == {".": 4}
+        log = [line for line in read_log(run / "training" / "log.jsonl") if "learning_rate" in line]
         assert log[-1]["learning_rate"] == pytest.approx(rate * 4 / 100)  # the fourth of 100 of warm-up
 
 

@@ -190,15 +190,15 @@ def test_a_training_is_read_stage_by_stage(tmp_path):
     place = tmp_path / "guided" / "seed-0"
     logs = {
         "gains": [{"step": 5, "loss": 0.9, "unexplained": 0.9, "steps_per_s": 0.5}],
-        "warm": [
+        "warm-start": [
             {"step": 10, "loss": 0.5, "unexplained": 0.5, "steps_per_s": 0.1},
             {"step": 30, "loss": 0.2, "unexplained": 0.2, "steps_per_s": 2.0},
             {"step": 40, "loss": 0.1, "unexplained": 0.1, "steps_per_s": 4.0},
         ],
-        "main": [{"step": 6, "loss": 0.7, "velocity": 0.6, "steps_per_s": 2.0}, {"step": 6, "samples": 1}],
+        ".": [{"step": 6, "loss": 0.7, "velocity": 0.6, "steps_per_s": 2.0}, {"step": 6, "samples": 1}],
     }
     for stage, lines in logs.items():
-        (place / "training" / stage).mkdir(parents=True)
+        (place / "training" / stage).mkdir(parents=True, exist_ok=True)
         text = "".join(f"{json.dumps(line)}\n" for line in lines)
         (place / "training" / stage / "log.jsonl").write_text(text)
     (place / "evaluation").mkdir()

@@ -47,7 +47,7 @@ def test_the_proxy_is_measured_against_the_llm_alone_on_the_same_prompts(
     script, reading_adapter, tmp_path, monkeypatch, capsys
 ):
     endpoint = Endpoint(says("a red car"), raw(b"", 401), says("a dog"))
-    arguments = {"via": endpoint.url, "via-model": "closed-1", "prompts": 2, "steps": 1}
+    arguments = {"reword-url": endpoint.url, "reword-model": "closed-1", "prompts": 2, "steps": 1}
     arguments |= {"adapter": reading_adapter, "answers": tmp_path / "kept", "out": tmp_path / "proxy.json"}
     words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
     monkeypatch.setattr(sys, "argv", ["speed/proxy.py", *words])
@@ -58,9 +58,9 @@ def test_the_proxy_is_measured_against_the_llm_alone_on_the_same_prompts(
     record = json.loads((tmp_path / "proxy.json").read_text())
     assert set(record["splits"]) == {"synonyms", "indirect"}
     for row in record["splits"].values():
-        assert set(row["accuracy"]) == {"base", "llm", "llm via", "llm told"}
+        assert set(row["accuracy"]) == {"base", "llm", "llm reworded", "llm told"}
         assert all(figures["n"] == 2 for figures in row["accuracy"].values())
-        for gain, name in (("gain", "llm via"), ("gain_told", "llm told")):
+        for gain, name in (("gain", "llm reworded"), ("gain_told", "llm told")):
             difference = row["accuracy"][name]["mean"] - row["accuracy"]["llm"]["mean"]
             assert row[gain]["mean"] == pytest.approx(difference)
     # One of the four was refused when it was asked.

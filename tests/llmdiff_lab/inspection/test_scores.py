@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from llmdiff.controller import LLMController
 from llmdiff.errors import ConfigError
-from llmdiff.language.advice import Advice
 from llmdiff.language.proxy import ClosedLLM, ProxySettings
+from llmdiff.language.rewording import Rewording
 from llmdiff_lab.cli.main import app
 from llmdiff_lab.inspection.score_plots import save_scores, score_page
 from llmdiff_lab.inspection.scores import inspect_scores
@@ -100,8 +100,9 @@ def test_an_answer_is_looked_at_with_the_prompt_before_it(controller):
 
     closed = Answers(ProxySettings(url="http://127.0.0.1:9/v1", model="m"))
     alone = inspect_scores(controller.llm, "a dog", adapter=controller.adapter)
-    controller.llm.advice = Advice(closed=closed)
-    report = inspect_scores(controller.llm, "a red apple", adapter=controller.adapter)
+    report = inspect_scores(
+        controller.llm, "a red apple", adapter=controller.adapter, rewording=Rewording(closed=closed)
+    )
     assert (report.prompt, report.text, report.before) == ("a red apple", "a dog", "a red apple")
     assert report.tokens == alone.tokens
     assert report.score_norm[1][1:] != alone.score_norm[1][1:]

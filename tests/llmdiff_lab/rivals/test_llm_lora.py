@@ -59,11 +59,11 @@ def test_gradients_are_those_of_small_differences(parts, lone):
     shaken(conditioning.llm_lora.up)
     conditioning.train(False)  # no dropout
     stage = main_stage(conditioning)
-    aim = torch.randn(stage.condition(PROMPTS, None).shape, generator=torch.Generator().manual_seed(3))
+    aim = torch.randn(stage.condition(PROMPTS, None)[0].shape, generator=torch.Generator().manual_seed(3))
     weights = list(conditioning.llm_lora.parameters())
 
     def loss():
-        return (stage.condition(PROMPTS, None) * aim).mean()
+        return (stage.condition(PROMPTS, None)[0] * aim).mean()
 
     slopes = torch.autograd.grad(loss(), weights)
     assert all(bool(slope.any()) for slope in slopes), "every layer's A and B learn"

@@ -10,20 +10,17 @@ from tiny.readers import PROMPTS, shaken
 from llmdiff.adapter import layers
 from llmdiff.adapter.manifest import write_manifest
 from llmdiff.errors import AdapterMismatchError, ConfigError, CorruptWeightsError
-from llmdiff.training.bank import EncodingBank, GroupBank, TextBank
 from llmdiff_lab.rivals.registry import RIVALS, create
 from llmdiff_lab.rivals.storage import load_rival, save_rival
 
 
-def batch_of(stage):
-    with torch.no_grad():
-        raw = stage.read(PROMPTS)
-    bank = {"encodings": EncodingBank, "scores": GroupBank, "texts": TextBank}[stage.keeps]
-    return bank(raw if stage.keeps == "texts" else [raw]).batch([0, 1, 2])
+def batch_of(stage, folder):
+    store = stage.store(folder, folder)
+    return stage.read(PROMPTS) if store is None else store.batch(PROMPTS)
 
 
 @pytest.mark.parametrize("name", RIVALS)
-def test_a_step_of_every_stage_moves_only_the_rivals_own_parameters(parts, name):
+def test_a_step_of_every_stage_moves_only_the_rivals_own_parameters(parts, tmp_path, name):
     conditioning, unet = create(name, parts), parts.pipe.unet.requires_grad_(False)
     frozen = {key: value.clone() for key, value in unet.state_dict().items()}
     names = []
@@ -38,7 +35,7 @@ def test_a_step_of_every_stage_moves_only_the_rivals_own_parameters(parts, name)
         assert conditioning.trainable() == {key: value.numel() for key, value in trained.items()}
         conditioning.train()
         with conditioning.installed(unet):
-            states = stage.condition(batch_of(stage), torch.Generator().manual_seed(0))
+            states, _ = stage.condition(batch_of(stage, tmp_path), torch.Generator().manual_seed(0))
             unet(
                 torch.randn(3, 4, 8, 8), torch.tensor([5, 300, 900]), states
             ).sample.square().mean().backward()
@@ -75,7 +72,7 @@ def test_a_saved_rival_draws_the_same_after_loading(parts, draw, tmp_path, name)
 
 
 @pytest.mark.parametrize("name", RIVALS)
-def test_a_layer_asked_alone_reads_what_the_denoiser_hands_it(parts, name):
+def test_a_layer_asked_alone_reads_what_the_denoiser_hands_it(parts, tmp_path, name):
     conditioning, unet = create(name, parts), parts.pipe.unet.requires_grad_(False)
     *_, stage = conditioning.stages()
     timesteps = torch.tensor([5, 300, 900])
@@ -88,7 +85,7 @@ def test_a_layer_asked_alone_reads_what_the_denoiser_hands_it(parts, name):
         return hook
 
     with torch.no_grad(), conditioning.installed(unet):
-        states = stage.condition(batch_of(stage), None)
+        states, _ = stage.condition(batch_of(stage, tmp_path), None)
         text_layers = layers.text_layers(unet)
         handles = [attn.register_forward_hook(keep(key)) for key, attn in text_layers.items()]
         unet(torch.randn(3, 4, 8, 8), timesteps, states)
@@ -157,12 +154,12 @@ def test_one_branch_is_the_sum_without_the_other_term(parts):
 
     def drawn(name, shake=()):
         conditioning = create(name, parts)
-        for branch in conditioning._branches():
+        for branch in conditioning.branches():
             for part in shake:
                 shaken(getattr(branch, part))
         *_, stage = conditioning.stages()
         with torch.no_grad(), conditioning.installed(parts.pipe.unet):
-            return parts.pipe.unet(latents, step, stage.condition(stage.read(PROMPTS[:1]), None)).sample
+            return parts.pipe.unet(latents, step, stage.condition(stage.read(PROMPTS[:1]), None)[0]).sample
 
     inside = ("to_q", "to_k", "to_v", "to_out")
     assert torch.equal(drawn("pretrained-branch"), drawn("pretrained-branch", inside))
@@ -170,7 +167,7 @@ def test_one_branch_is_the_sum_without_the_other_term(parts):
     assert not torch.equal(drawn("new-branch"), drawn("new-branch", inside))
     assert not torch.equal(drawn("guided"), drawn("new-branch"))
     new = create("new-branch", parts)
-    assert all(float(branch.gates()[0]) == 0 for branch in new._branches())
+    assert all(float(branch.gates()[0]) == 0 for branch in new.branches())
     assert not any(".phi." in key or key.endswith((".a1", ".b1")) for key in new.trainable())
 
 
@@ -178,8 +175,9 @@ def test_noise_is_drawn_in_training_only_and_only_where_it_is_on(parts):
     for name, noisy in (("guided", True), ("no-noise", False)):
         *_, stage = create(name, parts).stages()
         raw = stage.read(PROMPTS)
-        plain = stage.condition(raw, None)
-        assert torch.equal(stage.condition(raw, torch.Generator().manual_seed(1)), plain) is not noisy
+        plain, _ = stage.condition(raw, None)
+        drawn, _ = stage.condition(raw, torch.Generator().manual_seed(1))
+        assert torch.equal(drawn, plain) is not noisy
 
 
 def test_alone_means_in_every_row_what_its_name_says(parts):

@@ -97,6 +97,27 @@ def test_a_study_holds_every_pair_of_systems_and_tells_nothing(study: Path) -> N
     assert kept == originals
 
 
+def test_attention_checks_come_at_random_places_but_not_first(study: Path) -> None:
+    store = open_study(study)
+    _, noisy = hidden(study)
+    places = set()
+    for _ in range(60):
+        token = store.new_rater(max_raters=100)
+        shown = [store.shown(token, position) for position in range(14)]
+        places |= {at for at, pair in enumerate(shown) if {pair.left_picture, pair.right_picture} & noisy}
+    store.close()
+    assert min(places) == 5
+    assert places == set(range(5, 14))
+
+
+def test_a_report_without_answers_says_so(study: Path, tmp_path: Path) -> None:
+    write_report(study, tmp_path / "report")
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert page.count("no answers") == 3 * (3 + 3)  # questions x (pairs of systems + systems)
+    assert "+0.00" not in page
+    assert "Of the choices" not in page
+
+
 def test_sides_and_order_are_random_and_stay(study: Path) -> None:
     store = open_study(study)
     tokens = [store.new_rater(max_raters=100) for _ in range(40)]

@@ -195,7 +195,7 @@ def test_reference_pictures_are_read_as_a_viewer_shows_them(tmp_path: Path) -> N
     levels = np.linspace(0, 65535, 32).astype(np.uint16)[None].repeat(32, 0)
     Image.fromarray(levels).save(tmp_path / "a.png")
     Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(tmp_path / "b.png")
-    ramp, clear = read_reference(tmp_path, size_px=32)
+    ramp, clear = read_reference(tmp_path)
     assert ramp[0, 0].max() == 0
     assert ramp[0, 15].max() in range(120, 130)
     assert (clear == 255).all()

@@ -20,6 +20,9 @@ from llmdiff.language.control_tokens import plain_options
 from llmdiff.language.whole_weights import check_faults, load_whole
 
 _BATCH = 64
+# SigLIP 2 reads Gemma's vocabulary and was trained on lower-case text; models of one fixed size are stored as SigLIP
+# with Gemma's tokenizer, which does not lower-case.
+_GEMMA_VOCABULARY = 256_000
 
 
 class VisionModel:
@@ -117,7 +120,7 @@ class ImageTextModel(VisionModel):
         """Return unit vectors of texts, on the CPU; long texts are truncated. Shapes: (N, E)."""
         found = []
         for start in range(0, len(texts), _BATCH):
-            some = list(texts[start : start + _BATCH])
+            some = [self._as_trained(text) for text in texts[start : start + _BATCH]]
             # SigLIP reads its padding too and was trained on full length, without a mask.
             inputs = self.tokenizer(
                 some,
@@ -131,6 +134,13 @@ class ImageTextModel(VisionModel):
             output = self.model.get_text_features(**{name: inputs[name] for name in kept})
             found.append(output.pooler_output.float().cpu())
         return F.normalize(torch.cat(found), dim=-1)
+
+    def _as_trained(self, text: str) -> str:
+        config = self.model.config
+        is_siglip_2 = config.model_type == "siglip2" or (
+            config.model_type == "siglip" and config.text_config.vocab_size == _GEMMA_VOCABULARY
+        )
+        return text.lower() if is_siglip_2 else text
 
     def cosines(self, pictures: Pictures, prompts: Sequence[str]) -> NDArray[np.float64]:
         """Return the cosine of every picture with its own prompt. Shapes: (N,).
@@ -156,8 +166,8 @@ def _check_reads_texts(model: Any, id: str) -> None:
         )
 
 
-def load_model(kind: Any, name: str) -> Any:
-    """Return a transformers model of class `kind` in float32, with all weights from safetensors.
+def load_model(kind: Any, name: str, *, dtype: Any = torch.float32) -> Any:
+    """Return a transformers model of class `kind`, in float32 by default, with all weights from safetensors.
 
     Raises:
         MetricError: the model cannot be loaded.
@@ -165,7 +175,7 @@ def load_model(kind: Any, name: str) -> Any:
     """
     what = f"metric model {name!r}"
     with _failure_named(kind, name):
-        model = load_whole(kind, name, what=what, use_safetensors=True, dtype=torch.float32)
+        model = load_whole(kind, name, what=what, use_safetensors=True, dtype=dtype)
     broken = [key for key, weight in model.named_parameters() if not bool(weight.sum().isfinite())]
     check_faults({"NaN or infinite": broken}, what=what)
     return model

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from llmdiff.evaluation.metrics.alignment import CosineScore
 from llmdiff.evaluation.metrics.kinds import Pictures
@@ -27,14 +28,27 @@ class PickScore(CosineScore):
 class HPSv2(CosineScore):
     """100 * cos(picture, prompt) of a CLIP model that was fine-tuned on human choices.
 
+    Pictures keep their shape: the longer side is resized to the model's, the rest is black.
+
     Units: about 20..30 with the published weights; only differences are meaningful.
 
-    Source: Wu et al. 2023 (arXiv 2306.09341); its weights are open_clip's and have to be converted to a CLIP of
-    transformers.
+    Source: Wu et al. 2023 (arXiv 2306.09341) and the preprocessing of its package; its weights are open_clip's and
+    have to be converted to a CLIP of transformers.
     """
 
     name, failed_score = "hpsv2", 0.0
 
     def score(self, pictures: Pictures, prompts: Sequence[str]) -> dict[str, NDArray[np.float64]]:
         """Return the score of every picture. Shapes: (N,)."""
-        return {"hpsv2": 100 * self.model.cosines(pictures, prompts)}
+        side_px = self.model.model.config.vision_config.image_size
+        return {"hpsv2": 100 * self.model.cosines(_padded(pictures, side_px), prompts)}
+
+
+def _padded(pictures: Pictures, side_px: int) -> Pictures:
+    height, width = (round(edge * side_px / max(pictures.shape[1:3])) for edge in pictures.shape[1:3])
+    top, left = (side_px - height) // 2, (side_px - width) // 2
+    padded = np.zeros((len(pictures), side_px, side_px, 3), dtype=np.uint8)
+    for picture, place in zip(pictures, padded, strict=True):
+        resized = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
+        place[top : top + height, left : left + width] = np.asarray(resized)
+    return padded

@@ -8,26 +8,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from PIL import Image
-
-from llmdiff.errors import ConfigError, MetricError
+from llmdiff.errors import MetricError
 from llmdiff.evaluation.metrics.kinds import Pictures
+from llmdiff.evaluation.statistics import Interval
 from llmdiff.evaluation.suites.detection import (
     ColourReader,
     Detector,
     TransformersDetector,
     judge_detections,
 )
+from llmdiff.evaluation.suites.formats import json_lines
+from llmdiff.evaluation.suites.questions import pooled_figures
 from llmdiff.evaluation.suites.suite import (
+    Benchmark,
     OfficialScores,
     PromptSuite,
+    Results,
     SuitePrompt,
-    scores_of_prompts,
+    results_by_prompt,
     suite_of,
 )
-from llmdiff.files import is_blank, parse_json, read_text, text_lines, whole_file, write_whole
+from llmdiff.files import write_whole
 
-NAME = "geneval"
+NAME, _TITLE = "geneval", "GenEval"
 IMAGES_PER_PROMPT = 4
 
 
@@ -39,24 +42,14 @@ def read_geneval(path: Path) -> PromptSuite:
         ConfigError: lines without tag, include and prompt.
     """
     file = path / "evaluation_metadata.jsonl" if path.is_dir() else path
-    rows: list[SuitePrompt] = []
-    for line in text_lines(read_text(file)):
-        if is_blank(line):
-            continue
-        try:
-            facts = parse_json(line)
-            rows.append(
-                SuitePrompt(
-                    id=f"{len(rows):05d}", prompt=facts["prompt"], tags=(str(facts["tag"]),), facts=facts
-                )
-            )
-            if not all({"class", "count"} <= set(clause) for clause in facts["include"]):
-                raise KeyError("class")
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"suite {file}, line {len(rows) + 1}: {error}, expected GenEval's evaluation_metadata.jsonl"
-            ) from error
-    return suite_of(NAME, rows, [file], images_per_prompt=IMAGES_PER_PROMPT, benchmark="GenEval")
+    rows = json_lines(file, f"{_TITLE}'s evaluation_metadata.jsonl", _row)
+    return suite_of(NAME, rows, [file], images_per_prompt=IMAGES_PER_PROMPT, benchmark=_TITLE)
+
+
+def _row(number: int, facts: Any) -> SuitePrompt:
+    if not all({"class", "count"} <= set(clause) for clause in facts["include"]):
+        raise KeyError("class")
+    return SuitePrompt(id=f"{number:05d}", prompt=facts["prompt"], tags=(str(facts["tag"]),), facts=facts)
 
 
 class GenEvalScorer:
@@ -109,28 +102,25 @@ class GenEvalScorer:
             )
         return judged
 
-    def failed(self, row: SuitePrompt) -> dict[str, Any]:
+    @staticmethod
+    def failed(row: SuitePrompt) -> dict[str, Any]:
         """0."""
         return {"score": 0.0}
 
 
-def export_pictures(rows: Sequence[SuitePrompt], pictures: Sequence[Pictures], folder: Path) -> None:
-    """Write NUMBER/metadata.jsonl and NUMBER/samples/NUMBER.png, as the published scorer reads them."""
-    for row, images in zip(rows, pictures, strict=True):
-        write_whole(folder / row.id / "metadata.jsonl", json.dumps(dict(row.facts)))
-        for number, image in enumerate(images):
-            with whole_file(folder / row.id / "samples" / f"{number:04d}.png") as partial:
-                Image.fromarray(image).save(partial, format="PNG")
+def geneval_figures(rows: Sequence[SuitePrompt], results: Results) -> dict[str, Interval]:
+    """Return the share of prompts with at least one right picture."""
+    return pooled_figures(
+        [{"prompts with a right picture": (float(any(one["score"] for one in some)), 1)} for some in results]
+    )
 
 
-def write_scores(
-    rows: Sequence[SuitePrompt], judged: Sequence[Sequence[Mapping[str, Any]]], file: Path
-) -> None:
+def write_scores(rows: Sequence[SuitePrompt], results: Results, folder: Path, system: str) -> None:
     """Write a line of JSON per picture in the published format."""
     lines = [
         json.dumps(
             {
-                "filename": f"{row.id}/samples/{number:04d}.png",
+                "filename": _picture_path(row, number, 0, system),
                 "tag": row.facts["tag"],
                 "prompt": row.prompt,
                 "correct": bool(one["score"]),
@@ -139,26 +129,39 @@ def write_scores(
                 "details": json.dumps(one.get("details", {})),
             }
         )
-        for row, found in zip(rows, judged, strict=True)
+        for row, found in zip(rows, results, strict=True)
         for number, one in enumerate(found)
     ]
-    write_whole(file, "\n".join(lines) + "\n")
+    write_whole(folder / "results.jsonl", "\n".join(lines) + "\n")
 
 
 def read_scores(file: Path, rows: Sequence[SuitePrompt], images_per_prompt: int) -> OfficialScores:
-    """Return the share of right pictures of every prompt by its name, from results that the published scorer wrote.
+    """Return whether each picture is right, from results that the published scorer wrote.
 
     Raises:
-        ConfigError: a line is no such result, or none is of these prompts.
+        ConfigError: a line is no such result, or none is of these prompts, or a picture is one too many.
     """
-    found: dict[str, list[float]] = {}
-    for number, line in enumerate(text_lines(read_text(file)), start=1):
-        try:
-            given = parse_json(line)
-            # .../00012/samples/0003.png => 00012
-            found.setdefault(Path(given["filename"]).parent.parent.name, []).append(float(given["correct"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"official scores {file}, line {number}: {error}, expected GenEval's results.jsonl"
-            ) from error
-    return scores_of_prompts({name: sum(values) / len(values) for name, values in found.items()}, rows, file)
+
+    def result(_: int, given: Any) -> tuple[str, int, Mapping[str, Any]]:
+        place = Path(given["filename"])  # .../00012/samples/0003.png
+        return place.parent.parent.name, int(place.stem), {"score": float(given["correct"])}
+
+    found = json_lines(file, f"{_TITLE}'s results.jsonl", result)
+    return OfficialScores(results=results_by_prompt(found, rows, images_per_prompt, file))
+
+
+def _picture_path(row: SuitePrompt, number: int, count: int, system: str) -> str:
+    return f"{row.id}/samples/{number:04d}.png"
+
+
+BENCHMARK = Benchmark(
+    name=NAME,
+    title=_TITLE,
+    read=read_geneval,
+    scorer=GenEvalScorer,
+    picture_path=_picture_path,
+    side_files=lambda rows, system: {f"{row.id}/metadata.jsonl": json.dumps(dict(row.facts)) for row in rows},
+    write_scores=write_scores,
+    read_scores=read_scores,
+    figures=geneval_figures,
+)

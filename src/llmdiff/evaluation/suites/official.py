@@ -1,20 +1,59 @@
 """Exchange files with a benchmark's own scorer: export pictures and scores, read its figures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from llmdiff.evaluation.metrics.kinds import PictureMetric
+from llmdiff.evaluation.metrics.kinds import Pictures
 from llmdiff.evaluation.picture_store import PictureJob, PictureStore, with_black
 from llmdiff.evaluation.score_store import ScoreStore
 from llmdiff.evaluation.statistics import bootstrap_mean
 from llmdiff.evaluation.suites.benchmarks import BENCHMARKS
-from llmdiff.evaluation.suites.suite import PromptSuite, SuitePrompt, SuiteScorer
+from llmdiff.evaluation.suites.suite import Benchmark, PromptSuite, Results, SuitePrompt, SuiteScorer
 from llmdiff.evaluation.tables import NOT_COMPARABLE
-from llmdiff.files import write_whole
+from llmdiff.files import whole_file, write_whole
+
+
+def scorer_results(
+    scorer: SuiteScorer,
+    system: str,
+    rows: Sequence[SuitePrompt],
+    jobs: Sequence[Sequence[PictureJob]],
+    scores: ScoreStore,
+) -> Results:
+    """Return what our scorer found of every picture; of one that could not be drawn, what it says of failed ones."""
+    found = scores.read(scorer.name, scorer.model_id, system)
+    return [
+        [found[job.name] if job.name in found else scorer.failed(row) for job in some]
+        for row, some in zip(rows, jobs, strict=True)
+    ]
+
+
+def published_figures(suite: PromptSuite, rows: Sequence[SuitePrompt], results: Results) -> dict[str, Any]:
+    """Return the figures that the benchmark aggregates in its own way, as intervals by name."""
+    scored = [(row, some) for row, some in zip(rows, results, strict=True) if "score" in some[0]]
+    if not scored:
+        return {}
+    figures = BENCHMARKS[suite.name].figures([row for row, _ in scored], [some for _, some in scored])
+    return {name: asdict(interval) for name, interval in figures.items()}
+
+
+def export_pictures(
+    benchmark: Benchmark, rows: Sequence[SuitePrompt], pictures: Sequence[Pictures], folder: Path, system: str
+) -> None:
+    """Write the pictures of every prompt as the benchmark's own scorer reads them."""
+    for row, images in zip(rows, pictures, strict=True):
+        shown = [_sheet(images)] if benchmark.sheet else images
+        for number, image in enumerate(shown):
+            path = folder / benchmark.picture_path(row, number, len(images), system)
+            with whole_file(path) as partial:
+                Image.fromarray(image).save(partial, format="PNG")
+    for name, text in benchmark.side_files(rows, system).items():
+        write_whole(folder / name, text)
 
 
 def write_official(
@@ -23,38 +62,48 @@ def write_official(
     rows: Sequence[SuitePrompt],
     jobs: Sequence[Sequence[PictureJob]],
     store: PictureStore,
-    scores: ScoreStore,
-    metrics: Sequence[PictureMetric | SuiteScorer],
+    results: Mapping[str, Results],
     folder: Path,
 ) -> None:
-    """Write SYSTEM/pictures as the benchmark's scorer reads them, and our own scores in its file's format.
+    """Write SYSTEM/pictures as the benchmark's scorer reads them, and our own scores in its files' format.
 
     A picture that could not be drawn is black there, so that no scorer leaves it out.
+
+    `results`: of our scorer, by the name of its model.
     """
     benchmark = BENCHMARKS[suite.name]
-    pictures = [with_black([store.read(system, job) for job in row]) for row in jobs]
-    benchmark.export_pictures(rows, pictures, folder / system / "pictures")
-    for metric in metrics:
-        if metric.name != suite.name:
-            continue
-        found = scores.read(metric.name, metric.model_id, system)
-        judged = [[found.get(job.name, {"score": 0.0}) for job in row] for row in jobs]
+    pictures = [
+        with_black([store.read(system, job) for job in row], level=benchmark.failed_level) for row in jobs
+    ]
+    export_pictures(benchmark, rows, pictures, folder / system / "pictures", system)
+    for model_id, found in results.items():
         place = folder / system / "scores-of-another-model"
-        benchmark.write_scores(rows, judged, place / benchmark.scores_name)
-        write_whole(place / "README.txt", f"Scored with {metric.model_id}: {NOT_COMPARABLE}.\n")
+        benchmark.write_scores(rows, found, place, system)
+        write_whole(place / "README.txt", f"Scored with {model_id}: {NOT_COMPARABLE}.\n")
 
 
 def official_figures(
     suite: PromptSuite, rows: Sequence[SuitePrompt], file: Path, *, images_per_prompt: int
 ) -> dict[str, Any]:
-    """Return the figures of what the published scorer wrote; a prompt or picture that it lacks counts 0.
+    """Return the figures of what the published scorer wrote; a picture that it lacks counts 0 and is reported.
 
     Raises:
         ConfigError: it is no such file or folder, or has none of these prompts.
     """
-    found = BENCHMARKS[suite.name].read_scores(file, rows, images_per_prompt)
-    scored = [row for row in rows if row.id in found.by_id]
-    scores = np.array([found.by_id[row.id] for row in scored])
+    benchmark = BENCHMARKS[suite.name]
+    found = benchmark.read_scores(file, rows, images_per_prompt)
+    scored = [row for row in rows if row.id in found.results]
+    lacking = [
+        f"{row.id}, picture {number}"
+        for row in scored
+        for number, one in enumerate(found.results[row.id])
+        if one is None
+    ]
+    results = [
+        [benchmark.scorer.failed(row) if one is None else one for one in found.results[row.id]]
+        for row in scored
+    ]
+    scores = np.array([np.mean([one["score"] for one in some]) for some in results])
     tags: dict[str, list[int]] = {}
     for index, row in enumerate(scored):
         for tag in row.tags:
@@ -64,5 +113,19 @@ def official_figures(
         "overall": asdict(bootstrap_mean(scores)),
         "by_tag": by_tag,
         "mean_over_tags": float(np.mean([one["mean"] for one in by_tag.values()])) if by_tag else None,
-        "missing": found.missing,
+        "as_published": published_figures(suite, scored, results),
+        "stated": dict(found.stated),
+        "missing": len(lacking),
+        "first_missing": lacking[0] if lacking else None,
+        "not_scored": len(rows) - len(scored),
     }
+
+
+def _sheet(images: Pictures) -> Pictures:
+    """Return up to four pictures, two by two. Shapes: (N, H, W, 3) to (2H, 2W, 3)."""
+    height, width = images.shape[1:3]
+    sheet = np.zeros((2 * height, 2 * width, 3), dtype=np.uint8)
+    for number, image in enumerate(images[:4]):
+        top, left = height * (number // 2), width * (number % 2)
+        sheet[top : top + height, left : left + width] = image
+    return sheet

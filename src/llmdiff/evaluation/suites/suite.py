@@ -1,13 +1,14 @@
 """A suite of prompts with their ids, tags and seeds."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from llmdiff.errors import ConfigError
 from llmdiff.evaluation.metrics.kinds import Pictures
+from llmdiff.evaluation.statistics import Interval
 from llmdiff.files import clean_text, is_blank
 
 
@@ -63,27 +64,84 @@ class PromptSuite:
         return tuple(kept)
 
 
+Results = Sequence[Sequence[Mapping[str, Any]]]
+"""Of every prompt, the results of its pictures, in the form of `SuiteScorer.judge`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class OfficialScores:
-    """What a published scorer found: scores of prompts by their names, and how many of them or of their pictures lack.
+    """What a published scorer found.
 
-    A prompt in `by_id` that lacks counts 0; one that is not in it is none that this scorer scores.
+    Fields:
+        results: by a prompt's id the result of each of its pictures, in the form of `SuiteScorer.judge`; None for a
+            picture that the scorer has no result of. A prompt that is not in it is none that this scorer scores.
+        stated: figures of the scorer's own summary, in its units.
     """
 
-    by_id: Mapping[str, float]
-    missing: int
+    results: Mapping[str, Sequence[Mapping[str, Any] | None]]
+    stated: Mapping[str, float] = field(default_factory=dict)
 
 
-def scores_of_prompts(found: Mapping[str, float], rows: Sequence[SuitePrompt], file: Path) -> OfficialScores:
-    """Return what was found by prompts' names, for all prompts; one that lacks has 0.
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """A published benchmark: its prompts, its scorer, and the files that its own scorer reads and writes.
+
+    Fields:
+        read: the suite of its prompt files.
+        scorer: the class of our scorer.
+        picture_path: of a prompt's picture by its number, the number of pictures and the system's name.
+        write_scores: writes results in the form of the published scorer's files; takes the prompts, their results, the
+            folder and the system's name.
+        read_scores: reads what the published scorer wrote; takes the file or folder, the prompts, and how many pictures
+            there are of each.
+        figures: the figures that are no means over prompts, aggregated as published.
+        sheet: the published scorer reads up to four pictures in one file, two by two.
+        failed_level: grey level, 0..255, of a picture that could not be drawn: not black for a scorer that leaves black
+            pictures out.
+        side_files: other files beside the pictures, by path.
+    """
+
+    name: str
+    title: str
+    read: Callable[[Path], PromptSuite]
+    scorer: Any
+    picture_path: Callable[[SuitePrompt, int, int, str], str]
+    write_scores: Callable[[Sequence[SuitePrompt], Results, Path, str], None]
+    read_scores: Callable[[Path, Sequence[SuitePrompt], int], OfficialScores]
+    figures: Callable[[Sequence[SuitePrompt], Results], dict[str, Interval]] = lambda rows, results: {}
+    sheet: bool = False
+    failed_level: int = 0
+    side_files: Callable[[Sequence[SuitePrompt], str], Mapping[str, str]] = lambda rows, system: {}
+
+
+def results_by_prompt(
+    found: Iterable[tuple[str, int, Mapping[str, Any]]],
+    rows: Sequence[SuitePrompt],
+    count: int,
+    place: Path,
+) -> dict[str, list[Mapping[str, Any] | None]]:
+    """Return the results of every prompt's pictures, from triples of a prompt's id, the picture's number and result.
 
     Raises:
-        ConfigError: none of the prompts is in it.
+        ConfigError: none of the prompts is in it, or a picture twice, or one beyond `count`.
     """
-    missing = sum(row.id not in found for row in rows)
-    if missing == len(rows):
-        raise ConfigError(f"official scores {file}: none of its names is a prompt's, such as {rows[0].id!r}")
-    return OfficialScores(by_id={row.id: found.get(row.id, 0.0) for row in rows}, missing=missing)
+    results: dict[str, list[Mapping[str, Any] | None]] = {row.id: [None] * count for row in rows}
+    known = False
+    for id, number, result in found:
+        if id not in results:
+            continue
+        known = True
+        if not 0 <= number < count:
+            raise ConfigError(
+                f"official scores {place}: has picture {number} of prompt {id!r}, expected {count} of each, from 0 on "
+                "(--images-per-prompt)"
+            )
+        if results[id][number] is not None:
+            raise ConfigError(f"official scores {place}: has picture {number} of prompt {id!r} twice")
+        results[id][number] = result
+    if not known:
+        raise ConfigError(f"official scores {place}: none of its names is a prompt's, such as {rows[0].id!r}")
+    return results
 
 
 class SuiteScorer(Protocol):
@@ -92,7 +150,6 @@ class SuiteScorer(Protocol):
     Fields:
         name: its name on the command line.
         model_id: the folders or Hub ids of its models.
-        tags: of the prompts whose pictures it can score, where it cannot score all; it need not have that.
     """
 
     name: str

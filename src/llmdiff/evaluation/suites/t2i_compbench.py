@@ -1,34 +1,48 @@
-"""T2I-CompBench: prompts about attributes and relations; those about attributes are scored by questions.
+"""T2I-CompBench and T2I-CompBench++: attributes, relations and numbers; attributes are scored by questions.
 
-Source: Huang et al. 2023 (arXiv 2307.06350), section 4.1; formats: examples/ of its repository.
+Source: Huang et al. 2023 (arXiv 2307.06350), section 4.1, and 2025 (T2I-CompBench++); formats: its repository.
 """
 
 import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
 
 from llmdiff.errors import ConfigError
-from llmdiff.evaluation.metrics.kinds import Pictures
-from llmdiff.evaluation.suites.questions import Answerer, BlipAnswerer
+from llmdiff.evaluation.suites.questions import Question, QuestionScorer
 from llmdiff.evaluation.suites.suite import (
+    Benchmark,
     OfficialScores,
     PromptSuite,
+    Results,
     SuitePrompt,
+    results_by_prompt,
     suite_of,
 )
-from llmdiff.files import parse_json, read_text, text_lines, whole_file, write_whole
+from llmdiff.files import parse_json, read_text, text_lines, write_whole
 
-NAME = "t2i-compbench"
+NAME, _TITLE = "t2i-compbench", "T2I-CompBench"
 IMAGES_PER_PROMPT = 10
+_BLIP, _RESULT = "annotation_blip", "vqa_result.json"
+# Of every category, where its published scorer leaves the result, below the category's folder.
+_RESULT_FOLDERS = {
+    "color": _BLIP,
+    "shape": _BLIP,
+    "texture": _BLIP,
+    "spatial": "labels/annotation_obj_detection_2d",
+    "3d_spatial": "labels/annotation_obj_detection_3d",
+    "numeracy": "annotation_num",
+    "non_spatial": "annotation_clip",
+    "complex": "annotation_3_in_1",
+}
 ASKED = ("color", "shape", "texture")
-"""The categories that the published benchmark scores by questions."""
-# Of a category's folder, where the published scorer leaves its scores.
-_RESULT = Path("annotation_blip") / "vqa_result.json"
+"""The categories that the published benchmark scores by questions alone."""
+_MOST_PHRASES = 8
+_NO_PHRASES = ("top", "the side", "the left", "the right")
 # Words that end a noun phrase where nothing parses the sentence.
 _ENDS = (
     "and", "or", "but", "with", "on", "in", "at", "of", "to", "from", "by", "under", "over", "above", "below",
@@ -42,29 +56,44 @@ def read_t2i_compbench(path: Path) -> PromptSuite:
     Every prompt's tag is its file's category.
 
     Raises:
-        ConfigError: no such files, or prompts in them twice.
+        ConfigError: no such files, or one of no category, or prompts in them twice.
     """
     files = sorted(path.glob("*_val.txt")) if path.is_dir() else [path]
     if not files:
         raise ConfigError(f"suite {path}: no *_val.txt in it, expected T2I-CompBench's examples/dataset")
     rows: list[SuitePrompt] = []
     for file in files:
-        category = file.stem.removesuffix("_val").removesuffix("_train")
-        for line in text_lines(read_text(file)):
-            # Some lists carry the parts of a prompt behind a tab.
-            prompt = line.split("\t")[0].strip()
-            if prompt:
-                rows.append(SuitePrompt(id=f"{category}-{len(rows):05d}", prompt=prompt, tags=(category,)))
-    return suite_of(NAME, rows, files, images_per_prompt=IMAGES_PER_PROMPT, benchmark="T2I-CompBench")
+        # color_val.txt, and the parts of it that the benchmark also publishes: color_val_seen.txt
+        category = re.sub(r"_(train|val)(_(un)?seen)?$", "", file.stem)
+        if category not in _RESULT_FOLDERS:
+            raise ConfigError(
+                f"suite {file}: {category!r} is no category of T2I-CompBench, expected "
+                f"{', '.join(f'{name}_val.txt' for name in _RESULT_FOLDERS)}"
+            )
+        # Some lists carry the parts of a prompt behind a tab.
+        lines = [line.split("\t")[0].strip() for line in text_lines(read_text(file))]
+        for number, prompt in enumerate(filter(None, lines)):
+            facts: dict[str, Any] = {"number": number}
+            if category in ASKED:
+                phrases = noun_phrases(prompt) or [prompt]
+                facts["questions"] = [Question(text=f"{one}?", category=category) for one in phrases]
+            rows.append(
+                SuitePrompt(id=f"{category}-{len(rows):05d}", prompt=prompt, tags=(category,), facts=facts)
+            )
+    return suite_of(NAME, rows, files, images_per_prompt=IMAGES_PER_PROMPT, benchmark=_TITLE)
 
 
 def noun_phrases(prompt: str) -> list[str]:
-    """Return the pieces of a prompt between commas, prepositions and the like: what its questions are about."""
+    """Return the pieces of a prompt between commas, prepositions and the like: what its questions are about.
+
+    As in the published scorer, pieces such as "the left" are left out, and at most eight are asked about.
+    """
     ends = rf"[,.;:]|\b(?:{'|'.join(_ENDS)})\b"
-    return [piece for piece in (" ".join(part.split()) for part in re.split(ends, prompt)) if piece]
+    pieces = [" ".join(part.split()) for part in re.split(ends, prompt)]
+    return [piece for piece in pieces if piece and piece not in _NO_PHRASES][:_MOST_PHRASES]
 
 
-class CompBenchScorer:
+class CompBenchScorer(QuestionScorer):
     """The product over a prompt's noun phrases of how probable "yes" is to the question "PHRASE?".
 
     For the categories color, shape and texture; pictures of others have no score here, as the published benchmark
@@ -73,117 +102,105 @@ class CompBenchScorer:
     """
 
     name = NAME
-    tags = ASKED
+    soft = True
 
-    def __init__(self, answerer: Answerer) -> None:
-        self.answerer, self.model_id = answerer, answerer.model_id
-
-    @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
-        """Return the scorer with the BLIP of a folder or Hub id."""
-        return cls(BlipAnswerer.from_pretrained(name_or_path, device=device))
-
-    def judge(self, pictures: Pictures, rows: Sequence[SuitePrompt]) -> list[dict[str, Any]]:
-        """Return the score of every picture, and the answer about every phrase."""
-        judged: list[dict[str, Any]] = []
-        for picture, row in zip(pictures, rows, strict=True):
-            if not set(row.tags) & set(self.tags):
-                judged.append({})
-                continue
-            phrases = noun_phrases(row.prompt) or [row.prompt]
-            yes = self.answerer.yes(
-                np.repeat(picture[None], len(phrases), axis=0), [f"{phrase}?" for phrase in phrases]
-            )
-            judged.append(
-                {
-                    "score": float(np.prod(yes)),
-                    "answers": {phrase: float(p) for phrase, p in zip(phrases, yes, strict=True)},
-                }
-            )
-        return judged
-
-    def failed(self, row: SuitePrompt) -> dict[str, Any]:
-        """0 in the categories that are scored."""
-        return {"score": 0.0} if set(row.tags) & set(self.tags) else {}
+    @staticmethod
+    def combine(scores: NDArray[np.float64]) -> float:
+        """Return the product."""
+        return float(scores.prod())
 
 
-def export_pictures(rows: Sequence[SuitePrompt], pictures: Sequence[Pictures], folder: Path) -> None:
-    """Write CATEGORY/samples/PROMPT_NUMBER.png, numbered through a category, as the published scorers read them."""
-    numbers: dict[str, int] = {}
-    for row, images in zip(rows, pictures, strict=True):
-        (category,) = row.tags
-        for image in images:
-            number = numbers[category] = numbers.get(category, -1) + 1
-            # The published scorers read the prompt from the file's name, up to the first underscore.
-            name = f"{re.sub(r'[/_]', ' ', row.prompt)}_{number:06d}.png"
-            with whole_file(folder / category / "samples" / name) as partial:
-                Image.fromarray(image).save(partial, format="PNG")
-
-
-def write_scores(
-    rows: Sequence[SuitePrompt], judged: Sequence[Sequence[Mapping[str, Any]]], file: Path
-) -> None:
-    """Write CATEGORY/annotation_blip/vqa_result.json beside `file`: question_id and answer of every picture.
-
-    Pictures are numbered through a category, as in `export_pictures`.
-    """
-    scores: dict[str, list[float]] = {}
-    for row, found in zip(rows, judged, strict=True):
+def write_scores(rows: Sequence[SuitePrompt], results: Results, folder: Path, system: str) -> None:
+    """Write CATEGORY/annotation_blip/vqa_result.json: question_id and answer of every picture."""
+    scores: dict[str, list[dict[str, Any]]] = {}
+    for row, found in zip(rows, results, strict=True):
         (category,) = row.tags
         if category in ASKED:
-            scores.setdefault(category, []).extend(one["score"] for one in found)
-    for category, values in scores.items():
-        lines = [{"question_id": number, "answer": f"{score:.4f}"} for number, score in enumerate(values)]
-        write_whole(file.parent / category / _RESULT, json.dumps(lines))
+            scores.setdefault(category, []).extend(
+                {"question_id": _number(row, number, len(found)), "answer": f"{one['score']:.4f}"}
+                for number, one in enumerate(found)
+            )
+    for category, lines in scores.items():
+        write_whole(folder / category / _RESULT_FOLDERS[category] / _RESULT, json.dumps(lines))
 
 
 def read_scores(place: Path, rows: Sequence[SuitePrompt], images_per_prompt: int) -> OfficialScores:
-    """Return the mean score of every prompt's pictures, of the categories that the published scorer has scored.
+    """Return the scores of the pictures of all categories that the published scorers have scored.
 
-    `place`: a folder with CATEGORY/annotation_blip/vqa_result.json, or one such file where the prompts are of one
-    category: what stands in it does not say of which.
+    `place`: a folder with CATEGORY/annotation_blip/vqa_result.json, for complex CATEGORY/annotation_3_in_1/
+    vqa_result.json, and so on as the published scorers leave them; or one such file where the prompts are of one
+    category, as a file does not say of which.
 
     Raises:
-        ConfigError: it is neither, or of another category.
+        ConfigError: it is neither, or of other categories, or has only intermediate results of one.
     """
-    prompts: dict[str, list[str]] = {}
-    for row in rows:
-        prompts.setdefault(row.tags[0], []).append(row.id)
-    if place.is_dir():
-        files = {path.parents[1].name: path for path in sorted(place.glob(f"*/{_RESULT}"))}
-    elif len(prompts) == 1:
-        files = {next(iter(prompts)): place}
-    else:
-        raise ConfigError(
-            f"official scores {place}: a file of one category, and the prompts are of {', '.join(prompts)}; expected a "
-            f"folder with CATEGORY/{_RESULT}"
-        )
-    if not files or set(files) - set(prompts):
-        raise ConfigError(
-            f"official scores {place}: has categories {', '.join(files) or 'none'}, expected CATEGORY/{_RESULT} of "
-            f"{', '.join(prompts)}"
-        )
-    scores: dict[str, float] = {}
-    missing = 0
-    for category, file in files.items():
-        found = _read_result(file)
-        size = len(prompts[category]) * images_per_prompt
-        if max(found, default=0) >= size:
+    categories = list(dict.fromkeys(row.tags[0] for row in rows))
+    if not place.is_dir():
+        if len(categories) > 1:
             raise ConfigError(
-                f"official scores {file}: has picture {max(found)}, expected at most {size} from 0 on: "
-                f"{images_per_prompt} of each of the {len(prompts[category])} prompts of {category}"
+                f"official scores {place}: a file of one category, and the prompts are of {', '.join(categories)}; "
+                "expected a folder with a folder of every category"
             )
-        missing += size - len(found)
-        for index, one in enumerate(prompts[category]):
-            numbers = range(index * images_per_prompt, (index + 1) * images_per_prompt)
-            scores[one] = float(np.mean([found.get(number, 0.0) for number in numbers]))
-    return OfficialScores(by_id=scores, missing=missing)
+        files = {categories[0]: place}
+    else:
+        files = {
+            path.name: path / _RESULT_FOLDERS.get(path.name, "") / _RESULT
+            for path in sorted(place.iterdir())
+            if path.is_dir() and any(path.rglob(_RESULT))
+        }
+    if not files or set(files) - set(categories):
+        raise ConfigError(
+            f"official scores {place}: has results of {', '.join(files) or 'no category'}, expected folders "
+            f"{', '.join(f'{one}/{_RESULT_FOLDERS[one]}' for one in categories)} with {_RESULT}"
+        )
+    results: dict[str, Sequence[Mapping[str, Any] | None]] = {}
+    for category, file in files.items():
+        if not file.exists():
+            raise ConfigError(
+                f"official scores {place / category}: has no {file.relative_to(place / category)}, the result of the "
+                f"published scorer of {category}; other results there are not the category's"
+            )
+        some = [row for row in rows if row.tags == (category,)]
+        ids = {row.facts["number"]: row.id for row in some}
+        found = []
+        for number, score in _read_result(file):
+            index, picture = divmod(number, images_per_prompt)
+            if index > max(ids):
+                raise ConfigError(
+                    f"official scores {file}: has picture {number}, expected at most "
+                    f"{(max(ids) + 1) * images_per_prompt} from 0 on: {images_per_prompt} of each prompt of {category}"
+                )
+            found.append((ids.get(index, ""), picture, {"score": score}))
+        results |= results_by_prompt(found, some, images_per_prompt, file)
+    return OfficialScores(results=results)
 
 
-def _read_result(file: Path) -> dict[int, float]:
+def _number(row: SuitePrompt, number: int, count: int) -> int:
+    """Return the number of a picture through its category, as the published scorers count."""
+    return int(row.facts["number"]) * count + number
+
+
+def _picture_path(row: SuitePrompt, number: int, count: int, system: str) -> str:
+    # The published scorers read the prompt from the file's name, up to the first underscore.
+    prompt = re.sub(r"[/_]", " ", row.prompt)
+    return f"{row.tags[0]}/samples/{prompt}_{_number(row, number, count):06d}.png"
+
+
+def _read_result(file: Path) -> list[tuple[int, float]]:
     try:
-        return {int(one["question_id"]): float(one["answer"]) for one in parse_json(read_text(file))}
+        return [(int(one["question_id"]), float(one["answer"])) for one in parse_json(read_text(file))]
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"official scores {file}: {error}, expected T2I-CompBench's vqa_result.json"
         ) from error
+
+
+BENCHMARK = Benchmark(
+    name=NAME,
+    title=_TITLE,
+    read=read_t2i_compbench,
+    scorer=CompBenchScorer,
+    picture_path=_picture_path,
+    write_scores=write_scores,
+    read_scores=read_scores,
+)

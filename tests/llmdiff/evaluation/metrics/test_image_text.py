@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny.image_text import MEAN, STD
 from tiny.pipelines import WORDS
 from transformers import AutoModel, AutoTokenizer, CLIPModel, Siglip2ImageProcessorPil, SiglipModel
@@ -74,6 +75,38 @@ def test_siglip_2_with_patches_of_any_shape(folders: dict[str, Path], pictures: 
     with torch.no_grad():
         own = model(input_ids=tokens, **inputs).logits_per_image.diagonal().double()
     assert scores["siglip_probability"] == pytest.approx(torch.sigmoid(own).numpy(), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["siglip", "siglip2", "siglip of gemma"])
+def test_siglip_2_reads_lower_case(
+    folders: dict[str, Path], pictures: Pictures, tmp_path: Path, kind: str
+) -> None:
+    folder = folders[kind.split()[0]]
+    if kind == "siglip of gemma":  # as the published models of one fixed size are stored
+        model = SiglipModel.from_pretrained(folder)
+        model.text_model.embeddings.token_embedding = torch.nn.Embedding(256_000, 16)
+        model.config.text_config.vocab_size = 256_000
+        folder = tmp_path / "gemma"
+        load_metric("siglip", folders["siglip"]).model.save_pretrained(folder)  # type: ignore[union-attr]
+        model.save_pretrained(folder)
+    metric = SigLIPScore.from_pretrained(folder)
+    upper, lower = (metric.score(pictures, [text] * 5)["siglip"] for text in ("A Red CAT", "a red cat"))
+    assert (abs(upper - lower).max() < 1e-6) == (kind != "siglip")
+
+
+def test_hpsv2_pads_what_is_not_square(folders: dict[str, Path]) -> None:
+    wide = np.random.default_rng(3).integers(0, 256, (2, 20, 80, 3), dtype=np.uint8)
+    side = 32  # of the tiny model
+    framed = np.zeros((2, side, side, 3), dtype=np.uint8)
+    for picture, frame in zip(wide, framed, strict=True):
+        # 80 x 20 becomes 32 x 8, with 12 black rows above and 12 below.
+        frame[12:20] = np.asarray(Image.fromarray(picture).resize((32, 8), Image.Resampling.BICUBIC))
+    found = HPSv2.from_pretrained(folders["clip"]).score(wide, PROMPTS[:2])["hpsv2"]
+    logits = clip_logits(folders["clip"], framed, PROMPTS[:2]).diagonal()
+    assert found == pytest.approx(100 * logits.numpy() / np.exp(2.0), abs=1e-4)
+    assert CLIPScore.from_pretrained(folders["clip"]).score(wide, PROMPTS[:2])["clip_score"] != pytest.approx(
+        np.maximum(found, 0), abs=1e-2
+    )
 
 
 def test_clip_iqa_is_a_softmax_over_each_pair_of_prompts(

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from spoilt_pictures import check_gets_worse, noised
 from tiny.image_text import MEAN, STD
 from transformers import ResNetModel, ViTModel
@@ -23,6 +24,7 @@ from llmdiff.evaluation.metrics.distribution import (
 from llmdiff.evaluation.metrics.diversity import Diversity
 from llmdiff.evaluation.metrics.kinds import Pictures
 from llmdiff.evaluation.metrics.models import VisionModel
+from llmdiff.evaluation.metrics.reference import read_reference, set_features
 from llmdiff.openmoji.contents import World
 from llmdiff.openmoji.scenes import draw, lay_out
 
@@ -112,6 +114,32 @@ def test_spoilt_renders_are_further_from_real_ones(metric: Any, folders: dict[st
 
     check_gets_worse(distance, others, noise=(20, 60), blur=(2, 9))
     assert distance(others) < distance(255 - others)
+
+
+@pytest.mark.parametrize("side_px", [96, 512])
+def test_the_same_pictures_in_a_folder_are_at_no_distance(
+    folders: dict[str, Path], tmp_path: Path, side_px: int
+) -> None:
+    scenes = np.stack([draw(lay_out(World(objects=6).content("seen", RNG), RNG)) for _ in range(40)])
+    drawn = [np.asarray(Image.fromarray(one).resize((side_px, side_px), 3)) for one in scenes]
+    for number, picture in enumerate(drawn):
+        Image.fromarray(picture).save(tmp_path / f"{number:02d}.png")
+    reference = read_reference(tmp_path)
+    for metric in (FID.from_pretrained(folders["vit"]), FID.from_pretrained(folders["clip"])):
+        real, ours = set_features(metric, reference, batch=7), set_features(metric, drawn)
+        assert real == pytest.approx(ours, abs=1e-5)
+        assert metric.compare(real, ours)["fid"] == pytest.approx(0, abs=1e-5)
+        # The model itself resizes: no resizing before it, which would be one more.
+        assert ours[:3] == pytest.approx(metric.features(np.stack(drawn[:3])), abs=1e-5)
+
+
+def test_sets_of_several_sizes_are_read_as_central_squares(folders: dict[str, Path]) -> None:
+    metric = FID.from_pretrained(folders["vit"])
+    wide = RNG.integers(0, 256, (3, 40, 60, 3), dtype=np.uint8)
+    tall = RNG.integers(0, 256, (2, 50, 33, 3), dtype=np.uint8)
+    found = set_features(metric, [*wide, *tall], batch=4)
+    assert found[:3] == pytest.approx(metric.features(wide[:, :, 10:50]), abs=1e-5)
+    assert found[3:] == pytest.approx(metric.features(tall[:, 8:41]), abs=1e-5)
 
 
 def test_fid_on_a_random_network_sees_how_much_pictures_are_spoilt(folders: dict[str, Path]) -> None:

@@ -1,6 +1,8 @@
-"""Whole evaluations of constructed systems on suites of prompts: resumed, sharded, with failures, and their figures."""
+"""Whole evaluations of constructed systems on suites of prompts: resumed, by two workers, with failures; figures."""
 
+import csv
 import json
+import zlib
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -18,13 +20,13 @@ from llmdiff.evaluation.metrics.distribution import FID
 from llmdiff.evaluation.metrics.diversity import Diversity
 from llmdiff.evaluation.metrics.kinds import Pictures
 from llmdiff.evaluation.metrics.reference import read_reference
-from llmdiff.evaluation.picture_store import Shard
 from llmdiff.evaluation.report import evaluate_suite
 from llmdiff.evaluation.suites.benchmarks import read_suite
 from llmdiff.evaluation.suites.dpg_bench import DPGScorer
 from llmdiff.evaluation.suites.official import official_figures
 from llmdiff.evaluation.suites.suite import PromptSuite
 from llmdiff.evaluation.suites.t2i_compbench import CompBenchScorer
+from llmdiff.workers.jobs import Workers
 
 
 class Red:
@@ -130,33 +132,31 @@ def test_a_stopped_run_goes_on_and_nothing_is_done_twice(suite: PromptSuite, tmp
         evaluate_suite({"base": third}, suite, tmp_path / "out", seed=1)
 
 
-def test_shards_draw_their_shares_and_are_merged(suite: PromptSuite, tmp_path: Path) -> None:
-    whole = evaluate_suite(
-        {"base": Painter(51)}, suite, tmp_path / "whole", metrics=[Red()], images_per_prompt=2
+def test_two_workers_draw_and_score_what_one_process_does(suite: PromptSuite, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"images_per_prompt": 2, "batch": 2}
+    broken = Painter(51, fails_at="thing 3")
+    whole = evaluate_suite({"base": broken}, suite, tmp_path / "whole", metrics=[Red()], **asked)
+    idle, unused = Red(), Painter(51, fails_at="thing 3")
+    shared = evaluate_suite(
+        {"base": unused}, suite, tmp_path / "out", metrics=[idle], workers=Workers(count=2), **asked
     )
-    drawn = []
-    for index in (1, 2, 3):
-        painter = Painter(51)
-        shard = Shard.parse(f"{index}/3")
-        found = evaluate_suite(
-            {"base": painter}, suite, tmp_path / "out", metrics=[Red()], images_per_prompt=2, shard=shard
-        )
-        assert found == {}
-        drawn += painter.calls
-    assert len(drawn) == len(set(drawn)) == 10
-    merged, idle = Painter(51), Red()
-    report = evaluate_suite({"base": merged}, suite, tmp_path / "out", metrics=[idle], images_per_prompt=2)
-    assert report["systems"] == whole["systems"]
-    assert (merged.calls, idle.scored) == ([], 0)
-    for name in ("00000-0", "00004-1"):
-        one, two = (
-            np.asarray(Image.open(tmp_path / place / "drawn" / "base" / f"{name}.png"))
-            for place in ("whole", "out")
-        )
-        assert (one == two).all()
-    for text in ("0/2", "3/2", "half", "1"):
-        with pytest.raises(ConfigError, match="expected I/N"):
-            Shard.parse(text)
+    assert (unused.calls, idle.scored) == ([], 0)  # the workers have copies
+    assert shared["systems"] == whole["systems"]
+    assert shared["systems"]["base"]["failed"] == 2
+    pictures = sorted((tmp_path / "whole" / "drawn").rglob("*.png"))
+    assert len(pictures) == 8
+    for one in pictures:
+        two = tmp_path / "out" / one.relative_to(tmp_path / "whole")
+        assert np.array_equal(np.asarray(Image.open(one)), np.asarray(Image.open(two)))
+    again = Red()
+    evaluate_suite({"base": unused}, suite, tmp_path / "out", metrics=[again], **asked)
+    assert again.scored == 0
+
+
+def test_systems_that_cannot_travel_are_refused(suite: PromptSuite, tmp_path: Path) -> None:
+    painter = Painter(51)
+    with pytest.raises(LLMDiffError, match="cannot be sent to other processes"):
+        evaluate_suite({"base": lambda *given: painter(*given)}, suite, tmp_path, workers=Workers(count=2))
 
 
 def test_failed_pictures_count_and_are_tried_again(suite: PromptSuite, tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_questions_score_the_categories_that_are_asked_about(compbench_folder: P
     assert by_column["spatial"] == "-"
     assert by_column["shape"].startswith("0.2 [")
     alone = read_suite("t2i-compbench", compbench_folder / "spatial_val.txt")
-    with pytest.raises(MetricError, match="scores prompts of color, shape, texture, and the suite has none"):
+    with pytest.raises(MetricError, match="scores none of this suite's prompts"):
         evaluate_suite(systems, alone, tmp_path / "alone", metrics=[scorer])
 
 
@@ -231,8 +231,8 @@ def test_metrics_of_sets_and_of_several_pictures(suite: PromptSuite, tmp_path: P
     real.mkdir()
     for index, picture in enumerate(Painter(60)([""] * 6, list(range(6)))):
         Image.fromarray(picture).save(real / f"{index}.png")
-    reference = read_reference(real, SIDE_PX)
-    assert reference.shape == (6, SIDE_PX, SIDE_PX, 3)
+    reference = read_reference(real)
+    assert [one.shape for one in reference] == [(SIDE_PX, SIDE_PX, 3)] * 6
     metrics = [FID.from_pretrained(vision), Diversity.from_pretrained(vision)]
     systems = {"base": Painter(60), "llm": Painter(255)}
     report = evaluate_suite(
@@ -274,10 +274,71 @@ def test_a_benchmark_is_written_as_its_own_scorer_reads_it_and_its_scores_come_b
     official: dict[str, Any] = {"official_scores": {"llm": theirs}}
     report = evaluate_suite(systems, suite, out, metrics=[DPGScorer(Bright())], **official)
     assert report["systems"]["llm"]["official"]["overall"]["mean"] == 0.25
-    assert report["systems"]["llm"]["official"]["missing"] == 1
-    assert report["comparable_with_published"] == ["llm"]
+    assert report["systems"]["llm"]["official"]["missing"] == 4
+    assert report["comparable_with_published"] == []  # the published figure leaves the missing prompt out
     table = (out / "report.md").read_text()
     assert "dpg-bench is measured with bright: not comparable with published numbers." in table
+    assert "has no result of 4 pictures of llm, which count 0; the first: prompt p2, picture 0." in table
+    theirs.write_text(theirs.read_text() + "/x/p2.png, 1.0, 1.0, 1.0, 1.0, 1.0\n")
+    report = evaluate_suite(systems, suite, out, metrics=[DPGScorer(Bright())], **official)
+    assert report["comparable_with_published"] == ["llm"]
+    assert "as far as its files are what that scorer wrote, comparable" in (out / "report.md").read_text()
+    theirs.write_text("/x/p1.png, 0.5, 0.5, 0.5\n")
     part = evaluate_suite(systems, suite, tmp_path / "part", images_per_prompt=2, **official)
     assert part["comparable_with_published"] == []
-    assert "Not all prompts and pictures" in (tmp_path / "part" / "report.md").read_text()
+    assert "Not with a result of all prompts and pictures" in (tmp_path / "part" / "report.md").read_text()
+
+
+def test_the_prompt_that_dpg_benchs_scorer_fails_on_is_no_missing_one(dpg_csv: Path, tmp_path: Path) -> None:
+    suite = read_suite("dpg-bench", dpg_csv)
+    theirs = tmp_path / "theirs.txt"
+    theirs.write_text("/x/p2.png, 0.5, 0.25, 0.5, 0.75, 0.5\nDPG-Bench score: 50.0\n")
+    # The published scorer drops the file's first question, on which others of p1 depend, and fails on p1.
+    found = official_figures(suite, suite.prompts, theirs, images_per_prompt=4)
+    assert (found["overall"]["mean"], found["missing"], found["not_scored"]) == (0.5, 0, 1)
+    assert found["stated"] == {"DPG-Bench score": 50.0}
+    # Not so where it lacks another prompt.
+    theirs.write_text("/x/p1.png, 0.5, 0.25, 0.5, 0.75, 0.5\n")
+    found = official_figures(suite, suite.prompts, theirs, images_per_prompt=4)
+    assert (found["overall"]["mean"], found["missing"], found["first_missing"]) == (0.25, 4, "p2, picture 0")
+
+
+def test_pictures_that_gen_evals_scorer_has_not_seen_count_0(geneval_jsonl: Path, tmp_path: Path) -> None:
+    suite, theirs = read_suite("geneval", geneval_jsonl), tmp_path / "results.jsonl"
+    lines = [{"filename": f"/x/{row.id}/samples/0002.png", "correct": True} for row in suite.prompts]
+    theirs.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = official_figures(suite, suite.prompts, theirs, images_per_prompt=4)
+    assert (found["overall"]["mean"], found["mean_over_tags"]) == (0.25, 0.25)
+    assert (found["missing"], found["first_missing"]) == (9, "00000, picture 0")
+    assert found["as_published"]["prompts with a right picture"]["mean"] == 1.0
+
+
+class OfPrompt:
+    """Answers by the picture's red and the question: yes, where the question's hash is below it."""
+
+    model_id = "of prompt"
+
+    def yes(self, pictures: Pictures, questions: Sequence[str]) -> NDArray[np.float64]:
+        levels = [zlib.crc32(question.encode()) % 97 / 97 for question in questions]
+        return np.array([p[0, 0, 1] / 255 > level for p, level in zip(pictures, levels, strict=True)], float)
+
+
+def test_dpg_benchs_categories_are_aggregated_as_published(dpg_csv: Path, tmp_path: Path) -> None:
+    suite, answerer = read_suite("dpg-bench", dpg_csv), OfPrompt()
+    report = evaluate_suite({"llm": Painter(9)}, suite, tmp_path / "out", metrics=[DPGScorer(answerer)])
+    # By hand: the raw answers about the last of four pictures, in every category of the file's rows.
+    expected: dict[str, list[float]] = {}
+    with dpg_csv.open(newline="") as lines:
+        for line in csv.DictReader(lines):
+            index = [row.id for row in suite.prompts].index(line["item_id"])
+            picture = np.asarray(Image.open(tmp_path / "out" / "drawn" / "llm" / f"{index:05d}-3.png"))
+            answer = float(answerer.yes(picture[None], [line["question_natural_language"]])[0])
+            category = line["tuple"].split("(")[0].strip()
+            for name in (category, category.split("-")[0].strip()):
+                expected.setdefault(name, []).append(answer)
+    found = report["systems"]["llm"]["as_published"]
+    assert {name: one["mean"] for name, one in found.items()} == {
+        name: np.mean(answers) for name, answers in expected.items()
+    }
+    table = (tmp_path / "out" / "report.md").read_text()
+    assert "| aggregated as published | llm |" in table

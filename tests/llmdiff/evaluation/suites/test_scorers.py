@@ -20,6 +20,7 @@ from transformers import (
 
 from llmdiff.errors import MetricError
 from llmdiff.evaluation.metrics.kinds import Pictures
+from llmdiff.evaluation.suites.answerers import BlipAnswerer
 from llmdiff.evaluation.suites.benchmarks import read_suite
 from llmdiff.evaluation.suites.detection import (
     COLOURS,
@@ -31,7 +32,6 @@ from llmdiff.evaluation.suites.detection import (
 )
 from llmdiff.evaluation.suites.dpg_bench import DPGScorer
 from llmdiff.evaluation.suites.geneval import GenEvalScorer
-from llmdiff.evaluation.suites.questions import BlipAnswerer
 from llmdiff.evaluation.suites.t2i_compbench import CompBenchScorer
 
 

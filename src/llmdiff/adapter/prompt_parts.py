@@ -1,0 +1,53 @@
+"""The parts of what an attached `encode_prompt` returns, and how pipelines want them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from llmdiff.adapter.contract import Part
+from llmdiff.adapter.layout import pad_rows, real_rows
+
+Parts = dict[Part, Any]
+
+
+def as_list(states: Tensor | None, width: int, hidden_size: int) -> list[Tensor]:
+    """Return every prompt's rows without padding; an empty list for no prompts, as ragged families have it."""
+    if states is None:
+        return []
+    real = real_rows(states[..., width : width + hidden_size])
+    if states.shape[-1] > width + hidden_size:
+        real = real | (states[..., -1] != 0)
+    return [text[rows] for text, rows in zip(states, real, strict=True)]
+
+
+def no_second_text(positive: Tensor, denoiser: Any) -> tuple[Tensor, Tensor]:
+    """Return an empty text and its mask for a second text encoder (HunyuanImage's, for letters in the picture)."""
+    states = positive.new_zeros(len(positive), 1, denoiser.config["text_embed_2_dim"])
+    return states, states.new_zeros(len(positive), 1, dtype=torch.long)
+
+
+def learned_tokens(pipe: Any) -> list[str]:
+    """Return the tokens that `load_textual_inversion` has added to the pipeline's tokenizer."""
+    tokenizer = getattr(pipe, "tokenizer", None)
+    if not hasattr(pipe, "load_textual_inversion") or tokenizer is None:
+        return []
+    special = set(tokenizer.all_special_tokens)
+    return [token for token in tokenizer.get_added_vocab() if token not in special]
+
+
+def padded_texts(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return texts of different lengths as one tensor, and its mask."""
+    lengths = torch.tensor([len(text) for text in texts])
+    states = pad_sequence(texts, batch_first=True)
+    return states, torch.arange(states.shape[1])[None] < lengths[:, None]
+
+
+def pad_alike(parts: Parts) -> None:
+    """Pad positive and negative texts to one length."""
+    # The attention layers treat zero rows as padding, so prompts can be padded to one length.
+    positive, negative = parts["positive"], parts["negative"]
+    if positive is not None and negative is not None:
+        tokens = max(positive.shape[1], negative.shape[1])
+        parts["positive"], parts["negative"] = (pad_rows(positive, tokens), pad_rows(negative, tokens))

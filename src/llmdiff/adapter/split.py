@@ -1,0 +1,241 @@
+"""Split the tensor of the attached `encode_prompt` for denoisers that process text before their attention layers do.
+
+phi(c) replaces the text states, and c is passed to the attention layers separately: in an argument of the denoiser
+that reaches every layer where there is one, else through `SplitText.handed`, which is set while the denoiser runs.
+"""
+
+import inspect
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from llmdiff.adapter.families import Family
+from llmdiff.adapter.layout import (
+    NO_TEXT,
+    TextParts,
+    base_text,
+    pack_into_mask,
+    real_rows,
+    rows_of,
+    split_text,
+)
+from llmdiff.adapter.masks import as_bias, seen_by
+from llmdiff.errors import AttachError
+
+KEY = "llm_text"
+_MASKS = ("encoder_hidden_states_mask", "encoder_attention_mask")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointText:
+    """The text inputs of a joint transformer's attention layers.
+
+    Shapes:
+        llm_states (B, T, D), c; seen (B, 1, 1, T) or None, which rows of c are real; bias (B, 1, 1, rows), what is
+        added to the logits of the text's rows, None where that is nothing; lead, the denoiser's own rows before them;
+        counts (B,), the rows of each text in a single stream, most the largest of them.
+    """
+
+    source: Tensor | None
+    llm_states: Tensor
+    seen: Tensor | None
+    bias: Tensor | None = None
+    lead: int = 0
+    counts: Tensor | None = None
+    most: int = 0
+
+
+class SplitText:
+    """Forward hooks of a denoiser or ControlNet that split the tensor of the attached `encode_prompt`.
+
+    Fields:
+        handed: what the layers read while the module runs: `JointText`, a packed tensor, "base" for text of the base
+            alone, None between calls.
+        source: the tensor that came from `encode_prompt`; layers cache what they read by it. None: not to be cached.
+        weights: those that project the text.
+
+    Raises:
+        AttachError: the module is called without text, or in a way that would lose c.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        *,
+        text_width: int,
+        hidden_size: int,
+        scale: float,
+        keep_base_text: bool,
+        strict: bool,
+        text_is_optional: bool = False,
+    ) -> None:
+        self.family = family
+        self.text_width = text_width
+        self.hidden_size = hidden_size
+        self.scale = scale
+        self.keep_base_text = keep_base_text
+        self.strict = strict
+        self.text_is_optional = text_is_optional
+        self.handed: Any = None
+        self.source: Tensor | None = None
+        self.weights: tuple[Tensor, ...] = ()
+        self._base_call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+
+    def before(
+        self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the changed arguments of the module."""
+        family = self.family
+        if len(args) > 1:
+            names = list(inspect.signature(type(module).forward).parameters)[1:]
+            args, kwargs = args[:1], {**dict(zip(names[1:], args[1:], strict=False)), **kwargs}
+        states = kwargs.get(family.text_argument)
+        self.handed, self.source, self._base_call = "base", None, None
+        if states is None:
+            if self.strict and not self.text_is_optional:
+                raise AttachError(NO_TEXT)
+            return args, kwargs
+        if (
+            family.carrier is None
+            and torch.is_grad_enabled()
+            and getattr(module, "gradient_checkpointing", False)
+        ):
+            raise AttachError(
+                f"gradient checkpointing is on, which computes layers again where {family.title} has no argument to "
+                "give them the LLM's text: call disable_gradient_checkpointing() of the denoiser"
+            )
+        parts = self._parts(states)
+        if parts is None:
+            changed = {family.text_argument: self._base(states)}
+            return args, {**kwargs, **changed}
+        if family.mixing == "prediction" and parts.base is not None:
+            if getattr(module, "is_cache_enabled", False):
+                raise AttachError(
+                    f"a cache is enabled, and at scale {self.scale:g} the {type(module).__name__} runs twice a step, "
+                    "for two texts: call its disable_cache(), or attach with scale 1"
+                )
+            self._base_call = (args, {**kwargs, **self._text_of_base(parts, kwargs)})
+            parts = TextParts(parts.projected, parts.llm_states)
+        self.source = self._certain(module, states)
+        changed = {family.text_argument: self._rows(parts)}
+        if family.text_channel == "projected":
+            carried: Any = pack_into_mask(parts)
+        else:
+            carried = self._joint(module, parts)
+            changed |= {name: real_rows(parts.llm_states).long() for name in _MASKS if name in kwargs}
+            changed |= {name: None for name in ("attention_mask",) if name in kwargs}
+        if family.carrier is None:
+            self.handed = carried
+        elif family.text_channel == "projected":
+            # The given mask is redundant: padding rows of c are zero.
+            changed[family.carrier] = carried
+        else:
+            changed[family.carrier] = {**(kwargs.get(family.carrier) or {}), KEY: carried}
+        ids = kwargs.get("txt_ids")
+        if ids is not None and parts.base is not None:
+            changed["txt_ids"] = torch.cat([ids, ids], dim=-2)
+        return args, {**kwargs, **changed}
+
+    def after(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """Return the module's output, mixed with that for the base's text if the family mixes predictions."""
+        call, self._base_call = self._base_call, None
+        if call is not None and output is not None:
+            self.handed = "base"
+            output = _mixed(module.forward(*call[0], **call[1]), output, self.scale)
+        self.handed = self.source = None
+        return output
+
+    def _parts(self, states: Any) -> TextParts | None:
+        if not self.family.ragged:
+            return split_text(states, self.text_width, self.hidden_size)
+        width = self.text_width + self.hidden_size
+        rows = [split_text(text[None], self.text_width, self.hidden_size) for text in states]
+        if any(one is None for one in rows):
+            return None
+        own = [text[real_rows(text[:, self.text_width : width])] for text in states]
+        padded = pad_sequence([text[:, :width] for text in own], batch_first=True)
+        parts = TextParts(padded[..., : self.text_width], padded[..., self.text_width :])
+        if states[0].shape[-1] == width:
+            return parts
+        base = pad_sequence([text[text[:, -1] != 0, width:] for text in states], batch_first=True)
+        return TextParts(parts.projected, parts.llm_states, base[..., :-1], base[..., -1] != 0)
+
+    def _base(self, states: Any) -> Any:
+        if self.family.ragged:
+            return [base_text(text, self.text_width, strict=self.strict) for text in states]
+        return base_text(states, self.text_width, strict=self.strict)
+
+    def _rows(self, parts: TextParts) -> Any:
+        if not self.family.ragged:
+            return rows_of(parts)
+        return [text[real] for text, real in zip(parts.projected, real_rows(parts.llm_states), strict=True)]
+
+    def _text_of_base(self, parts: TextParts, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments with the base's text, for a call of its own."""
+        base, real = parts.base, parts.base_real
+        assert base is not None
+        assert real is not None
+        if self.family.ragged:
+            return {self.family.text_argument: [text[seen] for text, seen in zip(base, real, strict=True)]}
+        used = int(real.any(dim=0).nonzero().max()) + 1 if bool(real.any()) else 1
+        masks = {name: real[:, :used].long() for name in _MASKS if name in kwargs}
+        return {self.family.text_argument: base[:, :used].contiguous(), **masks}
+
+    def _joint(self, module: Any, parts: TextParts) -> JointText:
+        real = real_rows(parts.llm_states)
+        counts, most = None, 0
+        if self.family.single_stream and self.family.branches:
+            multiple = self.family.text_rows_multiple
+            counts = (real.sum(dim=-1) + multiple - 1) // multiple * multiple
+            most = int(counts.max())
+        registers = getattr(module, "register_tokens", None)
+        return JointText(
+            source=self.source,
+            llm_states=parts.llm_states,
+            seen=seen_by(real),
+            bias=None if self.family.mixing == "prediction" else self._bias(parts),
+            lead=0 if registers is None else registers.shape[1],
+            counts=counts,
+            most=most,
+        )
+
+    def _bias(self, parts: TextParts) -> Tensor | None:
+        """Return the bias of the text rows' logits.
+
+        Adding log(w) to a row's logits weights it by w in the softmax. phi(c)'s rows have w = scale, the base's
+        1 - scale (1 with `keep_base_text`): continuous in scale, and the base pipeline at scale 0.
+        """
+        dtype = parts.llm_states.dtype
+        ours = real_rows(parts.llm_states)[:, None, None]
+        if parts.base is None or parts.base_real is None:
+            if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and bool(ours.all()):
+                return None
+            return as_bias(ours, dtype)
+        theirs = as_bias(parts.base_real[:, None, None], dtype)
+        if not self.keep_base_text:
+            theirs = theirs + math.log1p(-self.scale)
+        return torch.cat([as_bias(ours, dtype) + math.log(self.scale), theirs], dim=-1)
+
+    def _certain(self, module: nn.Module, states: Any) -> Tensor | None:
+        """Return the tensor to cache by; None where projected text may change between calls with the same tensor."""
+        if not isinstance(states, Tensor) or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        projections = [module.get_submodule(name) for name in self.family.text_projections]
+        # A LoRA's strength can change between steps.
+        if any(hasattr(part, "base_layer") for projection in projections for part in projection.modules()):
+            return None
+        self.weights = tuple(weight for projection in projections for weight in projection.parameters())
+        return states
+
+
+def _mixed(base: Any, ours: Any, scale: float) -> Any:
+    """Return (1 - scale) * base + scale * ours for the output of a denoiser, whatever holds its tensors."""
+    if isinstance(ours, Tensor):
+        return torch.lerp(base, ours, scale)
+    if isinstance(ours, dict):  # a diffusers output, with its fields in order
+        return type(ours)(**{name: _mixed(base[name], value, scale) for name, value in ours.items()})
+    return type(ours)(_mixed(one, other, scale) for one, other in zip(base, ours, strict=True))

@@ -1,0 +1,85 @@
+"""The block of options of every verb that draws or evaluates: the models, and how the LLM controls the pipeline."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from llmdiff.checks import bounds
+from llmdiff.cli.options import Device, number
+from llmdiff.drawing.models import Dtype, Models
+
+Scale = Annotated[
+    float | None,
+    number("--scale", bounds.SCALE, help="From 0, the base text encoder, to 1, the LLM [the adapter's own]."),
+]
+
+
+def _models(
+    adapter: Annotated[
+        str, typer.Option("--adapter", help="A trained adapter: name, folder or Hub id.")
+    ] = "openmoji",
+    llm: Annotated[
+        str | None, typer.Option("--llm", help="Name, folder, GGUF or Hub id [the adapter's own].")
+    ] = None,
+    pipeline: Annotated[
+        str | None, typer.Option("--pipeline", help="Folder or Hub id [the adapter's own].")
+    ] = None,
+    scale: Scale = None,
+    keep_base_text: Annotated[
+        bool, typer.Option("--keep-base-text", help="Let the pretrained branch read the base's text too.")
+    ] = False,
+    weighted: Annotated[
+        bool, typer.Option("--weighted", help="Read (word:1.3) in a prompt as a weight for the LLM.")
+    ] = False,
+    device: Device = None,
+    dtype: Annotated[Dtype, typer.Option("--dtype", help="Dtype of LLM and pipeline.")] = "float32",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the LLM.")
+    ] = False,
+    reword_url: Annotated[
+        str | None,
+        typer.Option("--reword-url", help="OpenAI-compatible address of a closed LLM that rewords prompts."),
+    ] = None,
+    reword_model: Annotated[
+        str | None,
+        typer.Option("--reword-model", help="Its name there. The key, if any: $LLMDIFF_REWORD_API_KEY."),
+    ] = None,
+    reword_answers: Annotated[
+        int,
+        number(
+            "--reword-answers", bounds.ANSWERS, help="Number of its answers, whose encodings are averaged."
+        ),
+    ] = 1,
+) -> Models:
+    return Models(**locals())
+
+
+def takes_models(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return a decorator that adds these options, by default all, to a verb, and passes it the `models` they name.
+
+    Options of the verb itself replace those of the block.
+    """
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(verb).parameters
+        block = {
+            name: one
+            for name, one in inspect.signature(_models).parameters.items()
+            if name not in own and name in (names or [name])
+        }
+
+        @functools.wraps(verb)
+        def run(**given: Any) -> None:
+            models = _models(**{name: given.pop(name) for name in block})
+            verb(models=models, **given)
+
+        shown = [one for name, one in own.items() if name != "models"]
+        shown = [one.replace(kind=one.KEYWORD_ONLY) for one in (*shown, *block.values())]
+        run.__dict__["__signature__"] = inspect.Signature(shown)
+        run.__annotations__ = {one.name: one.annotation for one in shown}
+        return run
+
+    return decorate

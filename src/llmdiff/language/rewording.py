@@ -1,0 +1,102 @@
+"""Prompts that a closed LLM rewords, encoded by an open LLM together with the answer."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from llmdiff.errors import ConfigError
+from llmdiff.language.encoding import ContextEncoding
+from llmdiff.language.llm import DecoderLLM
+from llmdiff.language.weights import parse_weights
+from llmdiff.types import TextEncoding
+
+if TYPE_CHECKING:
+    from llmdiff.language.proxy import ClosedLLM
+
+Keep = Literal["answer", "prompt"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewording:
+    """A closed LLM and the use of its answers.
+
+    keep="answer": encode the tokens of the answer, with the prompt before them as context. keep="prompt": encode the
+    prompt's own tokens, with an answer before them; several answers give several encodings of the same tokens, which
+    are averaged. A prompt without an answer is encoded as it is.
+
+    Raises:
+        ConfigError: `keep` is unknown, or several answers are requested and kept.
+    """
+
+    closed: "ClosedLLM"
+    keep: Keep = "answer"
+
+    def __post_init__(self) -> None:
+        if self.keep not in ("answer", "prompt"):
+            raise ConfigError(f'keep is {self.keep!r}, expected "answer" or "prompt"')
+        if self.keep == "answer" and self.closed.settings.answers > 1:
+            raise ConfigError(
+                f'answers is {self.closed.settings.answers} with keep="answer": several answers have tokens of their '
+                'own, which have no mean; use keep="prompt", or one answer'
+            )
+
+
+def readings(prompt: str, plain: str, rewording: Rewording | None) -> list[tuple[str, str]]:
+    """Return the text to encode and the text to read before it, a pair for every answer.
+
+    `plain` is the prompt without its weights, which the closed LLM reads. Without an answer: the prompt and "".
+    """
+    answers = rewording.closed.answers(plain) if rewording is not None and plain.strip() else ()
+    if rewording is None or not answers:
+        return [(prompt, "")]
+    if rewording.keep == "answer":
+        return [(answer, plain) for answer in answers]
+    return [(prompt, answer) for answer in answers]
+
+
+def encode_reworded(
+    context: ContextEncoding,
+    llm: DecoderLLM,
+    prompts: Sequence[str],
+    rewording: Rewording,
+    *,
+    reword: Collection[str] | None = None,
+    generator: torch.Generator | None = None,
+    weighted: bool = False,
+) -> TextEncoding:
+    """Return the encoding c of the prompts after a closed LLM has reworded each, or those in `reword`.
+
+    The closed LLM reads a prompt without its weights; an answer that is kept has none.
+
+    Shapes:
+        states: (B, T, D) float32, padding rows are exactly 0.
+    Raises:
+        PromptError: there are no prompts, or one is not a string.
+    """
+    texts: list[str] = []
+    before: list[str] = []
+    owners: list[int] = []
+    for owner, prompt in enumerate(prompts):
+        plain = parse_weights(prompt).text if weighted else prompt
+        chosen = rewording if reword is None or prompt in reword else None
+        for text, context_text in readings(prompt, plain, chosen):
+            texts.append(text)
+            before.append(context_text)
+            owners.append(owner)
+    encoding = context.encode(llm, texts, generator=generator, weighted=weighted, contexts=before)
+    return _means(encoding, torch.tensor(owners), len(prompts))
+
+
+def _means(encoding: TextEncoding, owners: Tensor, count: int) -> TextEncoding:
+    """Return the mean of every prompt's encodings; they have the same tokens."""
+    if len(owners) == count:
+        return encoding
+    owners = owners.to(encoding.states.device)
+    shape = (count, *encoding.states.shape[1:])
+    summed = encoding.states.new_zeros(shape).index_add_(0, owners, encoding.states)
+    sizes = torch.bincount(owners, minlength=count)
+    firsts = torch.searchsorted(owners, torch.arange(count, device=owners.device))
+    return TextEncoding(states=summed / sizes[:, None, None], token_mask=encoding.token_mask[firsts])

@@ -1,0 +1,168 @@
+"""An LLM and its adapter as the trainer's `Conditioning`: which parts learn when, and what is stored."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from copy import deepcopy
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from llmdiff.adapter.adapter import LLMDiffAdapter, uses_muon
+from llmdiff.adapter.attach import attach, detach
+from llmdiff.adapter.installation import install
+from llmdiff.adapter.processors import CrossAttentionBranch
+from llmdiff.language.cache import encoding_key
+from llmdiff.language.encoding import ContextEncoding
+from llmdiff.language.score_groups import GroupedScores, encode_groups, sum_groups
+from llmdiff.training.conditioning import Conditioned, Conditioning, Stage
+from llmdiff.types import BlockStates, TextEncoding
+
+Gains = Literal["first", "learned", "frozen"]
+
+
+class AdapterConditioning(Conditioning):
+    """An `LLMDiffAdapter` on the blocks of an LLM.
+
+    Args:
+        gains: "first": the gains g (and k) and the noise learn in a stage of their own, then stay as they are, so
+            that each caption is encoded once; "learned": in every step; "frozen": never.
+        score_groups: into how many groups of neighbouring blocks stored scores are summed; None: as many as blocks
+            for "first", none stored for "learned".
+        online: with frozen gains, whether captions are encoded in every step instead of stored.
+        noise: whether noise is added in training.
+    """
+
+    def __init__(
+        self,
+        adapter: LLMDiffAdapter,
+        llm: Any,
+        *,
+        gains: Gains = "first",
+        score_groups: int | None = None,
+        online: bool = False,
+        noise: bool = True,
+    ) -> None:
+        self.adapter, self.llm, self.source_id = adapter, llm, llm.id
+        self.gains, self.score_groups, self.online, self.noise = gains, score_groups, online, noise
+        self.modules: dict[str, nn.Module] = {"adapter": adapter}
+
+    @property
+    def context(self) -> ContextEncoding:
+        """The adapter's weighted sum over the LLM's blocks."""
+        assert self.adapter.context is not None
+        return self.adapter.context
+
+    def stages(self) -> Iterator[Stage]:
+        """Yield "gains", if they learn first, and "main"."""
+        if self.gains == "first":
+            yield self.score_stage("gains", self.score_groups or self.context.num_blocks)
+            self.context.requires_grad_(False)
+        if self.gains != "learned":
+            yield self.encoding_stage()
+        elif self.score_groups is not None:
+            yield self.score_stage("main", self.score_groups)
+        else:
+            yield self._update_stage()
+
+    def score_stage(self, name: Literal["gains", "main"], groups: int) -> Stage:
+        """Return a stage that learns gains of stored scores: c = x_0 + sum_k ( gamma_k S_k + kappa_k V_k )."""
+        reading = self._copied_context()
+
+        def condition(scores: GroupedScores, generator: torch.Generator | None) -> Conditioned:
+            states = sum_groups(self.context, scores, generator=self._noise(generator))
+            return self.adapter.condition(TextEncoding(states=states, token_mask=scores.token_mask))
+
+        return Stage(
+            name=name,
+            keeps="scores",
+            read=lambda texts: encode_groups(reading, self.llm, texts, groups=groups),
+            condition=condition,
+            key=encoding_key(self.llm, reading, groups=groups),
+        )
+
+    def encoding_stage(self) -> Stage:
+        """Return a stage that takes each caption's encoding c as it is and adds noise."""
+        reading = self._copied_context()
+
+        def condition(encoding: TextEncoding, generator: torch.Generator | None) -> Conditioned:
+            noise = self._noise(generator)
+            if noise is None:
+                return self.adapter.condition(encoding)
+            states = self.context.noised(encoding.states, encoding.token_mask, noise)
+            return self.adapter.condition(TextEncoding(states=states, token_mask=encoding.token_mask))
+
+        return Stage(
+            name="main",
+            keeps="nothing" if self.online else "encodings",
+            read=lambda texts: reading.encode(self.llm, texts),
+            condition=condition,
+            key=encoding_key(self.llm, reading),
+        )
+
+    def _update_stage(self) -> Stage:
+        """A stage that reads all block updates in every step and stores none."""
+        how = self.context
+
+        def condition(updates: BlockStates, generator: torch.Generator | None) -> Conditioned:
+            states = self.context.sum(updates, generator=self._noise(generator))
+            return self.adapter.condition(TextEncoding(states=states, token_mask=updates.token_mask))
+
+        return Stage(
+            name="main",
+            keeps="nothing",
+            read=lambda texts: self.llm.block_updates(
+                texts, lone=how.lone, template=how.template, max_length=how.max_length
+            ),
+            condition=condition,
+        )
+
+    def _copied_context(self) -> ContextEncoding:
+        """A copy to read with: FSDP shards the adapter's own, and a thread may read while it is in parts."""
+        return deepcopy(self.context).requires_grad_(False)
+
+    def _noise(self, generator: torch.Generator | None) -> torch.Generator | None:
+        return generator if self.noise else None
+
+    def installed(self, denoiser: nn.Module) -> AbstractContextManager[Any]:
+        """Return a context in which the denoiser has the adapter's two-branch layers."""
+        return install(denoiser, self.adapter)
+
+    @contextmanager
+    def attached(self, pipe: Any) -> Iterator[Any]:
+        """Return a context in which the pipeline draws with a copy of the adapter as it is now."""
+        # Attaching may move an adapter to the pipeline's device and dtype.
+        attach(pipe, self.llm, adapter_with(self.adapter, adapter_tensors(self.adapter)))
+        try:
+            yield pipe
+        finally:
+            detach(pipe)
+
+    def uses_muon(self, name: str) -> bool:
+        """Return whether Muon optimises the parameter: new branches and the refiner's blocks."""
+        return uses_muon(name)
+
+    def figures(self) -> Mapping[str, float]:
+        """Return the mean gates of both branches."""
+        gates = torch.stack([torch.stack(branch.gates()) for branch in self.branches()]).detach().mean(0)
+        return {"gate_pretrained": float(gates[0]), "gate_new": float(gates[1])}
+
+    def branches(self) -> list[CrossAttentionBranch]:
+        """Return the adapter's branches."""
+        return [cast(CrossAttentionBranch, branch) for branch in self.adapter.branches.values()]
+
+
+def adapter_tensors(adapter: LLMDiffAdapter) -> dict[str, Tensor]:
+    """Return an adapter's parameters and buffers as they are; `state_dict` would shard FSDP's full ones again."""
+    return dict(adapter.named_parameters()) | dict(adapter.named_buffers())
+
+
+def adapter_with(adapter: LLMDiffAdapter, state: Mapping[str, Tensor]) -> LLMDiffAdapter:
+    """Return an adapter of the same configuration with copies of these tensors, in eval mode."""
+    make: Any = LLMDiffAdapter
+    device = next(iter(state.values())).device
+    config = {name: value for name, value in adapter.config.items() if not name.startswith("_")}
+    twin: LLMDiffAdapter = make(**config).to(device)
+    twin.load_state_dict({name: value.detach() for name, value in state.items()})
+    twin.eval()
+    return twin

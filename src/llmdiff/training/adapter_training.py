@@ -1,0 +1,288 @@
+"""A training, stage by stage: which captions and pictures a step sees, and its loss."""
+
+import logging
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from llmdiff.adapter import families
+from llmdiff.drawing.pictures import save_png
+from llmdiff.errors import ConfigError, NonFinitePictureError
+from llmdiff.training.batches import Epochs, Prefetcher
+from llmdiff.training.checkpoint import checkpoints
+from llmdiff.training.conditioning import Conditioned, Conditioning, Stage
+from llmdiff.training.config import TrainConfig
+from llmdiff.training.data import Samples
+from llmdiff.training.denoise import Sizes, denoise
+from llmdiff.training.loading import Batch, BatchLoader, Read
+from llmdiff.training.loop import StepPart, train
+from llmdiff.training.objective import Noised, Objective, validation_losses
+from llmdiff.training.optimizers import adapter_lr_scale
+from llmdiff.training.prepare import captions_of, latent_store, split
+from llmdiff.training.processes import installed_trackers, launched_process
+from llmdiff.training.sample_sheet import sample_sheet
+from llmdiff.training.warm_start import stored_queries, warm_start
+
+_WARM_START, _READINGS = "warm-start", "readings"
+_QUERY_CAPTIONS = 256
+_log = logging.getLogger(__name__)
+
+
+class AdapterTraining:
+    """A training of anything that conditions a frozen denoiser, stage by stage.
+
+    OUT/gains/        the stage of gains, if there is one
+    OUT/warm-start/   the steps from captions alone, if there are any
+    OUT/              the steps on pictures: log, checkpoints, samples
+
+    `must_match` is what has to be as it was for a run to go on, beside the loop's settings. `readings` is the folder
+    of readings that runs share, by default the store. `one_shape`: only whole batches of the commonest shape.
+    `trained` counts the numbers that were trained, by parameter.
+
+    Raises:
+        ConfigError: too few samples for a batch.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        pipe: Any,
+        samples: Samples,
+        conditioning: Conditioning,
+        *,
+        must_match: Mapping[str, Any],
+        readings: Path | None = None,
+        one_shape: bool = False,
+    ) -> None:
+        self.config, self.pipe, self.samples, self.conditioning = config, pipe, samples, conditioning
+        self.must_match, self.readings = must_match, readings or config.store_folder
+        self.trained: dict[str, int] = {}
+        self.denoiser = cast(Any, families.denoiser_of(pipe))
+        self.family = families.family_of(pipe)
+        if config.training.gradient_checkpointing:
+            self.denoiser.enable_gradient_checkpointing()
+        self.objective = Objective.of(pipe.scheduler, min_snr_gamma=config.training.min_snr_gamma)
+        self.validation, self.kept = split(config, samples)
+        if one_shape:
+            self.kept = _whole_batches(self.kept, samples.rows[self.kept, 3], config.training.batch_size)
+        stored = latent_store(config, pipe.vae, samples) if config.data.store_latents else None
+        self.loader = BatchLoader(samples, pipe.vae, stored)
+        self.process = launched_process(config.device)
+
+    def train(self) -> None:
+        """Run all stages, each from captions alone first, if asked for, then on pictures."""
+        training, out = self.config.training, self.config.out
+        text_steps, picture_steps = training.warm_start_steps, training.steps
+        for stage in self.conditioning.stages():
+            self.trained |= self.conditioning.trainable()
+            samples, folder, steps = self.kept, out, picture_steps
+            if stage.name == "gains":
+                samples = samples[: max(training.gain_captions, training.batch_size)]
+                folder, steps = out / stage.name, training.gain_steps
+            read = self._reader(stage, samples, is_trained=_is_trained(folder, steps))
+            if stage.name == "main" and text_steps:
+                self._from_captions(stage, read, samples, out / _WARM_START, text_steps)
+            if stage.name == "gains" and text_steps:
+                self._from_captions(stage, read, samples, folder, steps)
+                text_steps -= steps
+            else:
+                self._on_pictures(stage, read, samples, folder, steps)
+                picture_steps -= steps
+        self.conditioning.train(False)
+        if self.process.is_main_process:
+            shutil.rmtree(out / _READINGS, ignore_errors=True)
+
+    def _reader(self, stage: Stage, samples: NDArray[np.int64], *, is_trained: bool) -> Read:
+        """Return what reads captions for a stage; where readings are stored, those of its samples are made first."""
+        store = stage.store(self.readings, self.config.out / _READINGS)
+        if store is None:
+            return stage.read
+        if not is_trained:
+            indices = [*samples, *self.validation] if stage.name == "main" else samples
+            captions = [text for text, _ in captions_of(self.samples, indices)]
+            with (
+                self.process.main_process_first(),
+                tqdm(desc=f"reading for {stage.name}", mininterval=2) as bar,
+            ):
+                store.fill(captions, progress=bar.update)
+        return store.batch
+
+    def _from_captions(
+        self, stage: Stage, read: Read, samples: NDArray[np.int64], folder: Path, steps: int
+    ) -> None:
+        """Train until the denoiser's attention gets what the base's own text encoder gives it, see `warm_start`."""
+        training, side = self.config.training, self.config.data.resolution_px
+        captions = captions_of(self.samples, samples)
+        plain = [plain for _, plain in captions]
+
+        def choose(rng: np.random.Generator) -> list[int]:
+            dropped = rng.random(training.batch_size) < training.caption_dropout
+            chosen = rng.integers(len(captions), size=training.batch_size)
+            return list(np.where(dropped, len(captions) - 1, chosen))  # the last caption is the empty one
+
+        def conditioned(indices: Sequence[int], generator: torch.Generator) -> Conditioned:
+            return stage.condition(read([captions[i][0] for i in indices]), generator)
+
+        # The same queries whatever the run's seed, so that runs share them.
+        drawn = np.random.default_rng(0).permutation(len(plain))[:_QUERY_CAPTIONS]
+        self.conditioning.train()
+        warm_start(
+            self.pipe,
+            self.conditioning.modules,
+            plain,
+            conditioned,
+            lambda: stored_queries(
+                self.config.store_folder,
+                self.pipe,
+                [plain[i] for i in drawn],
+                seed=0,
+                height=side,
+                width=side,
+            ),
+            # Every process keeps all parameters: without the denoiser's activations there is room.
+            replace(training.loop(self.config.watch), steps=steps, sharded=False),
+            folder,
+            installed=self.conditioning.installed,
+            batch_size=training.batch_size,
+            choose=choose,
+            layer_inputs=self.conditioning.layer_inputs,
+            title=f"{self.config.out.name}, {stage.name} from captions",
+            must_match=self.must_match,
+            **self._rates(),
+        )
+
+    def _on_pictures(
+        self, stage: Stage, read: Read, samples: NDArray[np.int64], folder: Path, steps: int
+    ) -> None:
+        """Train with the base's own objective:
+
+        loss = mean |denoiser(x_t, t, text states(y)) - target|^2        x_t: latents of a picture of y, noised
+        """
+        config, training, is_main = self.config, self.config.training, stage.name == "main"
+        loop = replace(training.loop(config.watch), steps=steps, sharded=training.sharded and is_main)
+        if training.warm_start_steps:
+            # What has been learned from captions is only moved on.
+            loop = replace(loop, learning_rate=loop.learning_rate * training.lr_share_after_warm_start)
+        processes = self.process.num_processes
+        epochs = Epochs(rows=self.samples.rows[samples], batch_size=training.batch_size, seed=training.seed)
+
+        def make(number: int) -> Batch:
+            """The batch of a part of a step; all its chance comes from its number."""
+            rng = np.random.default_rng([training.seed, 14, number])
+            indices = [int(samples[index]) for index in epochs.batch(number)]
+            return self.loader.load(read, indices, rng, caption_dropout=training.caption_dropout)
+
+        # Captions are read in threads of these, while the denoiser trains.
+        end = steps * training.accumulation_steps * processes
+        batches = Prefetcher(make, stride=processes, ahead=training.prefetch, end=end)
+
+        def step_loss(part: StepPart) -> tuple[Tensor, Mapping[str, float]]:
+            batch = batches.get(part.step * part.count + part.index)
+            latents = self.loader.latents(batch)
+            conditioned = stage.condition(batch.reading, part.generator)
+            noised = self.objective.noised(latents, part.generator)
+            output = self._denoise(noised.latents, noised.timesteps, conditioned, batch.sizes)
+            figures = {**self.conditioning.figures(), **self.objective.figures(output, noised)}
+            return self.objective.loss(output, noised), figures
+
+        def validate(rank: int, processes: int) -> tuple[float, float]:
+            return validation_losses(self.objective, self._validation_batches(stage, read, rank, processes))
+
+        def draw(step: int) -> None:
+            installed.close()
+            try:
+                self._draw(step)
+            finally:
+                installed.enter_context(self.conditioning.installed(self.denoiser))
+
+        trackers = config.watch.trackers
+        self.conditioning.train()
+        with closing(batches), ExitStack() as installed:
+            installed.enter_context(self.conditioning.installed(self.denoiser))
+            train(
+                self.conditioning.modules,
+                step_loss,
+                loop,
+                folder,
+                title=config.out.name if is_main else f"{config.out.name}, {stage.name}",
+                on_sample=draw if is_main and config.watch.prompts and config.watch.seeds else None,
+                validate=validate if is_main and self.validation else None,
+                must_match=self.must_match,
+                metadata={"config": config.model_dump(mode="json")},
+                samples_per_part=training.batch_size,
+                trackers=installed_trackers() if trackers is None else trackers,
+                **self._rates(),
+            )
+
+    def _rates(self) -> dict[str, Any]:
+        """How fast each parameter learns, from captions as on pictures."""
+        training = self.config.training
+        return {
+            "lr_scale": adapter_lr_scale(training.scalar_learning_rate / training.learning_rate),
+            "muon": lambda name: training.optimizer == "muon" and self.conditioning.uses_muon(name),
+        }
+
+    def _denoise(
+        self, latents: Tensor, timesteps: Tensor, conditioned: Conditioned, sizes: list[Sizes]
+    ) -> Tensor:
+        return denoise(self.denoiser, self.family, latents, timesteps, *conditioned, sizes)
+
+    def _validation_batches(self, stage: Stage, read: Read, rank: int, processes: int) -> Iterator[Any]:
+        size = self.config.training.batch_size
+        by_bucket: dict[int, list[int]] = defaultdict(list)
+        for number in range(rank, len(self.validation), processes):
+            by_bucket[int(self.samples.rows[self.validation[number], 3])].append(number)
+        for numbers in by_bucket.values():
+            for start in range(0, len(numbers), size):
+                part = numbers[start : start + size]
+                # Loaded as for training, whose thread knows no autocast: that refuses to stack what is stored in half.
+                with torch.autocast(self.denoiser.device.type, enabled=False):
+                    indices = [self.validation[number] for number in part]
+                    batch = self.loader.load(read, indices, np.random.default_rng(0))
+                conditioned = stage.condition(batch.reading, None)
+
+                def predict(
+                    noised: Noised, conditioned: Conditioned = conditioned, batch: Batch = batch
+                ) -> Tensor:
+                    return self._denoise(noised.latents, noised.timesteps, conditioned, batch.sizes)
+
+                yield self.loader.latents(batch), part, predict
+
+    @torch.no_grad()
+    def _draw(self, step: int) -> None:
+        """Save pictures of the same prompts from the same seeds, as they are drawn now."""
+        try:
+            with self.conditioning.attached(self.pipe):
+                picture = sample_sheet(self.config, self.pipe, title=f"{self.config.out.name}, step {step}")
+        except NonFinitePictureError as error:
+            # The adapter may be fine: what overflows is mostly a VAE, which training does not decode with.
+            _log.warning("no sample pictures of step %d: %s", step, error)
+            return
+        save_png(picture, self.config.out / "samples" / f"step-{step:08d}.png", {"step": step})
+
+
+def _is_trained(folder: Path, steps: int) -> bool:
+    """Whether no step is left, so that nothing has to be read again."""
+    found = checkpoints(folder)
+    return steps == 0 or (bool(found) and found[-1][0] >= steps)
+
+
+def _whole_batches(kept: Any, buckets: Tensor, batch_size: int) -> Any:
+    """The samples of the commonest shape, as many as fill whole batches."""
+    found = kept[(buckets == buckets.mode().values).numpy()]
+    if len(found) < batch_size:
+        raise ConfigError(
+            f"training.batch_size is {batch_size}, but of the first {len(kept)} samples at most {len(found)} have the "
+            "same shape, which is less than a batch: lower it, or use more samples"
+        )
+    return found[: len(found) // batch_size * batch_size]

@@ -1,0 +1,92 @@
+"""The section `data` of a training configuration: where pictures and captions come from."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from llmdiff.errors import ConfigError
+from llmdiff.training.fields import Name, Real, Section, Share, Side, Whole
+from llmdiff.training.folders import folder_source
+from llmdiff.training.rows import Source
+from llmdiff.training.scene_sources import SceneSource, Wording, WorldSource
+from llmdiff.training.shapes import Shapes
+from llmdiff.training.shards import shards_source
+from llmdiff.training.sources import hub_source
+
+
+class DataConfig(Section):
+    """Where pictures and captions come from, see `training.sources`, and which of them are taken.
+
+    `path`: a folder, a pattern of tar shards, or a data set's name. `scenes`: how many are drawn, of kind "scenes" with
+    `objects` things, of kind "world" with `things` things (null: all) in `styles`; `wording: reworded` captions them
+    in more words than the base was trained with. `store_latents` encodes every picture once, which
+    asks for the same cut every time: `crop: centre`, `flip: false`. Units: `*_px` in pixels.
+    """
+
+    kind: Literal["folder", "shards", "hub", "scenes", "world"]
+    path: Name = ""
+    split: Name = "train"
+    image_column: Name = "image"
+    caption_columns: tuple[Name, ...] = ("text",)
+    scenes: Annotated[Whole, Field(ge=1, le=100_000_000)] = 20_000
+    objects: Annotated[Whole, Field(ge=1, le=10_000)] = 24
+    things: Annotated[Whole, Field(ge=20, le=10_000)] | None = None
+    styles: tuple[Literal["flat", "line", "3d"], ...] = ("flat", "line")
+    wording: Wording = "training"
+    resolution_px: Side = 512
+    multiple_px: Annotated[Whole, Field(ge=1, le=1024)] | None = None
+    aspect_buckets: bool = True
+    max_aspect: Annotated[Real, Field(ge=1, le=16)] = 2.0
+    min_side_px: Side = 32
+    crop: Literal["centre", "random"] = "centre"
+    flip: bool = False
+    store_latents: bool = False
+    max_bad_share: Share = 0.05
+    threads: Annotated[Whole, Field(ge=1, le=1024)] = 4
+
+    def source(self, cache: Path) -> Source:
+        """Return the samples as they are found."""
+        if self.generated:
+            drawn: dict[str, Any] = {"image_size_px": self.resolution_px, "wording": self.wording}
+            if self.kind == "scenes":
+                return SceneSource(self.scenes, objects=self.objects, **drawn)
+            return WorldSource(self.scenes, things=self.things, styles=self.styles, **drawn)
+        if not self.path:
+            raise ConfigError(f"data.path is empty, expected the place of the {self.kind}: set it")
+        if self.kind == "folder":
+            return folder_source(Path(self.path))
+        if self.kind == "shards":
+            return shards_source(self.path, cache=cache)
+        return hub_source(
+            self.path,
+            split=self.split,
+            image_column=self.image_column,
+            caption_columns=self.caption_columns,
+            cache=cache,
+        )
+
+    @property
+    def generated(self) -> bool:
+        """Whether the data are scenes that are drawn here."""
+        return self.kind in ("scenes", "world")
+
+    @model_validator(mode="after")
+    def _one_cut(self) -> Self:
+        if self.store_latents and (self.crop != "centre" or self.flip):
+            raise ValueError(
+                "store_latents keeps one cut of each picture: set crop to centre and flip to false"
+            )
+        return self
+
+    def shapes(self, multiple_px: int) -> Shapes:
+        """Return which pictures are taken; `multiple_px` is what the base asks of their sides."""
+        return Shapes(
+            resolution_px=self.resolution_px,
+            multiple_px=self.multiple_px or multiple_px,
+            aspect_buckets=self.aspect_buckets,
+            max_aspect=self.max_aspect,
+            min_side_px=self.min_side_px,
+            crop=self.crop,
+            flip=self.flip,
+        )

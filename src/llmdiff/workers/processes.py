@@ -1,0 +1,91 @@
+"""Workers in processes of this machine."""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import time
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
+from typing import Any
+
+from llmdiff.workers.worker import Answer, Worker
+
+# For jobs that save where they are on SIGTERM.
+_GRACE_S = 60.0
+
+
+class ProcessSlot:
+    """A process of its own, so that it is known whose job was lost when it is killed."""
+
+    lost: tuple[type[Exception], ...] = (BrokenProcessPool,)
+
+    def __init__(self, blob: bytes, threads: int, gpu: str | None) -> None:
+        context = multiprocessing.get_context("spawn")
+        # It breaks when this process ends, however it ends.
+        self._theirs, self._ours = context.Pipe(duplex=False)
+        self._pool = ProcessPoolExecutor(
+            1, mp_context=context, initializer=_set_up, initargs=(self._theirs, blob, threads, gpu)
+        )
+
+    def submit(self, args: Any) -> "Future[Any]":
+        """Begin a job."""
+        return self._pool.submit(_run, args)
+
+    def stop(self) -> None:
+        """End the process: it gets SIGTERM."""
+        self._ours.close()
+
+    def close(self) -> None:
+        """Wait for its end."""
+        self._pool.shutdown(cancel_futures=True)
+        self._ours.close()
+        self._theirs.close()
+
+
+# In a worker's process: what makes its work, pickled, and the worker.
+_blob = b""
+_worker: Worker | None = None
+
+
+def _set_up(parent: Connection, blob: bytes, threads: int, gpu: str | None) -> None:
+    global _blob
+    _blob = blob
+    # Read by libraries that are imported later.
+    os.environ["TQDM_DISABLE"] = "1"
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends this one
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _end_with(parent: Connection) -> None:
+    try:
+        parent.recv()
+    except (EOFError, OSError):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_GRACE_S)
+        os._exit(1)
+
+
+def _run(args: Any) -> Answer:
+    global _worker
+    if _worker is None:
+        _worker = Worker(pickle.loads(_blob))  # from the parent
+    try:
+        return _worker.run(args)
+    except SystemExit:  # on SIGTERM; the job is not done
+        os._exit(1)
+
+
+def visible_gpus() -> list[str]:
+    """Return the names of the GPUs, as $CUDA_VISIBLE_DEVICES has them."""
+    import torch
+
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]
