@@ -128,6 +128,10 @@ TEST = WorldPreset(
     unet_steps=4,
     unet_batch=4,
     sample_count=4,
+    checker_channels=16,
+    checker_steps=4,
+    checker_batch=4,
+    checker_renders=22,
 )
 PRESETS: dict[str, WorldPreset] = {preset.name: preset for preset in (CPU, GPU, TEST)}
 

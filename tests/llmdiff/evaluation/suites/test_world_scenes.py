@@ -93,7 +93,7 @@ def test_figures_agree_with_the_verdicts_on_what_was_read(tmp_path: Path) -> Non
         asked = [verdict.parts[part] for verdict in verdicts if part in verdict.parts]
         assert shifted[f"scenes: {part}"]["mean"] == pytest.approx(np.mean(asked))
         assert shifted[f"scenes: {part}"]["n"] == len(asked)
-    scored = (tmp_path / "scores" / "scenes" / "shifted.1-of-1.jsonl").read_text().splitlines()
+    scored = (tmp_path / "scores" / "scenes" / "shifted.jsonl").read_text().splitlines()
     faults = [tuple(json.loads(line)["faults"]) for line in scored]
     assert faults == [verdict.faults for verdict in verdicts]
     assert "shifted" in report_tables(report)
