@@ -19,7 +19,8 @@ from torch import Tensor
 
 from llmdiff.adapter.layers import heads_of, merge_heads
 from llmdiff.adapter.layout import TextParts, real_rows, split_text
-from llmdiff.adapter.processors import CrossAttentionBranch, seen_by
+from llmdiff.adapter.masks import seen_by
+from llmdiff.adapter.processors import CrossAttentionBranch
 from llmdiff.errors import AttachError, ConfigError
 
 from .names import Layer

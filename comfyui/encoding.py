@@ -13,11 +13,11 @@ from llmdiff import DecoderLLM
 from llmdiff.adapter import LLMDiffAdapter
 from llmdiff.adapter.attach import check_llm
 from llmdiff.adapter.layout import beside_base
-from llmdiff.adapter.manifest import MANIFEST_NAME, sha256_of
+from llmdiff.adapter.manifest import MANIFEST_NAME
 from llmdiff.adapter.texts import encode_texts
 from llmdiff.controller import adapter_source
 from llmdiff.errors import AttachError
-from llmdiff.files import clean_text
+from llmdiff.files import clean_text, file_sha256
 
 from .model import ADAPTER_KEY, BASE_POOLED_KEY
 
@@ -86,7 +86,7 @@ def load_adapter(name_or_path: str) -> LoadedAdapter:
     """
     source = Path(adapter_source(name_or_path))
     adapter = LLMDiffAdapter.from_pretrained(source)
-    return LoadedAdapter(adapter, sha256_of(source / MANIFEST_NAME))
+    return LoadedAdapter(adapter, file_sha256(source / MANIFEST_NAME))
 
 
 def encode(

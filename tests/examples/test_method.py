@@ -147,7 +147,9 @@ def test_a_training_step_has_the_librarys_loss_and_gradients(prediction: str) ->
         gradient = theirs[name].grad
         if gradient is not None:
             # A step of plain gradient descent at rate 1 is the gradient.
-            torch.testing.assert_close(before[name] - value.detach(), gradient, atol=1e-5, rtol=1e-2)
+            torch.testing.assert_close(
+                before[name] - value.detach(), gradient.reshape(value.shape), atol=1e-5, rtol=1e-2
+            )
             moved = max(moved, float(gradient.abs().max()))
     assert moved > 1e-3
 

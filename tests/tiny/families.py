@@ -25,6 +25,7 @@ from transformers import (
     T5EncoderModel,
 )
 
+from llmdiff.adapter.families import FAMILIES
 from tiny.more_families import MORE_BUILDERS, MORE_OPTIONS
 from tiny.pipelines import WORDS, build_sd, build_sdxl, clip_text, tiny_vae, word_tokenizer
 
@@ -198,6 +199,8 @@ BUILDERS: dict[str, Any] = {
     "flux": build_flux,
     **MORE_BUILDERS,
 }
+# Names of the families that `llmdiff train` trains adapters for.
+TRAINABLE = [row.name for row in FAMILIES if row.objective is not None]
 DRAW_OPTIONS: dict[str, dict[str, Any]] = {
     "PixArtSigmaPipeline": {"use_resolution_binning": False},
     "SanaPipeline": {

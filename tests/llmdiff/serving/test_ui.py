@@ -172,7 +172,7 @@ def test_texts_from_outside_are_escaped(visitor: Visitor) -> None:
         ({"number": 9}, "number is 9, expected at most 8"),
         ({"number": 0}, "number is 0"),
         ({"steps": 151}, "steps is 151"),
-        ({"scale": 1.5}, "scale is 1.5, expected 0"),
+        ({"scale": 1.5}, "scale is 1.5, expected a number from 0"),
         ({"adapter": "/nothing/here"}, "/nothing/here"),
     ],
 )

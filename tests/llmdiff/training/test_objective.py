@@ -9,13 +9,13 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
 )
-from tiny.families import BUILDERS
+from tiny.families import BUILDERS, TRAINABLE
 
 from llmdiff.adapter import families
 from llmdiff.adapter.installation import install
 from llmdiff.controller import LLMController
-from llmdiff.errors import ConfigError
-from llmdiff.training.denoise import Sizes, denoise, encode_pictures, side_multiple_px
+from llmdiff.errors import ConfigError, UnsupportedPipelineError
+from llmdiff.training.denoise import Sizes, check_trainable, denoise, encode_pictures, side_multiple_px
 from llmdiff.training.objective import Objective, validation_losses
 
 _LATENTS = torch.randn(6, 4, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -129,7 +129,12 @@ def test_validation_does_not_depend_on_batches_or_processes():
     assert whole[0] == pytest.approx(first[0] + second[0], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(BUILDERS))
+def test_a_family_without_an_objective_is_refused():
+    with pytest.raises(UnsupportedPipelineError, match="Wan, for which llmdiff train has no objective"):
+        check_trainable(BUILDERS["wan"]())
+
+
+@pytest.mark.parametrize("name", sorted(TRAINABLE))
 def test_every_familys_denoiser_learns_through_its_adapter(name, tiny_llm):
     pipe = BUILDERS[name]()
     family, denoiser = families.family_of(pipe), families.denoiser_of(pipe)

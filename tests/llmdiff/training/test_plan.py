@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny.families import BUILDERS
+from tiny.families import BUILDERS, TRAINABLE
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from typer.testing import CliRunner
@@ -181,7 +181,7 @@ def test_moments_of_8_bits_have_a_scale_for_every_256_numbers_and_small_tensors_
     assert moments_bytes(layer, "adamw8bit") == 2 * (8320 + 4 * 33) + (8 * 65 + 4)
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", TRAINABLE)
 def test_folders_with_config_files_alone_stand_in_for_models(config, models, tmp_path, name):
     BUILDERS[name]().save_pretrained(tmp_path / "base")
     shutil.copytree(models / "llm", tmp_path / "llm")
