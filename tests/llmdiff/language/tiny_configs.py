@@ -121,9 +121,8 @@ _OWN: dict[str, dict[str, Any]] = {
 def causal_configs() -> list[type[Any]]:
     """Every configuration class of transformers that has a causal language model, by name."""
     # Other tests register classes of their own.
-    kinds = [
-        kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING.keys() if kind.__module__.startswith("transformers.")
-    ]
+    known = list(MODEL_FOR_CAUSAL_LM_MAPPING.keys())
+    kinds = [kind for kind in known if kind.__module__.startswith("transformers.")]
     return sorted(kinds, key=lambda kind: kind.__name__)
 
 
