@@ -15,7 +15,7 @@ from tiny.families import BUILDERS, drawn
 from tiny.pipelines import build_llm, build_sd, build_sdxl
 
 SPEED = Path(__file__).parents[1] / "speed"
-LOGGERS = ("llmdiff", "llmdiff.serving", "llmdiff_lab", "uvicorn", "uvicorn.access", "py.warnings")
+LOGGERS = ("llmdiff", "llmdiff_lab", "uvicorn", "py")
 
 
 @pytest.fixture(autouse=True)
@@ -24,15 +24,13 @@ def _same_random_numbers() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _same_logging() -> Iterator[None]:
-    """Undo what a command sets for a process of its own: its handlers write to a stream that the test closes."""
-    loggers = [logging.getLogger(name) for name in LOGGERS]
-    before = [(log.handlers[:], log.level, log.propagate, log.disabled) for log in loggers]
-    yield
+def _same_logging() -> None:
+    """Undo what commands set for a process of their own, and libraries' `dictConfig`, which disables loggers."""
     logging.captureWarnings(False)
-    for log, (handlers, level, propagate, disabled) in zip(loggers, before, strict=True):
-        log.handlers, log.propagate, log.disabled = handlers, propagate, disabled
-        log.setLevel(level)
+    for name, log in list(logging.root.manager.loggerDict.items()):
+        if name.split(".")[0] in LOGGERS and isinstance(log, logging.Logger):
+            log.handlers, log.propagate, log.disabled = [], True, False
+            log.setLevel(logging.NOTSET)
 
 
 @pytest.fixture
