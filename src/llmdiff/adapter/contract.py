@@ -70,11 +70,12 @@ def prompt_contract(pipe: Any) -> PromptContract:
             counterpart in an LLM's text states.
     """
     kind: Any = type(pipe)
-    return _contract(kind)
+    return class_contract(kind)
 
 
 @cache
-def _contract(kind: Any) -> PromptContract:
+def class_contract(kind: Any) -> PromptContract:
+    """Return what the `encode_prompt` of a pipeline class takes and returns, see `prompt_contract`."""
     refused = f"pipe is a {kind.__name__}, which LLMDiff cannot control"
     method: Any = getattr(kind, "encode_prompt", None)
     if method is None:

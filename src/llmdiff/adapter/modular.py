@@ -4,12 +4,13 @@ import copy
 from typing import Any
 
 import torch
+from diffusers import FluxPipeline, StableDiffusion3Pipeline, StableDiffusionXLPipeline
 from diffusers.modular_pipelines import InputParam, ModularPipelineBlocks, OutputParam, PipelineState
 
 from llmdiff.adapter import families
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.attach import TextSource, check_llm
-from llmdiff.adapter.contract import Part
+from llmdiff.adapter.contract import Part, class_contract
 from llmdiff.adapter.installation import installation_on
 from llmdiff.adapter.texts import (
     check_context,
@@ -20,12 +21,11 @@ from llmdiff.adapter.texts import (
 )
 from llmdiff.errors import AttachError, UnsupportedPipelineError
 
-# Of every family: arguments for further text encoders, and the parts that its denoiser takes.
-_POOLED: tuple[Part, ...] = ("positive", "negative", "positive_pooled", "negative_pooled")
-_FAMILIES: dict[str, tuple[tuple[str, ...], tuple[Part, ...]]] = {
-    "sdxl": (("prompt_2", "negative_prompt_2"), _POOLED),
-    "sd3": (("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3"), _POOLED),
-    "flux": (("prompt_2",), ("positive", "positive_pooled")),
+# By family, the plain pipeline whose `encode_prompt` the step stands for.
+_PIPELINES: dict[str, Any] = {
+    "sdxl": StableDiffusionXLPipeline,
+    "sd3": StableDiffusion3Pipeline,
+    "flux": FluxPipeline,
 }
 _NAMES: dict[Part, str] = {
     "positive": "prompt_embeds",
@@ -59,16 +59,15 @@ class LLMTextStep(ModularPipelineBlocks):  # type: ignore[misc, unused-ignore]
     ) -> None:
         config: Any = adapter.config
         self.family = families.family_named(config.family)
-        if self.family.name not in _FAMILIES:
-            known = ", ".join(families.family_named(name).title for name in _FAMILIES)
+        if self.family.name not in _PIPELINES:
+            known = ", ".join(families.family_named(name).title for name in _PIPELINES)
             raise UnsupportedPipelineError(
                 f"the adapter is for {self.family.title}, of which diffusers has no modular pipeline; expected one for "
                 f"{known}: attach it to a pipeline instead"
             )
         check_llm(llm, adapter, strict=strict)
         check_context(adapter, weighted=weighted, rewording=None)
-        self.second_prompts, self.returns = _FAMILIES[self.family.name]
-        self.encodes_negative = "negative" in self.returns
+        self.contract = class_contract(_PIPELINES[self.family.name])
         self.llm = llm
         self.adapter = adapter
         self.weighted = weighted
@@ -90,15 +89,16 @@ class LLMTextStep(ModularPipelineBlocks):  # type: ignore[misc, unused-ignore]
     @property
     def inputs(self) -> list[Any]:
         """Return the step's inputs: prompts, and those for further text encoders, which are refused if they differ."""
-        first = ["prompt", "negative_prompt"] if self.encodes_negative else ["prompt"]
-        return [InputParam(name) for name in (*first, *self.second_prompts)]
+        first = ["prompt", "negative_prompt"] if self.contract.encodes_negative else ["prompt"]
+        return [InputParam(name) for name in (*first, *self.contract.second_prompts)]
 
     @property
     def intermediate_outputs(self) -> list[Any]:
         """Return the step's outputs; `prompt_embeds` are rows of [phi(c) ; c]."""
         return [
             OutputParam(_NAMES[part], type_hint=torch.Tensor, kwargs_type="denoiser_input_fields")
-            for part in self.returns
+            for part in self.contract.returns
+            if part in _NAMES
         ]
 
     @torch.no_grad()
@@ -117,15 +117,15 @@ class LLMTextStep(ModularPipelineBlocks):  # type: ignore[misc, unused-ignore]
         block_state = self.get_block_state(state)
         denoiser = self._checked_denoiser(components)
         given = {name: getattr(block_state, name, None) for name in self.input_names}
-        check_second_prompts(self.second_prompts, given)
+        check_second_prompts(self.contract.second_prompts, given)
         positive = prompt_texts(
             "prompt",
             given["prompt"],
-            may_be_blank=not self.encodes_negative,
+            may_be_blank=not self.contract.encodes_negative,
             weighted=self.weighted,
         )
         negative = None
-        if self.encodes_negative:
+        if self.contract.encodes_negative:
             negative = negative_texts(given["negative_prompt"], len(positive))
         parts = encode_parts(self.llm, self.adapter, positive, negative, weighted=self.weighted)
         for part, name in _NAMES.items():

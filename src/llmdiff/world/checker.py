@@ -1,6 +1,5 @@
 """The checker of the world: a small detector that reads what a picture shows."""
 
-import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -8,13 +7,11 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmdiff.errors import ConfigError, CorruptWeightsError, OutputError, first_line
-from llmdiff.files import read_json, whole_file, write_whole
+from llmdiff.errors import ConfigError
+from llmdiff.world.checker_files import load_checker, save_checker
 from llmdiff.world.places import places
 from llmdiff.world.reading import UNCLEAR, Reading, SeenThing
 from llmdiff.world.rendering import SCENE_SIZE_PX
@@ -26,7 +23,6 @@ GRID = SCENE_SIZE_PX // CELL_PX
 OWN_COLOURS = "own"
 TYPICAL_SHARE = 0.3
 
-_CONFIG_NAME, _WEIGHTS_NAME = "config.json", "model.safetensors"
 _PRESENT, _SURE = 0.5, 0.5
 # Two centres nearer than this, or than this share of a thing's length, are one thing.
 _NEAR_PX, _NEAR_SHARE = 20.0, 0.4
@@ -149,24 +145,9 @@ class WorldChecker(nn.Module):
     def save_pretrained(
         self, save_directory: str | Path, *, safe_serialization: Literal[True] = True
     ) -> None:
-        """Write weights (half precision) and config into a folder, each file whole or not at all.
-
-        Raises:
-            OutputError: the folder cannot be written.
-        """
-        folder = Path(save_directory)
+        """Write weights (half precision) and config into a folder, see `save_checker`."""
         config = {"world": asdict(self.world), "channels": self.channels, **self._config()}
-        config["figures"] = self.figures
-        weights = {name: value.half().contiguous().cpu() for name, value in self.state_dict().items()}
-        try:
-            with whole_file(folder / _WEIGHTS_NAME) as partial:
-                save_file(weights, partial)
-                partial.chmod(0o644)
-            write_whole(folder / _CONFIG_NAME, json.dumps(config, indent=1) + "\n")
-        except SafetensorError as error:
-            raise OutputError(
-                f"save_directory {folder} cannot be written ({error}): choose another folder"
-            ) from error
+        save_checker(self, Path(save_directory), config | {"figures": self.figures})
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
@@ -176,9 +157,8 @@ class WorldChecker(nn.Module):
             CorruptWeightsError: the folder holds no checker, or a damaged one.
             ConfigError: the checker was trained on another world than this version's.
         """
-        folder = Path(folder)
-        try:
-            config = read_json(folder / _CONFIG_NAME)
+
+        def make(config: Any) -> Any:
             world = World(**{name: _tuple(value) for name, value in config["world"].items()})
             checker = cls(world, channels=int(config["channels"]))
             for name, expected in checker._config().items():
@@ -186,16 +166,11 @@ class WorldChecker(nn.Module):
                     raise ConfigError(
                         f"checker {folder}: its {name} are not those of this version's world; {_HINT}"
                     )
-            weights = load_file(folder / _WEIGHTS_NAME)
-            checker.load_state_dict({name: value.float() for name, value in weights.items()})
-        except ConfigError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise CorruptWeightsError(
-                f"checker {folder}: not a readable checker ({first_line(error)}); {_HINT}"
-            ) from error
-        checker.figures = dict(config.get("figures", {}))
-        return checker.eval()
+            checker.figures = dict(config.get("figures", {}))
+            return checker
+
+        checker: Self = load_checker(Path(folder), make, title="checker", hint=_HINT)
+        return checker
 
     def _config(self) -> dict[str, Any]:
         """What must be the same in the version that reads as in the one that trained."""

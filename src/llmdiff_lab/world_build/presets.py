@@ -1,10 +1,13 @@
 """The sizes of the embedded default: `cpu` (2 cores, a few hours) and `gpu` (one GPU), and `test` (seconds)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from llmdiff.errors import ConfigError
 from llmdiff.training.scene_sources import Wording
+
+_Preset = TypeVar("_Preset", bound=Any)
 
 # Its words lift what a linear reader finds of synonyms and descriptions: speed/templates.py.
 SIMPLE_WORDS = (
@@ -139,16 +142,21 @@ TEST = Preset(
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in (CPU, GPU, TEST)}
 
 
-def preset(name: str, **changes: Any) -> Preset:
-    """The preset of this name with some values changed.
+def chosen(presets: Mapping[str, _Preset], name: str, changes: Mapping[str, Any]) -> _Preset:
+    """Return the preset of this name with some values changed.
 
     Raises:
         ConfigError: no such preset, or no such value.
     """
-    if name not in PRESETS:
-        raise ConfigError(f"preset: got {name!r}, expected one of {', '.join(PRESETS)}")
-    known = {field.name for field in fields(Preset)}
+    if name not in presets:
+        raise ConfigError(f"preset: got {name!r}, expected one of {', '.join(presets)}")
+    known = {field.name for field in fields(presets[name])}
     unknown = sorted(set(changes) - known)
     if unknown:
         raise ConfigError(f"preset {name}: unknown value {unknown[0]!r}; known: {', '.join(sorted(known))}")
-    return replace(PRESETS[name], **changes)
+    return replace(presets[name], **changes)
+
+
+def preset(name: str, **changes: Any) -> Preset:
+    """Return the preset of the first world with this name, see `chosen`."""
+    return chosen(PRESETS, name, changes)

@@ -1,11 +1,11 @@
 """The sizes of the next embedded default: `cpu` (2 cores, hours), `gpu` (one GPU, minutes) and `test` (seconds)."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from llmdiff.errors import ConfigError
 from llmdiff.world.scenes import World
 from llmdiff.world.things import STYLES, Style
+from llmdiff_lab.world_build.presets import chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,15 +137,5 @@ PRESETS: dict[str, WorldPreset] = {preset.name: preset for preset in (CPU, GPU, 
 
 
 def world_preset(name: str, **changes: Any) -> WorldPreset:
-    """Return the preset of this name with some values changed.
-
-    Raises:
-        ConfigError: no such preset, or no such value.
-    """
-    if name not in PRESETS:
-        raise ConfigError(f"preset: got {name!r}, expected one of {', '.join(PRESETS)}")
-    known = {field.name for field in fields(WorldPreset)}
-    unknown = sorted(set(changes) - known)
-    if unknown:
-        raise ConfigError(f"preset {name}: unknown value {unknown[0]!r}; known: {', '.join(sorted(known))}")
-    return replace(PRESETS[name], **changes)
+    """Return the preset of this name with some values changed, see `chosen`."""
+    return chosen(PRESETS, name, changes)

@@ -1,6 +1,5 @@
 """The scene checker: a small detector of the things in a picture of the embedded default."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -10,24 +9,21 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmdiff.errors import ConfigError, CorruptWeightsError, OutputError, first_line
+from llmdiff.errors import ConfigError
 from llmdiff.evaluation.suites.verdicts import UNCLEAR, SeenScene, SeenThing
-from llmdiff.files import read_json, whole_file, write_whole
 from llmdiff.openmoji.contents import World
 from llmdiff.openmoji.scenes import SCENE_SIZE_PX
 from llmdiff.openmoji.world import BACKGROUNDS, SHAPE_COLOURS, SHAPES
+from llmdiff.world.checker_files import load_checker, save_checker
 
 CELL_PX = 4
 GRID = SCENE_SIZE_PX // CELL_PX
 SIZES = ("small", "normal", "big", "other")
 EMBEDDED_NAME = "openmoji"
 
-_CONFIG_NAME, _WEIGHTS_NAME = "config.json", "model.safetensors"
 _PRESENT, _SURE, _NEAR_PX = 0.5, 0.5, 10.0
 _GROUPS = 8
 
@@ -100,12 +96,7 @@ class SceneChecker(nn.Module):
     def save_pretrained(
         self, save_directory: str | Path, *, safe_serialization: Literal[True] = True
     ) -> None:
-        """Write weights (half precision) and config into a folder, each file whole or not at all.
-
-        Raises:
-            OutputError: the folder cannot be written.
-        """
-        folder = Path(save_directory)
+        """Write weights (half precision) and config into a folder, see `save_checker`."""
         config = {
             "objects": self.objects,
             "channels": self.channels,
@@ -116,16 +107,7 @@ class SceneChecker(nn.Module):
             "scene_size_px": SCENE_SIZE_PX,
             "figures": self.figures,
         }
-        weights = {name: value.half().contiguous().cpu() for name, value in self.state_dict().items()}
-        try:
-            with whole_file(folder / _WEIGHTS_NAME) as partial:
-                save_file(weights, partial)
-                partial.chmod(0o644)
-            write_whole(folder / _CONFIG_NAME, json.dumps(config, indent=1) + "\n")
-        except SafetensorError as error:
-            raise OutputError(
-                f"save_directory {folder} cannot be written ({error}): choose another folder"
-            ) from error
+        save_checker(self, Path(save_directory), config)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path) -> Self:
@@ -136,21 +118,16 @@ class SceneChecker(nn.Module):
             ConfigError: the checker was trained on another world than this version's.
         """
         folder = checker_folder(name_or_path)
-        try:
-            config = read_json(folder / _CONFIG_NAME)
+
+        def make(config: Any) -> Any:
             checker = cls(int(config["objects"]), channels=int(config["channels"]))
             _check_world(folder, config, checker)
-            weights = load_file(folder / _WEIGHTS_NAME)
-            checker.load_state_dict({name: value.float() for name, value in weights.items()})
-        except ConfigError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise CorruptWeightsError(
-                f"checker {folder}: not a readable scene checker ({first_line(error)}); train it with: "
-                "llmdiff-lab build --preset openmoji-cpu --until checker"
-            ) from error
-        checker.figures = dict(config.get("figures", {}))
-        return checker.eval()
+            checker.figures = dict(config.get("figures", {}))
+            return checker
+
+        hint = "train it with: llmdiff-lab build --preset openmoji-cpu --until checker"
+        checker: Self = load_checker(folder, make, title="scene checker", hint=hint)
+        return checker
 
     def _decode(self, output: CheckerOutput) -> list[SeenScene]:
         shares = output.things.softmax(1).cpu().numpy()
