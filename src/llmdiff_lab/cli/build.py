@@ -17,7 +17,7 @@ _MINUTES = Bounds(0.01, 10_000.0)
 
 
 class Stage(StrEnum):
-    """The build's stages, in their order; adapter and siglip of the presets openmoji-* only."""
+    """The build's stages."""
 
     vae = "vae"
     scenes = "scenes"
@@ -85,9 +85,9 @@ def build(
         return
     if begin is not None:
         raise ConfigError(f"--from: got preset {preset!r}, expected one that begins with {_OLD}")
-    from llmdiff_lab.world_build import world
+    from llmdiff_lab.world_build import world_slices
 
-    world.run_world_build(
+    world_slices.run_world_build(
         preset,
         out,
         until=until and until.value,

@@ -7,10 +7,11 @@ import torch
 
 from llmdiff.training.config import TrainConfig
 from llmdiff_lab.world_build.presets import Preset
+from llmdiff_lab.world_build.world_presets import WorldPreset
 
 
 def adapter_config(
-    preset: Preset,
+    preset: Preset | WorldPreset,
     out: Path,
     *,
     base: str,
@@ -46,10 +47,8 @@ def adapter_config(
                 "refiner_layers": preset.adapter_refiner_layers,
             },
             "data": {
-                "kind": "scenes",
+                **preset.adapter_data,
                 "scenes": preset.adapter_captions + held_out,
-                "objects": preset.objects,
-                "wording": preset.adapter_wording,
                 "resolution_px": preset.image_size_px,
                 "aspect_buckets": False,
                 "store_latents": True,

@@ -84,6 +84,11 @@ class Preset:
 
     compile: bool = False
 
+    @property
+    def adapter_data(self) -> dict[str, Any]:
+        """The data of the adapter's training, without their number."""
+        return {"kind": "scenes", "objects": self.objects, "wording": self.adapter_wording}
+
 
 CPU = Preset(name="cpu", compile=True)
 GPU = Preset(

@@ -4,14 +4,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPTokenizer, SiglipConfig, SiglipImageProcessorPil, SiglipModel
+from transformers import CLIPTokenizer
 
 from llmdiff.evaluation.metrics.models import ImageTextModel
 from llmdiff.evaluation.suites.verdicts import scene_as_seen, verdict
@@ -27,6 +26,7 @@ from llmdiff_lab.world_build.maps import MAP_SIDE, map_classes, map_loss, scene_
 from llmdiff_lab.world_build.presets import Preset
 from llmdiff_lab.world_build.spoiling import blur, to_uint8
 from llmdiff_lab.world_build.text_encoder import token_ids
+from llmdiff_lab.world_build.world_siglip import create_siglip, sigmoid_loss, to_pixels
 
 _MAP_WEIGHT, _FACT_WEIGHT = 1.0, 0.5
 # Where a thing may be said to be: alone or one of several, or on a side of another thing.
@@ -102,31 +102,6 @@ def scene_facts(contents: Sequence[Content], world: World) -> Tensor:
     return facts.flatten(1)
 
 
-def create_siglip(preset: Preset, tokenizer: CLIPTokenizer) -> ImageTextModel:
-    """An untrained SigLIP of the preset's size, with its image processor and this tokenizer."""
-    size = {
-        "hidden_size": preset.siglip_width,
-        "intermediate_size": 2 * preset.siglip_width,
-        "num_hidden_layers": preset.siglip_layers,
-        "num_attention_heads": max(2, preset.siglip_width // 32),
-    }
-    text = size | {
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": preset.text_max_tokens,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    # A patch for every cell of the maps that the training asks for.
-    vision = size | {"image_size": preset.image_size_px, "patch_size": preset.image_size_px // MAP_SIDE}
-    model: Any = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
-    with torch.no_grad():  # SigLIP's start, but with the odds of a batch of this size
-        model.logit_scale.fill_(math.log(10))
-        model.logit_bias.fill_(-math.log(preset.siglip_batch))
-    side = {"height": preset.image_size_px, "width": preset.image_size_px}
-    return ImageTextModel(model, SiglipImageProcessorPil(size=side), tokenizer)
-
-
 def train_siglip(
     preset: Preset, tokenizer: CLIPTokenizer, folder: Path, device: torch.device
 ) -> ImageTextModel:
@@ -189,15 +164,6 @@ def train_siglip(
     return ImageTextModel(model, created.image_processor, tokenizer)
 
 
-def sigmoid_loss(logits: Tensor, true: Tensor) -> Tensor:
-    """SigLIP's loss of a batch. Shapes: (N, N) captions by scenes, numbers and whether they belong together; ().
-
-    Source: Zhai et al. 2023, section 3.2, with `true` in place of the diagonal.
-    """
-    # -1 / N sum_i sum_j log sigmoid(z_ij (t x_i . y_j + b)),  z_ij = 1 where true, else -1
-    return -F.logsigmoid(torch.where(true, logits, -logits)).sum(1).mean()
-
-
 def held_out_order(trained: ImageTextModel, preset: Preset, count: int = 1200) -> dict[str, float]:
     """Shares of fresh renders and captions that the model puts in the right order; one half is chance.
 
@@ -226,8 +192,3 @@ def held_out_order(trained: ImageTextModel, preset: Preset, count: int = 1200) -
             right[name].append(itself > worse)
     shares = {name: round(float(np.concatenate(values).mean()), 4) for name, values in right.items()}
     return shares | {"renders": count}
-
-
-def to_pixels(images: NDArray[np.uint8]) -> Tensor:
-    """What the image processor makes of pictures of the right size: (N, H, W, 3) => (N, 3, H, W) in -1..1."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1

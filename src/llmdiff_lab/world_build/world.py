@@ -1,16 +1,14 @@
 """Builds the world's models from nothing: `llmdiff-lab build --preset cpu`.
 
-Stages, each resumable after a kill and skipped once done: vae, scenes, text, latents, denoiser, decoder, checker. Of
-`vae`, of `scenes` with `text` and of `checker`, none waits for another. Every stage keeps its log, its loss curve and
-its samples beside its weights.
+Stages, each resumable after a kill and skipped once done: vae, scenes, text, latents, denoiser, decoder, checker,
+siglip, adapter. Of `vae`, of `scenes` with `text`, and of `checker`, none waits for another; `siglip` waits for the
+tokenizer alone, `adapter` for the denoiser. Every stage keeps its log, its loss curve and its samples beside its
+weights.
 """
 
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,12 +18,10 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.base_pipeline import load_base_pipeline
-from llmdiff.drawing.models import usable_device
-from llmdiff.errors import ConfigError
-from llmdiff.language.gguf import llmdiff_home
-from llmdiff.training.processes import stop_requests
-from llmdiff.world.artwork import use_fluent
+from llmdiff.evaluation.metrics.models import ImageTextModel
+from llmdiff.training.trainer import train_adapter
 from llmdiff.world.checker import WorldChecker
 from llmdiff.world.rendering import renderers
 from llmdiff_lab.world_build import (
@@ -33,16 +29,16 @@ from llmdiff_lab.world_build import (
     world_checker,
     world_denoiser,
     world_scenes,
+    world_siglip,
     world_text,
     world_vae,
 )
 from llmdiff_lab.world_build.denoiser import create_pipeline, create_scheduler, create_unet
+from llmdiff_lab.world_build.llm_adapter import adapter_config
 from llmdiff_lab.world_build.stages import StagedBuild, save_model
-from llmdiff_lab.world_build.world_pack import pack, unpack
-from llmdiff_lab.world_build.world_presets import WorldPreset, world_preset
-from llmdiff_lab.world_build.world_ship import ship_world
+from llmdiff_lab.world_build.world_presets import WorldPreset
 
-STAGES = ("vae", "scenes", "text", "latents", "denoiser", "decoder", "checker")
+STAGES = ("vae", "scenes", "text", "latents", "denoiser", "decoder", "checker", "siglip", "adapter")
 
 
 class WorldBuild(StagedBuild):
@@ -57,6 +53,7 @@ class WorldBuild(StagedBuild):
         "text": ("text_width", "text_layers", "text_steps", "text_batch", "text_lr", "text_max_tokens"),
         "latents": ("scenes",),
         "denoiser": ("unet_",),
+        "adapter": ("adapter_", "llm"),
     }
 
     def __init__(
@@ -218,6 +215,36 @@ class WorldBuild(StagedBuild):
         self.stage("checker", make)
         return WorldChecker.from_pretrained(self.folder / "checker" / "model").to(self.device)
 
+    def siglip(self) -> ImageTextModel:
+        """Return the SigLIP of scenes and captions."""
+
+        def make() -> dict[str, Any]:
+            preset, folder = self.preset, self.folder / "siglip"
+            model = world_siglip.train_siglip(preset, self.tokenizer(), folder, self.device)
+            figures = world_siglip.held_out_order(model, preset, preset.siglip_renders)
+            model.model.half()
+            save_model(model, folder / "model")
+            return {"held_out": figures}
+
+        self.stage("siglip", make)
+        return ImageTextModel.from_pretrained(self.folder / "siglip" / "model", device=str(self.device))
+
+    def adapter(self) -> LLMDiffAdapter:
+        """Return the adapter, trained as `llmdiff train` does."""
+
+        def make() -> dict[str, Any]:
+            self.denoiser()
+            folder, base = self.folder / "adapter", str(self.folder / "denoiser" / "pipeline")
+            config = adapter_config(self.preset, folder, base=base, device=self.device)
+            save_model(LLMDiffAdapter.from_pretrained(train_adapter(config)), folder / "model")
+            return {}
+
+        self.stage("adapter", make)
+        adapter: LLMDiffAdapter = LLMDiffAdapter.from_pretrained(
+            self.folder / "adapter" / "model", device=self.device
+        )
+        return adapter
+
     def pipeline(self) -> StableDiffusionPipeline:
         """Return the base pipeline as it ships: the trained denoiser with the refined decoder."""
         pipe = self.denoiser()
@@ -233,71 +260,3 @@ class WorldBuild(StagedBuild):
         return world_vae.psnr_db(
             model, world_scenes.held_out_pictures(self.preset, 512), folder / "held-out.png"
         )
-
-
-def run_world_build(
-    preset_name: str,
-    out: Path | None,
-    *,
-    until: str | None = None,
-    only: str | None = None,
-    minutes: float | None = None,
-    pack_to: Path | None = None,
-    unpack_from: Path | None = None,
-    fluent: Path | None = None,
-    ship_to: Path | None = None,
-    device: str | None = None,
-) -> None:
-    """Run the stages of a build, each unless it is done; after `minutes` it saves what it has and stops.
-
-    The state of the build is taken from `unpack_from` first and written to `pack_to` at the end, also when the time
-    was up. `fluent` is the folder of the 3D drawings, which only worlds with that style need. A build that is
-    finished is written to `ship_to` as the package carries it.
-
-    Raises:
-        ConfigError: no such preset, stage or device, or a stage was made with other values.
-        SystemExit: the time is up; run again, it goes on.
-    """
-    preset = world_preset(preset_name)
-    for option, stage in (("--until", until), ("--only", only)):
-        if stage is not None and stage not in STAGES:
-            raise ConfigError(
-                f"{option}: got {stage!r}, expected one of {', '.join(STAGES)} with preset {preset_name}"
-            )
-    if "3d" in preset.styles and fluent is None:
-        raise ConfigError(
-            f"--fluent: got none, but preset {preset_name} draws in style 3d: pass the folder of the npm package "
-            "@lobehub/fluent-emoji-3d (npm pack @lobehub/fluent-emoji-3d; tar xzf lobehub-*.tgz)"
-        )
-    use_fluent(fluent if "3d" in preset.styles else None)
-    folder = out or llmdiff_home() / "builds" / f"world-{preset.name}"
-    if unpack_from is not None:
-        unpack(unpack_from, folder)
-    try:
-        with (
-            time_limit(minutes) as stopped,
-            WorldBuild(preset, folder, torch.device(usable_device(device)), stopped=stopped) as build,
-        ):
-            if only is not None:
-                getattr(build, only)()
-            else:
-                build.run(until or STAGES[-1])
-            if ship_to is not None:
-                ship_world(build.pipeline(), folder, ship_to, preset)
-    finally:
-        if pack_to is not None:
-            pack(folder, pack_to, STAGES)
-
-
-@contextmanager
-def time_limit(minutes: float | None) -> Iterator[Callable[[], bool]]:
-    """Return a context that asks this process to stop after so many minutes, as SIGTERM does."""
-    timer = threading.Timer((minutes or 0) * 60, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.daemon = True
-    with stop_requests() as stopped:
-        if minutes is not None:
-            timer.start()
-        try:
-            yield stopped
-        finally:
-            timer.cancel()

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from llmdiff.world.scenes import World
 from llmdiff.world.things import STYLES, Style
-from llmdiff_lab.world_build.presets import chosen
+from llmdiff_lab.world_build.presets import SIMPLE_WORDS, chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class WorldPreset:
         map_weight: weight of the auxiliary loss of what lies where; falls to 0 over the training.
         sample_every, sample_count: after how many steps how many prompts are drawn, to be looked at.
         text_captions: how many captions the tokenizer is made from.
-        checker_renders: how many renders the checker is measured on.
+        checker_renders, siglip_renders: how many renders the checker and the SigLIP are measured on.
         text_lr_share: learning rate of the text encoder while the denoiser is trained, as a share of `unet_lr`.
     """
 
@@ -74,6 +74,34 @@ class WorldPreset:
     checker_lr: float = 3e-3
     checker_renders: int = 2_000
 
+    siglip_width: int = 128
+    siglip_layers: int = 4
+    siglip_steps: int = 1_200
+    siglip_batch: int = 96
+    siglip_lr: float = 2e-3
+    siglip_renders: int = 1_200
+
+    llm: str = "smollm2-135m"
+    adapter_encoding: Literal["guided", "paper"] = "guided"
+    adapter_lone: Literal["token", "token+bos"] = "token+bos"
+    adapter_template: str | None = SIMPLE_WORDS
+    adapter_refiner_layers: int = 4
+    adapter_captions: int = 24_000
+    adapter_gain_steps: int = 140
+    adapter_warm_steps: int = 4_000
+    adapter_steps: int = 1_500
+    adapter_lr_share_after_text: float = 0.3
+    adapter_batch: int = 48
+    adapter_muon: bool = True
+    adapter_lr: float = 2e-3
+    adapter_lr_warmup_steps: int = 100
+    adapter_scalar_lr: float = 3e-3
+
+    @property
+    def adapter_data(self) -> dict[str, Any]:
+        """The data of the adapter's training, without their number."""
+        return {"kind": "world", "things": self.things, "styles": self.styles, "wording": "reworded"}
+
     @property
     def world(self) -> World:
         """What scenes are sampled from."""
@@ -103,6 +131,15 @@ GPU = WorldPreset(
     unet_batch=256,
     checker_steps=6_000,
     checker_batch=128,
+    siglip_width=256,
+    siglip_layers=6,
+    siglip_steps=4_000,
+    siglip_batch=256,
+    siglip_lr=1e-3,
+    adapter_captions=100_000,
+    adapter_warm_steps=8_000,
+    adapter_steps=3_000,
+    adapter_batch=128,
 )
 TEST = WorldPreset(
     name="test",
@@ -132,6 +169,18 @@ TEST = WorldPreset(
     checker_steps=4,
     checker_batch=4,
     checker_renders=22,
+    siglip_width=32,
+    siglip_layers=2,
+    siglip_steps=4,
+    siglip_batch=8,
+    siglip_renders=120,
+    adapter_template=None,
+    adapter_captions=24,
+    adapter_refiner_layers=1,
+    adapter_gain_steps=2,
+    adapter_warm_steps=2,
+    adapter_steps=2,
+    adapter_batch=4,
 )
 PRESETS: dict[str, WorldPreset] = {preset.name: preset for preset in (CPU, GPU, TEST)}
 

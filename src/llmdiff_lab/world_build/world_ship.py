@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from llmdiff.adapter.adapter import LLMDiffAdapter
+from llmdiff.adapter.base_pipeline import EMBEDDED_NAME
 from llmdiff.adapter.manifest import write_manifest_of_all
 from llmdiff.errors import LLMDiffError
 from llmdiff.evaluation.tables import markdown_table
@@ -62,6 +63,7 @@ def ship_world(pipe: StableDiffusionPipeline, build: Path, folder: Path, preset:
         (partial / "pipeline" / WORLD_FILE).write_text(json.dumps(world, indent=1) + "\n", encoding="utf-8")
         if (build / "adapter" / "model").is_dir():
             adapter: Any = LLMDiffAdapter.from_pretrained(build / "adapter" / "model")
+            adapter.register_to_config(base_model_id=EMBEDDED_NAME)
             adapter.save_pretrained(partial / "adapter", dtype=torch.float16)
         for part in ("checker", "siglip"):
             if (build / part / "model").is_dir():

@@ -43,7 +43,7 @@ _HEAVY = (
     "llmdiff_lab.comparison.fill.Recipe.benchmark",
     "llmdiff_lab.comparison.prepare.prepare_build",
     "llmdiff_lab.world_build.build.run_build",
-    "llmdiff_lab.world_build.world.run_world_build",
+    "llmdiff_lab.world_build.world_slices.run_world_build",
 )
 
 _APPLICATIONS = (app, laboratory)

@@ -15,15 +15,13 @@ from llmdiff_lab.world_build.presets import CPU, TEST
 from llmdiff_lab.world_build.siglip import (
     CaptionedRenders,
     captioned_renders,
-    create_siglip,
     fits,
     held_out_order,
     scene_facts,
-    sigmoid_loss,
-    to_pixels,
     train_siglip,
 )
 from llmdiff_lab.world_build.text_encoder import create_tokenizer
+from llmdiff_lab.world_build.world_siglip import create_siglip, sigmoid_loss, to_pixels
 
 WORLD = World(objects=TEST.objects)
 PACKAGED = Path(__file__).parents[3] / "src" / "llmdiff" / "openmoji" / "weights" / "siglip"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from tiny.pipelines import build_llm
 from torch.nn import functional as F
 
 from llmdiff.adapter.manifest import check_manifest
@@ -19,19 +20,29 @@ from llmdiff.world.rendering import sprite_box
 from llmdiff.world.splits import sample_scene, training_caption
 from llmdiff.world.things import COLOURS
 from llmdiff.world.vocabulary import world_of
-from llmdiff_lab.world_build.world import STAGES, WorldBuild, run_world_build
+from llmdiff_lab.world_build.world import STAGES, WorldBuild
 from llmdiff_lab.world_build.world_denoiser import map_loss
 from llmdiff_lab.world_build.world_pack import PART_BYTES, pack, unpack
 from llmdiff_lab.world_build.world_presets import world_preset
 from llmdiff_lab.world_build.world_scenes import MAP_SIDE, map_classes, map_sizes, scene_map, token_ids
 from llmdiff_lab.world_build.world_ship import ship_world
+from llmdiff_lab.world_build.world_slices import run_world_build
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    with WorldBuild(world_preset("test"), tmp_path_factory.mktemp("build"), CPU) as build:
+def preset(tmp_path_factory):
+    """The test preset with a tiny LLM: SmolLM2 reads its captions in minutes."""
+    llm, folder = build_llm(), tmp_path_factory.mktemp("llm")
+    llm.model.save_pretrained(folder)
+    llm.tokenizer.save_pretrained(folder)
+    return world_preset("test", llm=str(folder))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory, preset):
+    with WorldBuild(preset, tmp_path_factory.mktemp("build"), CPU) as build:
         build.run()
         yield build
 
@@ -48,7 +59,7 @@ def copied(built, tmp_path: Path, *stages: str) -> Path:
 def test_every_stage_leaves_its_record(built):
     for stage in STAGES:
         assert json.loads((built.folder / stage / "done.json").read_text())["preset"]["name"] == "test"
-    for stage in ("vae", "text", "denoiser", "decoder", "checker"):
+    for stage in ("vae", "text", "denoiser", "decoder", "checker", "siglip", "adapter"):
         assert (built.folder / stage / "loss.png").stat().st_size > 1000
     assert list((built.folder / "denoiser" / "samples").glob("*.png"))
 
@@ -172,7 +183,7 @@ def test_a_build_stops_between_stages_and_goes_on(built, tmp_path):
 def test_when_the_time_is_up_a_training_saves_and_stops(built, tmp_path, monkeypatch):
     folder = copied(built, tmp_path, "scenes")
     long = replace(built.preset, text_steps=1_000_000)
-    monkeypatch.setattr("llmdiff_lab.world_build.world.world_preset", lambda name: long)
+    monkeypatch.setattr("llmdiff_lab.world_build.world_slices.world_preset", lambda name: long)
     with pytest.raises(SystemExit) as stop:
         run_world_build("test", folder, only="text", minutes=0.05, pack_to=tmp_path / "packed", device="cpu")
     assert stop.value.code == 0

@@ -1,0 +1,88 @@
+"""Runs a build of the world: all of it or one stage, in slices of time, its state carried between machines."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from llmdiff.drawing.models import usable_device
+from llmdiff.errors import ConfigError
+from llmdiff.language.gguf import llmdiff_home
+from llmdiff.training.processes import stop_requests
+from llmdiff.world.artwork import use_fluent
+from llmdiff_lab.world_build.world import STAGES, WorldBuild
+from llmdiff_lab.world_build.world_pack import pack, unpack
+from llmdiff_lab.world_build.world_presets import world_preset
+from llmdiff_lab.world_build.world_ship import ship_world
+
+
+def run_world_build(
+    preset_name: str,
+    out: Path | None,
+    *,
+    until: str | None = None,
+    only: str | None = None,
+    minutes: float | None = None,
+    pack_to: Path | None = None,
+    unpack_from: Path | None = None,
+    fluent: Path | None = None,
+    ship_to: Path | None = None,
+    device: str | None = None,
+) -> None:
+    """Run the stages of a build, each unless it is done; after `minutes` it saves what it has and stops.
+
+    The state of the build is taken from `unpack_from` first and written to `pack_to` at the end, also when the time
+    was up. `fluent` is the folder of the 3D drawings, which only worlds with that style need. A build that is
+    finished is written to `ship_to` as the package carries it.
+
+    Raises:
+        ConfigError: no such preset, stage or device, or a stage was made with other values.
+        SystemExit: the time is up; run again, it goes on.
+    """
+    preset = world_preset(preset_name)
+    for option, stage in (("--until", until), ("--only", only)):
+        if stage is not None and stage not in STAGES:
+            raise ConfigError(
+                f"{option}: got {stage!r}, expected one of {', '.join(STAGES)} with preset {preset_name}"
+            )
+    if "3d" in preset.styles and fluent is None:
+        raise ConfigError(
+            f"--fluent: got none, but preset {preset_name} draws in style 3d: pass the folder of the npm package "
+            "@lobehub/fluent-emoji-3d (npm pack @lobehub/fluent-emoji-3d; tar xzf lobehub-*.tgz)"
+        )
+    use_fluent(fluent if "3d" in preset.styles else None)
+    folder = out or llmdiff_home() / "builds" / f"world-{preset.name}"
+    if unpack_from is not None:
+        unpack(unpack_from, folder)
+    try:
+        with (
+            time_limit(minutes) as stopped,
+            WorldBuild(preset, folder, torch.device(usable_device(device)), stopped=stopped) as build,
+        ):
+            if only is not None:
+                getattr(build, only)()
+            else:
+                build.run(until or STAGES[-1])
+            if ship_to is not None:
+                ship_world(build.pipeline(), folder, ship_to, preset)
+    finally:
+        if pack_to is not None:
+            pack(folder, pack_to, STAGES)
+
+
+@contextmanager
+def time_limit(minutes: float | None) -> Iterator[Callable[[], bool]]:
+    """Return a context that asks this process to stop after so many minutes, as SIGTERM does."""
+    timer = threading.Timer((minutes or 0) * 60, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.daemon = True
+    with stop_requests() as stopped:
+        if minutes is not None:
+            timer.start()
+        try:
+            yield stopped
+        finally:
+            timer.cancel()
