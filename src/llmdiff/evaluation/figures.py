@@ -14,7 +14,7 @@ from llmdiff.evaluation.statistics import bootstrap_mean
 from llmdiff.evaluation.suites.suite import SuitePrompt, SuiteScorer
 
 Values = dict[str, NDArray[np.float64]]
-"""Figures by name, each with a value for every prompt; NaN if a figure does not apply to a prompt."""
+"""Figures by name. Shapes: (prompts,) each; NaN if a figure does not apply to a prompt."""
 
 
 def prompt_values(

@@ -35,7 +35,7 @@ class PictureJob:
     name: str
     prompt: str
     seed: int
-    facts: Mapping[str, object] = field(default_factory=dict)
+    metadata: Mapping[str, object] = field(default_factory=dict)
 
 
 class PictureStore:
@@ -128,10 +128,9 @@ class PictureDrawer:
                 _log.warning("system %s: %r could not be drawn: %s", name, job.prompt, image)
                 write_whole(failure, f"{type(image).__name__}: {image}\n")
                 continue
-            said = {"prompt": job.prompt, "seed": job.seed, "system": name, **job.facts}
-            save_png(
-                Image.fromarray(image), self._store.path(name, job), said | {"drawing_s": round(seconds, 4)}
-            )
+            metadata = {"prompt": job.prompt, "seed": job.seed, "system": name, **job.metadata}
+            metadata["drawing_s"] = round(seconds, 4)
+            save_png(Image.fromarray(image), self._store.path(name, job), metadata)
             failure.unlink(missing_ok=True)
         return failures
 
@@ -181,19 +180,6 @@ def draw_missing(
                 )
 
 
-def check_pictures(name: str, images: NDArray[np.uint8], count: int) -> None:
-    """Check that these are `count` pictures.
-
-    Raises:
-        LLMDiffError: they are not.
-    """
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[::3] != (count, 3):
-        raise LLMDiffError(
-            f"system {name}: gave {images.dtype} of shape {images.shape}, expected uint8 of shape "
-            f"({count}, height, width, 3)"
-        )
-
-
 def try_each(
     name: str, system: System, prompts: list[str], seeds: list[int]
 ) -> list[NDArray[np.uint8] | Exception]:
@@ -209,12 +195,16 @@ def try_each(
             return [error]
         pairs = zip(prompts, seeds, strict=True)
         return [one for prompt, seed in pairs for one in try_each(name, system, [prompt], [seed])]
-    check_pictures(name, images, len(prompts))
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[::3] != (len(prompts), 3):
+        raise LLMDiffError(
+            f"system {name}: gave {images.dtype} of shape {images.shape}, expected uint8 of shape "
+            f"({len(prompts)}, height, width, 3)"
+        )
     return list(images)
 
 
 def with_black(pictures: Sequence[NDArray[np.uint8] | None], *, level: int = 0) -> NDArray[np.uint8]:
-    """Return the pictures, with black ones of the same shape in place of missing ones, or ones of a grey level.
+    """Return the pictures, with pictures of one grey level (0 is black) in place of missing ones.
 
     Shapes: (N, H, W, 3).
     """

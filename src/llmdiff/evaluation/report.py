@@ -30,7 +30,7 @@ from llmdiff.evaluation.suites.official import (
     scorer_results,
     write_official,
 )
-from llmdiff.evaluation.suites.suite import PromptSuite, SuitePrompt, SuiteScorer
+from llmdiff.evaluation.suites.suite import PromptSuite, SuitePrompt, SuiteScorer, prompts_by_tag
 from llmdiff.evaluation.systems import BASE, System
 from llmdiff.evaluation.tables import NOT_COMPARABLE, report_tables
 from llmdiff.files import writable_folder, write_whole
@@ -59,11 +59,11 @@ def evaluate_suite(
 ) -> dict[str, Any]:
     """Evaluate systems on a suite with the same prompts and seeds; return the report.
 
-    Other `workers` than this process make the systems by `make_systems`, or get them by pickle as they get the metrics;
-    on `device` "cuda" each has a GPU to itself. Existing pictures and scores in `out` are reused. A picture that could
-    not be drawn has the metric's `failed_score`. Written to `out`: drawn/SYSTEM/*.png, scores/, samples-SYSTEM.png,
-    prompts.jsonl (the figures of every prompt), report.json and report.md; for a published benchmark also
-    official/SYSTEM, as its own scorer reads pictures.
+    Worker processes create the systems with `make_systems`, or else receive them by pickle; metrics are always
+    pickled. On `device` "cuda" every worker has its own GPU. Existing pictures and scores in `out` are reused. A
+    picture that could not be drawn has the metric's `failed_score`. Written to `out`: drawn/SYSTEM/*.png, scores/,
+    samples-SYSTEM.png, prompts.jsonl (the figures of every prompt), report.json and report.md; for a published
+    benchmark also official/SYSTEM, in the layout that its own scorer reads.
 
     Raises:
         OutputError: `out` cannot be written; checked before drawing.
@@ -90,7 +90,7 @@ def evaluate_suite(
     draw_missing(make_systems, list(systems), jobs, store, **where)
     scored = [metric for metric in metrics if not isinstance(metric, SetMetric | DiversityMetric)]
     score_missing(scored, list(systems), rows, jobs, store, scores, **where)
-    groups = {tag: [i for i, row in enumerate(rows) if tag in row.tags] for row in rows for tag in row.tags}
+    groups = prompts_by_tag(rows)
     values = {name: prompt_values(name, scored, rows, jobs, scores) for name in systems}
     if reference is None and suite.reference is not None and any(isinstance(m, SetMetric) for m in metrics):
         reference = suite.reference()
@@ -106,7 +106,7 @@ def evaluate_suite(
             "failed": sum(len(store.failed(name, row)) for row in jobs),
             **(means := metric_figures(values[name], groups)),
             "mean_over_tags": mean_over_tags(means),
-            "sets": _of_sets(name, metrics, jobs, store, real, batch),
+            "sets": _set_figures(name, metrics, jobs, store, real, batch),
         }
         if BASE in systems and name != BASE:
             figures[name]["differences_to_base"] = metric_figures(
@@ -204,14 +204,14 @@ def _check_official(
 
 
 def _jobs(row: SuitePrompt, index: int, count: int, seed: int) -> list[PictureJob]:
-    facts = {"id": row.id, "tags": ", ".join(row.tags) or None}
+    metadata = {"id": row.id, "tags": ", ".join(row.tags) or None}
     return [
-        PictureJob(name=f"{index:05d}-{number}", prompt=row.prompt, seed=one, facts=facts)
+        PictureJob(name=f"{index:05d}-{number}", prompt=row.prompt, seed=one, metadata=metadata)
         for number, one in enumerate(row.seeds(count, seed))
     ]
 
 
-def _of_sets(
+def _set_figures(
     system: str,
     metrics: Sequence[Metric | SuiteScorer],
     jobs: Sequence[Sequence[PictureJob]],
@@ -219,7 +219,7 @@ def _of_sets(
     real: Mapping[str, NDArray[np.float32]],
     batch: int,
 ) -> dict[str, float]:
-    """Return the set metrics over all pictures, without failed ones, which the report counts separately.
+    """Return the set metrics over all pictures except failed ones, which the report counts separately.
 
     `real`: features of the reference pictures by the metric's name.
     """
@@ -244,8 +244,8 @@ def _prompt_lines(rows: Sequence[SuitePrompt], values: Mapping[str, Values]) -> 
     for system, figures in values.items():
         for index, row in enumerate(rows):
             found = {name: float(one[index]) for name, one in figures.items() if not np.isnan(one[index])}
-            said = {"system": system, "id": row.id, "prompt": row.prompt, "tags": row.tags, "values": found}
-            yield json.dumps(said) + "\n"
+            line = {"system": system, "id": row.id, "prompt": row.prompt, "tags": row.tags, "values": found}
+            yield json.dumps(line) + "\n"
 
 
 def _save_samples(

@@ -156,15 +156,17 @@ def metric_rows(systems: Mapping[str, Any], names: Sequence[str] | None = None) 
 
 def figure_text(figures: Mapping[str, Any], *, factor: float = 1, sign: bool = False) -> str:
     """Return a mean with its interval, four digits each, multiplied by `factor`, optionally with a sign."""
-    form = "+.4g" if sign else ".4g"
-    mean, low, high = (format(factor * figures[name], form) for name in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+    return _interval_text(figures, factor, "+.4g" if sign else ".4g")
 
 
 def percent(figures: Mapping[str, Any], *, sign: bool = False, digits: int = 1) -> str:
     """Return "mean [low, high]" in percent, or with a sign in points."""
     form = f"{'+' if sign else ''}.{digits}f"
-    mean, low, high = (format(100 * figures[name], form) for name in ("mean", "low", "high"))
+    return _interval_text(figures, 100, form)
+
+
+def _interval_text(figures: Mapping[str, Any], factor: float, form: str) -> str:
+    mean, low, high = (format(factor * figures[name], form) for name in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]"
 
 

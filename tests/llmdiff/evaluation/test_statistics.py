@@ -68,8 +68,6 @@ def test_pairing_takes_out_what_both_find_hard() -> None:
 def test_bad_input_is_named() -> None:
     with pytest.raises(ConfigError, match="values"):
         bootstrap_mean([])
-    with pytest.raises(ConfigError, match="level"):
-        bootstrap_mean([1.0], level=95)
     with pytest.raises(ConfigError, match="one value of each per prompt"):
         paired_difference([1.0, 2.0], [1.0])
 
