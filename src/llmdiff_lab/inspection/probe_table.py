@@ -11,7 +11,7 @@ from torch import nn
 
 from llmdiff.errors import ConfigError
 from llmdiff.evaluation.statistics import bootstrap_mean, paired_difference
-from llmdiff.evaluation.suites.scenes import scene_prompts
+from llmdiff.evaluation.suites.scenes import ScenePrompt, scene_prompts
 from llmdiff.files import read_json, write_whole
 from llmdiff.language.blocks import Lone
 from llmdiff.language.llm import DecoderLLM
@@ -132,7 +132,7 @@ class _Captions:
         self.tested: dict[str, tuple[int, Targets]] = {}
         for split in settings.splits:
             rows = scene_prompts(settings.tests, settings.seed, world, splits=(split,))
-            asked: list[Content] = [row.content for row in rows]
+            asked: list[Content] = [row.content for row in rows if isinstance(row, ScenePrompt)]
             self.tested[split] = (len(self.texts), Targets.of(asked, world))
             self.texts += [row.prompt for row in rows]
 

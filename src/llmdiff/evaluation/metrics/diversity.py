@@ -2,18 +2,16 @@
 
 from collections.abc import Sequence
 from itertools import combinations
-from pathlib import Path
-from typing import Self
 
 import torch
 from torch.nn import functional as F
 
 from llmdiff.errors import MetricError
 from llmdiff.evaluation.metrics.kinds import Pictures
-from llmdiff.evaluation.metrics.models import VisionModel
+from llmdiff.evaluation.metrics.models import ModelMetric, VisionModel
 
 
-class Diversity:
+class Diversity(ModelMetric):
     """The mean pairwise distance of pictures of a prompt from different seeds. Higher is not always better.
 
         d(x, y) = mean over layers l of  mean over places p of  | u_lp(x) - u_lp(y) |^2,    u = f / |f|
@@ -24,15 +22,11 @@ class Diversity:
     on the layers of the given model: not comparable with distances on other features.
     """
 
-    name = "diversity"
+    name, model_kind = "diversity", VisionModel
 
     def __init__(self, model: VisionModel, layers: Sequence[int] | None = None) -> None:
-        self.model, self.model_id, self.layers = model, model.id, layers
-
-    @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
-        """Return the metric on all layers of the model of a folder or Hub id."""
-        return cls(VisionModel.from_pretrained(name_or_path, device=device))
+        super().__init__(model)
+        self.layers = layers
 
     @torch.no_grad()
     def diversity(self, pictures: Pictures) -> float:

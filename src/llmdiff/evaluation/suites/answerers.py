@@ -98,7 +98,7 @@ class _FirstToken:
         )
 
     def _first_tokens(self, words: Sequence[str]) -> list[int]:
-        """Return the distinct first tokens of these words, without a blank one that some tokenizers put before all."""
+        """Return the distinct first tokens of these words, without the blank token that some tokenizers prepend."""
         first = [self.tokenizer(word, add_special_tokens=False).input_ids[:1] for word in words]
         known = {id for ids in first for id in ids if id != self.tokenizer.unk_token_id}
         found = sorted(id for id in known if self.tokenizer.decode([id]).strip())
@@ -143,7 +143,7 @@ class BlipAnswerer(_FirstToken):
     def _distribution(self, pictures: Pictures, questions: Sequence[str]) -> NDArray[np.float64]:
         lengths = np.array([len(ids) for ids in self.tokenizer(list(questions)).input_ids], dtype=np.int64)
         found: list[NDArray[np.float64]] = [np.empty(0)] * len(questions)
-        # Questions of one length at a time: an answer may not depend on what else pads its batch.
+        # Batch questions of equal length, so that answers do not depend on padding.
         for length in np.unique(lengths):
             (at,) = np.nonzero(lengths == length)
             for start in range(0, len(at), _BATCH):
@@ -158,7 +158,7 @@ class BlipAnswerer(_FirstToken):
         images = [Image.fromarray(picture) for picture in pictures]
         pixels = self.image_processor(images=images, return_tensors="pt").pixel_values.to(device)
         asked = self.tokenizer(list(questions), truncation=True, max_length=64, return_tensors="pt")
-        # As the model's own forward does it, which keeps the answer's logits to itself.
+        # As in the model's own forward, which does not return the answer's logits.
         seen = self.model.vision_model(pixel_values=pixels).last_hidden_state
         read = self.model.text_encoder(
             input_ids=asked.input_ids.to(device),
@@ -177,9 +177,9 @@ class BlipAnswerer(_FirstToken):
 
 
 class ChatAnswerer(_FirstToken):
-    """The first token of a chat model's reply to a picture and a question, "Answer in one word." behind it.
+    """The first token of a chat model's reply to a picture and a question, followed by "Answer in one word."
 
-    Source: Soft-TIFA of Kamath et al. 2025 (GenEval 2, arXiv 2512.16853), which asks Qwen3-VL-8B-Instruct like this.
+    Source: Soft-TIFA of Kamath et al. 2025 (GenEval 2, arXiv 2512.16853), which asks Qwen3-VL-8B-Instruct this way.
     """
 
     def __init__(self, model: Any, processor: Any, *, id: str = "given") -> None:
@@ -192,7 +192,7 @@ class ChatAnswerer(_FirstToken):
         """Return the model of a folder or Hub id, for example Qwen/Qwen3-VL-8B-Instruct, in its own precision.
 
         Raises:
-            MetricError: the model is not available, or reads no pictures, or has no chat template.
+            MetricError: the model is not available, does not read pictures or has no chat template.
         """
         name = str(name_or_path)
         processor = load_part(AutoProcessor, name)
@@ -207,7 +207,7 @@ class ChatAnswerer(_FirstToken):
     @torch.no_grad()
     def _distribution(self, pictures: Pictures, questions: Sequence[str]) -> NDArray[np.float64]:
         rows = []
-        # One at a time: an answer may not depend on what else pads its batch.
+        # One at a time, so that answers do not depend on padding.
         for picture, question in zip(pictures, questions, strict=True):
             logits = self.model(**self._asked(picture, f"{question.strip()} {_ONE_WORD}")).logits[0, -1]
             rows.append(logits.double().softmax(-1).cpu().numpy())
@@ -215,7 +215,7 @@ class ChatAnswerer(_FirstToken):
 
     @torch.no_grad()
     def read(self, pictures: Pictures) -> list[str]:
-        """See `TextReader.read`; at most 1024 tokens of each picture."""
+        """See `TextReader.read`; at most 1024 tokens per picture."""
         texts = []
         for picture in pictures:
             asked = self._asked(picture, _READ_ASK)
@@ -240,7 +240,7 @@ def load_answerer(name_or_path: str | Path, *, device: str = "cpu") -> BlipAnswe
     """Return the BLIP for questions, or the chat model, of a folder or Hub id.
 
     Raises:
-        MetricError: the model is not available, or neither.
+        MetricError: the model is not available, or is neither.
     """
     config = load_part(AutoConfig, str(name_or_path))
     kind: Any = BlipAnswerer if config.model_type == "blip" else ChatAnswerer
