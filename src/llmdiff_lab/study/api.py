@@ -17,7 +17,7 @@ from llmdiff.serving.errors import ApiError, error_response, install_error_handl
 from llmdiff.serving.logs import log_as_json
 from llmdiff.serving.request_guard import RequestGuard, own_hosts
 from llmdiff.serving.server import listen, run_server, say_listening
-from llmdiff_lab.study.model import InvalidAnswerError, StudyFullError, UnknownRaterError
+from llmdiff_lab.study.model import InvalidAnswerError, Progress, StudyFullError, UnknownRaterError
 from llmdiff_lab.study.store import StudyStore
 from llmdiff_lab.study.study import PICTURES_NAME, open_study
 
@@ -51,16 +51,8 @@ class RaterReply(BaseModel):
     link: str
 
 
-class ProgressReply(BaseModel):
-    """The progress of a rater; `next` is the first position without an answer."""
-
-    total: int
-    done: int
-    next: int | None
-
-
 class PairReply(BaseModel):
-    """Two pictures of a prompt; nothing tells which system drew which."""
+    """Two pictures of a prompt, without their systems."""
 
     position: int
     prompt: str
@@ -78,9 +70,9 @@ class Choices(BaseModel):
 
 
 def create_study_app(folder: str | Path, *, max_raters: int = 1000, public_url: str | None = None) -> FastAPI:
-    """Return the app that shows a study's pairs to raters and keeps their answers; `state.store` to be closed.
+    """Return the app that shows a study's pairs to raters and stores their answers. Close its `state.store` after use.
 
-    `public_url` is the address that raters use, if it is not this machine's own: other host names are rejected.
+    `public_url` is the address that raters use, if it is not this machine's own; other host names are rejected.
 
     Raises:
         ConfigError: the folder holds no study.
@@ -120,7 +112,7 @@ def serve_study(
         say_listening(listener, "study at")
         run_server(app, listener, grace_s=_GRACE_S)
     except KeyboardInterrupt:
-        # uvicorn passes the signal on after its end; there is nothing left to interrupt.
+        # uvicorn re-raises the signal after shutdown; there is nothing left to interrupt.
         pass
     finally:
         app.state.store.close()
@@ -128,8 +120,8 @@ def serve_study(
 
 def _install_page(app: FastAPI, store: StudyStore) -> None:
     text = (files("llmdiff_lab") / "study" / "study_page.html").read_text(encoding="utf-8")
-    # The page is the same for all and holds no data: what came from outside reaches it as JSON only, and is
-    # set as text. So its own script and style can be named by their hashes, and nothing else ever runs.
+    # The page is static: data reaches it as JSON only, and is set as text. So its script and style are allowed by
+    # their hashes, and nothing else runs.
     script, style = (
         _hash(re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.S)[0]) for tag in ("script", "style")
     )
@@ -146,7 +138,7 @@ def _install_page(app: FastAPI, store: StudyStore) -> None:
 
     @app.get("/r/{token}")
     def rater_page(token: Token) -> HTMLResponse:
-        # The same page for every link; the page asks whether there is such a rater.
+        # The same page for every link; the page checks whether the rater exists.
         return HTMLResponse(text, headers=headers)
 
     @app.get("/health")
@@ -155,12 +147,12 @@ def _install_page(app: FastAPI, store: StudyStore) -> None:
 
     @app.get("/favicon.ico")
     def icon() -> Response:
-        # Every browser asks for one; there is none, and that is no error.
+        # Browsers request one; answer without an error.
         return Response(status_code=204)
 
 
 def _install_api(app: FastAPI, store: StudyStore, pictures: Path, max_raters: int) -> None:
-    # Plain functions, not coroutines: each runs in a thread, so waiting for the disk holds up nobody else.
+    # Plain functions, not coroutines: each runs in a thread, so waiting for the disk does not block other requests.
     @app.get("/api/study")
     def study() -> StudyReply:
         asked = store.settings
@@ -173,8 +165,8 @@ def _install_api(app: FastAPI, store: StudyStore, pictures: Path, max_raters: in
         return RaterReply(rater=token, link=f"/r/{token}")
 
     @app.get("/api/raters/{token}")
-    def progress(token: Token) -> ProgressReply:
-        return _progress(store, token)
+    def progress(token: Token) -> Progress:
+        return store.progress(token)
 
     @app.get("/api/raters/{token}/pairs/{position}")
     def pair(token: Token, position: Position) -> PairReply:
@@ -188,16 +180,16 @@ def _install_api(app: FastAPI, store: StudyStore, pictures: Path, max_raters: in
         )
 
     @app.put("/api/raters/{token}/pairs/{position}")
-    def answer(token: Token, position: Position, given: Choices) -> ProgressReply:
+    def answer(token: Token, position: Position, given: Choices) -> Progress:
         store.answer(token, position, given.choices, max_raters=max_raters)
-        return _progress(store, token)
+        return store.progress(token)
 
     @app.get("/pictures/{name}.png")
     def picture(name: str) -> Response:
-        # The name is looked up, never joined to a path before it is known to be one of ours.
+        # Look the name up before joining it to a path.
         if not store.has_picture(name):
             raise ApiError(404, "there is no such picture", code="not_found")
-        # As bytes: a file's response has its time in the headers, which raters need not know.
+        # As bytes: a file response has the file's time in its headers, which raters must not see.
         return Response(
             (pictures / f"{name}.png").read_bytes(),
             media_type="image/png",
@@ -219,11 +211,6 @@ def _install_study_errors(app: FastAPI) -> None:
 
     for kind in replies:
         app.add_exception_handler(kind, refuse)
-
-
-def _progress(store: StudyStore, token: str) -> ProgressReply:
-    progress = store.progress(token)
-    return ProgressReply(total=progress.total, done=progress.done, next=progress.next_position)
 
 
 def _hash(content: str) -> str:

@@ -146,11 +146,11 @@ def test_sides_and_order_are_random_and_stay(study: Path) -> None:
 def test_a_rater_goes_on_where_they_were(study: Path) -> None:
     store = open_study(study)
     token = store.new_rater(max_raters=1)
-    assert (store.progress(token).done, store.progress(token).next_position) == (0, 0)
+    assert (store.progress(token).done, store.progress(token).next) == (0, 0)
     rate_all(store, token, lambda *_: "left", upto=3)
     store.close()
     store = open_study(study)
-    assert (store.progress(token).done, store.progress(token).next_position) == (3, 3)
+    assert (store.progress(token).done, store.progress(token).next) == (3, 3)
     # Sent again: the last answer stands, and counts once.
     store.answer(token, 1, dict.fromkeys(store.settings.questions, "tie"))
     assert set(store.shown(token, 1).choices.values()) == {"tie"}
@@ -319,7 +319,7 @@ def test_studies_that_cannot_be_made(study: Path, tmp_path: Path) -> None:
         (folders | {"": folders["base"]}, {}, "printable"),
         (folders, {"questions": ["beauty"]}, "questions"),
         (folders, {"pairs_per_rater": 0}, "pairs_per_rater"),
-        (folders | {"bare": tmp_path / "bare"}, {}, "does not say its prompt"),
+        (folders | {"bare": tmp_path / "bare"}, {}, "has no prompt in its metadata"),
         (folders | {"none": tmp_path / "none"}, {}, "neither a folder nor"),
         (folders | {"more": tmp_path / "more"}, {}, "different numbers of pictures"),
     ):
