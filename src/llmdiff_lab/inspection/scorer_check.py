@@ -19,20 +19,20 @@ from llmdiff_lab.world_build.dataset import near_miss
 from llmdiff_lab.world_build.spoiling import to_uint8
 
 Reader = Callable[[NDArray[np.uint8]], Sequence[SeenScene]]
-"""Pictures (N, H, W, 3) => what each shows."""
+"""Pictures (N, H, W, 3) => the content seen in each."""
 _PARTS = ("things", "colours", "count", "relation", "size", "background")
 
 
 def check_scorer(read: Reader, world: World, *, renders: int = 900, seed: int = 0) -> dict[str, Any]:
     """Measure the reliability of a reader's verdicts on new renders of every split, clean and degraded.
 
-    Every render is compared with three captions' contents: its own, that of a near miss (one respect differs), and that
-    of another render (`shuffled`, the chance level). `score` is the share that the reader calls exactly right, `truth`
-    the share that is; `agreement` the share of verdicts that are those of the ground truth, `kappa` Cohen's, which
-    is 0 for agreement by chance. `parts` is the agreement on each part of what a caption asks for.
+    Every render is compared with the contents of three captions: its own, a near miss (which differs in one respect),
+    and that of another render (`shuffled`, the chance level). `score` is the share that the reader calls exactly
+    right, `truth` the share that is right, `agreement` the share of verdicts that equal the ground truth, `kappa`
+    Cohen's kappa (0 for agreement by chance). `parts` is the agreement on each requested part.
 
     Raises:
-        ConfigError: less than two renders.
+        ConfigError: there are fewer than two renders.
     """
     if renders < 2:
         raise ConfigError(f"renders: got {renders}, expected at least 2")
@@ -42,7 +42,7 @@ def check_scorer(read: Reader, world: World, *, renders: int = 900, seed: int = 
     asked = {
         "own": contents,
         "near miss": [near_miss(content, world, rng, held_out=True) for content in contents],
-        # Seven on: another content of another split.
+        # The index plus seven is another content of another split.
         "shuffled": [contents[(index + 7) % renders] for index in range(renders)],
     }
     spoilt = to_uint8(spoil(to_checker_input(images), rng, clean_share=0.0))
