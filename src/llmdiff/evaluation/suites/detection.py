@@ -105,11 +105,12 @@ class ColourReader(ModelMetric):
             rows = slice(max(0, min(top, height - 1)), max(top + 1, bottom))
             columns = slice(max(0, min(left, width - 1)), max(left + 1, right))
             embedded = self.model.embed_pictures(np.ascontiguousarray(picture[rows, columns])[None])
-            return COLOURS[int((embedded @ self._texts(name).T).argmax())]
+            return COLOURS[int((embedded @ self.colour_texts(name).T).argmax())]
 
         return read
 
-    def _texts(self, name: str) -> torch.Tensor:
+    def colour_texts(self, name: str) -> torch.Tensor:
+        """Return the mean unit vector of the texts of every colour of an object. Shapes: (10, E)."""
         if name not in self._of_name:
             forms = [form.format(c=colour, name=name) for colour in COLOURS for form in _COLOUR_FORMS]
             embedded = self.model.embed_texts(forms).view(len(COLOURS), len(_COLOUR_FORMS), -1)

@@ -220,7 +220,8 @@ class SceneScorer:
 
     def failed(self, row: SuitePrompt) -> dict[str, Any]:
         """Return the result of a picture that could not be drawn: it shows nothing."""
-        return _scene(row).compare(None)
+        result: dict[str, Any] = _scene(row).compare(None)
+        return result
 
 
 def _scene(row: SuitePrompt) -> Any:

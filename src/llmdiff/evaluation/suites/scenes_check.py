@@ -90,7 +90,7 @@ class SceneChecker(nn.Module):
         seen: list[SeenScene] = []
         for start in range(0, len(images), batch):
             output = self(to_checker_input(images[start : start + batch]).to(device))
-            seen += self._decode(output)
+            seen += self.decode(output)
         return seen
 
     def save_pretrained(
@@ -123,7 +123,8 @@ class SceneChecker(nn.Module):
         checker: Self = load_checker(folder, make, title="scene checker", hint=f"train it with: {_TRAIN}")
         return checker
 
-    def _decode(self, output: CheckerOutput) -> list[SeenScene]:
+    def decode(self, output: CheckerOutput) -> list[SeenScene]:
+        """Return what each picture shows, from its logits."""
         shares = output.things.softmax(1).cpu().numpy()
         colours, sizes = output.colours.argmax(1).cpu().numpy(), output.sizes.argmax(1).cpu().numpy()
         backgrounds = [list(BACKGROUNDS)[i] for i in output.background.argmax(1).tolist()]
