@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from llmdiff.errors import ConfigError
 
-_CHUNK = 2_000_000
+_CHUNK, _RATIO_RESAMPLES = 2_000_000, 2000
 # Student's t, two-sided 95 %, for 1, 2, 3 ... degrees of freedom; beyond the table the normal's 1.96.
 _T_95 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
@@ -63,9 +63,6 @@ def bootstrap_ratios(
     sums: NDArray[np.float64],
     counts: NDArray[np.float64],
     combine: Callable[[NDArray[np.float64]], NDArray[np.float64]] = lambda ratios: ratios,
-    *,
-    seed: int = 0,
-    resamples: int = 2000,
 ) -> list[Interval]:
     """Return ratios of totals over prompts, and their percentile-bootstrap intervals over prompts.
 
@@ -78,11 +75,13 @@ def bootstrap_ratios(
     """
     n = len(sums)
     point = combine(_ratios(sums.sum(0), counts.sum(0)))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     rows = max(1, _CHUNK // n)
     drawn: list[NDArray[np.float64]] = []
-    for start in range(0, resamples, rows):
-        times = rng.multinomial(n, np.full(n, 1 / n), size=min(rows, resamples - start)).astype(np.float64)
+    for start in range(0, _RATIO_RESAMPLES, rows):
+        times = rng.multinomial(n, np.full(n, 1 / n), size=min(rows, _RATIO_RESAMPLES - start)).astype(
+            np.float64
+        )
         drawn.append(combine(_ratios(times @ sums, times @ counts)))
     low, high = np.nanquantile(np.concatenate(drawn), [0.025, 0.975], axis=0)
     return [

@@ -119,10 +119,11 @@ def read_denoising(
     for depth, (x, train_x) in enumerate(zip(test.layers, train.layers, strict=True)):
         distances.append((x - final).norm(dim=-1) / final.norm(dim=-1).clamp(min=1e-9))
         reader = _Reader(train_x, ridge)
-        guess = reader.fit(train_final)(x)
+        guess = reader.predict(x, train_final)
         residual = (guess - final).square().sum() / (final - train_final.mean(0)).square().sum()
-        own = reader.fit(_one_hot(train.ids, vocabulary))(x).argmax(1)
-        following = reader.fit(_one_hot(train.next_ids, vocabulary), train_has_next)(x[has_next]).argmax(1)
+        own = reader.predict(x, _one_hot(train.ids, vocabulary)).argmax(1)
+        next_one_hot = _one_hot(train.next_ids, vocabulary)
+        following = reader.predict(x[has_next], next_one_hot, train_has_next).argmax(1)
         blocks.append(
             BlockReading(
                 depth=depth,
@@ -161,21 +162,14 @@ class _Reader:
     def __init__(self, x: Tensor, ridge: float) -> None:
         # Give every channel unit variance, since the penalty would act mostly on massive channels.
         self._mean, self._scale = x.mean(0), x.std(0).clamp(min=1e-6)
-        self._x = self._standardised(x)
-        self._ridge = ridge
-        self._fitted: tuple[Tensor, Tensor] | None = None
+        self._x, self._ridge = self._standardised(x), ridge
 
-    def fit(self, y: Tensor, rows: Tensor | None = None) -> "_Reader":
-        x = self._x if rows is None else self._x[rows]
-        y = y if rows is None else y[rows]
+    def predict(self, new: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return the predictions for new states of a reader that is fitted on y, or on some rows."""
+        x, y = (self._x, y) if rows is None else (self._x[rows], y[rows])
         gram = x.T @ x + self._ridge * len(x) * torch.eye(x.shape[1])
-        self._fitted = (torch.linalg.solve(gram, x.T @ (y - y.mean(0))), y.mean(0))
-        return self
-
-    def __call__(self, x: Tensor) -> Tensor:
-        assert self._fitted is not None
-        weight, mean = self._fitted
-        return self._standardised(x) @ weight + mean
+        weight = torch.linalg.solve(gram, x.T @ (y - y.mean(0)))
+        return self._standardised(new) @ weight + y.mean(0)
 
     def _standardised(self, x: Tensor) -> Tensor:
         return (x - self._mean) / self._scale

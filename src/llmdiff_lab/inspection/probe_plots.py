@@ -18,18 +18,18 @@ KINDS = {
 _PLOTTED = ("objects", "colours", "count", "relation")
 
 
-def save_probes(record: Mapping[str, Any], folder: Path, *, name: str = "probes") -> list[Path]:
-    """Write NAME.json, NAME.md, NAME.png and NAME.svg into `folder`; return their paths.
+def save_probes(record: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write probes.json, probes.md, probes.png and probes.svg into `folder`; return their paths.
 
     Raises:
         OutputError: the folder cannot be written.
     """
     figure = probe_figure(record)
     contents: dict[str, str | bytes] = {
-        f"{name}.json": json_text(record),
-        f"{name}.md": probe_tables(record),
-        f"{name}.png": figure_bytes(figure),
-        f"{name}.svg": figure_bytes(figure, "svg"),
+        "probes.json": json_text(record),
+        "probes.md": probe_tables(record),
+        "probes.png": figure_bytes(figure),
+        "probes.svg": figure_bytes(figure, "svg"),
     }
     return save_all(folder, contents)
 

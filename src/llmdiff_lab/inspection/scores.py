@@ -133,8 +133,16 @@ def inspect_scores(
         context = adapter.context
     text, before = readings(prompt, prompt, rewording)[0]
     tokens = llm.tokenize([text], template=context.template, max_length=context.max_length, contexts=[before])
-    norms = _BlockNorms(context)
-    run_blocks(llm, tokens, lone=context.lone, visit=norms.visit)
+    blocks: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    def visit(index: int, x: Tensor, u: Tensor, v: Tensor | None) -> None:
+        assert v is not None
+        blocks.append((x[0].clone(), u[0].clone(), v[0].clone(), context.contribution(index, u, v)[0]))
+
+    run_blocks(llm, tokens, lone=context.lone, visit=visit)
+    x, u, v, added = (torch.stack(one) for one in zip(*blocks, strict=True))
+    running = x[0] / context.x0_scale.to(x.device) + added.cumsum(0)
+    final = running[-1].expand_as(running)
     ids = tokens.input_ids[0][tokens.token_mask[0]].tolist()
     return ScoreReport(
         prompt=prompt,
@@ -154,55 +162,23 @@ def inspect_scores(
             k=None if context.kappa is None else _row(context.kappa / context.lone_scale),
         ),
         gates=None if adapter is None else _gates(adapter),
-        **norms.rows(),
+        x0_norm=_row(x[0].norm(dim=-1)),
+        encoding_norm=_row(running[-1].norm(dim=-1)),
+        context_norm=_rows(u.norm(dim=-1)),
+        lone_norm=_rows(v.norm(dim=-1)),
+        score_norm=_rows((u - v).norm(dim=-1)),
+        cosine=_rows(F.cosine_similarity(u, v, dim=-1)),
+        added=_rows(added.norm(dim=-1)),
+        along=_rows(F.cosine_similarity(added, final, dim=-1)),
+        running=_rows(F.cosine_similarity(running, final, dim=-1)),
+        state_norm=_rows(torch.cat([x, x[-1:] + u[-1:]]).norm(dim=-1)),
     )
 
 
 def _gates(adapter: LLMDiffAdapter) -> dict[str, tuple[float, float]]:
     branches = cast(dict[str, CrossAttentionBranch], dict(adapter.branches.items()))
-    return {
-        name: (float(first), float(new))
-        for name, (first, new) in ((n, b.gates()) for n, b in branches.items())
-    }
-
-
-class _BlockNorms:
-    """Collects norms and cosines block by block, and the contributions, which are compared with the final c."""
-
-    def __init__(self, context: ContextEncoding) -> None:
-        self._context = context
-        self._x0 = torch.empty(0)
-        self._x0_norm: tuple[float, ...] = ()
-        self._last_state = torch.empty(0)
-        self._added: list[Tensor] = []
-        self._norms: dict[str, list[tuple[float, ...]]] = {
-            name: [] for name in ("context_norm", "lone_norm", "score_norm", "cosine", "state_norm")
-        }
-
-    def visit(self, index: int, x: Tensor, u: Tensor, v: Tensor | None) -> None:
-        assert v is not None
-        if index == 0:
-            self._x0 = x[0] / self._context.x0_scale.to(x.device)
-            self._x0_norm = _row(x[0].norm(dim=-1))
-        for name, states in (("context_norm", u), ("lone_norm", v), ("score_norm", u - v), ("state_norm", x)):
-            self._norms[name].append(_row(states[0].norm(dim=-1)))
-        self._norms["cosine"].append(_row(F.cosine_similarity(u[0], v[0], dim=-1)))
-        self._added.append(self._context.contribution(index, u, v)[0])
-        self._last_state = x[0] + u[0]
-
-    def rows(self) -> dict[str, Any]:
-        added = torch.stack(self._added)
-        running = self._x0 + added.cumsum(0)
-        final = running[-1].expand_as(running)
-        self._norms["state_norm"].append(_row(self._last_state.norm(dim=-1)))
-        return {
-            "x0_norm": self._x0_norm,
-            "encoding_norm": _row(running[-1].norm(dim=-1)),
-            **{name: tuple(rows) for name, rows in self._norms.items()},
-            "added": tuple(map(_row, added.norm(dim=-1))),
-            "along": tuple(map(_row, F.cosine_similarity(added, final, dim=-1))),
-            "running": tuple(map(_row, F.cosine_similarity(running, final, dim=-1))),
-        }
+    gates = {name: branch.gates() for name, branch in branches.items()}
+    return {name: (float(first), float(new)) for name, (first, new) in gates.items()}
 
 
 def _beside_others(rows: Rows, token: int) -> tuple[float, ...]:
@@ -211,6 +187,10 @@ def _beside_others(rows: Rows, token: int) -> tuple[float, ...]:
     others = [index for index in range(table.shape[1]) if index not in (0, token)]
     medians = table[:, others].median(1).values if others else table.new_ones(len(table))
     return _row(table[:, token] / medians.clamp(min=1e-9))
+
+
+def _rows(values: Tensor) -> Rows:
+    return tuple(map(_row, values))
 
 
 def _row(values: Tensor) -> tuple[float, ...]:

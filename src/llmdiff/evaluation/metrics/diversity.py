@@ -1,6 +1,5 @@
 """Diversity of the pictures of one prompt: a perceptual distance on the layers of a vision model."""
 
-from collections.abc import Sequence
 from itertools import combinations
 
 import torch
@@ -24,29 +23,19 @@ class Diversity(ModelMetric):
 
     name, model_kind = "diversity", VisionModel
 
-    def __init__(self, model: VisionModel, layers: Sequence[int] | None = None) -> None:
-        super().__init__(model)
-        self.layers = layers
-
     @torch.no_grad()
     def diversity(self, pictures: Pictures) -> float:
         """Return the mean pairwise distance of these pictures.
 
         Raises:
-            MetricError: there is only one picture, or the model lacks a layer.
+            MetricError: there is only one picture.
         """
         if len(pictures) < 2:
             raise MetricError(
                 f"metric diversity: got {len(pictures)} picture of a prompt, expected at least two: draw more with "
                 "--images-per-prompt"
             )
-        states = self.model.layers(pictures)
-        chosen = range(len(states)) if self.layers is None else self.layers
-        if any(not -len(states) <= layer < len(states) for layer in chosen):
-            raise MetricError(
-                f"layers: got {list(chosen)}, expected numbers below {len(states)}, the layers of {self.model_id}"
-            )
-        units = [F.normalize(states[layer], dim=-1) for layer in chosen]
+        units = [F.normalize(states, dim=-1) for states in self.model.layers(pictures)]
         distances = [
             torch.stack([(unit[i] - unit[j]).square().sum(-1).mean() for unit in units]).mean()
             for i, j in combinations(range(len(pictures)), 2)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from llmdiff.errors import MetricError
 from llmdiff.evaluation.metrics.kinds import Pictures
 from llmdiff.evaluation.metrics.models import ImageTextModel, ModelMetric
 
@@ -45,15 +44,9 @@ class CLIPIQA(ModelMetric):
 
     name, failed_score, model_kind = "clip-iqa", 0.0, ImageTextModel
 
-    def __init__(self, model: ImageTextModel, pairs: Sequence[str] = tuple(PROMPT_PAIRS)) -> None:
-        unknown = [pair for pair in pairs if pair not in PROMPT_PAIRS]
-        if unknown or not pairs:
-            raise MetricError(
-                f"pairs: got {unknown[0] if unknown else 'none'!r}, expected some of {', '.join(PROMPT_PAIRS)}"
-            )
+    def __init__(self, model: ImageTextModel) -> None:
         super().__init__(model)
-        self.pairs = tuple(pairs)
-        texts = model.embed_texts([text for pair in self.pairs for text in PROMPT_PAIRS[pair]])
+        texts = model.embed_texts([text for pair in PROMPT_PAIRS.values() for text in pair])
         self._texts = texts.double().numpy()
 
     def score(self, pictures: Pictures, prompts: Sequence[str] = ()) -> dict[str, NDArray[np.float64]]:
@@ -62,5 +55,5 @@ class CLIPIQA(ModelMetric):
         good, bad = cosines[:, 0::2], cosines[:, 1::2]
         # The softmax of two values is the sigmoid of their difference; this form does not overflow.
         shares = (1 + np.tanh(self.model.scale * (good - bad) / 2)) / 2
-        names = ["clip_iqa" if pair == "quality" else f"clip_iqa_{pair}" for pair in self.pairs]
+        names = ["clip_iqa" if pair == "quality" else f"clip_iqa_{pair}" for pair in PROMPT_PAIRS]
         return {name: shares[:, i] for i, name in enumerate(names)}

@@ -119,29 +119,31 @@ class Benchmark:
         intervals = bootstrap_ratios(cells[..., 0], cells[..., 1], combined)
         return dict(zip(figures, intervals, strict=True))
 
+    @staticmethod
+    def by_prompt(
+        found: Iterable[tuple[str, int, Mapping[str, Any]]], rows: Rows, count: int, place: Path
+    ) -> dict[str, list[Mapping[str, Any] | None]]:
+        """Return the results of every prompt's pictures, from triples of prompt id, picture number and result.
 
-def results_by_prompt(
-    found: Iterable[tuple[str, int, Mapping[str, Any]]], rows: Rows, count: int, place: Path
-) -> dict[str, list[Mapping[str, Any] | None]]:
-    """Return the results of every prompt's pictures, from triples of prompt id, picture number and result.
-
-    Raises:
-        ConfigError: no prompt matches, or a picture is there twice or has a number that is too high.
-    """
-    results: dict[str, list[Mapping[str, Any] | None]] = {row.id: [None] * count for row in rows}
-    known = False
-    for id, number, result in found:
-        if id not in results:
-            continue
-        known = True
-        if not 0 <= number < count:
+        Raises:
+            ConfigError: no prompt matches, or a picture is there twice or has a number that is too high.
+        """
+        results: dict[str, list[Mapping[str, Any] | None]] = {row.id: [None] * count for row in rows}
+        known = False
+        for id, number, result in found:
+            if id not in results:
+                continue
+            known = True
+            if not 0 <= number < count:
+                raise ConfigError(
+                    f"official scores {place}: has picture {number} of prompt {id!r}, expected {count} of each, from 0 "
+                    "on (--images-per-prompt)"
+                )
+            if results[id][number] is not None:
+                raise ConfigError(f"official scores {place}: has picture {number} of prompt {id!r} twice")
+            results[id][number] = result
+        if not known:
             raise ConfigError(
-                f"official scores {place}: has picture {number} of prompt {id!r}, expected {count} of each, from 0 on "
-                "(--images-per-prompt)"
+                f"official scores {place}: none of its names is a prompt's, such as {rows[0].id!r}"
             )
-        if results[id][number] is not None:
-            raise ConfigError(f"official scores {place}: has picture {number} of prompt {id!r} twice")
-        results[id][number] = result
-    if not known:
-        raise ConfigError(f"official scores {place}: none of its names is a prompt's, such as {rows[0].id!r}")
-    return results
+        return results

@@ -12,14 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmdiff.errors import ConfigError
-from llmdiff.evaluation.suites.benchmark import (
-    Benchmark,
-    CategorySums,
-    OfficialScores,
-    Results,
-    Rows,
-    results_by_prompt,
-)
+from llmdiff.evaluation.suites.benchmark import Benchmark, CategorySums, OfficialScores, Results, Rows
 from llmdiff.evaluation.suites.formats import csv_rows
 from llmdiff.evaluation.suites.questions import (
     Question,
@@ -122,7 +115,7 @@ class DPGBench(Benchmark):
             raise ConfigError(
                 f"official scores {place}: no line 'NAME.png, score, ..., mean', expected DPG-Bench's results"
             )
-        results = results_by_prompt(found, rows, images_per_prompt, place)
+        results = self.by_prompt(found, rows, images_per_prompt, place)
         for row in rows:
             if _published_scorer_fails(row) and results[row.id] == [None] * images_per_prompt:
                 del results[row.id]

@@ -10,14 +10,7 @@ from typing import Any, Self
 
 from llmdiff.errors import MetricError
 from llmdiff.evaluation.metrics.kinds import Pictures
-from llmdiff.evaluation.suites.benchmark import (
-    Benchmark,
-    CategorySums,
-    OfficialScores,
-    Results,
-    Rows,
-    results_by_prompt,
-)
+from llmdiff.evaluation.suites.benchmark import Benchmark, CategorySums, OfficialScores, Results, Rows
 from llmdiff.evaluation.suites.detection import (
     ColourReader,
     Detector,
@@ -127,7 +120,7 @@ class GenEval(Benchmark):
             return picture.parent.parent.name, int(picture.stem), {"score": float(given["correct"])}
 
         found = json_lines(place, "GenEval's results.jsonl", result)
-        return OfficialScores(results=results_by_prompt(found, rows, images_per_prompt, place))
+        return OfficialScores(results=self.by_prompt(found, rows, images_per_prompt, place))
 
 
 def _row(number: int, metadata: Any) -> SuitePrompt:

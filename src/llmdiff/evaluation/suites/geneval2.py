@@ -12,14 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmdiff.errors import ConfigError
-from llmdiff.evaluation.suites.benchmark import (
-    Benchmark,
-    CategorySums,
-    OfficialScores,
-    Results,
-    Rows,
-    results_by_prompt,
-)
+from llmdiff.evaluation.suites.benchmark import Benchmark, CategorySums, OfficialScores, Results, Rows
 from llmdiff.evaluation.suites.formats import json_lines
 from llmdiff.evaluation.suites.questions import Question, QuestionScorer, questions_of, sum_answers
 from llmdiff.evaluation.suites.suite import SuitePrompt
@@ -92,7 +85,7 @@ class GenEval2(Benchmark):
                 )
             score = GenEval2Scorer.combine(np.array(answers, dtype=np.float64))
             found.append((row.id, 0, {"score": score, "answers": answers}))
-        return OfficialScores(results=results_by_prompt(found, rows, 1, place))
+        return OfficialScores(results=self.by_prompt(found, rows, 1, place))
 
 
 def _row(number: int, given: Any) -> SuitePrompt:

@@ -9,14 +9,7 @@ from typing import Any, Self
 
 from llmdiff.evaluation.metrics.kinds import Pictures
 from llmdiff.evaluation.suites.answerers import ChatAnswerer, TextReader
-from llmdiff.evaluation.suites.benchmark import (
-    Benchmark,
-    CategorySums,
-    OfficialScores,
-    Results,
-    Rows,
-    results_by_prompt,
-)
+from llmdiff.evaluation.suites.benchmark import Benchmark, CategorySums, OfficialScores, Results, Rows
 from llmdiff.evaluation.suites.formats import json_lines, write_json_lines
 from llmdiff.evaluation.suites.suite import SuitePrompt
 from llmdiff.evaluation.suites.text_accuracy import matches, normalised
@@ -121,4 +114,4 @@ class LongTextBench(Benchmark):
             return id, int(repeat[0] if repeat else 1) - 1, found
 
         found = json_lines(place, "LongText-Bench's results.jsonl", result)
-        return OfficialScores(results=results_by_prompt(found, rows, images_per_prompt, place))
+        return OfficialScores(results=self.by_prompt(found, rows, images_per_prompt, place))

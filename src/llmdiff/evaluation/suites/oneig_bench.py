@@ -16,15 +16,7 @@ from numpy.typing import NDArray
 from llmdiff.errors import ConfigError
 from llmdiff.evaluation.metrics.kinds import Pictures
 from llmdiff.evaluation.suites.answerers import TextReader
-from llmdiff.evaluation.suites.benchmark import (
-    Benchmark,
-    CategorySums,
-    OfficialScores,
-    Ratios,
-    Results,
-    Rows,
-    results_by_prompt,
-)
+from llmdiff.evaluation.suites.benchmark import Benchmark, CategorySums, OfficialScores, Ratios, Results, Rows
 from llmdiff.evaluation.suites.formats import csv_rows
 from llmdiff.evaluation.suites.questions import Question, QuestionScorer, dependent_scores
 from llmdiff.evaluation.suites.suite import SuitePrompt
@@ -198,7 +190,7 @@ class OneIGBench(Benchmark):
                     )
                     if value
                 ]
-                results |= results_by_prompt(found, some, 1, of_kind[0])
+                results |= self.by_prompt(found, some, 1, of_kind[0])
         if not results:
             raise ConfigError(
                 f"official scores {place}: expected alignment_prompt_score_*.csv, text_prompt_score_*.csv or "

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmdiff.errors import ConfigError
-from llmdiff.evaluation.suites.benchmark import Benchmark, OfficialScores, Results, Rows, results_by_prompt
+from llmdiff.evaluation.suites.benchmark import Benchmark, OfficialScores, Results, Rows
 from llmdiff.evaluation.suites.questions import Question, QuestionScorer
 from llmdiff.evaluation.suites.suite import SuitePrompt
 from llmdiff.files import parse_json, read_text, text_lines, write_whole
@@ -155,7 +155,7 @@ class CompBench(Benchmark):
                         f"{category}"
                     )
                 found.append((ids.get(index, ""), picture, {"score": score}))
-            results |= results_by_prompt(found, some, images_per_prompt, file)
+            results |= self.by_prompt(found, some, images_per_prompt, file)
         return OfficialScores(results=results)
 
 

@@ -13,15 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmdiff.errors import ConfigError
-from llmdiff.evaluation.suites.benchmark import (
-    Benchmark,
-    CategorySums,
-    OfficialScores,
-    Ratios,
-    Results,
-    Rows,
-    results_by_prompt,
-)
+from llmdiff.evaluation.suites.benchmark import Benchmark, CategorySums, OfficialScores, Ratios, Results, Rows
 from llmdiff.evaluation.suites.formats import json_lines
 from llmdiff.evaluation.suites.questions import Question, QuestionScorer, questions_of, sum_answers
 from llmdiff.evaluation.suites.suite import SuitePrompt
@@ -159,7 +151,7 @@ class TIIFBench(Benchmark):
                     f"of {row.tags[0]}, expected results for this order of prompts"
                 )
             found.append((row.id, 0, {"score": float(np.mean(answers)), "answers": answers}))
-        return OfficialScores(results=results_by_prompt(found, asked or rows, 1, place))
+        return OfficialScores(results=self.by_prompt(found, asked or rows, 1, place))
 
 
 def _pair(asked_of: Sequence[list[Question]], index: int, given: Mapping[str, str]) -> list[SuitePrompt]:

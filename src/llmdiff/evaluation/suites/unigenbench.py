@@ -12,15 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llmdiff.errors import ConfigError
-from llmdiff.evaluation.suites.benchmark import (
-    Benchmark,
-    CategorySums,
-    OfficialScores,
-    Ratios,
-    Results,
-    Rows,
-    results_by_prompt,
-)
+from llmdiff.evaluation.suites.benchmark import Benchmark, CategorySums, OfficialScores, Ratios, Results, Rows
 from llmdiff.evaluation.suites.formats import csv_rows
 from llmdiff.evaluation.suites.questions import Question, QuestionScorer, questions_of, sum_answers
 from llmdiff.evaluation.suites.suite import SuitePrompt
@@ -103,7 +95,7 @@ class UniGenBench(Benchmark):
                 )
             some = [row for row in rows if row.tags == (name,)]
             points = {row.id: len(questions_of(row)) for row in some}
-            results |= results_by_prompt(_judged(files[0], name, points), some, images_per_prompt, files[0])
+            results |= self.by_prompt(_judged(files[0], name, points), some, images_per_prompt, files[0])
         return OfficialScores(results=results)
 
 

@@ -177,7 +177,6 @@ def test_diversity_grows_with_what_differs(folders: dict[str, Path]) -> None:
     same = np.repeat(scenes[:1], 4, axis=0)
     assert metric.diversity(same) == pytest.approx(0, abs=1e-6)
     assert metric.diversity(same) < metric.diversity(noised(same, 10)) < metric.diversity(scenes)
-    assert Diversity(metric.model, [0]).diversity(scenes) != metric.diversity(scenes)
 
 
 def test_bad_sets_are_named(folders: dict[str, Path], pictures: Pictures) -> None:
@@ -188,5 +187,3 @@ def test_bad_sets_are_named(folders: dict[str, Path], pictures: Pictures) -> Non
     metric = Diversity.from_pretrained(folders["vit"])
     with pytest.raises(MetricError, match="images-per-prompt"):
         metric.diversity(pictures[:1])
-    with pytest.raises(MetricError, match=r"layers: got \[9\], expected numbers below 3"):
-        Diversity(metric.model, [9]).diversity(pictures)
