@@ -80,9 +80,9 @@ def _probe_findings(record: Record) -> Iterator[str]:
     """The claim is that scores estimate the context: they should hold at least what the last layer holds."""
     reference = record["reference"]
     for encoding, splits in record["differences"].items():
-        gaps = {split: kinds["objects"] for split, kinds in splits.items() if "objects" in kinds}
-        said = _by_verdict(gaps, "more", "less")
-        yield f"- objects that a linear probe reads from {encoding}, against {reference}: {said}"
+        gaps = {split: row["objects"] for split, row in splits.items() if "objects" in row}
+        verdicts = _by_verdict(gaps, "more", "less")
+        yield f"- objects that a linear probe reads from {encoding}, against {reference}: {verdicts}"
 
 
 def _denoising_findings(record: Record) -> Iterator[str]:
@@ -138,8 +138,8 @@ def _benchmark_findings(record: Record) -> Iterator[str]:
         gaps = system.get("ours_above")
         if gaps is None:
             continue
-        said = _by_verdict({part.replace("_", " "): gap for part, gap in gaps.items()}, "better", "worse")
-        yield f"- {record['ours']} against {name} ({system['title']}): {said}"
+        verdicts = _by_verdict({part.replace("_", " "): gap for part, gap in gaps.items()}, "better", "worse")
+        yield f"- {record['ours']} against {name} ({system['title']}): {verdicts}"
 
 
 def _by_verdict(gaps: Mapping[str, Record], above: str, below: str) -> str:

@@ -260,8 +260,8 @@ def _save_samples(
     """Save the first pictures of some prompts of every tag, with the scorer's verdict if it is clear."""
     verdicts = {1.0: "RIGHT: ", 0.0: "WRONG: "}
     scores = values.get(suite.score_name, np.full(len(rows), np.nan))
-    kinds = len({row.tags for row in rows})
-    first = {row.id for row in suite.first(max(1, _SAMPLES // kinds))}
+    combinations = len({row.tags for row in rows})
+    first = {row.id for row in suite.first(max(1, _SAMPLES // combinations))}
     shown = [
         (verdicts.get(float(score), "") + row.prompt, image)
         for row, some, score in zip(rows, jobs, scores, strict=True)

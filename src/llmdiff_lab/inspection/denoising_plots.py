@@ -70,9 +70,9 @@ def denoising_table(reports: Sequence[DenoisingReport]) -> str:
     ]]  # fmt: skip
     for report in reports:
         middle, last = report.blocks[len(report.blocks) // 2], report.blocks[-1]
-        said = [100 * one.mean for one in (last.own_token, middle.next_token, last.next_token)]
+        shares = [100 * one.mean for one in (last.own_token, middle.next_token, last.next_token)]
         rows.append([
             Path(report.model).name, report.kind, str(len(report.blocks) - 1), f"{100 * report.monotone:.1f} %",
-            f"{report.steps_back:.1f}", f"{middle.final_r2:.2f}", *(f"{share:.0f} %" for share in said),
+            f"{report.steps_back:.1f}", f"{middle.final_r2:.2f}", *(f"{share:.0f} %" for share in shares),
         ])  # fmt: skip
     return markdown_table(rows, left=2) + "\n"

@@ -105,8 +105,8 @@ def measure_probes(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
         "reference": REFERENCE,
         "table": {
             name: {
-                split: {kind: asdict(bootstrap_mean(values)) for kind, values in kinds.items() if values}
-                for split, kinds in splits.items()
+                split: {kind: asdict(bootstrap_mean(values)) for kind, values in by_kind.items() if values}
+                for split, by_kind in splits.items()
             }
             for name, splits in right.items()
         },
@@ -114,10 +114,10 @@ def measure_probes(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
             name: {
                 split: {
                     kind: asdict(paired_difference(values, right[REFERENCE][split][kind]))
-                    for kind, values in kinds.items()
+                    for kind, values in by_kind.items()
                     if values
                 }
-                for split, kinds in splits.items()
+                for split, by_kind in splits.items()
             }
             for name, splits in right.items()
             if name != REFERENCE

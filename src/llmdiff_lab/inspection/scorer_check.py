@@ -59,7 +59,15 @@ def check_scorer(read: Reader, world: World, *, renders: int = 900, seed: int = 
 def scorer_tables(report: dict[str, Any], *, markdown: bool = False) -> str:
     """Return the figures in percent: scores and agreement for each kind of caption, and agreement by part."""
     rows = [
-        ["%", "says right", "is right", "agreement", "kappa", "said right, is wrong", "said wrong, is right"]
+        [
+            "%",
+            "says right",
+            "is right",
+            "agreement",
+            "kappa",
+            "verdicts right, is wrong",
+            "verdicts wrong, is right",
+        ]
     ]
     parts = [["agreement, %", *_PARTS]]
     for pictures, found in report["pictures"].items():
@@ -73,15 +81,15 @@ def scorer_tables(report: dict[str, Any], *, markdown: bool = False) -> str:
     return "\n\n".join([text_table(rows, markdown), text_table(parts, markdown), notes])
 
 
-def cohens_kappa(said: NDArray[np.bool_], true: NDArray[np.bool_]) -> float | None:
+def cohens_kappa(verdicts: NDArray[np.bool_], true: NDArray[np.bool_]) -> float | None:
     """Return Cohen's kappa of a judge against the truth; None if the truth is constant.
 
     Source: Cohen 1960.
     """
     if true.all() or not true.any():
         return None
-    observed = float((said == true).mean())
-    yes, yes_true = float(said.mean()), float(true.mean())
+    observed = float((verdicts == true).mean())
+    yes, yes_true = float(verdicts.mean()), float(true.mean())
     by_chance = yes * yes_true + (1 - yes) * (1 - yes_true)
     return (observed - by_chance) / (1 - by_chance)
 
@@ -91,32 +99,32 @@ def _compared(
 ) -> dict[str, Any]:
     captions: dict[str, Any] = {}
     agree: dict[str, list[bool]] = {part: [] for part in _PARTS}
-    said_of, true_of = [], []
+    verdicts_of, true_of = [], []
     for name, contents in asked.items():
         ours = [verdict(content, one) for content, one in zip(contents, seen, strict=True)]
         theirs = [verdict(content, one) for content, one in zip(contents, truths, strict=True)]
-        said, true = (np.array([one.exact for one in found]) for found in (ours, theirs))
-        captions[name] = _row(said, true)
-        said_of.append(said)
+        verdicts, true = (np.array([one.exact for one in found]) for found in (ours, theirs))
+        captions[name] = _row(verdicts, true)
+        verdicts_of.append(verdicts)
         true_of.append(true)
         for one, other in zip(ours, theirs, strict=True):
             for part in _PARTS:
                 if getattr(other, part) is not None:
                     agree[part].append(_part(one, part) == _part(other, part))
-    captions["all"] = _row(np.concatenate(said_of), np.concatenate(true_of))
+    captions["all"] = _row(np.concatenate(verdicts_of), np.concatenate(true_of))
     return {
         "captions": captions,
         "parts": {part: float(np.mean(values)) if values else 1.0 for part, values in agree.items()},
     }
 
 
-def _row(said: NDArray[np.bool_], true: NDArray[np.bool_]) -> dict[str, Any]:
-    figures = {"score": said, "truth": true, "agreement": said == true}
+def _row(verdicts: NDArray[np.bool_], true: NDArray[np.bool_]) -> dict[str, Any]:
+    figures = {"score": verdicts, "truth": true, "agreement": verdicts == true}
     return {
         **{name: asdict(bootstrap_mean(values.astype(np.float64))) for name, values in figures.items()},
-        "kappa": cohens_kappa(said, true),
-        "false_right": float((said & ~true).mean()),
-        "false_wrong": float((~said & true).mean()),
+        "kappa": cohens_kappa(verdicts, true),
+        "false_right": float((verdicts & ~true).mean()),
+        "false_wrong": float((~verdicts & true).mean()),
     }
 
 

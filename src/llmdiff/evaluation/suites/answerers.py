@@ -24,7 +24,7 @@ from llmdiff.evaluation.metrics.models import load_model, load_part
 _BATCH = 32
 _YES, _NO = (("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No"))
 _ONE_WORD = "Answer in one word."
-_READ_ASK = (
+_READ_PROMPT = (
     "Write down the text in this picture, and nothing else. Write each piece of text once. If there is no text, write "
     "nothing."
 )
@@ -157,12 +157,12 @@ class BlipAnswerer(_FirstToken):
         device = self.model.device
         images = [Image.fromarray(picture) for picture in pictures]
         pixels = self.image_processor(images=images, return_tensors="pt").pixel_values.to(device)
-        asked = self.tokenizer(list(questions), truncation=True, max_length=64, return_tensors="pt")
+        inputs = self.tokenizer(list(questions), truncation=True, max_length=64, return_tensors="pt")
         # As in the model's own forward, which does not return the answer's logits.
         seen = self.model.vision_model(pixel_values=pixels).last_hidden_state
         read = self.model.text_encoder(
-            input_ids=asked.input_ids.to(device),
-            attention_mask=asked.attention_mask.to(device),
+            input_ids=inputs.input_ids.to(device),
+            attention_mask=inputs.attention_mask.to(device),
             encoder_hidden_states=seen,
             encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=device),
         ).last_hidden_state
@@ -170,7 +170,7 @@ class BlipAnswerer(_FirstToken):
         logits = self.model.text_decoder(
             input_ids=begin,
             encoder_hidden_states=read,
-            encoder_attention_mask=asked.attention_mask.to(device),
+            encoder_attention_mask=inputs.attention_mask.to(device),
         ).logits[:, 0]
         probabilities: NDArray[np.float64] = logits.double().softmax(-1).cpu().numpy()
         return probabilities
@@ -209,7 +209,7 @@ class ChatAnswerer(_FirstToken):
         rows = []
         # One at a time, so that answers do not depend on padding.
         for picture, question in zip(pictures, questions, strict=True):
-            logits = self.model(**self._asked(picture, f"{question.strip()} {_ONE_WORD}")).logits[0, -1]
+            logits = self.model(**self._inputs(picture, f"{question.strip()} {_ONE_WORD}")).logits[0, -1]
             rows.append(logits.double().softmax(-1).cpu().numpy())
         return np.stack(rows)
 
@@ -218,13 +218,13 @@ class ChatAnswerer(_FirstToken):
         """See `TextReader.read`; at most 1024 tokens per picture."""
         texts = []
         for picture in pictures:
-            asked = self._asked(picture, _READ_ASK)
-            reply = self.model.generate(**asked, max_new_tokens=_READ_TOKENS, do_sample=False)
-            new = reply[0, asked["input_ids"].shape[1] :]
+            inputs = self._inputs(picture, _READ_PROMPT)
+            reply = self.model.generate(**inputs, max_new_tokens=_READ_TOKENS, do_sample=False)
+            new = reply[0, inputs["input_ids"].shape[1] :]
             texts.append(self.tokenizer.decode(new, skip_special_tokens=True).strip())
         return texts
 
-    def _asked(self, picture: NDArray[np.uint8], text: str) -> dict[str, Any]:
+    def _inputs(self, picture: NDArray[np.uint8], text: str) -> dict[str, Any]:
         content = [{"type": "image", "image": Image.fromarray(picture)}, {"type": "text", "text": text}]
         inputs = self.processor.apply_chat_template(
             [{"role": "user", "content": content}],

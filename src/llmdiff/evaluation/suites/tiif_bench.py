@@ -62,11 +62,11 @@ class TIIFBench(Benchmark):
         ]
         rows: list[SuitePrompt] = []
         for number, file in enumerate(files):
-            asked_of = json_lines(others[number], _EXPECTED, _questions) if others else []
-            pairs = json_lines(file, _EXPECTED, partial(_pair, asked_of))
-            if others and len(asked_of) != len(pairs):
+            questions_of_line = json_lines(others[number], _EXPECTED, _questions) if others else []
+            pairs = json_lines(file, _EXPECTED, partial(_pair, questions_of_line))
+            if others and len(questions_of_line) != len(pairs):
                 raise ConfigError(
-                    f"suite {others[number]}: has {len(asked_of)} lines, expected {len(pairs)} as {file.name}"
+                    f"suite {others[number]}: has {len(questions_of_line)} lines, expected {len(pairs)} as {file.name}"
                 )
             rows += [row for pair in pairs for row in pair]
         return rows, [*files, *others]
@@ -154,12 +154,17 @@ class TIIFBench(Benchmark):
         return OfficialScores(results=self.by_prompt(found, asked or rows, 1, place))
 
 
-def _pair(asked_of: Sequence[list[Question]], index: int, given: Mapping[str, str]) -> list[SuitePrompt]:
+def _pair(
+    questions_of_line: Sequence[list[Question]], index: int, given: Mapping[str, str]
+) -> list[SuitePrompt]:
     """Return a prompt's short and long wording."""
     kind = given["type"]
     if any(part not in _TESTED for part in kind.split("+")):
         raise ValueError(f"unknown type {kind!r}")
-    metadata = {"index": index, "questions": asked_of[index] if index < len(asked_of) else []}
+    metadata = {
+        "index": index,
+        "questions": questions_of_line[index] if index < len(questions_of_line) else [],
+    }
     return [
         SuitePrompt(
             id=f"{kind}-{index}-{length}",
