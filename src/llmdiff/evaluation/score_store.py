@@ -80,8 +80,6 @@ class PictureScorer:
 def score_missing(
     metrics: Sequence[PictureMetric | SuiteScorer],
     systems: Sequence[str],
-    rows: Sequence[SuitePrompt],
-    jobs: Sequence[Sequence[PictureJob]],
     store: PictureStore,
     scores: ScoreStore,
     *,
@@ -99,7 +97,7 @@ def score_missing(
         known = scores.read(metric.name, metric.model_id, system)
         todo = [
             (row, job)
-            for row, some in zip(rows, jobs, strict=True)
+            for row, some in store.prompts
             for job in some
             if job.name not in known and store.path(system, job).exists()
         ]

@@ -168,7 +168,7 @@ class _Reader:
         """Return the predictions for new states of a reader that is fitted on y, or on some rows."""
         x, y = (self._x, y) if rows is None else (self._x[rows], y[rows])
         gram = x.T @ x + self._ridge * len(x) * torch.eye(x.shape[1])
-        weight = torch.linalg.solve(gram, x.T @ (y - y.mean(0)))
+        weight: Tensor = torch.linalg.solve(gram, x.T @ (y - y.mean(0)))
         return self._standardised(new) @ weight + y.mean(0)
 
     def _standardised(self, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import hashlib
 import re
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi import Path as InPath
@@ -27,38 +27,6 @@ _GRACE_S = 10.0
 
 Token = Annotated[str, InPath(max_length=64)]
 Position = Annotated[int, InPath(ge=0, le=10**6)]
-
-
-class Question(BaseModel):
-    """One question about every pair."""
-
-    id: str
-    text: str
-
-
-class StudyReply(BaseModel):
-    """The questions of the study."""
-
-    title: str
-    questions: list[Question]
-    ties: bool
-
-
-class RaterReply(BaseModel):
-    """A new rater's personal link, with which they can resume."""
-
-    rater: str
-    link: str
-
-
-class PairReply(BaseModel):
-    """Two pictures of a prompt, without their systems."""
-
-    position: int
-    prompt: str
-    left: str
-    right: str
-    choices: dict[str, str]
 
 
 class Choices(BaseModel):
@@ -154,30 +122,32 @@ def _install_page(app: FastAPI, store: StudyStore) -> None:
 def _install_api(app: FastAPI, store: StudyStore, pictures: Path, max_raters: int) -> None:
     # Plain functions, not coroutines: each runs in a thread, so waiting for the disk does not block other requests.
     @app.get("/api/study")
-    def study() -> StudyReply:
-        asked = store.settings
-        questions = [Question(id=name, text=text) for name, text in asked.questions.items()]
-        return StudyReply(title=asked.title, questions=questions, ties=asked.ties)
+    def study() -> dict[str, Any]:
+        settings = store.settings
+        questions = [{"id": name, "text": text} for name, text in settings.questions.items()]
+        return {"title": settings.title, "questions": questions, "ties": settings.ties}
 
     @app.post("/api/raters", status_code=201)
-    def new_rater() -> RaterReply:
+    def new_rater() -> dict[str, str]:
         token = store.new_rater(max_raters=max_raters)
-        return RaterReply(rater=token, link=f"/r/{token}")
+        return {"rater": token, "link": f"/r/{token}"}
 
     @app.get("/api/raters/{token}")
     def progress(token: Token) -> Progress:
         return store.progress(token)
 
     @app.get("/api/raters/{token}/pairs/{position}")
-    def pair(token: Token, position: Position) -> PairReply:
+    def pair(token: Token, position: Position) -> dict[str, Any]:
+        # Nothing in the reply depends on the system of a picture.
         shown = store.shown(token, position)
-        return PairReply(
-            position=position,
-            prompt=shown.prompt,
-            left=f"/pictures/{shown.left_picture}.png",
-            right=f"/pictures/{shown.right_picture}.png",
-            choices=dict(shown.choices),
-        )
+        left, right = (f"/pictures/{name}.png" for name in (shown.left_picture, shown.right_picture))
+        return {
+            "position": position,
+            "prompt": shown.prompt,
+            "left": left,
+            "right": right,
+            "choices": shown.choices,
+        }
 
     @app.put("/api/raters/{token}/pairs/{position}")
     def answer(token: Token, position: Position, given: Choices) -> Progress:

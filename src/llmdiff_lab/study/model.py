@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel
-
 from llmdiff.errors import LLMDiffError
 
 Choice = Literal["left", "right", "tie"]
@@ -56,7 +54,8 @@ class ShownPair:
     choices: Mapping[str, Choice]
 
 
-class Progress(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class Progress:
     """The progress of a rater; `next` is the first position without an answer, None at the end."""
 
     total: int

@@ -11,7 +11,7 @@ from PIL import Image
 from llmdiff.errors import ConfigError
 from llmdiff.evaluation.figures import mean_over_tags, metric_figures
 from llmdiff.evaluation.metrics.kinds import Pictures
-from llmdiff.evaluation.picture_store import PictureJob, PictureStore, with_black
+from llmdiff.evaluation.picture_store import PictureStore, with_black
 from llmdiff.evaluation.score_store import ScoreStore
 from llmdiff.evaluation.suites.benchmark import Benchmark, Results
 from llmdiff.evaluation.suites.benchmarks import BENCHMARKS
@@ -23,15 +23,14 @@ from llmdiff.files import whole_file, write_whole
 def scorer_results(
     scorer: SuiteScorer,
     system: str,
-    rows: Sequence[SuitePrompt],
-    jobs: Sequence[Sequence[PictureJob]],
+    store: PictureStore,
     scores: ScoreStore,
 ) -> Results:
     """Return the stored results of this library's scorer, and `failed` results for pictures without one."""
     found = scores.read(scorer.name, scorer.model_id, system)
     return [
         [found[job.name] if job.name in found else scorer.failed(row) for job in some]
-        for row, some in zip(rows, jobs, strict=True)
+        for row, some in store.prompts
     ]
 
 
@@ -61,8 +60,6 @@ def export_pictures(
 def write_official(
     suite: PromptSuite,
     system: str,
-    rows: Sequence[SuitePrompt],
-    jobs: Sequence[Sequence[PictureJob]],
     store: PictureStore,
     results: Mapping[str, Results],
     folder: Path,
@@ -75,12 +72,13 @@ def write_official(
     """
     benchmark = BENCHMARKS[suite.name]
     pictures = [
-        with_black([store.read(system, job) for job in row], level=benchmark.failed_level) for row in jobs
+        with_black([store.read(system, job) for job in jobs], level=benchmark.failed_level)
+        for _, jobs in store.prompts
     ]
-    export_pictures(benchmark, rows, pictures, folder / system / "pictures", system)
+    export_pictures(benchmark, store.rows, pictures, folder / system / "pictures", system)
     for model_id, found in results.items():
         place = folder / system / "scores-of-another-model"
-        benchmark.write_scores(rows, found, place, system)
+        benchmark.write_scores(store.rows, found, place, system)
         write_whole(place / "README.txt", f"Scored with {model_id}: {NOT_COMPARABLE}.\n")
 
 
