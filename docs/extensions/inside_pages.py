@@ -77,7 +77,7 @@ def inside_findings(record: Record) -> list[str]:
 
 
 def _probe_findings(record: Record) -> Iterator[str]:
-    """Yield a finding per encoding. If scores estimate the context, they have at least the content of the last layer."""
+    """Yield a finding per encoding: scores that estimate the context have at least the content of the last layer."""
     reference = record["reference"]
     for encoding, splits in record["differences"].items():
         gaps = {split: row["objects"] for split, row in splits.items() if "objects" in row}

@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 from llmdiff.serving.api import create_app
 from llmdiff.serving.connections import BoundedConnection
 from llmdiff.serving.password_form import PasswordForm
+from llmdiff.serving.request_guard import RequestGuard
 from llmdiff.serving.settings import ServeSettings
 from llmdiff_lab.study.api import create_study_app
 from llmdiff_lab.study.study import open_study
@@ -117,7 +118,7 @@ def test_there_are_no_more_connections_than_the_machine_holds(
 
 
 def test_many_large_requests_at_once_are_not_all_held(drawer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmdiff.serving.request_guard._MAX_HELD_BYTES", 3_000_000)
+    monkeypatch.setattr(RequestGuard, "max_held_bytes", 3_000_000)
     path = b"POST /v1/images/edits HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2000000\r\n\r\n"
     with serving(create_app(lambda: drawer, ServeSettings())) as (url, _):
         with connected(url) as slow, connected(url) as other:

@@ -24,11 +24,6 @@ from llmdiff.evaluation.metrics.models import load_model, load_part
 _BATCH = 32
 _YES, _NO = (("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No"))
 _ONE_WORD = "Answer in one word."
-_READ_PROMPT = (
-    "Write down the text in this picture, and nothing else. Write each piece of text once. If there is no text, write "
-    "nothing."
-)
-_READ_TOKENS = 1024
 
 
 class Answerer(Protocol):
@@ -179,8 +174,18 @@ class BlipAnswerer(_FirstToken):
 class ChatAnswerer(_FirstToken):
     """The first token of a chat model's reply to a picture and a question, followed by "Answer in one word."
 
+    Fields:
+        read_prompt: how the model is asked for the text in a picture.
+        read_tokens: the most tokens of that text.
+
     Source: Soft-TIFA of Kamath et al. 2025 (GenEval 2, arXiv 2512.16853), which asks Qwen3-VL-8B-Instruct this way.
     """
+
+    read_prompt = (
+        "Write down the text in this picture, and nothing else. Write each piece of text once. If there is no text, "
+        "write nothing."
+    )
+    read_tokens = 1024
 
     def __init__(self, model: Any, processor: Any, *, id: str = "given") -> None:
         self.model, self.processor, self.model_id = model.eval(), processor, id
@@ -215,11 +220,11 @@ class ChatAnswerer(_FirstToken):
 
     @torch.no_grad()
     def read(self, pictures: Pictures) -> list[str]:
-        """See `TextReader.read`; at most 1024 tokens per picture."""
+        """See `TextReader.read`."""
         texts = []
         for picture in pictures:
-            inputs = self._inputs(picture, _READ_PROMPT)
-            reply = self.model.generate(**inputs, max_new_tokens=_READ_TOKENS, do_sample=False)
+            inputs = self._inputs(picture, self.read_prompt)
+            reply = self.model.generate(**inputs, max_new_tokens=self.read_tokens, do_sample=False)
             new = reply[0, inputs["input_ids"].shape[1] :]
             texts.append(self.tokenizer.decode(new, skip_special_tokens=True).strip())
         return texts

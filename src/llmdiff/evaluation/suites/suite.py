@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llmdiff.errors import ConfigError
-from llmdiff.evaluation.metrics.kinds import Pictures
+from llmdiff.evaluation.metrics.kinds import Named, Pictures
 from llmdiff.files import clean_text, is_blank
 
 
@@ -76,16 +76,8 @@ def prompts_by_tag(rows: Sequence[SuitePrompt]) -> dict[str, list[int]]:
     return {tag: [i for i, row in enumerate(rows) if tag in row.tags] for row in rows for tag in row.tags}
 
 
-class SuiteScorer(Protocol):
-    """Scores pictures with more knowledge than their prompts. Higher is better, 0 is the worst.
-
-    Fields:
-        name: its name on the command line.
-        model_id: the folders or Hub ids of its models.
-    """
-
-    name: str
-    model_id: str
+class SuiteScorer(Named, Protocol):
+    """Scores pictures with more knowledge than their prompts. Higher is better, 0 is the worst."""
 
     def judge(self, pictures: Pictures, rows: Sequence[SuitePrompt]) -> list[dict[str, Any]]:
         """Return the result of every picture: `score` in 0..1, and `parts`, further named figures.
