@@ -149,25 +149,19 @@ class BlipAnswerer(_FirstToken):
         return np.stack(found)
 
     def _batch(self, pictures: Pictures, questions: Sequence[str]) -> NDArray[np.float64]:
-        device = self.model.device
         images = [Image.fromarray(picture) for picture in pictures]
-        pixels = self.image_processor(images=images, return_tensors="pt").pixel_values.to(device)
-        inputs = self.tokenizer(list(questions), truncation=True, max_length=64, return_tensors="pt")
-        # As in the model's own forward, which does not return the answer's logits.
-        seen = self.model.vision_model(pixel_values=pixels).last_hidden_state
-        read = self.model.text_encoder(
-            input_ids=inputs.input_ids.to(device),
-            attention_mask=inputs.attention_mask.to(device),
-            encoder_hidden_states=seen,
-            encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=device),
-        ).last_hidden_state
-        begin = torch.full((len(images), 1), self.model.decoder_start_token_id, device=device)
-        logits = self.model.text_decoder(
-            input_ids=begin,
-            encoder_hidden_states=read,
-            encoder_attention_mask=inputs.attention_mask.to(device),
-        ).logits[:, 0]
-        probabilities: NDArray[np.float64] = logits.double().softmax(-1).cpu().numpy()
+        pixels = self.image_processor(images=images, return_tensors="pt").pixel_values
+        texts = self.tokenizer(list(questions), truncation=True, max_length=64, return_tensors="pt")
+        reply = self.model.generate(
+            input_ids=texts.input_ids.to(self.model.device),
+            attention_mask=texts.attention_mask.to(self.model.device),
+            pixel_values=pixels.to(self.model.device),
+            max_new_tokens=1,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        probabilities: NDArray[np.float64] = reply.logits[0].double().softmax(-1).cpu().numpy()
         return probabilities
 
 
