@@ -23,7 +23,7 @@ from llmdiff.openmoji.captions import caption
 from llmdiff.openmoji.contents import World
 from llmdiff_lab.inspection.block_sums import BlockSums
 from llmdiff_lab.inspection.caption_bank import EncodingBank, by_length, in_batches
-from llmdiff_lab.inspection.probes import Targets, probe_answers, read_rightly, train_probe
+from llmdiff_lab.inspection.probes import Targets, correct_answers, probe_answers, train_probe
 
 TEMPLATES = {
     "none": None,
@@ -97,7 +97,7 @@ def measure(llm: DecoderLLM, world: World, chosen: argparse.Namespace) -> list[d
                     lambda indices, offset=offset, batch=batch: batch([i + offset for i in indices]),
                     asked,
                 )
-                right = read_rightly(answers, asked)
+                right = correct_answers(answers, asked)
                 placed = bootstrap_mean(right["objects"].double().numpy())
                 row[split] = {
                     "placed": placed.mean,

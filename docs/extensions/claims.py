@@ -1,4 +1,4 @@
-"""The claims of the paper, each with the figures of docs/results that speak for or against it, and what follows."""
+"""Write the claims of the paper, with the figures of docs/results about each, and the verdict."""
 
 import json
 import math
@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from llmdiff.evaluation.tables import figure_text, markdown_table, percent
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A difference that a record holds; above zero speaks for the claim.
-
-    `less`: the place of what is to be taken from the figure, where the record holds no difference of the two over the
-    same prompts. `points`: whether it is a share, shown in points.
-    """
+    """A difference in a record; a positive one supports the claim. See claims.yaml for the fields."""
 
     what: str
     record: str
@@ -27,7 +25,7 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What the paper says, the figures about it, and where there are none, why, and the command that would measure."""
+    """A claim of the paper, with its figures or the reason why there are none. See claims.yaml for the fields."""
 
     title: str
     says: str
@@ -37,166 +35,30 @@ class Claim:
     note: str = ""
 
 
-_SIGLIP = "systems.{}.metrics.siglip"
-CLAIMS = (
-    Claim(
-        title="A better SigLIP score",
-        says="Pictures drawn with the LLM fit their prompts better by SigLIP score than with other text encoders.",
-        figures=(
-            Figure(
-                what="the shipped adapter above its base",
-                record="scenes",
-                at="systems.llm.differences_to_base.metrics.siglip",
-                points=False,
-            ),
-            Figure(
-                what="`refined` above `base`",
-                record="benchmark",
-                at="systems.base.metrics_ours_above.siglip",
-                points=False,
-            ),
-            *(
-                Figure(
-                    what=f"`paper` above `{name}`, not paired",
-                    record="benchmark",
-                    at=_SIGLIP.format("paper"),
-                    less=_SIGLIP.format(name),
-                    points=False,
-                )
-                for name in ("base", "last-hidden", "encoder-only")
-            ),
-        ),
-        note="The SigLIP is the embedded default's own, trained on its renders.",
-    ),
-    Claim(
-        title="A better CLIP-IQA",
-        says="Pictures drawn with the LLM have a higher CLIP-IQA.",
-        because="it needs a CLIP of photographs and a base that draws them, with a trained adapter; the embedded "
-        "default draws emoji scenes",
-        command="llmdiff evaluate --suite PROMPTS.txt --adapter ADAPTER --metric clip-iqa --metric-model CLIP "
-        "--out report",
-    ),
-    Claim(
-        title="Users prefer the pictures",
-        says="People prefer pictures drawn with the LLM.",
-        because="no raters have been asked; the study itself is [built](../tutorials/user-study.md)",
-        command="llmdiff-lab study create --out study --system base=figures/drawn/base --system llm=figures/drawn/llm",
-    ),
-    Claim(
-        title="Long and complex descriptions",
-        says="The LLM follows long and complex descriptions better.",
-        because="captions of the recorded world name at most two kinds of things in one sentence; the world that "
-        "`llmdiff.world` describes has up to five things and descriptions of up to 110 words, and no adapter has been "
-        "recorded on it. For other bases, UniGenBench++ and TIIF-Bench have a long twin of every short prompt",
-        command="llmdiff evaluate --suite unigenbench --suite-files data/ --metric unigenbench --metric-model VLM "
-        "--out report",
-    ),
-    Claim(
-        title="Actions",
-        says="The LLM draws actions better.",
-        because="the recorded world has no actions; the one that `llmdiff.world` describes has 46, and no adapter has "
-        "been recorded on it. For other bases, UniGenBench++ has a dimension of actions",
-        command="llmdiff evaluate --suite unigenbench --suite-files test_prompts_en.csv --metric unigenbench "
-        "--metric-model VLM --out report",
-    ),
-    Claim(
-        title="Details that the text implies",
-        says="The LLM draws what a text only implies. Here: things described, not named (split `indirect`).",
-        figures=(
-            Figure(
-                what="the shipped adapter above its base",
-                record="scenes",
-                at="systems.llm.differences_to_base.metrics_by_tag.indirect.scenes",
-            ),
-            Figure(
-                what="`refined` above the encoder-only MiniLM, also refined",
-                record="benchmark",
-                at="systems.encoder-only-refined.ours_above.indirect",
-            ),
-            Figure(
-                what="`refined` above the base's own text states, also refined",
-                record="benchmark",
-                at="systems.base-states-refined.ours_above.indirect",
-            ),
-            Figure(
-                what="`paper` above `base`",
-                record="benchmark",
-                at="systems.paper.differences_to_base.indirect",
-            ),
-        ),
-    ),
-    Claim(
-        title="Decoder-only against encoder-only and encoder-decoder",
-        says="A decoder-only LLM is the better text encoder.",
-        figures=(
-            Figure(
-                what="`refined` above the encoder-only MiniLM, also refined",
-                record="benchmark",
-                at="systems.encoder-only-refined.ours_above.overall",
-            ),
-            Figure(
-                what="`paper` above the encoder-only MiniLM, not paired",
-                record="benchmark",
-                at="systems.paper.overall",
-                less="systems.encoder-only.overall",
-            ),
-            Figure(
-                what="`paper` above the base's own text states, not paired",
-                record="benchmark",
-                at="systems.paper.overall",
-                less="systems.base-states.overall",
-            ),
-        ),
-        note="MiniLM has 22 million parameters, the LLM 135 million. Encoder-decoder models are not measured, because "
-        "no T5 was at hand.",
-    ),
-    Claim(
-        title="Every block against the last layer",
-        says="The sum over all blocks says more than the last layer.",
-        figures=(
-            Figure(
-                what="`refined` above the last layer, also refined",
-                record="benchmark",
-                at="systems.last-hidden-refined.ours_above.overall",
-            ),
-            Figure(
-                what="`paper` above the last layer, not paired",
-                record="benchmark",
-                at="systems.paper.overall",
-                less="systems.last-hidden.overall",
-            ),
-            Figure(
-                what="`refined` above the penultimate layer, also refined",
-                record="benchmark-refined",
-                at="systems.penultimate-refined.ours_above.overall",
-            ),
-            Figure(
-                what="`guided` above x_0 alone, without the sum",
-                record="benchmark-parts",
-                at="systems.x0-alone.ours_above.overall",
-            ),
-        ),
-        note="That the sum is of scores, u_l - v_l, is not shown by this: a plain mean of all layers does as well "
-        "([below](#how-far-this-reaches)).",
-    ),
-)
+def read_claims() -> list[Claim]:
+    """Return the claims of claims.yaml."""
+    rows = yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text(encoding="utf-8"))
+    return [Claim(**{**row, "figures": [Figure(**one) for one in row.get("figures", ())]}) for row in rows]
+
+
+CLAIMS = read_claims()
 
 
 def claims_text(results: Path) -> str:
-    """Return a section for each claim: what it says, the figures with their intervals, the verdict, the commands."""
+    """Return a section for each claim: its text, the figures with their intervals, the verdict, the commands."""
     return "\n".join(line for claim in CLAIMS for line in _section(claim, results))
 
 
 def verdict(intervals: Sequence[Mapping[str, float]]) -> str:
-    """Return whether a claim holds, by the 95 % intervals of differences that speak for it above zero."""
+    """Return whether a claim holds: whether the 95 % intervals of its differences are above zero."""
     above = [one["low"] > 0 for one in intervals]
     return "Holds." if all(above) else "Holds in part." if any(above) else "Does not hold here."
 
 
 def difference(ours: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the difference of two means and its interval from theirs, as if they were independent.
+    """Return the difference of two means and its interval, computed as for independent systems.
 
-    Systems that draw the same prompts vary together, which makes this interval too wide rather than too narrow.
+    Systems that draw the same prompts are correlated, so this interval is rather too wide than too narrow.
 
     Source: Zou and Donner 2008 (method of variance estimates recovery).
     """

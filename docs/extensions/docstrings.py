@@ -1,7 +1,7 @@
-"""LLMDiff's docstrings as reStructuredText: their sections become fields, indented equations code.
+"""Convert LLMDiff's docstrings to reStructuredText: sections become fields, indented equations become code.
 
-Sections are those of CONTRIBUTING.md (Shapes, Units, Raises, Source, Fields). What a section says stands on its
-line, or below it, indented: `name: text` for each entry, or sentences.
+Sections are those of CONTRIBUTING.md (Shapes, Units, Raises, Source, Fields). The content of a section is on its
+line, or indented below it: `name: text` for each entry, or sentences.
 """
 
 import re
@@ -10,14 +10,14 @@ from typing import Any
 
 SECTIONS = ("Shapes", "Units", "Raises", "Source", "Fields", "Example")
 _SECTION = re.compile(rf"({'|'.join(SECTIONS)}):(?: +(.*))?$")
-# A word alone on its line, with something indented below it, is a section of the docstring's own ("Modules:").
+# A word alone on its line with indented lines below it is another section, for example "Modules:".
 _OWN_SECTION = re.compile(r"([A-Z]\w+):()$")
 _ENTRY = re.compile(r"([A-Za-z_][\w., ]*?):(?: +(.*))?$")
 _LIST_ITEM = re.compile(r"([-*]|\d+\.) ")
 
 
 def as_rst(lines: list[str]) -> list[str]:
-    """Return a docstring, dedented as `inspect.cleandoc` does, as reStructuredText."""
+    """Return a docstring as reStructuredText. `lines` are dedented as by `inspect.cleandoc`."""
     out: list[str] = []
     index = 0
     while index < len(lines):
@@ -45,7 +45,7 @@ def as_rst(lines: list[str]) -> list[str]:
 
 
 def _blank_inside(lines: list[str], index: int) -> bool:
-    """Whether a blank line has more of the same section behind it."""
+    """Return whether a blank line is followed by more lines of the section."""
     if lines[index].strip():
         return False
     following = next((line for line in lines[index:] if line.strip()), "")
@@ -82,7 +82,7 @@ def _field(name: str, first: str, body: list[str]) -> Iterator[str]:
 
 
 def _escaped(line: str) -> str:
-    """Return a line of prose in which nothing but `code` is markup."""
+    """Return a line of prose with all markup but `code` escaped."""
     parts = re.split(r"(``.*?``|`[^`]*`)", line)
     for index in range(0, len(parts), 2):
         parts[index] = re.sub(r"(?<!\\)([*|])", r"\\\1", parts[index])

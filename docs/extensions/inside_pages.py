@@ -10,7 +10,7 @@ Record = Mapping[str, Any]
 
 
 def kind_of(record: Any) -> str | None:
-    """Return which of these records it is, None for any other."""
+    """Return the kind of a record; None for other records."""
     if not isinstance(record, Mapping):
         return None
     marks = {
@@ -27,7 +27,7 @@ def kind_of(record: Any) -> str | None:
 
 
 def inside_page(record: Record, path: Path) -> list[str]:
-    """Return the lines of a record's page, its plot first where there is one beside it."""
+    """Return the lines of a record's page, with its plot first if there is one."""
     kind = kind_of(record)
     picture = path.with_suffix(".png")
     lines = [f"![{path.stem}](../results/{picture.name})", ""] if picture.exists() else []
@@ -62,7 +62,7 @@ def inside_page(record: Record, path: Path) -> list[str]:
 
 
 def inside_findings(record: Record) -> list[str]:
-    """Return what a record says for and against the paper's reading, as list items; none for a mere picture."""
+    """Return the findings of a record for and against the paper, as list items; empty for records of pictures."""
     findings = {
         "probes": _probe_findings,
         "denoising": _denoising_findings,
@@ -77,12 +77,12 @@ def inside_findings(record: Record) -> list[str]:
 
 
 def _probe_findings(record: Record) -> Iterator[str]:
-    """The claim is that scores estimate the context: they should hold at least what the last layer holds."""
+    """Yield a finding per encoding: scores that estimate the context have at least the content of the last layer."""
     reference = record["reference"]
     for encoding, splits in record["differences"].items():
-        gaps = {split: kinds["objects"] for split, kinds in splits.items() if "objects" in kinds}
-        said = _by_verdict(gaps, "more", "less")
-        yield f"- objects that a linear probe reads from {encoding}, against {reference}: {said}"
+        gaps = {split: row["objects"] for split, row in splits.items() if "objects" in row}
+        verdicts = _by_verdict(gaps, "more", "less")
+        yield f"- objects that a linear probe reads from {encoding}, against {reference}: {verdicts}"
 
 
 def _denoising_findings(record: Record) -> Iterator[str]:
@@ -133,17 +133,17 @@ def _llm_findings(record: Record) -> Iterator[str]:
 
 
 def _benchmark_findings(record: Record) -> Iterator[str]:
-    """Where the interval of ours less the other's, same prompts, lies on one side of zero."""
+    """Yield the verdict on the differences of our system to each other system."""
     for name, system in record["systems"].items():
         gaps = system.get("ours_above")
         if gaps is None:
             continue
-        said = _by_verdict({part.replace("_", " "): gap for part, gap in gaps.items()}, "better", "worse")
-        yield f"- {record['ours']} against {name} ({system['title']}): {said}"
+        verdicts = _by_verdict({part.replace("_", " "): gap for part, gap in gaps.items()}, "better", "worse")
+        yield f"- {record['ours']} against {name} ({system['title']}): {verdicts}"
 
 
 def _by_verdict(gaps: Mapping[str, Record], above: str, below: str) -> str:
-    """Say of every difference, by name, whether its interval lies above zero, below it, or holds it."""
+    """Return which differences have an interval above zero, below zero, or around zero."""
     verdicts: dict[str, list[str]] = {above: [], below: [], "not decided": []}
     for name, gap in gaps.items():
         verdict = above if gap["low"] > 0 else below if gap["high"] < 0 else "not decided"
@@ -182,7 +182,7 @@ def _proxy_table(record: Record) -> Iterator[str]:
 
 
 def _plain(text: str) -> str:
-    """A closed LLM's words as a cell's text: nothing in them is markup."""
+    """Return a closed LLM's words as the text of a cell, with markup escaped."""
     return "".join(f"\\{letter}" if letter in "\\`*_{}[]<>()#$~" else letter for letter in text)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from llmdiff.drawing.models import Models
 from llmdiff.serving.api import create_app
-from llmdiff.serving.painter import PipelinePainter
+from llmdiff.serving.pipeline_drawer import PipelineDrawer
 from llmdiff.serving.settings import ServeSettings
 from tests.llmdiff.serving.conftest import serving
 
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(1800)]
 def test_the_api_explains_itself(models: Models, visit: Any, shoot: Any) -> None:
     from playwright.sync_api import expect
 
-    app = create_app(lambda: PipelinePainter.load(models), ServeSettings())
+    app = create_app(lambda: PipelineDrawer.load(models), ServeSettings())
     with serving(app) as (url, _):
         page = visit(url, at="/docs")
         expect(page.get_by_role("heading", name="LLMDiff")).to_be_visible()

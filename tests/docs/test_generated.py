@@ -26,9 +26,10 @@ def extension(name: str) -> ModuleType:
     return module
 
 
-# First what the pages are made with.
-inside, claims = extension("inside_pages"), extension("claims")
-generated, docstrings = extension("generated_pages"), extension("docstrings")
+# In the order of their imports.
+extension("page_text")
+inside, claims, docstrings = extension("inside_pages"), extension("claims"), extension("docstrings")
+reference, results = extension("reference_pages"), extension("result_pages")
 
 
 def test_sections_become_fields_and_equations_code() -> None:
@@ -64,7 +65,7 @@ def test_sections_become_fields_and_equations_code() -> None:
 
 
 def test_every_option_of_every_verb_is_in_the_reference() -> None:
-    page = generated.command_line()
+    page = reference.command_line()
 
     def options(command: Any) -> set[str]:
         inner = getattr(command, "commands", {}).values()
@@ -78,7 +79,7 @@ def test_every_option_of_every_verb_is_in_the_reference() -> None:
 
 
 def test_every_module_but_the_command_line_is_in_the_reference() -> None:
-    pages = "".join(map(generated.api_page, generated.packages()))
+    pages = "".join(map(reference.api_page, reference.packages()))
     source = ROOT / "src"
     for path in source.rglob("*.py"):
         module = ".".join(path.relative_to(source).with_suffix("").parts)
@@ -87,7 +88,7 @@ def test_every_module_but_the_command_line_is_in_the_reference() -> None:
 
 
 def test_every_key_of_the_configuration_is_in_the_reference() -> None:
-    page = generated.configuration()
+    page = reference.configuration()
     for name, field in TrainConfig.model_fields.items():
         assert f"`{name}`" in page
         for key in getattr(field.annotation, "model_fields", {}):
@@ -100,8 +101,8 @@ def test_every_key_of_the_configuration_is_in_the_reference() -> None:
     "path", sorted((ROOT / "docs" / "results").glob("*.json")), ids=lambda path: path.stem
 )
 def test_every_record_has_its_page(path: Path) -> None:
-    page, record = generated.result_page(path), json.loads(path.read_text())
-    assert page.startswith(f"# {generated.title_of(path)}\n")
+    page, record = results.result_page(path), json.loads(path.read_text())
+    assert page.startswith(f"# {results.title_of(path)}\n")
     if "systems" in record:
         for system in record["systems"].values():
             exact = system["overall"] if "overall" in system else system["metrics"]["scenes"]
@@ -115,7 +116,7 @@ def test_a_record_of_another_shape_has_a_page_too(tmp_path: Path) -> None:
             {"command": "x", "one": 0.123456, "rows": [{"a": 1, "b": 2.5}], "deep": {"c": {"d": {"e": 1}}}}
         )
     )
-    page = generated.result_page(path)
+    page = results.result_page(path)
     for part in (
         "```text\nx\n```",
         "| one | 0.1235 |",
@@ -152,7 +153,7 @@ def test_the_page_of_speed_is_the_text_that_was_written_beside_its_record(tmp_pa
         json.dumps({"command": "x", "claims": {"encode": {"ours": 1}}})
     )
     (tmp_path / "performance.md").write_text("| what |\n|---|\n| encode |\n\n![growth](scaling.png)\n")
-    page = generated.result_page(tmp_path / "performance.json")
+    page = results.result_page(tmp_path / "performance.json")
     assert page.startswith(
         "# Speed and memory\n\n| what |\n|---|\n| encode |\n\n![growth](../results/scaling.png)\n"
     )

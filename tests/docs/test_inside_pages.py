@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .test_generated import generated, inside
+from .test_generated import inside, results
 
 
 def gap(mean: float, reach: float = 0.05) -> dict[str, float]:
@@ -86,22 +86,21 @@ def test_denoising_and_llms_are_said_in_numbers() -> None:
     assert "against the smallest LLM +10.0 points, better" in large
 
 
-def test_pages_have_tables_and_the_plot_that_lies_beside_them(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(generated, "RESULTS", tmp_path)
+def test_pages_have_tables_and_the_plot_that_lies_beside_them(tmp_path: Path) -> None:
     for name, record in {"probes": PROBES, "pointing": POINTING, "denoising": DENOISING}.items():
         (tmp_path / f"{name}.json").write_text(
             json.dumps(record | {"command": "python x", "date": "2026-01-01"})
         )
     (tmp_path / "probes.png").write_bytes(b"")
-    page = generated.result_page(tmp_path / "probes.json")
+    page = results.result_page(tmp_path / "probes.json")
     assert "![probes](../results/probes.png)" in page
     assert "| paper | **50** [45, 55] |" in page
     assert "```text\npython x\n```" in page
-    assert "| both | 60.0 [50.0, 70.0] | 50 |" in generated.result_page(tmp_path / "pointing.json")
-    page = generated.result_page(tmp_path / "denoising.json")
+    assert "| both | 60.0 [50.0, 70.0] | 50 |" in results.result_page(tmp_path / "pointing.json")
+    page = results.result_page(tmp_path / "denoising.json")
     assert "![" not in page
     assert "| llm | decoder-only | 4 | 0.50 |" in page
-    found = generated.findings()
+    found = results.findings(tmp_path)
     assert found.count("](../generated/results-") == 3
     assert "above chance" in found
 
@@ -123,7 +122,7 @@ def test_a_proxys_gain_is_said_and_its_words_are_no_markup(tmp_path: Path) -> No
     assert "over the LLM alone, not decided; an answer" in indirect
     path = tmp_path / "proxy.json"
     path.write_text(json.dumps(record))
-    page = generated.result_page(path)
+    page = results.result_page(path)
     assert r"| a \[dog\] | \<b\>\|x\|\</b\> \`y\` |" in page
     assert "| a | (none) |" in page
     assert "| synonyms | 30 [25, 35] |" in page
@@ -166,7 +165,7 @@ def test_a_benchmark_says_where_ours_is_better_and_where_worse(tmp_path: Path) -
     )
     path = tmp_path / "benchmark.json"
     path.write_text(json.dumps(record))
-    page = generated.result_page(path)
+    page = results.result_page(path)
     assert page.startswith("# Ways to condition, trained alike")
     assert "llmdiff-lab benchmark --out figures" in page
     assert "| last-hidden | +20.0 [+15.0, +25.0] |" in page

@@ -1,1 +1,1 @@
-"""Validate the numbers and settings that users give."""
+"""Validate numbers and settings of users."""

@@ -1,4 +1,4 @@
-"""Bounds of users' numbers, shared by the command line, Python and YAML."""
+"""Ranges of users' numbers, shared by the command line, Python and YAML."""
 
 import math
 from dataclasses import dataclass
@@ -59,11 +59,11 @@ STEPS = Bounds(1, 10_000)
 GUIDANCE = Bounds(0.0, 1000.0)
 SCALE = Bounds(0.0, 1.0)
 SIDE_PX = Bounds(1, 16_384)
-# Pictures of one request.
+# Pictures per request.
 NUMBER = Bounds(1, 10_000)
 ANSWERS = Bounds(1, 100)
 PORT = Bounds(0, 65_535)
-# Prompts, texts and captions that are read, and trials that are made.
+# Numbers of prompts, texts, captions and trials.
 COUNT = Bounds(1, 1_000_000)
 COUNT_OR_NONE = Bounds(0, 1_000_000)
 TRAINING_STEPS = Bounds(1, 100_000_000)

@@ -1,4 +1,4 @@
-"""Settings with checked fields: errors in one line that names the field, and fields as keyword arguments."""
+"""Settings with validated fields: one-line errors that name the field, and fields as keyword arguments."""
 
 import inspect
 import re
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from llmdiff.checks.bounds import short
 from llmdiff.errors import ConfigError
 
-# pydantic takes tens of milliseconds to import: modules that a command imports at its start do not import this one.
+# Importing pydantic takes tens of milliseconds: modules that a command imports at its start must not import this.
 
 _NAME = re.compile(r"[\w.-]{1,200}")
 _Kind = TypeVar("_Kind")
@@ -27,7 +27,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    if not TYPE_CHECKING:  # a type checker reads the fields
+    if not TYPE_CHECKING:  # type checkers derive the signature from the fields
 
         def __init__(self, **fields: Any) -> None:
             try:
@@ -35,21 +35,21 @@ class Settings(BaseModel):
             except ValidationError as error:
                 raise ConfigError(what_is_wrong(error, type(self))) from error
 
-        # Inside other models pydantic validates the fields itself, so that its error has the whole path of a field.
+        # As a field of another model, pydantic validates without __init__, so that errors have the whole path.
         __init__.__pydantic_base_init__ = True
 
 
 def settings_from(kind: type[_Kind], given: _Kind | None, fields: Mapping[str, Any]) -> _Kind:
-    """Return the settings that a call passes: an object, or its fields as keyword arguments.
+    """Return the settings of a call, which passes an object or its fields as keyword arguments.
 
     Raises:
-        ConfigError: both are given, or a field is not valid.
+        ConfigError: both are passed, or a field is invalid.
     """
     if given is None:
         return kind(**fields)
     if fields:
         raise ConfigError(
-            f"{', '.join(fields)}: given together with {kind.__name__}(...), expected one of both: put it into the "
+            f"{', '.join(fields)}: given together with {kind.__name__}(...), expected one of them: put it into the "
             "object"
         )
     return given
@@ -72,12 +72,12 @@ def keywords_of(kind: type) -> Callable[[_Function], _Function]:
 
 
 def what_is_wrong(error: ValidationError, model: type[BaseModel]) -> str:
-    """Return the first error: unknown keys come first, as a misspelt key is also missing elsewhere."""
+    """Return the first error; unknown keys come first, since a misspelt key also causes a missing one."""
     found = sorted(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")[0]
     *outer, key = found["loc"] or ("",)
     name = repr(".".join(str(part)[:80] for part in found["loc"]))[1:-1]  # in one line
     if found["type"] == "extra_forbidden" and not _NAME.fullmatch(name):
-        # The file may be another one, passed by mistake: its content stays out of the message.
+        # It may be the wrong file: leave its content out of the message.
         return f"a key is no name, known are {', '.join(_inner(model, outer).model_fields)}: is it the right file?"
     if found["type"] == "extra_forbidden":
         known = list(_inner(model, outer).model_fields)

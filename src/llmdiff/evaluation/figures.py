@@ -8,20 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmdiff.evaluation.metrics.kinds import PictureMetric
-from llmdiff.evaluation.picture_store import PictureJob
+from llmdiff.evaluation.picture_store import PictureStore
 from llmdiff.evaluation.score_store import ScoreStore, figures_of
 from llmdiff.evaluation.statistics import bootstrap_mean
 from llmdiff.evaluation.suites.suite import SuitePrompt, SuiteScorer
 
 Values = dict[str, NDArray[np.float64]]
-"""Figures by name, each with a value for every prompt; NaN if a figure does not apply to a prompt."""
+"""Figures by name. Shapes: (prompts,) each; NaN if a figure does not apply to a prompt."""
 
 
 def prompt_values(
     system: str,
     metrics: Sequence[PictureMetric | SuiteScorer],
-    rows: Sequence[SuitePrompt],
-    jobs: Sequence[Sequence[PictureJob]],
+    store: PictureStore,
     scores: ScoreStore,
 ) -> Values:
     """Return the figures of every prompt: means over its pictures; NaN if none of them has that score."""
@@ -30,7 +29,7 @@ def prompt_values(
         found = scores.read(metric.name, metric.model_id, system)
         names = list(dict.fromkeys(name for one in found.values() for name in one["values"]))
         by_name: dict[str, list[float]] = {name: [] for name in names}
-        for row, some in zip(rows, jobs, strict=True):
+        for row, some in store.prompts:
             scored = [
                 found[job.name]["values"] if job.name in found else _failed(metric, row, names)
                 for job in some

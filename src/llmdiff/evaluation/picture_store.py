@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from llmdiff.drawing.pictures import open_picture, read_metadata, save_png
 from llmdiff.errors import ConfigError, CorruptWeightsError, InputFileError, LLMDiffError
+from llmdiff.evaluation.suites.suite import SuitePrompt
 from llmdiff.evaluation.systems import System
 from llmdiff.files import read_json, write_whole
 from llmdiff.workers.jobs import HERE, Job, Workers, run_jobs
@@ -35,14 +36,21 @@ class PictureJob:
     name: str
     prompt: str
     seed: int
-    facts: Mapping[str, object] = field(default_factory=dict)
+    metadata: Mapping[str, object] = field(default_factory=dict)
 
 
 class PictureStore:
-    """The pictures of every system in an evaluation's folder: drawn/SYSTEM/NAME.png, or NAME.failed.txt."""
+    """The pictures of every system in an evaluation's folder: drawn/SYSTEM/NAME.png, or NAME.failed.txt.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Fields:
+        prompts: every prompt of the evaluation with the jobs of its pictures.
+        rows, jobs: all prompts, and the jobs of all pictures.
+    """
+
+    def __init__(self, folder: Path, prompts: Sequence[tuple[SuitePrompt, Sequence[PictureJob]]]) -> None:
+        self.folder, self.prompts = folder, prompts
+        self.jobs = [job for _, jobs in prompts for job in jobs]
+        self.rows = [row for row, _ in prompts]
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
         """Check that the folder's pictures were drawn with these settings, or store the settings.
@@ -76,13 +84,13 @@ class PictureStore:
         """Return the path of the file with the reason why there is no picture."""
         return self.path(system, job).with_suffix(".failed.txt")
 
-    def missing(self, system: str, jobs: Iterable[PictureJob]) -> list[PictureJob]:
+    def missing(self, system: str) -> list[PictureJob]:
         """Return the jobs that have no picture yet, including those that failed."""
-        return [job for job in jobs if not self.path(system, job).exists()]
+        return [job for job in self.jobs if not self.path(system, job).exists()]
 
-    def failed(self, system: str, jobs: Iterable[PictureJob]) -> list[PictureJob]:
+    def failed(self, system: str) -> list[PictureJob]:
         """Return the jobs whose drawing failed."""
-        return [job for job in self.missing(system, jobs) if self.failure_path(system, job).exists()]
+        return [job for job in self.missing(system) if self.failure_path(system, job).exists()]
 
     def read(self, system: str, job: PictureJob) -> NDArray[np.uint8] | None:
         """Return the picture of a job; None if its drawing failed. Shapes: (H, W, 3).
@@ -101,9 +109,13 @@ class PictureStore:
         except InputFileError as error:
             raise CorruptWeightsError(f"{path} is damaged ({error}): delete it and run again") from error
 
-    def seconds_per_image(self, system: str, jobs: Iterable[PictureJob]) -> float:
+    def drawn(self, system: str, jobs: Iterable[PictureJob]) -> list[NDArray[np.uint8]]:
+        """Return the pictures of jobs, without those that failed."""
+        return [picture for job in jobs if (picture := self.read(system, job)) is not None]
+
+    def seconds_per_image(self, system: str) -> float:
         """Return the mean drawing time of the system's pictures; 0 if there are none. Units: seconds."""
-        paths = [path for job in jobs if (path := self.path(system, job)).exists()]
+        paths = [path for job in self.jobs if (path := self.path(system, job)).exists()]
         times = [float(read_metadata(path).get("drawing_s", 0)) for path in paths]
         return float(np.mean(times)) if times else 0.0
 
@@ -128,10 +140,9 @@ class PictureDrawer:
                 _log.warning("system %s: %r could not be drawn: %s", name, job.prompt, image)
                 write_whole(failure, f"{type(image).__name__}: {image}\n")
                 continue
-            said = {"prompt": job.prompt, "seed": job.seed, "system": name, **job.facts}
-            save_png(
-                Image.fromarray(image), self._store.path(name, job), said | {"drawing_s": round(seconds, 4)}
-            )
+            metadata = {"prompt": job.prompt, "seed": job.seed, "system": name, **job.metadata}
+            metadata["drawing_s"] = round(seconds, 4)
+            save_png(Image.fromarray(image), self._store.path(name, job), metadata)
             failure.unlink(missing_ok=True)
         return failures
 
@@ -139,14 +150,13 @@ class PictureDrawer:
 def draw_missing(
     make_systems: Callable[[], Mapping[str, System]],
     names: Sequence[str],
-    jobs: Sequence[Sequence[PictureJob]],
     store: PictureStore,
     *,
     batch: int = 16,
     workers: Workers = HERE,
     device: str = "cpu",
 ) -> None:
-    """Draw the missing pictures of the named systems, with a progress bar; `jobs` has a list per prompt.
+    """Draw the missing pictures of the named systems, with a progress bar.
 
     A picture that also fails alone, outside its batch, is recorded as failed with the reason.
 
@@ -155,8 +165,8 @@ def draw_missing(
             killed.
         OutputError: a picture cannot be written.
     """
-    every = [job for row in jobs for job in row]
-    todo = {name: store.missing(name, every) for name in names}
+    every = len(store.jobs)
+    todo = {name: store.missing(name) for name in names}
     parts = [
         Job(name=f"{name}: {some[0].name} to {some[-1].name}", args=(name, some))
         for name, missing in todo.items()
@@ -164,7 +174,7 @@ def draw_missing(
         if (some := missing[start : start + batch])
     ]
     tried, failures = Counter[str](), dict[str, list[str]]()
-    total, left = len(every) * len(names), sum(map(len, todo.values()))
+    total, left = every * len(names), sum(map(len, todo.values()))
     with tqdm(total=total, initial=total - left, desc="drawing", unit="image", mininterval=1) as bar:
         for done in run_jobs(partial(PictureDrawer, make_systems, store), parts, workers, device=device):
             failed, (name, some) = done.checked(), done.job.args
@@ -172,26 +182,13 @@ def draw_missing(
             tried[name] += len(some)
             reasons = failures.setdefault(name, [])
             reasons += failed
-            whole = len(todo[name]) == len(every)
-            if whole and len(reasons) == tried[name] >= min(_HOPELESS, len(every)):
+            whole = len(todo[name]) == every
+            if whole and len(reasons) == tried[name] >= min(_HOPELESS, every):
                 store.forget_settings()
-                first = "" if tried[name] == len(every) else "first "
+                first = "" if tried[name] == every else "first "
                 raise LLMDiffError(
                     f"system {name}: none of its {first}{tried[name]} pictures could be drawn; the first: {reasons[0]}"
                 )
-
-
-def check_pictures(name: str, images: NDArray[np.uint8], count: int) -> None:
-    """Check that these are `count` pictures.
-
-    Raises:
-        LLMDiffError: they are not.
-    """
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[::3] != (count, 3):
-        raise LLMDiffError(
-            f"system {name}: gave {images.dtype} of shape {images.shape}, expected uint8 of shape "
-            f"({count}, height, width, 3)"
-        )
 
 
 def try_each(
@@ -209,12 +206,16 @@ def try_each(
             return [error]
         pairs = zip(prompts, seeds, strict=True)
         return [one for prompt, seed in pairs for one in try_each(name, system, [prompt], [seed])]
-    check_pictures(name, images, len(prompts))
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[::3] != (len(prompts), 3):
+        raise LLMDiffError(
+            f"system {name}: gave {images.dtype} of shape {images.shape}, expected uint8 of shape "
+            f"({len(prompts)}, height, width, 3)"
+        )
     return list(images)
 
 
 def with_black(pictures: Sequence[NDArray[np.uint8] | None], *, level: int = 0) -> NDArray[np.uint8]:
-    """Return the pictures, with black ones of the same shape in place of missing ones, or ones of a grey level.
+    """Return the pictures, with pictures of one grey level (0 is black) in place of missing ones.
 
     Shapes: (N, H, W, 3).
     """

@@ -30,7 +30,7 @@ from llmdiff.evaluation.suites.official import (
     scorer_results,
     write_official,
 )
-from llmdiff.evaluation.suites.suite import PromptSuite, SuitePrompt, SuiteScorer
+from llmdiff.evaluation.suites.suite import PromptSuite, SuitePrompt, SuiteScorer, prompts_by_tag
 from llmdiff.evaluation.systems import BASE, System
 from llmdiff.evaluation.tables import NOT_COMPARABLE, report_tables
 from llmdiff.files import writable_folder, write_whole
@@ -59,11 +59,11 @@ def evaluate_suite(
 ) -> dict[str, Any]:
     """Evaluate systems on a suite with the same prompts and seeds; return the report.
 
-    Other `workers` than this process make the systems by `make_systems`, or get them by pickle as they get the metrics;
-    on `device` "cuda" each has a GPU to itself. Existing pictures and scores in `out` are reused. A picture that could
-    not be drawn has the metric's `failed_score`. Written to `out`: drawn/SYSTEM/*.png, scores/, samples-SYSTEM.png,
-    prompts.jsonl (the figures of every prompt), report.json and report.md; for a published benchmark also
-    official/SYSTEM, as its own scorer reads pictures.
+    Worker processes create the systems with `make_systems`, or else receive them by pickle; metrics are always
+    pickled. On `device` "cuda" every worker has its own GPU. Existing pictures and scores in `out` are reused. A
+    picture that could not be drawn has the metric's `failed_score`. Written to `out`: drawn/SYSTEM/*.png, scores/,
+    samples-SYSTEM.png, prompts.jsonl (the figures of every prompt), report.json and report.md; for a published
+    benchmark also official/SYSTEM, in the layout that its own scorer reads.
 
     Raises:
         OutputError: `out` cannot be written; checked before drawing.
@@ -80,18 +80,18 @@ def evaluate_suite(
         )
     check_metrics(metrics, suite, count, has_reference=reference is not None)
     _check_official(official, suite, systems, folder)
-    store, scores = PictureStore(writable_folder(folder)), ScoreStore(folder)
     made_with = {**(settings or {}), "suite": suite.name, "suite_sha256": suite.sha256, "suite_seed": seed}
-    jobs = [_jobs(row, index, count, seed) for index, row in enumerate(rows)]
+    prompts = [(row, _jobs(row, index, count, seed)) for index, row in enumerate(rows)]
+    store, scores = PictureStore(writable_folder(folder), prompts), ScoreStore(folder)
     store.check_settings(made_with | {"prompts_per_tag": prompts_per_tag, "systems": sorted(systems)})
     if workers.here or make_systems is None:
         make_systems = partial(dict, systems)
     where: dict[str, Any] = {"batch": batch, "workers": workers, "device": device}
-    draw_missing(make_systems, list(systems), jobs, store, **where)
+    draw_missing(make_systems, list(systems), store, **where)
     scored = [metric for metric in metrics if not isinstance(metric, SetMetric | DiversityMetric)]
-    score_missing(scored, list(systems), rows, jobs, store, scores, **where)
-    groups = {tag: [i for i, row in enumerate(rows) if tag in row.tags] for row in rows for tag in row.tags}
-    values = {name: prompt_values(name, scored, rows, jobs, scores) for name in systems}
+    score_missing(scored, list(systems), store, scores, **where)
+    groups = prompts_by_tag(rows)
+    values = {name: prompt_values(name, scored, store, scores) for name in systems}
     if reference is None and suite.reference is not None and any(isinstance(m, SetMetric) for m in metrics):
         reference = suite.reference()
     real = {
@@ -102,24 +102,24 @@ def evaluate_suite(
     figures: dict[str, Any] = {}
     for name in systems:
         figures[name] = {
-            "pictures": sum(map(len, jobs)),
-            "failed": sum(len(store.failed(name, row)) for row in jobs),
+            "pictures": len(store.jobs),
+            "failed": len(store.failed(name)),
             **(means := metric_figures(values[name], groups)),
             "mean_over_tags": mean_over_tags(means),
-            "sets": _of_sets(name, metrics, jobs, store, real, batch),
+            "sets": _set_figures(name, metrics, store, real, batch),
         }
         if BASE in systems and name != BASE:
             figures[name]["differences_to_base"] = metric_figures(
                 metric_differences(values[name], values[BASE]), groups
             )
-        _save_samples(folder / f"samples-{name}.png", name, suite, rows, jobs, store, values[name])
+        _save_samples(folder / f"samples-{name}.png", name, suite, store, values[name])
         if suite.name in BENCHMARKS:
             results = {
-                metric.model_id: scorer_results(metric, name, rows, jobs, scores)
+                metric.model_id: scorer_results(metric, name, store, scores)
                 for metric in scored
                 if not isinstance(metric, PictureMetric) and metric.name == suite.name
             }
-            write_official(suite, name, rows, jobs, store, results, folder / "official")
+            write_official(suite, name, store, results, folder / "official")
             for found in results.values():
                 figures[name]["as_published"] = published_figures(suite, rows, found)
         if name in official:
@@ -143,10 +143,7 @@ def evaluate_suite(
         "metrics": {metric.name: metric.model_id for metric in metrics},
         "checker": {key: one for metric in metrics for key, one in getattr(metric, "figures", {}).items()},
         "settings": made_with,
-        "seconds_per_image": {
-            name: round(store.seconds_per_image(name, [job for row in jobs for job in row]), 4)
-            for name in systems
-        },
+        "seconds_per_image": {name: round(store.seconds_per_image(name), 4) for name in systems},
         **provenance(command),
     }
     write_whole(folder / "prompts.jsonl", "".join(_prompt_lines(rows, values)))
@@ -204,38 +201,33 @@ def _check_official(
 
 
 def _jobs(row: SuitePrompt, index: int, count: int, seed: int) -> list[PictureJob]:
-    facts = {"id": row.id, "tags": ", ".join(row.tags) or None}
+    metadata = {"id": row.id, "tags": ", ".join(row.tags) or None}
     return [
-        PictureJob(name=f"{index:05d}-{number}", prompt=row.prompt, seed=one, facts=facts)
+        PictureJob(name=f"{index:05d}-{number}", prompt=row.prompt, seed=one, metadata=metadata)
         for number, one in enumerate(row.seeds(count, seed))
     ]
 
 
-def _of_sets(
+def _set_figures(
     system: str,
     metrics: Sequence[Metric | SuiteScorer],
-    jobs: Sequence[Sequence[PictureJob]],
     store: PictureStore,
     real: Mapping[str, NDArray[np.float32]],
     batch: int,
 ) -> dict[str, float]:
-    """Return the set metrics over all pictures, without failed ones, which the report counts separately.
+    """Return the set metrics over all pictures except failed ones, which the report counts separately.
 
     `real`: features of the reference pictures by the metric's name.
     """
-
-    def drawn(row: Sequence[PictureJob]) -> list[NDArray[np.uint8]]:
-        return [one for job in row if (one := store.read(system, job)) is not None]
-
     figures: dict[str, float] = {}
     for metric in metrics:
         if isinstance(metric, DiversityMetric):
-            several = [
-                metric.diversity(np.stack(pictures)) for row in jobs if len(pictures := drawn(row)) > 1
-            ]
+            drawn = (store.drawn(system, jobs) for _, jobs in store.prompts)
+            several = [metric.diversity(np.stack(pictures)) for pictures in drawn if len(pictures) > 1]
             figures |= {metric.name: float(np.mean(several))} if several else {}
         elif isinstance(metric, SetMetric):
-            features = set_features(metric, (one for row in jobs for one in drawn(row)), batch=batch)
+            pictures = (one for job in store.jobs for one in store.drawn(system, [job]))
+            features = set_features(metric, pictures, batch=batch)
             figures |= metric.compare(real[metric.name], features)
     return figures
 
@@ -244,27 +236,25 @@ def _prompt_lines(rows: Sequence[SuitePrompt], values: Mapping[str, Values]) -> 
     for system, figures in values.items():
         for index, row in enumerate(rows):
             found = {name: float(one[index]) for name, one in figures.items() if not np.isnan(one[index])}
-            said = {"system": system, "id": row.id, "prompt": row.prompt, "tags": row.tags, "values": found}
-            yield json.dumps(said) + "\n"
+            line = {"system": system, "id": row.id, "prompt": row.prompt, "tags": row.tags, "values": found}
+            yield json.dumps(line) + "\n"
 
 
 def _save_samples(
     path: Path,
     system: str,
     suite: PromptSuite,
-    rows: Sequence[SuitePrompt],
-    jobs: Sequence[Sequence[PictureJob]],
     store: PictureStore,
     values: Values,
 ) -> None:
     """Save the first pictures of some prompts of every tag, with the scorer's verdict if it is clear."""
     verdicts = {1.0: "RIGHT: ", 0.0: "WRONG: "}
-    scores = values.get(suite.score_name, np.full(len(rows), np.nan))
-    kinds = len({row.tags for row in rows})
-    first = {row.id for row in suite.first(max(1, _SAMPLES // kinds))}
+    scores = values.get(suite.score_name, np.full(len(store.rows), np.nan))
+    combinations = len({row.tags for row in store.rows})
+    first = {row.id for row in suite.first(max(1, _SAMPLES // combinations))}
     shown = [
         (verdicts.get(float(score), "") + row.prompt, image)
-        for row, some, score in zip(rows, jobs, scores, strict=True)
+        for (row, some), score in zip(store.prompts, scores, strict=True)
         if row.id in first and (image := store.read(system, some[0])) is not None
     ][:_SAMPLES]
     if shown:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from llmdiff.evaluation.metrics.kinds import PictureMetric
@@ -16,9 +15,6 @@ from llmdiff.evaluation.picture_store import PictureJob, PictureStore
 from llmdiff.evaluation.suites.suite import SuitePrompt, SuiteScorer
 from llmdiff.files import not_writable, parse_json
 from llmdiff.workers.jobs import HERE, Job, Workers, run_jobs
-
-Scored = Mapping[str, Mapping[str, Any]]
-"""Scores by the picture's name: `values`, the figures by name, and further results of a scorer."""
 
 
 class ScoreStore:
@@ -44,7 +40,7 @@ class ScoreStore:
         return self.folder / "scores" / metric / f"{system}.jsonl"
 
     def add(self, metric: str, model_id: str, system: str, scored: Mapping[str, Mapping[str, Any]]) -> None:
-        """Append the scores of some pictures.
+        """Append scores, by the picture's name: `values`, the figures by name, and other results of a scorer.
 
         Raises:
             OutputError: the file cannot be written.
@@ -70,17 +66,20 @@ class PictureScorer:
     def __call__(
         self, args: tuple[int, str, Sequence[tuple[SuitePrompt, PictureJob]]]
     ) -> list[dict[str, Any]]:
-        """Return what the metric of this number finds in these pictures of a system."""
-        number, system, pairs = args
-        images = np.stack([_picture(self._store, system, job) for _, job in pairs])
-        return _found(self._metrics[number], images, [row for row, _ in pairs])
+        """Score these pictures of a system with the metric of this index."""
+        index, system, pairs = args
+        metric, rows = self._metrics[index], [row for row, _ in pairs]
+        pictures = [self._store.read(system, job) for _, job in pairs]
+        images = np.stack([picture for picture in pictures if picture is not None])
+        if isinstance(metric, PictureMetric):
+            figures = metric.score(images, [row.prompt for row in rows])
+            return [{"values": {name: float(v[i]) for name, v in figures.items()}} for i in range(len(rows))]
+        return [{"values": figures_of(metric, one), **one} for one in metric.judge(images, rows)]
 
 
 def score_missing(
     metrics: Sequence[PictureMetric | SuiteScorer],
     systems: Sequence[str],
-    rows: Sequence[SuitePrompt],
-    jobs: Sequence[Sequence[PictureJob]],
     store: PictureStore,
     scores: ScoreStore,
     *,
@@ -98,7 +97,7 @@ def score_missing(
         known = scores.read(metric.name, metric.model_id, system)
         todo = [
             (row, job)
-            for row, some in zip(rows, jobs, strict=True)
+            for row, some in store.prompts
             for job in some
             if job.name not in known and store.path(system, job).exists()
         ]
@@ -116,23 +115,8 @@ def score_missing(
             bar.update()
 
 
-def _found(
-    metric: PictureMetric | SuiteScorer, images: NDArray[np.uint8], rows: Sequence[SuitePrompt]
-) -> list[dict[str, Any]]:
-    if isinstance(metric, PictureMetric):
-        figures = metric.score(images, [row.prompt for row in rows])
-        return [{"values": {name: float(v[i]) for name, v in figures.items()}} for i in range(len(rows))]
-    return [{"values": figures_of(metric, one), **one} for one in metric.judge(images, rows)]
-
-
 def figures_of(metric: SuiteScorer, judged: Mapping[str, Any]) -> dict[str, float]:
     """Return a scorer's result as figures: the score under the scorer's name, and its parts."""
     name = metric.name.replace("-", "_")
     score = {name: judged["score"]} if "score" in judged else {}
     return score | {f"{name}: {part}": value for part, value in judged.get("parts", {}).items()}
-
-
-def _picture(store: PictureStore, system: str, job: PictureJob) -> NDArray[np.uint8]:
-    picture = store.read(system, job)
-    assert picture is not None, f"{job.name} has a file but no picture"
-    return picture

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from llmdiff.errors import ConfigError
 
-_CHUNK = 2_000_000
+_CHUNK, _RATIO_RESAMPLES = 2_000_000, 2000
 # Student's t, two-sided 95 %, for 1, 2, 3 ... degrees of freedom; beyond the table the normal's 1.96.
 _T_95 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
@@ -36,31 +36,26 @@ def bootstrap_mean(
     *,
     seed: int = 0,
     resamples: int = 5000,
-    level: float = 0.95,
 ) -> Interval:
     """Return the mean and its percentile-bootstrap interval; the same seed gives the same interval.
 
     Identical values give an interval of zero width, as resampling cannot produce unseen values.
 
     Raises:
-        ConfigError: no values, or `level` or `resamples` out of range.
+        ConfigError: there are no values.
 
     Source: Efron 1979; the percentile interval of Efron and Tibshirani 1993, section 13.3.
     """
     sample = np.asarray(values, dtype=np.float64)
     if sample.ndim != 1 or not len(sample):
         raise ConfigError(f"values: got shape {sample.shape}, expected a list of at least one number")
-    if not 0 < level < 1 or resamples < 1:
-        raise ConfigError(
-            f"level, resamples: got {level} and {resamples}, expected a level between 0 and 1 and at least 1"
-        )
     rng = np.random.default_rng(seed)
     rows = max(1, _CHUNK // len(sample))
     means: list[NDArray[np.float64]] = []
     for start in range(0, resamples, rows):
         drawn = rng.integers(len(sample), size=(min(rows, resamples - start), len(sample)))
         means.append(sample[drawn].mean(1))
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     return Interval(mean=float(sample.mean()), low=float(low), high=float(high), n=len(sample))
 
 
@@ -68,9 +63,6 @@ def bootstrap_ratios(
     sums: NDArray[np.float64],
     counts: NDArray[np.float64],
     combine: Callable[[NDArray[np.float64]], NDArray[np.float64]] = lambda ratios: ratios,
-    *,
-    seed: int = 0,
-    resamples: int = 2000,
 ) -> list[Interval]:
     """Return ratios of totals over prompts, and their percentile-bootstrap intervals over prompts.
 
@@ -83,11 +75,13 @@ def bootstrap_ratios(
     """
     n = len(sums)
     point = combine(_ratios(sums.sum(0), counts.sum(0)))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     rows = max(1, _CHUNK // n)
     drawn: list[NDArray[np.float64]] = []
-    for start in range(0, resamples, rows):
-        times = rng.multinomial(n, np.full(n, 1 / n), size=min(rows, resamples - start)).astype(np.float64)
+    for start in range(0, _RATIO_RESAMPLES, rows):
+        times = rng.multinomial(n, np.full(n, 1 / n), size=min(rows, _RATIO_RESAMPLES - start)).astype(
+            np.float64
+        )
         drawn.append(combine(_ratios(times @ sums, times @ counts)))
     low, high = np.nanquantile(np.concatenate(drawn), [0.025, 0.975], axis=0)
     return [
@@ -102,12 +96,7 @@ def _ratios(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[n
 
 
 def paired_difference(
-    ours: Sequence[float] | NDArray[np.float64],
-    base: Sequence[float] | NDArray[np.float64],
-    *,
-    seed: int = 0,
-    resamples: int = 5000,
-    level: float = 0.95,
+    ours: Sequence[float] | NDArray[np.float64], base: Sequence[float] | NDArray[np.float64]
 ) -> Interval:
     """Return the mean of `ours - base`, prompt by prompt, with its interval.
 
@@ -121,7 +110,7 @@ def paired_difference(
         raise ConfigError(
             f"ours, base: got shapes {first.shape} and {second.shape}, expected one value of each per prompt"
         )
-    return bootstrap_mean(first - second, seed=seed, resamples=resamples, level=level)
+    return bootstrap_mean(first - second)
 
 
 def over_trainings(

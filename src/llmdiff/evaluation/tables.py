@@ -113,17 +113,17 @@ def _notes(report: Mapping[str, Any], has_official: bool) -> list[str]:
         official = one.get("official", {})
         if official.get("missing"):
             notes.append(
-                f"The published scorer has no result of {official['missing']} pictures of {name}, which count 0; "
+                f"The published scorer has no result for {official['missing']} pictures of {name}, which count 0; "
                 f"the first: prompt {official['first_missing']}"
             )
     if has_official and not report["comparable_with_published"]:
         notes.append(
-            f"Not with a result of all prompts and pictures of the published protocol: {report['note']}"
+            f"The published scorer has no results for all prompts and pictures of its protocol: {report['note']}"
         )
     elif has_official:
-        notes.append("By the published scorer: as far as its files are what that scorer wrote, comparable")
+        notes.append("Figures of the published scorer are comparable, if that scorer wrote its files")
     if not report["metrics"] and not has_official:
-        notes.append(f"Nothing was measured: {report['note']}")
+        notes.append(f"There are no metrics: {report['note']}")
     return notes
 
 
@@ -156,15 +156,17 @@ def metric_rows(systems: Mapping[str, Any], names: Sequence[str] | None = None) 
 
 def figure_text(figures: Mapping[str, Any], *, factor: float = 1, sign: bool = False) -> str:
     """Return a mean with its interval, four digits each, multiplied by `factor`, optionally with a sign."""
-    form = "+.4g" if sign else ".4g"
-    mean, low, high = (format(factor * figures[name], form) for name in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+    return _interval_text(figures, factor, "+.4g" if sign else ".4g")
 
 
 def percent(figures: Mapping[str, Any], *, sign: bool = False, digits: int = 1) -> str:
     """Return "mean [low, high]" in percent, or with a sign in points."""
     form = f"{'+' if sign else ''}.{digits}f"
-    mean, low, high = (format(100 * figures[name], form) for name in ("mean", "low", "high"))
+    return _interval_text(figures, 100, form)
+
+
+def _interval_text(figures: Mapping[str, Any], factor: float, form: str) -> str:
+    mean, low, high = (format(factor * figures[name], form) for name in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]"
 
 

@@ -20,14 +20,14 @@ from llmdiff.serving.errors import ApiError, ErrorReply, from_library, install_e
 from llmdiff.serving.openapi_page import install_openapi
 from llmdiff.serving.request_guard import RequestGuard, log_fields
 from llmdiff.serving.schemas import Drawing, ImageReply, ImageRequest, Model, ModelList, Picture, Status
-from llmdiff.serving.service import RETRY_S, ImageService, SizedPainter
+from llmdiff.serving.service import RETRY_S, ImageService, SizedDrawer
 from llmdiff.serving.settings import ServeSettings
 
 _MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
 
 def create_app(
-    load: Callable[[], SizedPainter],
+    load: Callable[[], SizedDrawer],
     settings: ServeSettings,
     *,
     on_failure: Callable[[], None] = lambda: None,
@@ -145,7 +145,7 @@ def _install_routes(app: FastAPI, service: ImageService) -> None:
     @app.get("/ready", responses=errors(401, 503))
     async def ready() -> Status:
         """Report whether the models are loaded and requests are accepted."""
-        service.painter()
+        service.drawer()
         return Status(status="ready")
 
     @app.get(

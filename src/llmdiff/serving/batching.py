@@ -14,7 +14,7 @@ from llmdiff.serving.logs import log
 from llmdiff.serving.metrics import Metrics
 
 
-class Painter(Protocol):
+class Drawer(Protocol):
     """Draws PNG files from settings that differ only in their prompts, with one seed for each."""
 
     def draw(
@@ -78,7 +78,7 @@ class Batcher:
     """Draws orders first come, first served; compatible later orders join the batch of the first.
 
     Orders do not wait for a batch to fill: a single order is drawn at once, and batches form while another is drawn.
-    All code runs on one event loop except `Painter.draw`, which runs in the executor, so no lock is needed.
+    All code runs on one event loop except `Drawer.draw`, which runs in the executor, so no lock is needed.
     """
 
     def __init__(self, *, max_batch: int, queue_size: int, metrics: Metrics) -> None:
@@ -118,7 +118,7 @@ class Batcher:
                 self._orders.remove(order)
                 self._count_waiting()
 
-    async def run(self, painter: Painter, executor: Executor) -> None:
+    async def run(self, drawer: Drawer, executor: Executor) -> None:
         """Draw incoming orders until cancelled."""
         while True:
             while not self._orders:
@@ -128,9 +128,9 @@ class Batcher:
             if not batch:
                 continue
             try:
-                await self._draw(batch, painter, executor)
+                await self._draw(batch, drawer, executor)
             except LLMDiffError as error:
-                await self._one_by_one(batch, error, painter, executor)
+                await self._one_by_one(batch, error, drawer, executor)
             except Exception as error:
                 log("drawing failed", level=40, error=error)
                 self._fail(batch, error)
@@ -156,7 +156,7 @@ class Batcher:
         self._count_waiting()
         return batch
 
-    async def _draw(self, batch: _Batch, painter: Painter, executor: Executor) -> None:
+    async def _draw(self, batch: _Batch, drawer: Drawer, executor: Executor) -> None:
         def on_step() -> None:
             if not any(order.wanted for order, _ in batch):
                 raise _AbandonedError
@@ -166,7 +166,7 @@ class Batcher:
         began = time.monotonic()
         try:
             pictures = await asyncio.get_running_loop().run_in_executor(
-                executor, lambda: painter.draw(settings, seeds, on_step=on_step)
+                executor, lambda: drawer.draw(settings, seeds, on_step=on_step)
             )
         except _AbandonedError:
             self._metrics.pictures.labels("abandoned").inc(len(batch))
@@ -181,7 +181,7 @@ class Batcher:
             order.finish(seed, png)
 
     async def _one_by_one(
-        self, batch: _Batch, error: LLMDiffError, painter: Painter, executor: Executor
+        self, batch: _Batch, error: LLMDiffError, drawer: Drawer, executor: Executor
     ) -> None:
         """Draw each picture alone after a batch failed, so that one bad prompt does not fail the others."""
         if len(batch) == 1:
@@ -189,7 +189,7 @@ class Batcher:
             return
         for picture in batch:
             try:
-                await self._draw([picture], painter, executor)
+                await self._draw([picture], drawer, executor)
             except Exception as alone:
                 self._fail([picture], alone)
 

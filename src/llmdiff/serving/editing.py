@@ -14,7 +14,7 @@ from starlette.datastructures import FormData, UploadFile
 from llmdiff.drawing.draw import DrawingSettings
 from llmdiff.drawing.pictures import open_picture
 from llmdiff.errors import InputFileError
-from llmdiff.serving.errors import ApiError
+from llmdiff.serving.errors import ApiError, invalid_value
 from llmdiff.serving.schemas import EditRequest
 
 MAX_FIELDS = 64
@@ -57,16 +57,11 @@ def read_form(form: FormData) -> tuple[EditRequest, bytes]:
             pictures.append(value)
         elif isinstance(value, UploadFile) or name in _IMAGES or name in fields:
             what = "a file" if isinstance(value, UploadFile) else "text" if name in _IMAGES else "given twice"
-            raise ApiError(400, f"{name[:80]} is {what}", code="invalid_value", param=name[:80])
+            raise invalid_value(name[:80], f"{name[:80]} is {what}")
         elif value not in ("", "null", "None"):  # encodings of null in forms
             fields[name] = value
     if len(pictures) != 1:
-        raise ApiError(
-            400,
-            f"image: got {len(pictures)} files, expected one picture",
-            code="invalid_value",
-            param="image",
-        )
+        raise invalid_value("image", f"image: got {len(pictures)} files, expected one picture")
     try:
         return EditRequest.model_validate(fields), pictures[0].file.read()
     except ValidationError as error:
@@ -82,7 +77,7 @@ def open_upload(content: bytes) -> tuple[Image.Image, str]:
     try:
         return open_picture(content), hashlib.sha256(content).hexdigest()
     except InputFileError as error:
-        raise ApiError(400, f"image: {error}", code="invalid_value", param="image") from error
+        raise invalid_value("image", f"image: {error}") from error
 
 
 def filled(settings: EditSettings) -> EditSettings:

@@ -1,13 +1,13 @@
 """Errors in OpenAI's JSON format, without tracebacks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from llmdiff.errors import ConfigError, LLMDiffError, PromptError
 
@@ -67,6 +67,11 @@ def error_response(error: ApiError) -> JSONResponse:
     )
 
 
+def invalid_value(param: str, message: str) -> ApiError:
+    """Return the error for an invalid parameter."""
+    return ApiError(400, message, code="invalid_value", param=param)
+
+
 def internal_error(request_id: str) -> ApiError:
     """Return the error for an internal exception, with the request id to look up in the log and no details."""
     return ApiError(
@@ -87,23 +92,21 @@ def from_library(error: LLMDiffError) -> ApiError:
 
 def install_error_handlers(app: FastAPI) -> None:
     """Install handlers that convert every error of the app to an `ErrorReply`."""
+    converters: dict[type[Exception], Callable[[Any], ApiError]] = {
+        ApiError: lambda error: error,
+        LLMDiffError: from_library,
+        HTTPException: _from_http,
+        RequestValidationError: _from_validation,
+    }
+    for kind, convert in converters.items():
+        app.add_exception_handler(kind, _handler(convert))
 
-    async def api(request: Request, error: Any) -> JSONResponse:
-        return error_response(error)
 
-    async def library(request: Request, error: Any) -> JSONResponse:
-        return error_response(from_library(error))
+def _handler(convert: Callable[[Any], ApiError]) -> Callable[[Request, Exception], Awaitable[Response]]:
+    async def reply(request: Request, error: Exception) -> Response:
+        return error_response(convert(error))
 
-    async def http(request: Request, error: Any) -> JSONResponse:
-        return error_response(_from_http(error))
-
-    async def invalid(request: Request, error: Any) -> JSONResponse:
-        return error_response(_from_validation(error))
-
-    app.add_exception_handler(ApiError, api)
-    app.add_exception_handler(LLMDiffError, library)
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(RequestValidationError, invalid)
+    return reply
 
 
 def _kind(status: int) -> str:
@@ -127,5 +130,4 @@ def _from_validation(error: RequestValidationError) -> ApiError:
     reason = first.get("msg", "not valid").removeprefix("Value error, ")
     if first.get("type") == "extra_forbidden":
         reason = "there is no such parameter"
-    message = f"{param or 'the body'}: {reason}"
-    return ApiError(400, message, code="invalid_value", param=param)
+    return ApiError(400, f"{param or 'the body'}: {reason}", code="invalid_value", param=param)

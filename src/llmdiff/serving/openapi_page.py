@@ -47,11 +47,11 @@ def _page(schema: dict[str, Any]) -> str:
     arguments = [
         (
             name,
-            _type(facts),
-            "required" if name in request["required"] else facts.get("default", ""),
-            facts.get("description", ""),
+            _type(field),
+            "required" if name in request["required"] else field.get("default", ""),
+            field.get("description", ""),
         )
-        for name, facts in request["properties"].items()
+        for name, field in request["properties"].items()
     ]
     example = (
         "curl http://127.0.0.1:8000/v1/images/generations -H 'Content-Type: application/json' \\\n"
@@ -60,8 +60,8 @@ def _page(schema: dict[str, Any]) -> str:
     return render("api.html", schema=schema, arguments=arguments, example=example)
 
 
-def _type(facts: dict[str, Any]) -> str:
-    options = facts.get("anyOf", [facts])
+def _type(field: dict[str, Any]) -> str:
+    options = field.get("anyOf", [field])
     words = []
     for option in options:
         if "const" in option:

@@ -9,24 +9,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from llmdiff.serving.templates import render
+
 LOGIN_PATH = "/login"
 _COOKIE = "llmdiff_session"
 _WRONG_S = 0.5
 _MAX_GUESSES = 16
-
-_PAGE = """<!doctype html><html lang=en><meta charset=utf-8><title>LLMDiff</title>
-<meta name=viewport content="width=device-width, initial-scale=1"><style>
-:root { color-scheme: light dark; }
-body { font: 17px/1.5 system-ui, sans-serif; display: grid; place-items: center; min-height: 90vh; margin: 0; }
-form { display: grid; gap: .8rem; width: min(20rem, 90vw); }
-h1 { margin: 0; font-size: 1.5rem; }
-input, button { font: inherit; padding: .6rem .8rem; border: 1px solid #8888; border-radius: .5rem; }
-button { background: #2f6fd0; border-color: #2f6fd0; color: #fff; cursor: pointer; }
-p { margin: 0; color: #c22; min-height: 1.5em; }
-</style><form method=post action=login><h1>LLMDiff</h1>
-<label for=password>Password</label>
-<input id=password name=password type=password autocomplete=current-password autofocus required>
-<button>Enter</button><p role=alert>MESSAGE</p></form></html>"""
 
 
 class _Guesses:
@@ -103,7 +91,7 @@ class PasswordForm:
 
 def _form(status: int, message: str) -> Response:
     return HTMLResponse(
-        _PAGE.replace("MESSAGE", message),
+        render("login.html", message=message),
         status_code=status,
         headers={
             "Cache-Control": "no-store",

@@ -21,8 +21,6 @@ _HEADERS = [
     (b"referrer-policy", b"no-referrer"),
     (b"x-frame-options", b"DENY"),
 ]
-# The total size of all request bodies in memory at a time.
-_MAX_HELD_BYTES = 256 * 2**20
 
 
 def log_fields(scope: Any) -> dict[str, Any]:
@@ -44,8 +42,13 @@ class RequestGuard:
     name, except IP addresses and names without a dot (DNS rebinding). `headers` are defaults for every response.
     `larger_bodies`: body limits of single paths.
 
+    Fields:
+        max_held_bytes: the largest total size of all request bodies in memory.
+
     Units: `body_timeout_s` in seconds, for the whole body.
     """
+
+    max_held_bytes = 256 * 2**20
 
     def __init__(
         self,
@@ -169,7 +172,7 @@ class RequestGuard:
                     self._held_bytes += len(part)
                     if len(body) > most:
                         raise too_large
-                    if self._held_bytes > _MAX_HELD_BYTES:
+                    if self._held_bytes > self.max_held_bytes:
                         raise ApiError(
                             503,
                             "too many large requests at once: try again in a few seconds",

@@ -118,7 +118,7 @@ def serve_images(models: Models, settings: ServeSettings, *, host: str, port: in
         LLMDiffError: a model is missing, damaged or does not fit.
     """
     from llmdiff.serving.api import create_app
-    from llmdiff.serving.painter import PipelinePainter
+    from llmdiff.serving.pipeline_drawer import PipelineDrawer
 
     listener = listen(host, port)
     log_as_json()
@@ -128,7 +128,7 @@ def serve_images(models: Models, settings: ServeSettings, *, host: str, port: in
         for server in servers:
             server.should_exit = True
 
-    app = create_app(lambda: PipelinePainter.load(models), settings, on_failure=stop)
+    app = create_app(lambda: PipelineDrawer.load(models), settings, on_failure=stop)
     service = app.state.service
 
     def close() -> None:

@@ -34,13 +34,13 @@ def parse_size(size: str | None) -> tuple[int, int] | None:
     return height, width
 
 
-def nearest_size(asked_px: tuple[int, int], painter: Sized) -> tuple[int, int]:
-    """Return the (height, width) of the requested aspect ratio with about the painter's own number of pixels."""
-    if asked_px == painter.size_px:
+def nearest_size(asked_px: tuple[int, int], drawer: Sized) -> tuple[int, int]:
+    """Return the (height, width) of the requested aspect ratio with about the drawer's own number of pixels."""
+    if asked_px == drawer.size_px:
         return asked_px
     aspect = min(max(asked_px[1] / asked_px[0], 1 / _MAX_ASPECT), _MAX_ASPECT)
-    side = math.sqrt(painter.size_px[0] * painter.size_px[1])
-    step = painter.multiple_px
+    side = math.sqrt(drawer.size_px[0] * drawer.size_px[1])
+    step = drawer.multiple_px
     height, width = (
         max(step, round(length / step) * step)
         for length in (side / math.sqrt(aspect), side * math.sqrt(aspect))
@@ -48,13 +48,13 @@ def nearest_size(asked_px: tuple[int, int], painter: Sized) -> tuple[int, int]:
     return height, width
 
 
-def with_size(settings: Settings, painter: Sized, max_pixels: int | None) -> Settings:
+def with_size(settings: Settings, drawer: Sized, max_pixels: int | None) -> Settings:
     """Return the settings with their size filled in.
 
     Raises:
         ConfigError: the picture would have more than `max_pixels` (None: four times the pipeline's own).
     """
-    own_px = painter.size_px
+    own_px = drawer.size_px
     height_px, width_px = settings.height_px or own_px[0], settings.width_px or own_px[1]
     limit = max_pixels or 4 * own_px[0] * own_px[1]
     if height_px * width_px > limit:

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from llmdiff.drawing.models import scale_of
 from llmdiff.serving import ui_html
 from llmdiff.serving.errors import ApiError, install_error_handlers
-from llmdiff.serving.picture_store import PictureStore
+from llmdiff.serving.expiring_pictures import ExpiringPictures
 from llmdiff.serving.settings import UiSettings
 from llmdiff.serving.studio import Studio
 from llmdiff.serving.ui_drawer import MAX_PROMPT, Drawer, gradio
@@ -27,7 +27,7 @@ _INTRODUCTION = (
 def add_page(app: FastAPI, studio: Studio, settings: UiSettings) -> Callable[[], None]:
     """Add the page at / and its pictures at /pictures/ to the app; return a function that ends open connections."""
     gr = gradio()
-    store = PictureStore(max_bytes=_STORE_BYTES, lifetime_s=_LIFETIME_S)
+    store = ExpiringPictures(max_bytes=_STORE_BYTES, lifetime_s=_LIFETIME_S)
 
     @app.get("/pictures/{name}.png")
     def picture(name: str) -> Response:

@@ -12,8 +12,8 @@ from llmdiff.drawing.draw import DrawingSettings, new_seed
 from llmdiff.drawing.models import Models, scale_of
 from llmdiff.errors import ConfigError, LLMDiffError
 from llmdiff.serving import ui_html
+from llmdiff.serving.expiring_pictures import ExpiringPictures
 from llmdiff.serving.logs import log
-from llmdiff.serving.picture_store import PictureStore
 from llmdiff.serving.settings import UiSettings
 from llmdiff.serving.studio import Drawn, Loading, Notice, Step, Studio
 from llmdiff.serving.ui_examples import OPENING, OPENING_SEED, own_world
@@ -36,7 +36,7 @@ def gradio() -> Any:
 class Drawer:
     """The handler of the page's button: validates the inputs, draws, and shows progress."""
 
-    def __init__(self, studio: Studio, store: PictureStore, settings: UiSettings) -> None:
+    def __init__(self, studio: Studio, store: ExpiringPictures, settings: UiSettings) -> None:
         self._studio = studio
         self._store = store
         self._settings = settings

@@ -1,1 +1,1 @@
-"""Many jobs at once: in processes of this machine, or on a Ray cluster."""
+"""Run many jobs: in processes of this machine, or on a Ray cluster."""

@@ -15,16 +15,16 @@ from llmdiff.workers.cluster import ActorSlot, cluster
 from llmdiff.workers.processes import ProcessSlot, visible_gpus
 from llmdiff.workers.worker import Work, Worker
 
-# One retry: a machine may kill a worker, but twice with the same job has another cause.
+# One retry: a second kill with the same job probably has the job as its cause.
 _RETRIES = 1
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """Where jobs run: `count` processes of this machine, or with `ray` of the cluster of $RAY_ADDRESS.
+    """Where jobs run: in `count` processes of this machine or, with `ray`, of the cluster of $RAY_ADDRESS.
 
-    One without Ray is this process. With Ray, all machines must share the same folders.
+    A count of 1 without Ray is this process. With Ray, all machines must share the same folders.
 
     Raises:
         ConfigError: `count` is below 1.
@@ -76,15 +76,15 @@ class Done:
 def run_jobs(
     make: Callable[[], Work], jobs: Sequence[Job], workers: Workers, *, device: str = "cpu"
 ) -> Iterator[Done]:
-    """Run the jobs and yield each when it ends, in any order; `make` is called once in every worker that has a job.
+    """Run the jobs and yield each when it ends, in any order; every worker with a job calls `make` once.
 
-    A job whose worker is killed is run once more, in a new process; killed again, it ends with an error that names it.
-    Jobs that come `after` a job with an error are not run. Leaving the loop early ends all workers: they get SIGTERM.
-    On `device` "cuda" every worker has a GPU to itself, as long as there are enough; CPU threads are shared out. A
-    script that calls this with several workers does so under `if __name__ == "__main__":`, as new processes import it.
+    If a worker is killed, its job is repeated in a new process; the second time, the job ends with an error that names
+    it. Jobs that come `after` a job with an error are not run. Leaving the loop early ends all workers with SIGTERM.
+    On `device` "cuda" every worker has its own GPU if there are enough; the CPU threads are divided among workers. A
+    script must call this with several workers under `if __name__ == "__main__":`, since new processes import it.
 
     Raises:
-        ConfigError: Ray is asked for a GPU and has none, or a job comes after one that is not there.
+        ConfigError: the device is a GPU and the Ray cluster has none, or a job comes after an unknown one.
         LLMDiffError: Ray is not installed or does not start, or `make` cannot be pickled.
     """
     if not jobs:
@@ -103,7 +103,7 @@ def run_jobs(
 
         try:
             blob = pickle.dumps(make)
-        except Exception as error:  # any, of any object
+        except Exception as error:  # pickling can raise any exception
             raise LLMDiffError(
                 f"the work cannot be sent to other processes ({first_line(error)}): use one worker"
             ) from error
@@ -146,7 +146,7 @@ def _schedule(start: Callable[[], _Slot], jobs: Sequence[Job], count: int) -> It
                 slot = idle.pop() if idle else start()
                 running[slot.submit(job.args)] = job, slot
             if not ready:
-                # On a full cluster others wait for their places.
+                # Free their places for other jobs of a full cluster.
                 while idle:
                     idle.pop().close()
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -180,7 +180,7 @@ def _schedule(start: Callable[[], _Slot], jobs: Sequence[Job], count: int) -> It
 def _killed(job: Job, reason: Exception) -> LLMDiffError:
     return LLMDiffError(
         f"{job.name}: its worker was killed {_RETRIES + 1} times ({first_line(reason)}), often for lack of memory: use "
-        "fewer workers and run again; what is done is kept"
+        "fewer workers and run again; finished jobs are kept"
     )
 
 

@@ -13,18 +13,18 @@ from typing import Any
 
 from llmdiff.workers.worker import Answer, Worker
 
-# For jobs that save where they are on SIGTERM.
+# For jobs that save their state on SIGTERM.
 _GRACE_S = 60.0
 
 
 class ProcessSlot:
-    """A process of its own, so that it is known whose job was lost when it is killed."""
+    """A pool of one process, so that a kill identifies the lost job."""
 
     lost: tuple[type[Exception], ...] = (BrokenProcessPool,)
 
     def __init__(self, blob: bytes, threads: int, gpu: str | None) -> None:
         context = multiprocessing.get_context("spawn")
-        # It breaks when this process ends, however it ends.
+        # The pipe breaks when this process ends for any reason.
         self._theirs, self._ours = context.Pipe(duplex=False)
         self._pool = ProcessPoolExecutor(
             1, mp_context=context, initializer=_set_up, initargs=(self._theirs, blob, threads, gpu)
@@ -35,17 +35,17 @@ class ProcessSlot:
         return self._pool.submit(_run, args)
 
     def stop(self) -> None:
-        """End the process: it gets SIGTERM."""
+        """End the process with SIGTERM."""
         self._ours.close()
 
     def close(self) -> None:
-        """Wait for its end."""
+        """Wait until the process has ended."""
         self._pool.shutdown(cancel_futures=True)
         self._ours.close()
         self._theirs.close()
 
 
-# In a worker's process: what makes its work, pickled, and the worker.
+# In a worker's process: the pickled `make`, and the worker.
 _blob = b""
 _worker: Worker | None = None
 
@@ -53,7 +53,7 @@ _worker: Worker | None = None
 def _set_up(parent: Connection, blob: bytes, threads: int, gpu: str | None) -> None:
     global _blob
     _blob = blob
-    # Read by libraries that are imported later.
+    # For libraries that are imported later.
     os.environ["TQDM_DISABLE"] = "1"
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
@@ -79,12 +79,12 @@ def _run(args: Any) -> Answer:
         _worker = Worker(pickle.loads(_blob))  # from the parent
     try:
         return _worker.run(args)
-    except SystemExit:  # on SIGTERM; the job is not done
+    except SystemExit:  # on SIGTERM: the job is not finished
         os._exit(1)
 
 
 def visible_gpus() -> list[str]:
-    """Return the names of the GPUs, as $CUDA_VISIBLE_DEVICES has them."""
+    """Return the names of the GPUs, as in $CUDA_VISIBLE_DEVICES."""
     import torch
 
     given = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -1,4 +1,4 @@
-"""A worker's side of a job: make the work on first use, return a user's error as a value."""
+"""The worker's part of a job: create the work function on first use, return a user's error as a value."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 from llmdiff.errors import LLMDiffError
 
 Work = Callable[[Any], Any]
-"""Does one job: its arguments => its result. Both travel between processes by pickle."""
+"""Does one job: arguments => result. Both are pickled between processes."""
 
 Answer = tuple[Any, LLMDiffError | None]
-"""A result, or the user's error, which as an exception would carry a traceback through three processes."""
+"""A result, or the user's error as a value, since a raised exception would carry tracebacks of several processes."""
 
 
 class Worker:
-    """Makes its work when the first job comes."""
+    """Creates its work function when the first job arrives."""
 
     def __init__(self, make: Callable[[], Work]) -> None:
         self._make = make

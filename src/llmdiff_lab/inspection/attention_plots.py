@@ -1,4 +1,4 @@
-"""Word maps as pictures and numbers."""
+"""Write attention maps of words as pictures and numbers."""
 
 import io
 import json
@@ -14,7 +14,7 @@ _COLUMNS, _MOST_STEPS = 6, 8
 
 
 def save_maps(maps: WordMaps, folder: Path) -> list[Path]:
-    """Return the paths written into `folder`: attention.png (summed), attention-steps.png, picture.png, attention.json.
+    """Write attention.png (summed), attention-steps.png, picture.png and attention.json into `folder`; return paths.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -40,7 +40,7 @@ def save_maps(maps: WordMaps, folder: Path) -> list[Path]:
 
 
 def summed_figure(maps: WordMaps) -> Any:
-    """Return a matplotlib figure: the picture, then every word's mean map over it."""
+    """Return a matplotlib figure of the picture and of every word's mean map over it."""
     from matplotlib.figure import Figure
 
     count = 1 + len(maps.words)
@@ -59,7 +59,7 @@ def summed_figure(maps: WordMaps) -> Any:
 
 
 def steps_figure(maps: WordMaps) -> Any:
-    """Return a matplotlib figure: a row for every word, columns from the first denoising step to the last."""
+    """Return a matplotlib figure with a row for every word and a column for some denoising steps."""
     from matplotlib.figure import Figure
 
     steps = maps.both.shape[0]

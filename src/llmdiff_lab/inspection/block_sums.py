@@ -1,4 +1,4 @@
-"""Captions read once by an LLM, every block's scores kept, so that a probe can learn how to sum them."""
+"""Scores of every block for many captions, read once, so that a probe can learn how to sum them."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -19,11 +19,11 @@ _CALIBRATION_CAPTIONS = 128
 
 
 class BlockSums:
-    """Every block's scores and lone updates of captions, and three ways to sum them with learned gains.
+    """Scores and lone updates of every block for many captions, and three ways to sum them with learned gains.
 
         paper:   c = x_0 + sum_l g_l s_l
         guided:  c = x_0 + sum_l (g_l s_l + k_l v_l)
-        plain:   the same with k = g: the block's whole update, nothing subtracted
+        plain:   guided with k = g: the block's whole update, without subtraction
 
     Units: 1 MB a caption of 15 tokens for SmolLM2's 30 blocks.
     """
@@ -31,7 +31,7 @@ class BlockSums:
     def __init__(
         self, llm: DecoderLLM, captions: Sequence[str], *, template: str | None, lone: Lone, title: str
     ) -> None:
-        """Read the captions, from the shortest to the longest, under a progress bar with this title."""
+        """Read the captions, the shortest first, with a progress bar of this title."""
         self.llm = llm
         self.scales = ContextEncoding(llm.num_blocks, llm.hidden_size, lone=lone, template=template)
         self.scales.calibrate(llm, captions[:_CALIBRATION_CAPTIONS])
@@ -42,10 +42,10 @@ class BlockSums:
         )
 
     def fresh_gains(self, kind: Sum) -> ContextEncoding:
-        """Return gains that have learned nothing yet, with the scales of these captions.
+        """Return untrained gains with the scales of these captions.
 
         Raises:
-            ConfigError: no such sum.
+            ConfigError: the sum is unknown.
         """
         if kind not in ("paper", "guided", "plain"):
             raise ConfigError(f'sum is {kind!r}, expected "paper", "guided" or "plain"')

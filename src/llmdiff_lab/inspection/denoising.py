@@ -1,7 +1,7 @@
-"""Are blocks denoising steps? How the states of any transformer approach their final ones, block by block.
+"""Measure how the states of a transformer approach the final states, block by block.
 
-The same code for decoder-only LLMs, encoder-only models and the encoders of encoder-decoder models: it looks at
-hidden states alone.
+It uses only hidden states, so it works for decoder-only LLMs, encoder-only models and the encoders of encoder-decoder
+models.
 """
 
 from collections.abc import Sequence
@@ -24,16 +24,16 @@ _BATCH = 32
 
 @dataclass(frozen=True, kw_only=True)
 class BlockReading:
-    """How far a model's states have come before block `depth` (the last one: after the last block).
+    """Properties of a model's states before block `depth`; the last depth is after the last block.
 
-    Means over the tokens of held-out texts with 95 % intervals; first tokens (BOS, attention sinks) left out.
+    Means over the tokens of held-out texts, without first tokens (BOS, attention sinks), with 95 % intervals.
 
     Fields:
-        distance: |x_l - x_L| / |x_L|; 0 at the end, and falling steadily if blocks are steps to a target.
-        cosine: between x_l and x_L.
-        final_r2: share of x_L's variance that a linear reader (ridge regression) finds in x_l.
-        next_token: how often such a reader names the next token of the text (one of those that occur in it).
-        own_token: how often it names the token itself.
+        distance: |x_l - x_L| / |x_L|; it decreases steadily to 0 if blocks are steps to a target.
+        cosine: cosine of x_l and x_L.
+        final_r2: share of x_L's variance that a linear reader (ridge regression) predicts from x_l.
+        next_token: accuracy of a linear reader for the next token, among the tokens that occur in the texts.
+        own_token: the same for the token itself.
     """
 
     depth: int
@@ -46,10 +46,11 @@ class BlockReading:
 
 @dataclass(frozen=True, kw_only=True)
 class DenoisingReport:
-    """What `read_denoising` found in one model. Units: `monotone` is a share of tokens, from 0 to 1.
+    """The result of `read_denoising` for one model.
 
-    `monotone`: tokens whose distance to their final state falls in every block. `steps_back`: how many of the
-    blocks lead further away, the mean over tokens.
+    Fields:
+        monotone: share of tokens, 0..1, whose distance to the final state decreases in every block.
+        steps_back: number of blocks that increase the distance, mean over tokens.
     """
 
     model: str
@@ -62,15 +63,15 @@ class DenoisingReport:
     steps_back: float
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report as JSON takes it."""
+        """Return the report as a JSON object."""
         return asdict(self)
 
 
 def load_encoder(name_or_path: str) -> tuple[Any, Any, Kind]:
-    """Return a model that gives hidden states, its tokenizer, and what kind it is; of an encoder-decoder, the encoder.
+    """Return a model with hidden states, its tokenizer and its kind; for an encoder-decoder model, the encoder.
 
     Raises:
-        LLMNotFoundError: neither a folder nor an available Hub id.
+        LLMNotFoundError: the name is neither a folder nor an available Hub id.
         CorruptWeightsError: a weight is missing, unread or of another shape.
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -86,7 +87,7 @@ def load_encoder(name_or_path: str) -> tuple[Any, Any, Kind]:
 
 
 def _folder_of(name_or_path: str) -> str:
-    """Return the folder of what is known by name, anything else as it is."""
+    """Return the folder of a packaged model, and other names unchanged."""
     if name_or_path == MINILM_NAME:
         return minilm_folder()
     return str(packaged_llm_folder(name_or_path)) if name_or_path in PACKAGED else name_or_path
@@ -96,15 +97,15 @@ def _folder_of(name_or_path: str) -> str:
 def read_denoising(
     model: Any, tokenizer: Any, texts: Sequence[str], *, name: str, kind: Kind, ridge: float = 1e-3
 ) -> DenoisingReport:
-    """Return the report of a model on these texts; half of them train the readers, the other half is measured.
+    """Return the report of a model on these texts; half of them train the linear readers, the other half tests them.
 
-    `ridge` is the readers' penalty as a share of the mean variance of a channel.
+    `ridge`: the readers' penalty as a share of the mean variance of a channel.
 
     Raises:
-        PromptError: fewer than 20 texts, or texts of one token.
+        PromptError: there are fewer than 20 texts, or texts have one token.
 
-    Source: Dong et al. 2024 (arXiv 2502.04412), blocks read as denoising steps; the readers are after Alain and
-        Bengio 2016 (arXiv 1610.01644).
+    Source: Dong et al. 2024 (arXiv 2502.04412), blocks as denoising steps; Alain and Bengio 2016 (arXiv 1610.01644),
+        linear readers.
     """
     if len(texts) < 20:
         raise PromptError(f"texts: got {len(texts)}, expected at least 20: half of them train the readers")
@@ -118,10 +119,11 @@ def read_denoising(
     for depth, (x, train_x) in enumerate(zip(test.layers, train.layers, strict=True)):
         distances.append((x - final).norm(dim=-1) / final.norm(dim=-1).clamp(min=1e-9))
         reader = _Reader(train_x, ridge)
-        guess = reader.fit(train_final)(x)
+        guess = reader.predict(x, train_final)
         residual = (guess - final).square().sum() / (final - train_final.mean(0)).square().sum()
-        own = reader.fit(_one_hot(train.ids, vocabulary))(x).argmax(1)
-        following = reader.fit(_one_hot(train.next_ids, vocabulary), train_has_next)(x[has_next]).argmax(1)
+        own = reader.predict(x, _one_hot(train.ids, vocabulary)).argmax(1)
+        next_one_hot = _one_hot(train.next_ids, vocabulary)
+        following = reader.predict(x[has_next], next_one_hot, train_has_next).argmax(1)
         blocks.append(
             BlockReading(
                 depth=depth,
@@ -147,7 +149,7 @@ def read_denoising(
 
 @dataclass(frozen=True)
 class _States:
-    """Shapes: layers L + 1 times (N, D); ids and next_ids (N,), next_ids -1 at a text's end."""
+    """States of all tokens. Shapes: layers L + 1 times (N, D); ids (N,); next_ids (N,), -1 at the end of a text."""
 
     layers: list[Tensor]
     ids: Tensor
@@ -158,23 +160,16 @@ class _Reader:
     """Ridge regression on standardised states, for any number of targets: W = (X'X + r I)^-1 X'Y."""
 
     def __init__(self, x: Tensor, ridge: float) -> None:
-        # Massive channels would own the penalty: every channel gets unit variance.
+        # Give every channel unit variance, since the penalty would act mostly on massive channels.
         self._mean, self._scale = x.mean(0), x.std(0).clamp(min=1e-6)
-        self._x = self._standardised(x)
-        self._ridge = ridge
-        self._fitted: tuple[Tensor, Tensor] | None = None
+        self._x, self._ridge = self._standardised(x), ridge
 
-    def fit(self, y: Tensor, rows: Tensor | None = None) -> "_Reader":
-        x = self._x if rows is None else self._x[rows]
-        y = y if rows is None else y[rows]
+    def predict(self, new: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return the predictions for new states of a reader that is fitted on y, or on some rows."""
+        x, y = (self._x, y) if rows is None else (self._x[rows], y[rows])
         gram = x.T @ x + self._ridge * len(x) * torch.eye(x.shape[1])
-        self._fitted = (torch.linalg.solve(gram, x.T @ (y - y.mean(0))), y.mean(0))
-        return self
-
-    def __call__(self, x: Tensor) -> Tensor:
-        assert self._fitted is not None
-        weight, mean = self._fitted
-        return self._standardised(x) @ weight + mean
+        weight: Tensor = torch.linalg.solve(gram, x.T @ (y - y.mean(0)))
+        return self._standardised(new) @ weight + y.mean(0)
 
     def _standardised(self, x: Tensor) -> Tensor:
         return (x - self._mean) / self._scale
@@ -195,7 +190,7 @@ def _states(model: Any, tokenizer: Any, texts: Sequence[str]) -> _States:
         output = model(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True
         )
-        # The next token is -1 where there is none; the first token is left out.
+        # The next token is -1 at the end of a text; first tokens are left out.
         following = F.pad(batch["input_ids"].masked_fill(~mask, -1)[:, 1:], (0, 1), value=-1)
         real = mask.clone()
         real[:, 0] = False
@@ -205,7 +200,7 @@ def _states(model: Any, tokenizer: Any, texts: Sequence[str]) -> _States:
         ids.append(batch["input_ids"][real])
         next_ids.append(following[real])
     if len({len(row) for row in layers}) != 1:
-        raise ConfigError("the model gives another number of hidden states for every batch")
+        raise ConfigError("the model has a different number of hidden states for every batch")
     return _States(
         [torch.cat([row[depth] for row in layers]) for depth in range(len(layers[0]))],
         torch.cat(ids),

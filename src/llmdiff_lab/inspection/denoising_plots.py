@@ -1,4 +1,4 @@
-"""Denoising reports of several models as one figure and one table."""
+"""Plot and tabulate the denoising reports of several models."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,9 +20,9 @@ _PANELS = (
 def save_denoising(
     reports: Sequence[DenoisingReport], folder: Path, *, made_with: Mapping[str, Any] | None = None
 ) -> list[Path]:
-    """Return the paths written into `folder`: denoising.json, denoising.png and denoising.md.
+    """Write denoising.json, denoising.png and denoising.md into `folder`; return their paths.
 
-    `made_with`: what else the JSON says, its command for instance.
+    `made_with`: further entries of the JSON, for example the command.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -37,7 +37,7 @@ def save_denoising(
 
 
 def denoising_figure(reports: Sequence[DenoisingReport]) -> Any:
-    """Return a matplotlib figure: every quantity over the share of blocks done, a line for every model."""
+    """Return a matplotlib figure of every quantity over the share of blocks done, with a line for every model."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 7.5), layout="constrained")
@@ -63,16 +63,16 @@ def denoising_figure(reports: Sequence[DenoisingReport]) -> Any:
 
 
 def denoising_table(reports: Sequence[DenoisingReport]) -> str:
-    """Return a Markdown table: each model half-way and at its end."""
+    """Return a Markdown table of each model half-way and after the last block."""
     rows = [[
         "model", "kind", "blocks", "tokens that approach in every block", "blocks that lead away, mean",
         "final state's R2 half-way", "own token at the end", "next token half-way", "next token at the end",
     ]]  # fmt: skip
     for report in reports:
         middle, last = report.blocks[len(report.blocks) // 2], report.blocks[-1]
-        said = [100 * one.mean for one in (last.own_token, middle.next_token, last.next_token)]
+        shares = [100 * one.mean for one in (last.own_token, middle.next_token, last.next_token)]
         rows.append([
             Path(report.model).name, report.kind, str(len(report.blocks) - 1), f"{100 * report.monotone:.1f} %",
-            f"{report.steps_back:.1f}", f"{middle.final_r2:.2f}", *(f"{share:.0f} %" for share in said),
+            f"{report.steps_back:.1f}", f"{middle.final_r2:.2f}", *(f"{share:.0f} %" for share in shares),
         ])  # fmt: skip
     return markdown_table(rows, left=2) + "\n"

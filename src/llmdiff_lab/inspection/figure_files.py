@@ -1,4 +1,4 @@
-"""Matplotlib figures and records as files, each whole or not at all."""
+"""Write matplotlib figures and records as files."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ from llmdiff.files import write_whole
 
 
 def figure_bytes(figure: Any, kind: str = "png", *, dpi: int = 90) -> bytes:
-    """Return the figure as a file of this kind; the same figure gives the same bytes."""
+    """Return the figure as a file of this kind. The same figure gives the same bytes."""
     import matplotlib
 
     file = io.BytesIO()
@@ -22,17 +22,17 @@ def figure_bytes(figure: Any, kind: str = "png", *, dpi: int = 90) -> bytes:
 
 
 def data_address(png: bytes) -> str:
-    """Return an address that holds the picture itself."""
+    """Return a data URL of the picture."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def json_text(record: Any) -> str:
-    """Return a record as the text of its file."""
+    """Return a record as JSON text."""
     return json.dumps(record, indent=1) + "\n"
 
 
 def save_all(folder: Path, contents: Mapping[str, str | bytes]) -> list[Path]:
-    """Return the paths of the files with these names and contents, written into the folder.
+    """Write files by name into the folder; return their paths.
 
     Raises:
         OutputError: the folder cannot be written.

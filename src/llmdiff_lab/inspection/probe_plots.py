@@ -1,4 +1,4 @@
-"""A table of probes as files: JSON, Markdown and a plot."""
+"""Write a table of probes as JSON, Markdown and a plot."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,30 +18,30 @@ KINDS = {
 _PLOTTED = ("objects", "colours", "count", "relation")
 
 
-def save_probes(record: Mapping[str, Any], folder: Path, *, name: str = "probes") -> list[Path]:
-    """Return the paths written into `folder`: NAME.json, NAME.md, NAME.png and NAME.svg.
+def save_probes(record: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write probes.json, probes.md, probes.png and probes.svg into `folder`; return their paths.
 
     Raises:
         OutputError: the folder cannot be written.
     """
     figure = probe_figure(record)
     contents: dict[str, str | bytes] = {
-        f"{name}.json": json_text(record),
-        f"{name}.md": probe_tables(record),
-        f"{name}.png": figure_bytes(figure),
-        f"{name}.svg": figure_bytes(figure, "svg"),
+        "probes.json": json_text(record),
+        "probes.md": probe_tables(record),
+        "probes.png": figure_bytes(figure),
+        "probes.svg": figure_bytes(figure, "svg"),
     }
     return save_all(folder, contents)
 
 
 def probe_tables(record: Mapping[str, Any]) -> str:
-    """Return Markdown tables, one per kind of content, with a row per encoding and a column per split."""
+    """Return one Markdown table per kind of content, with a row per encoding and a column per split."""
     splits = list(record["settings"]["splits"])
     reference = record["reference"]
     lines = [
-        "Share of captions that a linear probe reads rightly, in percent, with 95 % bootstrap intervals."
+        "Share of captions that a linear probe reads correctly, in percent, with 95 % bootstrap intervals."
     ]
-    lines += [f"Bold: the interval of the difference to {reference} does not hold zero.", ""]
+    lines += [f"Bold: the interval of the difference to {reference} does not contain zero.", ""]
     for kind, meaning in KINDS.items():
         shown = [split for split in splits if kind in record["table"][reference][split]]
         if not shown:
@@ -57,7 +57,7 @@ def probe_tables(record: Mapping[str, Any]) -> str:
 
 
 def probe_figure(record: Mapping[str, Any]) -> Any:
-    """Return a matplotlib figure: bars with intervals, a panel for every kind of content."""
+    """Return a matplotlib figure of bars with intervals, with a panel for every kind of content."""
     from matplotlib.figure import Figure
 
     splits, encodings = list(record["settings"]["splits"]), list(record["table"])
@@ -78,7 +78,7 @@ def probe_figure(record: Mapping[str, Any]) -> Any:
             at = [x + (number - (len(encodings) - 1) / 2) * width for x, _ in found]
             place.bar(at, means, width, yerr=reach, label=encoding, error_kw={"linewidth": 0.8})
         place.set_xticks(range(len(splits)), splits)
-        place.set(title=f"{kind}: {KINDS[kind]}", ylabel="read rightly, %", ylim=(0, 105))
+        place.set(title=f"{kind}: {KINDS[kind]}", ylabel="read correctly, %", ylim=(0, 105))
         place.grid(axis="y", alpha=0.3)
     figure.axes[0].legend(fontsize=8)
     return figure

@@ -11,7 +11,7 @@ from torch import nn
 
 from llmdiff.errors import ConfigError
 from llmdiff.evaluation.statistics import bootstrap_mean, paired_difference
-from llmdiff.evaluation.suites.scenes import scene_prompts
+from llmdiff.evaluation.suites.scenes import ScenePrompt, scene_prompts
 from llmdiff.files import read_json, write_whole
 from llmdiff.language.blocks import Lone
 from llmdiff.language.llm import DecoderLLM
@@ -20,7 +20,7 @@ from llmdiff.openmoji.contents import SPLITS, Split, World
 from llmdiff.openmoji.scenes import Content
 from llmdiff_lab.inspection.block_sums import BlockSums, Sum
 from llmdiff_lab.inspection.caption_bank import EncodingBank, by_length, in_batches
-from llmdiff_lab.inspection.probes import Batch, Targets, probe_answers, read_rightly, train_probe
+from llmdiff_lab.inspection.probes import Batch, Targets, correct_answers, probe_answers, train_probe
 from llmdiff_lab.rivals.encoder import EncoderStates
 from llmdiff_lab.rivals.last_hidden import LastHiddenStates
 from llmdiff_lab.rivals.norm_average import NormAverageStates
@@ -42,11 +42,15 @@ _STREAM = 13
 class ProbeSettings:
     """Settings of a table of probes.
 
-    `captions` train a probe, in the words of training; `tests` of every split are asked for. `steps` of training
-    with `batch` captions each. `template` stands around what the LLM reads. `encoder`: None leaves it out.
+    Fields:
+        captions: number of captions that train a probe.
+        tests: number of test captions of every split.
+        steps, batch: number of training steps, and captions per step.
+        template: text around the caption that the LLM reads.
+        encoder: a sentence encoder to compare with; None: no encoder.
 
     Raises:
-        ConfigError: a number below 1, or an unknown split.
+        ConfigError: a number is below 1, or a split is unknown.
     """
 
     llm: str = "smollm2-135m"
@@ -71,15 +75,15 @@ class ProbeSettings:
 
     @property
     def encodings(self) -> tuple[str, ...]:
-        """Return the rows of the table, in the order in which they are measured."""
+        """Return the names of the table's rows, in order."""
         return tuple(name for name in TITLES if name != "encoder" or self.encoder is not None)
 
 
 def measure_probes(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
-    """Return the table, after whatever rows of it are not yet in `folder`/rows; shows progress bars.
+    """Measure the rows that are not yet in `folder`/rows, with progress bars; return the table.
 
-    For every encoding, split and kind of content (see `read_rightly`): accuracy with its interval; and for every
-    encoding the difference to the LLM's last layer on the same captions.
+    It has the accuracy of every encoding, split and kind of content (see `correct_answers`), and its difference to the
+    LLM's last layer on the same captions, with intervals.
 
     Raises:
         LLMNotFoundError: the LLM or the encoder is not available.
@@ -101,8 +105,8 @@ def measure_probes(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
         "reference": REFERENCE,
         "table": {
             name: {
-                split: {kind: asdict(bootstrap_mean(values)) for kind, values in kinds.items() if values}
-                for split, kinds in splits.items()
+                split: {kind: asdict(bootstrap_mean(values)) for kind, values in by_kind.items() if values}
+                for split, by_kind in splits.items()
             }
             for name, splits in right.items()
         },
@@ -110,10 +114,10 @@ def measure_probes(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
             name: {
                 split: {
                     kind: asdict(paired_difference(values, right[REFERENCE][split][kind]))
-                    for kind, values in kinds.items()
+                    for kind, values in by_kind.items()
                     if values
                 }
-                for split, kinds in splits.items()
+                for split, by_kind in splits.items()
             }
             for name, splits in right.items()
             if name != REFERENCE
@@ -122,7 +126,7 @@ def measure_probes(settings: ProbeSettings, folder: Path) -> dict[str, Any]:
 
 
 class _Captions:
-    """Training captions, then those of every split, as one list; and what each says."""
+    """The captions of training and of every split in one list, and their targets."""
 
     def __init__(self, settings: ProbeSettings) -> None:
         world, rng = World(objects=settings.objects), np.random.default_rng([settings.seed, _STREAM])
@@ -132,13 +136,13 @@ class _Captions:
         self.tested: dict[str, tuple[int, Targets]] = {}
         for split in settings.splits:
             rows = scene_prompts(settings.tests, settings.seed, world, splits=(split,))
-            asked: list[Content] = [row.content for row in rows]
+            asked: list[Content] = [row.content for row in rows if isinstance(row, ScenePrompt)]
             self.tested[split] = (len(self.texts), Targets.of(asked, world))
             self.texts += [row.prompt for row in rows]
 
 
 class _Readers:
-    """The models that read captions, each loaded and asked only where a row needs it."""
+    """The models that read captions, each loaded when a row needs it."""
 
     def __init__(self, settings: ProbeSettings, texts: Sequence[str]) -> None:
         self._settings, self._texts = settings, texts
@@ -146,14 +150,14 @@ class _Readers:
         self._sums: BlockSums | None = None
 
     def batch(self, encoding: str) -> tuple[Batch, int, list[nn.Parameter]]:
-        """Return how to encode captions by their indices, the width, and what of it learns."""
+        """Return a function that encodes captions by index, the width, and the parameters to train."""
         if encoding in _SUMS:
             sums = self._block_sums()
             kind: Sum = "guided" if encoding == "guided" else "paper"
             gains = sums.fresh_gains(kind)
             learned = [gains.gamma] if gains.kappa is None else [gains.gamma, gains.kappa]
             return lambda indices: sums.encode(indices, kind, gains), sums.llm.hidden_size, learned
-        self._sums = None  # gigabytes that the other rows do not need
+        self._sums = None  # frees gigabytes that the other rows do not need
         template = self._settings.template
         if encoding == "encoder":
             source: Any = EncoderStates.from_pretrained(str(self._settings.encoder))
@@ -184,7 +188,7 @@ class _Readers:
 def _measure(
     encoding: str, settings: ProbeSettings, captions: _Captions, readers: _Readers
 ) -> dict[str, dict[str, list[int]]]:
-    """Return a probe's correct answers: split, kind of content => 0 or 1 for each caption with that content."""
+    """Return whether a probe's answers are correct, 0 or 1 per caption, by split and kind of content."""
     batch, width, gains = readers.batch(encoding)
     probe = train_probe(
         batch,
@@ -198,7 +202,7 @@ def _measure(
     found: dict[str, dict[str, list[int]]] = {}
     for split, (start, asked) in captions.tested.items():
         answers = probe_answers(probe, _from(batch, start), asked)
-        right = read_rightly(answers, asked)
+        right = correct_answers(answers, asked)
         found[split] = {kind: values.int().tolist() for kind, values in right.items()}
     return found
 
@@ -213,7 +217,7 @@ def _plain(settings: ProbeSettings) -> dict[str, Any]:
 
 
 def _kept(place: Path, settings: ProbeSettings) -> dict[str, dict[str, list[int]]] | None:
-    """Return a row that was measured before with the same settings, None for any other."""
+    """Return a row that was measured with the same settings; None if there is none."""
     try:
         record = read_json(place)
     except (OSError, ValueError):

@@ -13,7 +13,7 @@ from llmdiff.openmoji.world import SHAPE_COLOURS, SHAPES
 from llmdiff.types import TextEncoding
 
 Batch = Callable[[Sequence[int]], TextEncoding]
-"""Indices of captions => their encodings; gains that are learned may take part in the gradient."""
+"""Indices of captions => their encodings; may be differentiable in gains."""
 
 HEADS = ("first", "second", "first_colour", "second_colour", "count", "axis")
 _MAX_COUNT, _AXES = 4, 3
@@ -21,12 +21,12 @@ _MAX_COUNT, _AXES = 4, 3
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """What a probe is asked for.
+    """The right answers to a probe's questions.
 
-    What stands first (left, top, or alone) and second, in which colours, how many, along which axis; "none" is an
-    answer too.
+    The questions: what stands first (left, top, or alone) and second, in which colours, how many, along which axis.
+    "None" is an answer, too. `sizes`: number of possible answers per question.
 
-    Shapes: table (N, 6) int64, in the order of `HEADS`. `sizes`: the number of answers of each.
+    Shapes: table (N, 6) int64, in the order of `HEADS`.
     """
 
     table: Tensor
@@ -44,16 +44,9 @@ class Targets:
                 items.reverse()
             (first, first_colour), (second, second_colour) = [*items, (None, None)][:2]
             axis = 0 if content.relation is None else 1 + (content.relation in ("above", "below"))
-            rows.append(
-                (
-                    names.index(first),
-                    names.index(second),
-                    colours.index(first_colour),
-                    colours.index(second_colour),
-                    content.count - 1,
-                    axis,
-                )
-            )
+            things = names.index(first), names.index(second)
+            its_colours = colours.index(first_colour), colours.index(second_colour)
+            rows.append((*things, *its_colours, content.count - 1, axis))
         sizes = (len(names), len(names), len(colours), len(colours), _MAX_COUNT, _AXES)
         return cls(table=torch.tensor(rows), sizes=sizes)
 
@@ -61,14 +54,14 @@ class Targets:
         return len(self.table)
 
     def take(self, indices: Tensor) -> "Targets":
-        """Return those of some captions."""
+        """Return the targets of some captions."""
         return Targets(table=self.table[indices], sizes=self.sizes)
 
 
 class AttentionProbe(nn.Module):
-    """A linear reader: a learned query for each question looks at the tokens once, a linear layer names what it saw.
+    """A linear reader: a learned query per question attends to the tokens once, and a linear layer gives the answer.
 
-    This is the least that a denoiser's cross-attention could do, so what it cannot find is hard to draw.
+    A denoiser's cross-attention can do at least this much, so content that the probe cannot find is hard to draw.
 
     Shapes: states (B, T, D), token_mask (B, T) => logits (B, size) for every head.
     """
@@ -136,11 +129,13 @@ def probe_answers(probe: AttentionProbe, batch: Batch, targets: Targets) -> Tens
     return torch.cat(rows)
 
 
-def read_rightly(answers: Tensor, targets: Targets) -> dict[str, Tensor]:
-    """Return what was read rightly, by kind of content, each over the captions that have it (bool, of various lengths).
+def correct_answers(answers: Tensor, targets: Targets) -> dict[str, Tensor]:
+    """Return whether the answers are correct, by kind of content, for the captions that have such content.
 
-    "objects": every thing by name, in its place; "named": the same in either place; "colours": of every shape that
-    has one; "count": of things of a kind, two or more; "relation": axis and order of a pair; "all": every answer.
+    "objects": every thing by name, in its place; "named": the same in either place; "colours": the colour of every
+    shape; "count": the number of things, from two; "relation": axis and order of a pair; "all": every answer.
+
+    Shapes: (N,) bool each, with another N for each kind.
     """
     true = targets.table
     right = answers == true

@@ -1,4 +1,4 @@
-"""A score report as pictures and as one page that needs nothing else."""
+"""Write a score report as pictures and as one self-contained page."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ _PANELS = (
 
 
 def save_scores(report: ScoreReport, folder: Path) -> list[Path]:
-    """Return the paths written into `folder`: scores.json, scores.png, scores.svg and scores.html.
+    """Write scores.json, scores.png, scores.svg and scores.html into `folder`; return their paths.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -36,7 +36,7 @@ def save_scores(report: ScoreReport, folder: Path) -> list[Path]:
 
 
 def score_figure(report: ScoreReport) -> Any:
-    """Return a matplotlib figure: blocks against tokens for every quantity, and the learned weights below."""
+    """Return a matplotlib figure of every quantity by block and token, and of the learned weights."""
     from matplotlib.figure import Figure
 
     tokens, rows = len(report.tokens), 4
@@ -58,7 +58,7 @@ def score_figure(report: ScoreReport) -> Any:
 
 
 def score_page(report: ScoreReport, svg: str) -> str:
-    """Return one HTML page with the figure inside it; it loads nothing from anywhere."""
+    """Return a self-contained HTML page with the figure."""
     rows = [["token", "|x_0|", "|c|"]]
     rows += [
         [token, f"{x0:.2f}", f"{c:.2f}"]
@@ -78,7 +78,7 @@ def _heat_map(
     limits: dict[str, Any] = {"signed": {"vmin": -1, "vmax": 1}, "linear": {"vmin": 0}}.get(scale, {})
     if scale == "log":
         positive = sorted(value for value in values if value > 0) or [1.0]
-        # BOS has no score at all: its zeros must not stretch the colours.
+        # BOS has no score: its zeros must not stretch the colours.
         limits = {
             "norm": LogNorm(vmin=positive[len(positive) // 50], vmax=max(positive[-1], positive[0] * 1.01))
         }
@@ -146,5 +146,5 @@ def _gates(place: Any, gates: dict[str, tuple[float, float]]) -> None:
 
 
 def _label(token: str) -> str:
-    # "$" would begin a formula.
+    # Matplotlib reads text after "$" as a formula.
     return token.strip().replace("$", r"\$") or repr(token)

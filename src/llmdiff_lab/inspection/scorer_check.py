@@ -19,20 +19,20 @@ from llmdiff_lab.world_build.dataset import near_miss
 from llmdiff_lab.world_build.spoiling import to_uint8
 
 Reader = Callable[[NDArray[np.uint8]], Sequence[SeenScene]]
-"""Pictures (N, H, W, 3) => what each shows."""
+"""Pictures (N, H, W, 3) => the content seen in each."""
 _PARTS = ("things", "colours", "count", "relation", "size", "background")
 
 
 def check_scorer(read: Reader, world: World, *, renders: int = 900, seed: int = 0) -> dict[str, Any]:
     """Measure the reliability of a reader's verdicts on new renders of every split, clean and degraded.
 
-    Every render is compared with three captions' contents: its own, that of a near miss (one respect differs), and that
-    of another render (`shuffled`, the chance level). `score` is the share that the reader calls exactly right, `truth`
-    the share that is; `agreement` the share of verdicts that are those of the ground truth, `kappa` Cohen's, which
-    is 0 for agreement by chance. `parts` is the agreement on each part of what a caption asks for.
+    Every render is compared with the contents of three captions: its own, a near miss (which differs in one respect),
+    and that of another render (`shuffled`, the chance level). `score` is the share that the reader calls exactly
+    right, `truth` the share that is right, `agreement` the share of verdicts that equal the ground truth, `kappa`
+    Cohen's kappa (0 for agreement by chance). `parts` is the agreement on each requested part.
 
     Raises:
-        ConfigError: less than two renders.
+        ConfigError: there are fewer than two renders.
     """
     if renders < 2:
         raise ConfigError(f"renders: got {renders}, expected at least 2")
@@ -42,7 +42,7 @@ def check_scorer(read: Reader, world: World, *, renders: int = 900, seed: int = 
     asked = {
         "own": contents,
         "near miss": [near_miss(content, world, rng, held_out=True) for content in contents],
-        # Seven on: another content of another split.
+        # The index plus seven is another content of another split.
         "shuffled": [contents[(index + 7) % renders] for index in range(renders)],
     }
     spoilt = to_uint8(spoil(to_checker_input(images), rng, clean_share=0.0))
@@ -59,7 +59,15 @@ def check_scorer(read: Reader, world: World, *, renders: int = 900, seed: int = 
 def scorer_tables(report: dict[str, Any], *, markdown: bool = False) -> str:
     """Return the figures in percent: scores and agreement for each kind of caption, and agreement by part."""
     rows = [
-        ["%", "says right", "is right", "agreement", "kappa", "said right, is wrong", "said wrong, is right"]
+        [
+            "%",
+            "says right",
+            "is right",
+            "agreement",
+            "kappa",
+            "verdicts right, is wrong",
+            "verdicts wrong, is right",
+        ]
     ]
     parts = [["agreement, %", *_PARTS]]
     for pictures, found in report["pictures"].items():
@@ -73,15 +81,15 @@ def scorer_tables(report: dict[str, Any], *, markdown: bool = False) -> str:
     return "\n\n".join([text_table(rows, markdown), text_table(parts, markdown), notes])
 
 
-def cohens_kappa(said: NDArray[np.bool_], true: NDArray[np.bool_]) -> float | None:
+def cohens_kappa(verdicts: NDArray[np.bool_], true: NDArray[np.bool_]) -> float | None:
     """Return Cohen's kappa of a judge against the truth; None if the truth is constant.
 
     Source: Cohen 1960.
     """
     if true.all() or not true.any():
         return None
-    observed = float((said == true).mean())
-    yes, yes_true = float(said.mean()), float(true.mean())
+    observed = float((verdicts == true).mean())
+    yes, yes_true = float(verdicts.mean()), float(true.mean())
     by_chance = yes * yes_true + (1 - yes) * (1 - yes_true)
     return (observed - by_chance) / (1 - by_chance)
 
@@ -91,32 +99,32 @@ def _compared(
 ) -> dict[str, Any]:
     captions: dict[str, Any] = {}
     agree: dict[str, list[bool]] = {part: [] for part in _PARTS}
-    said_of, true_of = [], []
+    verdicts_of, true_of = [], []
     for name, contents in asked.items():
         ours = [verdict(content, one) for content, one in zip(contents, seen, strict=True)]
         theirs = [verdict(content, one) for content, one in zip(contents, truths, strict=True)]
-        said, true = (np.array([one.exact for one in found]) for found in (ours, theirs))
-        captions[name] = _row(said, true)
-        said_of.append(said)
+        verdicts, true = (np.array([one.exact for one in found]) for found in (ours, theirs))
+        captions[name] = _row(verdicts, true)
+        verdicts_of.append(verdicts)
         true_of.append(true)
         for one, other in zip(ours, theirs, strict=True):
             for part in _PARTS:
                 if getattr(other, part) is not None:
                     agree[part].append(_part(one, part) == _part(other, part))
-    captions["all"] = _row(np.concatenate(said_of), np.concatenate(true_of))
+    captions["all"] = _row(np.concatenate(verdicts_of), np.concatenate(true_of))
     return {
         "captions": captions,
         "parts": {part: float(np.mean(values)) if values else 1.0 for part, values in agree.items()},
     }
 
 
-def _row(said: NDArray[np.bool_], true: NDArray[np.bool_]) -> dict[str, Any]:
-    figures = {"score": said, "truth": true, "agreement": said == true}
+def _row(verdicts: NDArray[np.bool_], true: NDArray[np.bool_]) -> dict[str, Any]:
+    figures = {"score": verdicts, "truth": true, "agreement": verdicts == true}
     return {
         **{name: asdict(bootstrap_mean(values.astype(np.float64))) for name, values in figures.items()},
-        "kappa": cohens_kappa(said, true),
-        "false_right": float((said & ~true).mean()),
-        "false_wrong": float((~said & true).mean()),
+        "kappa": cohens_kappa(verdicts, true),
+        "false_right": float((verdicts & ~true).mean()),
+        "false_wrong": float((~verdicts & true).mean()),
     }
 
 

@@ -1,4 +1,4 @@
-"""Measure the update of every LLM block for every token of a prompt, and its use by an adapter."""
+"""Measure the updates of every LLM block for every token of a prompt, and how an adapter uses them."""
 
 import math
 from collections.abc import Sequence
@@ -22,10 +22,12 @@ Rows = tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Gains:
-    """The learned weights of a `ContextEncoding`, one number for each block; kappa is None in "paper".
+    """The learned weights of a `ContextEncoding`, one per block; kappa and k are None in "paper".
 
-    gamma, kappa: weights of scores and lone updates in units of their median norms; h: variance of the noise.
-    g, k: the same weights as they stand before s_l and v_l themselves.
+    Fields:
+        gamma, kappa: weights of scores and lone updates in units of their median norms.
+        h: variance of the noise.
+        g, k: the same weights as factors of s_l and v_l.
     """
 
     gamma: tuple[float, ...]
@@ -37,19 +39,20 @@ class Gains:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreReport:
-    """Every block's work on the tokens of one prompt, the first of which is BOS.
+    """The updates of every block for the tokens of one prompt; the first token is BOS.
 
-    Shapes (rows are the L blocks, columns the T tokens):
-        context_norm, lone_norm, score_norm: norms of u_l, v_l and s_l = u_l - v_l, in the LLM's own units.
-        cosine: between u_l and v_l; 1 where the context changed nothing of the direction.
-        added: norm of what the block adds to c, in units of x_0's median norm.
-        along: cosine between what it adds and the finished c.
-        running: cosine between c after this block and the finished c.
-        state_norm: norm of the token's state x_l, (L + 1, T): with the one after the last block.
     Fields:
-        gates: (pretrained, new) of every attached layer by name, a1 e^b1 and a2 e^b2; None without an adapter.
-        text, before: what was encoded and what was read before it: the prompt and nothing, unless a closed LLM
+        text, before: the encoded text and the text read before it: the prompt and nothing, unless a closed LLM
             answered.
+        context_norm, lone_norm, score_norm: norms of u_l, v_l and s_l = u_l - v_l, in the LLM's units.
+        cosine: cosine of u_l and v_l; 1 if the context does not change the direction.
+        added: norm of the block's contribution to c, in units of x_0's median norm.
+        along: cosine of the contribution and the final c.
+        running: cosine of c after this block and the final c.
+        state_norm: norm of the token's state x_l, before every block and after the last.
+        gates: (a1 e^b1, a2 e^b2), pretrained and new, of every attached layer; None without an adapter.
+
+    Shapes: rows (L, T), with L blocks and T tokens; state_norm (L + 1, T).
     """
 
     prompt: str
@@ -73,16 +76,16 @@ class ScoreReport:
     gates: dict[str, tuple[float, float]] | None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report as JSON takes it."""
+        """Return the report as a JSON object."""
         return asdict(self) | {"sink": self.sink}
 
     @property
     def sink(self) -> dict[str, Any]:
-        """Return the token and block of the largest context update, and how large that and its score are.
+        """Return the token and block of the largest context update, and its norms.
 
-        Attention sinks are answered with massive activations; the score of one that arises in the lone pass
-        as well is small, which is what the subtraction is good for. By block, for this token: "without" is its
-        context update in units of the other tokens' median, "with" its score in units of theirs.
+        Attention sinks have massive activations. If they also arise in the lone pass, the subtraction removes them.
+        `without`, by block: the norm of the token's context update in units of the other tokens' median, that is
+        without subtraction; `with`: the same of its score.
         """
         norms = torch.tensor(self.context_norm)
         block, token = divmod(int(norms.argmax()), norms.shape[1])
@@ -109,14 +112,14 @@ def inspect_scores(
     calibration_prompts: Sequence[str] | None = None,
     rewording: Rewording | None = None,
 ) -> ScoreReport:
-    """Return the report of one prompt: with an adapter's gains, or with all gains 1 for an LLM alone.
+    """Return the report of one prompt, with an adapter's gains, or with all gains 1 for an LLM alone.
 
-    Without an adapter, scales are calibrated on `calibration_prompts`, or on the prompt itself. With
-    `rewording`, the closed LLM's first answer and the prompt are read together, as for a picture.
+    Without an adapter, scales are calibrated on `calibration_prompts`, or on the prompt itself. With `rewording`, the
+    closed LLM's first answer and the prompt are read together, as when drawing.
 
     Raises:
-        ConfigError: the adapter does not read blocks (it was made on states of another kind).
-        AdapterMismatchError: the adapter was made for another LLM.
+        ConfigError: the adapter does not sum blocks.
+        AdapterMismatchError: the adapter was trained with another LLM.
         PromptError: the prompt cannot be encoded.
 
     Source: Dong et al. 2024 (arXiv 2502.04412), the analysis of blocks as denoising steps.
@@ -125,13 +128,21 @@ def inspect_scores(
         context = ContextEncoding(llm.num_blocks, llm.hidden_size, encoding="paper", lone=lone)
         context.calibrate(llm, list(calibration_prompts or [prompt]))
     elif adapter.context is None:
-        raise ConfigError("the adapter sums no blocks (its encoding is None): there are no scores to look at")
+        raise ConfigError("the adapter sums no blocks (its encoding is None): there are no scores to inspect")
     else:
         context = adapter.context
     text, before = readings(prompt, prompt, rewording)[0]
     tokens = llm.tokenize([text], template=context.template, max_length=context.max_length, contexts=[before])
-    seen = _Seen(context)
-    run_blocks(llm, tokens, lone=context.lone, visit=seen.visit)
+    blocks: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    def visit(index: int, x: Tensor, u: Tensor, v: Tensor | None) -> None:
+        assert v is not None
+        blocks.append((x[0].clone(), u[0].clone(), v[0].clone(), context.contribution(index, u, v)[0]))
+
+    run_blocks(llm, tokens, lone=context.lone, visit=visit)
+    x, u, v, added = (torch.stack(one) for one in zip(*blocks, strict=True))
+    running = x[0] / context.x0_scale.to(x.device) + added.cumsum(0)
+    final = running[-1].expand_as(running)
     ids = tokens.input_ids[0][tokens.token_mask[0]].tolist()
     return ScoreReport(
         prompt=prompt,
@@ -151,63 +162,35 @@ def inspect_scores(
             k=None if context.kappa is None else _row(context.kappa / context.lone_scale),
         ),
         gates=None if adapter is None else _gates(adapter),
-        **seen.rows(),
+        x0_norm=_row(x[0].norm(dim=-1)),
+        encoding_norm=_row(running[-1].norm(dim=-1)),
+        context_norm=_rows(u.norm(dim=-1)),
+        lone_norm=_rows(v.norm(dim=-1)),
+        score_norm=_rows((u - v).norm(dim=-1)),
+        cosine=_rows(F.cosine_similarity(u, v, dim=-1)),
+        added=_rows(added.norm(dim=-1)),
+        along=_rows(F.cosine_similarity(added, final, dim=-1)),
+        running=_rows(F.cosine_similarity(running, final, dim=-1)),
+        state_norm=_rows(torch.cat([x, x[-1:] + u[-1:]]).norm(dim=-1)),
     )
 
 
 def _gates(adapter: LLMDiffAdapter) -> dict[str, tuple[float, float]]:
     branches = cast(dict[str, CrossAttentionBranch], dict(adapter.branches.items()))
-    return {
-        name: (float(first), float(new))
-        for name, (first, new) in ((n, b.gates()) for n, b in branches.items())
-    }
-
-
-class _Seen:
-    """Collects norms and cosines block by block; what is added is kept, so that `along` can look at the end."""
-
-    def __init__(self, context: ContextEncoding) -> None:
-        self._context = context
-        self._x0 = torch.empty(0)
-        self._x0_norm: tuple[float, ...] = ()
-        self._last_state = torch.empty(0)
-        self._added: list[Tensor] = []
-        self._norms: dict[str, list[tuple[float, ...]]] = {
-            name: [] for name in ("context_norm", "lone_norm", "score_norm", "cosine", "state_norm")
-        }
-
-    def visit(self, index: int, x: Tensor, u: Tensor, v: Tensor | None) -> None:
-        assert v is not None
-        if index == 0:
-            self._x0 = x[0] / self._context.x0_scale.to(x.device)
-            self._x0_norm = _row(x[0].norm(dim=-1))
-        for name, states in (("context_norm", u), ("lone_norm", v), ("score_norm", u - v), ("state_norm", x)):
-            self._norms[name].append(_row(states[0].norm(dim=-1)))
-        self._norms["cosine"].append(_row(F.cosine_similarity(u[0], v[0], dim=-1)))
-        self._added.append(self._context.contribution(index, u, v)[0])
-        self._last_state = x[0] + u[0]
-
-    def rows(self) -> dict[str, Any]:
-        added = torch.stack(self._added)
-        running = self._x0 + added.cumsum(0)
-        final = running[-1].expand_as(running)
-        self._norms["state_norm"].append(_row(self._last_state.norm(dim=-1)))
-        return {
-            "x0_norm": self._x0_norm,
-            "encoding_norm": _row(running[-1].norm(dim=-1)),
-            **{name: tuple(rows) for name, rows in self._norms.items()},
-            "added": tuple(map(_row, added.norm(dim=-1))),
-            "along": tuple(map(_row, F.cosine_similarity(added, final, dim=-1))),
-            "running": tuple(map(_row, F.cosine_similarity(running, final, dim=-1))),
-        }
+    gates = {name: branch.gates() for name, branch in branches.items()}
+    return {name: (float(first), float(new)) for name, (first, new) in gates.items()}
 
 
 def _beside_others(rows: Rows, token: int) -> tuple[float, ...]:
-    """Return every block's norm at one token in units of the median of the others, BOS left out of these."""
+    """Return every block's norm at one token in units of the median of the other tokens without BOS."""
     table = torch.tensor(rows)
     others = [index for index in range(table.shape[1]) if index not in (0, token)]
     medians = table[:, others].median(1).values if others else table.new_ones(len(table))
     return _row(table[:, token] / medians.clamp(min=1e-9))
+
+
+def _rows(values: Tensor) -> Rows:
+    return tuple(map(_row, values))
 
 
 def _row(values: Tensor) -> tuple[float, ...]:

@@ -5,7 +5,7 @@ import hashlib
 import re
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi import Path as InPath
@@ -17,7 +17,7 @@ from llmdiff.serving.errors import ApiError, error_response, install_error_handl
 from llmdiff.serving.logs import log_as_json
 from llmdiff.serving.request_guard import RequestGuard, own_hosts
 from llmdiff.serving.server import listen, run_server, say_listening
-from llmdiff_lab.study.model import InvalidAnswerError, StudyFullError, UnknownRaterError
+from llmdiff_lab.study.model import InvalidAnswerError, Progress, StudyFullError, UnknownRaterError
 from llmdiff_lab.study.store import StudyStore
 from llmdiff_lab.study.study import PICTURES_NAME, open_study
 
@@ -29,46 +29,6 @@ Token = Annotated[str, InPath(max_length=64)]
 Position = Annotated[int, InPath(ge=0, le=10**6)]
 
 
-class Question(BaseModel):
-    """One question about every pair."""
-
-    id: str
-    text: str
-
-
-class StudyReply(BaseModel):
-    """The questions of the study."""
-
-    title: str
-    questions: list[Question]
-    ties: bool
-
-
-class RaterReply(BaseModel):
-    """A new rater's personal link, with which they can resume."""
-
-    rater: str
-    link: str
-
-
-class ProgressReply(BaseModel):
-    """The progress of a rater; `next` is the first position without an answer."""
-
-    total: int
-    done: int
-    next: int | None
-
-
-class PairReply(BaseModel):
-    """Two pictures of a prompt; nothing tells which system drew which."""
-
-    position: int
-    prompt: str
-    left: str
-    right: str
-    choices: dict[str, str]
-
-
 class Choices(BaseModel):
     """A rater's choice for every question."""
 
@@ -78,9 +38,9 @@ class Choices(BaseModel):
 
 
 def create_study_app(folder: str | Path, *, max_raters: int = 1000, public_url: str | None = None) -> FastAPI:
-    """Return the app that shows a study's pairs to raters and keeps their answers; `state.store` to be closed.
+    """Return the app that shows a study's pairs to raters and stores their answers. Close its `state.store` after use.
 
-    `public_url` is the address that raters use, if it is not this machine's own: other host names are rejected.
+    `public_url` is the address that raters use, if it is not this machine's own; other host names are rejected.
 
     Raises:
         ConfigError: the folder holds no study.
@@ -120,7 +80,7 @@ def serve_study(
         say_listening(listener, "study at")
         run_server(app, listener, grace_s=_GRACE_S)
     except KeyboardInterrupt:
-        # uvicorn passes the signal on after its end; there is nothing left to interrupt.
+        # uvicorn re-raises the signal after shutdown; there is nothing left to interrupt.
         pass
     finally:
         app.state.store.close()
@@ -128,8 +88,8 @@ def serve_study(
 
 def _install_page(app: FastAPI, store: StudyStore) -> None:
     text = (files("llmdiff_lab") / "study" / "study_page.html").read_text(encoding="utf-8")
-    # The page is the same for all and holds no data: what came from outside reaches it as JSON only, and is
-    # set as text. So its own script and style can be named by their hashes, and nothing else ever runs.
+    # The page is static: data reaches it as JSON only, and is set as text. So its script and style are allowed by
+    # their hashes, and nothing else runs.
     script, style = (
         _hash(re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.S)[0]) for tag in ("script", "style")
     )
@@ -146,7 +106,7 @@ def _install_page(app: FastAPI, store: StudyStore) -> None:
 
     @app.get("/r/{token}")
     def rater_page(token: Token) -> HTMLResponse:
-        # The same page for every link; the page asks whether there is such a rater.
+        # The same page for every link; the page checks whether the rater exists.
         return HTMLResponse(text, headers=headers)
 
     @app.get("/health")
@@ -155,49 +115,51 @@ def _install_page(app: FastAPI, store: StudyStore) -> None:
 
     @app.get("/favicon.ico")
     def icon() -> Response:
-        # Every browser asks for one; there is none, and that is no error.
+        # Browsers request one; answer without an error.
         return Response(status_code=204)
 
 
 def _install_api(app: FastAPI, store: StudyStore, pictures: Path, max_raters: int) -> None:
-    # Plain functions, not coroutines: each runs in a thread, so waiting for the disk holds up nobody else.
+    # Plain functions, not coroutines: each runs in a thread, so waiting for the disk does not block other requests.
     @app.get("/api/study")
-    def study() -> StudyReply:
-        asked = store.settings
-        questions = [Question(id=name, text=text) for name, text in asked.questions.items()]
-        return StudyReply(title=asked.title, questions=questions, ties=asked.ties)
+    def study() -> dict[str, Any]:
+        settings = store.settings
+        questions = [{"id": name, "text": text} for name, text in settings.questions.items()]
+        return {"title": settings.title, "questions": questions, "ties": settings.ties}
 
     @app.post("/api/raters", status_code=201)
-    def new_rater() -> RaterReply:
+    def new_rater() -> dict[str, str]:
         token = store.new_rater(max_raters=max_raters)
-        return RaterReply(rater=token, link=f"/r/{token}")
+        return {"rater": token, "link": f"/r/{token}"}
 
     @app.get("/api/raters/{token}")
-    def progress(token: Token) -> ProgressReply:
-        return _progress(store, token)
+    def progress(token: Token) -> Progress:
+        return store.progress(token)
 
     @app.get("/api/raters/{token}/pairs/{position}")
-    def pair(token: Token, position: Position) -> PairReply:
+    def pair(token: Token, position: Position) -> dict[str, Any]:
+        # Nothing in the reply depends on the system of a picture.
         shown = store.shown(token, position)
-        return PairReply(
-            position=position,
-            prompt=shown.prompt,
-            left=f"/pictures/{shown.left_picture}.png",
-            right=f"/pictures/{shown.right_picture}.png",
-            choices=dict(shown.choices),
-        )
+        left, right = (f"/pictures/{name}.png" for name in (shown.left_picture, shown.right_picture))
+        return {
+            "position": position,
+            "prompt": shown.prompt,
+            "left": left,
+            "right": right,
+            "choices": shown.choices,
+        }
 
     @app.put("/api/raters/{token}/pairs/{position}")
-    def answer(token: Token, position: Position, given: Choices) -> ProgressReply:
+    def answer(token: Token, position: Position, given: Choices) -> Progress:
         store.answer(token, position, given.choices, max_raters=max_raters)
-        return _progress(store, token)
+        return store.progress(token)
 
     @app.get("/pictures/{name}.png")
     def picture(name: str) -> Response:
-        # The name is looked up, never joined to a path before it is known to be one of ours.
+        # Look the name up before joining it to a path.
         if not store.has_picture(name):
             raise ApiError(404, "there is no such picture", code="not_found")
-        # As bytes: a file's response has its time in the headers, which raters need not know.
+        # As bytes: a file response has the file's time in its headers, which raters must not see.
         return Response(
             (pictures / f"{name}.png").read_bytes(),
             media_type="image/png",
@@ -219,11 +181,6 @@ def _install_study_errors(app: FastAPI) -> None:
 
     for kind in replies:
         app.add_exception_handler(kind, refuse)
-
-
-def _progress(store: StudyStore, token: str) -> ProgressReply:
-    progress = store.progress(token)
-    return ProgressReply(total=progress.total, done=progress.done, next=progress.next_position)
 
 
 def _hash(content: str) -> str:

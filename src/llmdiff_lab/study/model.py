@@ -1,4 +1,4 @@
-"""What a study is made of: settings, pairs, what a rater sees, answers."""
+"""Types of a study: settings, pairs, what a rater sees, answers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ class InvalidAnswerError(LLMDiffError, ValueError):
 
 
 class StudyFullError(LLMDiffError):
-    """The study has as many raters as it may have."""
+    """The study has the maximum number of raters."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudySettings:
-    """What is asked. `questions`: id => text; `pairs_per_rater` None: every pair."""
+    """Settings of a study. `questions`: id => text; `pairs_per_rater`: None for every pair."""
 
     title: str
     questions: Mapping[str, str]
@@ -34,7 +34,7 @@ class StudySettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two pictures of a prompt (its index). Without systems it is an attention check: the first is intact."""
+    """Two pictures of a prompt (its index). Without systems it is an attention check, whose first picture is intact."""
 
     prompt: int
     first: str | None
@@ -45,7 +45,7 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class ShownPair:
-    """What a rater sees at a position; `choices` is empty until answered."""
+    """The pair that a rater sees at a position; `choices` is empty until answered."""
 
     position: int
     prompt: str
@@ -56,19 +56,16 @@ class ShownPair:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a rater is. `next_position` is the first without an answer, None at the end."""
+    """The progress of a rater; `next` is the first position without an answer, None at the end."""
 
     total: int
     done: int
-    next_position: int | None
+    next: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One choice of one rater (a number, not the token). Systems are None in attention checks.
-
-    `choice` is by side; `chosen` is "first" or "second" of the pair, or "tie".
-    """
+    """One choice of one rater, given by number, not by token. Systems are None in attention checks."""
 
     rater: int
     pair: int
@@ -81,7 +78,7 @@ class Answer:
 
     @property
     def chosen(self) -> Literal["first", "second", "tie"]:
-        """Which of the pair's pictures was chosen, whichever side it stood on."""
+        """Return which of the pair's pictures was chosen, independent of its side."""
         if self.choice == "tie":
             return "tie"
         return "first" if (self.choice == "left") == self.first_is_left else "second"

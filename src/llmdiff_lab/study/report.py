@@ -34,7 +34,7 @@ METHOD = (
     "1 / (1 + exp(second - first)). Half a win either way is added for every two systems.",
     "Agreement is Krippendorff's alpha on nominal values: 1 perfect, 0 as by chance; and the share of pairs of "
     "raters that agree.",
-    "A rater fails an attention check by choosing the picture drowned in noise for any question, or by choosing "
+    "A rater fails an attention check by choosing the picture with noise for any question, or by choosing "
     "nothing. Raters who fail more checks than allowed are left out of all figures.",
 )
 
@@ -81,7 +81,7 @@ def summarise(
     began: int,
     max_failed_checks: int = 0,
 ) -> dict[str, Any]:
-    """Return the report of these answers; raters with more failed checks are not counted."""
+    """Return the report of these answers, without raters who failed more than `max_failed_checks` checks."""
     failed = failed_checks(answers)
     answered = {answer.rater for answer in answers}
     excluded = {rater for rater in answered if failed.get(rater, 0) > max_failed_checks}
@@ -126,7 +126,7 @@ def report_page(report: Mapping[str, Any], pictures: Mapping[tuple[int, str], st
 
 
 def failed_checks(answers: Sequence[Answer]) -> dict[int, int]:
-    """Return the number of attention checks that every rater failed; those who failed none are missing."""
+    """Return the number of failed attention checks by rater, without raters who failed none."""
     chosen: dict[tuple[int, int], list[str]] = defaultdict(list)
     for answer in answers:
         if answer.first is None:
@@ -142,7 +142,7 @@ def failed_checks(answers: Sequence[Answer]) -> dict[int, int]:
 def answers_csv(
     answers: Sequence[Answer], prompts: Sequence[str], failed: Mapping[int, int], max_failed_checks: int
 ) -> str:
-    """Return all answers as CSV, one a row; texts that a spreadsheet would compute begin with an apostrophe."""
+    """Return all answers as CSV, one per row. Texts that look like formulas begin with an apostrophe."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(

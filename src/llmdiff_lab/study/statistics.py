@@ -1,4 +1,4 @@
-"""The figures of a study: win rates, Bradley-Terry strengths, agreement, each with its uncertainty."""
+"""Win rates, Bradley-Terry strengths and agreement of a study, with intervals."""
 
 import math
 from collections import Counter
@@ -14,13 +14,13 @@ Array = NDArray[np.float64]
 
 _Z = 1.959964  # 97.5 % of a standard normal distribution lies below it.
 _RESAMPLES = 2000
-# Half a win either way for every two systems that were compared: keeps a system that won or lost all finite.
+# Added to the wins of both systems of every compared pair: keeps strengths finite.
 _PRIOR_WINS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Answers to one question about two systems, in counts by rater and prompt.
+    """Counts of the answers to one question about two systems, by rater and prompt.
 
     Shapes:
         first_wins, second_wins, ties: (R raters, P prompts).
@@ -32,14 +32,14 @@ class Comparison:
 
     @property
     def answers(self) -> Array:
-        """(R, P): all answers."""
+        """Return the number of all answers. Shapes: (R, P)."""
         return self.first_wins + self.second_wins + self.ties
 
 
 class Resampling:
-    """How often every rater and every prompt is drawn in each bootstrap resample; the same for all figures.
+    """Bootstrap resamples of raters and prompts, the same for all figures.
 
-    Raters and prompts are drawn independently, since answers are alike within both.
+    Raters and prompts are drawn independently, since answers of one rater, or about one prompt, are correlated.
 
     Source: Owen 2007, "The pigeonhole bootstrap".
     """
@@ -51,7 +51,7 @@ class Resampling:
         self._prompts = rng.multinomial(prompts, np.full(prompts, 1 / prompts), resamples).astype(np.float64)
 
     def sums(self, counts: Array) -> Array:
-        """(R, P) => (resamples,): the sum over all raters and prompts in every resample."""
+        """Return the sum over raters and prompts in every resample. Shapes: (R, P) => (resamples,)."""
         sums: Array = ((self._raters @ counts) * self._prompts).sum(1)
         return sums
 
@@ -59,9 +59,9 @@ class Resampling:
 def win_rate(comparison: Comparison, resampling: Resampling) -> Interval:
     """Return the first system's share of the wins, a tie half a win to each, with its 95 % interval.
 
-    The interval is the wider, at either end, of the bootstrap's over raters and prompts and of Wilson's:
-    the first sees that answers of one rater, or about one prompt, are alike; the second does not vanish when
-    all answers are the same. Without answers, mean 0.5 and the interval 0 to 1.
+    At each end, the interval is the wider one of the bootstrap over raters and prompts, which respects correlated
+    answers, and Wilson's, which has a width even if all answers are the same. Without answers, the mean is 0.5 and the
+    interval 0 to 1.
 
     Source: Owen 2007; Wilson 1927.
     """
@@ -82,7 +82,7 @@ def win_rate(comparison: Comparison, resampling: Resampling) -> Interval:
 def bradley_terry(wins: Array) -> Array:
     """Return the maximum-likelihood strengths s, of mean 0, with P(i beats j) = 1 / (1 + exp(s_j - s_i)).
 
-    Half a win either way is added for every two systems with answers, so that strengths stay finite.
+    Half a win is added to both systems of every pair with answers, so that strengths stay finite.
 
     Shapes:
         wins (..., S, S), wins[..., i, j] = how often i beat j, a tie half a win to each => (..., S).
@@ -103,7 +103,7 @@ def bradley_terry(wins: Array) -> Array:
         strengths = updated
         if change < 1e-10:
             break
-    # Their geometric mean is 1 after every step, so the mean of the logarithms is 0.
+    # The geometric mean is 1 after every step, so the logarithms have mean 0.
     logs: Array = np.log(strengths)
     return logs
 
@@ -134,7 +134,7 @@ def bradley_terry_intervals(
 def krippendorff_alpha(units: Sequence[Sequence[Hashable]]) -> float | None:
     """Return Krippendorff's alpha on nominal values: 1 perfect, 0 by chance; None if nothing can be compared.
 
-    `units`: for each thing judged, the values it was given by whoever judged it.
+    `units`: the values that every judged item was given.
 
     Source: Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", nominal data.
     """
@@ -152,12 +152,12 @@ def krippendorff_alpha(units: Sequence[Sequence[Hashable]]) -> float | None:
 
 
 def percent_agreement(units: Sequence[Sequence[Hashable]]) -> float | None:
-    """Return the share of pairs of raters that agree, over all units; None where nobody judged the same."""
-    same = pairs = 0
+    """Return the share of pairs of raters that agree, over all units; None if no unit was judged twice."""
+    agreeing = pairs = 0
     for unit in units:
         pairs += math.comb(len(unit), 2)
-        same += sum(math.comb(count, 2) for count in Counter(unit).values())
-    return same / pairs if pairs else None
+        agreeing += sum(math.comb(count, 2) for count in Counter(unit).values())
+    return agreeing / pairs if pairs else None
 
 
 def _wilson(mean: float, n: int) -> tuple[float, float]:

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,14 @@ QUESTIONS: Mapping[str, str] = {
     "details": "Which picture has the better details?",
 }
 PICTURES_NAME = "pictures"
-# Enough for every rater to see at a glance that something is wrong with the picture.
+# Enough for every rater to see that the picture is damaged.
 _NOISE_SHARE = 0.75
 _MAX_NAME = 60
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourcePicture:
-    """A system's picture of a prompt, as found; `seed` None where nothing says it."""
+    """A system's picture of a prompt; `seed` is None if it is unknown."""
 
     prompt: str
     seed: int | None
@@ -55,15 +55,16 @@ def create_study(
     check_every: int = 10,
     seed: int = 0,
 ) -> StudySettings:
-    """Return the settings of a new study, written to the folder `out` whole or not at all.
+    """Create a study in the folder `out`, completely or not at all; return its settings.
 
-    `systems`: by name, a folder of PNG files that say their prompt (as `llmdiff generate` writes them), or a
-    JSONL file with `prompt` and `image` (and `seed`) in every line. All systems must have pictures of the
-    same prompts, equally many of each; those of one prompt are matched in the order of their seeds.
-    `pairs_per_rater` None: all of them. `check_every`: one attention check for so many pairs, 0 for none.
+    `systems`: by name, a folder of PNG files with their prompt as metadata (as `llmdiff generate` writes them), or a
+    JSONL file with `prompt` and `image` (and `seed`) in every line. All systems must have the same number of pictures
+    of the same prompts; pictures of one prompt are matched in the order of their seeds.
+    `pairs_per_rater`: None for all pairs. `check_every`: number of pairs per attention check, 0 for no checks.
 
     Raises:
-        ConfigError: fewer than two systems, prompts that differ, an unknown question, a number out of range.
+        ConfigError: there are fewer than two systems, their prompts differ, a question is unknown, or a number is out
+            of range.
         OutputError: `out` is not empty or cannot be written, or a picture cannot be read.
     """
     folder = Path(out)
@@ -83,7 +84,7 @@ def create_study(
     try:
         (partial / PICTURES_NAME).mkdir()
         names = [{system: secrets.token_hex(8) for system in row} for row in rows]
-        # Every picture by its random name: where it is, and the noise that it is to drown in.
+        # Every picture by its random name: its file, and the noise to add.
         pictures: dict[str, tuple[Path, np.random.Generator | None]] = {
             names[index][system]: (picture.path, None)
             for index, row in enumerate(rows)
@@ -97,18 +98,12 @@ def create_study(
         per_rater = min(pairs_per_rater or len(pairs), len(pairs))
         checks = -(-per_rater // check_every) if check_every else 0
         for index in rng.permutation(len(pairs))[: min(checks, len(pairs))]:
-            # Either of the two: were it always the first system's, a check would tell who drew its picture.
+            # Choose one at random: a check must not reveal the system.
             intact = secrets.choice((pairs[index].first_picture, pairs[index].second_picture))
             noisy = secrets.token_hex(8)
             pictures[noisy] = pictures[intact][0], np.random.default_rng([seed, index])
             pairs.append(
-                Pair(
-                    prompt=pairs[index].prompt,
-                    first=None,
-                    second=None,
-                    first_picture=intact,
-                    second_picture=noisy,
-                )
+                replace(pairs[index], first=None, second=None, first_picture=intact, second_picture=noisy)
             )
         _write_pictures(partial / PICTURES_NAME, pictures)
         StudyStore.create(partial / STORE_NAME, settings, prompts, pairs).close()
@@ -140,20 +135,20 @@ def read_source(name: str, source: Path) -> list[SourcePicture]:
     """Return a system's pictures, from a folder of PNG files or from a JSONL list.
 
     Raises:
-        ConfigError: there are none, a prompt is missing, or the list names a file outside of its folder.
+        ConfigError: there are none, a prompt is missing, or the list names a file outside its folder.
         OutputError: a picture cannot be read.
     """
     if source.is_dir():
         pictures = []
         for path in sorted(source.glob("*.png")):
-            facts = read_metadata(path)
-            if is_blank(facts.get("prompt", "")):
+            metadata = read_metadata(path)
+            if is_blank(metadata.get("prompt", "")):
                 raise ConfigError(
-                    f"system {name}: {path} does not say its prompt: write pictures with `llmdiff generate`, or "
+                    f"system {name}: {path} has no prompt in its metadata: write pictures with `llmdiff generate`, or "
                     "pass a JSONL list"
                 )
-            seed = _seed(f"system {name}: {path}", facts.get("seed"))
-            pictures.append(SourcePicture(prompt=facts["prompt"], seed=seed, path=path))
+            seed = _seed(f"system {name}: {path}", metadata.get("seed"))
+            pictures.append(SourcePicture(prompt=metadata["prompt"], seed=seed, path=path))
     else:
         pictures = _read_list(name, source)
     if not pictures:
@@ -164,12 +159,12 @@ def read_source(name: str, source: Path) -> list[SourcePicture]:
 
 
 def _seed(where: str, text: str | None) -> int | None:
-    """Return the seed that a picture says, None where it says none."""
+    """Return the seed in a picture's metadata; None if there is none."""
     if not text:
         return None
-    # Not `isdigit` alone, to which superscripts are digits; and `int` refuses thousands of them.
+    # `isdigit` alone accepts superscripts, and `int` rejects thousands of digits.
     if not (text.isascii() and text.isdigit() and len(text) <= 20 and SEED.holds(int(text))):
-        raise ConfigError(f"{where} says the seed {short(text)}, expected {SEED}: draw it again")
+        raise ConfigError(f"{where} has the seed {short(text)}, expected {SEED}: draw it again")
     return int(text)
 
 
@@ -196,9 +191,9 @@ def _read_list(name: str, source: Path) -> list[SourcePicture]:
         if seed is not None:
             SEED.check(f"{where}: seed", seed)
         path = (folder / image).resolve()
-        # A list from elsewhere must not publish other files of this machine.
+        # A list from another source must not publish other files of this machine.
         if not path.is_relative_to(folder):
-            raise ConfigError(f"{where}: image {image!r} lies outside of the list's folder: move it there")
+            raise ConfigError(f"{where}: image {image!r} lies outside the list's folder: move it there")
         pictures.append(SourcePicture(prompt=clean_text(f"{where}: prompt", prompt), seed=seed, path=path))
     return pictures
 
@@ -228,9 +223,9 @@ def _matched(
 
 
 def _write_pictures(folder: Path, pictures: Mapping[str, tuple[Path, np.random.Generator | None]]) -> None:
-    """Write the pixels of pictures under their names; nothing but the pixels tells one system's from another's.
+    """Write the pictures under their names, so that only the pixels depend on the system.
 
-    No metadata is kept, not even a colour profile, and neither the order on disk nor the times are those of systems.
+    Metadata and colour profiles are removed; the order on disk is random, and all times are equal.
     """
     order = list(pictures)
     secrets.SystemRandom().shuffle(order)

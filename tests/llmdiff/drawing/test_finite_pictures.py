@@ -19,7 +19,7 @@ from llmdiff.drawing.models import Models
 from llmdiff.errors import NonFinitePictureError
 from llmdiff.evaluation.systems import pipeline_system
 from llmdiff.language.llm import DecoderLLM
-from llmdiff.serving.painter import PipelinePainter
+from llmdiff.serving.pipeline_drawer import PipelineDrawer
 from llmdiff.serving.studio import Studio
 
 KIND = "non-finite pictures"
@@ -120,9 +120,9 @@ def test_an_infinite_pixel_is_no_white_one() -> None:
 @pytest.mark.hostile(KIND)
 def test_the_server_and_the_page(models: Path, tiny_llm: Any) -> None:
     pipe = overflows(BUILDERS["sd"](), torch.float32)
-    painter = PipelinePainter(LLMController.create(tiny_llm, pipe), pipe.to(torch.float16), Models())
+    drawer = PipelineDrawer(LLMController.create(tiny_llm, pipe), pipe.to(torch.float16), Models())
     with pytest.raises(NonFinitePictureError):
-        painter.draw([ORDER], [3], on_step=lambda: None)
+        drawer.draw([ORDER], [3], on_step=lambda: None)
     studio = Studio()
     try:
         with pytest.raises(NonFinitePictureError):

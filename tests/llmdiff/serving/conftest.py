@@ -15,20 +15,20 @@ from llmdiff.drawing.draw import DrawingSettings
 from llmdiff.drawing.models import Models
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.serving.api import create_app
-from llmdiff.serving.painter import PipelinePainter
+from llmdiff.serving.pipeline_drawer import PipelineDrawer
 from llmdiff.serving.server import GentleServer, listen, run_server
 from llmdiff.serving.settings import ServeSettings
 
-_built: list[PipelinePainter] = []
+_built: list[PipelineDrawer] = []
 _saved: list[Path] = []
 
 
-class GatedPainter:
-    """The real painter behind a gate: what is drawn waits at its first step until the gate is opened."""
+class GatedDrawer:
+    """The real drawer behind a gate: what is drawn waits at its first step until the gate is opened."""
 
-    def __init__(self, painter: PipelinePainter) -> None:
-        self.painter = painter
-        self.size_px, self.multiple_px, self.can_edit = painter.size_px, painter.multiple_px, painter.can_edit
+    def __init__(self, drawer: PipelineDrawer) -> None:
+        self.drawer = drawer
+        self.size_px, self.multiple_px, self.can_edit = drawer.size_px, drawer.multiple_px, drawer.can_edit
         self.gate = threading.Event()
         self.begun = threading.Semaphore(0)
         self.batches: list[list[str]] = []
@@ -40,15 +40,15 @@ class GatedPainter:
         self.begun.release()
         while not self.gate.wait(0.01):
             on_step()
-        return self.painter.draw(settings, seeds, on_step=on_step)
+        return self.drawer.draw(settings, seeds, on_step=on_step)
 
 
 @pytest.fixture
-def painter(make_sd: Callable[..., Any], make_llm: Callable[..., Any]) -> PipelinePainter:
+def drawer(make_sd: Callable[..., Any], make_llm: Callable[..., Any]) -> PipelineDrawer:
     """Attached once: the tests only draw with it."""
     if not _built:
         pipe = make_sd()
-        _built.append(PipelinePainter(LLMController.create(make_llm(), pipe), pipe, Models()))
+        _built.append(PipelineDrawer(LLMController.create(make_llm(), pipe), pipe, Models()))
     return _built[0]
 
 
@@ -74,19 +74,19 @@ def adapter(
 
 
 @pytest.fixture
-def gated(painter: PipelinePainter) -> Iterator[GatedPainter]:
-    gated = GatedPainter(painter)
+def gated(drawer: PipelineDrawer) -> Iterator[GatedDrawer]:
+    gated = GatedDrawer(drawer)
     yield gated
     gated.gate.set()
 
 
 @pytest.fixture
-def client(painter: PipelinePainter) -> Iterator[Callable[..., TestClient]]:
+def client(drawer: PipelineDrawer) -> Iterator[Callable[..., TestClient]]:
     """Start the app in this process, with settings, and wait until it is ready."""
     with ExitStack() as apps:
 
         def start(drawn_by: Any = None, *, wait: bool = True, **settings: Any) -> TestClient:
-            app = create_app(lambda: drawn_by or painter, ServeSettings(**settings))
+            app = create_app(lambda: drawn_by or drawer, ServeSettings(**settings))
             client = apps.enter_context(TestClient(app, raise_server_exceptions=False))
             if "token" in settings:
                 client.headers["Authorization"] = f"Bearer {settings['token']}"

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from llmdiff.drawing.draw import DrawingSettings, draw
 from llmdiff.errors import PromptError
-from llmdiff.serving.painter import PipelinePainter
+from llmdiff.serving.pipeline_drawer import PipelineDrawer
 
 ROUTES = ("/v1/models", "/v1/models/openmoji", "/ready", "/metrics", "/docs", "/openapi.json")
 ASK = {"prompt": "a red cat", "seed": 3, "num_inference_steps": 2, "response_format": "b64_json"}
@@ -31,9 +31,9 @@ def drawn(reply: Any) -> list[np.ndarray]:
     return [pixels(base64.b64decode(one["b64_json"])) for one in reply.json()["data"]]
 
 
-def alone(painter: PipelinePainter, seed: int = 3, **more: Any) -> np.ndarray:
+def alone(drawer: PipelineDrawer, seed: int = 3, **more: Any) -> np.ndarray:
     settings = DrawingSettings(**({"prompt": "a red cat", "seed": seed, "steps": 2} | more))
-    return np.asarray(draw(painter._pipe, settings, seed))
+    return np.asarray(draw(drawer.pipe, settings, seed))
 
 
 def refused(reply: Any, status: int, code: str, *words: str, param: str | None = None) -> None:
@@ -49,36 +49,36 @@ def refused(reply: Any, status: int, code: str, *words: str, param: str | None =
     assert reply.headers["x-request-id"]
 
 
-def test_pictures_are_those_of_their_seeds_drawn_alone(client: Client, painter: PipelinePainter) -> None:
+def test_pictures_are_those_of_their_seeds_drawn_alone(client: Client, drawer: PipelineDrawer) -> None:
     http = client()
     reply = http.post("/v1/images/generations", json=ASK | {"n": 3, "negative_prompt": "a dog"})
     assert [one["seed"] for one in reply.json()["data"]] == [3, 4, 5]
     for seed, picture in zip((3, 4, 5), drawn(reply), strict=True):
-        assert (picture == alone(painter, seed, negative_prompt="a dog")).all()
+        assert (picture == alone(drawer, seed, negative_prompt="a dog")).all()
     facts = Image.open(io.BytesIO(base64.b64decode(reply.json()["data"][1]["b64_json"]))).text
     assert (facts["prompt"], facts["seed"], facts["negative_prompt"]) == ("a red cat", "4", "a dog")
 
     wide = drawn(http.post("/v1/images/generations", json=ASK | {"size": "24x8"}))[0]
-    assert (wide == alone(painter, width_px=24, height_px=8)).all()
+    assert (wide == alone(drawer, width_px=24, height_px=8)).all()
 
 
-def test_without_a_seed_a_new_one_is_drawn_and_told(client: Client, painter: PipelinePainter) -> None:
+def test_without_a_seed_a_new_one_is_drawn_and_told(client: Client, drawer: PipelineDrawer) -> None:
     http = client()
     ask = {key: value for key, value in ASK.items() if key != "seed"}
     replies = [http.post("/v1/images/generations", json=ask) for _ in range(2)]
     seeds = [reply.json()["data"][0]["seed"] for reply in replies]
     assert seeds[0] != seeds[1]
-    assert (drawn(replies[0])[0] == alone(painter, seeds[0])).all()
+    assert (drawn(replies[0])[0] == alone(drawer, seeds[0])).all()
 
 
-def test_pictures_by_url(client: Client, painter: PipelinePainter) -> None:
+def test_pictures_by_url(client: Client, drawer: PipelineDrawer) -> None:
     http = client()
     ask = ASK | {"response_format": None}
     url = http.post("/v1/images/generations", json=ask).json()["data"][0]["url"]
     assert url.startswith("http://testserver/v1/images/files/")
     reply = http.get(url)
     assert reply.headers["content-type"] == "image/png"
-    assert (pixels(reply.content) == alone(painter)).all()
+    assert (pixels(reply.content) == alone(drawer)).all()
     refused(http.get("/v1/images/files/nothing.png"), 404, "not_found", "expired")
 
     public = client(public_url="https://pictures.example/llm/")
@@ -216,12 +216,12 @@ def test_other_refusals(client: Client) -> None:
 
 
 class _Broken:
-    """A painter that fails: on purpose when a prompt says so, with words that must not leave the server."""
+    """A drawer that fails: on purpose when a prompt says so, with words that must not leave the server."""
 
     size_px, multiple_px, can_edit = (16, 16), 8, True
 
-    def __init__(self, painter: PipelinePainter) -> None:
-        self._painter = painter
+    def __init__(self, drawer: PipelineDrawer) -> None:
+        self._drawer = drawer
 
     def draw(self, settings: Sequence[DrawingSettings], seeds: Sequence[int], *, on_step: Any) -> list[bytes]:
         for one in settings:
@@ -229,13 +229,13 @@ class _Broken:
                 raise PromptError("prompt has no token that the LLM knows: write another")
             if one.prompt == "break":
                 raise RuntimeError(f"secret state at {one.prompt} 0xdeadbeef")
-        return self._painter.draw(settings, seeds, on_step=on_step)
+        return self._drawer.draw(settings, seeds, on_step=on_step)
 
 
 def test_errors_while_drawing(
-    client: Client, painter: PipelinePainter, caplog: pytest.LogCaptureFixture
+    client: Client, drawer: PipelineDrawer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    http = client(_Broken(painter))
+    http = client(_Broken(drawer))
     refusal = http.post("/v1/images/generations", json=ASK | {"prompt": "refuse me"})
     refused(refusal, 400, "invalid_value", "write another", param="prompt")
     with caplog.at_level(logging.INFO, "llmdiff.serving"):
@@ -245,13 +245,13 @@ def test_errors_while_drawing(
     assert http.post("/v1/images/generations", json=ASK).status_code == 200
 
 
-def test_until_the_models_are_loaded(painter: PipelinePainter, gated: Any) -> None:
+def test_until_the_models_are_loaded(drawer: PipelineDrawer, gated: Any) -> None:
     from llmdiff.serving.api import create_app
     from llmdiff.serving.settings import ServeSettings
 
     def load() -> Any:
         gated.gate.wait()
-        return painter
+        return drawer
 
     with TestClient(create_app(load, ServeSettings())) as http:
         assert http.get("/health").status_code == 200
@@ -262,13 +262,13 @@ def test_until_the_models_are_loaded(painter: PipelinePainter, gated: Any) -> No
 
 
 def test_logs_are_json_and_hold_prompts_only_when_asked(
-    client: Client, painter: PipelinePainter, capsys: pytest.CaptureFixture[str]
+    client: Client, drawer: PipelineDrawer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from llmdiff.serving.logs import log_as_json
 
     logging.getLogger("llmdiff.serving").disabled = True  # as dictConfig leaves it, where a library calls it
     log_as_json()
-    http = client(_Broken(painter))
+    http = client(_Broken(drawer))
     for prompt in ("a red cat", "break", ""):
         http.post("/v1/images/generations", json=ASK | {"prompt": prompt})
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from llmdiff.serving.api import create_app
-from llmdiff.serving.painter import PipelinePainter
+from llmdiff.serving.pipeline_drawer import PipelineDrawer
 from llmdiff.serving.settings import ServeSettings
 from tests.llmdiff.serving.conftest import serving, wait_until
 from tests.llmdiff.serving.test_api import ASK, alone, pixels
@@ -23,12 +23,10 @@ URL = "/v1/images/generations"
 PROMPTS = ("a red cat", "two blue dog", "a car", "a green apple on the left of a dog")
 
 
-def crowd(painter: PipelinePainter, *, clients: int, seconds: float, max_batch: int) -> dict[str, Any]:
+def crowd(drawer: PipelineDrawer, *, clients: int, seconds: float, max_batch: int) -> dict[str, Any]:
     """What clients got who ask without a pause: replies by status, wrong pictures, growth of memory."""
-    expected = {
-        (prompt, seed): alone(painter, seed, prompt=prompt) for prompt in PROMPTS for seed in range(8)
-    }
-    app = create_app(lambda: painter, ServeSettings(queue_size=8, max_batch=max_batch, url_store_bytes=10**6))
+    expected = {(prompt, seed): alone(drawer, seed, prompt=prompt) for prompt in PROMPTS for seed in range(8)}
+    app = create_app(lambda: drawer, ServeSettings(queue_size=8, max_batch=max_batch, url_store_bytes=10**6))
     statuses: dict[Any, int] = {}
     differences: list[int] = []
     retry_after: set[str] = set()
@@ -73,8 +71,8 @@ def crowd(painter: PipelinePainter, *, clients: int, seconds: float, max_batch: 
     }
 
 
-def test_a_small_crowd(painter: PipelinePainter) -> None:
-    got = crowd(painter, clients=12, seconds=3, max_batch=1)
+def test_a_small_crowd(drawer: PipelineDrawer) -> None:
+    got = crowd(drawer, clients=12, seconds=3, max_batch=1)
     assert set(got["statuses"]) <= {200, 429}
     assert got["statuses"][200] == len(got["differences"]) > 0
     # One picture at a time: the bits of drawing alone, and nobody gets another's.
@@ -85,8 +83,8 @@ def test_a_small_crowd(painter: PipelinePainter) -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("max_batch", [1, 4])
-def test_50_clients_for_a_minute(painter: PipelinePainter, max_batch: int) -> None:
-    got = crowd(painter, clients=50, seconds=60, max_batch=max_batch)
+def test_50_clients_for_a_minute(drawer: PipelineDrawer, max_batch: int) -> None:
+    got = crowd(drawer, clients=50, seconds=60, max_batch=max_batch)
     print(got | {"differences": {d: got["differences"].count(d) for d in set(got["differences"])}})
     assert set(got["statuses"]) == {200, 429}
     assert got["statuses"][200] == len(got["differences"])
@@ -95,22 +93,22 @@ def test_50_clients_for_a_minute(painter: PipelinePainter, max_batch: int) -> No
     assert got["growth_mb"] < 20
 
 
-def test_batches_change_no_picture_by_more_than_a_level(painter: PipelinePainter) -> None:
+def test_batches_change_no_picture_by_more_than_a_level(drawer: PipelineDrawer) -> None:
     from llmdiff.drawing.draw import DrawingSettings, draw_together
 
     prompts = [PROMPTS[index % 4] for index in range(8)]
     settings = [DrawingSettings(prompt=prompt, seed=0, steps=2) for prompt in prompts]
-    together = draw_together(painter._pipe, settings, range(8))
+    together = draw_together(drawer.pipe, settings, range(8))
     for seed, (prompt, picture) in enumerate(zip(prompts, together, strict=True)):
-        difference = np.abs(np.asarray(picture).astype(int) - alone(painter, seed, prompt=prompt))
+        difference = np.abs(np.asarray(picture).astype(int) - alone(drawer, seed, prompt=prompt))
         assert difference.max() <= 1
 
 
 @pytest.mark.slow
 @pytest.mark.soak
 @pytest.mark.timeout(600)
-def test_whatever_a_fuzzer_sends_nothing_breaks(painter: PipelinePainter, tmp_path: Path) -> None:
-    app = create_app(lambda: painter, ServeSettings(max_steps=3, max_pixels=1024))
+def test_whatever_a_fuzzer_sends_nothing_breaks(drawer: PipelineDrawer, tmp_path: Path) -> None:
+    app = create_app(lambda: drawer, ServeSettings(max_steps=3, max_pixels=1024))
     with serving(app) as (url, _):
         wait_until(lambda: httpx2.get(f"{url}/ready").status_code == 200)
         checks = (

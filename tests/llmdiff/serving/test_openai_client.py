@@ -17,8 +17,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from llmdiff.serving.api import create_app
-from llmdiff.serving.painter import PipelinePainter
-from llmdiff.serving.service import ImageService
+from llmdiff.serving.pipeline_drawer import PipelineDrawer
 from llmdiff.serving.settings import ServeSettings
 from tests.llmdiff.serving.conftest import serving, wait_until
 from tests.llmdiff.serving.test_api import alone, pixels
@@ -27,24 +26,23 @@ FEW = {"seed": 3, "num_inference_steps": 2}
 
 
 @pytest.fixture(scope="module")
-def address(built: PipelinePainter) -> Iterator[str]:
+def address(built: PipelineDrawer) -> Iterator[str]:
     settings = ServeSettings(model_aliases=("gpt-image-1", "dall-e-3"), size_policy="nearest")
     app = create_app(lambda: built, settings)
-    service: ImageService = app.state.service
     with serving(app) as (url, _):
-        wait_until(lambda: service._painter is not None)
+        wait_until(lambda: httpx2.get(f"{url}/ready").status_code == 200)
         yield url
 
 
 @pytest.fixture(scope="module")
-def built() -> PipelinePainter:
+def built() -> PipelineDrawer:
     from tiny.pipelines import build_llm, build_sd
 
     from llmdiff.controller import LLMController
     from llmdiff.drawing.models import Models
 
     pipe = build_sd()
-    return PipelinePainter(LLMController.create(build_llm(), pipe), pipe, Models())
+    return PipelineDrawer(LLMController.create(build_llm(), pipe), pipe, Models())
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +83,7 @@ HINTS: list[dict[str, Any]] = [
 
 @pytest.mark.hostile("openai client")
 @pytest.mark.parametrize("hint", HINTS, ids=lambda hint: "-".join(map(str, *hint.items())))
-def test_hints_are_taken_and_change_nothing(
-    images: Any, built: PipelinePainter, hint: dict[str, Any]
-) -> None:
+def test_hints_are_taken_and_change_nothing(images: Any, built: PipelineDrawer, hint: dict[str, Any]) -> None:
     reply = images.generate(prompt="a red cat", response_format="b64_json", extra_body=FEW, **hint)
     assert (pixels(file(reply)) == alone(built)).all()
 
@@ -136,7 +132,7 @@ def test_sizes_are_drawn_as_the_pipelines_own_and_the_reply_says_which(
 @pytest.mark.parametrize(
     ("kind", "quality"), [("jpeg", 100), ("webp", None), ("jpeg", 5), ("webp", 5), ("png", None)]
 )
-def test_formats(images: Any, address: str, built: PipelinePainter, kind: str, quality: int | None) -> None:
+def test_formats(images: Any, address: str, built: PipelineDrawer, kind: str, quality: int | None) -> None:
     asked = {"output_format": kind, "output_compression": quality, "extra_body": FEW}
     reply = images.generate(prompt="a red cat", response_format="b64_json", **asked)
     assert reply.output_format == kind
@@ -196,13 +192,13 @@ def test_what_is_not_done_here_is_refused_by_name(images: Any, asked: dict[str, 
 
 
 @pytest.mark.hostile("texts")
-def test_a_mark_before_a_prompt_changes_no_picture(images: Any, built: PipelinePainter) -> None:
+def test_a_mark_before_a_prompt_changes_no_picture(images: Any, built: PipelineDrawer) -> None:
     reply = images.generate(prompt="\ufeffa red cat\u200b", response_format="b64_json", extra_body=FEW)
     assert (pixels(file(reply)) == alone(built)).all()
 
 
 @pytest.mark.hostile("openai client")
-def test_a_picture_is_drawn_on(images: Any, built: PipelinePainter) -> None:
+def test_a_picture_is_drawn_on(images: Any, built: PipelineDrawer) -> None:
     from diffusers import StableDiffusionImg2ImgPipeline
     from torch import Generator
 
@@ -211,10 +207,10 @@ def test_a_picture_is_drawn_on(images: Any, built: PipelinePainter) -> None:
     assert [one.seed for one in reply.data] == [3, 4]
 
     # The same by hand: the pipeline of diffusers, the LLM attached, the picture at the pipeline's own size.
-    pipe = StableDiffusionImg2ImgPipeline(**built._pipe.components, requires_safety_checker=False)
+    pipe = StableDiffusionImg2ImgPipeline(**built.pipe.components, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     small = Image.open(io.BytesIO(png())).resize((16, 16), Image.Resampling.LANCZOS)
-    with built._controller.attached(pipe):
+    with built.controller.attached(pipe):
         expected = pipe(
             "a red cat",
             image=small,
@@ -357,11 +353,11 @@ def test_every_family_that_draws_on_pictures_does(make_llm: Any, family: str, ca
     from llmdiff.serving.editing import EditSettings
 
     pipe = BUILDERS[family]()
-    painter = PipelinePainter(LLMController.create(make_llm(), pipe), pipe, Models())
-    assert painter.can_edit is can
+    drawer = PipelineDrawer(LLMController.create(make_llm(), pipe), pipe, Models())
+    assert drawer.can_edit is can
     if not can:
         return
-    height, width = painter.size_px
+    height, width = drawer.size_px
     drawn = []
     for value in (0, 255):
         picture = Image.new("RGB", (width, height), (value, value, value))
@@ -369,7 +365,7 @@ def test_every_family_that_draws_on_pictures_does(make_llm: Any, family: str, ca
             prompt="a cat", seed=3, steps=4, height_px=height, width_px=width,
             picture=picture, picture_sha256="", strength=0.5,
         )  # fmt: skip
-        drawn.append(pixels(painter.draw([order, order], [3, 4], on_step=lambda: None)[1]))
+        drawn.append(pixels(drawer.draw([order, order], [3, 4], on_step=lambda: None)[1]))
     assert drawn[0].shape == (height, width, 3)
     assert not np.array_equal(*drawn)
 

@@ -16,11 +16,15 @@ PASSWORD = "correct horse: battery & stäple"
 
 
 @pytest.fixture
-def form() -> PasswordForm:
+def app() -> Starlette:
     async def secret(request: object) -> PlainTextResponse:
         return PlainTextResponse("the secret")
 
-    app = Starlette(routes=[Route(path, secret) for path in ("/", "/pictures/a.png", "/health", "/login/x")])
+    return Starlette(routes=[Route(path, secret) for path in ("/", "/pictures/a.png", "/health", "/login/x")])
+
+
+@pytest.fixture
+def form(app: Starlette) -> PasswordForm:
     return PasswordForm(app, password=PASSWORD, open_paths=("/health",))
 
 
@@ -70,8 +74,8 @@ def test_anything_else_does_not(http: TestClient, body: bytes) -> None:
     assert http.get("/").status_code == 401
 
 
-def test_another_start_is_another_session(form: PasswordForm) -> None:
-    again = PasswordForm(form._app, password=PASSWORD)
+def test_another_start_is_another_session(app: Starlette, form: PasswordForm) -> None:
+    again = PasswordForm(app, password=PASSWORD)
     with TestClient(form, follow_redirects=False) as http:
         http.post("/login", data={"password": PASSWORD})
         cookie = http.cookies["llmdiff_session"]

@@ -20,9 +20,9 @@ import pytest
 from llmdiff.drawing.draw import DrawingSettings, draw
 from llmdiff.drawing.models import Models, load
 from llmdiff.serving.api import create_app
-from llmdiff.serving.painter import PipelinePainter
+from llmdiff.serving.pipeline_drawer import PipelineDrawer
 from llmdiff.serving.settings import ServeSettings
-from tests.llmdiff.serving.conftest import GatedPainter, serving, wait_until
+from tests.llmdiff.serving.conftest import GatedDrawer, serving, wait_until
 from tests.llmdiff.serving.test_api import ASK, alone, drawn, pixels
 
 URL = "/v1/images/generations"
@@ -65,7 +65,7 @@ def running() -> Iterator[Callable[..., Any]]:
         yield start
 
 
-def test_compatible_requests_share_a_batch(running: Any, gated: GatedPainter) -> None:
+def test_compatible_requests_share_a_batch(running: Any, gated: GatedDrawer) -> None:
     server = running(gated, max_batch=3)
     first = server.ask(prompt="a cat")
     gated.begun.acquire()
@@ -83,14 +83,14 @@ def test_compatible_requests_share_a_batch(running: Any, gated: GatedPainter) ->
     for prompt, pictures in replies.items():
         steps = asked[prompt].get("num_inference_steps", 2)
         for seed, picture in enumerate(pictures, start=20):
-            expected = alone(gated.painter, seed, prompt=prompt, steps=steps)
+            expected = alone(gated.drawer, seed, prompt=prompt, steps=steps)
             # Not mixed up; the last bit of a float may round to the next of 255 levels.
             assert np.abs(picture.astype(int) - expected).max() <= 1
     assert server.figure("llmdiff_batch_pictures_count") == 4
     assert server.figure("llmdiff_batch_pictures_sum") == 6
 
 
-def test_the_queue_is_bounded(running: Any, gated: GatedPainter) -> None:
+def test_the_queue_is_bounded(running: Any, gated: GatedDrawer) -> None:
     server = running(gated, queue_size=2)
     first = server.ask()
     gated.begun.acquire()
@@ -105,7 +105,7 @@ def test_the_queue_is_bounded(running: Any, gated: GatedPainter) -> None:
     assert server.ask().result().status_code == 200
 
 
-def test_time_out(running: Any, gated: GatedPainter) -> None:
+def test_time_out(running: Any, gated: GatedDrawer) -> None:
     server = running(gated, timeout_s=0.3)
     drawing, waiting = server.ask(), server.ask()
     for reply in (drawing.result(), waiting.result()):
@@ -117,7 +117,7 @@ def test_time_out(running: Any, gated: GatedPainter) -> None:
     assert server.figure("llmdiff_queue_waiting") == 0
 
 
-def test_when_the_client_leaves_drawing_stops(running: Any, gated: GatedPainter) -> None:
+def test_when_the_client_leaves_drawing_stops(running: Any, gated: GatedDrawer) -> None:
     server = running(gated)
     leaving = httpx2.Client(base_url=server.http.base_url, timeout=0.5)
     with pytest.raises(httpx2.TimeoutException):
@@ -131,7 +131,7 @@ def test_when_the_client_leaves_drawing_stops(running: Any, gated: GatedPainter)
     assert len(gated.batches) == 2
 
 
-def test_who_stays_gets_the_picture_when_a_neighbour_leaves(running: Any, gated: GatedPainter) -> None:
+def test_who_stays_gets_the_picture_when_a_neighbour_leaves(running: Any, gated: GatedDrawer) -> None:
     server = running(gated, max_batch=4)
     first = server.ask()
     gated.begun.acquire()
@@ -148,7 +148,7 @@ def test_who_stays_gets_the_picture_when_a_neighbour_leaves(running: Any, gated:
     assert gated.batches == [["a red cat"], ["a dog"]]
 
 
-def test_a_gentle_end_finishes_what_was_taken(running: Any, gated: GatedPainter) -> None:
+def test_a_gentle_end_finishes_what_was_taken(running: Any, gated: GatedDrawer) -> None:
     server = running(gated)
     drawing = server.ask()
     gated.begun.acquire()
@@ -165,8 +165,8 @@ def test_a_gentle_end_finishes_what_was_taken(running: Any, gated: GatedPainter)
     assert drawn(waiting.result())
 
 
-def test_the_openai_client(running: Any, painter: PipelinePainter) -> None:
-    server = running(painter, token="correct-horse")
+def test_the_openai_client(running: Any, drawer: PipelineDrawer) -> None:
+    server = running(drawer, token="correct-horse")
     base_url = str(server.http.base_url.join("/v1"))
     with openai.OpenAI(base_url=base_url, api_key="correct-horse", max_retries=0) as ours:
         assert [model.id for model in ours.models.list()] == ["openmoji"]
@@ -178,7 +178,7 @@ def test_the_openai_client(running: Any, painter: PipelinePainter) -> None:
             extra_body={"seed": 3, "num_inference_steps": 2, "guidance_scale": 3.0},
         )
         for seed, image in zip((3, 4), reply.data, strict=True):
-            assert (pixels(base64.b64decode(image.b64_json)) == alone(painter, seed)).all()
+            assert (pixels(base64.b64decode(image.b64_json)) == alone(drawer, seed)).all()
         url = ours.images.generate(prompt="a cat", extra_body={"num_inference_steps": 1}).data[0].url
         assert server.http.get(url).headers["content-type"] == "image/png"
         with pytest.raises(openai.BadRequestError, match="multiple of 8") as caught:

@@ -19,10 +19,11 @@ from starlette.testclient import TestClient
 from llmdiff.serving.api import create_app
 from llmdiff.serving.connections import BoundedConnection
 from llmdiff.serving.password_form import PasswordForm
+from llmdiff.serving.request_guard import RequestGuard
 from llmdiff.serving.settings import ServeSettings
 from llmdiff_lab.study.api import create_study_app
 from llmdiff_lab.study.study import open_study
-from tests.llmdiff.serving.conftest import GatedPainter, serving
+from tests.llmdiff.serving.conftest import GatedDrawer, serving
 from tests.llmdiff.serving.test_api import ASK
 from tests.llmdiff_lab.study.test_study_api import ALL_LEFT, folder  # noqa: F401 (a fixture)
 
@@ -59,10 +60,10 @@ def cut_off_after_s(client: socket.socket, *, feed: bytes = b"") -> float:
     [(b"", b""), (HEAD, b""), (HEAD, b"X: y\r\n"), (HEAD + b"\r\n", b"GET"), (b"\x16\x03\x01", b"")],
 )
 def test_headers_that_never_end_are_not_waited_for(
-    painter: Any, monkeypatch: pytest.MonkeyPatch, sent: bytes, feed: bytes
+    drawer: Any, monkeypatch: pytest.MonkeyPatch, sent: bytes, feed: bytes
 ) -> None:
     monkeypatch.setattr(BoundedConnection, "header_timeout_s", 0.5)
-    with serving(create_app(lambda: painter, ServeSettings())) as (url, _), connected(url) as client:
+    with serving(create_app(lambda: drawer, ServeSettings())) as (url, _), connected(url) as client:
         client.sendall(sent)
         if sent.endswith(b"\r\n\r\n"):  # a whole request is answered; the next one is what never ends
             assert client.recv(4096).startswith(b"HTTP/1.1 200")
@@ -76,7 +77,7 @@ def test_headers_that_never_end_are_not_waited_for(
             assert http.get("/health").status_code == 200
 
 
-def test_a_long_drawing_is_no_slow_header(gated: GatedPainter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_drawing_is_no_slow_header(gated: GatedDrawer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BoundedConnection, "header_timeout_s", 0.3)
     with serving(create_app(lambda: gated, ServeSettings())) as (url, _):
         threading.Timer(1.2, gated.gate.set).start()
@@ -84,9 +85,9 @@ def test_a_long_drawing_is_no_slow_header(gated: GatedPainter, monkeypatch: pyte
         assert httpx2.post(f"{url}{URL}", json=ASK, timeout=30).status_code == 200
 
 
-def test_replies_that_nobody_reads_are_not_kept(painter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replies_that_nobody_reads_are_not_kept(drawer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BoundedConnection, "write_timeout_s", 0.5)
-    with serving(create_app(lambda: painter, ServeSettings())) as (url, server), connected(url) as client:
+    with serving(create_app(lambda: drawer, ServeSettings())) as (url, server), connected(url) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.settimeout(0.5)
         try:
@@ -101,10 +102,10 @@ def test_replies_that_nobody_reads_are_not_kept(painter: Any, monkeypatch: pytes
 
 
 def test_there_are_no_more_connections_than_the_machine_holds(
-    painter: Any, monkeypatch: pytest.MonkeyPatch
+    drawer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(BoundedConnection, "max_connections", 3)
-    with serving(create_app(lambda: painter, ServeSettings())) as (url, _):
+    with serving(create_app(lambda: drawer, ServeSettings())) as (url, _):
         held = [connected(url) for _ in range(3)]
         time.sleep(0.2)
         with connected(url) as one_more:
@@ -116,10 +117,10 @@ def test_there_are_no_more_connections_than_the_machine_holds(
             client.close()
 
 
-def test_many_large_requests_at_once_are_not_all_held(painter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmdiff.serving.request_guard._MAX_HELD_BYTES", 3_000_000)
+def test_many_large_requests_at_once_are_not_all_held(drawer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RequestGuard, "max_held_bytes", 3_000_000)
     path = b"POST /v1/images/edits HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2000000\r\n\r\n"
-    with serving(create_app(lambda: painter, ServeSettings())) as (url, _):
+    with serving(create_app(lambda: drawer, ServeSettings())) as (url, _):
         with connected(url) as slow, connected(url) as other:
             slow.sendall(path + b"x" * 1_900_000)
             time.sleep(0.5)
@@ -142,15 +143,15 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("headers", FOREIGN)
-def test_pages_of_other_sites_ask_for_nothing(painter: Any, folder: Path, headers: dict[str, str]) -> None:  # noqa: F811
+def test_pages_of_other_sites_ask_for_nothing(drawer: Any, folder: Path, headers: dict[str, str]) -> None:  # noqa: F811
     own = [{}, {"Origin": "http://testserver"}, {"Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "none"}]
-    with TestClient(create_app(lambda: painter, ServeSettings())) as http:
+    with TestClient(create_app(lambda: drawer, ServeSettings())) as http:
         reply = http.post(URL, json=ASK, headers=headers)
         assert (reply.status_code, reply.json()["error"]["code"]) == (403, "cross_site")
         for one in own:
             assert http.post(URL, json={}, headers=one).status_code in (400, 503)
     # A key is what no page of a stranger has.
-    with TestClient(create_app(lambda: painter, ServeSettings(token="correct-horse"))) as http:
+    with TestClient(create_app(lambda: drawer, ServeSettings(token="correct-horse"))) as http:
         http.headers["Authorization"] = "Bearer correct-horse"
         assert http.post(URL, json={}, headers=headers).status_code == 400
     app = create_study_app(folder)
@@ -169,11 +170,11 @@ def test_pages_of_other_sites_ask_for_nothing(painter: Any, folder: Path, header
         ("127.0.0.1.evil.example", 421), ("localhost.evil.example.", 421), ("[x.y", 421),
     ],
 )  # fmt: skip
-def test_names_that_strangers_registered_lead_nowhere(painter: Any, host: str, status: int) -> None:
+def test_names_that_strangers_registered_lead_nowhere(drawer: Any, host: str, status: int) -> None:
     settings = ServeSettings(public_url="https://pictures.example/llm")
-    with TestClient(create_app(lambda: painter, settings)) as http:
+    with TestClient(create_app(lambda: drawer, settings)) as http:
         assert http.get("/v1/models", headers={"Host": host}).status_code == status
-    with TestClient(create_app(lambda: painter, ServeSettings(token="correct-horse"))) as http:
+    with TestClient(create_app(lambda: drawer, ServeSettings(token="correct-horse"))) as http:
         headers = {"Host": host, "Authorization": "Bearer correct-horse"}
         assert http.get("/v1/models", headers=headers).status_code == 200
 

@@ -23,7 +23,7 @@ from llmdiff.controller import LLMController
 from llmdiff.drawing.models import Models
 from llmdiff.errors import ConfigError
 from llmdiff.serving import ui_html
-from llmdiff.serving.picture_store import PictureStore
+from llmdiff.serving.expiring_pictures import ExpiringPictures
 from llmdiff.serving.settings import UiSettings
 from llmdiff.serving.studio import Studio
 from llmdiff.serving.ui_drawer import Drawer
@@ -58,7 +58,7 @@ class Visitor:
 
     def __init__(self, studio: Studio, adapter: Path) -> None:
         settings = UiSettings(adapters=(str(adapter),))
-        self.store = PictureStore(max_bytes=10**7, lifetime_s=100)
+        self.store = ExpiringPictures(max_bytes=10**7, lifetime_s=100)
         self.drawer = Drawer(studio, self.store, settings)
         self.adapter = str(adapter)
         self.kept: list[Any] = []

@@ -104,7 +104,7 @@ def test_bad_input_is_named(tmp_path):
     with pytest.raises(PromptError, match="at least 20"):
         read_denoising(None, None, ["a"], name="m", kind="decoder-only")
     (tmp_path / "few.txt").write_text("one\ntwo\n")
-    with pytest.raises(PromptError, match="holds 2 texts"):
+    with pytest.raises(PromptError, match="has 2 texts"):
         read_texts(tmp_path / "few.txt", 20)
     with pytest.raises(InputFileError, match="cannot be read"):
         read_texts(tmp_path / "none.txt", 20)

@@ -67,10 +67,10 @@ def test_every_row_has_its_figures_and_a_second_run_measures_nothing(folders, tm
         assert "colours" not in splits["pairs"]
         assert splits["colours"]["colours"]["n"] == 6
 
-    def refused(*args):
+    def refused(*args, **more):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(probe_table, "_measure", refused)
+    monkeypatch.setattr(probe_table, "train_probe", refused)
     assert measure_probes(settings, tmp_path / "out") == record
     with pytest.raises(AssertionError, match="measured again"):
         measure_probes(ProbeSettings(**folders, **FEW, seed=1), tmp_path / "out")

@@ -7,7 +7,7 @@ from llmdiff.openmoji.contents import World
 from llmdiff.openmoji.scenes import Content, Item
 from llmdiff.openmoji.world import SHAPE_COLOURS
 from llmdiff.types import TextEncoding
-from llmdiff_lab.inspection.probes import HEADS, Targets, probe_answers, read_rightly, train_probe
+from llmdiff_lab.inspection.probes import HEADS, Targets, correct_answers, probe_answers, train_probe
 
 WORLD = World(objects=6)
 
@@ -39,9 +39,9 @@ def test_what_is_spelled_out_is_read_and_noise_is_not():
     train, test = Targets.of(_contents(600), WORLD), Targets.of(_contents(100, seed=1), WORLD)
     told, width = _told(train)
     probe = train_probe(told, train, width, steps=300)
-    right = read_rightly(probe_answers(probe, _told(test)[0], test), test)
+    right = correct_answers(probe_answers(probe, _told(test)[0], test), test)
     assert all(float(values.double().mean()) > 0.95 for values in right.values())
-    deaf = read_rightly(probe_answers(probe, _told(test, noise=200)[0], test), test)
+    deaf = correct_answers(probe_answers(probe, _told(test, noise=200)[0], test), test)
     assert float(deaf["all"].double().mean()) < 0.1
 
 
@@ -60,20 +60,20 @@ def test_answers_are_scored_on_the_captions_that_have_them():
     assert targets.table[1].tolist()[4:] == [2, 0]
 
     answers = targets.table.clone()
-    right = read_rightly(answers, targets)
+    right = correct_answers(answers, targets)
     assert {name: len(values) for name, values in right.items()} == {
         "objects": 2, "named": 2, "colours": 1, "count": 1, "relation": 1, "all": 2,
     }  # fmt: skip
     assert all(bool(values.all()) for values in right.values())
 
     answers[0, [0, 1]] = answers[0, [1, 0]]  # the other way round
-    right = read_rightly(answers, targets)
+    right = correct_answers(answers, targets)
     assert right["objects"].tolist() == [False, True]
     assert right["named"].tolist() == [True, True]
     assert right["relation"].tolist() == [False]
     answers = targets.table.clone()
     answers[1, 4] = 1
-    right = read_rightly(answers, targets)
+    right = correct_answers(answers, targets)
     assert right["count"].tolist() == [False]
     assert right["all"].tolist() == [True, False]
 

@@ -1,16 +1,10 @@
-"""User studies: made from pictures, answered, counted; each figure against an independent computation."""
+"""User studies: made from pictures, and answered."""
 
-import csv
-import io
 import itertools
 import json
-import sqlite3
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -19,57 +13,9 @@ from llmdiff.drawing.pictures import read_metadata, save_png
 from llmdiff.errors import ConfigError, LLMDiffError, OutputError
 from llmdiff_lab.cli.main import app
 from llmdiff_lab.study.model import InvalidAnswerError, StudyFullError, UnknownRaterError
-from llmdiff_lab.study.report import failed_checks, write_report
-from llmdiff_lab.study.store import StudyStore
+from llmdiff_lab.study.report import write_report
 from llmdiff_lab.study.study import create_study, open_study
-
-PROMPTS = ("a cat", "two dogs", "<script>alert(1)</script>", "=1+1")
-SYSTEMS = ("base", "llm", "third & <b>")
-
-
-def picture(number: int, size: int = 16) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(number).integers(0, 255, (size, size, 3), dtype=np.uint8))
-
-
-def draw_all(
-    root: Path, systems: Sequence[str] = SYSTEMS, prompts: Sequence[str] = PROMPTS
-) -> dict[str, Path]:
-    """Folders as `llmdiff generate` writes them: a system's pictures with prompt and seed inside."""
-    folders = {}
-    for index, system in enumerate(systems):
-        folders[system] = root / f"system-{index}"
-        for number, prompt in enumerate(prompts):
-            # File names in another order than prompts: the metadata is what counts.
-            path = folders[system] / f"{(number * 7 + index) % 10}-{number}.png"
-            facts = {"prompt": prompt, "seed": 5, "llm": system}
-            save_png(picture(10 * index + number), path, facts)
-    return folders
-
-
-@pytest.fixture
-def study(tmp_path: Path) -> Path:
-    create_study(tmp_path / "study", draw_all(tmp_path), check_every=6)
-    return tmp_path / "study"
-
-
-def rate_all(store: StudyStore, token: str, prefer: Any, *, upto: int | None = None) -> list[Any]:
-    """Answer a rater's pairs with `prefer(left picture, right picture, question)`."""
-    shown = []
-    for position in range(upto or store.progress(token).total):
-        pair = store.shown(token, position)
-        choices = {q: prefer(pair.left_picture, pair.right_picture, q) for q in store.settings.questions}
-        store.answer(token, position, choices)
-        shown.append(pair)
-    return shown
-
-
-def hidden(folder: Path) -> tuple[dict[str, str], set[str]]:
-    """What raters are not told, read from the database: the system of every picture; those in noise."""
-    with sqlite3.connect(folder / "study.sqlite") as connection:
-        rows = connection.execute("SELECT first, second, first_picture, second_picture FROM pairs").fetchall()
-    connection.close()
-    systems = {p: s for one in rows for s, p in zip(one[:2], one[2:], strict=True) if s is not None}
-    return systems, {row[3] for row in rows if row[0] is None}
+from tests.llmdiff_lab.study.studies import PROMPTS, SYSTEMS, draw_all, hidden, picture, rate_all
 
 
 def test_a_study_holds_every_pair_of_systems_and_tells_nothing(study: Path) -> None:
@@ -110,14 +56,6 @@ def test_attention_checks_come_at_random_places_but_not_first(study: Path) -> No
     assert places == set(range(5, 14))
 
 
-def test_a_report_without_answers_says_so(study: Path, tmp_path: Path) -> None:
-    write_report(study, tmp_path / "report")
-    page = (tmp_path / "report" / "report.html").read_text()
-    assert page.count("no answers") == 3 * (3 + 3)  # questions x (pairs of systems + systems)
-    assert "+0.00" not in page
-    assert "Of the choices" not in page
-
-
 def test_sides_and_order_are_random_and_stay(study: Path) -> None:
     store = open_study(study)
     tokens = [store.new_rater(max_raters=100) for _ in range(40)]
@@ -146,11 +84,11 @@ def test_sides_and_order_are_random_and_stay(study: Path) -> None:
 def test_a_rater_goes_on_where_they_were(study: Path) -> None:
     store = open_study(study)
     token = store.new_rater(max_raters=1)
-    assert (store.progress(token).done, store.progress(token).next_position) == (0, 0)
+    assert (store.progress(token).done, store.progress(token).next) == (0, 0)
     rate_all(store, token, lambda *_: "left", upto=3)
     store.close()
     store = open_study(study)
-    assert (store.progress(token).done, store.progress(token).next_position) == (3, 3)
+    assert (store.progress(token).done, store.progress(token).next) == (3, 3)
     # Sent again: the last answer stands, and counts once.
     store.answer(token, 1, dict.fromkeys(store.settings.questions, "tie"))
     assert set(store.shown(token, 1).choices.values()) == {"tie"}
@@ -185,88 +123,6 @@ def test_pairs_are_given_evenly(tmp_path: Path) -> None:
     with pytest.raises(InvalidAnswerError):
         store.answer(token, 0, dict.fromkeys(store.settings.questions, "tie"))
     store.close()
-
-
-def test_the_report_against_a_hand_count(study: Path, tmp_path: Path) -> None:
-    store = open_study(study)
-    systems, noisy = hidden(study)
-    rng = np.random.default_rng(3)
-    counts: Counter[tuple[str, str, str]] = Counter()
-
-    def careful(left: str, right: str, question: str) -> str:
-        if noisy & {left, right}:
-            return "right" if left in noisy else "left"
-        if question == "quality":
-            choice = "left" if systems[left] == "llm" or systems[right] == "base" else "right"
-        else:
-            choice = str(rng.choice(["left", "right", "tie"]))
-        pair = sorted((systems[left], systems[right]))
-        winner = {"left": systems[left], "right": systems[right], "tie": "tie"}[choice]
-        counts[question, " ".join(pair), winner] += 1
-        return choice
-
-    for _ in range(5):
-        rate_all(store, store.new_rater(max_raters=9), careful)
-    careless = store.new_rater(max_raters=9)
-    rate_all(store, careless, lambda *_: "tie")
-    store.new_rater(max_raters=9)
-    assert failed_checks(store.answers()) == {6: 2}
-    store.close()
-
-    report = write_report(study, tmp_path / "report")
-    assert json.loads((tmp_path / "report" / "report.json").read_text()) == report
-    assert report["raters"] == {
-        "began": 7, "answered": 6, "excluded": 1, "counted": 5, "max_failed_checks": 0,
-    }  # fmt: skip
-    assert report["answers"] == counts.total() == 5 * 12 * 3
-    for question, result in report["results"].items():
-        for pair in result["pairs"]:
-            key = " ".join(sorted((pair["first"], pair["second"])))
-            wins = [counts[question, key, name] for name in (pair["first"], pair["second"], "tie")]
-            assert [pair["first_wins"], pair["second_wins"], pair["ties"]] == wins
-            rate = pair["win_rate"]
-            assert rate["n"] == sum(wins) == 20
-            assert rate["mean"] == pytest.approx((wins[0] + wins[2] / 2) / 20)
-            assert rate["low"] < rate["mean"] <= rate["high"] or wins[0] == 0
-        total = sum(row["questions"][question]["wins"]["llm"] for row in report["prompts"])
-        assert total == sum(n for (q, _, winner), n in counts.items() if (q, winner) == (question, "llm"))
-    quality = report["results"]["quality"]
-    assert quality["agreement"] == {"alpha": 1.0, "share": 1.0, "pairs": 12}
-    strengths = {name: one["mean"] for name, one in quality["bradley_terry"].items()}
-    assert strengths["llm"] > strengths["third & <b>"] > strengths["base"]
-    assert abs(report["results"]["details"]["agreement"]["alpha"]) < 0.3
-    with_all = write_report(study, tmp_path / "all", max_failed_checks=2)
-    assert with_all["answers"] == 6 * 12 * 3
-
-
-def test_the_report_escapes_what_came_from_outside(study: Path, tmp_path: Path) -> None:
-    store = open_study(study)
-    rate_all(store, store.new_rater(max_raters=1), lambda *_: "left")
-    store.close()
-    out = tmp_path / "report"
-    write_report(study, out, max_failed_checks=9)
-    page = (out / "report.html").read_text()
-    assert "<script" not in page
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    assert "third &amp; &lt;b&gt;" in page
-    assert "default-src 'none'" in page
-    assert "http" not in page.replace("http-equiv", "")
-    for name in {part.split(".png")[0] for part in page.split("pictures/")[1:]}:
-        assert (out / "pictures" / f"{name}.png").is_file()
-    rows = list(csv.DictReader(io.StringIO((out / "answers.csv").read_text())))
-    assert len(rows) == 14 * 3
-    assert {row["rater"] for row in rows} == {"1"}
-    # Spreadsheets would compute it.
-    assert {row["prompt"] for row in rows} == {*PROMPTS[:3], "'=1+1"}
-    assert all(row["preferred"] == row[row["choice"]] for row in rows)
-
-
-def test_a_report_without_answers(study: Path, tmp_path: Path) -> None:
-    report = write_report(study, tmp_path / "report")
-    assert report["answers"] == 0
-    rate = report["results"]["quality"]["pairs"][0]["win_rate"]
-    assert (rate["n"], rate["low"], rate["high"]) == (0, 0.0, 1.0)
-    assert "no answers" in (tmp_path / "report" / "report.html").read_text()
 
 
 def test_lists_of_pictures(tmp_path: Path) -> None:
@@ -319,7 +175,7 @@ def test_studies_that_cannot_be_made(study: Path, tmp_path: Path) -> None:
         (folders | {"": folders["base"]}, {}, "printable"),
         (folders, {"questions": ["beauty"]}, "questions"),
         (folders, {"pairs_per_rater": 0}, "pairs_per_rater"),
-        (folders | {"bare": tmp_path / "bare"}, {}, "does not say its prompt"),
+        (folders | {"bare": tmp_path / "bare"}, {}, "has no prompt in its metadata"),
         (folders | {"none": tmp_path / "none"}, {}, "neither a folder nor"),
         (folders | {"more": tmp_path / "more"}, {}, "different numbers of pictures"),
     ):

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx2
@@ -235,7 +236,8 @@ def killed_at_random_instants(folder: Path, times: int) -> int:
             process.kill()
             process.communicate()
         store = open_study(folder)
-        assert store._connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        with closing(sqlite3.connect(folder / "study.sqlite")) as file:
+            assert file.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         for (token, at), choices in acknowledged.items():
             assert store.shown(token, at).choices == choices
         # What was not acknowledged is there as a whole or not at all.

@@ -187,7 +187,7 @@ def test_a_seed_that_is_no_number_is_refused(tmp_path: Path, seed: str) -> None:
     chunks.add_itxt("prompt", "a")
     chunks.add_itxt("seed", seed)
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=chunks)
-    with pytest.raises(ConfigError, match=r"says the seed .* expected a whole number"):
+    with pytest.raises(ConfigError, match=r"has the seed .* expected a whole number"):
         read_source("one", tmp_path)
 
 

@@ -1,5 +1,5 @@
 """Metrics of pictures: prompt alignment, quality, diversity, and distance between sets.
 
-There are two kinds: `PictureMetric` scores single pictures, `SetMetric` compares a set of pictures with another.
-`loading.load_metric` loads either by name.
+`PictureMetric` scores single pictures, `SetMetric` compares two sets of pictures, `DiversityMetric` compares pictures
+of one prompt. `loading.load_metric` loads any of them by name.
 """

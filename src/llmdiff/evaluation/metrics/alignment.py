@@ -1,30 +1,16 @@
 """Prompt alignment by an image-text model: SigLIP score and CLIPScore."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmdiff.errors import MetricError
 from llmdiff.evaluation.metrics.kinds import Pictures
-from llmdiff.evaluation.metrics.models import ImageTextModel
+from llmdiff.evaluation.metrics.models import ImageTextModel, ModelMetric
 
 
-class CosineScore:
-    """Base of metrics that compare a picture and its prompt with an image-text model."""
-
-    def __init__(self, model: ImageTextModel) -> None:
-        self.model, self.model_id = model, model.id
-
-    @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
-        """Return the metric with the model of a folder or Hub id."""
-        return cls(ImageTextModel.from_pretrained(name_or_path, device=device))
-
-
-class SigLIPScore(CosineScore):
+class SigLIPScore(ModelMetric):
     """The cosine of picture and prompt in a SigLIP or SigLIP 2 model, and the probability that they match.
 
         siglip = cos(x, y)        siglip_probability = sigmoid(exp(t) * cos(x, y) + b)
@@ -35,7 +21,7 @@ class SigLIPScore(CosineScore):
     2502.14786). The loss trains the probability; the cosine still differs where the probability saturates.
     """
 
-    name, failed_score = "siglip", 0.0
+    name, failed_score, model_kind = "siglip", 0.0, ImageTextModel
 
     def __init__(self, model: ImageTextModel) -> None:
         if model.bias is None:
@@ -54,7 +40,7 @@ class SigLIPScore(CosineScore):
         return {"siglip": cosine, "siglip_probability": (1 + np.tanh(logits / 2)) / 2}
 
 
-class CLIPScore(CosineScore):
+class CLIPScore(ModelMetric):
     """100 * max(cos, 0) of picture and prompt in a CLIP model.
 
     Units: 0..100.
@@ -63,7 +49,7 @@ class CLIPScore(CosineScore):
     place of its 2.5, and without its prefix "A photo depicts".
     """
 
-    name, failed_score = "clip-score", 0.0
+    name, failed_score, model_kind = "clip-score", 0.0, ImageTextModel
 
     def score(self, pictures: Pictures, prompts: Sequence[str]) -> dict[str, NDArray[np.float64]]:
         """Return the score of every picture. Shapes: (N,)."""

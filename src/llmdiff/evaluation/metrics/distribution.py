@@ -5,15 +5,13 @@ pixels. Figures are comparable only on the same features; a report names the mod
 """
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmdiff.errors import MetricError
 from llmdiff.evaluation.metrics.kinds import Pictures
-from llmdiff.evaluation.metrics.models import VisionModel
+from llmdiff.evaluation.metrics.models import ModelMetric, VisionModel
 
 _ROWS = 1024
 _CMMD_SIGMA, _CMMD_SCALE = 10.0, 1000.0
@@ -82,16 +80,10 @@ def gaussian_kernel(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[n
     return kernel
 
 
-class _OnFeatures:
+class _OnFeatures(ModelMetric):
     """Base of the three metrics: a vision model and its features."""
 
-    def __init__(self, model: VisionModel) -> None:
-        self.model, self.model_id = model, model.id
-
-    @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
-        """Return the metric on the features of the model of a folder or Hub id."""
-        return cls(VisionModel.from_pretrained(name_or_path, device=device))
+    model_kind = VisionModel
 
     def features(self, pictures: Pictures) -> NDArray[np.float32]:
         """Return the features of every picture. Shapes: (N, D)."""

@@ -1,19 +1,16 @@
 """Diversity of the pictures of one prompt: a perceptual distance on the layers of a vision model."""
 
-from collections.abc import Sequence
 from itertools import combinations
-from pathlib import Path
-from typing import Self
 
 import torch
 from torch.nn import functional as F
 
 from llmdiff.errors import MetricError
 from llmdiff.evaluation.metrics.kinds import Pictures
-from llmdiff.evaluation.metrics.models import VisionModel
+from llmdiff.evaluation.metrics.models import ModelMetric, VisionModel
 
 
-class Diversity:
+class Diversity(ModelMetric):
     """The mean pairwise distance of pictures of a prompt from different seeds. Higher is not always better.
 
         d(x, y) = mean over layers l of  mean over places p of  | u_lp(x) - u_lp(y) |^2,    u = f / |f|
@@ -24,35 +21,21 @@ class Diversity:
     on the layers of the given model: not comparable with distances on other features.
     """
 
-    name = "diversity"
-
-    def __init__(self, model: VisionModel, layers: Sequence[int] | None = None) -> None:
-        self.model, self.model_id, self.layers = model, model.id, layers
-
-    @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
-        """Return the metric on all layers of the model of a folder or Hub id."""
-        return cls(VisionModel.from_pretrained(name_or_path, device=device))
+    name, model_kind = "diversity", VisionModel
 
     @torch.no_grad()
     def diversity(self, pictures: Pictures) -> float:
         """Return the mean pairwise distance of these pictures.
 
         Raises:
-            MetricError: there is only one picture, or the model lacks a layer.
+            MetricError: there is only one picture.
         """
         if len(pictures) < 2:
             raise MetricError(
                 f"metric diversity: got {len(pictures)} picture of a prompt, expected at least two: draw more with "
                 "--images-per-prompt"
             )
-        states = self.model.layers(pictures)
-        chosen = range(len(states)) if self.layers is None else self.layers
-        if any(not -len(states) <= layer < len(states) for layer in chosen):
-            raise MetricError(
-                f"layers: got {list(chosen)}, expected numbers below {len(states)}, the layers of {self.model_id}"
-            )
-        units = [F.normalize(states[layer], dim=-1) for layer in chosen]
+        units = [F.normalize(states, dim=-1) for states in self.model.layers(pictures)]
         distances = [
             torch.stack([(unit[i] - unit[j]).square().sum(-1).mean() for unit in units]).mean()
             for i, j in combinations(range(len(pictures)), 2)

@@ -10,18 +10,26 @@ Pictures = NDArray[np.uint8]
 """Pictures of one size. Shapes: (N, H, W, 3), red, green and blue in 0..255."""
 
 
-@runtime_checkable
-class PictureMetric(Protocol):
-    """A metric that scores every picture. Higher is better, unless its docstring says otherwise.
+class Named(Protocol):
+    """The common part of metrics and scorers.
 
     Fields:
         name: its name on the command line.
-        model_id: the folder or Hub id of its model.
-        failed_score: the score of a picture that could not be drawn.
+        model_id: the folder or Hub id of its model, or several with commas between them.
     """
 
     name: str
     model_id: str
+
+
+@runtime_checkable
+class PictureMetric(Named, Protocol):
+    """A metric that scores every picture. Higher is better, unless its docstring says otherwise.
+
+    Fields:
+        failed_score: the score of a picture that could not be drawn.
+    """
+
     failed_score: float
 
     def score(self, pictures: Pictures, prompts: Sequence[str]) -> Mapping[str, NDArray[np.float64]]:
@@ -30,16 +38,8 @@ class PictureMetric(Protocol):
 
 
 @runtime_checkable
-class SetMetric(Protocol):
-    """A metric of sets of pictures, on features that are computed once per picture.
-
-    Fields:
-        name: its name on the command line.
-        model_id: the folder or Hub id of the model whose features it uses.
-    """
-
-    name: str
-    model_id: str
+class SetMetric(Named, Protocol):
+    """A metric of sets of pictures, on features that are computed once per picture."""
 
     def features(self, pictures: Pictures) -> NDArray[np.float32]:
         """Return the features of every picture. Shapes: (N, D)."""
@@ -51,16 +51,8 @@ class SetMetric(Protocol):
 
 
 @runtime_checkable
-class DiversityMetric(Protocol):
-    """A metric of the differences among pictures of one prompt from different seeds.
-
-    Fields:
-        name: its name on the command line.
-        model_id: the folder or Hub id of the model whose features it uses.
-    """
-
-    name: str
-    model_id: str
+class DiversityMetric(Named, Protocol):
+    """A metric of the differences among pictures of one prompt from different seeds."""
 
     def diversity(self, pictures: Pictures) -> float:
         """Return the mean pairwise distance of these pictures."""

@@ -21,7 +21,7 @@ METRICS: dict[str, Any] = {kind.name: kind for kind in _OWN}
 
 
 def load_metric(name: str, model: str | Path | None = None, *, device: str = "cpu") -> Metric:
-    """Return the metric of this name with the model of a folder or Hub id; "openmoji" is the embedded default's SigLIP.
+    """Return a metric by name with the model of a folder or Hub id; "openmoji" is the embedded default's SigLIP.
 
     Other packages provide metrics by an entry point of the group `llmdiff.metrics`, a callable that takes the model
     (or None) and `device=`, and returns a PictureMetric, SetMetric or DiversityMetric.

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -80,6 +80,24 @@ class VisionModel:
     def _inputs(self, pictures: Pictures) -> dict[str, Any]:
         images = [Image.fromarray(picture) for picture in pictures]
         return dict(self.image_processor(images=images, return_tensors="pt").to(self.model.device))
+
+
+class ModelMetric:
+    """Base of metrics on one model.
+
+    Fields:
+        model_kind: the class of the model.
+    """
+
+    model_kind: ClassVar[Any]
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.model_id = model, model.id
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
+        """Return the metric with the model of a folder or Hub id, see `VisionModel.from_pretrained`."""
+        return cls(cls.model_kind.from_pretrained(name_or_path, device=device))
 
 
 class ImageTextModel(VisionModel):

@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from llmdiff.evaluation.metrics.alignment import CosineScore
 from llmdiff.evaluation.metrics.kinds import Pictures
+from llmdiff.evaluation.metrics.models import ImageTextModel, ModelMetric
 
 
-class PickScore(CosineScore):
+class PickScore(ModelMetric):
     """exp(logit_scale) * cos(picture, prompt) of a CLIP model that was fine-tuned on human choices.
 
     Units: about 15..25 with the published weights; only differences are meaningful.
@@ -18,14 +18,14 @@ class PickScore(CosineScore):
     Source: Kirstain et al. 2023 (arXiv 2305.01569), section 3; weights: yuvalkirstain/PickScore_v1.
     """
 
-    name, failed_score = "pickscore", 0.0
+    name, failed_score, model_kind = "pickscore", 0.0, ImageTextModel
 
     def score(self, pictures: Pictures, prompts: Sequence[str]) -> dict[str, NDArray[np.float64]]:
         """Return the score of every picture. Shapes: (N,)."""
         return {"pickscore": self.model.scale * self.model.cosines(pictures, prompts)}
 
 
-class HPSv2(CosineScore):
+class HPSv2(ModelMetric):
     """100 * cos(picture, prompt) of a CLIP model that was fine-tuned on human choices.
 
     Pictures keep their shape: the longer side is resized to the model's, the rest is black.
@@ -36,7 +36,7 @@ class HPSv2(CosineScore):
     have to be converted to a CLIP of transformers.
     """
 
-    name, failed_score = "hpsv2", 0.0
+    name, failed_score, model_kind = "hpsv2", 0.0, ImageTextModel
 
     def score(self, pictures: Pictures, prompts: Sequence[str]) -> dict[str, NDArray[np.float64]]:
         """Return the score of every picture. Shapes: (N,)."""

@@ -1,15 +1,12 @@
 """Picture quality independent of the prompt: CLIP-IQA."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmdiff.errors import MetricError
 from llmdiff.evaluation.metrics.kinds import Pictures
-from llmdiff.evaluation.metrics.models import ImageTextModel
+from llmdiff.evaluation.metrics.models import ImageTextModel, ModelMetric
 
 PROMPT_PAIRS: dict[str, tuple[str, str]] = {
     "quality": ("Good photo.", "Bad photo."),
@@ -31,7 +28,7 @@ PROMPT_PAIRS: dict[str, tuple[str, str]] = {
 }
 
 
-class CLIPIQA:
+class CLIPIQA(ModelMetric):
     """How much closer a picture is to "Good photo." than to "Bad photo.", and the same for other prompt pairs.
 
         s = exp(t_1) / (exp(t_1) + exp(t_2)),    t_i = exp(logit_scale) * cos(picture, prompt i)
@@ -45,28 +42,18 @@ class CLIPIQA:
     image encoder keeps its position embedding, so pictures are resized as its processor says.
     """
 
-    name, failed_score = "clip-iqa", 0.0
+    name, failed_score, model_kind = "clip-iqa", 0.0, ImageTextModel
 
-    def __init__(self, model: ImageTextModel, pairs: Sequence[str] = tuple(PROMPT_PAIRS)) -> None:
-        unknown = [pair for pair in pairs if pair not in PROMPT_PAIRS]
-        if unknown or not pairs:
-            raise MetricError(
-                f"pairs: got {unknown[0] if unknown else 'none'!r}, expected some of {', '.join(PROMPT_PAIRS)}"
-            )
-        self.model, self.model_id, self.pairs = model, model.id, tuple(pairs)
-        texts = model.embed_texts([text for pair in self.pairs for text in PROMPT_PAIRS[pair]])
+    def __init__(self, model: ImageTextModel) -> None:
+        super().__init__(model)
+        texts = model.embed_texts([text for pair in PROMPT_PAIRS.values() for text in pair])
         self._texts = texts.double().numpy()
-
-    @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
-        """Return the metric, all pairs, with the CLIP model of a folder or Hub id."""
-        return cls(ImageTextModel.from_pretrained(name_or_path, device=device))
 
     def score(self, pictures: Pictures, prompts: Sequence[str] = ()) -> dict[str, NDArray[np.float64]]:
         """Return the figures of every picture; prompts are ignored. Shapes: (N,) each."""
         cosines = self.model.embed_pictures(pictures).double().numpy() @ self._texts.T
         good, bad = cosines[:, 0::2], cosines[:, 1::2]
-        # A softmax of two is a sigmoid of their difference, here in the form that cannot overflow.
+        # The softmax of two values is the sigmoid of their difference; this form does not overflow.
         shares = (1 + np.tanh(self.model.scale * (good - bad) / 2)) / 2
-        names = ["clip_iqa" if pair == "quality" else f"clip_iqa_{pair}" for pair in self.pairs]
+        names = ["clip_iqa" if pair == "quality" else f"clip_iqa_{pair}" for pair in PROMPT_PAIRS]
         return {name: shares[:, i] for i, name in enumerate(names)}

@@ -15,7 +15,7 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 class ReferenceFolder:
-    """The pictures of a folder at their own sizes; every pass reads them again, one at a time."""
+    """The pictures of a folder at their own sizes. Every iteration reads them again, one at a time."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -33,7 +33,7 @@ class ReferenceFolder:
 
 
 def read_reference(folder: Path) -> ReferenceFolder:
-    """Return the pictures of a folder, after reading each of them once.
+    """Return the pictures of a folder, after checking that each can be read.
 
     Raises:
         ConfigError: it has fewer than two pictures, or one that cannot be read.
@@ -51,8 +51,8 @@ def set_features(
 ) -> NDArray[np.float32]:
     """Return the features of pictures of any sizes.
 
-    The model sees the central square of every picture, resized once, by its own image processor. Reference and drawn
-    pictures pass through here alike: another resizing of one set alone would count as a distance.
+    The model sees the central square of every picture, resized by its own image processor. Reference and drawn
+    pictures are processed in the same way, since a different resizing would count as a distance.
 
     Shapes: pictures (H, W, 3); (N, D).
     """

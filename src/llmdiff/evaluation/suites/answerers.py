@@ -24,11 +24,6 @@ from llmdiff.evaluation.metrics.models import load_model, load_part
 _BATCH = 32
 _YES, _NO = (("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No"))
 _ONE_WORD = "Answer in one word."
-_READ_ASK = (
-    "Write down the text in this picture, and nothing else. Write each piece of text once. If there is no text, write "
-    "nothing."
-)
-_READ_TOKENS = 1024
 
 
 class Answerer(Protocol):
@@ -98,7 +93,7 @@ class _FirstToken:
         )
 
     def _first_tokens(self, words: Sequence[str]) -> list[int]:
-        """Return the distinct first tokens of these words, without a blank one that some tokenizers put before all."""
+        """Return the distinct first tokens of these words, without the blank token that some tokenizers prepend."""
         first = [self.tokenizer(word, add_special_tokens=False).input_ids[:1] for word in words]
         known = {id for ids in first for id in ids if id != self.tokenizer.unk_token_id}
         found = sorted(id for id in known if self.tokenizer.decode([id]).strip())
@@ -143,7 +138,7 @@ class BlipAnswerer(_FirstToken):
     def _distribution(self, pictures: Pictures, questions: Sequence[str]) -> NDArray[np.float64]:
         lengths = np.array([len(ids) for ids in self.tokenizer(list(questions)).input_ids], dtype=np.int64)
         found: list[NDArray[np.float64]] = [np.empty(0)] * len(questions)
-        # Questions of one length at a time: an answer may not depend on what else pads its batch.
+        # Batch questions of equal length, so that answers do not depend on padding.
         for length in np.unique(lengths):
             (at,) = np.nonzero(lengths == length)
             for start in range(0, len(at), _BATCH):
@@ -154,33 +149,37 @@ class BlipAnswerer(_FirstToken):
         return np.stack(found)
 
     def _batch(self, pictures: Pictures, questions: Sequence[str]) -> NDArray[np.float64]:
-        device = self.model.device
         images = [Image.fromarray(picture) for picture in pictures]
-        pixels = self.image_processor(images=images, return_tensors="pt").pixel_values.to(device)
-        asked = self.tokenizer(list(questions), truncation=True, max_length=64, return_tensors="pt")
-        # As the model's own forward does it, which keeps the answer's logits to itself.
-        seen = self.model.vision_model(pixel_values=pixels).last_hidden_state
-        read = self.model.text_encoder(
-            input_ids=asked.input_ids.to(device),
-            attention_mask=asked.attention_mask.to(device),
-            encoder_hidden_states=seen,
-            encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=device),
-        ).last_hidden_state
-        begin = torch.full((len(images), 1), self.model.decoder_start_token_id, device=device)
-        logits = self.model.text_decoder(
-            input_ids=begin,
-            encoder_hidden_states=read,
-            encoder_attention_mask=asked.attention_mask.to(device),
-        ).logits[:, 0]
-        probabilities: NDArray[np.float64] = logits.double().softmax(-1).cpu().numpy()
+        pixels = self.image_processor(images=images, return_tensors="pt").pixel_values
+        texts = self.tokenizer(list(questions), truncation=True, max_length=64, return_tensors="pt")
+        reply = self.model.generate(
+            input_ids=texts.input_ids.to(self.model.device),
+            attention_mask=texts.attention_mask.to(self.model.device),
+            pixel_values=pixels.to(self.model.device),
+            max_new_tokens=1,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        probabilities: NDArray[np.float64] = reply.logits[0].double().softmax(-1).cpu().numpy()
         return probabilities
 
 
 class ChatAnswerer(_FirstToken):
-    """The first token of a chat model's reply to a picture and a question, "Answer in one word." behind it.
+    """The first token of a chat model's reply to a picture and a question, followed by "Answer in one word."
 
-    Source: Soft-TIFA of Kamath et al. 2025 (GenEval 2, arXiv 2512.16853), which asks Qwen3-VL-8B-Instruct like this.
+    Fields:
+        read_prompt: how the model is asked for the text in a picture.
+        read_tokens: the most tokens of that text.
+
+    Source: Soft-TIFA of Kamath et al. 2025 (GenEval 2, arXiv 2512.16853), which asks Qwen3-VL-8B-Instruct this way.
     """
+
+    read_prompt = (
+        "Write down the text in this picture, and nothing else. Write each piece of text once. If there is no text, "
+        "write nothing."
+    )
+    read_tokens = 1024
 
     def __init__(self, model: Any, processor: Any, *, id: str = "given") -> None:
         self.model, self.processor, self.model_id = model.eval(), processor, id
@@ -192,7 +191,7 @@ class ChatAnswerer(_FirstToken):
         """Return the model of a folder or Hub id, for example Qwen/Qwen3-VL-8B-Instruct, in its own precision.
 
         Raises:
-            MetricError: the model is not available, or reads no pictures, or has no chat template.
+            MetricError: the model is not available, does not read pictures or has no chat template.
         """
         name = str(name_or_path)
         processor = load_part(AutoProcessor, name)
@@ -207,24 +206,24 @@ class ChatAnswerer(_FirstToken):
     @torch.no_grad()
     def _distribution(self, pictures: Pictures, questions: Sequence[str]) -> NDArray[np.float64]:
         rows = []
-        # One at a time: an answer may not depend on what else pads its batch.
+        # One at a time, so that answers do not depend on padding.
         for picture, question in zip(pictures, questions, strict=True):
-            logits = self.model(**self._asked(picture, f"{question.strip()} {_ONE_WORD}")).logits[0, -1]
+            logits = self.model(**self._inputs(picture, f"{question.strip()} {_ONE_WORD}")).logits[0, -1]
             rows.append(logits.double().softmax(-1).cpu().numpy())
         return np.stack(rows)
 
     @torch.no_grad()
     def read(self, pictures: Pictures) -> list[str]:
-        """See `TextReader.read`; at most 1024 tokens of each picture."""
+        """See `TextReader.read`."""
         texts = []
         for picture in pictures:
-            asked = self._asked(picture, _READ_ASK)
-            reply = self.model.generate(**asked, max_new_tokens=_READ_TOKENS, do_sample=False)
-            new = reply[0, asked["input_ids"].shape[1] :]
+            inputs = self._inputs(picture, self.read_prompt)
+            reply = self.model.generate(**inputs, max_new_tokens=self.read_tokens, do_sample=False)
+            new = reply[0, inputs["input_ids"].shape[1] :]
             texts.append(self.tokenizer.decode(new, skip_special_tokens=True).strip())
         return texts
 
-    def _asked(self, picture: NDArray[np.uint8], text: str) -> dict[str, Any]:
+    def _inputs(self, picture: NDArray[np.uint8], text: str) -> dict[str, Any]:
         content = [{"type": "image", "image": Image.fromarray(picture)}, {"type": "text", "text": text}]
         inputs = self.processor.apply_chat_template(
             [{"role": "user", "content": content}],
@@ -240,7 +239,7 @@ def load_answerer(name_or_path: str | Path, *, device: str = "cpu") -> BlipAnswe
     """Return the BLIP for questions, or the chat model, of a folder or Hub id.
 
     Raises:
-        MetricError: the model is not available, or neither.
+        MetricError: the model is not available, or is neither.
     """
     config = load_part(AutoConfig, str(name_or_path))
     kind: Any = BlipAnswerer if config.model_type == "blip" else ChatAnswerer

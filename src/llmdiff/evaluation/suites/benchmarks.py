@@ -3,34 +3,24 @@
 from pathlib import Path
 
 from llmdiff.errors import ConfigError
-from llmdiff.evaluation.suites import (
-    dpg_bench,
-    geneval,
-    geneval2,
-    longtext_bench,
-    oneig_bench,
-    t2i_compbench,
-    tiif_bench,
-    unigenbench,
-)
+from llmdiff.evaluation.suites.benchmark import Benchmark
+from llmdiff.evaluation.suites.dpg_bench import DPGBench
+from llmdiff.evaluation.suites.geneval import GenEval
+from llmdiff.evaluation.suites.geneval2 import GenEval2
+from llmdiff.evaluation.suites.longtext_bench import LongTextBench
+from llmdiff.evaluation.suites.oneig_bench import OneIGBench
 from llmdiff.evaluation.suites.own import read_own
-from llmdiff.evaluation.suites.suite import Benchmark, PromptSuite
+from llmdiff.evaluation.suites.suite import PromptSuite
+from llmdiff.evaluation.suites.t2i_compbench import CompBench
+from llmdiff.evaluation.suites.tiif_bench import TIIFBench
+from llmdiff.evaluation.suites.unigenbench import UniGenBench
 
-_MODULES = (
-    dpg_bench,
-    geneval,
-    geneval2,
-    longtext_bench,
-    oneig_bench,
-    t2i_compbench,
-    tiif_bench,
-    unigenbench,
-)
-BENCHMARKS: dict[str, Benchmark] = {module.NAME: module.BENCHMARK for module in _MODULES}
+_ALL = (DPGBench, GenEval, GenEval2, LongTextBench, OneIGBench, CompBench, TIIFBench, UniGenBench)
+BENCHMARKS: dict[str, Benchmark] = {kind.name: kind() for kind in _ALL}
 
 
 def read_suite(name_or_file: str, files: Path | None = None) -> PromptSuite:
-    """Return the suite of a benchmark's name and its official files, or of a file with a user's own prompts.
+    """Return the suite of a benchmark, read from its official files, or of a file with a user's own prompts.
 
     Raises:
         ConfigError: the name is unknown, or the files are missing or not the benchmark's.
@@ -39,7 +29,7 @@ def read_suite(name_or_file: str, files: Path | None = None) -> PromptSuite:
         if files is None or not files.exists():
             raise ConfigError(
                 f"suite-files: got {files}, expected the folder or file of {name_or_file}'s official prompts, which "
-                "are yours to get"
+                "you have to download"
             )
         return BENCHMARKS[name_or_file].read(files)
     if not Path(name_or_file).is_file():

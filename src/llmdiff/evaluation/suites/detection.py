@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from llmdiff.errors import MetricError
-from llmdiff.evaluation.metrics.models import ImageTextModel, load_model, load_part
+from llmdiff.evaluation.metrics.models import ImageTextModel, ModelMetric, load_model, load_part
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 _COLOUR_FORMS = ("a photo of a {c} {name}", "a photo of a {c}-colored {name}", "a photo of a {c} object")
-# What GenEval calls objects, and what detectors trained on COCO call the same.
+# GenEval's names of objects => COCO's.
 _OTHER_NAMES = {"computer mouse": "mouse", "tv remote": "remote", "computer keyboard": "keyboard"}
 _MOST_OBJECTS, _REACH = 16, 0.1
 
@@ -31,9 +31,9 @@ class Detection:
 
 
 Detections = Mapping[str, Sequence[Detection]]
-"""What was found by its name, the surest first."""
+"""Detections by the object's name, highest score first."""
 ReadColour = Callable[[Detection, str], str]
-"""The colour of a detected object of this name."""
+"""A detection and its name => its colour."""
 
 
 class Detector(Protocol):
@@ -51,7 +51,7 @@ class Detector(Protocol):
 
 
 class TransformersDetector:
-    """An object detector of transformers, under GenEval's names of objects."""
+    """An object detector of transformers, with GenEval's names of objects."""
 
     def __init__(self, model: Any, image_processor: Any, *, id: str = "given") -> None:
         self.model, self.image_processor, self.model_id = model.eval(), image_processor, id
@@ -71,7 +71,7 @@ class TransformersDetector:
 
     @torch.no_grad()
     def detect(self, picture: NDArray[np.uint8], threshold: float) -> dict[str, list[Detection]]:
-        """See `Detector.detect`; at most 16 of a kind, the surest."""
+        """See `Detector.detect`; the 16 highest scores of every name."""
         inputs = self.image_processor(images=[Image.fromarray(picture)], return_tensors="pt")
         output = self.model(**inputs.to(self.model.device))
         (found,) = self.image_processor.post_process_object_detection(
@@ -87,17 +87,14 @@ class TransformersDetector:
         return detections
 
 
-class ColourReader:
+class ColourReader(ModelMetric):
     """Classifies the colour of an object, one of ten, with a CLIP model on the crop of its box."""
 
-    def __init__(self, model: ImageTextModel) -> None:
-        self.model, self.model_id = model, model.id
-        self._of_name: dict[str, torch.Tensor] = {}
+    model_kind = ImageTextModel
 
-    @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
-        """Return the reader with the CLIP model of a folder or Hub id."""
-        return cls(ImageTextModel.from_pretrained(name_or_path, device=device))
+    def __init__(self, model: ImageTextModel) -> None:
+        super().__init__(model)
+        self._of_name: dict[str, torch.Tensor] = {}
 
     def reader(self, picture: NDArray[np.uint8]) -> ReadColour:
         """Return a function that reads colours in this picture. Shapes: (H, W, 3)."""
@@ -108,11 +105,12 @@ class ColourReader:
             rows = slice(max(0, min(top, height - 1)), max(top + 1, bottom))
             columns = slice(max(0, min(left, width - 1)), max(left + 1, right))
             embedded = self.model.embed_pictures(np.ascontiguousarray(picture[rows, columns])[None])
-            return COLOURS[int((embedded @ self._texts(name).T).argmax())]
+            return COLOURS[int((embedded @ self.colour_texts(name).T).argmax())]
 
         return read
 
-    def _texts(self, name: str) -> torch.Tensor:
+    def colour_texts(self, name: str) -> torch.Tensor:
+        """Return the mean unit vector of the texts of every colour of an object. Shapes: (10, E)."""
         if name not in self._of_name:
             forms = [form.format(c=colour, name=name) for colour in COLOURS for form in _COLOUR_FORMS]
             embedded = self.model.embed_texts(forms).view(len(COLOURS), len(_COLOUR_FORMS), -1)
@@ -125,8 +123,8 @@ def judge_detections(
 ) -> tuple[bool, str]:
     """Return whether a picture with these detections satisfies GenEval's metadata, and the reason if not.
 
-    Every clause of `include` needs `count` objects of its class, judged by the surest; then their `color`, then
-    their `position` to those of an earlier clause. No clause of `exclude` may be met.
+    Every clause of `include` needs `count` objects of its class (the highest scores), with its `color` and its
+    `position` relative to the objects of an earlier clause. No clause of `exclude` may be met.
 
     Raises:
         MetricError: a clause refers to one that does not come before it.
@@ -159,7 +157,7 @@ def judge_detections(
 def relations(first: Detection, second: Detection) -> set[str]:
     """Return the relations of the first object to the second: "left of", "right of", "above", "below"; up to two.
 
-    The offset of the centres is shortened by a tenth of both sizes, so that objects on one another have none.
+    The offset of the centres is shortened by a tenth of both sizes, so that overlapping objects have none.
     """
     a, b = (np.array(one.box).reshape(2, 2) for one in (first, second))
     offset = a.mean(0) - b.mean(0)

@@ -1,20 +1,21 @@
-"""Read the lines of published files; an error names the file and the line."""
+"""Read and write the lines of published files; an error names the file and the line."""
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from llmdiff.errors import ConfigError
-from llmdiff.files import is_blank, parse_json, read_text, text_lines
+from llmdiff.files import is_blank, parse_json, read_text, text_lines, write_whole
 
 T = TypeVar("T")
 
 
 def json_lines(file: Path, what: str, convert: Callable[[int, Any], T]) -> list[T]:
-    """Return what `convert` makes of every line of JSON, given its index; blank lines are skipped.
+    """Return `convert(index, value)` for every line of JSON; blank lines are skipped.
 
     `what`: the file that is expected, for errors.
 
@@ -33,7 +34,7 @@ def json_lines(file: Path, what: str, convert: Callable[[int, Any], T]) -> list[
 def csv_rows(
     file: Path, what: str, columns: Sequence[str], convert: Callable[[int, Mapping[str, str]], T]
 ) -> list[T]:
-    """Return what `convert` makes of every row of a table with these columns, given its index.
+    """Return `convert(index, row)` for every row of a table with these columns.
 
     Raises:
         InputFileError: the file cannot be read.
@@ -48,6 +49,11 @@ def csv_rows(
         with _failure_named(f"{file}, row {index + 1}", what):
             found.append(convert(index, row))
     return found
+
+
+def write_json_lines(file: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Write one object per line."""
+    write_whole(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 @contextmanager

@@ -4,7 +4,7 @@ Source: Kamath et al. 2025 (arXiv 2512.16853); formats: its repository.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +12,80 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmdiff.errors import ConfigError
-from llmdiff.evaluation.statistics import Interval
+from llmdiff.evaluation.suites.benchmark import Benchmark, CategorySums, OfficialScores, Results, Rows
 from llmdiff.evaluation.suites.formats import json_lines
-from llmdiff.evaluation.suites.questions import (
-    Question,
-    QuestionScorer,
-    pooled_figures,
-    questions_of,
-    tally_answers,
-)
-from llmdiff.evaluation.suites.suite import (
-    Benchmark,
-    OfficialScores,
-    PromptSuite,
-    Results,
-    SuitePrompt,
-    results_by_prompt,
-    suite_of,
-)
+from llmdiff.evaluation.suites.questions import Question, QuestionScorer, questions_of, sum_answers
+from llmdiff.evaluation.suites.suite import SuitePrompt
 from llmdiff.files import parse_json, read_text, write_whole
 
-NAME, _TITLE = "geneval2", "GenEval 2"
 _YES = ("yes", "Yes", " yes", " Yes")
 _NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
-def read_geneval2(path: Path) -> PromptSuite:
-    """Return the suite of `geneval2_data.jsonl`, or of its folder; one picture each, tagged by the number of atoms.
+class GenEval2Scorer(QuestionScorer):
+    """Soft-TIFA: the geometric mean of the probabilities of the right answers to a picture's questions.
 
-    Raises:
-        InputFileError: the file is missing.
-        ConfigError: a line without prompt, atom_count, vqa_list and skills, or with an unknown answer.
+    The published scorer asks Qwen3-VL-8B-Instruct; this one asks any model that answers with words.
     """
-    file = path / "geneval2_data.jsonl" if path.is_dir() else path
-    rows = json_lines(file, f"{_TITLE}'s geneval2_data.jsonl", _row)
-    return suite_of(NAME, rows, [file], benchmark=_TITLE)
+
+    name = "geneval2"
+    soft = True
+
+    @staticmethod
+    def combine(scores: NDArray[np.float64]) -> float:
+        """Return the geometric mean; 0 if any score is 0."""
+        return float(np.exp(np.log(scores).mean())) if scores.all() else 0.0
+
+
+class GenEval2(Benchmark):
+    """GenEval 2, read from `geneval2_data.jsonl`. The tag of a prompt is its number of atoms."""
+
+    name, title, scorer = GenEval2Scorer.name, "GenEval 2", GenEval2Scorer
+
+    def prompts(self, path: Path) -> tuple[Rows, Sequence[Path]]:
+        """Return the prompts of `geneval2_data.jsonl`, or of its folder."""
+        file = path / "geneval2_data.jsonl" if path.is_dir() else path
+        return json_lines(file, "GenEval 2's geneval2_data.jsonl", _row), [file]
+
+    def picture_path(self, row: SuitePrompt, number: int, count: int, system: str) -> str:
+        """Return PROMPT_NUMBER.png."""
+        return f"{row.id}_{number}.png"
+
+    def side_files(self, rows: Rows, system: str) -> Mapping[str, str]:
+        """Return the path of every prompt's picture."""
+        paths = {row.prompt: self.picture_path(row, 0, 1, system) for row in rows}
+        return {"image_paths.json": json.dumps(paths, indent=1)}
+
+    def category_sums(self, row: SuitePrompt, results: Sequence[Mapping[str, Any]]) -> CategorySums:
+        """Return Soft-TIFA by prompt (GM, geometric mean) and by atom (AM), and the scores of every skill."""
+        return {
+            "Soft-TIFA GM": (sum(one["score"] for one in results), len(results)),
+            "Soft-TIFA AM": (sum(float(np.mean(one["answers"])) for one in results), len(results)),
+            **sum_answers(row, results, lambda one: [one.category]),
+        }
+
+    def write_scores(self, rows: Rows, results: Results, folder: Path, system: str) -> None:
+        """Write score_lists.json: the scores of the questions about every prompt's first picture."""
+        write_whole(folder / "score_lists.json", json.dumps([some[0]["answers"] for some in results]))
+
+    def read_scores(self, place: Path, rows: Rows, images_per_prompt: int) -> OfficialScores:
+        """Return the scores of the published scorer's output file; it scores one picture of each prompt."""
+        lists = parse_json(read_text(place))
+        if not isinstance(lists, list) or len(lists) <= max(int(row.id) for row in rows):
+            raise ConfigError(
+                f"official scores {place}: expected a list of the scores of every prompt, in {self.title}'s order"
+            )
+        found = []
+        for row in rows:
+            answers = lists[int(row.id)]
+            if len(answers) != len(questions_of(row)):
+                raise ConfigError(
+                    f"official scores {place}: has {len(answers)} scores of prompt {row.id}, expected "
+                    f"{len(questions_of(row))}: run the published scorer with --method soft_tifa_gm"
+                )
+            score = GenEval2Scorer.combine(np.array(answers, dtype=np.float64))
+            found.append((row.id, 0, {"score": score, "answers": answers}))
+        return OfficialScores(results=self.by_prompt(found, rows, 1, place))
 
 
 def _row(number: int, given: Any) -> SuitePrompt:
@@ -54,16 +93,14 @@ def _row(number: int, given: Any) -> SuitePrompt:
         Question(text=question, category=skill, answers=_forms(question, answer))
         for (question, answer), skill in zip(given["vqa_list"], given["skills"], strict=True)
     ]
+    tags = (f"{int(given['atom_count'])} atoms",)
     return SuitePrompt(
-        id=f"{number:05d}",
-        prompt=given["prompt"],
-        tags=(f"{int(given['atom_count'])} atoms",),
-        facts={"questions": questions},
+        id=f"{number:05d}", prompt=given["prompt"], tags=tags, metadata={"questions": questions}
     )
 
 
 def _forms(question: str, answer: str) -> tuple[str, ...]:
-    """Return the forms in which an answer counts, as the published scorer does."""
+    """Return the spellings that count as this answer, as in the published scorer."""
     if not question.startswith("How many"):
         if answer.lower() != "yes":
             raise ValueError(f"answer {answer!r} to {question!r}, expected yes")
@@ -73,82 +110,3 @@ def _forms(question: str, answer: str) -> tuple[str, ...]:
     if word in _NUMBERS:
         forms.append(str(_NUMBERS.index(word) + 1))
     return tuple(space + form for form in forms for space in ("", " "))
-
-
-class GenEval2Scorer(QuestionScorer):
-    """Soft-TIFA: the geometric mean over a picture's questions of how probable the right answer is.
-
-    The published scorer asks Qwen3-VL-8B-Instruct; this one asks any model that answers with words.
-    """
-
-    name = NAME
-    soft = True
-
-    @staticmethod
-    def combine(scores: NDArray[np.float64]) -> float:
-        """Return the geometric mean; 0 if any score is 0."""
-        return float(np.exp(np.log(scores).mean())) if scores.all() else 0.0
-
-
-def geneval2_figures(rows: Sequence[SuitePrompt], results: Results) -> dict[str, Interval]:
-    """Return Soft-TIFA by prompt (GM, the geometric mean) and by atom (AM), and the mean over questions of a skill."""
-    return pooled_figures(
-        [
-            {
-                "Soft-TIFA GM": (sum(one["score"] for one in some), len(some)),
-                "Soft-TIFA AM": (sum(float(np.mean(one["answers"])) for one in some), len(some)),
-                **tally_answers(row, some, lambda one: [one.category]),
-            }
-            for row, some in zip(rows, results, strict=True)
-        ]
-    )
-
-
-def write_scores(rows: Sequence[SuitePrompt], results: Results, folder: Path, system: str) -> None:
-    """Write score_lists.json: for every prompt the scores of its questions, about its first picture."""
-    write_whole(folder / "score_lists.json", json.dumps([some[0]["answers"] for some in results]))
-
-
-def read_scores(file: Path, rows: Sequence[SuitePrompt], images_per_prompt: int) -> OfficialScores:
-    """Return the scores of the published scorer's output file; it scores one picture of each prompt.
-
-    Raises:
-        ConfigError: it has no list of scores for every prompt, or not one of every question.
-    """
-    lists = parse_json(read_text(file))
-    if not isinstance(lists, list) or len(lists) <= max(int(row.id) for row in rows):
-        raise ConfigError(
-            f"official scores {file}: expected a list of the scores of every prompt, in {_TITLE}'s order"
-        )
-    found = []
-    for row in rows:
-        answers = lists[int(row.id)]
-        if len(answers) != len(questions_of(row)):
-            raise ConfigError(
-                f"official scores {file}: has {len(answers)} scores of prompt {row.id}, expected "
-                f"{len(questions_of(row))}: run the published scorer with --method soft_tifa_gm"
-            )
-        scores = np.array(answers, dtype=np.float64)
-        found.append((row.id, 0, {"score": GenEval2Scorer.combine(scores), "answers": answers}))
-    return OfficialScores(results=results_by_prompt(found, rows, 1, file))
-
-
-def _picture_path(row: SuitePrompt, number: int, count: int, system: str) -> str:
-    return f"{row.id}_{number}.png"
-
-
-BENCHMARK = Benchmark(
-    name=NAME,
-    title=_TITLE,
-    read=read_geneval2,
-    scorer=GenEval2Scorer,
-    picture_path=_picture_path,
-    side_files=lambda rows, system: {
-        "image_paths.json": json.dumps(
-            {row.prompt: _picture_path(row, 0, 1, system) for row in rows}, indent=1
-        )
-    },
-    write_scores=write_scores,
-    read_scores=read_scores,
-    figures=geneval2_figures,
-)

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from llmdiff.errors import ConfigError
+from llmdiff.evaluation.figures import mean_over_tags, metric_figures
 from llmdiff.evaluation.metrics.kinds import Pictures
-from llmdiff.evaluation.picture_store import PictureJob, PictureStore, with_black
+from llmdiff.evaluation.picture_store import PictureStore, with_black
 from llmdiff.evaluation.score_store import ScoreStore
-from llmdiff.evaluation.statistics import bootstrap_mean
+from llmdiff.evaluation.suites.benchmark import Benchmark, Results
 from llmdiff.evaluation.suites.benchmarks import BENCHMARKS
-from llmdiff.evaluation.suites.suite import Benchmark, PromptSuite, Results, SuitePrompt, SuiteScorer
+from llmdiff.evaluation.suites.suite import PromptSuite, SuitePrompt, SuiteScorer, prompts_by_tag
 from llmdiff.evaluation.tables import NOT_COMPARABLE
 from llmdiff.files import whole_file, write_whole
 
@@ -21,15 +23,14 @@ from llmdiff.files import whole_file, write_whole
 def scorer_results(
     scorer: SuiteScorer,
     system: str,
-    rows: Sequence[SuitePrompt],
-    jobs: Sequence[Sequence[PictureJob]],
+    store: PictureStore,
     scores: ScoreStore,
 ) -> Results:
-    """Return what our scorer found of every picture; of one that could not be drawn, what it says of failed ones."""
+    """Return the stored results of this library's scorer, and `failed` results for pictures without one."""
     found = scores.read(scorer.name, scorer.model_id, system)
     return [
         [found[job.name] if job.name in found else scorer.failed(row) for job in some]
-        for row, some in zip(rows, jobs, strict=True)
+        for row, some in store.prompts
     ]
 
 
@@ -59,8 +60,6 @@ def export_pictures(
 def write_official(
     suite: PromptSuite,
     system: str,
-    rows: Sequence[SuitePrompt],
-    jobs: Sequence[Sequence[PictureJob]],
     store: PictureStore,
     results: Mapping[str, Results],
     folder: Path,
@@ -69,30 +68,33 @@ def write_official(
 
     A picture that could not be drawn is black there, so that no scorer leaves it out.
 
-    `results`: of our scorer, by the name of its model.
+    `results`: results of this library's scorer by the name of its model.
     """
     benchmark = BENCHMARKS[suite.name]
     pictures = [
-        with_black([store.read(system, job) for job in row], level=benchmark.failed_level) for row in jobs
+        with_black([store.read(system, job) for job in jobs], level=benchmark.failed_level)
+        for _, jobs in store.prompts
     ]
-    export_pictures(benchmark, rows, pictures, folder / system / "pictures", system)
+    export_pictures(benchmark, store.rows, pictures, folder / system / "pictures", system)
     for model_id, found in results.items():
         place = folder / system / "scores-of-another-model"
-        benchmark.write_scores(rows, found, place, system)
+        benchmark.write_scores(store.rows, found, place, system)
         write_whole(place / "README.txt", f"Scored with {model_id}: {NOT_COMPARABLE}.\n")
 
 
 def official_figures(
     suite: PromptSuite, rows: Sequence[SuitePrompt], file: Path, *, images_per_prompt: int
 ) -> dict[str, Any]:
-    """Return the figures of what the published scorer wrote; a picture that it lacks counts 0 and is reported.
+    """Return the figures of the scores that the published scorer wrote; pictures without one count 0 and are reported.
 
     Raises:
-        ConfigError: it is no such file or folder, or has none of these prompts.
+        ConfigError: the file or folder is not the scorer's, or has none of these prompts.
     """
     benchmark = BENCHMARKS[suite.name]
     found = benchmark.read_scores(file, rows, images_per_prompt)
     scored = [row for row in rows if row.id in found.results]
+    if not scored:
+        raise ConfigError(f"official scores {file}: the published scorer scores none of these prompts")
     lacking = [
         f"{row.id}, picture {number}"
         for row in scored
@@ -104,15 +106,11 @@ def official_figures(
         for row in scored
     ]
     scores = np.array([np.mean([one["score"] for one in some]) for some in results])
-    tags: dict[str, list[int]] = {}
-    for index, row in enumerate(scored):
-        for tag in row.tags:
-            tags.setdefault(tag, []).append(index)
-    by_tag = {tag: asdict(bootstrap_mean(scores[at])) for tag, at in tags.items()}
+    means = metric_figures({"score": scores}, prompts_by_tag(scored))
     return {
-        "overall": asdict(bootstrap_mean(scores)),
-        "by_tag": by_tag,
-        "mean_over_tags": float(np.mean([one["mean"] for one in by_tag.values()])) if by_tag else None,
+        "overall": means["metrics"]["score"],
+        "by_tag": {tag: one["score"] for tag, one in means["metrics_by_tag"].items()},
+        "mean_over_tags": mean_over_tags(means).get("score"),
         "as_published": published_figures(suite, scored, results),
         "stated": dict(found.stated),
         "missing": len(lacking),

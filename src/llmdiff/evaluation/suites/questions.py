@@ -1,4 +1,4 @@
-"""Questions about a prompt's picture, how they are scored, and figures that pool them."""
+"""Questions about a prompt's picture, and how their answers are scored."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,20 +10,18 @@ from numpy.typing import NDArray
 
 from llmdiff.errors import MetricError
 from llmdiff.evaluation.metrics.kinds import Pictures
-from llmdiff.evaluation.statistics import Interval, bootstrap_ratios
 from llmdiff.evaluation.suites.answerers import Answerer, WordAnswerer, load_answerer
 from llmdiff.evaluation.suites.suite import SuitePrompt
-
-Tally = Mapping[str, tuple[float, float]]
-"""Of one prompt: by category the sum of its scores, and their number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
     """A question about a picture.
 
-    `category`: "group - detail", or a group alone. `answers`: any of these is right. `after`: ids of the questions that
-    it builds on.
+    Fields:
+        category: "group - detail", or a group alone.
+        answers: the right answers; any of them counts.
+        after: ids of the questions that it depends on.
     """
 
     text: str
@@ -34,24 +32,24 @@ class Question:
 
     @property
     def group(self) -> str:
-        """Return its category without the detail."""
+        """Return the category without the detail."""
         return self.category.split("-")[0].strip()
 
 
 def questions_of(row: SuitePrompt) -> Sequence[Question]:
-    """Return the questions of a prompt; none if its benchmark asks none."""
-    found: Sequence[Question] = row.facts.get("questions", ())
+    """Return the questions of a prompt; empty if its benchmark has none."""
+    found: Sequence[Question] = row.metadata.get("questions", ())
     return found
 
 
 class QuestionScorer:
-    """The mean score of a picture's questions, answered by a VQA model; the base of benchmarks that ask questions.
+    """Base of scorers that ask a VQA model about pictures: the mean score of a picture's questions.
 
-    The result of a picture has `score`, `answers` (of every question, in their order, 1 for right) and `parts` (the
-    mean score of every group of questions).
+    A picture's result has `score`, `answers` (for every question in order, 1 if right) and `parts` (the mean score of
+    every group of questions).
 
     Fields:
-        soft: answers count by their probability; otherwise right is what is more probable than not.
+        soft: whether an answer scores its probability, rather than 1 above a probability of 0.5 and else 0.
     """
 
     name: ClassVar[str]
@@ -62,10 +60,10 @@ class QuestionScorer:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, *, device: str = "cpu") -> Self:
-        """Return the scorer with the BLIP for questions, or the chat model that reads pictures, of a folder or Hub id.
+        """Return the scorer with a BLIP for questions, or a chat model that reads pictures, of a folder or Hub id.
 
         Raises:
-            MetricError: the model is not available, or neither.
+            MetricError: the model is not available, or is neither.
         """
         return cls(load_answerer(name_or_path, device=device))
 
@@ -75,18 +73,18 @@ class QuestionScorer:
 
     @classmethod
     def failed(cls, row: SuitePrompt) -> dict[str, Any]:
-        """Return the result of a picture that could not be drawn: no question is answered right."""
+        """Return the result of a picture that could not be drawn: no right answers."""
         questions = questions_of(row)
         return cls._result(questions, np.zeros(len(questions)), np.zeros(len(questions)), 0.0)
 
     @staticmethod
     def scores(questions: Sequence[Question], answers: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the score of every question, given how right its answer is."""
+        """Return the scores of the questions, given their answers."""
         return answers
 
     @staticmethod
     def combine(scores: NDArray[np.float64]) -> float:
-        """Return a picture's score, given those of its questions."""
+        """Return a picture's score, given the scores of its questions."""
         return float(scores.mean())
 
     def _judged(self, picture: NDArray[np.uint8], row: SuitePrompt) -> dict[str, Any]:
@@ -130,9 +128,9 @@ class QuestionScorer:
 def dependent_scores(
     questions: Sequence[Question], answers: NDArray[np.float64], *, chained: bool
 ) -> NDArray[np.float64]:
-    """Return every question's score: its answer, but 0 if a question that it builds on scored 0.
+    """Return every question's score: its answer, but 0 if a question that it depends on scored 0.
 
-    `chained`: a question that scored 0 by this rule counts as 0 for later ones; otherwise only its own answer counts.
+    `chained`: whether a score of 0 by this rule passes on to later questions; else only answers do.
 
     Source: Cho et al. 2024 (Davidsonian Scene Graph, arXiv 2310.18235), section 3.
     """
@@ -144,37 +142,14 @@ def dependent_scores(
     return np.array([scores[one.id] for one in questions])
 
 
-def tally_answers(
+def sum_answers(
     row: SuitePrompt, results: Sequence[Mapping[str, Any]], categories: Callable[[Question], Iterable[str]]
 ) -> dict[str, tuple[float, float]]:
-    """Return the tally of a prompt: the answers about its pictures, in every category of their questions."""
-    tally: dict[str, tuple[float, float]] = {}
+    """Return the sum and the number of the answers about a prompt's pictures, in every category of the questions."""
+    sums: dict[str, tuple[float, float]] = {}
     for result in results:
         for one, answer in zip(questions_of(row), result.get("answers", ()), strict=False):
             for category in categories(one):
-                total, count = tally.get(category, (0.0, 0.0))
-                tally[category] = (total + answer, count + 1)
-    return tally
-
-
-def pooled_figures(
-    tallies: Sequence[Tally],
-    combine: Callable[[Mapping[str, NDArray[np.float64]]], Mapping[str, NDArray[np.float64]]] = dict,
-) -> dict[str, Interval]:
-    """Return the mean score of every category over all prompts' scores, with intervals over prompts.
-
-    `combine` turns the ratios of categories, arrays over resamples, into other figures by name.
-    """
-    names = list(dict.fromkeys(name for tally in tallies for name in tally))
-    if not names:
-        return {}
-    cells = np.array([[tally.get(name, (0.0, 0.0)) for name in names] for tally in tallies], dtype=np.float64)
-    figures: list[str] = []
-
-    def combined(ratios: NDArray[np.float64]) -> NDArray[np.float64]:
-        found = combine({name: ratios[..., index] for index, name in enumerate(names)})
-        figures[:] = list(found)
-        return np.stack(list(found.values()), axis=-1)
-
-    intervals = bootstrap_ratios(cells[..., 0], cells[..., 1], combined)
-    return dict(zip(figures, intervals, strict=True))
+                total, count = sums.get(category, (0.0, 0.0))
+                sums[category] = (total + answer, count + 1)
+    return sums

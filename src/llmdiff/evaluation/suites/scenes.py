@@ -1,7 +1,7 @@
 """The scenes suite: prompts of the embedded default with known content, and the scorer that reads their pictures.
 
-There are two worlds as long as the shipped models draw the smaller one: `llmdiff.openmoji`, read by `SceneChecker`
-at 64 pixels, and `llmdiff.world`, read by `WorldChecker` at 128.
+There are two worlds: `llmdiff.openmoji`, which the shipped models draw and `SceneChecker` reads at 64 pixels, and the
+larger `llmdiff.world`, which `WorldChecker` reads at 128.
 """
 
 import hashlib
@@ -9,9 +9,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmdiff.adapter.base_pipeline import EMBEDDED_NAME, packaged
 from llmdiff.errors import ConfigError, PipelineNotFoundError
@@ -34,18 +35,15 @@ from llmdiff.world.vocabulary import world_of as pipeline_world
 
 NAME = "scenes"
 PARTS = ("things", "colours", "count", "size", "background", "way up", "person", "place", "style", "absent")
-"""What a prompt can ask for, besides relations, which are right, swapped or wrong."""
+"""The parts that a prompt can request, except relations, which are right, swapped or wrong."""
 _STREAM = 11
 _RELATION = "relation"
 assert {*PARTS, _RELATION} == FAULTS_OF.keys()
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScenePrompt(SuitePrompt):
-    """A prompt of the smaller world, what it asks for, and the seed that every system draws it with."""
-
-    content: Content
-    seed: int
+class _SplitPrompt(SuitePrompt):
+    """A prompt whose only tag is its split."""
 
     @property
     def split(self) -> str:
@@ -54,20 +52,66 @@ class ScenePrompt(SuitePrompt):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorldPrompt(SuitePrompt):
-    """A prompt of the world, what it asks for, and a scene that shows it."""
+class ScenePrompt(_SplitPrompt):
+    """A prompt of the smaller world, its content, and the seed that every system draws it with."""
+
+    content: Content
+    seed: int
+
+    @property
+    def requested(self) -> Content:
+        """Return the content that the prompt requests."""
+        return self.content
+
+    def render(self) -> NDArray[np.uint8]:
+        """Return a real picture of the content. Shapes: (64, 64, 3)."""
+        return draw(lay_out(self.content, np.random.default_rng(self.seed)))
+
+    def compare(self, seen: SeenScene | None) -> dict[str, Any]:
+        """Return the result of a picture that shows this; None: no picture."""
+        seen = seen or SeenScene(things=(), background="")
+        compared = verdict(self.content, seen)
+        found = {part: getattr(compared, part, None) for part in PARTS}
+        parts = {part: float(right) for part, right in found.items() if right is not None}
+        if compared.relation is not None:
+            parts |= _relation_parts(compared.relation)
+        return {"score": float(compared.exact), "parts": parts, "seen": asdict(seen)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldPrompt(_SplitPrompt):
+    """A prompt of the world, what it requests, and a scene that shows it."""
 
     expected: Expected
     scene: Scene
 
     @property
-    def split(self) -> str:
-        """Return its only tag."""
-        return self.tags[0]
+    def requested(self) -> Expected:
+        """Return what the prompt requests."""
+        return self.expected
+
+    def render(self) -> NDArray[np.uint8]:
+        """Return a real picture of the scene. Shapes: (128, 128, 3)."""
+        return render(self.scene)
+
+    def compare(self, seen: Reading | None) -> dict[str, Any]:
+        """Return the result of a picture that shows this; None: no picture."""
+        seen = seen or Reading(things=())
+        found = matches(self.expected, seen)
+        parts = {part: float(right) for part, right in found.parts.items() if part != _RELATION}
+        if _RELATION in found.parts:
+            shown = "right" if found.parts[_RELATION] else "swapped" if found.swapped else "wrong"
+            parts |= _relation_parts(shown)
+        faults = {"faults": list(found.faults), "seen": asdict(seen)}
+        return {"score": float(found.exact), "parts": parts, **faults}
+
+
+def _relation_parts(shown: str) -> dict[str, float]:
+    return {f"{_RELATION} {kind}": float(shown == kind) for kind in ("right", "swapped", "wrong")}
 
 
 def load_checker(name_or_path: str | Path) -> SceneChecker | WorldChecker:
-    """Return what reads the pictures of scenes: a folder, or "openmoji" for the packaged one.
+    """Return the checker of a folder, or the packaged one for "openmoji".
 
     Raises:
         CorruptWeightsError: the folder holds no checker, or a damaged one.
@@ -77,7 +121,7 @@ def load_checker(name_or_path: str | Path) -> SceneChecker | WorldChecker:
     try:
         is_whole = "world" in read_json(folder / "config.json")
     except (OSError, ValueError, TypeError):
-        is_whole = False  # which the other then says of its folder
+        is_whole = False  # SceneChecker then reports the error
     return WorldChecker.from_pretrained(folder) if is_whole else SceneChecker.from_pretrained(folder)
 
 
@@ -87,7 +131,7 @@ def world_of(checker: SceneChecker | WorldChecker) -> small.World | World:
 
 
 def world_of_pipeline(base: str, checker: SceneChecker | WorldChecker) -> small.World | World:
-    """Return the world whose prompts a pipeline is asked: its own where its folder says it, else the checker's.
+    """Return the world of a pipeline's prompts: the one that its folder names, else the checker's.
 
     Raises:
         ConfigError: the checker cannot read all that the pipeline can draw.
@@ -104,22 +148,6 @@ def world_of_pipeline(base: str, checker: SceneChecker | WorldChecker) -> small.
     return own
 
 
-@overload
-def scene_prompts(
-    prompts_per_split: int, seed: int, world: World, *, splits: Sequence[whole.Split] | None = None
-) -> list[WorldPrompt]: ...
-@overload
-def scene_prompts(
-    prompts_per_split: int,
-    seed: int = 0,
-    world: small.World | None = None,
-    *,
-    splits: Sequence[small.Split] | None = None,
-) -> list[ScenePrompt]: ...
-@overload
-def scene_prompts(
-    prompts_per_split: int, seed: int, world: small.World | World
-) -> list[ScenePrompt] | list[WorldPrompt]: ...
 def scene_prompts(
     prompts_per_split: int,
     seed: int = 0,
@@ -127,7 +155,7 @@ def scene_prompts(
     *,
     splits: Sequence[Any] | None = None,
 ) -> list[ScenePrompt] | list[WorldPrompt]:
-    """Return the suite's prompts, split after split; a longer suite begins, in every split, with the shorter one.
+    """Return the suite's prompts, split by split; more prompts per split extend a smaller suite.
 
     Raises:
         ConfigError: `prompts_per_split` is below 1, or a split is unknown.
@@ -157,33 +185,22 @@ def scene_prompts(
 
 
 def scenes_suite(rows: Sequence[ScenePrompt] | Sequence[WorldPrompt]) -> PromptSuite:
-    """Return the suite of these prompts; metrics of sets compare with renders of what they ask for."""
-    said = json.dumps([[row.id, row.prompt, row.seed, asdict(_asked(row))] for row in rows])
+    """Return the suite of these prompts; set metrics compare with renders of what they request."""
+    record = json.dumps([[row.id, row.prompt, row.seed, asdict(row.requested)] for row in rows])
+    is_world = bool(rows) and isinstance(rows[0], WorldPrompt)
+    meanings: dict[Any, str] = {**(whole.SPLIT_MEANINGS if is_world else small.SPLIT_MEANINGS)}
     splits = {row.split for row in rows}
-    meanings: dict[Any, str] = {**small.SPLIT_MEANINGS}
-    if rows and isinstance(rows[0], WorldPrompt):
-        meanings = {**whole.SPLIT_MEANINGS}
     return PromptSuite(
         name=NAME,
         prompts=tuple(rows),
-        sha256=hashlib.sha256(said.encode()).hexdigest(),
+        sha256=hashlib.sha256(record.encode()).hexdigest(),
         meanings={split: meaning for split, meaning in meanings.items() if split in splits},
-        reference=lambda: renders(rows),
+        reference=lambda: np.stack([row.render() for row in rows]),
     )
 
 
-def renders(rows: Sequence[ScenePrompt] | Sequence[WorldPrompt]) -> Pictures:
-    """Return real pictures of what the prompts ask for. Shapes: (N, side, side, 3)."""
-    return np.stack([
-        draw(lay_out(row.content, np.random.default_rng(row.seed)))
-        if isinstance(row, ScenePrompt)
-        else render(row.scene)
-        for row in rows
-    ])  # fmt: skip
-
-
 class SceneScorer:
-    """Scores whether a picture shows exactly the content of its prompt, and which parts of it, by the checker.
+    """Scores whether a picture shows exactly what its prompt requests, and each part of it, with a checker.
 
     Fields:
         figures: the checker's accuracy on real renders.
@@ -192,51 +209,24 @@ class SceneScorer:
     name = NAME
 
     def __init__(self, checker: SceneChecker | WorldChecker) -> None:
-        # By its weights: the same on every machine, and another one where it was trained again.
+        # Named by its weights: the same on every machine, and different after another training.
         self.checker, self.model_id = checker, f"checker {weights_digest(checker)[:16]}"
         self.figures: dict[str, Any] = dict(checker.figures)
 
     def judge(self, pictures: Pictures, rows: Sequence[SuitePrompt]) -> list[dict[str, Any]]:
-        """Return the score of each picture: 1 if exactly right, else 0; its parts, its faults and what was read."""
-        read: list[Any] = list(self.checker.read(pictures))
-        return [_judged(row, seen) for row, seen in zip(rows, read, strict=True)]
+        """Return the result of each picture: score 1 if exactly right, else 0; its parts, and what was seen."""
+        seen: list[Any] = list(self.checker.read(pictures))
+        return [_scene(row).compare(one) for row, one in zip(rows, seen, strict=True)]
 
     def failed(self, row: SuitePrompt) -> dict[str, Any]:
-        """Return the score of a picture that could not be drawn: nothing of what was asked for."""
-        return _judged(row, Reading(things=()) if isinstance(row, WorldPrompt) else _NOTHING)
+        """Return the result of a picture that could not be drawn: it shows nothing."""
+        result: dict[str, Any] = _scene(row).compare(None)
+        return result
 
 
-_NOTHING = SeenScene(things=(), background="")
-
-
-def _judged(row: SuitePrompt, seen: Reading | SeenScene) -> dict[str, Any]:
-    if isinstance(row, WorldPrompt):
-        assert isinstance(seen, Reading)
-        found = matches(row.expected, seen)
-        parts = {part: float(right) for part, right in found.parts.items() if part != _RELATION}
-        if _RELATION in found.parts:
-            shown = "right" if found.parts[_RELATION] else "swapped" if found.swapped else "wrong"
-            parts |= _relation_parts(shown)
-        return {
-            "score": float(found.exact), "parts": parts, "faults": list(found.faults), "seen": asdict(seen)
-        }  # fmt: skip
-    assert isinstance(row, ScenePrompt)
-    assert isinstance(seen, SeenScene)
-    compared = verdict(row.content, seen)
-    parts = {
-        part: float(getattr(compared, part)) for part in PARTS if getattr(compared, part, None) is not None
-    }
-    if compared.relation is not None:
-        parts |= _relation_parts(compared.relation)
-    return {"score": float(compared.exact), "parts": parts, "seen": asdict(seen)}
-
-
-def _relation_parts(shown: str) -> dict[str, float]:
-    return {f"{_RELATION} {kind}": float(shown == kind) for kind in ("right", "swapped", "wrong")}
-
-
-def _asked(row: ScenePrompt | WorldPrompt) -> Any:
-    return row.content if isinstance(row, ScenePrompt) else row.expected
+def _scene(row: SuitePrompt) -> Any:
+    assert isinstance(row, ScenePrompt | WorldPrompt)
+    return row
 
 
 def _small_prompts(

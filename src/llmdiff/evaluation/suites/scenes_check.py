@@ -1,6 +1,5 @@
 """The scene checker: a small detector of the things in a picture of the embedded default."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -26,6 +25,7 @@ EMBEDDED_NAME = "openmoji"
 
 _PRESENT, _SURE, _NEAR_PX = 0.5, 0.5, 10.0
 _GROUPS = 8
+_TRAIN = "llmdiff-lab build --preset openmoji-cpu --until checker"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +43,12 @@ class CheckerOutput:
 
 
 class SceneChecker(nn.Module):
-    """A centre-point detector: for every cell of a 16 x 16 grid, which thing has its centre there, if any.
+    """A centre-point detector: for every cell of a 16 x 16 grid, the thing with its centre there, if any.
 
     Fields:
-        objects: how many objects the world it was trained on has.
+        objects: number of objects in the world that it was trained on.
         class_names: the names of its classes, objects first, then the 6 shapes.
-        figures: what was measured of it on real renders, saved with it.
+        figures: its accuracy on real renders, saved with it.
 
     Source: Zhou et al. 2019 (CenterNet, arXiv 1904.07850), but a class per cell, not a heat map per class.
     """
@@ -70,7 +70,7 @@ class SceneChecker(nn.Module):
         self.join = nn.Sequential(*_conv(channels, channels, kernel=3))
         self.heads = nn.Conv2d(channels, 1 + len(self.class_names) + len(SHAPE_COLOURS) + len(SIZES), 1)
         self.background = nn.Conv2d(channels, len(BACKGROUNDS), 1)
-        with torch.no_grad():  # nearly all cells hold nothing; starting there saves the first hundred steps
+        with torch.no_grad():  # nearly all cells are empty: starting there saves the first hundred steps
             self.heads.bias[0] = 6.0  # type: ignore[index]
 
     def forward(self, images: Tensor) -> CheckerOutput:
@@ -90,24 +90,15 @@ class SceneChecker(nn.Module):
         seen: list[SeenScene] = []
         for start in range(0, len(images), batch):
             output = self(to_checker_input(images[start : start + batch]).to(device))
-            seen += self._decode(output)
+            seen += self.decode(output)
         return seen
 
     def save_pretrained(
         self, save_directory: str | Path, *, safe_serialization: Literal[True] = True
     ) -> None:
         """Write weights (half precision) and config into a folder, see `save_checker`."""
-        config = {
-            "objects": self.objects,
-            "channels": self.channels,
-            "class_names": list(self.class_names),
-            "colours": list(SHAPE_COLOURS),
-            "backgrounds": list(BACKGROUNDS),
-            "sizes": list(SIZES),
-            "scene_size_px": SCENE_SIZE_PX,
-            "figures": self.figures,
-        }
-        save_checker(self, Path(save_directory), config)
+        config = {"objects": self.objects, "channels": self.channels, **_world_config(self)}
+        save_checker(self, Path(save_directory), config | {"figures": self.figures})
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path) -> Self:
@@ -121,15 +112,19 @@ class SceneChecker(nn.Module):
 
         def make(config: Any) -> Any:
             checker = cls(int(config["objects"]), channels=int(config["channels"]))
-            _check_world(folder, config, checker)
+            for name, expected in _world_config(checker).items():
+                if config[name] != expected:
+                    raise ConfigError(
+                        f"checker {folder}: its {name} are not those of this version's world; train it again: {_TRAIN}"
+                    )
             checker.figures = dict(config.get("figures", {}))
             return checker
 
-        hint = "train it with: llmdiff-lab build --preset openmoji-cpu --until checker"
-        checker: Self = load_checker(folder, make, title="scene checker", hint=hint)
+        checker: Self = load_checker(folder, make, title="scene checker", hint=f"train it with: {_TRAIN}")
         return checker
 
-    def _decode(self, output: CheckerOutput) -> list[SeenScene]:
+    def decode(self, output: CheckerOutput) -> list[SeenScene]:
+        """Return what each picture shows, from its logits."""
         shares = output.things.softmax(1).cpu().numpy()
         colours, sizes = output.colours.argmax(1).cpu().numpy(), output.sizes.argmax(1).cpu().numpy()
         backgrounds = [list(BACKGROUNDS)[i] for i in output.background.argmax(1).tolist()]
@@ -156,17 +151,17 @@ class SceneChecker(nn.Module):
 
 
 def packaged_checker() -> Path:
-    """Return the folder of the checker that is shipped with the package."""
+    """Return the folder of the packaged checker."""
     return Path(str(files("llmdiff"))) / "openmoji" / "weights" / "checker"
 
 
 def checker_folder(name_or_path: str | Path) -> Path:
-    """Return the folder of a checker: the packaged one's for "openmoji"."""
+    """Return the folder of a checker; "openmoji" is the packaged one."""
     return packaged_checker() if name_or_path == EMBEDDED_NAME else Path(name_or_path)
 
 
 def to_checker_input(images: NDArray[np.uint8]) -> Tensor:
-    """Return pictures of any size as the checker takes them: (N, H, W, 3) uint8 => (N, 3, 64, 64) in -1..1."""
+    """Return the checker's input for pictures of any size: (N, H, W, 3) uint8 => (N, 3, 64, 64) in -1..1."""
     pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
     if pixels.shape[-2:] != (SCENE_SIZE_PX, SCENE_SIZE_PX):
         size = (SCENE_SIZE_PX, SCENE_SIZE_PX)
@@ -174,20 +169,14 @@ def to_checker_input(images: NDArray[np.uint8]) -> Tensor:
     return pixels.contiguous(memory_format=torch.channels_last)
 
 
-def _check_world(folder: Path, config: Mapping[str, Any], checker: SceneChecker) -> None:
-    known = {
+def _world_config(checker: SceneChecker) -> dict[str, Any]:
+    return {
         "class_names": list(checker.class_names),
         "colours": list(SHAPE_COLOURS),
         "backgrounds": list(BACKGROUNDS),
         "sizes": list(SIZES),
         "scene_size_px": SCENE_SIZE_PX,
     }
-    for name, expected in known.items():
-        if config[name] != expected:
-            raise ConfigError(
-                f"checker {folder}: its {name} are not those of this version's world; train it again with: "
-                "llmdiff-lab build --preset openmoji-cpu --until checker"
-            )
 
 
 class _Residual(nn.Module):

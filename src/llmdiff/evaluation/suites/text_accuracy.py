@@ -1,4 +1,4 @@
-"""How much of a wanted text a reader found in a picture: words or characters matched, and the edit distance.
+"""Compare the text read in a picture with the wanted text: matching words or characters, and the edit distance.
 
 Source: Geng et al. 2025 (X-Omni, arXiv 2507.22058) and Chang et al. 2025 (OneIG-Bench, arXiv 2506.07977), whose scorers
 keep the same characters.
@@ -9,7 +9,7 @@ from collections import Counter
 
 import numpy as np
 
-# What both scorers leave out: everything but Chinese characters, Latin letters, French accents, digits and spaces.
+# Both scorers remove everything but Chinese characters, Latin letters, French accents, digits and spaces.
 _LEFT_OUT = re.compile(r"[^\u4e00-\u9fa5a-zA-Z0-9\sàâäéèêëîïôöùûüçÀÂÄÉÈÊËÎÏÔÖÙÛÜÇ]")
 _CHINESE = re.compile("[\u4e00-\u9fff]")
 
@@ -20,12 +20,12 @@ def has_chinese(text: str) -> bool:
 
 
 def normalised(text: str, *, spaces: bool) -> str:
-    """Return a text without punctuation and other scripts; with single spaces between words, or with none."""
+    """Return a text without punctuation and other scripts, with single spaces between words or without spaces."""
     return (" " if spaces else "").join(_LEFT_OUT.sub("", text).split())
 
 
 def matches(wanted: str, found: str, *, characters: bool) -> tuple[int, int]:
-    """Return how many of the wanted words or characters were found, each as often as it was, and how many there are."""
+    """Return how many of the wanted words or characters were found, counting repetitions, and their number."""
     first, second = ((list(one) if characters else one.split()) for one in (wanted, found))
     return sum((Counter(first) & Counter(second)).values()), len(first)
 

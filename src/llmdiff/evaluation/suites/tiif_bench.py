@@ -13,31 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmdiff.errors import ConfigError
-from llmdiff.evaluation.statistics import Interval
+from llmdiff.evaluation.suites.benchmark import Benchmark, CategorySums, OfficialScores, Ratios, Results, Rows
 from llmdiff.evaluation.suites.formats import json_lines
-from llmdiff.evaluation.suites.questions import (
-    Question,
-    QuestionScorer,
-    pooled_figures,
-    questions_of,
-    tally_answers,
-)
-from llmdiff.evaluation.suites.suite import (
-    Benchmark,
-    OfficialScores,
-    PromptSuite,
-    Results,
-    SuitePrompt,
-    results_by_prompt,
-    suite_of,
-)
+from llmdiff.evaluation.suites.questions import Question, QuestionScorer, questions_of, sum_answers
+from llmdiff.evaluation.suites.suite import SuitePrompt
 from llmdiff.files import read_json, write_whole
 
-NAME, _TITLE = "tiif-bench", "TIIF-Bench"
 _LENGTHS = ("short", "long")
 _PROMPTS, _EVAL = "_prompts", "_eval_prompts"
 _EXPECTED = "TIIF-Bench's lines of type, short_description and long_description, or of its questions"
-# The parts of a type, such as action+color, by what they test.
+# What the parts of a type, such as action+color, test.
 _TESTED = {
     **dict.fromkeys(("color", "shape", "texture"), "Attribute"),
     **dict.fromkeys(("2d", "3d", "action", "2d_spatial_relation", "3d_spatial_relation"), "Relation"),
@@ -49,43 +34,143 @@ _TESTED = {
 _BASIC = ("Attribute", "Relation", "Reasoning")
 
 
-def read_tiif_bench(path: Path) -> PromptSuite:
-    """Return the suite of `testmini_prompts`, or of the folder that holds it: every prompt short and long.
+class TIIFScorer(QuestionScorer):
+    """The share of a picture's yes-or-no questions with the right answer.
 
-    The questions are those of `testmini_eval_prompts` beside it; the full set, `test_prompts`, is published without.
-    Every prompt's tags are its type and its length.
-
-    Raises:
-        ConfigError: no prompts, or questions that do not match them.
+    The published scorer shows GPT-4o all questions of a picture at once.
     """
-    folder = path / "testmini_prompts" if (path / "testmini_prompts").is_dir() else path
-    files = sorted(folder.glob(f"*{_PROMPTS}.jsonl"))
-    asked = folder.with_name(folder.name.removesuffix(_PROMPTS) + _EVAL)
-    others = [asked / f"{file.stem.removesuffix(_PROMPTS)}{_EVAL}.jsonl" for file in files if asked.is_dir()]
-    rows: list[SuitePrompt] = []
-    for number, file in enumerate(files):
-        asked_of = json_lines(others[number], _EXPECTED, _questions) if others else []
-        pairs = json_lines(file, _EXPECTED, partial(_pair, asked_of))
-        if others and len(asked_of) != len(pairs):
-            raise ConfigError(
-                f"suite {others[number]}: has {len(asked_of)} lines, expected {len(pairs)} as {file.name}"
-            )
-        rows += [row for pair in pairs for row in pair]
-    return suite_of(NAME, rows, [*files, *others] or [path], benchmark=_TITLE)
+
+    name = "tiif-bench"
 
 
-def _pair(asked_of: Sequence[list[Question]], index: int, given: Mapping[str, str]) -> list[SuitePrompt]:
+class TIIFBench(Benchmark):
+    """TIIF-Bench, read from `testmini_prompts`, or from the folder that holds it: every prompt short and long.
+
+    The questions are those of `testmini_eval_prompts` beside it; the full set, `test_prompts`, has none. The tags of
+    a prompt are its type and its length.
+    """
+
+    name, title, scorer = TIIFScorer.name, "TIIF-Bench", TIIFScorer
+
+    def prompts(self, path: Path) -> tuple[Rows, Sequence[Path]]:
+        """Return the prompts of a folder."""
+        folder = path / "testmini_prompts" if (path / "testmini_prompts").is_dir() else path
+        files = sorted(folder.glob(f"*{_PROMPTS}.jsonl"))
+        asked = folder.with_name(folder.name.removesuffix(_PROMPTS) + _EVAL)
+        others = [
+            asked / f"{file.stem.removesuffix(_PROMPTS)}{_EVAL}.jsonl" for file in files if asked.is_dir()
+        ]
+        rows: list[SuitePrompt] = []
+        for number, file in enumerate(files):
+            questions_of_line = json_lines(others[number], _EXPECTED, _questions) if others else []
+            pairs = json_lines(file, _EXPECTED, partial(_pair, questions_of_line))
+            if others and len(questions_of_line) != len(pairs):
+                raise ConfigError(
+                    f"suite {others[number]}: has {len(questions_of_line)} lines, expected {len(pairs)} as {file.name}"
+                )
+            rows += [row for pair in pairs for row in pair]
+        return rows, [*files, *others]
+
+    def picture_path(self, row: SuitePrompt, number: int, count: int, system: str) -> str:
+        """Return TYPE/SYSTEM/LENGTH_description/INDEX.png."""
+        kind, length = row.tags
+        suffix = f"_{number}" if number else ""
+        return f"{kind}/{system}/{length}_description/{row.metadata['index']}{suffix}.png"
+
+    def category_sums(self, row: SuitePrompt, results: Sequence[Mapping[str, Any]]) -> CategorySums:
+        """Return the answers to the questions, by length and type."""
+        return sum_answers(row, results, lambda one: [f"{row.tags[1]}|{one.category}"])
+
+    def combine(self, ratios: Ratios, rows: Rows) -> Ratios:
+        """Return by length: for each group the mean over its types, and overall the mean over groups."""
+        figures: dict[str, NDArray[np.float64]] = {}
+        for length in _LENGTHS:
+            groups: dict[str, list[NDArray[np.float64]]] = {}
+            for name, ratio in ratios.items():
+                its_length, _, kind = name.partition("|")
+                if its_length == length:
+                    groups.setdefault(_group(kind), []).append(ratio)
+            means = {group: _mean(some) for group, some in groups.items()}
+            wholes = {
+                "basic": [ratio for group in _BASIC for ratio in groups.get(group, [])],
+                "advanced": [
+                    ratio
+                    for group in groups
+                    if group not in (*_BASIC, "Real World")
+                    for ratio in groups[group]
+                ],
+                "overall": list(means.values()),
+            }
+            means |= {name: _mean(some) for name, some in wholes.items() if some}
+            figures |= {f"{length}: {name}": ratio for name, ratio in means.items()}
+        return figures
+
+    def write_scores(self, rows: Rows, results: Results, folder: Path, system: str) -> None:
+        """Write SYSTEM/TYPE/LENGTH/NUMBER.json with the wanted and the given answers about every first picture."""
+        for row, some in zip(rows, results, strict=True):
+            questions = questions_of(row)
+            if questions:
+                wanted = [one.answers[0] for one in questions]
+                given = [
+                    answer if right else {"yes": "no", "no": "yes"}[answer]
+                    for answer, right in zip(wanted, some[0]["answers"], strict=True)
+                ]
+                record = {
+                    "attribute": row.tags[0],
+                    "questions": [one.text for one in questions],
+                    "gt_answers": wanted,
+                    "model_pred": given,
+                }
+                write_whole(_answers_file(folder / system, row), json.dumps(record))
+
+    def read_scores(self, place: Path, rows: Rows, images_per_prompt: int) -> OfficialScores:
+        """Return the answers in the published scorer's folder of a model, TYPE/LENGTH/NUMBER.json.
+
+        It scores one picture of each prompt that has questions.
+        """
+        asked = [row for row in rows if questions_of(row)]
+        found = []
+        for row in asked:
+            file = _answers_file(place, row)
+            if not file.exists():
+                continue
+            given = read_json(file)
+            try:
+                pairs = list(zip(given["gt_answers"], given["model_pred"], strict=True))
+                answers = [float(one.strip().lower() == other.strip().lower()) for one, other in pairs]
+            except (KeyError, ValueError, TypeError, AttributeError) as error:
+                raise ConfigError(
+                    f"official scores {file}: {error}, expected gt_answers and model_pred"
+                ) from error
+            wanted = [one.text for one in questions_of(row)]
+            if [one.strip() for one in given.get("questions", wanted)] != wanted or len(answers) != len(
+                wanted
+            ):
+                raise ConfigError(
+                    f"official scores {file}: answers other questions than those of line {row.metadata['index'] + 1} "
+                    f"of {row.tags[0]}, expected results for this order of prompts"
+                )
+            found.append((row.id, 0, {"score": float(np.mean(answers)), "answers": answers}))
+        return OfficialScores(results=self.by_prompt(found, asked or rows, 1, place))
+
+
+def _pair(
+    questions_of_line: Sequence[list[Question]], index: int, given: Mapping[str, str]
+) -> list[SuitePrompt]:
     """Return a prompt's short and long wording."""
     kind = given["type"]
     if any(part not in _TESTED for part in kind.split("+")):
         raise ValueError(f"unknown type {kind!r}")
-    facts = {"index": index, "questions": asked_of[index] if index < len(asked_of) else []}
+    metadata = {
+        "index": index,
+        "questions": questions_of_line[index] if index < len(questions_of_line) else [],
+    }
     return [
         SuitePrompt(
             id=f"{kind}-{index}-{length}",
             prompt=given[f"{length}_description"],
             tags=(kind, length),
-            facts=facts,
+            metadata=metadata,
         )
         for length in _LENGTHS
     ]
@@ -99,46 +184,8 @@ def _questions(_: int, given: Any) -> list[Question]:
     ]
 
 
-class TIIFScorer(QuestionScorer):
-    """The share of a picture's yes-or-no questions with the right answer.
-
-    The published scorer shows GPT-4o all questions of a picture at once.
-    """
-
-    name = NAME
-
-
-def tiif_figures(rows: Sequence[SuitePrompt], results: Results) -> dict[str, Interval]:
-    """Return the accuracy by length: of each group the mean over its types, and overall the mean over groups.
-
-    A type's accuracy is over all its questions.
-    """
-    return pooled_figures(
-        [
-            tally_answers(row, some, lambda one, length=row.tags[1]: [f"{length}|{one.category}"])  # type: ignore[misc]
-            for row, some in zip(rows, results, strict=True)
-        ],
-        _groups,
-    )
-
-
-def _groups(ratios: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
-    figures: dict[str, NDArray[np.float64]] = {}
-    for length in _LENGTHS:
-        groups: dict[str, list[NDArray[np.float64]]] = {}
-        for name, ratio in ratios.items():
-            its_length, _, kind = name.partition("|")
-            if its_length == length:
-                groups.setdefault(_group(kind), []).append(ratio)
-        basic = [ratio for group in _BASIC for ratio in groups.get(group, [])]
-        advanced = [
-            ratio for group, some in groups.items() if group not in (*_BASIC, "Real World") for ratio in some
-        ]
-        means = {group: _mean(some) for group, some in groups.items()}
-        wholes = {"basic": basic, "advanced": advanced, "overall": list(means.values())}
-        means |= {name: _mean(some) for name, some in wholes.items() if some}
-        figures |= {f"{length}: {name}": ratio for name, ratio in means.items()}
-    return figures
+def _answers_file(folder: Path, row: SuitePrompt) -> Path:
+    return folder / row.tags[0] / row.tags[1] / f"{row.metadata['index']}.json"
 
 
 def _group(kind: str) -> str:
@@ -147,73 +194,10 @@ def _group(kind: str) -> str:
 
 
 def _mean(ratios: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    # A resample may have no prompt of a type: the mean is over the others.
-    there = np.stack([~np.isnan(one) for one in ratios])
+    # A resample may have no prompt of a type: take the mean over the others.
+    known = np.stack([~np.isnan(one) for one in ratios])
     total = np.stack([np.nan_to_num(one) for one in ratios]).sum(0)
     mean: NDArray[np.float64] = np.divide(
-        total, there.sum(0), out=np.full(total.shape, np.nan), where=there.any(0)
+        total, known.sum(0), out=np.full(total.shape, np.nan), where=known.any(0)
     )
     return mean
-
-
-def write_scores(rows: Sequence[SuitePrompt], results: Results, folder: Path, system: str) -> None:
-    """Write SYSTEM/TYPE/LENGTH/NUMBER.json with the wanted and the given answers about every first picture."""
-    for row, some in zip(rows, results, strict=True):
-        questions = questions_of(row)
-        if questions:
-            wanted = [one.answers[0] for one in questions]
-            given = [
-                answer if right else {"yes": "no", "no": "yes"}[answer]
-                for answer, right in zip(wanted, some[0]["answers"], strict=True)
-            ]
-            texts = [one.text for one in questions]
-            said = {"attribute": row.tags[0], "questions": texts, "gt_answers": wanted, "model_pred": given}
-            write_whole(
-                folder / system / row.tags[0] / row.tags[1] / f"{row.facts['index']}.json", json.dumps(said)
-            )
-
-
-def read_scores(place: Path, rows: Sequence[SuitePrompt], images_per_prompt: int) -> OfficialScores:
-    """Return the answers in the published scorer's folder of a model, TYPE/short/NUMBER.json and TYPE/long/NUMBER.json.
-
-    It scores one picture of each prompt, of the prompts that have questions.
-
-    Raises:
-        ConfigError: a file does not have a wanted and a given answer to every question.
-    """
-    asked = [row for row in rows if questions_of(row)]
-    found = []
-    for row in asked:
-        file = place / row.tags[0] / row.tags[1] / f"{row.facts['index']}.json"
-        if not file.exists():
-            continue
-        given = read_json(file)
-        try:
-            pairs = list(zip(given["gt_answers"], given["model_pred"], strict=True))
-            answers = [float(one.strip().lower() == other.strip().lower()) for one, other in pairs]
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise ConfigError(
-                f"official scores {file}: {error}, expected gt_answers and model_pred"
-            ) from error
-        wanted = [one.text for one in questions_of(row)]
-        if [one.strip() for one in given.get("questions", wanted)] != wanted or len(answers) != len(wanted):
-            raise ConfigError(
-                f"official scores {file}: answers other questions than those of line {row.facts['index'] + 1} of "
-                f"{row.tags[0]}, expected results for this order of prompts"
-            )
-        found.append((row.id, 0, {"score": float(np.mean(answers)), "answers": answers}))
-    return OfficialScores(results=results_by_prompt(found, asked or rows, 1, place))
-
-
-BENCHMARK = Benchmark(
-    name=NAME,
-    title=_TITLE,
-    read=read_tiif_bench,
-    scorer=TIIFScorer,
-    picture_path=lambda row, number, count, system: (
-        f"{row.tags[0]}/{system}/{row.tags[1]}_description/{row.facts['index']}{f'_{number}' if number else ''}.png"
-    ),
-    write_scores=write_scores,
-    read_scores=read_scores,
-    figures=tiif_figures,
-)

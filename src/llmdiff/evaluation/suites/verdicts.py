@@ -15,8 +15,7 @@ SIZE_OF_PX = {16: "small", 28: "normal", 44: "big"}
 class SeenThing:
     """One thing that a picture shows. Units: centre in pixels of a 64 x 64 scene.
 
-    `name` is "unclear" where something is there but no class is likelier than all others together.
-    `colour` is None for everything but shapes.
+    `name` is "unclear" if no class is more probable than all others together. `colour` is None except for shapes.
     """
 
     name: str
@@ -28,7 +27,7 @@ class SeenThing:
 
 @dataclass(frozen=True, kw_only=True)
 class SeenScene:
-    """What a picture shows, as far as the checker can tell."""
+    """What the checker sees in a picture."""
 
     things: tuple[SeenThing, ...]
     background: str
@@ -36,10 +35,12 @@ class SeenScene:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Which parts of what was asked a picture shows; None where the prompt leaves a part open.
+    """Which requested parts a picture shows; None for parts that the prompt leaves open.
 
-    `things`: the names seen are those asked for, each as often; nothing else is there. `colours`: the same of
-    the shapes with their colours. `count`: as many things as asked for. `exact`: every part asked for.
+    Fields:
+        things: whether the picture has exactly the requested things, each as often as requested.
+        colours: the same for shapes with their colours.
+        count: whether the number of things is right.
     """
 
     things: bool
@@ -51,7 +52,7 @@ class Verdict:
 
     @property
     def exact(self) -> bool:
-        """Return whether everything that the prompt requests is right."""
+        """Return whether all requested parts are right."""
         parts = (self.things, self.colours, self.count, self.size, self.background)
         return all(part is not False for part in parts) and self.relation in (None, "right")
 
@@ -72,7 +73,7 @@ def scene_as_seen(scene: Scene) -> SeenScene:
 
 
 def verdict(asked: Content, seen: SeenScene) -> Verdict:
-    """Which parts of `asked` the picture shows; only what `asked` states is compared."""
+    """Return which parts of `asked` the picture shows; parts that `asked` leaves open are not compared."""
     wanted = [item for item in asked.items for _ in range(asked.count)]
     shapes = Counter((item.name, item.colour) for item in wanted if item.colour is not None)
     shape_names = {name for name, _ in shapes}
@@ -89,7 +90,7 @@ def verdict(asked: Content, seen: SeenScene) -> Verdict:
 
 def _relation(asked: Content, seen: SeenScene) -> RelationVerdict:
     first, second = asked.items
-    # A wrong colour is no wrong relation, unless it is the colour that tells the two things apart.
+    # A wrong colour does not make the relation wrong, unless only colour tells the two things apart.
     by_colour = first.name == second.name
     places = [
         [

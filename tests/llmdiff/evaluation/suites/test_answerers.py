@@ -62,13 +62,11 @@ def test_the_answer_is_the_models_own_next_token(chat_folder: Path, pictures: np
     assert abs(expected[0] - expected[1]) > 1e-3
 
 
-def test_text_is_read_by_greedy_decoding(
-    chat_folder: Path, pictures: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("llmdiff.evaluation.suites.answerers._READ_TOKENS", 3)
-    monkeypatch.setattr("llmdiff.evaluation.suites.answerers._READ_ASK", "the photo")
+def test_text_is_read_by_greedy_decoding(chat_folder: Path, pictures: np.ndarray) -> None:
     reader = load_answerer(chat_folder)
     assert isinstance(reader, TextReader)
+    assert isinstance(reader, ChatAnswerer)
+    reader.read_prompt, reader.read_tokens = "the photo", 3
     expected = []
     for picture in pictures:
         words: list[str] = []

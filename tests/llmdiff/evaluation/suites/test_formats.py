@@ -9,12 +9,14 @@ import pytest
 from PIL import Image
 
 from llmdiff.errors import ConfigError, InputFileError
-from llmdiff.evaluation.suites import dpg_bench, geneval, t2i_compbench
-from llmdiff.evaluation.suites.benchmarks import read_suite
+from llmdiff.evaluation.suites.benchmarks import BENCHMARKS, read_suite
 from llmdiff.evaluation.suites.official import export_pictures, official_figures
 from llmdiff.evaluation.suites.own import read_own
 from llmdiff.evaluation.suites.questions import dependent_scores, questions_of
 from llmdiff.evaluation.suites.suite import SuitePrompt
+from llmdiff.evaluation.suites.t2i_compbench import noun_phrases
+
+DPG_BENCH, GENEVAL, COMPBENCH = (BENCHMARKS[name] for name in ("dpg-bench", "geneval", "t2i-compbench"))
 
 
 def pictures(*values: int, side: int = 8) -> np.ndarray:
@@ -100,15 +102,13 @@ def test_dpg_bench(dpg_csv: Path, tmp_path: Path) -> None:
         found = dependent_scores(questions, np.array(answers, dtype=float), chained=True)
         assert found.tolist() == scores
 
-    export_pictures(
-        dpg_bench.BENCHMARK, suite.prompts, [pictures(10, 20, 30, 40)] * 2, tmp_path / "sheets", "llm"
-    )
+    export_pictures(DPG_BENCH, suite.prompts, [pictures(10, 20, 30, 40)] * 2, tmp_path / "sheets", "llm")
     sheet = np.asarray(Image.open(tmp_path / "sheets" / "p1.png"))
     assert sheet.shape == (16, 16, 3)
     assert [sheet[0, 0, 0], sheet[0, 8, 0], sheet[8, 0, 0], sheet[8, 8, 0]] == [10, 20, 30, 40]
 
     judged = [[{"score": 1.0}, {"score": 0.5}], [{"score": 0.0}, {"score": 0.25}]]
-    dpg_bench.write_scores(suite.prompts, judged, tmp_path, "llm")
+    DPG_BENCH.write_scores(suite.prompts, judged, tmp_path, "llm")
     assert (
         tmp_path / "dpg-bench_results.txt"
     ).read_text() == "p1.png, 1.0, 0.5, 0.75\np2.png, 0.0, 0.25, 0.125\n"
@@ -118,21 +118,21 @@ def test_dpg_bench(dpg_csv: Path, tmp_path: Path) -> None:
         "L1 category scores:\n\tentity: 71.3\nL2 category scores:\n\tentity - whole: 71.25\nDPG-Bench score: 43.75\n"
     )
     with pytest.raises(ConfigError, match=r"2 scores of 'p1', expected 4: .* --pic-num 4"):
-        dpg_bench.read_scores(tmp_path / "theirs.txt", suite.prompts, 4)
+        DPG_BENCH.read_scores(tmp_path / "theirs.txt", suite.prompts, 4)
     (tmp_path / "theirs.txt").write_text(
         (tmp_path / "theirs.txt").read_text().replace("p2.png, 0.125", "p2.png, 0.125, 0.125")
     )
-    found = dpg_bench.read_scores(tmp_path / "theirs.txt", suite.prompts, 2)
+    found = DPG_BENCH.read_scores(tmp_path / "theirs.txt", suite.prompts, 2)
     assert found.results == {
         "p1": [{"score": 1.0}, {"score": 0.5}],
         "p2": [{"score": 0.125}, {"score": 0.125}],
     }
     assert found.stated == {"entity": 71.3, "entity - whole": 71.25, "DPG-Bench score": 43.75}
     with pytest.raises(ConfigError, match="expected DPG-Bench's results"):
-        dpg_bench.read_scores(dpg_csv, suite.prompts, 4)
+        DPG_BENCH.read_scores(dpg_csv, suite.prompts, 4)
     (tmp_path / "others.txt").write_text("q1.png, 1.0, 1.0\n")
     with pytest.raises(ConfigError, match="none of its names is a prompt's, such as 'p1'"):
-        dpg_bench.read_scores(tmp_path / "others.txt", suite.prompts, 1)
+        DPG_BENCH.read_scores(tmp_path / "others.txt", suite.prompts, 1)
 
 
 def test_geneval(geneval_jsonl: Path, tmp_path: Path) -> None:
@@ -142,9 +142,10 @@ def test_geneval(geneval_jsonl: Path, tmp_path: Path) -> None:
         ("00001", ("counting",)),
         ("00002", ("colors",)),
     ]
-    export_pictures(geneval.BENCHMARK, suite.prompts, [pictures(1, 2)] * 3, tmp_path / "images", "llm")
+    export_pictures(GENEVAL, suite.prompts, [pictures(1, 2)] * 3, tmp_path / "images", "llm")
     assert (
-        json.loads((tmp_path / "images" / "00001" / "metadata.jsonl").read_text()) == suite.prompts[1].facts
+        json.loads((tmp_path / "images" / "00001" / "metadata.jsonl").read_text())
+        == suite.prompts[1].metadata
     )
     sample = np.asarray(Image.open(tmp_path / "images" / "00002" / "samples" / "0001.png"))
     assert sample[0, 0, 0] == 2
@@ -153,21 +154,21 @@ def test_geneval(geneval_jsonl: Path, tmp_path: Path) -> None:
         [{"score": 1.0, "reason": ""}, {"score": 0.0, "reason": "no cat"}],
         [{"score": 0.0}] * 2,
     ]
-    geneval.write_scores(suite.prompts[:2], judged, tmp_path, "llm")
+    GENEVAL.write_scores(suite.prompts[:2], judged, tmp_path, "llm")
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert set(lines[0]) == {"filename", "tag", "prompt", "correct", "reason", "metadata", "details"}
     assert (lines[0]["correct"], lines[1]["reason"], lines[2]["reason"]) == (True, "no cat", "not drawn")
-    assert json.loads(lines[0]["metadata"]) == suite.prompts[0].facts
-    found = geneval.read_scores(tmp_path / "results.jsonl", suite.prompts, 2)
+    assert json.loads(lines[0]["metadata"]) == suite.prompts[0].metadata
+    found = GENEVAL.read_scores(tmp_path / "results.jsonl", suite.prompts, 2)
     right, wrong = {"score": 1.0}, {"score": 0.0}
     assert found.results == {"00000": [right, wrong], "00001": [wrong, wrong], "00002": [None, None]}
     with pytest.raises(ConfigError, match=r"picture 1 of prompt '00000', expected 1 of each"):
-        geneval.read_scores(tmp_path / "results.jsonl", suite.prompts, 1)
+        GENEVAL.read_scores(tmp_path / "results.jsonl", suite.prompts, 1)
     (tmp_path / "twice.jsonl").write_text((tmp_path / "results.jsonl").read_text() * 2)
     with pytest.raises(ConfigError, match="has picture 0 of prompt '00000' twice"):
-        geneval.read_scores(tmp_path / "twice.jsonl", suite.prompts, 2)
+        GENEVAL.read_scores(tmp_path / "twice.jsonl", suite.prompts, 2)
     with pytest.raises(ConfigError, match="expected GenEval's results"):
-        geneval.read_scores(geneval_jsonl, suite.prompts, 4)
+        GENEVAL.read_scores(geneval_jsonl, suite.prompts, 4)
 
 
 def test_t2i_compbench(compbench_folder: Path, tmp_path: Path) -> None:
@@ -180,7 +181,7 @@ def test_t2i_compbench(compbench_folder: Path, tmp_path: Path) -> None:
     assert [
         row.tags for row in read_suite("t2i-compbench", compbench_folder / "color_train.txt").prompts
     ] == [("color",)]
-    export_pictures(t2i_compbench.BENCHMARK, suite.prompts, [pictures(1, 2)] * 3, tmp_path / "images", "llm")
+    export_pictures(COMPBENCH, suite.prompts, [pictures(1, 2)] * 3, tmp_path / "images", "llm")
     assert sorted(path.name for path in (tmp_path / "images" / "color" / "samples").iterdir()) == [
         "a red car and a blue cat_000000.png",
         "a red car and a blue cat_000001.png",
@@ -189,7 +190,7 @@ def test_t2i_compbench(compbench_folder: Path, tmp_path: Path) -> None:
     ]
     assert (tmp_path / "images" / "shape" / "samples" / "a round clock_000000.png").exists()
     halves: list[Any] = [[{"score": 0.25}, {"score": 1.0}], [{"score": 0.5}] * 2, [{"score": 0.75}] * 2]
-    t2i_compbench.write_scores(suite.prompts, halves, tmp_path / "out", "llm")
+    COMPBENCH.write_scores(suite.prompts, halves, tmp_path / "out", "llm")
     # One file for each category, numbered as its pictures are.
     color, shape = (
         tmp_path / "out" / name / "annotation_blip" / "vqa_result.json" for name in ("color", "shape")
@@ -200,12 +201,12 @@ def test_t2i_compbench(compbench_folder: Path, tmp_path: Path) -> None:
         {"question_id": 2, "answer": "0.5000"},
     ]
     assert json.loads(shape.read_text())[0] == {"question_id": 0, "answer": "0.7500"}
-    found = t2i_compbench.read_scores(tmp_path / "out", suite.prompts, 2).results
+    found = COMPBENCH.read_scores(tmp_path / "out", suite.prompts, 2).results
     assert list(found.values()) == halves
     shape.unlink()
-    found = t2i_compbench.read_scores(tmp_path / "out", suite.prompts, 2).results
+    found = COMPBENCH.read_scores(tmp_path / "out", suite.prompts, 2).results
     assert list(found) == [row.id for row in suite.prompts[:2]]
-    assert t2i_compbench.read_scores(color, suite.prompts[:2], 2).results == found
+    assert COMPBENCH.read_scores(color, suite.prompts[:2], 2).results == found
     for place, rows, named in (
         (color, suite.prompts, "prompts are of color, shape; expected a folder"),
         (tmp_path / "images", suite.prompts, "has results of no category"),
@@ -214,7 +215,7 @@ def test_t2i_compbench(compbench_folder: Path, tmp_path: Path) -> None:
         (compbench_folder / "color_val.txt", suite.prompts[:1], r"vqa_result\.json"),
     ):
         with pytest.raises(ConfigError, match=named):
-            t2i_compbench.read_scores(place, rows, 2)
+            COMPBENCH.read_scores(place, rows, 2)
 
 
 def test_every_category_of_t2i_compbench_is_read_from_its_own_scorers_result(tmp_path: Path) -> None:
@@ -271,11 +272,11 @@ def test_prompt_lists_of_t2i_compbench_are_of_a_category(tmp_path: Path) -> None
 
 
 def test_noun_phrases_are_what_stands_between_the_words_that_join() -> None:
-    assert t2i_compbench.noun_phrases("a red car and a blue cat") == ["a red car", "a blue cat"]
-    assert t2i_compbench.noun_phrases("the oval mirror is near the cubic block, next to a lamp.") == [
+    assert noun_phrases("a red car and a blue cat") == ["a red car", "a blue cat"]
+    assert noun_phrases("the oval mirror is near the cubic block, next to a lamp.") == [
         "the oval mirror",
         "the cubic block",
         "a lamp",
     ]
-    assert t2i_compbench.noun_phrases("a wooden toy in Finland") == ["a wooden toy", "Finland"]
-    assert t2i_compbench.noun_phrases("a cat on the left of a dog") == ["a cat", "a dog"]
+    assert noun_phrases("a wooden toy in Finland") == ["a wooden toy", "Finland"]
+    assert noun_phrases("a cat on the left of a dog") == ["a cat", "a dog"]

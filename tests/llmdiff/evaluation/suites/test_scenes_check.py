@@ -25,7 +25,7 @@ def test_decoding_finds_each_thing_once_and_names_only_what_is_clear() -> None:
     sizes, background = torch.zeros(1, 4, GRID, GRID), torch.zeros(1, 8)
     sizes[0, 3], background[0, 4] = 1.0, 1.0
     output = CheckerOutput(things=things, colours=colours, sizes=sizes, background=background)
-    (seen,) = checker._decode(output)
+    (seen,) = checker.decode(output)
     assert seen.background == "green"
     assert {(t.name, t.colour, t.size, t.x_px, t.y_px) for t in seen.things} == {
         ("car", None, "other", 14.0, 30.0),

@@ -180,9 +180,9 @@ def test_colours_are_read_from_the_box(tmp_path: Path) -> None:
         f"a photo of a {COLOURS[0]} object",
     ]
     mean = reader.model.embed_texts(forms).mean(0)
-    assert torch.allclose(reader._texts("car")[0], mean / mean.norm(), atol=1e-6)
+    assert torch.allclose(reader.colour_texts("car")[0], mean / mean.norm(), atol=1e-6)
     embedded = reader.model.embed_pictures(np.zeros((1, 20, 20, 3), dtype=np.uint8))
-    assert left == COLOURS[int((embedded @ reader._texts("car").T).argmax())]
+    assert left == COLOURS[int((embedded @ reader.colour_texts("car").T).argmax())]
     assert read(Detection(box=(-3, -3, 0.2, 0.2), score=1), "car") in COLOURS
 
 

@@ -15,18 +15,19 @@ if TYPE_CHECKING:
     from llmdiff.controller import LLMController
 
 
-class PipelinePainter:
+class PipelineDrawer:
     """Draws with an attached pipeline; not thread-safe.
 
     Fields:
+        controller, pipe: the LLM's side, and the pipeline that it is attached to.
         size_px: the default (height, width).
         multiple_px: the number that height and width must be multiples of.
         can_edit: whether its family has an image-to-image pipeline.
     """
 
     def __init__(self, controller: "LLMController", pipe: Any, models: Models) -> None:
-        self._controller = controller
-        self._pipe = pipe
+        self.controller = controller
+        self.pipe = pipe
         self._models = models
         controller.attach(pipe, models.control)
         pipe.set_progress_bar_config(disable=True)
@@ -41,8 +42,8 @@ class PipelinePainter:
         self._edit_pipe: Any = None  # created on first use
 
     @classmethod
-    def load(cls, models: Models) -> "PipelinePainter":
-        """Load these models and return a painter.
+    def load(cls, models: Models) -> "PipelineDrawer":
+        """Load these models and return a drawer.
 
         Raises:
             LLMDiffError: a model is missing, damaged or does not fit.
@@ -55,14 +56,14 @@ class PipelinePainter:
     ) -> list[bytes]:
         """Return PNG files with metadata; see `drawing.draw_together`."""
         edits = [one for one in settings if isinstance(one, EditSettings)]
-        pipe, inputs = self._pipe, None
+        pipe, inputs = self.pipe, None
         if edits:
             pipe = self._editing()
             inputs = edit_inputs(pipe, edits)
         images = drawing.draw_together(pipe, settings, seeds, after_step=lambda *_: on_step(), inputs=inputs)
         pictures = []
         for image, one, seed in zip(images, settings, seeds, strict=True):
-            made_with = drawing.picture_metadata(one, self._models, self._controller, self._pipe)
+            made_with = drawing.picture_metadata(one, self._models, self.controller, self.pipe)
             if isinstance(one, EditSettings):
                 made_with |= {"image_sha256": one.picture_sha256, "strength": one.strength}
             pictures.append(png_bytes(image, {**made_with, "seed": seed}))
@@ -70,8 +71,8 @@ class PipelinePainter:
 
     def _editing(self) -> Any:
         if self._edit_pipe is None:
-            pipe = edit_pipeline(self._pipe)
-            self._controller.attach(pipe, self._models.control)
+            pipe = edit_pipeline(self.pipe)
+            self.controller.attach(pipe, self._models.control)
             pipe.set_progress_bar_config(disable=True)
             self._edit_pipe = pipe
         return self._edit_pipe

@@ -1,11 +1,11 @@
 """Pictures that wait behind a URL: for how long, and how many."""
 
-from llmdiff.serving.picture_store import PictureStore
+from llmdiff.serving.expiring_pictures import ExpiringPictures
 
 
 def test_pictures_behind_urls_expire_and_are_bounded() -> None:
     now = [0.0]
-    store = PictureStore(max_bytes=10, lifetime_s=60, clock=lambda: now[0])
+    store = ExpiringPictures(max_bytes=10, lifetime_s=60, clock=lambda: now[0])
     first = store.add(b"1234")
     now[0] = 59
     second = store.add(b"1234")

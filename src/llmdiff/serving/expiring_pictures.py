@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 
-class PictureStore:
+class ExpiringPictures:
     """Picture files by random names; they expire after `lifetime_s`, the oldest earlier if space runs out."""
 
     def __init__(
