@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llmdiff.adapter.base_pipeline import EMBEDDED_NAME
 from llmdiff.environment import memory_bytes
-from llmdiff.errors import DataError
+from llmdiff.errors import ConfigError, DataError
 from llmdiff.training.config import TrainConfig
 from llmdiff.training.data import check
 from llmdiff.training.data_config import DataConfig
@@ -133,7 +133,10 @@ def _batch_size(draft: dict[str, Any], device: str, samples: int) -> int:
     needed = []
     for batch in (1, 2):
         training = draft["training"] | {"batch_size": batch}
-        plan = make_plan(TrainConfig.model_validate(draft | {"training": training}), samples=samples)
+        try:
+            plan = make_plan(TrainConfig.model_validate(draft | {"training": training}), samples=samples)
+        except ConfigError:  # of this family a pass cannot be counted
+            return 1
         needed.append(sum(plan.memory.values()))
     fitting = (_MEMORY_SHARE * free - needed[0]) / max(1, needed[1] - needed[0]) + 1
     batch = 1
