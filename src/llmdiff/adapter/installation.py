@@ -204,8 +204,8 @@ def install_control(
     family = families.family_named(config.family)
     if family.ragged:
         raise UnsupportedPipelineError(
-            f"pipe.controlnet is a {type(controlnet).__name__}, which reads the text through modules that it shares with "
-            f"the denoiser of {family.title}, so the LLM's text cannot be taken apart for it: use a pipeline without one"
+            f"pipe.controlnet is a {type(controlnet).__name__}, which reads the text through modules of its "
+            f"{family.title} denoiser, so the LLM's text cannot be taken apart for it: use a pipeline without one"
         )
     return _install(
         controlnet, adapter, scale=scale, keep_base_text=keep_base_text, strict=True, with_branches=False

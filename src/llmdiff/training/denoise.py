@@ -121,9 +121,9 @@ def _as_taken(family: Family, latents: Tensor, patch: int) -> Tensor | list[Tens
     return list(latents) if family.ragged else latents
 
 
-def _as_latents(family: Family, output: Any, patch: int, shape: torch.Size) -> Tensor:
+def _as_latents(family: Family, given: Any, patch: int, shape: torch.Size) -> Tensor:
     """Return what a denoiser gives as latents (B, C, h, w): the inverse of `_as_taken`."""
-    output = torch.stack(output) if family.ragged else output
+    output: Tensor = torch.stack(given) if family.ragged else given
     if family.latents == "patches":
         rows = (shape[2] // patch, shape[3] // patch)
         return F.pixel_shuffle(output.transpose(1, 2).unflatten(2, rows), patch)
@@ -231,7 +231,8 @@ def scaled(vae: Any, latents: Tensor) -> Tensor:
     Shapes: (B, C, h, w) => (B, C, h, w) float32.
     """
     latents, config = latents.float(), vae.config
-    if isinstance(statistics := getattr(vae, "bn", None), nn.BatchNorm2d):
+    statistics: Any = getattr(vae, "bn", None)
+    if statistics is not None:
         # FLUX.2 normalises its patches of 2 x 2 latents, channel by channel.
         mean, variance = statistics.running_mean.to(latents), statistics.running_var.to(latents)
         return F.pixel_shuffle(

@@ -217,14 +217,12 @@ def _distilled_hunyuan():
         (lambda: build("FluxFillPipeline", "flux"), "takes 12 channels, and the VAE makes 4"),
     ],
 )
-@pytest.mark.hostile("a base that cannot be trained on")
 def test_what_cannot_be_trained_on_is_refused_by_name(make, message):
     with pytest.raises(UnsupportedPipelineError, match=message):
         check_trainable(make())
 
 
 @pytest.mark.parametrize("name", sorted(TRAINABLE))
-@pytest.mark.hostile("a base that cannot be trained on")
 def test_gradient_checkpointing_works_or_is_refused_before_training(name, tiny_llm):
     pipe = BUILDERS[name]()
     family, denoiser = families.family_of(pipe), families.denoiser_of(pipe).requires_grad_(False)
