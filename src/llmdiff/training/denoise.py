@@ -125,8 +125,8 @@ def _as_latents(family: Family, given: Any, patch: int, shape: torch.Size) -> Te
     """Return what a denoiser gives as latents (B, C, h, w): the inverse of `_as_taken`."""
     output: Tensor = torch.stack(given) if family.ragged else given
     if family.latents == "patches":
-        rows = (shape[2] // patch, shape[3] // patch)
-        return F.pixel_shuffle(output.transpose(1, 2).unflatten(2, rows), patch)
+        rows = output.transpose(1, 2).reshape(shape[0], -1, shape[2] // patch, shape[3] // patch)
+        return F.pixel_shuffle(rows, patch)
     return output[:, :, 0] if family.latents == "videos" else output
 
 
