@@ -1,7 +1,7 @@
 """The tables of what is tested per family in docs/how-to/pipelines.md: `python tests/docs/families_table.py`."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,9 +33,26 @@ _CHANNELS = {
 
 @dataclass(frozen=True, kw_only=True)
 class FamilyCheck(Check):
-    """One row of the matrix: the test in `tests/llmdiff/adapter/` that fills it, and the families it is run for."""
+    """One row of the matrix: the test in `tests/llmdiff/adapter/` that fills it, and the families it is run for.
+
+    `others` says of each other family what is known.
+    """
 
     families: tuple[str, ...] = _EVERY
+    others: Callable[[str], str] = lambda family: "not tested"
+
+
+def _with_controlnet(family: str) -> str:
+    return (
+        "drawn with"
+        if any("ControlNet" in name for name in ACCEPTED[family])
+        else "not in diffusers, or refused"
+    )
+
+
+def _feature(feature: str, what: str) -> Callable[[str], str]:
+    """Return what the table of features knows of a family."""
+    return lambda family: what if OUTCOMES[feature][family] == "yes" else "not in diffusers"
 
 
 CHECKS: tuple[FamilyCheck, ...] = (
@@ -129,6 +146,7 @@ CHECKS: tuple[FamilyCheck, ...] = (
         module="test_companions",
         test="test_a_controlnet_sees_the_aligned_encoding_without_its_padding",
         families=_UNETS,
+        others=_with_controlnet,
     ),
     FamilyCheck(
         title="LoRA",
@@ -136,6 +154,7 @@ CHECKS: tuple[FamilyCheck, ...] = (
         module="test_companions",
         test="test_lora_load_fuse_and_unload",
         families=_UNETS,
+        others=_feature("LoRA in the denoiser", "load"),
     ),
     FamilyCheck(
         title="LoRA of a text encoder",
@@ -164,6 +183,7 @@ CHECKS: tuple[FamilyCheck, ...] = (
         module="test_running",
         test="test_attention_slicing_before_and_while_attached",
         families=_UNETS,
+        others=lambda family: "not in diffusers",
     ),
     FamilyCheck(
         title="VAE slicing and tiling",
@@ -171,6 +191,7 @@ CHECKS: tuple[FamilyCheck, ...] = (
         module="test_running",
         test="test_vae_slicing_and_tiling",
         families=_UNETS,
+        others=_feature("VAE slicing", "slicing"),
     ),
     FamilyCheck(
         title="`torch.compile`",
@@ -178,20 +199,19 @@ CHECKS: tuple[FamilyCheck, ...] = (
         module="test_running",
         test="test_a_compiled_denoiser",
         families=_UNETS,
+        others=_feature("`torch.compile`", "one adapter"),
     ),
     FamilyCheck(
         title="two adapters in turn",
         what="the first draws the same again after the second",
         module="test_running",
         test="test_two_adapters_in_turn",
-        families=_UNETS,
     ),
     FamilyCheck(
         title="one LLM for several pipelines",
         what="every pipeline draws as it does alone",
         module="test_running",
         test="test_pipelines_share_an_llm",
-        families=_UNETS,
     ),
 )
 
@@ -226,7 +246,11 @@ def checks_table() -> str:
     """Return the table of the checks, with a column for every family."""
     header = ["check", "what holds", *(family.title for family in FAMILIES)]
     rows = (
-        [check.title, check.what, *("yes" if name in check.families else "-" for name in _EVERY)]
+        [
+            check.title,
+            check.what,
+            *("yes" if name in check.families else check.others(name) for name in _EVERY),
+        ]
         for check in CHECKS
     )
     return markdown_table(header, rows)

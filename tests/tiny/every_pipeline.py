@@ -67,6 +67,11 @@ ASKED: dict[str, Any] = {
     "LTXImageToVideoPipeline": lambda: {"num_frames": 9},
     "LTXConditionPipeline": lambda: {"num_frames": 9},
     "LTXI2VLongMultiPromptPipeline": lambda: {"num_frames": 9},
+    "QwenImageControlNetInpaintPipeline": lambda: {
+        "control_mask": torch.ones(1, 1, 32, 32),
+        "height": 32,
+        "width": 32,
+    },
     "StableDiffusion3ControlNetInpaintingPipeline": lambda: {"control_mask": torch.ones(1, 1, 32, 32)},
     "StableDiffusionControlNetXSPipeline": _larger,
     "StableDiffusionXLControlNetXSPipeline": _larger,
@@ -121,6 +126,8 @@ ACCEPTED: dict[str, tuple[str, ...]] = {
         "PixArtSigmaPipeline",
     ),
     "qwen-image": (
+        "QwenImageControlNetInpaintPipeline",
+        "QwenImageControlNetPipeline",
         "QwenImageImg2ImgPipeline",
         "QwenImageInpaintPipeline",
         "QwenImagePipeline",
@@ -329,11 +336,14 @@ def controlnet_for(name: str, denoiser: Any) -> Any:
             "FluxTransformer2DModel": diffusers.FluxControlNetModel,
             "SD3Transformer2DModel": diffusers.SD3ControlNetModel,
             "SanaTransformer2DModel": diffusers.SanaControlNetModel,
+            "QwenImageTransformer2DModel": diffusers.QwenImageControlNetModel,
         }
         kind = kinds[type(denoiser).__name__]
         wanted = inspect.signature(kind.__init__).parameters
         config = {key: value for key, value in config_of(denoiser).items() if key in wanted}
-        net = kind(**config, **({"extra_conditioning_channels": 1} if "Inpainting" in name else {}))
+        more = {"extra_conditioning_channels": 1} if "Inpainting" in name else {}
+        more |= {"extra_condition_channels": 4} if name == "QwenImageControlNetInpaintPipeline" else {}
+        net = kind(**config, **more)
     with torch.no_grad():
         for parameter in net.parameters():
             if not parameter.any():

@@ -452,7 +452,7 @@ def build_lumina2() -> Lumina2Pipeline:
     return _quiet(
         Lumina2Pipeline(
             transformer=transformer.eval(),
-            vae=tiny_vae(shift_factor=0.06, scaling_factor=1.5),
+            vae=tiny_vae(levels=4, shift_factor=0.06, scaling_factor=1.5),
             text_encoder=Gemma2Model(Gemma2Config(**_SMALL, num_hidden_layers=2)).eval(),
             tokenizer=_bos_tokenizer(),
             scheduler=FlowMatchEulerDiscreteScheduler(),

@@ -67,14 +67,14 @@ def clip_text(width: int, cls: Any = CLIPTextModel, **more: Any) -> Any:
     return cls(config).eval()
 
 
-def tiny_vae(latent_channels: int = 4, **more: Any) -> AutoencoderKL:
+def tiny_vae(latent_channels: int = 4, *, levels: int = 2, **more: Any) -> AutoencoderKL:
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
         latent_channels=latent_channels,
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8,) * (levels - 1) + (16,),
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
         layers_per_block=1,
         norm_num_groups=4,
         sample_size=32,

@@ -143,7 +143,7 @@ class TwoBranchAttention(AttachedLayer):
         if self.hook is not None:
             # The denoiser has projected the text states, and c arrives in the mask or beside it, see `SplitText`.
             source = self.hook.source
-            carried = attention_mask if self.hook.family.carrier else self._handed(self.hook, text)
+            carried = attention_mask if self.hook.carrier else self._handed(self.hook, text)
             if isinstance(carried, Tensor) and carried.ndim == PACKED_MASK_NDIM:
                 parts, attention_mask = parts_beside(text, carried), None
         elif text is not None:

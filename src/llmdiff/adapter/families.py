@@ -6,7 +6,8 @@ from typing import Any
 from torch import nn
 
 from llmdiff.adapter.contract import prompt_contract
-from llmdiff.adapter.family_table import FAMILIES, Family
+from llmdiff.adapter.family import Family
+from llmdiff.adapter.family_table import FAMILIES
 from llmdiff.errors import UnsupportedPipelineError
 
 __all__ = [

@@ -202,10 +202,10 @@ def install_control(
     """
     config: Any = adapter.config
     family = families.family_named(config.family)
-    if family.mixing == "prediction":
+    if family.ragged:
         raise UnsupportedPipelineError(
-            f"pipe.controlnet is a {type(controlnet).__name__}, and LLMDiff cannot control the ControlNets of "
-            f"{family.title}: use its pipelines without one"
+            f"pipe.controlnet is a {type(controlnet).__name__}, which reads the text through modules of its "
+            f"{family.title} denoiser, so the LLM's text cannot be taken apart for it: use a pipeline without one"
         )
     return _install(
         controlnet, adapter, scale=scale, keep_base_text=keep_base_text, strict=True, with_branches=False
@@ -235,7 +235,7 @@ def _install(
     branches = {name: adapter.branch(name) for name in text_layers} if with_branches else {}
     hook = None
     if family.text_channel != "states":
-        hook = SplitText(family, **shared, text_is_optional=not with_branches)
+        hook = SplitText(family, module, **shared, text_is_optional=not with_branches)
     attached: dict[str, AttachedLayer] = {}
     if family.text_channel == "joint" and hook is not None:
         # Layers without a branch have to mask padding too.

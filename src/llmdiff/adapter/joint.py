@@ -70,8 +70,8 @@ class JointTwoBranch(AttachedLayer):
             AttachError: the layer is called while its denoiser does not run.
         """
         self.read = True
-        given: Any = self.hook.handed if llm_text is None and self.hook.family.carrier is None else llm_text
-        if given is None and self.hook.family.carrier is None:
+        given: Any = self.hook.handed if llm_text is None and self.hook.carrier is None else llm_text
+        if given is None and self.hook.carrier is None:
             raise AttachError("an attached layer is called outside its denoiser: detach to use it alone")
         two_streams = encoder_hidden_states is not None and encoder_hidden_states is not hidden_states
         if not isinstance(given, JointText) or not (two_streams or self.single_stream):

@@ -24,9 +24,7 @@ def own_size_px(pipe: Any) -> tuple[int, int] | None:
 def side_multiple_px(pipe: Any) -> int:
     """Return the number that height and width have to be multiples of. Units: pixels."""
     family = families.family_of(pipe)
-    patch = (
-        family.latent_patch if isinstance(family.latent_patch, int) else _config(pipe)[family.latent_patch]
-    )
+    patch = family.patch_of(families.denoiser_of(pipe))
     return math.lcm(family.side_divisor_px, _vae_factor(pipe) * patch)
 
 

@@ -55,6 +55,7 @@ class SplitText:
     Fields:
         handed: what the layers read while the module runs: `JointText`, a packed tensor, "base" for text of the base
             alone, None between calls.
+        carrier: the module's argument that carries c to the layers: the family's, None where the module has none.
         source: the tensor that came from `encode_prompt`; layers cache what they read by it. None: not to be cached.
         weights: those that project the text.
 
@@ -65,6 +66,7 @@ class SplitText:
     def __init__(
         self,
         family: Family,
+        module: nn.Module,
         *,
         text_width: int,
         hidden_size: int,
@@ -74,6 +76,9 @@ class SplitText:
         text_is_optional: bool = False,
     ) -> None:
         self.family = family
+        # Qwen-Image's ControlNet names its argument unlike the denoiser, and reads nothing of it.
+        takes = inspect.signature(type(module).forward).parameters
+        self.carrier = family.carrier if family.carrier in takes else None
         self.text_width = text_width
         self.hidden_size = hidden_size
         self.scale = scale
@@ -100,7 +105,7 @@ class SplitText:
                 raise AttachError(NO_TEXT)
             return args, kwargs
         if (
-            family.carrier is None
+            self.carrier is None
             and torch.is_grad_enabled()
             and getattr(module, "gradient_checkpointing", False)
         ):
@@ -128,13 +133,13 @@ class SplitText:
             carried = self._joint(module, parts)
             changed |= {name: real_rows(parts.llm_states).long() for name in _MASKS if name in kwargs}
             changed |= {name: None for name in ("attention_mask",) if name in kwargs}
-        if family.carrier is None:
+        if self.carrier is None:
             self.handed = carried
         elif family.text_channel == "projected":
             # The given mask is redundant: padding rows of c are zero.
-            changed[family.carrier] = carried
+            changed[self.carrier] = carried
         else:
-            changed[family.carrier] = {**(kwargs.get(family.carrier) or {}), KEY: carried}
+            changed[self.carrier] = {**(kwargs.get(self.carrier) or {}), KEY: carried}
         ids = kwargs.get("txt_ids")
         if ids is not None and parts.base is not None:
             changed["txt_ids"] = torch.cat([ids, ids], dim=-2)

@@ -178,6 +178,7 @@ def draw_together(
 
     from llmdiff.adapter import limits
     from llmdiff.adapter.decoding import decoding_checked
+    from llmdiff.drawing.any_pipeline import pictures
 
     first = settings[0]
     height_px, width_px = limits.fitted_size_px(pipe, first.height_px, first.width_px)
@@ -193,7 +194,8 @@ def draw_together(
 
     try:
         with decoding_checked(pipe):
-            images: list[Image] = pipe(
+            images = pictures(
+                pipe,
                 [one.prompt for one in settings],
                 # None differs from "": some pipelines then use zeros instead of an encoded "".
                 negative_prompt=None if all(one.negative_prompt is None for one in settings) else negative,
@@ -203,7 +205,7 @@ def draw_together(
                 # On the CPU, so that a seed gives the same noise on every machine.
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                 callback_on_step_end=report,
-            ).images
+            )
     except RuntimeError as error:
         # Accelerators raise OutOfMemoryError; the CPU's allocator a RuntimeError.
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):

@@ -71,7 +71,11 @@ class AdapterTraining:
         self.family = families.family_of(pipe)
         if config.training.gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
-        self.objective = Objective.of(pipe.scheduler, min_snr_gamma=config.training.min_snr_gamma)
+        self.objective = Objective.of(
+            pipe.scheduler,
+            patch=self.family.patch_of(self.denoiser),
+            min_snr_gamma=config.training.min_snr_gamma,
+        )
         self.validation, self.kept = split(config, samples)
         if one_shape:
             self.kept = _whole_batches(self.kept, samples.rows[self.kept, 3], config.training.batch_size)

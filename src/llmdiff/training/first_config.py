@@ -12,11 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llmdiff.adapter.base_pipeline import EMBEDDED_NAME
 from llmdiff.environment import memory_bytes
-from llmdiff.errors import DataError
+from llmdiff.errors import ConfigError, DataError
 from llmdiff.training.config import TrainConfig
 from llmdiff.training.data import check
 from llmdiff.training.data_config import DataConfig
-from llmdiff.training.denoise import side_multiple_px
+from llmdiff.training.denoise import latent_side_px, side_multiple_px
 from llmdiff.training.fake_models import fake_models
 from llmdiff.training.plan import make_plan
 
@@ -124,9 +124,8 @@ def _native_side_px(config: TrainConfig) -> int:
         models = fake_models(config.models, torch.float32)
     side = models.denoiser.config.get("sample_size") or 64
     latent_side: int = side if isinstance(side, int) else max(side)
-    px_per_latent: int = 2 ** (len(models.pipe.vae.config.block_out_channels) - 1)
     multiple_px = side_multiple_px(models.pipe, models.family)
-    return max(multiple_px, latent_side * px_per_latent // multiple_px * multiple_px)
+    return max(multiple_px, latent_side * latent_side_px(models.pipe.vae) // multiple_px * multiple_px)
 
 
 def _batch_size(draft: dict[str, Any], device: str, samples: int) -> int:
@@ -134,7 +133,10 @@ def _batch_size(draft: dict[str, Any], device: str, samples: int) -> int:
     needed = []
     for batch in (1, 2):
         training = draft["training"] | {"batch_size": batch}
-        plan = make_plan(TrainConfig.model_validate(draft | {"training": training}), samples=samples)
+        try:
+            plan = make_plan(TrainConfig.model_validate(draft | {"training": training}), samples=samples)
+        except ConfigError:  # of this family a pass cannot be counted
+            return 1
         needed.append(sum(plan.memory.values()))
     fitting = (_MEMORY_SHARE * free - needed[0]) / max(1, needed[1] - needed[0]) + 1
     batch = 1

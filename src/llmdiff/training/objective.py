@@ -7,6 +7,7 @@
 Shape letters: B samples, C h w of a latent.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -44,6 +45,8 @@ class Objective:
         steps: T, the number of training timesteps.
         alphas_cumprod: A_t, (T,); None for flow.
         shift: of a flow's noise levels, s => shift s / (1 + (shift - 1) s).
+        shift_by_rows: the shift for a picture of so many rows of patches, where it grows with the picture; patch, the
+            side of a patch in latents.
         min_snr_gamma: weighs timesteps by min(SNR, gamma); None weighs all alike.
 
     Source: Ho et al. 2020 (epsilon); Salimans and Ho 2022 (v); Esser et al. 2024 (arXiv 2403.03206) for flow, its
@@ -54,11 +57,13 @@ class Objective:
     steps: int
     alphas_cumprod: Tensor | None
     shift: float = 1.0
+    shift_by_rows: Callable[[int], float] | None = None
+    patch: int = 1
     min_snr_gamma: float | None = None
 
     @classmethod
-    def of(cls, scheduler: Any, *, min_snr_gamma: float | None = None) -> "Objective":
-        """Return the objective that a diffusers scheduler belongs to.
+    def of(cls, scheduler: Any, *, patch: int = 1, min_snr_gamma: float | None = None) -> "Objective":
+        """Return the objective that a diffusers scheduler belongs to; `patch` is the side of the denoiser's patches.
 
         Raises:
             ConfigError: a kind of prediction that is not known, or min-SNR for a flow.
@@ -72,7 +77,14 @@ class Objective:
                     "leave it out"
                 )
             shift = config.get("shift") or config.get("flow_shift") or 1.0
-            return cls(kind="flow", steps=config.num_train_timesteps, alphas_cumprod=None, shift=float(shift))
+            return cls(
+                kind="flow",
+                steps=config.num_train_timesteps,
+                alphas_cumprod=None,
+                shift=float(shift),
+                shift_by_rows=_growing_shift(config) if config.get("use_dynamic_shifting") else None,
+                patch=patch,
+            )
         if kind not in ("epsilon", "sample", "v_prediction"):
             raise ConfigError(
                 f"the base's scheduler has prediction_type {kind!r}, expected epsilon, sample, v_prediction or a flow"
@@ -98,7 +110,10 @@ class Objective:
     def noised_at(self, latents: Tensor, noise: Tensor, shares: Tensor) -> Noised:
         """Return latents with this noise at these shares of the schedule, (B,) in 0..1."""
         if self.kind == "flow":
-            level = self.shift * shares / (1 + (self.shift - 1) * shares)
+            shift = self.shift
+            if self.shift_by_rows is not None:
+                shift = self.shift_by_rows(latents.shape[-2] * latents.shape[-1] // self.patch**2)
+            level = shift * shares / (1 + (shift - 1) * shares)
             sigma = level.to(latents)[:, None, None, None]
             return Noised(
                 latents=(1 - sigma) * latents + sigma * noise,
@@ -156,6 +171,20 @@ class Objective:
         if self.kind == "v_prediction":
             return capped / (snr + 1)
         return (self.min_snr_gamma / snr).clamp(max=1)  # min(SNR, gamma) / SNR, also where SNR is 0
+
+
+def _growing_shift(config: Any) -> Callable[[int], float]:
+    """Return the shift of a flow's noise levels by the number n of a picture's rows of patches.
+
+        exponential: exp(mu), mu linear in n, base_shift at base_image_seq_len and max_shift at max_image_seq_len
+        linear:      mu = base_shift + max_shift sqrt(n / base_image_seq_len)
+
+    Source: FLUX.1's and CogView4's pipelines in diffusers (`calculate_shift`).
+    """
+    rows, low, high = config.base_image_seq_len, config.base_shift, config.max_shift
+    if config.get("time_shift_type") == "linear":
+        return lambda n: low + high * math.sqrt(n / rows)
+    return lambda n: math.exp(low + (high - low) * (n - rows) / (config.max_image_seq_len - rows))
 
 
 @torch.no_grad()

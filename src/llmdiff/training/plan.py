@@ -13,12 +13,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import DynamicCache
 
 from llmdiff.adapter.adapter import LLMDiffAdapter, uses_muon
 from llmdiff.adapter.installation import install
+from llmdiff.errors import ConfigError
 from llmdiff.language.score_groups import group_parts
 from llmdiff.training.config import TrainConfig
 from llmdiff.training.counting import GpuAutocast, PeakMemory, flop_counter
@@ -92,6 +97,7 @@ def make_plan(
     """Return what a training takes; `samples` None: as many as the data's own scenes, else a million.
 
     Raises:
+        ConfigError: the shapes inside the denoiser depend on the texts.
         LLMDiffError: a model's config cannot be found, or LLM and base do not fit each other.
     """
     training, data = config.training, config.data
@@ -102,7 +108,13 @@ def make_plan(
         pixels = torch.empty(1, 3, side, side)
         with torch.no_grad():
             latents = tuple(encode_pictures(models.pipe.vae, pixels).shape[1:])
-        flops, activations = count_step(models, config, latents, tokens)
+        try:
+            flops, activations = count_step(models, config, latents, tokens)
+        except (DynamicOutputShapeException, DataDependentOutputException) as error:
+            raise ConfigError(
+                f"a pass of {models.family.title} cannot be counted without weights: its shapes depend on the lengths "
+                "of the texts; train a few steps, and read memory_gb in log.jsonl"
+            ) from error
         parts = {"denoiser": flops}
         if not training.stores_encodings:
             parts["llm"] = count_llm(models, training.batch_size, tokens)

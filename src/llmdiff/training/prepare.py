@@ -85,7 +85,7 @@ def load_models(config: TrainConfig, device: torch.device) -> TrainingModels:
     dtype = COMPUTED_IN[config.training.precision]
     llm = DecoderLLM.from_pretrained(config.models.llm, device=device, dtype=dtype)
     pipe = load_base_pipeline(config.models.base, dtype=dtype).to(device)
-    check_trainable(pipe)
+    check_trainable(pipe, checkpointing=config.training.gradient_checkpointing)
     check_steps(pipe, config.watch.sample_steps, name="watch.sample_steps")
     samples = load_samples(config, pipe)
     config.validation_count(len(samples))

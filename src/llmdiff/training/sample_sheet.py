@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from llmdiff.drawing.any_pipeline import pictures
 from llmdiff.drawing.pictures import Panel, sheet
 from llmdiff.training.config import TrainConfig
 
@@ -22,13 +23,15 @@ def sample_sheet(config: TrainConfig, pipe: Any, *, title: str) -> Image.Image:
 def _pictures(config: TrainConfig, pipe: Any, prompt: str) -> list[Any]:
     watch, side = config.watch, config.data.resolution_px
     return [
-        pipe(
-            prompt,
+        pictures(
+            pipe,
+            [prompt],
             num_inference_steps=watch.sample_steps,
             guidance_scale=watch.guidance_scale,
             generator=torch.Generator().manual_seed(seed),
             height=side,
             width=side,
-        ).images[0]
+            use_resolution_binning=False,  # the size that is trained on, not the nearest of a list
+        )[0]
         for seed in watch.seeds
     ]

@@ -70,6 +70,7 @@ def test_two_streams_match_the_formula(family: str, processor: Any, scale: float
     bias = weight.log().masked_fill(~REAL, float("-inf"))[:, None, None]
     hook = SplitText(
         family_named(family),
+        attn,
         text_width=WIDTH,
         hidden_size=HIDDEN,
         scale=scale,
@@ -103,7 +104,9 @@ def test_one_stream_changes_in_the_rows_of_the_image_alone(family: str) -> None:
     counts = torch.tensor([4, 2])
     stream = torch.randn(2, IMAGE + 4, WIDTH)  # [text ; image ; padding], or [image ; text ; padding]
     llm_states = torch.randn(2, TEXT, HIDDEN).masked_fill(~REAL[..., None], 0)
-    hook = SplitText(row, text_width=WIDTH, hidden_size=HIDDEN, scale=1.0, keep_base_text=False, strict=False)
+    hook = SplitText(
+        row, attn, text_width=WIDTH, hidden_size=HIDDEN, scale=1.0, keep_base_text=False, strict=False
+    )
     ours = JointTwoBranch(attn, made, hook=hook, single_stream=True)
     hook.handed = JointText(
         source=None, llm_states=llm_states, seen=REAL[:, None, None], counts=counts, most=4

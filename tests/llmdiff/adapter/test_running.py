@@ -1,6 +1,5 @@
 """Ways to run a pipeline that keep working while the LLM is attached: offload, slicing, tiling, compiling."""
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -84,7 +83,9 @@ def test_vae_slicing_and_tiling(attached: Any, draw: Draw) -> None:
     assert torch.allclose(picture[0], (tiled[0].permute(1, 2, 0) / 2 + 0.5).clamp(0, 1), atol=1e-5)
 
 
-def test_two_adapters_in_turn(pipe: Any, tiny_llm: Any, make_adapter: Any, draw: Draw) -> None:
+@pytest.mark.parametrize("family", list(BUILDERS))
+def test_two_adapters_in_turn(family: str, tiny_llm: Any, make_adapter: Any, draw: Draw) -> None:
+    pipe = BUILDERS[family]()
     first, second = (make_adapter(pipe, tiny_llm) for _ in range(2))
     pictures = []
     for adapter in (first, second, first):
@@ -95,11 +96,12 @@ def test_two_adapters_in_turn(pipe: Any, tiny_llm: Any, make_adapter: Any, draw:
     assert (pictures[0] - pictures[1]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("family", list(BUILDERS))
 def test_pipelines_share_an_llm(
-    pipe: Any, sd_pipe: Any, sdxl_pipe: Any, tiny_llm: Any, make_adapter: Any, draw: Draw
+    family: str, sd_pipe: Any, sdxl_pipe: Any, tiny_llm: Any, make_adapter: Any, draw: Draw
 ) -> None:
     alone = []
-    others = [copy.deepcopy(pipe), sd_pipe, sdxl_pipe]
+    others = [BUILDERS[family](), sd_pipe, sdxl_pipe]
     adapters = [make_adapter(other, tiny_llm) for other in others]
     for other, adapter in zip(others, adapters, strict=True):
         attach(other, tiny_llm, adapter)

@@ -17,7 +17,8 @@ from .tiny_configs import tiny_config_of, tiny_model_of
 from .truth import assert_relative, lone_updates, own_updates
 
 TEMPLATE = "{prompt}\nAgain: {prompt}"
-TOLERANCE = 5e-5
+# Relative errors in float32, by how tokens alone are read: hybrids and recurrent models as texts of their own.
+TOLERANCE = {"cached": 5e-5, "masked": 5e-5, "sequences": 1e-5}
 ROW = 3  # shorter than the batch
 
 
@@ -64,6 +65,7 @@ def check_exact(llm: DecoderLLM) -> None:
 
     Prompts are read in a batch, padded on either side, behind a template, and in many calls.
     """
+    tolerance = TOLERANCE[llm.reading.lone_calls]
     for template in (None, TEMPLATE):
         tokens = llm.tokenize(PROMPTS, template=template)
         for lone in LONES:
@@ -77,6 +79,6 @@ def check_exact(llm: DecoderLLM) -> None:
             expected = lone_updates(llm, ids, lone)[:, places]
             _, context, _ = own_updates(llm, ids)
             for states in (batch, separate):
-                assert_relative(real(states, ROW).context, context[:, places], TOLERANCE)
-                assert_relative(real(states, ROW).lone, expected, TOLERANCE)
-            assert_relative(torch.stack(left)[:, ROW, -len(places) :], expected, TOLERANCE)
+                assert_relative(real(states, ROW).context, context[:, places], tolerance)
+                assert_relative(real(states, ROW).lone, expected, tolerance)
+            assert_relative(torch.stack(left)[:, ROW, -len(places) :], expected, tolerance)

@@ -3,6 +3,7 @@
 import pytest
 import yaml
 from PIL import Image
+from tiny.families import BUILDERS
 from typer.testing import CliRunner
 
 from llmdiff.cli.main import app
@@ -23,6 +24,13 @@ def pictures(tmp_path, monkeypatch):
         Image.new("RGB", (32, 48), (9 * index, 90, 90)).save(folder / f"{index:02d}.png")
         (folder / f"{index:02d}.txt").write_text(f"cat {index % 4}")
     return folder
+
+
+def test_a_base_whose_memory_cannot_be_counted_gets_batches_of_one(pictures, models, tmp_path):
+    BUILDERS["lumina2"]().save_pretrained(tmp_path / "base")
+    done = run(pictures, "--base", tmp_path / "base", "--llm", models / "llm", "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    assert load_config(pictures.parent / "mine.yaml", []).training.batch_size == 1
 
 
 def test_the_configuration_fits_the_folder_and_the_base(pictures, models):

@@ -1,0 +1,38 @@
+"""Call a pipeline of any family for pictures: it gets the arguments that it takes, and a video has one frame."""
+
+import inspect
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# What asks for one frame; Latte's layers across frames have nothing to do for it.
+_ONE_FRAME: dict[str, Any] = {
+    "num_frames": 1,
+    "frames": 1,
+    "video_length": 1,
+    "enable_temporal_attentions": False,
+}
+
+
+def pictures(pipe: Any, prompts: Sequence[str], **asked: Any) -> list["Image"]:
+    """Return a picture for each prompt; `asked` is passed on, as far as the pipeline's call takes it.
+
+    Warn about a guidance scale or negative prompt that it does not take.
+    """
+    wanted = inspect.signature(type(pipe).__call__).parameters
+    takes_all = any(row.kind is row.VAR_KEYWORD for row in wanted.values())
+    given = {name: value for name, value in asked.items() if name in wanted or takes_all}
+    for name in ("guidance_scale", "negative_prompt"):
+        if asked.get(name) is not None and name not in given:
+            warnings.warn(
+                f"{name} has no effect: {type(pipe).__name__} takes none; leave it out, or set its own guider",
+                stacklevel=3,
+            )
+    given |= {name: value for name, value in _ONE_FRAME.items() if name in wanted}
+    result = pipe(prompt=list(prompts), output_type="pil", **given)
+    if hasattr(result, "images"):
+        return list(result.images)
+    return [frames[0] for frames in result.frames]
