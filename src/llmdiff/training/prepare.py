@@ -32,7 +32,7 @@ from llmdiff.training.denoise import check_trainable, encode_pictures, side_mult
 
 LATENT_CHUNK = 256  # pictures that are put on disk together
 _ENCODED_TOGETHER = 16
-_LATENT_FORMAT = 2  # of what is kept, and of how pictures are opened
+_LATENT_FORMAT = 3  # of what is kept, of how pictures are opened and latents scaled
 _CALIBRATION_CAPTIONS = 256
 COMPUTED_IN = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
