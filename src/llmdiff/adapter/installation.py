@@ -12,6 +12,7 @@ from llmdiff.adapter import families, layers
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.cross import TwoBranchAttention
 from llmdiff.adapter.joint import JointTwoBranch
+from llmdiff.adapter.layer_groups import layer_groups
 from llmdiff.adapter.layout import NOT_PICKLED
 from llmdiff.adapter.processors import AttachedLayer
 from llmdiff.adapter.split import SplitText
@@ -227,10 +228,13 @@ def _install(
     shared: dict[str, Any] = {
         "text_width": config.text_width,
         "hidden_size": config.hidden_size,
+        "groups": config.routing,
         "scale": scale,
         "keep_base_text": keep_base_text,
         "strict": strict,
     }
+    # A ControlNet's layers have the names of those that they copy; others read the first group's c.
+    groups = layer_groups(config.cross_attention, config.routing)
     text_layers: Mapping[str, Any] = layers.text_layers(module)
     branches = {name: adapter.branch(name) for name in text_layers} if with_branches else {}
     hook = None
@@ -246,10 +250,13 @@ def _install(
                 hook=hook,
                 single_stream=layers.is_named(name, family.single_stream),
                 scale=scale,
+                group=groups.get(name, 0),
             )
     else:
         for name, attn in text_layers.items():
-            attached[name] = TwoBranchAttention(attn, branches.get(name), hook=hook, **shared)
+            attached[name] = TwoBranchAttention(
+                attn, branches.get(name), hook=hook, group=groups.get(name, 0), **shared
+            )
     # Nothing above has changed the module, and nothing below can fail.
     return Installation(module, attached, hook, adapter=adapter, scale=scale, keep_base_text=keep_base_text)
 

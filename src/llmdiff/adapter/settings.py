@@ -10,7 +10,7 @@ from llmdiff.adapter.refiner import LAYERS
 from llmdiff.checks.bounds import SCALE, short
 from llmdiff.checks.validation import settings_from
 from llmdiff.errors import ConfigError
-from llmdiff.language.encoding import EncodingSettings
+from llmdiff.language.settings import EncodingSettings
 
 if TYPE_CHECKING:
     from llmdiff.language.rewording import Rewording

@@ -99,4 +99,5 @@ def _means(encoding: TextEncoding, owners: Tensor, count: int) -> TextEncoding:
     summed = encoding.states.new_zeros(shape).index_add_(0, owners, encoding.states)
     sizes = torch.bincount(owners, minlength=count)
     firsts = torch.searchsorted(owners, torch.arange(count, device=owners.device))
-    return TextEncoding(states=summed / sizes[:, None, None], token_mask=encoding.token_mask[firsts])
+    sizes = sizes.reshape(-1, *(1,) * (summed.ndim - 1))
+    return TextEncoding(states=summed / sizes, token_mask=encoding.token_mask[firsts])

@@ -11,7 +11,7 @@ from llmdiff.checks.bounds import COUNT, GUIDANCE, STEPS, TRAINING_STEPS, short
 from llmdiff.checks.validation import what_is_wrong
 from llmdiff.errors import ConfigError, InputFileError
 from llmdiff.files import read_text
-from llmdiff.language.encoding import Encoding
+from llmdiff.language.settings import Encoding
 from llmdiff.training.adapter_conditioning import Gains
 from llmdiff.training.data_config import DataConfig
 from llmdiff.training.fields import (
@@ -164,6 +164,15 @@ class TrainConfig(Section):
     data: DataConfig
     training: TrainingConfig
     watch: WatchConfig = WatchConfig()
+
+    @model_validator(mode="after")
+    def _routing_learns(self) -> Self:
+        if self.models.routing > 1 and self.models.start is None and self.training.gains == "frozen":
+            raise ValueError(
+                f"models.routing is {self.models.routing}, whose gains start equal, and training.gains is frozen: set "
+                "gains to first or learned, or leave routing out"
+            )
+        return self
 
     @property
     def store_folder(self) -> Path:

@@ -184,7 +184,9 @@ class _Seen:
         for name, states in (("context_norm", u), ("lone_norm", v), ("score_norm", u - v), ("state_norm", x)):
             self._norms[name].append(_row(states[0].norm(dim=-1)))
         self._norms["cosine"].append(_row(F.cosine_similarity(u[0], v[0], dim=-1)))
-        self._added.append(self._context.contribution(index, u, v)[0])
+        added = self._context.contribution(index, u, v)[0]
+        # With routing, the mean over the groups of attention layers.
+        self._added.append(added if self._context.routed is None else added.mean(dim=-2))
         self._last_state = x[0] + u[0]
 
     def rows(self) -> dict[str, Any]:
