@@ -11,6 +11,7 @@ from torch import nn
 from llmdiff.adapter import families, layers
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.cross import TwoBranchAttention
+from llmdiff.adapter.gain_settings import scale_of_layer
 from llmdiff.adapter.joint import JointTwoBranch
 from llmdiff.adapter.layer_groups import layer_groups
 from llmdiff.adapter.layout import NOT_PICKLED
@@ -37,11 +38,12 @@ class Installation:
         adapter: LLMDiffAdapter,
         scale: float,
         keep_base_text: bool,
+        layer_scale: Mapping[str, float],
     ) -> None:
         self.module = module
         self.layers = dict(attached)
         self.adapter = adapter
-        self.settings = (scale, keep_base_text)
+        self.settings = (scale, keep_base_text, dict(layer_scale))
         self.users: list[weakref.ref[Any]] = []
         self.replaced: dict[str, Any] = {}
         for name, layer in self.layers.items():
@@ -172,6 +174,7 @@ def install(
     *,
     scale: float = 1.0,
     keep_base_text: bool = False,
+    layer_scale: Mapping[str, float] | None = None,
     strict: bool = False,
 ) -> Installation:
     """Install two-branch attention and return the installation; call its `restore()`, or use it in a `with`.
@@ -187,12 +190,23 @@ def install(
     """
     check_layers(denoiser, adapter)
     return _install(
-        denoiser, adapter, scale=scale, keep_base_text=keep_base_text, strict=strict, with_branches=True
+        denoiser,
+        adapter,
+        scale=scale,
+        keep_base_text=keep_base_text,
+        layer_scale=layer_scale or {},
+        strict=strict,
+        with_branches=True,
     )
 
 
 def install_control(
-    controlnet: nn.Module, adapter: LLMDiffAdapter, *, scale: float, keep_base_text: bool
+    controlnet: nn.Module,
+    adapter: LLMDiffAdapter,
+    *,
+    scale: float,
+    keep_base_text: bool,
+    layer_scale: Mapping[str, float],
 ) -> Installation:
     """Install layers on a ControlNet and return the installation: it reads phi(c), padding masked.
 
@@ -209,7 +223,13 @@ def install_control(
             f"{family.title}: use its pipelines without one"
         )
     return _install(
-        controlnet, adapter, scale=scale, keep_base_text=keep_base_text, strict=True, with_branches=False
+        controlnet,
+        adapter,
+        scale=scale,
+        keep_base_text=keep_base_text,
+        layer_scale=layer_scale,
+        strict=True,
+        with_branches=False,
     )
 
 
@@ -219,6 +239,7 @@ def _install(
     *,
     scale: float,
     keep_base_text: bool,
+    layer_scale: Mapping[str, float],
     strict: bool,
     with_branches: bool,
 ) -> Installation:
@@ -255,10 +276,22 @@ def _install(
     else:
         for name, attn in text_layers.items():
             attached[name] = TwoBranchAttention(
-                attn, branches.get(name), hook=hook, group=groups.get(name, 0), **shared
+                attn,
+                branches.get(name),
+                hook=hook,
+                group=groups.get(name, 0),
+                **{**shared, "scale": scale_of_layer(name, layer_scale, scale)},
             )
     # Nothing above has changed the module, and nothing below can fail.
-    return Installation(module, attached, hook, adapter=adapter, scale=scale, keep_base_text=keep_base_text)
+    return Installation(
+        module,
+        attached,
+        hook,
+        adapter=adapter,
+        scale=scale,
+        keep_base_text=keep_base_text,
+        layer_scale=layer_scale,
+    )
 
 
 def installation_on(module: nn.Module) -> Installation | None:

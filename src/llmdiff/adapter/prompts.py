@@ -66,7 +66,8 @@ class LLMEncodePrompt:
         self.control = control
         assert control.scale is not None  # `attach` resolves None to the adapter's own
         self.scale: float = control.scale
-        self.reads_base = control.scale < 1 or control.keep_base_text
+        scales = (control.scale, *(control.layer_scale or {}).values())
+        self.reads_base = min(scales) < 1 or control.keep_base_text
         self.weighted = control.weighted
         self.replaced = replaced
         self.decoding = decoding
@@ -172,6 +173,7 @@ class LLMEncodePrompt:
                 negative,
                 weighted=self.weighted,
                 rewording=self.control.rewording,
+                block_gains=self.control.block_gains,
             )
         )
         if self.reads_base and (positive is not None or negative is not None):

@@ -73,8 +73,6 @@ class SavedConfig(AdapterSettings):
         # States that come from no LLM have no blocks.
         if self.encoding is not None and not self.num_blocks:
             raise ValueError("num_blocks is 0, expected at least 1 where there is an encoding")
-        if self.routing > 1 and self.encoding is None:
-            raise ValueError("routing is above 1, expected an encoding, whose gains it routes")
         if self.routing > max(1, len(self.cross_attention)):
             raise ValueError(
                 f"routing is {self.routing}, expected at most {len(self.cross_attention)}, the number of attention "

@@ -33,6 +33,7 @@ class Models:
     Fields:
         adapter, llm, pipeline: names, folders or Hub ids; None: those that the adapter was trained with.
         scale, keep_base_text, weighted: see `Control`.
+        block_gains, layer_scale: see `Control`, as texts: "0-9=0.5,20=2" and "down_blocks.*=0.5,mid_block.*=1".
         device: None: an accelerator if there is one, else "cpu".
         dtype: of LLM and pipeline.
         trust_remote_code: whether Python code that comes with the LLM may run.
@@ -49,6 +50,8 @@ class Models:
     scale: float | None = None
     keep_base_text: bool = False
     weighted: bool = False
+    block_gains: str | None = None
+    layer_scale: str | None = None
     device: str | None = None
     dtype: Dtype = "float32"
     trust_remote_code: bool = False
@@ -73,14 +76,18 @@ class Models:
         """Return how the LLM controls the pipeline.
 
         Raises:
-            ConfigError: `reword_url` is not a valid address, or would send its key unencrypted.
+            ConfigError: a number is out of range, or `reword_url` is not a valid address or would send its key
+                unencrypted.
         """
+        from llmdiff.adapter.gain_settings import parse_block_gains, parse_layer_scale
         from llmdiff.adapter.settings import Control
 
         return Control(
             scale=self.scale,
             keep_base_text=self.keep_base_text,
             weighted=self.weighted,
+            block_gains=None if self.block_gains is None else parse_block_gains(self.block_gains),
+            layer_scale=None if self.layer_scale is None else parse_layer_scale(self.layer_scale),
             rewording=_rewording(self),
         )
 
@@ -90,6 +97,8 @@ class Models:
             "scale": self.scale,
             "keep_base_text": "yes" if self.keep_base_text else None,
             "weighted": "yes" if self.weighted else None,
+            "block_gains": self.block_gains,
+            "layer_scale": self.layer_scale,
             "reword_model": self.reword_model,
             "reword_answers": self.reword_answers if self.reword_answers > 1 else None,
             "dtype": self.dtype,

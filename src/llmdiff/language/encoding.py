@@ -1,7 +1,7 @@
 """The text encoding: a weighted sum of what an LLM's blocks do to each token."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -175,14 +175,15 @@ class ContextEncoding(nn.Module):
         generator: torch.Generator | None = None,
         weighted: bool = False,
         contexts: Sequence[str] | None = None,
+        block_gains: Mapping[int, float] | None = None,
         gradients: bool = False,
     ) -> TextEncoding:
         """Returns c of the prompts, summed block by block while the LLM runs: O(B*T*D) memory, not times L.
 
         Without a generator there is no noise, and the result is bit-for-bit repeatable. With `weighted`,
         `(word:1.3)` in a prompt is a weight, see `parse_weights`; without, it is text. `contexts`, one for each
-        prompt, are read before it and not encoded. `gradients`: for an LLM with parts that learn; memory is then
-        that of training it, and what stands before all prompts gets none.
+        prompt, are read before it and not encoded. `block_gains` multiplies what these blocks add. `gradients`: for an
+        LLM with parts that learn; memory is that of training it, and what stands before all prompts gets none.
 
         Shapes:
             states: (B, T, D) float32, with routing (B, T, d, D); padding rows are exactly 0.
@@ -202,21 +203,23 @@ class ContextEncoding(nn.Module):
         rows = TokenRows.of(tokens, llm.device)
         weights = None if tokens.weights is None else rows.of_tokens(tokens.weights)[:, None]
         total: list[Tensor] = []
+        factors = block_gains or {}
 
         def add(index: int, x: Tensor, u: Tensor, v: Tensor | None) -> None:
             assert v is not None
             if index == 0:
                 total.append(self.for_groups(x / self.x0_scale.to(x.device)))
-            c = total[0]
-            c += self.contribution(index, u, v, weights=weights)
+            total[0] += self.contribution(index, u, v, weights=weights, factor=factors.get(index))
 
         with torch.set_grad_enabled(gradients):
             run_rows(llm, rows, tokens.prefix_ids, lone=self.lone, visit=add)
             mask = tokens.token_mask.to(total[0].device)
             return TextEncoding(states=self._finish(rows.padded(total[0]), mask, generator), token_mask=mask)
 
-    def contribution(self, index: int, u: Tensor, v: Tensor, *, weights: Tensor | None = None) -> Tensor:
-        """Returns what one block adds to c without its noise: g_l * s_l, and in "guided" k_l * v_l.
+    def contribution(
+        self, index: int, u: Tensor, v: Tensor, *, weights: Tensor | None = None, factor: float | None = None
+    ) -> Tensor:
+        """Returns what one block adds to c without its noise: g_l * s_l, and in "guided" k_l * v_l, times a factor.
 
         Shapes:
             u, v: (..., D), weights: (..., 1) => (..., D), with routing (..., d, D).
@@ -234,7 +237,7 @@ class ContextEncoding(nn.Module):
             if self.routed is not None:
                 gain, v = gain[..., None], v[..., None, :]
             added = torch.addcmul(added, gain, v)
-        return added
+        return added if factor is None else added * factor
 
     def for_groups(self, states: Tensor) -> Tensor:
         """Returns states repeated for every group: (..., D) => (..., d, D), without routing as they are."""

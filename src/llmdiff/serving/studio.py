@@ -151,7 +151,7 @@ class Studio:
             after_step = _watcher(pipe, settings, system, seed, tell, stop, words_watch)
             image = drawing.draw(pipe, settings, seed, after_step=after_step)
             # Scale 0 is the base, so that the metadata reproduces the picture.
-            made_with = replace(models, scale=0.0) if system == "base" else models
+            made_with = replace(models, scale=0.0, layer_scale=None) if system == "base" else models
             facts = drawing.picture_metadata(settings, made_with, controller, pipe) | {"seed": seed}
             words = {name: str(value) for name, value in facts.items() if value is not None}
             heat = [] if words_watch is None else _heat(words_watch, image)

@@ -123,7 +123,6 @@ def test_an_adapter_saved_before_routing_loads(
         ({"routing": 10**9}, "routing"),
         ({"routing": True}, "routing"),
         ({"routing": 50}, "routing is 50, expected at most 4"),
-        ({"routing": 2, "encoding": None}, "routing is above 1"),
         ({"routing": 2, "routing_form": "random"}, "routing_form"),
     ],
 )
