@@ -30,7 +30,7 @@ def layer_groups(layers: Collection[str], groups: int) -> dict[str, int]:
         # The largest group of several stages, else the largest; of equal ones the first.
         index = max(range(len(cut)), key=lambda i: (spans[i], len(cut[i]), -i))
         part = cut[index]
-        places = range(1, len(part))
+        places = list(range(1, len(part)))
         if spans[index]:
             places = [i for i in places if _stage(part[i - 1]) != _stage(part[i])]
         place = min(places, key=lambda i: abs(2 * i - len(part)))

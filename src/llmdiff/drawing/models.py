@@ -2,7 +2,7 @@
 
 import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -215,6 +215,25 @@ def scale_of(models: Models) -> float:
 
     config, _ = LLMDiffAdapter.saved_config(adapter_source(models.adapter))
     return float(config.get("scale", 1.0))
+
+
+def gains_of_thirds(models: Models, thirds: Sequence[float]) -> str | None:
+    """Return `block_gains` with a factor for the early, middle and late blocks of the adapter's LLM; None for 1 alone.
+
+    Raises:
+        AdapterNotFoundError: there is no such adapter.
+        CorruptWeightsError: it is damaged.
+    """
+    from llmdiff.adapter.adapter import LLMDiffAdapter
+    from llmdiff.controller import adapter_source
+
+    if all(factor == 1 for factor in thirds):
+        return None
+    config, _ = LLMDiffAdapter.saved_config(adapter_source(models.adapter))
+    count = int(config["num_blocks"])
+    ends = [count * part // len(thirds) for part in range(len(thirds) + 1)]
+    parts = zip(ends[:-1], ends[1:], thirds, strict=True)
+    return ",".join(f"{start}-{end - 1}={factor:g}" for start, end, factor in parts if end > start)
 
 
 def usable_device(name: str | None) -> str:

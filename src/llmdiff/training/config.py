@@ -59,7 +59,7 @@ class TrainingConfig(Section):
     updates of a batch in memory. `prefetch` batches are read and encoded while earlier ones train; 0 makes each when
     it is needed. It changes no bit. `warm_start_steps` before the first picture bring the adapter to where the base's
     own text encoder is, from captions alone, see `training.warm_start`; on pictures every learning rate is then
-    `lr_share_after_warm_start` of itself.
+    `lr_share_after_warm_start` of itself. In every stage the warm-up is over after `lr_warmup_share` of its steps.
     """
 
     steps: Steps
@@ -68,6 +68,7 @@ class TrainingConfig(Section):
     learning_rate: Rate = 1e-4
     scalar_learning_rate: Rate = 1e-3
     lr_warmup_steps: StepsOrNone = 500
+    lr_warmup_share: Share = 1.0
     lr_schedule: Literal["constant", "cosine", "linear", "trapezoid"] = "cosine"
     optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
     weight_decay: Annotated[Real, Field(ge=0, le=100)] = 0.01
