@@ -252,8 +252,8 @@ class Trainings:
     def _check_in_full(self, name: str, rate: float, loss: float, place: Path) -> None:
         """Try the next lower rate in full where the short trainings took the highest of the settings or a higher one.
 
-        Short trainings favour high rates.
-        Where it is clearly better, what was trained with `rate` is removed from `place`.
+        Short trainings favour high rates. Where it is clearly better, what was trained with `rate` is removed from
+        `place`.
         """
         losses, lower = self._searched(name), self._next_lower(name, rate)
         if rate < max(self.settings.learning_rates) or lower == rate or IN_FULL in losses:

@@ -1,8 +1,8 @@
 """LaVi-Bridge: a feed-forward adapter between an LLM and a denoiser, with LoRA in both."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,7 @@ class LaviBridgeConnector(Connector):
         gets gradients, because no other layer runs in them.
 
     Args:
-        loras: whether there is LoRA; without, only the feed-forward stages are trained.
+        lora: where there is LoRA; without any, only the feed-forward stages are trained.
     """
 
     keeps = "nothing"
@@ -47,7 +47,7 @@ class LaviBridgeConnector(Connector):
         width: int,
         rank: int = RANK,
         dropout: float = DROPOUT,
-        loras: bool = True,
+        lora: Collection[Literal["denoiser", "llm"]] = ("denoiser", "llm"),
         template: str | None = None,
         max_length: int = 512,
     ) -> None:
@@ -60,8 +60,10 @@ class LaviBridgeConnector(Connector):
         self.norm1, self.norm2 = nn.LayerNorm(llm.hidden_size), nn.LayerNorm(middle)
         self.ff1 = _FeedForward(llm.hidden_size, middle, dropout)
         self.ff2 = _FeedForward(middle, width, dropout)
-        self.llm_lora = llm_lora(llm, rank=rank, dropout=dropout) if loras else None
-        self.denoiser_lora = denoiser_lora(denoiser, rank=rank, dropout=dropout) if loras else None
+        self.llm_lora = llm_lora(llm, rank=rank, dropout=dropout) if "llm" in lora else None
+        self.denoiser_lora = None
+        if "denoiser" in lora:
+            self.denoiser_lora = denoiser_lora(denoiser, rank=rank, dropout=dropout)
 
     def read(self, prompts: Sequence[str]) -> list[str]:
         """Return the prompts themselves: the first layers are trained, so no reading can be stored."""

@@ -279,7 +279,7 @@ def test_nothing_else_is_served(page: Any, path: str) -> None:
 def order(http: TestClient, data: list[Any]) -> dict[str, Any]:
     """The body of an order to draw that does not come from the page."""
     config = gradio_config(http.get("/").text)
-    draw = next(one for one in config["dependencies"] if len(one["inputs"]) == 11)
+    draw = next(one for one in config["dependencies"] if len(one["inputs"]) == 14)
     return {"data": data, "fn_index": draw["id"], "session_hash": "s", "trigger_id": draw["targets"][0][0]}
 
 

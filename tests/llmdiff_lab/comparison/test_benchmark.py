@@ -280,7 +280,8 @@ def test_the_highest_rate_has_to_hold_in_full(built, tmp_path, monkeypatch, lowe
 
     def loss(folder):
         if folder.name == "training":
-            return losses[round(read_log(folder / "log.jsonl")[0]["learning_rate"], 9), 2]
+            # The second of two steps: a cosine at half its way.
+            return losses[round(2 * read_log(folder / "log.jsonl")[0]["learning_rate"], 9), 2]
         rate = float(folder.name.removeprefix("lr-").removesuffix("-in-full"))
         return losses[rate, 2 if folder.name.endswith("-in-full") else 1]
 
@@ -293,7 +294,7 @@ def test_the_highest_rate_has_to_hold_in_full(built, tmp_path, monkeypatch, lowe
     assert report["systems"]["base-states"]["learning_rate"] == taken
     for seed in (0, 1):
         log = read_log(tmp_path / "runs" / "base-states" / f"seed-{seed}" / "training" / "log.jsonl")
-        assert log[0]["learning_rate"] == pytest.approx(taken)
+        assert log[0]["learning_rate"] == pytest.approx(taken / 2)
     assert any("also trained in full" in line for line in report["treatment"])
 
 
@@ -301,7 +302,11 @@ def test_the_highest_rate_has_to_hold_in_full(built, tmp_path, monkeypatch, lowe
     ("losses", "tried", "taken"),
     [
         # Lower and lower, until the best is between others.
-        ({"1e-05": 0.28, "3e-05": 0.2, "0.0001": 0.25, "0.0003": 0.3}, ["1e-05", "3e-05"], 3e-5),
+        (
+            {"1.11e-05": 0.28, "3.33e-05": 0.2, "0.0001": 0.25, "0.0003": 0.3},
+            ["1.11e-05", "3.33e-05"],
+            3.33e-5,
+        ),
         # Higher, where a training diverges.
         ({"0.0003": 0.25, "0.0001": 0.3, "0.0009": None}, ["0.0009"], 3e-4),
     ],

@@ -102,7 +102,7 @@ def test_the_decoder_posterior_sums_the_decoders_blocks(t5):
     source.context.clip = float("inf")
     source.context.gamma.copy_(torch.tensor([0.5, -2.0]))
     got = source.encode(PROMPTS)
-    for b, prompt in enumerate(PROMPTS):
+    for b, prompt in enumerate(PROMPTS[:2]):
         ids = torch.tensor([t5.tokenizer(prompt).input_ids])
         told = t5.model(input_ids=ids).last_hidden_state
         with recorded(t5.decoder.block) as found:
