@@ -55,7 +55,7 @@ def of_group(states: Tensor, group: int, groups: int) -> Tensor:
 
 def mean_of_groups(states: Tensor, groups: int) -> Tensor:
     """Return the mean over groups, (B, T, d * width) => (B, T, width)."""
-    return states if groups == 1 else torch.unflatten(states, -1, (groups, -1)).mean(dim=-2)
+    return states if groups == 1 else states.reshape(*states.shape[:-1], groups, -1).mean(dim=-2)
 
 
 def split_text(states: Tensor, width: int, hidden_size: int, groups: int = 1) -> TextParts | None:
