@@ -118,12 +118,12 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
 
     def _refined(self, states: Tensor, mask: Tensor) -> Tensor:
         """Return the refined states, every group's by itself through the one refiner that all share."""
-        refiner = cast(TokenRefiner, self.refiner)
+        assert self.refiner is not None
         if self.groups == 1:
-            return refiner(states, mask)
+            return cast(Tensor, self.refiner(states, mask))
         flat = states.transpose(1, 2).flatten(0, 1)  # (B * d, T, D)
-        refined = refiner(flat, mask.repeat_interleave(self.groups, dim=0))
-        return refined.unflatten(0, (-1, self.groups)).transpose(1, 2)
+        refined: Tensor = self.refiner(flat, mask.repeat_interleave(self.groups, dim=0))
+        return refined.view(len(states), self.groups, *refined.shape[1:]).transpose(1, 2)
 
     @classmethod
     @keywords_of(AdapterSettings)

@@ -2,7 +2,7 @@
 
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -12,10 +12,9 @@ from llmdiff.adapter import families, layers
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.base_encoder import has_text_encoder
 from llmdiff.adapter.decoding import watch_decoding
-from llmdiff.adapter.gain_settings import check_patterns
+from llmdiff.adapter.gain_settings import check_layers_of
 from llmdiff.adapter.installation import (
     Installation,
-    check_layers,
     install,
     install_control,
     installation_on,
@@ -99,7 +98,7 @@ def attach(
         adapter, weighted=control.weighted, rewording=control.rewording, block_gains=control.block_gains
     )
     scales = control.layer_scale or {}
-    _check_layer_scale(scales, family, denoiser)
+    check_layers_of(scales, family, layers.text_layers(denoiser))
     if control.keep_base_text and family.mixing == "prediction":
         raise ConfigError(
             f"keep_base_text is True, but {family.title} gives every text row a position or lets them attend to each "
@@ -144,20 +143,6 @@ def attach(
         except BaseException:
             detach(pipe)
             raise
-
-
-def _check_layer_scale(scales: Mapping[str, float], family: families.Family, denoiser: nn.Module) -> None:
-    """Check that the layers of a denoiser can have scales of their own.
-
-    Raises:
-        ConfigError: they share one text, or a name is of no layer.
-    """
-    if scales and (family.text_channel == "joint" or family.mixing == "prediction"):
-        raise ConfigError(
-            f"layer_scale is given, but the layers of {family.title} share one text with the picture: use scale, or "
-            "a pipeline with cross-attention"
-        )
-    check_patterns(scales, layers.text_layers(denoiser))
 
 
 def _modules(pipe: Any, denoiser: nn.Module) -> list[tuple[nn.Module, Callable[..., Installation]]]:
@@ -240,7 +225,7 @@ def check_fits(pipe: Any, adapter: LLMDiffAdapter) -> None:
             f"pipe is of the family {family.title} ({family.name}), the adapter was made for "
             f"{made_for.title} ({made_for.name}): use a pipeline of that family or another adapter"
         )
-    check_layers(denoiser, adapter)
+    layers.check_layers(denoiser, config)
     pooled = families.pooled_width(denoiser, family, pipe)
     if pooled != config.pooled_width:
         raise AdapterMismatchError(

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping
 from fnmatch import fnmatchcase
 
+from llmdiff.adapter.family_table import Family
 from llmdiff.checks.bounds import BLOCK_GAIN, SCALE, short
 from llmdiff.errors import ConfigError
 
@@ -89,12 +90,17 @@ def check_blocks(gains: Mapping[int, float], num_blocks: int) -> None:
         )
 
 
-def check_patterns(scales: Mapping[str, float], layers: Collection[str]) -> None:
-    """Check that every pattern names a layer.
+def check_layers_of(scales: Mapping[str, float], family: Family, layers: Collection[str]) -> None:
+    """Check that the layers of a family's denoiser can have scales of their own, and that every pattern names one.
 
     Raises:
-        ConfigError: one names none.
+        ConfigError: the layers share one text, or a pattern names none.
     """
+    if scales and (family.text_channel == "joint" or family.mixing == "prediction"):
+        raise ConfigError(
+            f"layer_scale is given, but the layers of {family.title} share one text with the picture: use scale, or "
+            "a pipeline with cross-attention"
+        )
     for pattern in scales:
         if not any(fnmatchcase(name, pattern) for name in layers):
             raise ConfigError(

@@ -17,7 +17,7 @@ from llmdiff.adapter.layer_groups import layer_groups
 from llmdiff.adapter.layout import NOT_PICKLED
 from llmdiff.adapter.processors import AttachedLayer
 from llmdiff.adapter.split import SplitText
-from llmdiff.errors import AdapterMismatchError, AttachError, UnsupportedPipelineError
+from llmdiff.errors import AttachError, UnsupportedPipelineError
 
 
 class Installation:
@@ -188,7 +188,7 @@ def install(
         AttachError: the denoiser already carries an adapter.
         UnsupportedPipelineError: a layer has a processor of another extension.
     """
-    check_layers(denoiser, adapter)
+    layers.check_layers(denoiser, adapter.config)
     return _install(
         denoiser,
         adapter,
@@ -316,33 +316,6 @@ def _holders(attn: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
 
 def _owner(forward: Any) -> Any:
     return getattr(forward, "__self__", None)
-
-
-def check_layers(denoiser: nn.Module, adapter: LLMDiffAdapter) -> None:
-    """Check that the adapter was made for a denoiser like this one.
-
-    Raises:
-        AdapterMismatchError: the width or the layers differ.
-    """
-    config: Any = adapter.config
-    width = families.text_width(denoiser, families.family_named(config.family))
-    remedy = f"use a pipeline like the adapter's own base, {config.base_model_id!r}"
-    if width != config.text_width:
-        raise AdapterMismatchError(
-            f"pipe takes text states of width {width}, the adapter makes {config.text_width}: {remedy}"
-        )
-    found, expected = layers.layer_table(denoiser), config.cross_attention
-    if len(found) != len(expected):
-        raise AdapterMismatchError(
-            f"pipe has {len(found)} attention layers that read the text, the adapter was made for "
-            f"{len(expected)}: {remedy}"
-        )
-    for name in found:
-        if found[name] != expected.get(name):
-            raise AdapterMismatchError(
-                f"pipe's attention layer {name} has {found[name]}, the adapter was made for "
-                f"{expected.get(name, 'no such layer')}: {remedy}"
-            )
 
 
 def _check_free(module: nn.Module) -> None:

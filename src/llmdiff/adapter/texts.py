@@ -112,7 +112,7 @@ def check_context(
     *,
     weighted: bool,
     rewording: Rewording | None,
-    block_gains: Mapping[int, float] | None,
+    block_gains: Mapping[int, float] | None = None,
 ) -> None:
     """Check that the adapter has a context encoding if one is needed.
 
