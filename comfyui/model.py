@@ -125,6 +125,11 @@ def check_model(unet: Any, adapter: LLMDiffAdapter) -> dict[str, Layer]:
             f"the adapter is for the family {config.family!r}: in ComfyUI, adapters for Stable Diffusion 1.x, 2.x and "
             "XL work; draw with this one in diffusers"
         )
+    if config.routing > 1:
+        raise UnsupportedPipelineError(
+            f"the adapter has routing {config.routing}: in ComfyUI, adapters work whose layers all read one encoding; "
+            "draw with this one in diffusers"
+        )
     if not hasattr(unet, "input_blocks"):
         raise UnsupportedPipelineError(
             f"the MODEL is a {type(unet).__name__}, expected a U-Net of Stable Diffusion 1.x, 2.x or XL: load the base "

@@ -63,6 +63,10 @@ class DataError(LLMDiffError, ValueError):
     """Training data cannot be read, or too many of its samples are bad."""
 
 
+class DivergedError(LLMDiffError, ArithmeticError):
+    """A training's loss is not finite, or its gradient exploded."""
+
+
 class MetricError(LLMDiffError, ValueError):
     """A metric is unknown, its model cannot be loaded, or it cannot score its input."""
 

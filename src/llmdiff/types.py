@@ -40,7 +40,7 @@ class TextEncoding:
     """The text encoding c of a batch of prompts.
 
     Shapes:
-        states: (B, T, D); rows of padding tokens are exactly 0.
+        states: (B, T, D), or (B, T, d, D) of d groups of attention layers; rows of padding tokens are exactly 0.
         token_mask: (B, T) bool, True = real token.
     """
 

@@ -9,9 +9,10 @@ from comfy_hooks import call_hooks, plain_attention, text_attention
 from torch import Tensor
 
 from comfyui.attention import TextAttention
+from comfyui.model import check_model
 from llmdiff.adapter import LLMDiffAdapter, install
 from llmdiff.adapter.layout import beside_base, pad_rows
-from llmdiff.errors import AttachError, ConfigError
+from llmdiff.errors import AttachError, ConfigError, UnsupportedPipelineError
 from llmdiff.types import TextEncoding
 from tests.llmdiff.adapter.conftest import build_adapter
 from tests.llmdiff.adapter.formula import (
@@ -239,3 +240,8 @@ def run(
     attend = replaced_by or made.replacing(previous)
     out = attend(attn.to_q(image), attn.to_k(context), attn.to_v(value), extra)
     return made.after(attn.to_out[0](out), extra)
+
+
+def test_an_adapter_with_routing_is_refused_by_name(sd_pipe: Any, tiny_llm: Any) -> None:
+    with pytest.raises(UnsupportedPipelineError, match="the adapter has routing 2"):
+        check_model(object(), build_adapter(sd_pipe, tiny_llm, routing=2))

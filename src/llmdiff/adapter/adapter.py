@@ -62,6 +62,7 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
             self.refiner = TokenRefiner(hidden_size, layers=saved.refiner_layers, width=width)
         self.phi = nn.Linear(hidden_size, text_width)
         self.pooled = None if saved.pooled_width is None else nn.Linear(hidden_size, saved.pooled_width)
+        self.groups = saved.routing
         # A dot separates modules in a state dict, so layer names carry underscores here.
         self.branches = nn.ModuleDict(
             {
@@ -79,10 +80,11 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
 
         Shapes:
             encoding.states (B, T, D) => (B, T, W + D), [phi(norm(c)) ; norm(c)], padding rows exactly 0;
-            pooled (B, pooled width), from the last real token.
+            with routing (B, T, d, D) => (B, T, d (W + D)), phi(norm(c_1)) to phi(norm(c_d)), then all norm(c_i);
+            pooled (B, pooled width), from the last real token, with routing of the mean over groups.
 
         Raises:
-            AdapterMismatchError: the encoding's width differs from the adapter's.
+            AdapterMismatchError: the encoding's width or number of groups differs from the adapter's.
         """
         hidden_size = self.norm.normalized_shape[0]
         if encoding.states.shape[-1] != hidden_size:
@@ -90,20 +92,38 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
                 f"encoding has width {encoding.states.shape[-1]}, the adapter was made for {hidden_size}: "
                 "use the LLM that the adapter was trained with"
             )
+        found = 1 if encoding.states.ndim == 3 else encoding.states.shape[2]
+        if found != self.groups:
+            raise AdapterMismatchError(
+                f"encoding has {found} groups of attention layers, the adapter was made for {self.groups}: encode with "
+                "the adapter's own context"
+            )
         weight = self.norm.weight
         # Autograd rejects inference tensors; a clone is a normal tensor.
         states = encoding.states.clone() if encoding.states.is_inference() else encoding.states
         states = self.norm(states.to(device=weight.device, dtype=weight.dtype))
         mask = encoding.token_mask.to(weight.device)
         if self.refiner is not None:
-            states = self.refiner(states, mask)
+            states = self._refined(states, mask)
+        projected, own = self.phi(states), states
+        if self.groups > 1:
+            projected, own, states = projected.flatten(2), states.flatten(2), states.mean(dim=2)
         # Mask after the projections: the biases of LayerNorm and phi would fill padding rows.
-        both = torch.cat([self.phi(states), states], dim=-1).masked_fill(~mask[..., None], 0)
+        both = torch.cat([projected, own], dim=-1).masked_fill(~mask[..., None], 0)
         if self.pooled is None:
             return both, None
         positions = torch.arange(mask.shape[1], device=mask.device)
         last = torch.where(mask, positions, 0).amax(dim=1)
         return both, self.pooled(states[torch.arange(len(last), device=last.device), last])
+
+    def _refined(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Return the refined states, every group's by itself through the one refiner that all share."""
+        assert self.refiner is not None
+        if self.groups == 1:
+            return cast(Tensor, self.refiner(states, mask))
+        flat = states.transpose(1, 2).flatten(0, 1)  # (B * d, T, D)
+        refined: Tensor = self.refiner(flat, mask.repeat_interleave(self.groups, dim=0))
+        return refined.view(len(states), self.groups, *refined.shape[1:]).transpose(1, 2)
 
     @classmethod
     @keywords_of(AdapterSettings)

@@ -8,13 +8,13 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from llmdiff.adapter import families
+from llmdiff.adapter import families, layers
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.base_encoder import has_text_encoder
 from llmdiff.adapter.decoding import watch_decoding
+from llmdiff.adapter.gain_settings import check_layers_of
 from llmdiff.adapter.installation import (
     Installation,
-    check_layers,
     install,
     install_control,
     installation_on,
@@ -63,7 +63,8 @@ def attach(
     unless its author chose another. `keep_base_text` lets the pretrained branch of every such layer attend to the
     base encoder's tokens and phi(c) in one softmax, so that a LoRA's trigger words keep their effect. With
     `weighted`, `(word:1.3)` in a prompt weighs the word for the LLM, see `ContextEncoding`; the base's text
-    encoder reads the prompt without the weight. With `rewording`, a closed LLM rewords every prompt first. The
+    encoder reads the prompt without the weight. `block_gains` multiplies what blocks of the LLM add, `layer_scale`
+    gives layers scales of their own, see `Control`. With `rewording`, a closed LLM rewords every prompt first. The
     pipeline's weights, and the files that its `save_pretrained` writes, are unchanged. An adapter without a context
     encoding takes its states from `llm.encode(prompts) -> TextEncoding`.
 
@@ -93,21 +94,27 @@ def attach(
     family, denoiser = families.family_of(pipe), families.denoiser_of(pipe)
     check_fits(pipe, adapter)
     check_llm(llm, adapter, strict=control.strict)
-    check_context(adapter, weighted=control.weighted, rewording=control.rewording)
+    check_context(
+        adapter, weighted=control.weighted, rewording=control.rewording, block_gains=control.block_gains
+    )
+    scales = control.layer_scale or {}
+    check_layers_of(scales, family, layers.text_layers(denoiser))
     if control.keep_base_text and family.mixing == "prediction":
         raise ConfigError(
             f"keep_base_text is True, but {family.title} gives every text row a position or lets them attend to each "
             "other, so the base's tokens cannot stand beside the LLM's: use a scale below 1, which mixes predictions"
         )
-    if (0 < scale < 1 or (control.keep_base_text and scale > 0)) and not has_text_encoder(pipe):
-        what = "keep_base_text=True" if control.keep_base_text else f"scale {scale}"
+    mixes = 0 < scale < 1 or any(one < 1 for one in scales.values())
+    if (mixes or (control.keep_base_text and scale > 0)) and not has_text_encoder(pipe):
+        what = f"scale {scale}" if scale < 1 else "layer_scale"
+        what = "keep_base_text=True" if control.keep_base_text else what
         raise ConfigError(
             f"{what} needs the base's own text encoder, but pipe.text_encoder is None: load it, or attach with "
             "scale=1.0 and keep_base_text=False, the LLM alone"
         )
     parts: list[Installation] = []
     if scale > 0:
-        settings = {"scale": scale, "keep_base_text": control.keep_base_text}
+        settings = {"scale": scale, "keep_base_text": control.keep_base_text, "layer_scale": dict(scales)}
         new = []
         try:
             for module, make in _modules(pipe, denoiser):
@@ -218,7 +225,7 @@ def check_fits(pipe: Any, adapter: LLMDiffAdapter) -> None:
             f"pipe is of the family {family.title} ({family.name}), the adapter was made for "
             f"{made_for.title} ({made_for.name}): use a pipeline of that family or another adapter"
         )
-    check_layers(denoiser, adapter)
+    layers.check_layers(denoiser, config)
     pooled = families.pooled_width(denoiser, family, pipe)
     if pooled != config.pooled_width:
         raise AdapterMismatchError(

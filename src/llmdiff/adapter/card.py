@@ -45,6 +45,7 @@ def adapter_card(adapter: LLMDiffAdapter, *, repo_id: str, license: str | None =
         ("layers with a second branch", str(len(adapter.branches))),
         ("parameters", f"{parameters:,}"),
         ("text encoding", f"`{config.encoding}`, alone means `{config.lone}`"),
+        ("groups of layers with gains of their own", _routing(config)),
         ("refiner", _refiner(adapter)),
         ("template", f"`{config.template!r}`" if config.template else "none"),
         ("default scale", f"{config.scale:g} (1: the LLM alone)"),
@@ -126,6 +127,10 @@ def _local_note(config: Any) -> str:
         "base": "Its base pipeline is not at the Hub: load it yourself and pass it to `controller.attached`.",
     }
     return "\n" + " ".join(notes[what] for what in local) + "\n"
+
+
+def _routing(config: Any) -> str:
+    return "none" if config.routing == 1 else f"{config.routing}, {config.routing_form}"
 
 
 def _refiner(adapter: LLMDiffAdapter) -> str:

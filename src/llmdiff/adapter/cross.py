@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from llmdiff.adapter.layout import (
     PACKED_MASK_NDIM,
     TextParts,
     base_text,
+    of_group,
     parts_beside,
     real_rows,
     split_text,
@@ -72,7 +73,8 @@ class TwoBranchAttention(AttachedLayer):
     (1 - scale) * base + scale * out, where base is the layer's attention over the base's text states. With
     `keep_base_text` the pretrained branch attends to the base's text states as further keys and values beside
     phi(c). Without a branch (a ControlNet) the layer reads phi(c) only. An IP-Adapter's image attention is
-    unchanged. With a `hook` the denoiser projects the text states, see `SplitText`.
+    unchanged. With a `hook` the denoiser projects the text states, see `SplitText`. With routing the layer is in one
+    of several groups and reads that group's c, and its phi(c) where no `hook` projects one for all layers.
 
     Raises:
         UnsupportedPipelineError: the layer has a processor of an unknown kind.
@@ -88,6 +90,8 @@ class TwoBranchAttention(AttachedLayer):
         *,
         text_width: int,
         hidden_size: int,
+        group: int = 0,
+        groups: int = 1,
         hook: SplitText | None = None,
         scale: float = 1.0,
         keep_base_text: bool = False,
@@ -96,6 +100,7 @@ class TwoBranchAttention(AttachedLayer):
         super().__init__(attn, branch, scale=scale)
         self.text_width = text_width
         self.hidden_size = hidden_size
+        self.group, self.groups = group, groups
         self.hook = hook
         self.keep_base_text = keep_base_text
         self.strict = strict
@@ -147,9 +152,11 @@ class TwoBranchAttention(AttachedLayer):
             if isinstance(carried, Tensor) and carried.ndim == PACKED_MASK_NDIM:
                 parts, attention_mask = parts_beside(text, carried), None
         elif text is not None:
-            parts = split_text(text, self.text_width, self.hidden_size)
+            parts = split_text(text, self.text_width, self.hidden_size, self.groups)
             if parts is None:
                 text = base_text(text, self.text_width, strict=self.strict)
+            else:
+                parts = replace(parts, projected=of_group(parts.projected, self.group, self.groups))
         elif self.strict:
             raise AttachError(NO_TEXT)
         self.read = True
@@ -160,6 +167,7 @@ class TwoBranchAttention(AttachedLayer):
             result: Tensor = self.original(hidden_states, given, attention_mask, *more, **kwargs)
             return result
 
+        parts = replace(parts, llm_states=of_group(parts.llm_states, self.group, self.groups))
         attn = self.attn
         # The steps around the attention are those of AttnProcessor2_0.
         residual = hidden_states

@@ -11,11 +11,13 @@ from torch import nn
 from llmdiff.adapter import families, layers
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.cross import TwoBranchAttention
+from llmdiff.adapter.gain_settings import scale_of_layer
 from llmdiff.adapter.joint import JointTwoBranch
+from llmdiff.adapter.layer_groups import layer_groups
 from llmdiff.adapter.layout import NOT_PICKLED
 from llmdiff.adapter.processors import AttachedLayer
 from llmdiff.adapter.split import SplitText
-from llmdiff.errors import AdapterMismatchError, AttachError, UnsupportedPipelineError
+from llmdiff.errors import AttachError, UnsupportedPipelineError
 
 
 class Installation:
@@ -36,11 +38,12 @@ class Installation:
         adapter: LLMDiffAdapter,
         scale: float,
         keep_base_text: bool,
+        layer_scale: Mapping[str, float],
     ) -> None:
         self.module = module
         self.layers = dict(attached)
         self.adapter = adapter
-        self.settings = (scale, keep_base_text)
+        self.settings = (scale, keep_base_text, dict(layer_scale))
         self.users: list[weakref.ref[Any]] = []
         self.replaced: dict[str, Any] = {}
         for name, layer in self.layers.items():
@@ -171,6 +174,7 @@ def install(
     *,
     scale: float = 1.0,
     keep_base_text: bool = False,
+    layer_scale: Mapping[str, float] | None = None,
     strict: bool = False,
 ) -> Installation:
     """Install two-branch attention and return the installation; call its `restore()`, or use it in a `with`.
@@ -184,14 +188,25 @@ def install(
         AttachError: the denoiser already carries an adapter.
         UnsupportedPipelineError: a layer has a processor of another extension.
     """
-    check_layers(denoiser, adapter)
+    layers.check_layers(denoiser, adapter.config)
     return _install(
-        denoiser, adapter, scale=scale, keep_base_text=keep_base_text, strict=strict, with_branches=True
+        denoiser,
+        adapter,
+        scale=scale,
+        keep_base_text=keep_base_text,
+        layer_scale=layer_scale or {},
+        strict=strict,
+        with_branches=True,
     )
 
 
 def install_control(
-    controlnet: nn.Module, adapter: LLMDiffAdapter, *, scale: float, keep_base_text: bool
+    controlnet: nn.Module,
+    adapter: LLMDiffAdapter,
+    *,
+    scale: float,
+    keep_base_text: bool,
+    layer_scale: Mapping[str, float],
 ) -> Installation:
     """Install layers on a ControlNet and return the installation: it reads phi(c), padding masked.
 
@@ -208,7 +223,13 @@ def install_control(
             f"{family.title} denoiser, so the LLM's text cannot be taken apart for it: use a pipeline without one"
         )
     return _install(
-        controlnet, adapter, scale=scale, keep_base_text=keep_base_text, strict=True, with_branches=False
+        controlnet,
+        adapter,
+        scale=scale,
+        keep_base_text=keep_base_text,
+        layer_scale=layer_scale,
+        strict=True,
+        with_branches=False,
     )
 
 
@@ -218,6 +239,7 @@ def _install(
     *,
     scale: float,
     keep_base_text: bool,
+    layer_scale: Mapping[str, float],
     strict: bool,
     with_branches: bool,
 ) -> Installation:
@@ -227,10 +249,13 @@ def _install(
     shared: dict[str, Any] = {
         "text_width": config.text_width,
         "hidden_size": config.hidden_size,
+        "groups": config.routing,
         "scale": scale,
         "keep_base_text": keep_base_text,
         "strict": strict,
     }
+    # A ControlNet's layers have the names of those that they copy; others read the first group's c.
+    groups = layer_groups(config.cross_attention, config.routing)
     text_layers: Mapping[str, Any] = layers.text_layers(module)
     branches = {name: adapter.branch(name) for name in text_layers} if with_branches else {}
     hook = None
@@ -246,12 +271,27 @@ def _install(
                 hook=hook,
                 single_stream=layers.is_named(name, family.single_stream),
                 scale=scale,
+                group=groups.get(name, 0),
             )
     else:
         for name, attn in text_layers.items():
-            attached[name] = TwoBranchAttention(attn, branches.get(name), hook=hook, **shared)
+            attached[name] = TwoBranchAttention(
+                attn,
+                branches.get(name),
+                hook=hook,
+                group=groups.get(name, 0),
+                **{**shared, "scale": scale_of_layer(name, layer_scale, scale)},
+            )
     # Nothing above has changed the module, and nothing below can fail.
-    return Installation(module, attached, hook, adapter=adapter, scale=scale, keep_base_text=keep_base_text)
+    return Installation(
+        module,
+        attached,
+        hook,
+        adapter=adapter,
+        scale=scale,
+        keep_base_text=keep_base_text,
+        layer_scale=layer_scale,
+    )
 
 
 def installation_on(module: nn.Module) -> Installation | None:
@@ -276,33 +316,6 @@ def _holders(attn: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
 
 def _owner(forward: Any) -> Any:
     return getattr(forward, "__self__", None)
-
-
-def check_layers(denoiser: nn.Module, adapter: LLMDiffAdapter) -> None:
-    """Check that the adapter was made for a denoiser like this one.
-
-    Raises:
-        AdapterMismatchError: the width or the layers differ.
-    """
-    config: Any = adapter.config
-    width = families.text_width(denoiser, families.family_named(config.family))
-    remedy = f"use a pipeline like the adapter's own base, {config.base_model_id!r}"
-    if width != config.text_width:
-        raise AdapterMismatchError(
-            f"pipe takes text states of width {width}, the adapter makes {config.text_width}: {remedy}"
-        )
-    found, expected = layers.layer_table(denoiser), config.cross_attention
-    if len(found) != len(expected):
-        raise AdapterMismatchError(
-            f"pipe has {len(found)} attention layers that read the text, the adapter was made for "
-            f"{len(expected)}: {remedy}"
-        )
-    for name in found:
-        if found[name] != expected.get(name):
-            raise AdapterMismatchError(
-                f"pipe's attention layer {name} has {found[name]}, the adapter was made for "
-                f"{expected.get(name, 'no such layer')}: {remedy}"
-            )
 
 
 def _check_free(module: nn.Module) -> None:

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from llmdiff.adapter.layout import of_group
 from llmdiff.adapter.masks import as_bias
-from llmdiff.adapter.processors import AttachedLayer, CrossAttentionBranch
+from llmdiff.adapter.processors import AttachedLayer, CrossAttentionBranch, KeysValues
 from llmdiff.adapter.split import JointText, SplitText
 from llmdiff.errors import AttachError, UnsupportedPipelineError
 
@@ -30,7 +31,7 @@ class JointTwoBranch(AttachedLayer):
 
     As `scale` goes to 0, a1*exp(b1) goes to 1 and a2*exp(b2) to 0. Image queries of the new branch pass the
     layer's own query norm but get no positional embedding, as c has no position in the image. In layers
-    without a branch only the padding is masked.
+    without a branch only the padding is masked. With routing, the new branch reads the c of the layer's group.
 
     Source: our extension of Dong et al. 2024 (arXiv 2502.04412) to joint attention.
     """
@@ -43,9 +44,11 @@ class JointTwoBranch(AttachedLayer):
         hook: SplitText,
         single_stream: bool,
         scale: float = 1.0,
+        group: int = 0,
     ) -> None:
         super().__init__(attn, branch, scale=scale)
         self.hook = hook
+        self.group = group
         self.single_stream = single_stream
         self.check()
 
@@ -107,7 +110,11 @@ class JointTwoBranch(AttachedLayer):
         branch = self.branch
         image = result[0] if isinstance(result, tuple) else result
         pretrained_gate, new_gate = branch.gates()
-        read = self.kept(text.source, (), lambda: branch.read(text.llm_states, text.seen))
+
+        def read_own() -> KeysValues:
+            return branch.read(of_group(text.llm_states, self.group, self.hook.groups), text.seen)
+
+        read = self.kept(text.source, (), read_own)
         new = branch.attend(states, read, norm=self.attn.norm_q, backend=self.backend)
         # At scale 1: image * a1*exp(b1) + new * a2*exp(b2); at scale 0: image.
         mixed = image * (1 + self.scale * (pretrained_gate - 1)) + new * (self.scale * new_gate)

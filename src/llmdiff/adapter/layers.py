@@ -6,7 +6,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmdiff.adapter.families import Family, family_of_denoiser
+from llmdiff.adapter.families import Family, family_named, family_of_denoiser, text_width
+from llmdiff.errors import AdapterMismatchError
 
 
 def attention_layers(denoiser: nn.Module) -> dict[str, nn.Module]:
@@ -63,6 +64,32 @@ def layer_table(denoiser: nn.Module) -> dict[str, dict[str, int | bool]]:
         }
         for name, attn in layers
     }
+
+
+def check_layers(denoiser: nn.Module, config: Any) -> None:
+    """Check that an adapter of this config was made for a denoiser like this one.
+
+    Raises:
+        AdapterMismatchError: the width or the layers differ.
+    """
+    width = text_width(denoiser, family_named(config.family))
+    remedy = f"use a pipeline like the adapter's own base, {config.base_model_id!r}"
+    if width != config.text_width:
+        raise AdapterMismatchError(
+            f"pipe takes text states of width {width}, the adapter makes {config.text_width}: {remedy}"
+        )
+    found, expected = layer_table(denoiser), config.cross_attention
+    if len(found) != len(expected):
+        raise AdapterMismatchError(
+            f"pipe has {len(found)} attention layers that read the text, the adapter was made for "
+            f"{len(expected)}: {remedy}"
+        )
+    for name in found:
+        if found[name] != expected.get(name):
+            raise AdapterMismatchError(
+                f"pipe's attention layer {name} has {found[name]}, the adapter was made for "
+                f"{expected.get(name, 'no such layer')}: {remedy}"
+            )
 
 
 def states_at_layers(denoiser: Any, family: Family, states: Tensor) -> Tensor:

@@ -7,6 +7,9 @@ Its width identifies its content (W = the denoiser's text width, D = the LLM's):
     W + D          [phi(c) ; c]                             the LLM's
     W + D + W + 1  [phi(c) ; c ; base text states ; real]   the LLM's beside the base's
 
+With routing there are d encodings, for d groups of attention layers. "phi(c) ; c" then stands for
+[phi(c_1) ; ... ; phi(c_d) ; c_1 ; ... ; c_d], of width d (W + D), and a layer takes its own group's.
+
 c is the normalised text encoding. A row whose c part is all zeros is padding, so prompts are padded to one
 length with zero rows, and no separate mask is needed. The base's states may hold zero rows that are not padding
 (Stable Diffusion 3 without its T5), so they have an extra column that is 1 in real rows.
@@ -36,6 +39,7 @@ class TextParts:
 
     Shapes:
         projected (B, T, W), phi(c); llm_states (B, T, D), c; base (B, T, W) and base_real (B, T) bool, or None.
+        With routing, projected and llm_states of all groups side by side, until `of_group` takes one.
     """
 
     projected: Tensor
@@ -44,7 +48,17 @@ class TextParts:
     base_real: Tensor | None = None
 
 
-def split_text(states: Tensor, width: int, hidden_size: int) -> TextParts | None:
+def of_group(states: Tensor, group: int, groups: int) -> Tensor:
+    """Return the states of one group, (B, T, d * width) => (B, T, width)."""
+    return states if groups == 1 else states.chunk(groups, dim=-1)[group]
+
+
+def mean_of_groups(states: Tensor, groups: int) -> Tensor:
+    """Return the mean over groups, (B, T, d * width) => (B, T, width)."""
+    return states if groups == 1 else states.reshape(*states.shape[:-1], groups, -1).mean(dim=-2)
+
+
+def split_text(states: Tensor, width: int, hidden_size: int, groups: int = 1) -> TextParts | None:
     """Return the parts of a tensor from an attached `encode_prompt`; None if it holds only the base's states.
 
     Raises:
@@ -53,15 +67,16 @@ def split_text(states: Tensor, width: int, hidden_size: int) -> TextParts | None
     found = states.shape[-1]
     if found in (width, width + 1):
         return None
-    if found not in (width + hidden_size, 2 * width + hidden_size + 1):
+    start, end = groups * width, groups * (width + hidden_size)
+    if found not in (end, end + width + 1):
         raise ValueError(
             f"encoder_hidden_states has width {found}, expected {width} (the base's states), "
-            f"{width + hidden_size} or {2 * width + hidden_size + 1} (from the attached encode_prompt)"
+            f"{end} or {end + width + 1} (from the attached encode_prompt)"
         )
-    projected, llm_states = states[..., :width], states[..., width : width + hidden_size]
-    if found == width + hidden_size:
+    projected, llm_states = states[..., :start], states[..., start:end]
+    if found == end:
         return TextParts(projected, llm_states)
-    return TextParts(projected, llm_states, states[..., width + hidden_size : -1], states[..., -1] != 0)
+    return TextParts(projected, llm_states, states[..., end:-1], states[..., -1] != 0)
 
 
 def base_text(states: Tensor, width: int, *, strict: bool) -> Tensor:

@@ -66,7 +66,8 @@ class LLMEncodePrompt:
         self.control = control
         assert control.scale is not None  # `attach` resolves None to the adapter's own
         self.scale: float = control.scale
-        self.reads_base = control.scale < 1 or control.keep_base_text
+        scales = (control.scale, *(control.layer_scale or {}).values())
+        self.reads_base = min(scales) < 1 or control.keep_base_text
         self.weighted = control.weighted
         self.replaced = replaced
         self.decoding = decoding
@@ -76,6 +77,12 @@ class LLMEncodePrompt:
     def base(self) -> Any:
         """Return the `encode_prompt` that this one replaces."""
         return type(self.pipe).encode_prompt.__get__(self.pipe) if self.replaced is None else self.replaced
+
+    @property
+    def _widths(self) -> tuple[int, int]:
+        """Return the widths of phi(c) and c, those of all groups together."""
+        phi, groups = self.adapter.phi, self.adapter.groups
+        return groups * phi.out_features, groups * phi.in_features
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LLMEncodePrompt":
         for shared in (self.llm, self.control, self.__signature__, self.contract, self.family):
@@ -166,6 +173,7 @@ class LLMEncodePrompt:
                 negative,
                 weighted=self.weighted,
                 rewording=self.control.rewording,
+                block_gains=self.control.block_gains,
             )
         )
         if self.reads_base and (positive is not None or negative is not None):
@@ -221,7 +229,7 @@ class LLMEncodePrompt:
     def _returned(
         self, parts: Parts, device: torch.device, dtype: torch.dtype, copies: int
     ) -> tuple[Any, ...]:
-        width, hidden_size = self.adapter.phi.out_features, self.adapter.phi.in_features
+        width, hidden_size = self._widths
         for name, mask_name in _MASKS:
             states = parts.get(name)
             if states is not None:
@@ -293,8 +301,8 @@ class LLMEncodePrompt:
         parts.update({name: base[name] for name in ("second", "second_mask") if name in base})
 
     def _check_embeds(self, given: dict[str, Any]) -> None:
-        width, hidden_size = self.adapter.phi.out_features, self.adapter.phi.in_features
-        ours = width + hidden_size + (width + 1 if self.reads_base else 0)
+        width = self.adapter.phi.out_features
+        ours = sum(self._widths) + (width + 1 if self.reads_base else 0)
         first = given.get("prompt_embeds")
         base = first is not None and first.shape[-1] == width
         for name in _EMBEDS:

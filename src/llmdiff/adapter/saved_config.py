@@ -73,6 +73,11 @@ class SavedConfig(AdapterSettings):
         # States that come from no LLM have no blocks.
         if self.encoding is not None and not self.num_blocks:
             raise ValueError("num_blocks is 0, expected at least 1 where there is an encoding")
+        if self.routing > max(1, len(self.cross_attention)):
+            raise ValueError(
+                f"routing is {self.routing}, expected at most {len(self.cross_attention)}, the number of attention "
+                "layers that read the text"
+            )
         if len({name.replace(".", "_") for name in self.cross_attention}) < len(self.cross_attention):
             raise ValueError("cross_attention has two layers whose names differ in dots only")
         return self

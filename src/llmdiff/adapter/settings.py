@@ -1,16 +1,17 @@
 """Settings of a new adapter, and of a pipeline's control by one."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from llmdiff.adapter.gain_settings import check_block_gains, check_layer_scale
 from llmdiff.adapter.refiner import LAYERS
 from llmdiff.checks.bounds import SCALE, short
 from llmdiff.checks.validation import settings_from
 from llmdiff.errors import ConfigError
-from llmdiff.language.encoding import EncodingSettings
+from llmdiff.language.settings import EncodingSettings
 
 if TYPE_CHECKING:
     from llmdiff.language.rewording import Rewording
@@ -45,9 +46,12 @@ class Control:
         weighted: read `(word:1.3)` in a prompt as a weight.
         strict: refuse an LLM of another name than the adapter's; False warns instead.
         rewording: a closed LLM that rewords every prompt before it is encoded; negative prompts are not reworded.
+        block_gains: factors of what blocks of the LLM add to the encoding, by their numbers from 0; others keep 1.
+        layer_scale: scales of attention layers in place of `scale`, by their names with wildcards; the last that
+            matches counts. A pooled text vector follows `scale`.
 
     Raises:
-        ConfigError: the scale is out of range.
+        ConfigError: a number is out of range.
     """
 
     scale: float | None = None
@@ -55,12 +59,26 @@ class Control:
     weighted: bool = False
     strict: bool = True
     rewording: "Rewording | None" = None
+    block_gains: Mapping[int, float] | None = None
+    layer_scale: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
+        check_block_gains(self.block_gains or {})
+        check_layer_scale(self.layer_scale or {})
+        if self.scale == 0 and self.layer_scale:
+            raise ConfigError(
+                "layer_scale is given and scale is 0, which leaves the base as it is: choose a scale above 0 and give "
+                'the other layers 0, as in {"*": 0, "mid_block.*": 1}'
+            )
         if self.scale is not None and not SCALE.holds(self.scale):
             raise ConfigError(
                 f"scale is {short(self.scale)}, expected a number from 0 (the base pipeline) to 1 (the LLM)"
             )
+
+    @property
+    def base(self) -> "Control":
+        """Return the control that leaves the pipeline to its base's text encoder."""
+        return replace(self, scale=0.0, layer_scale=None)
 
 
 def as_control(given: Control | float | None, fields: Mapping[str, Any]) -> Control:

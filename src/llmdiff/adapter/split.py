@@ -6,7 +6,7 @@ that reaches every layer where there is one, else through `SplitText.handed`, wh
 
 import inspect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from llmdiff.adapter.layout import (
     NO_TEXT,
     TextParts,
     base_text,
+    mean_of_groups,
     pack_into_mask,
     real_rows,
     rows_of,
@@ -70,6 +71,7 @@ class SplitText:
         *,
         text_width: int,
         hidden_size: int,
+        groups: int = 1,
         scale: float,
         keep_base_text: bool,
         strict: bool,
@@ -81,6 +83,7 @@ class SplitText:
         self.carrier = family.carrier if family.carrier in takes else None
         self.text_width = text_width
         self.hidden_size = hidden_size
+        self.groups = groups
         self.scale = scale
         self.keep_base_text = keep_base_text
         self.strict = strict
@@ -155,15 +158,17 @@ class SplitText:
         return output
 
     def _parts(self, states: Any) -> TextParts | None:
+        """Return the parts; with routing, the denoiser reads the mean of all groups' phi(c) as its one text."""
+        start, width = self.groups * self.text_width, self.groups * (self.text_width + self.hidden_size)
         if not self.family.ragged:
-            return split_text(states, self.text_width, self.hidden_size)
-        width = self.text_width + self.hidden_size
-        rows = [split_text(text[None], self.text_width, self.hidden_size) for text in states]
+            found = split_text(states, self.text_width, self.hidden_size, self.groups)
+            return found and replace(found, projected=mean_of_groups(found.projected, self.groups))
+        rows = [split_text(text[None], self.text_width, self.hidden_size, self.groups) for text in states]
         if any(one is None for one in rows):
             return None
-        own = [text[real_rows(text[:, self.text_width : width])] for text in states]
+        own = [text[real_rows(text[:, start:width])] for text in states]
         padded = pad_sequence([text[:, :width] for text in own], batch_first=True)
-        parts = TextParts(padded[..., : self.text_width], padded[..., self.text_width :])
+        parts = TextParts(mean_of_groups(padded[..., :start], self.groups), padded[..., start:])
         if states[0].shape[-1] == width:
             return parts
         base = pad_sequence([text[text[:, -1] != 0, width:] for text in states], batch_first=True)

@@ -7,6 +7,7 @@ import torch
 
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.contract import Part
+from llmdiff.adapter.gain_settings import check_blocks
 from llmdiff.adapter.prompt_parts import Parts
 from llmdiff.errors import ConfigError, PromptError
 from llmdiff.files import clean_text, is_blank
@@ -83,34 +84,48 @@ def encode_texts(
     generator: torch.Generator | None = None,
     rewording: Rewording | None = None,
     reword: Collection[str] | None = None,
+    block_gains: Mapping[int, float] | None = None,
 ) -> TextEncoding:
     """Return the text encoding, from the adapter's context encoding, else from `llm.encode`.
 
-    `weighted` and `generator` are those of `ContextEncoding.encode`. With `rewording`, a closed LLM rewords the texts,
-    or those in `reword`.
+    `weighted`, `generator` and `block_gains` are those of `ContextEncoding.encode`. With `rewording`, a closed LLM
+    rewords the texts, or those in `reword`.
 
     Raises:
-        ConfigError: `weighted`, `rewording` or `generator` is given for an adapter without a context encoding.
+        ConfigError: `weighted`, `rewording`, `generator` or `block_gains` is given for an adapter without a context
+            encoding, or the LLM has no such block.
     """
-    check_context(adapter, weighted=weighted, rewording=rewording)
+    check_context(adapter, weighted=weighted, rewording=rewording, block_gains=block_gains)
+    how: dict[str, Any] = {"weighted": weighted, "generator": generator, "block_gains": block_gains}
     if adapter.context is not None and rewording is not None:
-        return encode_reworded(
-            adapter.context, llm, texts, rewording, reword=reword, generator=generator, weighted=weighted
-        )
+        return encode_reworded(adapter.context, llm, texts, rewording, reword=reword, **how)
     if adapter.context is not None:
-        return adapter.context.encode(llm, list(texts), weighted=weighted, generator=generator)
+        return adapter.context.encode(llm, list(texts), **how)
     if generator is not None:
         raise ConfigError("noise_seed is given, but the adapter's states have no noise: leave noise_seed out")
     encoding: TextEncoding = llm.encode(list(texts))
     return encoding
 
 
-def check_context(adapter: LLMDiffAdapter, *, weighted: bool, rewording: Rewording | None) -> None:
+def check_context(
+    adapter: LLMDiffAdapter,
+    *,
+    weighted: bool,
+    rewording: Rewording | None,
+    block_gains: Mapping[int, float] | None = None,
+) -> None:
     """Check that the adapter has a context encoding if one is needed.
 
     Raises:
-        ConfigError: it has none, so there are no scores to weigh and no LLM that reads an answer.
+        ConfigError: it has none, so there are no scores to weigh and no LLM that reads an answer; or the LLM lacks a
+            block.
     """
+    if block_gains and adapter.context is None:
+        raise ConfigError(
+            "block_gains is given, but the adapter's states are no sum over blocks: leave it out"
+        )
+    if adapter.context is not None:
+        check_blocks(block_gains or {}, adapter.context.num_blocks)
     if weighted and adapter.context is None:
         raise ConfigError(
             "weighted is True, but the adapter's states have no scores to weigh: leave weighted out"
@@ -129,6 +144,7 @@ def encode_parts(
     *,
     weighted: bool,
     rewording: Rewording | None = None,
+    block_gains: Mapping[int, float] | None = None,
 ) -> Parts:
     """Return the text states and pooled vectors of prompts and negative prompts; None: there are none.
 
@@ -141,7 +157,13 @@ def encode_parts(
     # Encode every distinct text once, in one pass: negative prompts mostly repeat. Negative prompts are not
     # reworded.
     encoding = encode_texts(
-        adapter, llm, texts, weighted=weighted, rewording=rewording, reword=frozenset(positive or ())
+        adapter,
+        llm,
+        texts,
+        weighted=weighted,
+        rewording=rewording,
+        reword=frozenset(positive or ()),
+        block_gains=block_gains,
     )
     states, pooled = adapter.condition(encoding)
     parts: Parts = {}

@@ -58,6 +58,8 @@ SEED = Bounds(0, 2**63 - 1)
 STEPS = Bounds(1, 10_000)
 GUIDANCE = Bounds(0.0, 1000.0)
 SCALE = Bounds(0.0, 1.0)
+# Factors of what a block adds to an encoding.
+BLOCK_GAIN = Bounds(-10.0, 10.0)
 SIDE_PX = Bounds(1, 16_384)
 # Pictures per request.
 NUMBER = Bounds(1, 10_000)

@@ -34,6 +34,14 @@ def _models(
     weighted: Annotated[
         bool, typer.Option("--weighted", help="Read (word:1.3) in a prompt as a weight for the LLM.")
     ] = False,
+    block_gains: Annotated[
+        str | None,
+        typer.Option("--block-gains", help='Factors of the LLM\'s blocks: "0-9=0.5,20=2" [1 for all].'),
+    ] = None,
+    layer_scale: Annotated[
+        str | None,
+        typer.Option("--layer-scale", help='Scales of layers in place of --scale: "down_blocks.*=0.5".'),
+    ] = None,
     device: Device = None,
     dtype: Annotated[Dtype, typer.Option("--dtype", help="Dtype of LLM and pipeline.")] = "float32",
     trust_remote_code: Annotated[

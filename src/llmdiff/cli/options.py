@@ -17,7 +17,9 @@ from llmdiff.errors import ConfigError
 _MAX_PART_BYTES = 255
 _MAX_NAME = 4096
 # Parameters that may be long and have several lines; all others are names and addresses.
-_TEXTS = frozenset({"prompt", "negative_prompt", "template", "title", "changes"})
+_TEXTS = frozenset(
+    {"prompt", "block_gains", "layer_scale", "negative_prompt", "template", "title", "changes"}
+)
 
 
 def number(name: str, allowed: Bounds, **described: Any) -> Any:

@@ -4,7 +4,7 @@ import logging
 import platform
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,7 +118,7 @@ def compare(settings: DrawingSettings, models: Models, out: Path) -> Path:
     scale = made_with["scale"]
     captions = [f"seed {seed}" for seed in settings.seeds]
     # At scale 0 the pipeline is the base; weights are removed from the prompt.
-    with controller.attached(pipe, replace(models.control, scale=0.0)):
+    with controller.attached(pipe, models.control.base):
         base = Panel(
             title="base text encoder",
             images=[draw(pipe, settings, seed) for seed in settings.seeds],

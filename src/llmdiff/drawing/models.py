@@ -2,7 +2,7 @@
 
 import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +33,7 @@ class Models:
     Fields:
         adapter, llm, pipeline: names, folders or Hub ids; None: those that the adapter was trained with.
         scale, keep_base_text, weighted: see `Control`.
+        block_gains, layer_scale: see `Control`, as texts: "0-9=0.5,20=2" and "down_blocks.*=0.5,mid_block.*=1".
         device: None: an accelerator if there is one, else "cpu".
         dtype: of LLM and pipeline.
         trust_remote_code: whether Python code that comes with the LLM may run.
@@ -49,6 +50,8 @@ class Models:
     scale: float | None = None
     keep_base_text: bool = False
     weighted: bool = False
+    block_gains: str | None = None
+    layer_scale: str | None = None
     device: str | None = None
     dtype: Dtype = "float32"
     trust_remote_code: bool = False
@@ -73,14 +76,18 @@ class Models:
         """Return how the LLM controls the pipeline.
 
         Raises:
-            ConfigError: `reword_url` is not a valid address, or would send its key unencrypted.
+            ConfigError: a number is out of range, or `reword_url` is not a valid address or would send its key
+                unencrypted.
         """
+        from llmdiff.adapter.gain_settings import parse_block_gains, parse_layer_scale
         from llmdiff.adapter.settings import Control
 
         return Control(
             scale=self.scale,
             keep_base_text=self.keep_base_text,
             weighted=self.weighted,
+            block_gains=None if self.block_gains is None else parse_block_gains(self.block_gains),
+            layer_scale=None if self.layer_scale is None else parse_layer_scale(self.layer_scale),
             rewording=_rewording(self),
         )
 
@@ -90,6 +97,8 @@ class Models:
             "scale": self.scale,
             "keep_base_text": "yes" if self.keep_base_text else None,
             "weighted": "yes" if self.weighted else None,
+            "block_gains": self.block_gains,
+            "layer_scale": self.layer_scale,
             "reword_model": self.reword_model,
             "reword_answers": self.reword_answers if self.reword_answers > 1 else None,
             "dtype": self.dtype,
@@ -206,6 +215,25 @@ def scale_of(models: Models) -> float:
 
     config, _ = LLMDiffAdapter.saved_config(adapter_source(models.adapter))
     return float(config.get("scale", 1.0))
+
+
+def gains_of_thirds(models: Models, thirds: Sequence[float]) -> str | None:
+    """Return `block_gains` with a factor for the early, middle and late blocks of the adapter's LLM; None for 1 alone.
+
+    Raises:
+        AdapterNotFoundError: there is no such adapter.
+        CorruptWeightsError: it is damaged.
+    """
+    from llmdiff.adapter.adapter import LLMDiffAdapter
+    from llmdiff.controller import adapter_source
+
+    if all(factor == 1 for factor in thirds):
+        return None
+    config, _ = LLMDiffAdapter.saved_config(adapter_source(models.adapter))
+    count = int(config["num_blocks"])
+    ends = [count * part // len(thirds) for part in range(len(thirds) + 1)]
+    parts = zip(ends[:-1], ends[1:], thirds, strict=True)
+    return ",".join(f"{start}-{end - 1}={factor:g}" for start, end, factor in parts if end > start)
 
 
 def usable_device(name: str | None) -> str:

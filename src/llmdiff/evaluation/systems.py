@@ -1,7 +1,6 @@
 """Systems of an evaluation: functions from prompts and seeds to pictures."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -85,4 +84,4 @@ def controller_systems(
 
         return draw_attached
 
-    return {BASE: controlled(replace(ours, scale=0.0)), OURS: controlled(ours)}
+    return {BASE: controlled(ours.base), OURS: controlled(ours)}

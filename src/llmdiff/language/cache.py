@@ -87,7 +87,7 @@ class CaptionStore(ABC, Generic[_Reading]):
 class EncodingStore(CaptionStore[TextEncoding]):
     """A store of text encodings. float16 keeps a token's state to three digits.
 
-    Shapes: an entry is (tokens, D) float16; a batch has states (B, T, D) float32.
+    Shapes: an entry is (tokens, D) float16; a batch has states (B, T, D) float32; with routing (..., d, D).
     """
 
     def _split(self, reading: TextEncoding) -> Sequence[Tensor]:
@@ -143,9 +143,11 @@ def encoding_key(llm: DecoderLLM, context: ContextEncoding, *, groups: int | Non
     }
     if groups is not None:
         settings["score_groups"] = groups
+    elif context.routed is not None:
+        settings["routing_form"] = context.routed.form
     digest = sha256(json.dumps(settings, sort_keys=True).encode())
     # Noise is drawn anew every time, and scores are stored before gains weigh them.
-    left_out = ("h_raw",) if groups is None else ("h_raw", "gamma", "kappa")
+    left_out = ("h_raw",) if groups is None else ("h_raw", "gamma", "kappa", "routed.gamma", "routed.kappa")
     for name, tensor in sorted(context.state_dict().items()):
         if name not in left_out:
             digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())

@@ -1,44 +1,21 @@
 """The text encoding: a weighted sum of what an LLM's blocks do to each token."""
 
 import math
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
-from llmdiff.checks.validation import Settings, keywords_of, settings_from
+from llmdiff.checks.validation import keywords_of, settings_from
 from llmdiff.errors import AdapterMismatchError, ConfigError
 from llmdiff.language.blocks import Lone, run_rows
 from llmdiff.language.calibration import measure_scales, norms
 from llmdiff.language.llm import DecoderLLM
+from llmdiff.language.routing import RoutedGains
 from llmdiff.language.rows import TokenRows
-from llmdiff.language.tokens import checked_template
+from llmdiff.language.settings import Encoding, EncodingSettings
 from llmdiff.types import BlockStates, TextEncoding
-
-Encoding = Literal["guided", "paper"]
-_MAX_TOKENS, _MAX_TEMPLATE = 2**20, 100_000
-
-
-class EncodingSettings(Settings):
-    """How an LLM's blocks become a text encoding, see `ContextEncoding`.
-
-    Fields:
-        encoding: which sum over blocks; None: the states come from something else, without a sum.
-        lone: what a token alone sees: only itself, or BOS too.
-        template: text around the prompt, with `{prompt}` in it, see `DecoderLLM.tokenize`.
-        max_length: longest prompt in tokens; longer ones are cut with a warning.
-        clip: updates longer than this many scales are shortened to it; `math.inf` clips nothing.
-    """
-
-    encoding: Encoding | None = "guided"
-    lone: Lone = "token+bos"
-    template: Annotated[str, Field(max_length=_MAX_TEMPLATE), AfterValidator(checked_template)] | None = None
-    max_length: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] = 512
-    # NaN is not above 0.
-    clip: Annotated[float, Field(gt=0)] = 3.0
-
 
 # The noise each block starts with, as a fraction of a typical token's x_0.
 _INITIAL_NOISE = 0.01
@@ -73,6 +50,9 @@ class ContextEncoding(nn.Module):
 
     w = 1 changes no bit; w = 0 leaves the token as it is alone. A token with no context has no score, and no
     weight changes it: BOS, and a prompt's first word where "alone" is "token+bos" and there is no template.
+
+    With `routing` above 1, every group d of the denoiser's attention layers has a c_d with gains of its own, see
+    `RoutedGains`. One pass of the LLM sums all of them, (B, T, d, D); a block's noise is the same in all.
 
     A prompt's first token is BOS: s = 0, so c = x_0 there in "paper"; in "guided" it is one constant vector.
 
@@ -118,6 +98,11 @@ class ContextEncoding(nn.Module):
         self.clip = settings.clip
         self.gamma = nn.Parameter(torch.ones(num_blocks))
         self.kappa = nn.Parameter(torch.ones(num_blocks)) if self.encoding == "guided" else None
+        self.routed: RoutedGains | None = None
+        if settings.routing > 1:
+            self.routed = RoutedGains(
+                num_blocks, settings.routing, form=settings.routing_form, guided=self.encoding == "guided"
+            )
         self.h_raw = nn.Parameter(torch.full((num_blocks,), _INITIAL_NOISE))
         self.register_buffer("x0_scale", torch.ones(()))
         self.register_buffer("score_scale", torch.ones(num_blocks))
@@ -127,6 +112,10 @@ class ContextEncoding(nn.Module):
     def h(self) -> Tensor:
         """h_l >= 0 in units of x_0's median norm squared, (L,)."""
         return self.h_raw.square() / (2 * self.hidden_size)
+
+    def gains(self) -> tuple[Tensor, Tensor | None]:
+        """Returns gamma and kappa (None in "paper"), (L,); with routing those of all groups, (L, d)."""
+        return (self.gamma, self.kappa) if self.routed is None else self.routed(self.gamma, self.kappa)
 
     @torch.no_grad()
     def calibrate(self, llm: DecoderLLM, prompts: Sequence[str]) -> None:
@@ -157,7 +146,7 @@ class ContextEncoding(nn.Module):
         are then those of `PromptTokens`.
 
         Shapes:
-            result: (B, T, D) float32, padding rows are exactly 0.
+            result: (B, T, D) float32, with routing (B, T, d, D); padding rows are exactly 0.
         Raises:
             AdapterMismatchError: states of an LLM with another number or width of blocks.
         """
@@ -169,11 +158,13 @@ class ContextEncoding(nn.Module):
         )
         if token_weights is not None:
             scores = scores * token_weights.to(device)[..., None]
-        c = states.x0.float() / self.x0_scale.to(device)
-        c = c + torch.einsum("l,lbtd->btd", self.gamma.to(device), scores)
-        if self.kappa is not None:
+        gamma, kappa = self.gains()
+        weighted = "l,lbtd->btd" if self.routed is None else "lg,lbtd->btgd"
+        c = self.for_groups(states.x0.float() / self.x0_scale.to(device))
+        c = c + torch.einsum(weighted, gamma.to(device), scores)
+        if kappa is not None:
             alone = self.in_scales(alone, self.lone_scale.to(device)[:, None, None, None])
-            c = c + torch.einsum("l,lbtd->btd", self.kappa.to(device), alone)
+            c = c + torch.einsum(weighted, kappa.to(device), alone)
         return self._finish(c, states.token_mask, generator)
 
     def encode(
@@ -184,17 +175,18 @@ class ContextEncoding(nn.Module):
         generator: torch.Generator | None = None,
         weighted: bool = False,
         contexts: Sequence[str] | None = None,
+        block_gains: Mapping[int, float] | None = None,
         gradients: bool = False,
     ) -> TextEncoding:
         """Returns c of the prompts, summed block by block while the LLM runs: O(B*T*D) memory, not times L.
 
         Without a generator there is no noise, and the result is bit-for-bit repeatable. With `weighted`,
         `(word:1.3)` in a prompt is a weight, see `parse_weights`; without, it is text. `contexts`, one for each
-        prompt, are read before it and not encoded. `gradients`: for an LLM with parts that learn; memory is then
-        that of training it, and what stands before all prompts gets none.
+        prompt, are read before it and not encoded. `block_gains` multiplies what these blocks add. `gradients`: for an
+        LLM with parts that learn; memory is that of training it, and what stands before all prompts gets none.
 
         Shapes:
-            states: (B, T, D) float32, padding rows are exactly 0.
+            states: (B, T, D) float32, with routing (B, T, d, D); padding rows are exactly 0.
         Raises:
             PromptError: no prompts, one that is not a string, or a weight out of range.
             AdapterMismatchError: the LLM has another number or width of blocks.
@@ -211,34 +203,47 @@ class ContextEncoding(nn.Module):
         rows = TokenRows.of(tokens, llm.device)
         weights = None if tokens.weights is None else rows.of_tokens(tokens.weights)[:, None]
         total: list[Tensor] = []
+        factors = block_gains or {}
 
         def add(index: int, x: Tensor, u: Tensor, v: Tensor | None) -> None:
             assert v is not None
             if index == 0:
-                total.append(x / self.x0_scale.to(x.device))
-            c = total[0]
-            c += self.contribution(index, u, v, weights=weights)
+                total.append(self.for_groups(x / self.x0_scale.to(x.device)))
+            total[0] += self.contribution(index, u, v, weights=weights, factor=factors.get(index))
 
         with torch.set_grad_enabled(gradients):
             run_rows(llm, rows, tokens.prefix_ids, lone=self.lone, visit=add)
             mask = tokens.token_mask.to(total[0].device)
             return TextEncoding(states=self._finish(rows.padded(total[0]), mask, generator), token_mask=mask)
 
-    def contribution(self, index: int, u: Tensor, v: Tensor, *, weights: Tensor | None = None) -> Tensor:
-        """Returns what one block adds to c without its noise: g_l * s_l, and in "guided" k_l * v_l.
+    def contribution(
+        self, index: int, u: Tensor, v: Tensor, *, weights: Tensor | None = None, factor: float | None = None
+    ) -> Tensor:
+        """Returns what one block adds to c without its noise: g_l * s_l, and in "guided" k_l * v_l, times a factor.
 
         Shapes:
-            u, v: (..., D), weights: (..., 1) => (..., D).
+            u, v: (..., D), weights: (..., 1) => (..., D), with routing (..., d, D).
         """
+        gamma, kappa = self.gains()
         score = u - v
-        gain = self.gamma[index].to(u.device) * self._per_scale(score, self.score_scale[index].to(u.device))
+        gain = gamma[index].to(u.device) * self._per_scale(score, self.score_scale[index].to(u.device))
         if weights is not None:
             gain = gain * weights.to(gain.device)
+        if self.routed is not None:
+            gain, score = gain[..., None], score[..., None, :]
         added = gain * score
-        if self.kappa is not None:
-            gain = self.kappa[index].to(v.device) * self._per_scale(v, self.lone_scale[index].to(v.device))
+        if kappa is not None:
+            gain = kappa[index].to(v.device) * self._per_scale(v, self.lone_scale[index].to(v.device))
+            if self.routed is not None:
+                gain, v = gain[..., None], v[..., None, :]
             added = torch.addcmul(added, gain, v)
-        return added
+        return added if factor is None else added * factor
+
+    def for_groups(self, states: Tensor) -> Tensor:
+        """Returns states repeated for every group: (..., D) => (..., d, D), without routing as they are."""
+        if self.routed is None:
+            return states
+        return states[..., None, :].repeat(*(1,) * (states.ndim - 1), self.routed.groups, 1)
 
     def noised(self, c: Tensor, token_mask: Tensor, generator: torch.Generator) -> Tensor:
         """Returns an encoding with a draw of every block's noise added to its real tokens, for training.
@@ -276,10 +281,10 @@ class ContextEncoding(nn.Module):
                 device=generator.device,
                 dtype=torch.float32,
             )
-            noise = c.new_zeros(c.shape)
+            noise = c.new_zeros(*token_mask.shape, self.hidden_size)
             noise[token_mask] = eps.to(c.device)
-            c = c + amplitude * noise
-        return torch.where(token_mask[..., None], c, 0.0)
+            c = c + amplitude * (noise if self.routed is None else noise[..., None, :])
+        return torch.where(token_mask[(...,) + (None,) * (c.ndim - 2)], c, 0.0)
 
     def check_llm(self, llm: DecoderLLM) -> None:
         """Returns None if the LLM is of the sizes that this encoding was made for.

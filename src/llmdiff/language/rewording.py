@@ -1,6 +1,6 @@
 """Prompts that a closed LLM rewords, encoded by an open LLM together with the answer."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -66,6 +66,7 @@ def encode_reworded(
     reword: Collection[str] | None = None,
     generator: torch.Generator | None = None,
     weighted: bool = False,
+    block_gains: Mapping[int, float] | None = None,
 ) -> TextEncoding:
     """Return the encoding c of the prompts after a closed LLM has reworded each, or those in `reword`.
 
@@ -86,7 +87,9 @@ def encode_reworded(
             texts.append(text)
             before.append(context_text)
             owners.append(owner)
-    encoding = context.encode(llm, texts, generator=generator, weighted=weighted, contexts=before)
+    encoding = context.encode(
+        llm, texts, generator=generator, weighted=weighted, contexts=before, block_gains=block_gains
+    )
     return _means(encoding, torch.tensor(owners), len(prompts))
 
 
@@ -99,4 +102,5 @@ def _means(encoding: TextEncoding, owners: Tensor, count: int) -> TextEncoding:
     summed = encoding.states.new_zeros(shape).index_add_(0, owners, encoding.states)
     sizes = torch.bincount(owners, minlength=count)
     firsts = torch.searchsorted(owners, torch.arange(count, device=owners.device))
-    return TextEncoding(states=summed / sizes[:, None, None], token_mask=encoding.token_mask[firsts])
+    sizes = sizes.reshape(-1, *(1,) * (summed.ndim - 1))
+    return TextEncoding(states=summed / sizes, token_mask=encoding.token_mask[firsts])

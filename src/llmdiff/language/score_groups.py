@@ -89,17 +89,19 @@ def sum_groups(
     The gain of a group is the mean of its blocks' gains, so those of a group move together.
 
     Shapes:
-        result: (B, T, D) float32, padding rows are exactly 0.
+        result: (B, T, D) float32, with routing (B, T, d, D); padding rows are exactly 0.
     """
-    per_kind = 1 if context.kappa is None else 2
+    gamma, kappa = context.gains()
+    per_kind = 1 if kappa is None else 2
     groups = (grouped.parts.shape[1] - 1) // per_kind
-    gains = [context.gamma.new_ones(1), _group_means(context.gamma, groups)]
-    if context.kappa is not None:
-        gains.append(_group_means(context.kappa, groups))
-    rows = torch.einsum("p,npd->nd", torch.cat(gains).to(grouped.parts.device), grouped.parts.float())
+    gains = [gamma.new_ones(1, *gamma.shape[1:]), _group_means(gamma, groups)]
+    if kappa is not None:
+        gains.append(_group_means(kappa, groups))
+    weighted = "p,npd->nd" if context.routed is None else "pg,npd->ngd"
+    rows = torch.einsum(weighted, torch.cat(gains).to(grouped.parts.device), grouped.parts.float())
     mask = grouped.token_mask
-    c = rows.new_zeros(*mask.shape, rows.shape[-1])
-    c = c.masked_scatter(mask[..., None], rows)
+    c = rows.new_zeros(*mask.shape, *rows.shape[1:])
+    c = c.masked_scatter(mask[(...,) + (None,) * (c.ndim - 2)], rows)
     return c if generator is None else context.noised(c, mask, generator)
 
 
@@ -107,5 +109,5 @@ def _group_means(gains: Tensor, groups: int) -> Tensor:
     index = torch.tensor([group_of(block, len(gains), groups) for block in range(len(gains))]).to(
         gains.device
     )
-    sums = gains.new_zeros(groups).index_add(0, index, gains)
-    return sums / torch.bincount(index, minlength=groups)
+    sums = gains.new_zeros(groups, *gains.shape[1:]).index_add(0, index, gains)
+    return sums / torch.bincount(index, minlength=groups).reshape(-1, *(1,) * (gains.ndim - 1))

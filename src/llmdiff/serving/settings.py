@@ -138,9 +138,12 @@ class UiSettings:
         llm: str | None = None,
         pipeline: str | None = None,
         scale: float | None = None,
+        block_gains: str | None = None,
     ) -> Models:
         """Return the models of a choice."""
-        return replace(self.base, adapter=adapter, llm=llm, pipeline=pipeline, scale=scale)
+        return replace(
+            self.base, adapter=adapter, llm=llm, pipeline=pipeline, scale=scale, block_gains=block_gains
+        )
 
 
 def read_token(path: Path | None, value: str | None) -> str | None:

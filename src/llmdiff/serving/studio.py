@@ -126,7 +126,8 @@ class Studio:
         self._thread.shutdown(cancel_futures=True)
 
     def _models(self, models: Models, tell: Callable[[Event], None]) -> tuple["LLMController", Any]:
-        wanted = replace(models, scale=None)  # models do not depend on the scale
+        # What is loaded does not depend on how the LLM controls.
+        wanted = replace(models, scale=None, block_gains=None, layer_scale=None)
         if self._loaded is None or self._loaded[0] != wanted:
             # Free the old models first: there may not be memory for both.
             self._loaded = None
@@ -151,7 +152,9 @@ class Studio:
             after_step = _watcher(pipe, settings, system, seed, tell, stop, words_watch)
             image = drawing.draw(pipe, settings, seed, after_step=after_step)
             # Scale 0 is the base, so that the metadata reproduces the picture.
-            made_with = replace(models, scale=0.0) if system == "base" else models
+            made_with = (
+                replace(models, scale=0.0, block_gains=None, layer_scale=None) if system == "base" else models
+            )
             facts = drawing.picture_metadata(settings, made_with, controller, pipe) | {"seed": seed}
             words = {name: str(value) for name, value in facts.items() if value is not None}
             heat = [] if words_watch is None else _heat(words_watch, image)

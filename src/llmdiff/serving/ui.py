@@ -200,6 +200,20 @@ def _settings_inputs(gr: Any, settings: UiSettings) -> tuple[list[Any], Any]:
                 min_width=200,
                 elem_id="scale",
             )
+        with gr.Row():
+            thirds = [
+                gr.Slider(
+                    0,
+                    2,
+                    1,
+                    step=0.1,
+                    label=f"{name} blocks",
+                    info=f"Factor of what the LLM's {name.lower()} blocks add; 1: as trained.",
+                    min_width=200,
+                    elem_id=f"{name.lower()}-blocks",
+                )
+                for name in ("Early", "Middle", "Late")
+            ]
     choices = len(settings.adapters + settings.llms + settings.pipelines)
     with gr.Accordion("Models", open=choices > 1), gr.Row():
         adapter = gr.Dropdown(list(settings.adapters), value=settings.adapters[0], label="Adapter")
@@ -210,7 +224,7 @@ def _settings_inputs(gr: Any, settings: UiSettings) -> tuple[list[Any], Any]:
     adapter.change(
         lambda name: scale_of(settings.models(name)), adapter, scale, api_visibility="private", queue=False
     )
-    return [negative, seed, number, steps, guidance, scale, adapter, llm, pipeline], again
+    return [negative, seed, number, steps, guidance, scale, *thirds, adapter, llm, pipeline], again
 
 
 def _queue_words(queue_size: int) -> str:

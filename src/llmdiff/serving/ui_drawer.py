@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmdiff.drawing.draw import DrawingSettings, new_seed
-from llmdiff.drawing.models import Models, scale_of
+from llmdiff.drawing.models import Models, gains_of_thirds, scale_of
 from llmdiff.errors import ConfigError, LLMDiffError
 from llmdiff.serving import ui_html
 from llmdiff.serving.expiring_pictures import ExpiringPictures
@@ -69,6 +69,9 @@ class Drawer:
         steps: float,
         guidance_scale: float,
         scale: float,
+        early: float,
+        middle: float,
+        late: float,
         adapter: str,
         llm: str,
         pipeline: str,
@@ -77,7 +80,10 @@ class Drawer:
         """Draw and yield updates of the page: the status, the two sides, the gallery, its state."""
         try:
             order = self._order(prompt, negative_prompt, seed, number, steps, guidance_scale)
-            models = self._settings.models(adapter, llm=llm or None, pipeline=pipeline or None, scale=scale)
+            gains = gains_of_thirds(self._settings.models(adapter), (early, middle, late))
+            models = self._settings.models(
+                adapter, llm=llm or None, pipeline=pipeline or None, scale=scale, block_gains=gains
+            )
             yield from self._shown(order, models, [one for one in kept if self._is_kept(one)])
         except LLMDiffError as error:
             yield _change(ui_html.error(str(error)))

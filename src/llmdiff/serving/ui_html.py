@@ -11,7 +11,17 @@ from llmdiff.serving.templates import macro
 
 TITLES: Mapping[System, str] = {"base": "Base text encoder", "llm": "LLM"}
 # Metadata of the base's pictures that the page does not show: the LLM had no part in them.
-_OF_THE_LLM = ("llm", "adapter", "scale", "keep_base_text", "weighted", "reword_model", "reword_answers")
+_OF_THE_LLM = (
+    "llm",
+    "adapter",
+    "scale",
+    "keep_base_text",
+    "weighted",
+    "block_gains",
+    "layer_scale",
+    "reword_model",
+    "reword_answers",
+)
 _FOR_GRADIO = {ord(letter): f"&#{ord(letter)};" for letter in "${}`"}
 
 CSS = """

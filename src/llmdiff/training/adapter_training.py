@@ -231,8 +231,14 @@ class AdapterTraining:
     def _rates(self) -> dict[str, Any]:
         """How fast each parameter learns, from captions as on pictures."""
         training = self.config.training
+        scale = adapter_lr_scale(training.scalar_learning_rate / training.learning_rate)
+
+        def lr_scale(name: str) -> tuple[float, float]:
+            share, decay = scale(name)
+            return share * self.conditioning.lr_share(name), decay
+
         return {
-            "lr_scale": adapter_lr_scale(training.scalar_learning_rate / training.learning_rate),
+            "lr_scale": lr_scale,
             "muon": lambda name: training.optimizer == "muon" and self.conditioning.uses_muon(name),
         }
 

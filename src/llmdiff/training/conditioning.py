@@ -82,6 +82,10 @@ class Conditioning(ABC):
         """Return whether Muon optimises the parameter of this name ("module.path"), provided that it is a matrix."""
         return False
 
+    def lr_share(self, name: str) -> float:
+        """Return the share of the learning rate that the parameter of this name learns at."""
+        return 1.0
+
     def figures(self) -> Mapping[str, float]:
         """Return figures to log beside the loss."""
         return {}

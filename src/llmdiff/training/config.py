@@ -11,7 +11,7 @@ from llmdiff.checks.bounds import COUNT, GUIDANCE, STEPS, TRAINING_STEPS, short
 from llmdiff.checks.validation import what_is_wrong
 from llmdiff.errors import ConfigError, InputFileError
 from llmdiff.files import read_text
-from llmdiff.language.encoding import Encoding
+from llmdiff.language.settings import Encoding
 from llmdiff.training.adapter_conditioning import Gains
 from llmdiff.training.data_config import DataConfig
 from llmdiff.training.fields import (
@@ -59,7 +59,7 @@ class TrainingConfig(Section):
     updates of a batch in memory. `prefetch` batches are read and encoded while earlier ones train; 0 makes each when
     it is needed. It changes no bit. `warm_start_steps` before the first picture bring the adapter to where the base's
     own text encoder is, from captions alone, see `training.warm_start`; on pictures every learning rate is then
-    `lr_share_after_warm_start` of itself.
+    `lr_share_after_warm_start` of itself. In every stage the warm-up is over after `lr_warmup_share` of its steps.
     """
 
     steps: Steps
@@ -68,6 +68,7 @@ class TrainingConfig(Section):
     learning_rate: Rate = 1e-4
     scalar_learning_rate: Rate = 1e-3
     lr_warmup_steps: StepsOrNone = 500
+    lr_warmup_share: Share = 1.0
     lr_schedule: Literal["constant", "cosine", "linear", "trapezoid"] = "cosine"
     optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
     weight_decay: Annotated[Real, Field(ge=0, le=100)] = 0.01
@@ -164,6 +165,15 @@ class TrainConfig(Section):
     data: DataConfig
     training: TrainingConfig
     watch: WatchConfig = WatchConfig()
+
+    @model_validator(mode="after")
+    def _routing_learns(self) -> Self:
+        if self.models.routing > 1 and self.models.start is None and self.training.gains == "frozen":
+            raise ValueError(
+                f"models.routing is {self.models.routing}, whose gains start equal, and training.gains is frozen: set "
+                "gains to first or learned, or leave routing out"
+            )
+        return self
 
     @property
     def store_folder(self) -> Path:

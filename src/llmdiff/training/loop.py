@@ -14,7 +14,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from llmdiff.errors import ConfigError, LLMDiffError
+from llmdiff.errors import ConfigError, DivergedError
 from llmdiff.training.checkpoint import best_checkpoint
 from llmdiff.training.log import TrainingLog, peak_memory_gb
 from llmdiff.training.loop_config import LoopConfig
@@ -97,7 +97,7 @@ def train(
     SIGTERM ends the step that runs, saves and leaves through SystemExit(0).
 
     Raises:
-        LLMDiffError: the loss is not finite or the gradient explodes, before it has touched the weights; the
+        DivergedError: the loss is not finite or the gradient explodes, before it has touched the weights; the
             checkpoint was made by a run with other settings.
         OutputError: a checkpoint or the log cannot be written.
     """
@@ -220,13 +220,13 @@ def _check_finite(
 ) -> None:
     """Stops before a bad gradient touches the weights, so that every checkpoint is a good one."""
     if not math.isfinite(loss):
-        raise LLMDiffError(
+        raise DivergedError(
             f"{title}: the loss is {loss} at step {step}; the last checkpoint is from before it: lower "
             "learning_rate and run again"
         )
     # A scaler tries large factors, sees the overflow and leaves the step out.
     if not (norm <= config.stop_grad_norm or (scaled and not math.isfinite(norm))):
-        raise LLMDiffError(
+        raise DivergedError(
             f"{title}: the gradient's norm is {norm:.3g} at step {step}, more than stop_grad_norm "
             f"{config.stop_grad_norm:.3g}; the last checkpoint is from before it: lower learning_rate and run again"
         )

@@ -26,9 +26,10 @@ def adapter_lr_scale(scalar_share: float) -> LrScale:
 
 def lr_factor(config: LoopConfig, step: int) -> float:
     """The learning rate of a step as a share of its maximum, between 0 and 1."""
-    if step < config.lr_warmup_steps:
-        return (step + 1) / config.lr_warmup_steps
-    done = (step - config.lr_warmup_steps) / max(1, config.steps - config.lr_warmup_steps)
+    warmup_steps = min(config.lr_warmup_steps, round(config.lr_warmup_share * config.steps))
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    done = (step - warmup_steps) / max(1, config.steps - warmup_steps)
     if config.lr_schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
     if config.lr_schedule == "linear":

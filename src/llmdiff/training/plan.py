@@ -244,13 +244,14 @@ def _encoding(models: FakeModels, config: TrainConfig, tokens: int) -> TextEncod
     mask = torch.ones(count, tokens, dtype=torch.bool)
     shape = (count, tokens, context.hidden_size)
     if config.training.gains != "learned":
-        return TextEncoding(states=torch.empty(shape), token_mask=mask)
+        return TextEncoding(states=context.for_groups(torch.empty(shape)), token_mask=mask)
     if groups is not None:
         # As `sum_groups`, which puts every token in its place by the mask's values: fake tensors have none.
         parts = torch.empty(count * tokens, group_parts(context, groups), context.hidden_size)
-        gains = context.gamma[:1].expand(parts.shape[1])
-        states = torch.einsum("p,npd->nd", gains, parts).reshape(shape)
-        return TextEncoding(states=states, token_mask=mask)
+        gains = context.gains()[0][:1].expand(parts.shape[1], *context.gains()[0].shape[1:])
+        weighted = "p,npd->nd" if context.routed is None else "pg,npd->ngd"
+        states = torch.einsum(weighted, gains, parts)
+        return TextEncoding(states=states.reshape(*shape[:2], *states.shape[1:]), token_mask=mask)
     updates = torch.empty(2, context.num_blocks, *shape)
     read = BlockStates(
         x0=torch.empty(shape),
@@ -293,7 +294,7 @@ def _cache(models: FakeModels, config: TrainConfig, latents: tuple[int, ...], to
     channels, height, width = latents
     return {
         "latents": half * channels * height * width,
-        "encodings": states,
+        "encodings": config.models.routing * states,
         **({} if groups is None else {"grouped scores": group_parts(models.context, groups) * states}),
         # For comparison; no setting keeps them: x_0, and two updates of every block.
         "all block updates": (2 * text.num_hidden_layers + 1) * states,

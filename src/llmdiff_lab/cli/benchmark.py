@@ -73,6 +73,17 @@ def benchmark(
     prompts: Prompts = 100,
     drawing_steps: DrawingSteps = 20,
     guidance_scale: Guidance = 3.0,
+    try_guidance: Annotated[
+        list[float] | None,
+        number(
+            "--try-guidance",
+            bounds.GUIDANCE,
+            help="May be repeated: every system takes its best on validation prompts.",
+        ),
+    ] = None,
+    validation_prompts: Annotated[
+        int, number("--validation-prompts", bounds.COUNT, help="Of every split, for --try-guidance.")
+    ] = 20,
     metric: MetricNames = None,
     metric_model: MetricModels = None,
     workers: Processes = 1,
@@ -117,6 +128,8 @@ def benchmark(
             "prompts_per_split": prompts,
             "drawing_steps": drawing_steps,
             "guidance_scale": guidance_scale,
+            "guidance_scales": tuple(try_guidance or ()),
+            "validation_prompts": validation_prompts,
         },
     )
     plan = recipe.benchmark()

@@ -110,6 +110,8 @@ def prepare_benchmark(
     prompts_per_split: int = 100,
     drawing_steps: int = 20,
     guidance_scale: float = 3.0,
+    guidance_scales: Sequence[float] = (),
+    validation_prompts: int = 20,
     metrics: Sequence[Metric] | None = None,
 ) -> Benchmark:
     """Return the benchmark, ready to run or to go on; what is None is the preset's; of metrics, `own_metrics`.
@@ -135,6 +137,8 @@ def prepare_benchmark(
         prompts_per_split=prompts_per_split,
         drawing_steps=drawing_steps,
         guidance_scale=guidance_scale,
+        guidance_scales=tuple(guidance_scales),
+        validation_prompts=validation_prompts,
     )
     chosen = own_metrics(build) if metrics is None else metrics
     return Benchmark(build, settings, out, left_out=choice.left_out, metrics=chosen)

@@ -12,17 +12,22 @@ def protocol_notes(settings: BenchmarkSettings) -> list[str]:
         _readers(settings),
         "The base's denoiser, its text encoder and the readers of the prompts are frozen, but for LaVi-Bridge, whose "
         "LoRA changes denoiser and LLM, refined-lora, which has it in the denoiser, and refined-llm-lora, which has it "
-        "in the LLM, behind what stands before every prompt. LLM4GEN and per-block injection were published with a "
-        "trained denoiser; here it is frozen for them as for ours. What is trained, and how much of it, is in the "
-        "table of costs.",
+        "in the LLM, behind what stands before every prompt (refined-both-lora has both). LLM4GEN and per-block "
+        "injection were published with a trained denoiser, LLM4GEN also with a loss on entities; here it is frozen for "
+        "them as for ours, and llm4gen-lora has LoRA in it. What is trained, and how much of it, is in the table of "
+        "costs.",
         "Optimiser (AdamW, with Muon for matrices inside a trained part), schedule, weight decay, clipping and the "
-        "average of the weights are the same.",
+        "average of the weights are the same. Every stage warms up for at most a tenth of its steps, then decays to "
+        "zero.",
+        "LoRA is LaVi-Bridge's: rank 32, A with standard deviation 1/32, dropout of 0.1 behind B, and in the LLM a "
+        "twentieth of the learning rate. LaVi-Bridge was published without caption dropout; here a tenth of all "
+        "captions is dropped for every rival, as guidance draws with the empty caption. In steps from captions alone "
+        "only text attention runs, so of LoRA in the denoiser the layers outside it learn on pictures only.",
         *_rates(settings),
         *_longer(settings),
         "All that reads the LLM reads it under the same template. It was chosen for ours and for the LLM's last layer "
         "(speed/templates.py), not for each rival anew.",
-        "Pictures: the same prompts, noise, number of denoising steps and guidance for every system and seed; seeds "
-        "differ in the random weights at the start, and in the order of the captions and the noise of the training.",
+        _drawing(settings),
         "base-longer trains the base's own denoiser and text encoder instead, as the base was trained, for as many "
         "steps of as many captions, in the same wording, drawn from all the build's scenes; all its steps are on "
         "pictures.",
@@ -40,6 +45,24 @@ def _training(settings: BenchmarkSettings) -> str:
     return (
         f"Every rival is trained for {first} of {settings.batch} captions, on the same {settings.captions} captions "
         f"and their scenes{alike}."
+    )
+
+
+def _drawing(settings: BenchmarkSettings) -> str:
+    seeds = (
+        "seeds differ in the random weights at the start, and in the order of the captions and the noise of the "
+        "training."
+    )
+    if not settings.guidance_scales:
+        return (
+            "Pictures: the same prompts, noise, number of denoising steps and guidance for every system and seed; "
+            f"{seeds}"
+        )
+    scales = ", ".join(f"{scale:g}" for scale in settings.guidance_scales)
+    return (
+        "Pictures: the same prompts, noise and number of denoising steps for every system and seed. Guidance is each "
+        f"system's own: of {scales} the one at which its first seed drew most of {settings.validation_prompts} prompts "
+        f"of every split right that are not among these; {seeds}"
     )
 
 
@@ -71,10 +94,7 @@ def _rates(settings: BenchmarkSettings) -> list[str]:
         f"{preset.adapter_scalar_lr:g} in every rival, whatever rate it has."
     )
     if settings.text_steps:
-        rest += (
-            f" On pictures every rate is {preset.adapter_lr_share_after_text:g} of itself. The warm-up is "
-            f"{preset.adapter_lr_warmup_steps} steps in every stage."
-        )
+        rest += f" On pictures every rate is {preset.adapter_lr_share_after_text:g} of itself."
     if len(settings.learning_rates) == 1:
         return [f"No learning rate was searched for: all use {rates}.", rest]
     tried = f"{settings.search_steps} steps"
@@ -82,9 +102,10 @@ def _rates(settings: BenchmarkSettings) -> list[str]:
         from_text = round(settings.text_steps * settings.search_steps / settings.steps)
         tried = f"{from_text} steps from captions and {settings.search_steps} on pictures"
     return [
-        f"Each rival tried the learning rates {rates}, with {tried} each, as short a warm-up, and the first seed; the "
-        "lowest loss on scenes that none is trained on decided. Short trainings favour high rates: where the highest "
-        "won, the next lower one was also trained in full, and taken where its loss was lower by more than 0.001. "
-        "Where the lowest won, no lower one was tried. base-longer has the rate that the base was trained with.",
+        f"Each rival tried the learning rates {rates}, with {tried} each and the first seed; the lowest loss on scenes "
+        "that none is trained on decided. Where the lowest or the highest rate won, the search went on by the same "
+        "factor until the best was between others. Short trainings favour high rates: where the highest of these or a "
+        "higher one won, the next lower one was also trained in full, and taken where its loss was lower by more than "
+        "0.001. base-longer has the rate that the base was trained with.",
         rest,
     ]

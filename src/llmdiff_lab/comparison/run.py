@@ -4,6 +4,7 @@ OUT/settings.json
 OUT/runs/   see `trainings`; beside them:
 OUT/runs/SYSTEM/seed-N/evaluation/   pictures, scores and figures, see `evaluate_suite`
 OUT/report.json  OUT/report.md  OUT/report.html
+OUT/runs/SYSTEM/guidance/SCALE/   the same of validation prompts, where guidance is chosen
 OUT/logs/   where several workers share the work, see `fill`
 """
 
@@ -30,7 +31,7 @@ from llmdiff.evaluation.systems import System, pipeline_system
 from llmdiff.files import read_json, writable_folder, write_whole
 from llmdiff_lab.comparison.names import BASE, BASE_LONGER, SystemName
 from llmdiff_lab.comparison.page import benchmark_page
-from llmdiff_lab.comparison.runs import read_run
+from llmdiff_lab.comparison.runs import EXACT, read_run
 from llmdiff_lab.comparison.settings import BenchmarkSettings, keep_settings
 from llmdiff_lab.comparison.summary import summarise_runs
 from llmdiff_lab.comparison.tables import benchmark_tables, made_with
@@ -38,6 +39,8 @@ from llmdiff_lab.comparison.trainings import Trainings
 from llmdiff_lab.rivals.two_branch import AdapterConditioning
 from llmdiff_lab.world_build.build import Build
 
+# The suite's prompts are of seed 0.
+_VALIDATION_SEED = 1
 _log = logging.getLogger(__name__)
 
 
@@ -137,7 +140,7 @@ class Benchmark:
 
         Where the pictures were not kept, what was measured stays, and a warning says what could not be.
         """
-        metrics = [self._scorer, *self.metrics]
+        metrics: list[Any] = [self._scorer, *self.metrics]
         if (place / "report.json").exists():
             measured = read_json(place / "report.json")["metrics"]
             missing = [one.name for one in metrics if measured.get(one.name) != one.model_id]
@@ -146,7 +149,43 @@ class Benchmark:
                 _log.warning("%s: pictures of %s were not kept, %s cannot be measured", place, name, missing)
             if not missing or not kept:
                 return
-        steps, guidance_scale = self.settings.drawing_steps, self.settings.guidance_scale
+        guidance_scale = self._guidance_scale(name)
+        self._draw(name, seed, self._suite, place, guidance_scale, metrics)
+        gc.collect()
+
+    def _guidance_scale(self, name: str) -> float:
+        """Return the guidance of the settings at which a system draws most validation prompts right.
+
+        With its first seed; of equal ones the lowest. The validation prompts are of the suite's splits, and none is in
+        the suite.
+        """
+        shares: dict[float, float] = {}
+        for scale in sorted(self.settings.guidance_scales):
+            place = self.trainings.folder / name / "guidance" / f"{scale:g}"
+            if not (place / "report.json").exists():
+                self._draw(name, 0, self._validation, place, scale, [self._scorer])
+            lines = (place / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+            shares[scale] = float(np.mean([json.loads(line)["values"][EXACT] for line in lines]))
+        return max(shares, key=lambda scale: shares[scale]) if shares else self.settings.guidance_scale
+
+    @cached_property
+    def _validation(self) -> PromptSuite:
+        world, count = world_of(self._scorer.checker), self.settings.validation_prompts
+        tested = {row.prompt for row in self._suite.prompts}
+        # Twice as many, as some may be in the suite.
+        found = [row for row in scene_prompts(2 * count, _VALIDATION_SEED, world) if row.prompt not in tested]
+        rows = [
+            row
+            for split in dict.fromkeys(one.split for one in found)
+            for row in _of_split(found, split)[:count]
+        ]
+        return scenes_suite(rows)
+
+    def _draw(
+        self, name: str, seed: int, suite: PromptSuite, place: Path, guidance_scale: float, metrics: list[Any]
+    ) -> None:
+        """Draw and score what is missing of a suite, with the models of one training."""
+        steps = self.settings.drawing_steps
         trained: list[tuple[System, Callable[[], AbstractContextManager[Any]]]] = []
 
         def system(prompts: list[str], seeds: list[int]) -> NDArray[np.uint8]:
@@ -158,8 +197,7 @@ class Benchmark:
                 return draw(prompts, seeds)
 
         facts = {"steps": steps, "guidance_scale": guidance_scale, "training_seed": seed}
-        evaluate_suite({name: system}, self._suite, place, metrics=metrics, settings=facts)
-        gc.collect()
+        evaluate_suite({name: system}, suite, place, metrics=metrics, settings=facts)
 
     def _trained(
         self, name: str, seed: int
@@ -175,3 +213,7 @@ class Benchmark:
             return pipe, lambda: conditioning.attached(pipe)
         assert isinstance(conditioning, AdapterConditioning)
         return pipe, lambda: conditioning.attached(pipe, scale)
+
+
+def _of_split(rows: Sequence[Any], split: str) -> list[Any]:
+    return [row for row in rows if row.split == split]

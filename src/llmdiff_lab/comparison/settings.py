@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from llmdiff.checks.bounds import COUNT, GUIDANCE
 from llmdiff.errors import ConfigError
 from llmdiff.files import read_json, write_whole
 from llmdiff_lab.comparison.names import check_names
@@ -11,6 +12,12 @@ from llmdiff_lab.comparison.names import check_names
 _NAME = "settings.json"
 _BASE_TIMESTEPS = 1000  # what the embedded default's scheduler was trained with
 _GAIN_SHARE = 3 / 17
+PROTOCOL = 2
+"""Raised when systems are treated otherwise, so that figures of two protocols do not meet in one folder.
+
+1: a warm-up of 100 steps in every stage, rates searched within those given, LoRA as peft has it.
+2: a warm-up of at most a tenth of a stage, rates searched until the best is between others, LoRA as LaVi-Bridge has it.
+"""
 # A benchmark may be given more of these later, and a reader that it had not.
 _MAY_GROW, _MAY_COME = ("rivals", "seeds"), ("encoder", "t5")
 
@@ -26,6 +33,9 @@ class BenchmarkSettings:
     training. NAME-xN is NAME, trained for N times as many steps, at the learning rate that NAME took.
 
     `text_steps` come before `steps`, from text alone (`training.warm_start`); base-longer takes them on pictures.
+
+    `guidance_scales` are tried by every system with the first seed on `validation_prompts` prompts of every split that
+    are not in the suite; the one that draws most of them right is taken. Without, all draw at `guidance_scale`.
 
     Units: `steps`, `text_steps` and `search_steps` in optimiser steps, `drawing_steps` in denoising steps.
 
@@ -48,12 +58,18 @@ class BenchmarkSettings:
     prompts_per_split: int = 100
     drawing_steps: int = 20
     guidance_scale: float = 3.0
+    guidance_scales: tuple[float, ...] = ()
+    validation_prompts: int = 20
+    protocol: int = PROTOCOL
 
     def __post_init__(self) -> None:
         check_names(self.rivals)
         for key in ("seeds", "steps", "batch", "captions", "prompts_per_split", "drawing_steps"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key} is {getattr(self, key)}, expected at least 1")
+        for scale in self.guidance_scales:
+            GUIDANCE.check("guidance_scales", scale)
+        COUNT.check("validation_prompts", self.validation_prompts)
         if self.drawing_steps > _BASE_TIMESTEPS:
             raise ConfigError(f"drawing_steps is {self.drawing_steps}, expected at most {_BASE_TIMESTEPS}")
         if not self.rivals or not self.learning_rates:
@@ -80,6 +96,11 @@ def keep_settings(settings: BenchmarkSettings, folder: Path) -> None:
     now = json.loads(json.dumps(asdict(settings)))
     if path.exists():
         was = read_json(path)
+        if was.get("protocol", 1) != settings.protocol:
+            raise ConfigError(
+                f"{folder} has a benchmark of protocol {was.get('protocol', 1)}, this version trains by protocol "
+                f"{settings.protocol}, whose figures do not compare: take another folder; its report stays as it is"
+            )
         changed = [
             key
             for key in now

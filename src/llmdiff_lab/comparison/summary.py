@@ -150,6 +150,9 @@ def _system(runs: Sequence[Run]) -> dict[str, Any]:
     }
     if any(relation.values()):
         result["relation"] = {kind: figures["mean"] for kind, figures in relation.items() if figures}
+    drawn_with = runs[0].report.get("settings", {})
+    if "guidance_scale" in drawn_with:
+        result["guidance_scale"] = drawn_with["guidance_scale"]
     if runs[0].search:
         result["search"] = dict(runs[0].search)
     for key in ("learning_rate", "held_out_loss"):

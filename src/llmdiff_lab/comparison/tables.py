@@ -12,6 +12,7 @@ from llmdiff.evaluation.tables import (
     percent,
     text_table,
 )
+from llmdiff_lab.comparison.rates import DIVERGED
 from llmdiff_lab.comparison.runs import IN_FULL
 
 RELATIONS = ("right", "swapped", "wrong")
@@ -30,7 +31,8 @@ COST_NOTE = (
 
 SEARCH_HEADING = "Learning rates: the loss on held-out scenes"
 SEARCH_NOTE = (
-    "After short trainings; in full: where the highest rate won those, of it and the next lower one. "
+    "After short trainings, with further rates where the best was the lowest or the highest; in full: where the "
+    "highest rate that all tried won, or a higher one, of it and the next lower one. "
     "Less is better; seeds of one system differ by about 0.001."
 )
 
@@ -212,7 +214,9 @@ def search_rows(systems: Mapping[str, Any], ranked: Sequence[str]) -> list[list[
     rows = [["system", *rates, *(f"{rate} {IN_FULL}" for rate in full), "taken"]]
     for name, found in searches.items():
         losses = [found.get(rate) for rate in rates] + [found.get(IN_FULL, {}).get(rate) for rate in full]
-        shown = ["-" if loss is None else f"{loss:.4f}" for loss in losses]
+        shown = [
+            "-" if loss is None else "diverged" if loss >= DIVERGED else f"{loss:.4f}" for loss in losses
+        ]
         rows.append([name, *shown, _short(systems[name]["learning_rate"])])
     return rows
 

@@ -20,6 +20,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from llmdiff.adapter.base_pipeline import load_base_pipeline
+from llmdiff.errors import DivergedError
 from llmdiff.files import whole_folder, write_whole
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.training.adapter_training import AdapterTraining
@@ -30,6 +31,7 @@ from llmdiff.training.log import read_log
 from llmdiff.training.prepare import fill_latents, latent_store, load_samples, missing_latents
 from llmdiff_lab.comparison.memory import PeakMemory
 from llmdiff_lab.comparison.names import BASE, BASE_LONGER, TITLES, SystemName
+from llmdiff_lab.comparison.rates import DIVERGED, beyond, held_out_loss, rates_in
 from llmdiff_lab.comparison.runs import IN_FULL, SEARCH_NAME, read_search
 from llmdiff_lab.comparison.settings import BenchmarkSettings
 from llmdiff_lab.rivals.encoder import EncoderStates
@@ -41,6 +43,8 @@ from llmdiff_lab.world_build.llm_adapter import adapter_config
 from llmdiff_lab.world_build.presets import Preset
 
 _CALIBRATION_CAPTIONS = 256
+WARMUP_SHARE = 0.1
+"""Of every stage, at most, so that short stages too decay to zero."""
 # Of the loss on held-out scenes. Seeds of one system differ by as much.
 _CLEARLY = 1e-3
 
@@ -132,6 +136,7 @@ class Trainings:
             device=self.build.device,
             seed=preset.seed + seed,
             validate_once=True,
+            lr_warmup_share=WARMUP_SHARE,
         )
 
     def _train_rival(self, system: SystemName, place: Path, seed: int) -> None:
@@ -218,33 +223,40 @@ class Trainings:
         }
 
     def _learning_rate(self, name: str) -> float:
-        """Return the rate of the settings with the lowest loss on held-out scenes after a short training, seed 0.
+        """Return the rate with the lowest loss on held-out scenes after a short training, seed 0.
 
-        Where that was the highest, and a training in full had a clearly lower loss at the next one: that one.
+        The rates of the settings are tried first. While the best is the lowest or the highest of those that were tried,
+        the next one is tried, by the same factor, so that the best is between others. Where a training in full had a
+        clearly lower loss at the next lower rate: that one.
         """
         rates = self.settings.learning_rates
         if len(rates) == 1:
             return rates[0]
         share = self.settings.search_steps / self.settings.steps
         losses = self._searched(name)
-        for rate in rates:
-            if str(rate) not in losses:
-                losses[str(rate)] = self._tried(name, rate, share=share)
-                self._keep(name, losses)
-        best = min(rates, key=lambda rate: losses[str(rate)])
+        wanted = list(rates)
+        while wanted:
+            for rate in wanted:
+                if str(rate) not in losses:
+                    losses[str(rate)] = self._tried(name, rate, share=share)
+                    self._keep(name, losses)
+            tried = rates_in(losses)
+            best = min(tried, key=lambda rate: losses[str(rate)])
+            wanted = beyond(best, tried)
         full: dict[str, float] = losses.get(IN_FULL, {})
-        lower = self._next_lower(best)
+        lower = self._next_lower(name, best)
         if len(full) == 2 and full[str(best)] - full[str(lower)] > _CLEARLY:
             return lower
         return best
 
     def _check_in_full(self, name: str, rate: float, loss: float, place: Path) -> None:
-        """Try the next lower rate in full where the short trainings took the highest: they favour high rates.
+        """Try the next lower rate in full where the short trainings took the highest of the settings or a higher one.
 
-        Where it is clearly better, what was trained with `rate` is removed from `place`.
+        Short trainings favour high rates. Where it is clearly better, what was trained with `rate` is removed from
+        `place`.
         """
-        losses, lower = self._searched(name), self._next_lower(rate)
-        if rate != max(self.settings.learning_rates) or lower == rate or IN_FULL in losses:
+        losses, lower = self._searched(name), self._next_lower(name, rate)
+        if rate < max(self.settings.learning_rates) or lower == rate or IN_FULL in losses:
             return
         found = self._tried(name, lower, share=1.0)
         if loss - found > _CLEARLY:
@@ -253,8 +265,8 @@ class Trainings:
                 shutil.rmtree(made)
         self._keep(name, losses | {IN_FULL: {str(rate): loss, str(lower): found}})
 
-    def _next_lower(self, rate: float) -> float:
-        return max((one for one in self.settings.learning_rates if one < rate), default=rate)
+    def _next_lower(self, name: str, rate: float) -> float:
+        return max((one for one in rates_in(self._searched(name)) if one < rate), default=rate)
 
     def _searched(self, name: str) -> dict[str, Any]:
         """Return the losses by learning rate found so far."""
@@ -265,15 +277,13 @@ class Trainings:
 
     def _tried(self, name: str, rate: float, *, share: float) -> float:
         """Return the loss after a training with this rate for this share of the steps, with the first seed."""
-        preset = replace(
-            _scaled(self.preset, share),
-            adapter_lr=rate,
-            # As short a warm-up: what never leaves it would ask for the highest rate.
-            adapter_lr_warmup_steps=round(self.preset.adapter_lr_warmup_steps * share),
-        )
+        preset = replace(_scaled(self.preset, share), adapter_lr=rate)
         conditioning = create(name, self._parts(name, 0))
         folder = self.folder / name / "search" / (f"lr-{rate}" + ("-in-full" if share == 1.0 else ""))
-        self._train_on_captions(name, preset, conditioning, folder)
+        try:
+            self._train_on_captions(name, preset, conditioning, folder)
+        except DivergedError:
+            return DIVERGED
         return held_out_loss(folder)
 
     def _parts(self, name: str, seed: int, *, calibrate: bool = True) -> RivalInputs:
@@ -299,13 +309,6 @@ class Trainings:
             load: Any = DecoderLLM.from_pretrained if kind == "llm" else EncoderStates.from_pretrained
             self._readers[kind] = load(name, device=device)
         return {kind: self._readers[kind]}
-
-
-def held_out_loss(training: Path) -> float:
-    """Return the mean loss of a finished training on scenes that none is trained on, the same for all."""
-    return [
-        line["validation_loss"] for line in read_log(training / "log.jsonl") if "validation_loss" in line
-    ][-1]
 
 
 def _scaled(preset: Preset, times: float) -> Preset:

@@ -137,7 +137,10 @@ def inspect_scores(
 
     def visit(index: int, x: Tensor, u: Tensor, v: Tensor | None) -> None:
         assert v is not None
-        blocks.append((x[0].clone(), u[0].clone(), v[0].clone(), context.contribution(index, u, v)[0]))
+        added = context.contribution(index, u, v)[0]
+        # With routing, the mean over the groups of attention layers.
+        added = added if context.routed is None else added.mean(dim=-2)
+        blocks.append((x[0].clone(), u[0].clone(), v[0].clone(), added))
 
     run_blocks(llm, tokens, lone=context.lone, visit=visit)
     x, u, v, added = (torch.stack(one) for one in zip(*blocks, strict=True))

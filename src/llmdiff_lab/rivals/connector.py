@@ -57,6 +57,10 @@ class Connector(nn.Module, ABC):
         """Return whether Muon optimises the parameter of this name."""
         return False
 
+    def lr_share(self, name: str) -> float:
+        """Return the share of the learning rate that the parameter of this name learns at."""
+        return 1.0
+
 
 class ConnectorConditioning(Conditioning):
     """A connector in front of a U-Net's own, frozen cross-attention; for the family "sd"."""
@@ -131,6 +135,10 @@ class ConnectorConditioning(Conditioning):
     def uses_muon(self, name: str) -> bool:
         """Return whether Muon optimises the parameter of this name."""
         return self.connector.uses_muon(name)
+
+    def lr_share(self, name: str) -> float:
+        """Return the share of the learning rate that the parameter of this name learns at."""
+        return self.connector.lr_share(name)
 
 
 def check_family(pipe: Any) -> None:

@@ -1,7 +1,8 @@
 """Encoder-only models and the encoders of encoder-decoder models (BERT and T5 families) as sources of states."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ class EncoderStates:
 
     Fields:
         model: the encoder; of an encoder-decoder, its encoder. blocks: its transformer blocks.
+        decoder: the decoder of an encoder-decoder whose weights were read; else None.
 
     Source: Devlin et al. 2018 (arXiv 1810.04805), Raffel et al. 2019 (arXiv 1910.10683); as a text encoder of
         diffusion models, Saharia et al. 2022 (arXiv 2205.11487).
@@ -29,7 +31,9 @@ class EncoderStates:
 
     num_blocks = 0
 
-    def __init__(self, model: Any, tokenizer: Any, *, id: str, max_length: int = 512) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, *, id: str, max_length: int = 512, with_decoder: bool = True
+    ) -> None:
         """Wrap a loaded model and freeze it.
 
         Raises:
@@ -37,11 +41,14 @@ class EncoderStates:
         """
         self.model = (model.get_encoder() if model.config.is_encoder_decoder else model).eval()
         self.model.requires_grad_(False)
+        self.decoder: Any = None
+        if model.config.is_encoder_decoder and with_decoder:
+            self.decoder = model.get_decoder().eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.id = id
         config = model.config
         self.hidden_size = int(config.hidden_size)  # T5's d_model answers to this name too
-        self.blocks = _blocks(self.model, int(config.num_hidden_layers), id=id)
+        self.blocks = blocks_of(self.model, int(config.num_hidden_layers), id=id)
         # Few tokenizers know the maximum length of their model.
         self.max_length = min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
 
@@ -54,38 +61,33 @@ class EncoderStates:
             CorruptWeightsError: a weight is missing, unread or of another shape.
         """
         place = minilm_folder() if name_or_path == MINILM_NAME else name_or_path
-        model, tokenizer = load_transformer(place, what=f"encoder {name_or_path!r}", name=name_or_path)
-        return cls(model.to(device), tokenizer, id=name_or_path)
+        what = f"encoder {name_or_path!r}"
+        try:
+            found, whole = load_transformer(place, what=what, name=name_or_path, decoder=True), True
+        except CorruptWeightsError:  # encoders of T5 are also passed around without their decoder
+            found, whole = load_transformer(place, what=what, name=name_or_path), False
+        model, tokenizer = found
+        return cls(model.to(device), tokenizer, id=name_or_path, with_decoder=whole)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> TextEncoding:
         """Return the states of the prompts. Shapes: (B, T, D), (B, T); padding rows are 0."""
-        ids, mask = self._tokens(prompts)
+        ids, mask = self.tokens(prompts)
         states = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()
         return TextEncoding(states=states.masked_fill(~mask[..., None], 0), token_mask=mask)
 
     @torch.no_grad()
     def updates(self, prompts: Sequence[str]) -> tuple[Tensor, list[Tensor], Tensor]:
         """Return x_0 (B, T, D), every block's update block_l(x_l | whole text) - x_l, and the token mask."""
-        ids, mask = self._tokens(prompts)
-        inputs: list[Tensor] = []
-        outputs: list[Tensor] = []
-
-        def after(block: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-            inputs.append((args[0] if args else kwargs["hidden_states"]).float())
-            outputs.append((out[0] if isinstance(out, tuple) else out).float())
-
-        handles = [block.register_forward_hook(after, with_kwargs=True) for block in self.blocks]
-        try:
+        ids, mask = self.tokens(prompts)
+        with recorded(self.blocks) as found:
             self.model(input_ids=ids, attention_mask=mask.long())
-        finally:
-            for handle in handles:
-                handle.remove()
         blank = ~mask[..., None]
-        updates = [(out - x).masked_fill(blank, 0) for x, out in zip(inputs, outputs, strict=True)]
-        return inputs[0].masked_fill(blank, 0), updates, mask
+        updates = [(out - x).masked_fill(blank, 0) for x, out in found]
+        return found[0][0].masked_fill(blank, 0), updates, mask
 
-    def _tokens(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def tokens(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return ids and mask of the prompts, (B, T) each, special tokens included."""
         batch = self.tokenizer(
             list(prompts),
             padding=True,
@@ -98,8 +100,27 @@ class EncoderStates:
         return batch["input_ids"], batch["attention_mask"].bool()
 
 
-def load_transformer(place: str, *, what: str, name: str) -> tuple[Any, Any]:
+@contextmanager
+def recorded(blocks: Iterable[nn.Module]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Return a context that lists input and output of every block that runs, in order."""
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def after(block: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        x = args[0] if args else kwargs["hidden_states"]
+        found.append((x.float(), (out[0] if isinstance(out, tuple) else out).float()))
+
+    handles = [block.register_forward_hook(after, with_kwargs=True) for block in blocks]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def load_transformer(place: str, *, what: str, name: str, decoder: bool = False) -> tuple[Any, Any]:
     """Return a model of hidden states and its tokenizer; `what` and `name` are for errors.
+
+    Without `decoder`, weights of an encoder-decoder's decoder may be missing.
 
     Raises:
         LLMNotFoundError: neither a folder nor available from the Hub.
@@ -108,9 +129,9 @@ def load_transformer(place: str, *, what: str, name: str) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     try:
-        # Only hidden states are read: no pooler, and of an encoder-decoder the encoder alone.
+        # Only hidden states are read: no pooler.
         both = getattr(AutoConfig.from_pretrained(place), "is_encoder_decoder", False)
-        unused = ("pooler", "decoder") if both else ("pooler",)
+        unused = ("pooler", "decoder") if both and not decoder else ("pooler",)
         model = load_whole(
             AutoModel, place, what=what, unused=unused, dtype=torch.float32, use_safetensors=True
         )
@@ -125,7 +146,12 @@ def load_transformer(place: str, *, what: str, name: str) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _blocks(model: nn.Module, count: int, *, id: str) -> nn.ModuleList:
+def blocks_of(model: nn.Module, count: int, *, id: str) -> nn.ModuleList:
+    """Return a model's list of transformer blocks.
+
+    Raises:
+        UnsupportedLLMError: it has none of this length.
+    """
     found = [part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == count]
     if not found:
         raise UnsupportedLLMError(

@@ -1,8 +1,8 @@
 """LaVi-Bridge: a feed-forward adapter between an LLM and a denoiser, with LoRA in both."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.types import TextEncoding
 from llmdiff_lab.rivals.connector import Connector
-from llmdiff_lab.rivals.lora import RemovableLora, layers_within
+from llmdiff_lab.rivals.lora import LLM_LR_SHARE, RemovableLora, layers_within, lora_in
 
 RANK, DROPOUT = 32, 0.1
 _DENOISER_KINDS = frozenset({"ResnetBlock2D", "Attention", "GEGLU"})
@@ -28,10 +28,13 @@ class LaviBridgeConnector(Connector):
 
     Shapes: h (B, T, D) => (B, T, W).
     Source: Zhao et al. 2024 (arXiv 2403.07860) and the released code (rank 32, dropout 0.1; 4096 -> 2432 -> 768
-        for Llama 2, 1024 -> 896 -> 768 for T5-large). Differences to the released code: padding is masked, not read;
-        all parts have one learning rate, where the release gives the LLM's LoRA a twentieth of it; LoRA is peft's,
-        with dropout before A and A initialised as in a linear layer, where the release has dropout after B and
-        draws A with standard deviation 1 / rank.
+        for Llama 2, 1024 -> 896 -> 768 for T5-large; the LLM's LoRA learns at a twentieth of the rate). Differences
+        to the released code: padding is masked, not read; captions are dropped as for every rival of the benchmark,
+        where the release drops none; in steps from captions alone no more than the LoRA in the U-Net's text attention
+        gets gradients, because no other layer runs in them.
+
+    Args:
+        lora: where there is LoRA; without any, only the feed-forward stages are trained.
     """
 
     keeps = "nothing"
@@ -44,6 +47,7 @@ class LaviBridgeConnector(Connector):
         width: int,
         rank: int = RANK,
         dropout: float = DROPOUT,
+        lora: Collection[Literal["denoiser", "llm"]] = ("denoiser", "llm"),
         template: str | None = None,
         max_length: int = 512,
     ) -> None:
@@ -56,8 +60,10 @@ class LaviBridgeConnector(Connector):
         self.norm1, self.norm2 = nn.LayerNorm(llm.hidden_size), nn.LayerNorm(middle)
         self.ff1 = _FeedForward(llm.hidden_size, middle, dropout)
         self.ff2 = _FeedForward(middle, width, dropout)
-        self.llm_lora = llm_lora(llm, rank=rank, dropout=dropout)
-        self.denoiser_lora = denoiser_lora(denoiser, rank=rank, dropout=dropout)
+        self.llm_lora = llm_lora(llm, rank=rank, dropout=dropout) if "llm" in lora else None
+        self.denoiser_lora = None
+        if "denoiser" in lora:
+            self.denoiser_lora = denoiser_lora(denoiser, rank=rank, dropout=dropout)
 
     def read(self, prompts: Sequence[str]) -> list[str]:
         """Return the prompts themselves: the first layers are trained, so no reading can be stored."""
@@ -87,7 +93,11 @@ class LaviBridgeConnector(Connector):
             ids[b, : len(run)] = torch.tensor(run)
             places[b, 1 : len(row)] = torch.arange(len(run) - len(row) + 1, len(run))
         # Padded on the right under a causal mask: no real token sees padding.
-        with self.llm_lora.applied(llm.text_model):
+        # Without LoRA nothing before the feed-forward stages learns.
+        with (
+            lora_in(self.llm_lora, llm.text_model),
+            torch.set_grad_enabled(torch.is_grad_enabled() and self.llm_lora is not None),
+        ):
             output: Any = llm.text_model(input_ids=ids.to(llm.device), use_cache=False)
         last: Tensor = output.last_hidden_state.float()
         places, mask = places.to(last.device), tokens.token_mask.to(last.device)
@@ -96,7 +106,11 @@ class LaviBridgeConnector(Connector):
 
     def extended(self, denoiser: nn.Module) -> AbstractContextManager[Any]:
         """Return a context in which the denoiser has its LoRA layers."""
-        return self.denoiser_lora.applied(denoiser)
+        return lora_in(self.denoiser_lora, denoiser)
+
+    def lr_share(self, name: str) -> float:
+        """Return the share of the learning rate: a twentieth for the LoRA in the LLM."""
+        return LLM_LR_SHARE if ".llm_lora." in name else 1.0
 
     def uses_muon(self, name: str) -> bool:
         """Return whether Muon optimises the parameter: the feed-forward stages; LoRA matrices have too low a rank."""

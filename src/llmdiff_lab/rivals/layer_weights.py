@@ -1,4 +1,4 @@
-"""A learned mixture of an LLM's layers as the text encoding."""
+"""All of an LLM's layers as one reading, and a learned mixture of them as the text encoding."""
 
 from collections.abc import Sequence
 
@@ -11,17 +11,8 @@ from llmdiff_lab.rivals.block_inputs import layer_normed, read_blocks
 from llmdiff_lab.rivals.learned_source import LearnedSource
 
 
-class LayerWeights(LearnedSource):
-    """One learned weight per block, the same for every token:
-
-        c = sum_{l=1..L} softmax(gamma)_l LN(x_l)
-
-    gamma = 0 at the start, which is the norm-average.
-
-    Shapes: gamma (L,).
-    Source: Peters et al. 2018 (arXiv 1802.05365), equation 1 with layer normalisation; its scale is left out,
-        because the adapter normalises c.
-    """
+class AllLayers(LearnedSource):
+    """The normalised outputs of all blocks of a frozen LLM; subclasses combine them."""
 
     def __init__(self, llm: DecoderLLM, *, template: str | None = None, max_length: int = 512) -> None:
         super().__init__()
@@ -30,7 +21,6 @@ class LayerWeights(LearnedSource):
         self.hidden_size = llm.hidden_size
         self.template = template
         self.max_length = max_length
-        self.gamma = nn.Parameter(torch.zeros(llm.num_blocks))
 
     def calibrate(self, prompts: Sequence[str]) -> None:
         """Do nothing: every layer is normalised per token."""
@@ -46,6 +36,23 @@ class LayerWeights(LearnedSource):
             max_length=self.max_length,
         )
         return TextEncoding(states=torch.cat([layer_normed(x) for x in layers], dim=-1), token_mask=mask)
+
+
+class LayerWeights(AllLayers):
+    """One learned weight per block, the same for every token:
+
+        c = sum_{l=1..L} softmax(gamma)_l LN(x_l)
+
+    gamma = 0 at the start, which is the norm-average.
+
+    Shapes: gamma (L,).
+    Source: Peters et al. 2018 (arXiv 1802.05365), equation 1 with layer normalisation; its scale is left out,
+        because the adapter normalises c.
+    """
+
+    def __init__(self, llm: DecoderLLM, *, template: str | None = None, max_length: int = 512) -> None:
+        super().__init__(llm, template=template, max_length=max_length)
+        self.gamma = nn.Parameter(torch.zeros(llm.num_blocks))
 
     def combine(self, raw: TextEncoding) -> TextEncoding:
         """Return the mixture. Shapes: (B, T, L * D) => (B, T, D)."""

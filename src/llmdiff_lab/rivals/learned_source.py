@@ -14,7 +14,13 @@ class LearnedSource(nn.Module, ABC):
 
     `attach` uses it like any other source: `id`, `hidden_size`, `num_blocks` (0) and `encode`. Training uses two
     halves: `read`, frozen and done once per caption, and `combine`, which has the weights.
+
+    Fields:
+        learns_in_every_step: for more than a few weights. They then learn as long as the adapter does, and captions
+            are read in every step; otherwise they learn in a first stage, on few captions, and stay.
     """
+
+    learns_in_every_step = False
 
     id: str
     hidden_size: int
@@ -26,7 +32,7 @@ class LearnedSource(nn.Module, ABC):
 
     @abstractmethod
     def combine(self, raw: TextEncoding) -> TextEncoding:
-        """Return the states that the adapter reads. Shapes: (B, T, n * D) => (B, T, D)."""
+        """Return the states that the adapter reads. Shapes: (B, T, n * D) => (B, T, D), or (B, T, groups, D)."""
 
     @abstractmethod
     def calibrate(self, prompts: Sequence[str]) -> None:

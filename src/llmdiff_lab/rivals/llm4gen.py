@@ -1,6 +1,7 @@
 """LLM4GEN: the LLM's states attend to CLIP's, and both are read side by side."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from llmdiff.language.llm import DecoderLLM
 from llmdiff.types import TextEncoding
 from llmdiff_lab.rivals.connector import Connector, side_by_side
 from llmdiff_lab.rivals.last_hidden import LastHiddenStates
+from llmdiff_lab.rivals.lora import RemovableLora, lora_in
 
 
 class Llm4GenConnector(Connector):
@@ -26,7 +28,8 @@ class Llm4GenConnector(Connector):
 
     Shapes: CLIP (B, S, W), LLM (B, T, D) => (B, S + T, W).
     Source: Liu et al. 2024 (arXiv 2407.00737), as in the released inference code (8 heads, one module). The
-        original also fine-tunes the whole U-Net with an entity-guided loss; here the denoiser is frozen.
+        original also fine-tunes the whole U-Net with an entity-guided loss; here the denoiser is frozen, or has LoRA
+        (`denoiser_lora`), and the loss is the base's own.
     """
 
     def __init__(
@@ -36,12 +39,14 @@ class Llm4GenConnector(Connector):
         text_encoder: Any,
         *,
         heads: int = 8,
+        denoiser_lora: RemovableLora | None = None,
         template: str | None = None,
         max_length: int = 512,
     ) -> None:
         super().__init__()
         self.source = LastHiddenStates(llm, template=template, max_length=max_length)
         self.id = llm.id
+        self.denoiser_lora = denoiser_lora
         self.clip = (tokenizer, text_encoder)  # in a tuple, so that it is not registered as a submodule
         self.hidden_size, self.heads = llm.hidden_size, heads
         width = self.width = int(text_encoder.config.hidden_size)
@@ -86,6 +91,10 @@ class Llm4GenConnector(Connector):
     def _heads(self, states: Tensor) -> Tensor:
         return torch.unflatten(states, -1, (self.heads, -1)).transpose(1, 2)
 
+    def extended(self, denoiser: nn.Module) -> AbstractContextManager[Any]:
+        """Return a context in which the denoiser has its LoRA layers, if there are any."""
+        return lora_in(self.denoiser_lora, denoiser)
+
     def uses_muon(self, name: str) -> bool:
-        """Return whether Muon optimises the parameter: all but the first projection."""
-        return ".llm_proj." not in name
+        """Return whether Muon optimises the parameter: all but the first projection and LoRA."""
+        return ".llm_proj." not in name and "_lora." not in name

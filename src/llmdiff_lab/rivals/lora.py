@@ -1,7 +1,7 @@
 """LoRA layers of peft that can be put into a model and taken out again."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import nn
@@ -9,14 +9,18 @@ from torch import nn
 from llmdiff.environment import check_extra
 
 _NAME = "lavi"
+LLM_LR_SHARE = 1 / 20
+"""Of the learning rate, for LoRA in an LLM: LaVi-Bridge's release trains it with 5e-6, all else with 1e-4."""
 
 
 class RemovableLora(nn.Module):
-    """Low-rank updates of a model's linear and convolutional layers: W x + B A x, B = 0 at the start.
+    """Low-rank updates of a model's linear and convolutional layers: W x + dropout(B A x).
 
-    A and B are its parameters; the model's own weights are not. Outside `applied` the model is untouched.
+    A starts with standard deviation 1 / rank, B with 0. A and B are its parameters; the model's own weights are not.
+    Outside `applied` the model is untouched.
 
-    Source: Hu et al. 2021 (arXiv 2106.09685), scale alpha / rank = 1.
+    Source: Hu et al. 2021 (arXiv 2106.09685), scale alpha / rank = 1; start and place of the dropout as in the release
+        of LaVi-Bridge (arXiv 2403.07860).
     """
 
     def __init__(self, model: nn.Module, names: Iterable[str], *, rank: int, dropout: float) -> None:
@@ -33,7 +37,7 @@ class RemovableLora(nn.Module):
         originals = {name: model.get_submodule(name) for name in chosen}
         wanted = {id(parameter): parameter.requires_grad for parameter in model.parameters()}
         attributes = set(vars(model))
-        config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=dropout, target_modules=chosen)
+        config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=chosen)
         inject_adapter_in_model(config, model, adapter_name=_NAME)
         self._layers: dict[str, Any] = {name: model.get_submodule(name) for name in chosen}
         for name, original in originals.items():
@@ -46,14 +50,19 @@ class RemovableLora(nn.Module):
         self.down = nn.ModuleDict()
         self.up = nn.ModuleDict()
         for name, layer in self._layers.items():
-            self.down[name.replace(".", "/")] = layer.lora_A[_NAME].requires_grad_(True)
-            self.up[name.replace(".", "/")] = layer.lora_B[_NAME].requires_grad_(True)
+            down, up = layer.lora_A[_NAME], layer.lora_B[_NAME]
+            nn.init.normal_(down.weight, std=1 / rank)
+            nn.init.zeros_(up.weight)
+            self.down[name.replace(".", "/")] = down.requires_grad_(True)
+            self.up[name.replace(".", "/")] = up.requires_grad_(True)
+            # peft has its dropout before A.
+            layer.lora_B[_NAME] = nn.Sequential(up, nn.Dropout(dropout))
 
     def train(self, mode: bool = True) -> "RemovableLora":
         """Set the mode, also of the dropout inside the layers, and return itself."""
         super().train(mode)
         for layer in self._layers.values():
-            layer.lora_dropout.train(mode)
+            layer.lora_B.train(mode)
         return self
 
     @contextmanager
@@ -66,6 +75,11 @@ class RemovableLora(nn.Module):
         finally:
             for name, layer in self._layers.items():
                 _put(model, name, layer.base_layer)
+
+
+def lora_in(lora: RemovableLora | None, model: nn.Module) -> AbstractContextManager[Any]:
+    """Return a context in which the model has the updates, if there are any."""
+    return nullcontext() if lora is None else lora.applied(model)
 
 
 def layers_within(model: nn.Module, kinds: frozenset[str]) -> list[str]:

@@ -1,15 +1,15 @@
-"""All ways to condition that can be compared, by name: published systems, ours, and ours with parts removed."""
+"""All ways to condition that can be compared, by the names of `rivals.yaml`, and how each is made."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
 
 from llmdiff.adapter import families, layers
 from llmdiff.adapter.adapter import LLMDiffAdapter
-from llmdiff.adapter.refiner import LAYERS
+from llmdiff.adapter.layer_groups import layer_groups
 from llmdiff.errors import ConfigError
 from llmdiff.language.blocks import Lone
 from llmdiff.language.llm import DecoderLLM
@@ -17,21 +17,28 @@ from llmdiff.training.conditioning import Conditioning
 from llmdiff_lab.rivals.base_text import BaseTextStates
 from llmdiff_lab.rivals.block_posterior import BlockPosterior
 from llmdiff_lab.rivals.connector import Connector, ConnectorConditioning, check_family
+from llmdiff_lab.rivals.consecutive import Consecutive
 from llmdiff_lab.rivals.context_only import ContextOnly
+from llmdiff_lab.rivals.decoder_posterior import DecoderPosterior
 from llmdiff_lab.rivals.ella import EllaConnector
 from llmdiff_lab.rivals.encoder import EncoderStates
 from llmdiff_lab.rivals.first_states import FirstStates
 from llmdiff_lab.rivals.last_hidden import LastHiddenStates
 from llmdiff_lab.rivals.lavi_bridge import LaviBridgeConnector, denoiser_lora, llm_lora
+from llmdiff_lab.rivals.layer_attention import LayerAttention
 from llmdiff_lab.rivals.layer_weights import LayerWeights
 from llmdiff_lab.rivals.learned_source import LearnedSource
 from llmdiff_lab.rivals.llm4gen import Llm4GenConnector
+from llmdiff_lab.rivals.lora import RemovableLora
 from llmdiff_lab.rivals.norm_average import NormAverageStates
 from llmdiff_lab.rivals.penultimate import PenultimateStates
 from llmdiff_lab.rivals.per_block import PerBlockConnector
+from llmdiff_lab.rivals.query_adapter import QueryAdapterConnector
+from llmdiff_lab.rivals.registers import Registers
+from llmdiff_lab.rivals.routed_mean import RoutedMean
+from llmdiff_lab.rivals.rows import Group, RivalRow, rival_rows
+from llmdiff_lab.rivals.taps import Taps
 from llmdiff_lab.rivals.two_branch import AdapterConditioning
-
-Group = Literal["base", "encoders", "layers", "published", "ours", "parts removed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,18 +63,45 @@ class RivalInputs:
     seed: int = 0
 
 
-Make = Callable[[RivalInputs], Conditioning]
+Reader = Literal["llm", "encoder", "t5"]
+Make = Callable[[RivalInputs, RivalRow], Conditioning]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """A way to read prompts, and how a row's rival is made with it.
+
+    Fields:
+        needs: the frozen reader. takes: the fields of a row that it has a use for.
+    """
+
+    needs: Reader | None
+    takes: frozenset[str]
+    make: Make
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rival:
-    """One row: its name, a short description, the frozen reader it needs, and a function that makes it."""
+    """One rival: its name, its row, and the reading that makes it."""
 
     name: str
-    title: str
-    group: Group
-    needs: Literal["llm", "encoder", "t5"] | None
-    make: Make
+    row: RivalRow
+    reading: Reading
+
+    @property
+    def title(self) -> str:
+        """Return a short description."""
+        return self.row.title
+
+    @property
+    def group(self) -> Group:
+        """Return the group that a report lists it in."""
+        return self.row.group
+
+    @property
+    def needs(self) -> Reader | None:
+        """Return the frozen reader that it needs."""
+        return self.reading.needs
 
 
 def create(name: str, parts: RivalInputs) -> Conditioning:
@@ -76,16 +110,16 @@ def create(name: str, parts: RivalInputs) -> Conditioning:
     Raises:
         ConfigError: the name is unknown, or `parts` lacks the reader it needs.
     """
-    row = rival(name)
-    if row.needs is not None and getattr(parts, row.needs) is None:
-        raise ConfigError(f"rival {name!r} needs {row.needs}, which is None: load one and pass it")
+    found = rival(name)
+    if found.needs is not None and getattr(parts, found.needs) is None:
+        raise ConfigError(f"rival {name!r} needs {found.needs}, which is None: load one and pass it")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(parts.seed)
-        return row.make(parts)
+        return found.reading.make(parts, found.row)
 
 
 def rival(name: str) -> Rival:
-    """Return the row of this name.
+    """Return the rival of this name.
 
     Raises:
         ConfigError: there is none.
@@ -95,7 +129,7 @@ def rival(name: str) -> Rival:
     return RIVALS[name]
 
 
-def _adapter(parts: RivalInputs, source: Any, **context: Any) -> LLMDiffAdapter:
+def _adapter(parts: RivalInputs, source: Any, row: RivalRow, **context: Any) -> LLMDiffAdapter:
     context = {"encoding": None, "num_blocks": 0, **context}
     more = {"sample_prompts": list(parts.captions[:16])} if parts.captions else {}
     adapter: LLMDiffAdapter = LLMDiffAdapter.create(
@@ -103,173 +137,177 @@ def _adapter(parts: RivalInputs, source: Any, **context: Any) -> LLMDiffAdapter:
         llm_id=source.id,
         hidden_size=source.hidden_size,
         base_model_id=parts.base_model_id,
+        refiner_layers=row.refiner_layers,
+        routing=_groups(parts, row),
+        routing_form=row.routing_form,
         **context,
         **more,
     )
     return adapter
 
 
-def _reads(make_source: Callable[[RivalInputs], Any], *, refiner_layers: int = 0) -> Make:
-    """Return a function that makes our adapter on the states of a source."""
+def _groups(parts: RivalInputs, row: RivalRow) -> int:
+    """Return how many groups of attention layers have states of their own."""
+    count = len(layers.text_layers(families.denoiser_of(parts.pipe)))
+    return min(row.routing, count) if row.routing else count
 
-    def make(parts: RivalInputs) -> Conditioning:
-        source = make_source(parts)
+
+def _reads(needs: Reader | None, make_source: Callable[[RivalInputs, RivalRow], Any], *takes: str) -> Reading:
+    """Return the reading of our adapter on the states of a source."""
+
+    def make(parts: RivalInputs, row: RivalRow) -> Conditioning:
+        source = make_source(parts, row)
         if isinstance(source, LearnedSource):
             source.to(next(families.denoiser_of(parts.pipe).parameters()).device)
             if parts.captions:
                 source.calibrate(parts.captions)
-        return AdapterConditioning(_adapter(parts, source, refiner_layers=refiner_layers), source)
+        return AdapterConditioning(_adapter(parts, source, row), source)
 
-    return make
-
-
-def _reads_llm(source: Callable[..., Any], *, refiner_layers: int = 0) -> Make:
-    return _reads(lambda parts: source(parts.llm, template=parts.template), refiner_layers=refiner_layers)
+    return Reading(needs=needs, takes=frozenset({"refiner_layers", *takes}), make=make)
 
 
-def _ours(
-    encoding: Literal["guided", "paper"],
-    *,
-    lone: Lone | None = None,
-    refiner_layers: int = 0,
-    lora_in: Literal["denoiser", "llm"] | None = None,
-    **removed: Any,
-) -> Make:
-    def make(parts: RivalInputs) -> Conditioning:
+def _reads_llm(source: Callable[..., Any]) -> Reading:
+    return _reads("llm", lambda parts, row: source(parts.llm, template=parts.template))
+
+
+def _ours(encoding: Literal["guided", "paper"]) -> Reading:
+    def make(parts: RivalInputs, row: RivalRow) -> Conditioning:
         llm = parts.llm
         assert llm is not None
         adapter = _adapter(
             parts,
             llm,
+            row,
             num_blocks=llm.num_blocks,
             encoding=encoding,
-            lone=lone or parts.lone,
+            lone=row.lone or parts.lone,
             template=parts.template,
-            refiner_layers=refiner_layers,
         )
         if adapter.context is not None and parts.captions:
             adapter.context.calibrate(llm, parts.captions)
-        added: dict[str, Any] = {}
-        if lora_in == "denoiser":
-            added["denoiser_lora"] = denoiser_lora(families.denoiser_of(parts.pipe))
-        elif lora_in == "llm":
-            added["llm_lora"] = llm_lora(llm)
-        return AdapterConditioning(adapter, llm, **added, **removed)
+        return AdapterConditioning(
+            adapter,
+            llm,
+            learn_gains=row.learn_gains,
+            noise=row.noise,
+            branches=row.branches,
+            denoiser_lora=_denoiser_lora(row, families.denoiser_of(parts.pipe)),
+            llm_lora=llm_lora(llm) if "llm" in row.lora else None,
+        )
 
-    return make
+    takes = set(RivalRow.model_fields) - {"title", "group", "reading"}
+    return Reading(needs="llm", takes=frozenset(takes), make=make)
 
 
-def _connects(make_connector: Callable[[RivalInputs, nn.Module, int], Connector]) -> Make:
-    def make(parts: RivalInputs) -> Conditioning:
+def _denoiser_lora(row: RivalRow, denoiser: nn.Module) -> RemovableLora | None:
+    return denoiser_lora(denoiser) if "denoiser" in row.lora else None
+
+
+def _connects(
+    make_connector: Callable[[RivalInputs, RivalRow, nn.Module, int], Connector], *takes: str
+) -> Reading:
+    def make(parts: RivalInputs, row: RivalRow) -> Conditioning:
         check_family(parts.pipe)
         denoiser = families.denoiser_of(parts.pipe)
         width = families.text_width(denoiser, families.family_of(parts.pipe))
-        connector = make_connector(parts, denoiser, width)
+        connector = make_connector(parts, row, denoiser, width)
         return ConnectorConditioning(connector.to(next(denoiser.parameters()).device))
 
-    return make
+    return Reading(needs="llm", takes=frozenset(takes), make=make)
 
 
-def _ella(parts: RivalInputs, denoiser: Any, width: int) -> Connector:
+def _ella(parts: RivalInputs, row: RivalRow, denoiser: Any, width: int) -> Connector:
     channels = int(denoiser.config.block_out_channels[0])
     assert parts.llm is not None
     return EllaConnector(parts.llm, width=width, time_channels=channels, template=parts.template)
 
 
-def _lavi(parts: RivalInputs, denoiser: nn.Module, width: int) -> Connector:
+def _lavi(parts: RivalInputs, row: RivalRow, denoiser: nn.Module, width: int) -> Connector:
     assert parts.llm is not None
-    return LaviBridgeConnector(parts.llm, denoiser, width=width, template=parts.template)
+    return LaviBridgeConnector(
+        parts.llm, denoiser, width=width, lora=frozenset(row.lora), template=parts.template
+    )
 
 
-def _llm4gen(parts: RivalInputs, denoiser: nn.Module, width: int) -> Connector:
+def _llm4gen(parts: RivalInputs, row: RivalRow, denoiser: nn.Module, width: int) -> Connector:
     assert parts.llm is not None
     pipe = parts.pipe
-    return Llm4GenConnector(parts.llm, pipe.tokenizer, pipe.text_encoder, template=parts.template)
+    return Llm4GenConnector(
+        parts.llm,
+        pipe.tokenizer,
+        pipe.text_encoder,
+        denoiser_lora=_denoiser_lora(row, denoiser),
+        template=parts.template,
+    )
 
 
-def _per_block(parts: RivalInputs, denoiser: nn.Module, width: int) -> Connector:
+def _query_adapter(parts: RivalInputs, row: RivalRow, denoiser: nn.Module, width: int) -> Connector:
+    assert parts.llm is not None
+    return QueryAdapterConnector(parts.llm, parts.pipe.tokenizer, width=width, template=parts.template)
+
+
+def _per_block(parts: RivalInputs, row: RivalRow, denoiser: nn.Module, width: int) -> Connector:
     assert parts.llm is not None
     # In the order of the forward pass; modules are listed down, up, middle.
-    order = ("down_blocks", "mid_block", "up_blocks")
-    names = sorted(layers.text_layers(denoiser), key=lambda name: order.index(name.partition(".")[0]))
+    names = list(layer_groups(texts := layers.text_layers(denoiser), len(texts)))
     connector = PerBlockConnector(parts.llm, names, width=width, template=parts.template)
-    base = BaseTextStates(parts.pipe.tokenizer, parts.pipe.text_encoder)
-    texts = base.encode(list(parts.captions[:16]) or ["a photo of a cat"])
-    connector.start(float(texts.states[texts.token_mask].square().mean().sqrt()))
+    base = _base_states(parts, row).encode(list(parts.captions[:16]) or ["a photo of a cat"])
+    connector.start(float(base.states[base.token_mask].square().mean().sqrt()))
     return connector
 
 
-def _rows() -> list[Rival]:
-    def row(name: str, title: str, group: Group, needs: Any, make: Make) -> Rival:
-        return Rival(name=name, title=title, group=group, needs=needs, make=make)
-
-    def base_states(parts: RivalInputs) -> BaseTextStates:
-        return BaseTextStates(parts.pipe.tokenizer, parts.pipe.text_encoder)
-
-    return [
-        row("base-states", "our adapter on the base's own text states", "base", None, _reads(base_states)),
-        row("base-states-refined", "our adapter on the base's own text states, refined", "base", None,
-            _reads(base_states, refiner_layers=LAYERS)),
-        row("encoder-only", "last states, encoder-only", "encoders", "encoder", _reads(lambda p: p.encoder)),
-        row("encoder-only-refined", "last states, encoder-only, refined", "encoders", "encoder",
-            _reads(lambda p: p.encoder, refiner_layers=LAYERS)),
-        row("t5-encoder", "last states, T5's encoder", "encoders", "t5", _reads(lambda p: p.t5)),
-        row(
-            "t5-blocks",
-            "sum over T5's encoder blocks",
-            "encoders",
-            "t5",
-            _reads(lambda p: BlockPosterior(p.t5)),  # type: ignore[arg-type]
-        ),
-        row("last-hidden", "the LLM's last layer", "layers", "llm", _reads_llm(LastHiddenStates)),
-        row("last-hidden-refined", "the LLM's last layer, refined", "layers", "llm",
-            _reads_llm(LastHiddenStates, refiner_layers=LAYERS)),
-        row("penultimate", "the LLM's penultimate layer", "layers", "llm", _reads_llm(PenultimateStates)),
-        row("penultimate-refined", "the LLM's penultimate layer, refined", "layers", "llm",
-            _reads_llm(PenultimateStates, refiner_layers=LAYERS)),
-        row("norm-average", "mean of all layers, normalised", "layers", "llm", _reads_llm(NormAverageStates)),
-        row("norm-average-refined", "mean of all layers, normalised, refined", "layers", "llm",
-            _reads_llm(NormAverageStates, refiner_layers=LAYERS)),
-        row("layer-weights", "learned mixture of all layers", "layers", "llm", _reads_llm(LayerWeights)),
-        row("per-block", "another block for every attention layer", "published", "llm", _connects(_per_block)),
-        row("ella", "ELLA: a resampler that knows the time step", "published", "llm", _connects(_ella)),
-        row("lavi-bridge", "LaVi-Bridge: two-stage MLP, LoRA on both sides", "published", "llm", _connects(_lavi)),
-        row("llm4gen", "LLM4GEN: cross-adapter beside CLIP's states", "published", "llm", _connects(_llm4gen)),
-        row("paper", "ours, c = x_0 + sum g s", "ours", "llm", _ours("paper")),
-        row("paper-refined", "ours, c = x_0 + sum g s, its tokens refined", "ours", "llm",
-            _ours("paper", refiner_layers=LAYERS)),
-        row("guided", "ours, c = x_0 + sum (g s + k v)", "ours", "llm", _ours("guided")),
-        row("refined", "ours, c = x_0 + sum (g s + k v), its tokens refined", "ours", "llm",
-            _ours("guided", refiner_layers=LAYERS)),
-        row("refined-lora", "ours, refined, and LaVi-Bridge's LoRA in the denoiser", "ours", "llm",
-            _ours("guided", refiner_layers=LAYERS, lora_in="denoiser")),
-        row("refined-llm-lora", "ours, refined, and LaVi-Bridge's LoRA in the LLM", "ours", "llm",
-            _ours("guided", refiner_layers=LAYERS, lora_in="llm")),
-        row("context-only", "no subtraction: x_0 + sum g u", "parts removed", "llm", _reads_llm(ContextOnly)),
-        row("x0-alone", "no blocks: c = x_0", "parts removed", "llm", _reads_llm(FirstStates)),
-        row("paper-lone-token", "paper, alone = token", "parts removed", "llm", _ours("paper", lone="token")),
-        row("paper-lone-bos", "paper, alone = BOS + token", "parts removed", "llm", _ours("paper", lone="token+bos")),
-        row("guided-lone-token", "guided, alone = token", "parts removed", "llm", _ours("guided", lone="token")),
-        row(
-            "guided-lone-bos",
-            "guided, alone = BOS + token",
-            "parts removed",
-            "llm",
-            _ours("guided", lone="token+bos"),
-        ),
-        row(
-            "pretrained-branch",
-            "guided, without the new branch",
-            "parts removed",
-            "llm",
-            _ours("guided", branches="pretrained"),
-        ),
-        row("new-branch", "guided, without the pretrained branch", "parts removed", "llm",
-            _ours("guided", branches="new")),
-        row("fixed-gains", "guided, g and k not learned", "parts removed", "llm",
-            _ours("guided", learn_gains=False)),
-        row("no-noise", "guided, without noise in training", "parts removed", "llm", _ours("guided", noise=False)),
-    ]  # fmt: skip
+def _base_states(parts: RivalInputs, row: RivalRow) -> BaseTextStates:
+    return BaseTextStates(parts.pipe.tokenizer, parts.pipe.text_encoder)
 
 
-RIVALS: dict[str, Rival] = {row.name: row for row in _rows()}
+def _routed_mean(parts: RivalInputs, row: RivalRow) -> RoutedMean:
+    assert parts.llm is not None
+    return RoutedMean(parts.llm, groups=_groups(parts, row), template=parts.template)
+
+
+READINGS: dict[str, Reading] = {
+    "base-states": _reads(None, _base_states),
+    "encoder": _reads("encoder", lambda parts, row: parts.encoder),
+    "t5": _reads("t5", lambda parts, row: parts.t5),
+    "t5-blocks": _reads("t5", lambda parts, row: BlockPosterior(cast(EncoderStates, parts.t5))),
+    "t5-decoder-blocks": _reads("t5", lambda parts, row: DecoderPosterior(cast(EncoderStates, parts.t5))),
+    "last-hidden": _reads_llm(LastHiddenStates),
+    "penultimate": _reads_llm(PenultimateStates),
+    "norm-average": _reads_llm(NormAverageStates),
+    "layer-weights": _reads_llm(LayerWeights),
+    "routed-mean": _reads("llm", _routed_mean, "routing"),
+    "layer-attention": _reads_llm(LayerAttention),
+    "taps": _reads_llm(Taps),
+    "registers": _reads_llm(Registers),
+    "first-states": _reads_llm(FirstStates),
+    "context-only": _reads_llm(ContextOnly),
+    "consecutive": _reads_llm(Consecutive),
+    "paper": _ours("paper"),
+    "guided": _ours("guided"),
+    "per-block": _connects(_per_block),
+    "ella": _connects(_ella),
+    "lavi-bridge": _connects(_lavi, "lora"),
+    "llm4gen": _connects(_llm4gen, "lora"),
+    "query-adapter": _connects(_query_adapter),
+}
+
+
+def rival_of(name: str, row: RivalRow) -> Rival:
+    """Return the rival of a row.
+
+    Raises:
+        ConfigError: its reading is unknown, or has no use for one of its fields.
+    """
+    if row.reading not in READINGS:
+        raise ConfigError(
+            f"rivals.yaml, {name}: reading is {row.reading!r}, expected one of {', '.join(READINGS)}"
+        )
+    reading = READINGS[row.reading]
+    if unused := sorted(row.chosen - reading.takes):
+        raise ConfigError(
+            f"rivals.yaml, {name}: {', '.join(unused)} of the reading {row.reading!r} has no meaning: leave it out"
+        )
+    return Rival(name=name, row=row, reading=reading)
+
+
+RIVALS: dict[str, Rival] = {name: rival_of(name, row) for name, row in rival_rows().items()}

@@ -17,7 +17,7 @@ from llmdiff.training import adapter_conditioning
 from llmdiff.training.conditioning import Conditioned, Stage
 from llmdiff.types import TextEncoding
 from llmdiff_lab.rivals.learned_source import LearnedSource
-from llmdiff_lab.rivals.lora import RemovableLora
+from llmdiff_lab.rivals.lora import LLM_LR_SHARE, RemovableLora, lora_in
 
 Branches = Literal["both", "pretrained", "new"]
 
@@ -99,6 +99,14 @@ class AdapterConditioning(adapter_conditioning.AdapterConditioning):
                 )
             return
         source, learns = self.source, isinstance(self.source, LearnedSource)
+        if learns and source.learns_in_every_step:
+            yield Stage(
+                name="main",
+                keeps="nothing",
+                read=source.read,
+                condition=lambda raw, _: self.adapter.condition(source.combine(raw)),
+            )
+            return
         if learns:
             yield Stage(
                 name="gains",
@@ -145,8 +153,12 @@ class AdapterConditioning(adapter_conditioning.AdapterConditioning):
             finally:
                 detach(pipe)
 
+    def lr_share(self, name: str) -> float:
+        """Return the share of the learning rate: a twentieth for LoRA in the LLM, as in LaVi-Bridge."""
+        return LLM_LR_SHARE if name.startswith("llm_lora.") else 1.0
+
     def _extended(self, denoiser: nn.Module) -> AbstractContextManager[Any]:
-        return nullcontext() if self.denoiser_lora is None else self.denoiser_lora.applied(denoiser)
+        return lora_in(self.denoiser_lora, denoiser)
 
     def _llm_extended(self) -> AbstractContextManager[Any]:
         """Return a context in which the LLM has its LoRA layers, except for the constant start."""

@@ -19,6 +19,7 @@ def adapter_config(
     device: torch.device | None = None,
     seed: int | None = None,
     validate_once: bool = False,
+    lr_warmup_share: float = 1.0,
 ) -> TrainConfig:
     """Return the configuration that trains the preset's adapter; for "cpu" it is `configs/openmoji-smollm2.yaml`.
 
@@ -59,6 +60,7 @@ def adapter_config(
                 "learning_rate": preset.adapter_lr,
                 "scalar_learning_rate": preset.adapter_scalar_lr,
                 "lr_warmup_steps": preset.adapter_lr_warmup_steps,
+                "lr_warmup_share": lr_warmup_share,
                 "optimizer": "muon" if preset.adapter_muon else "adamw",
                 "ema_horizon": 200,
                 "gains": "first" if preset.adapter_gain_steps else "frozen",

@@ -10,11 +10,13 @@ from llmdiff import AdapterSettings, Control, LLMController, LLMDiffAdapter
 from llmdiff.adapter import attach
 from llmdiff.adapter.attach import control_of
 from llmdiff.errors import ConfigError
-from llmdiff.language.encoding import ContextEncoding, EncodingSettings
+from llmdiff.language.encoding import ContextEncoding
+from llmdiff.language.settings import EncodingSettings
 
 CHOICE = {
     "encoding": "paper", "lone": "token", "template": "Picture: {prompt}", "max_length": 9, "clip": math.inf,
-    "scale": 0.5, "refiner_layers": 1, "refiner_width": 32,
+    "scale": 0.5, "refiner_layers": 1, "refiner_width": 32, "routing": 2,
+    "routing_form": "softmax",
 }  # fmt: skip
 
 

@@ -14,8 +14,16 @@ from llmdiff_lab.cli.main import app as laboratory
 _ALL = {"--" + one.name.replace("_", "-") for one in fields(Models)}
 # The page's visitors choose a scale; `inspect scores` draws nothing and shows one answer.
 _LACKS = {
-    "ui": {"--scale", "--weighted"},
-    "inspect scores": {"--pipeline", "--scale", "--keep-base-text", "--weighted", "--reword-answers"},
+    "ui": {"--scale", "--weighted", "--block-gains", "--layer-scale"},
+    "inspect scores": {
+        "--pipeline",
+        "--scale",
+        "--keep-base-text",
+        "--weighted",
+        "--reword-answers",
+        "--block-gains",
+        "--layer-scale",
+    },
 }
 
 
@@ -43,7 +51,7 @@ def test_every_option_reaches_the_models() -> None:
     given = {
         "--adapter": "a", "--llm": "b", "--pipeline": "c", "--scale": "0.5", "--device": "cpu",
         "--dtype": "bfloat16", "--reword-url": "http://127.0.0.1:1/v1", "--reword-model": "m",
-        "--reword-answers": "3",
+        "--reword-answers": "3", "--block-gains": "0-9=0.5", "--layer-scale": "mid_block.*=0.5",
     }  # fmt: skip
     words = [word for pair in given.items() for word in pair]
     typer.main.get_command(application).main(
@@ -64,6 +72,8 @@ def test_every_option_reaches_the_models() -> None:
         reword_url="http://127.0.0.1:1/v1",
         reword_model="m",
         reword_answers=3,
+        block_gains="0-9=0.5",
+        layer_scale="mid_block.*=0.5",
     )
     assert default == Models()
     control = named.control

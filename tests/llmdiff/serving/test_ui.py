@@ -66,7 +66,8 @@ class Visitor:
 
     def draw(self, prompt: Any = "a red cat", **more: Any) -> list[str]:
         asked = {"negative_prompt": "", "seed": "5", "number": 1, "steps": 2, "guidance_scale": 4.0}
-        asked |= {"scale": 1.0, "adapter": self.adapter, "llm": "", "pipeline": ""} | more
+        asked |= {"scale": 1.0, "early": 1.0, "middle": 1.0, "late": 1.0}
+        asked |= {"adapter": self.adapter, "llm": "", "pipeline": ""} | more
         statuses = []
         for shown in self.drawer.draw(prompt, *asked.values(), self.kept):
             names = ("status", "sides", "gallery", "kept")
@@ -122,6 +123,23 @@ def test_base_and_llm_stand_side_by_side_and_in_the_gallery(visitor: Visitor) ->
     again = visitor.pictures(visitor.gallery)
     visitor.draw(seed="5")
     assert (visitor.pictures(visitor.sides)[0] == again[2]).all()
+
+
+def test_sliders_weigh_the_llms_blocks(visitor: Visitor) -> None:
+    def drawn(**more: float) -> list[np.ndarray]:
+        visitor.draw(**more)
+        return [picture for side in visitor.sides.split("<section")[1:] for picture in visitor.pictures(side)]
+
+    base, plain = drawn()
+    assert "block_gains" not in visitor.kept[0].facts
+    same, changed = drawn(early=0.0, late=2.0)
+    # A third of the tiny LLM's three blocks is one.
+    assert {one.system: one.facts.get("block_gains") for one in visitor.kept[:2]} == {
+        "llm": "0-0=0,1-1=1,2-2=2",
+        "base": None,
+    }
+    assert (same == base).all()
+    assert (changed != plain).any()
 
 
 def test_the_scale_mixes_base_and_llm(visitor: Visitor) -> None:
@@ -261,7 +279,7 @@ def test_nothing_else_is_served(page: Any, path: str) -> None:
 def order(http: TestClient, data: list[Any]) -> dict[str, Any]:
     """The body of an order to draw that does not come from the page."""
     config = gradio_config(http.get("/").text)
-    draw = next(one for one in config["dependencies"] if len(one["inputs"]) == 11)
+    draw = next(one for one in config["dependencies"] if len(one["inputs"]) == 14)
     return {"data": data, "fn_index": draw["id"], "session_hash": "s", "trigger_id": draw["targets"][0][0]}
 
 
@@ -279,7 +297,7 @@ def join(http: TestClient, data: list[Any]) -> Any:
 
 def test_nobody_gets_past_the_queue(page: Any, adapter: Path) -> None:
     http = page()
-    body = order(http, ["a cat", "", "5", 1, 1, 4, 1, str(adapter), "", "", None])
+    body = order(http, ["a cat", "", "5", 1, 1, 4, 1, 1, 1, 1, str(adapter), "", "", None])
     for name in ("predict", "draw", "load_example"):
         reply = http.post(f"/gradio_api/run/{name}", json=body)
         assert reply.status_code == 404
@@ -288,14 +306,15 @@ def test_nobody_gets_past_the_queue(page: Any, adapter: Path) -> None:
 
 def test_what_is_not_offered_cannot_be_chosen(page: Any, adapter: Path) -> None:
     http = page()
-    good = ["a cat", "", "5", 1, 1, 4, 1, str(adapter), "", "", None]
+    good = ["a cat", "", "5", 1, 1, 4, 1, 1, 1, 1, str(adapter), "", "", None]
     assert join(http, good)["success"]
     for place, value in (
-        (7, str(adapter.parent)),
-        (8, str(adapter.parent / "llm")),
-        (9, "/etc"),
+        (10, str(adapter.parent)),
+        (11, str(adapter.parent / "llm")),
+        (12, "/etc"),
         (4, 10**6),
         (6, 2),
+        (8, 3),
     ):
         answer = join(http, [*good[:place], value, *good[place + 1 :]])
         assert not answer["success"]

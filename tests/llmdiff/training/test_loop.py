@@ -246,3 +246,11 @@ def test_the_checkpoint_holds_no_pickle(tmp_path):
         "manifest.json",
     ]
     assert json.loads((place / "checkpoint.json").read_text())["step"] == 12
+
+
+def test_a_short_stage_warms_up_for_a_share_of_it_and_decays_to_zero():
+    short = LoopConfig(steps=100, learning_rate=1.0, lr_warmup_steps=100, lr_warmup_share=0.1)
+    assert [lr_factor(short, step) for step in (0, 4, 9, 10)] == pytest.approx([0.1, 0.5, 1.0, 1.0])
+    assert lr_factor(short, 99) < 1e-3
+    # Without a share the warm-up takes all of it.
+    assert lr_factor(LoopConfig(steps=100, learning_rate=1.0, lr_warmup_steps=100), 99) == 1.0

@@ -100,6 +100,13 @@ def test_a_stopped_run_resumes_bit_for_bit(config, monkeypatch, interrupt):
         {"base": "sdxl", "training__noise": False},
         {"training__gains": "learned", "training__score_groups": 2, "training__warm_start_steps": 2},
         {"training__gains": "first", "training__gain_steps": 2},
+        {"training__gains": "learned", "models__routing": 2, "models__routing_form": "softmax"},
+        {
+            "training__gains": "first",
+            "training__gain_steps": 2,
+            "training__warm_start_steps": 3,
+            "models__routing": 4,
+        },
     ],
 )
 def test_every_way_of_training_runs_and_changes_the_adapter(config, changes, tmp_path):
@@ -109,6 +116,7 @@ def test_every_way_of_training_runs_and_changes_the_adapter(config, changes, tmp
     moved = {name for name, value in after.items() if not torch.equal(value, before[name].cpu())}
     assert any("branches" in name for name in moved)
     assert ("context.gamma" in moved) == (changes.get("training__gains") in ("first", "learned"))
+    assert ("context.routed.kappa" in moved) == ("models__routing" in changes)
     assert ("context.h_raw" in moved) == changes.get("training__noise", True)
     assert all(value.dtype == torch.float32 and value.isfinite().all() for value in after.values())
 
@@ -270,6 +278,7 @@ def test_the_command_takes_values_and_says_where_the_adapter_is(config, tmp_path
         ("data.kind=films", "data.kind is 'films'"),
         ("models.llm=/nowhere", "/nowhere"),
         ("models.base=/nowhere", "base pipeline '/nowhere' is neither a folder"),
+        ("models.routing=2", "models.routing is 2, whose gains start equal, and training.gains is frozen"),
         ("training.gain_steps=2", "gain_steps are for gains: first, and gains is frozen"),
         ("training.gains=first", "gains: first needs gain_steps above 0 and below steps, got 0"),
         ("watch.validation_samples=11", "are left to train on"),

@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from llmdiff.adapter.base_pipeline import packaged
-from llmdiff.errors import ConfigError, MetricError
+from llmdiff.errors import ConfigError, DivergedError, MetricError
 from llmdiff.evaluation.metrics.diversity import Diversity
 from llmdiff.evaluation.metrics.loading import load_metric
 from llmdiff.language.cache import EncodingStore
@@ -261,19 +261,27 @@ def test_each_rival_takes_the_best_of_the_same_learning_rates(built, tmp_path):
         if full is not None and full["0.001"] - full["1e-09"] > 1e-3:
             best = "1e-09"
         assert report["systems"][name]["learning_rate"] == float(best)
-        # Half the steps, half the warm-up of 100: the first step has a fiftieth of the rate.
+        # A tenth of a single step is no warm-up.
         log = read_log(tmp_path / "runs" / name / "search" / "lr-0.001" / "log.jsonl")
-        assert log[0]["learning_rate"] == pytest.approx(1e-3 / 50)
+        assert log[0]["learning_rate"] == pytest.approx(1e-3)
     assert any("0.001, 1e-09" in line for line in report["treatment"])
 
 
 @pytest.mark.parametrize(("lower_in_full", "taken"), [(0.19, 1e-4), (0.1995, 1e-3)])
 def test_the_highest_rate_has_to_hold_in_full(built, tmp_path, monkeypatch, lower_in_full, taken):
-    losses = {(1e-3, 1): 0.3, (1e-4, 1): 0.4, (1e-5, 1): 0.5, (1e-3, 2): 0.2, (1e-4, 2): lower_in_full}
+    losses = {
+        (1e-2, 1): 0.31,
+        (1e-3, 1): 0.3,
+        (1e-4, 1): 0.4,
+        (1e-5, 1): 0.5,
+        (1e-3, 2): 0.2,
+        (1e-4, 2): lower_in_full,
+    }
 
     def loss(folder):
-        if folder.name == "training":  # the first of 50 steps of warm-up
-            return losses[round(50 * read_log(folder / "log.jsonl")[0]["learning_rate"], 9), 2]
+        if folder.name == "training":
+            # The second of two steps: a cosine at half its way.
+            return losses[round(2 * read_log(folder / "log.jsonl")[0]["learning_rate"], 9), 2]
         rate = float(folder.name.removeprefix("lr-").removesuffix("-in-full"))
         return losses[rate, 2 if folder.name.endswith("-in-full") else 1]
 
@@ -281,12 +289,85 @@ def test_the_highest_rate_has_to_hold_in_full(built, tmp_path, monkeypatch, lowe
     rates = {"learning_rates": (1e-3, 1e-4, 1e-5), "search_steps": 1, "steps": 2, "seeds": 2}
     report = benchmark(built, tmp_path, ["base-states"], **rates).run(command="")
     searched = json.loads((tmp_path / "runs" / "base-states" / "search.json").read_text())
+    assert searched["0.01"] == 0.31  # beyond the settings' highest, which won
     assert searched["in full"] == {"0.001": 0.2, "0.0001": lower_in_full}
     assert report["systems"]["base-states"]["learning_rate"] == taken
     for seed in (0, 1):
         log = read_log(tmp_path / "runs" / "base-states" / f"seed-{seed}" / "training" / "log.jsonl")
-        assert log[0]["learning_rate"] == pytest.approx(taken / 50)
+        assert log[0]["learning_rate"] == pytest.approx(taken / 2)
     assert any("also trained in full" in line for line in report["treatment"])
+
+
+@pytest.mark.parametrize(
+    ("losses", "tried", "taken"),
+    [
+        # Lower and lower, until the best is between others.
+        (
+            {"1.11e-05": 0.28, "3.33e-05": 0.2, "0.0001": 0.25, "0.0003": 0.3},
+            ["1.11e-05", "3.33e-05"],
+            3.33e-5,
+        ),
+        # Higher, where a training diverges.
+        ({"0.0003": 0.25, "0.0001": 0.3, "0.0009": None}, ["0.0009"], 3e-4),
+    ],
+)
+def test_a_search_goes_on_until_the_best_rate_is_between_others(
+    built, tmp_path, monkeypatch, losses, tried, taken
+):
+    plan = benchmark(built, tmp_path, ["base-states"], seeds=1, learning_rates=(1e-4, 3e-4), search_steps=1)
+    asked = []
+
+    def train(trainings, name, preset, conditioning, folder, seed=0):
+        asked.append(preset.adapter_lr)
+        if losses[str(preset.adapter_lr)] is None:
+            raise DivergedError("the loss is nan")
+
+    monkeypatch.setattr(trainings.Trainings, "_train_on_captions", train)
+    monkeypatch.setattr(trainings, "held_out_loss", lambda folder: losses[folder.name.removeprefix("lr-")])
+    assert plan.trainings._learning_rate("base-states") == taken
+    found = json.loads((tmp_path / "runs" / "base-states" / "search.json").read_text())
+    assert sorted(found) == sorted(losses)
+    assert set(tried) <= set(found)
+    assert plan.trainings._learning_rate("base-states") == taken
+    assert len(asked) == len(losses)  # what was tried is kept
+
+
+def test_each_system_takes_its_guidance_on_prompts_that_are_not_in_the_suite(built, tmp_path, monkeypatch):
+    scales = {"guidance_scales": (5.0, 1.0, 3.0), "validation_prompts": 2}
+    plan = benchmark(built, tmp_path / "a", ["base"], seeds=1, **scales)
+    report = plan.run(command="")
+    folder = plan.folder / "runs" / "base"
+    right = {}
+    for scale in (1, 3, 5):
+        text = (folder / "guidance" / str(scale) / "prompts.jsonl").read_text()
+        lines = [json.loads(line) for line in text.splitlines()]
+        right[scale] = sum(line["values"]["scenes"] for line in lines)
+        assert not {line["prompt"] for line in lines} & {row.prompt for row in plan._suite.prompts}
+        splits = [line["tags"][0] for line in lines]
+        assert {splits.count(split) for split in splits} == {2}
+    assert report["systems"]["base"]["guidance_scale"] == max(right, key=right.get)
+    assert any("of 5, 1, 3 the one" in line for line in report["treatment"])
+
+    def draw(name, seed, suite, place, guidance_scale, metrics):
+        place.mkdir(parents=True)
+        (place / "report.json").write_text("{}")
+        values = [guidance_scale == 3.0, True]
+        text = "".join(json.dumps({"values": {"scenes": float(value)}}) + "\n" for value in values)
+        (place / "prompts.jsonl").write_text(text)
+
+    # What decides is how many are drawn right.
+    other = benchmark(built, tmp_path / "b", ["base"], seeds=1, **scales)
+    monkeypatch.setattr(other, "_draw", draw)
+    assert other._guidance_scale("base") == 3.0
+
+
+def test_a_folder_of_another_protocol_is_refused(built, tmp_path):
+    benchmark(built, tmp_path, ["base"], seeds=1)
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    del settings["protocol"]
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match="has a benchmark of protocol 1, this version trains by protocol 2"):
+        benchmark(built, tmp_path, ["base"], seeds=1)
 
 
 def test_what_cannot_be_run_is_refused_by_name():

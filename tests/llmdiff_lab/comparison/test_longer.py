@@ -1,6 +1,7 @@
 """NAME-xN: the same rival with N times as many steps, for comparisons at equal seconds."""
 
 import json
+import math
 
 import pytest
 
@@ -71,7 +72,8 @@ def test_its_learning_rate_is_that_of_the_rival_which_is_trained_for_it(built, t
         run = tmp_path / "runs" / "base-states-x2" / f"seed-{seed}"
         assert steps_of(run) == {".": 4}
         log = [line for line in read_log(run / "training" / "log.jsonl") if "learning_rate" in line]
-        assert log[-1]["learning_rate"] == pytest.approx(rate * 4 / 100)  # the fourth of 100 of warm-up
+        # The last of four steps of a cosine: a tenth of four is no warm-up.
+        assert log[-1]["learning_rate"] == pytest.approx(rate * 0.5 * (1 + math.cos(0.75 * math.pi)))
 
 
 def test_names_have_parts():

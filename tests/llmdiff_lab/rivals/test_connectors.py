@@ -255,7 +255,10 @@ def test_every_layer_reads_its_own_block(parts, draw):
     assert count(connector) == 4 * 16 * 24
 
 
-@pytest.mark.parametrize("name", ["ella", "llm4gen", "lavi-bridge", "per-block"])
+CONNECTORS = ["ella", "llm4gen", "llm4gen-lora", "lavi-bridge", "mlp-lora", "per-block", "query-adapter"]
+
+
+@pytest.mark.parametrize("name", CONNECTORS)
 def test_attaching_a_connector_is_undone_exactly(parts, draw, name):
     pipe, conditioning = parts.pipe, create(name, parts)
     before, keys = draw(pipe, "a red cat"), list(vars(pipe))
@@ -296,3 +299,73 @@ def test_layers_within_finds_convolutions_and_linears_only():
 
     model = torch.nn.Sequential(Attention(), torch.nn.Linear(2, 2))
     assert layers_within(model, frozenset({"Attention"})) == ["0.to_q"]
+
+
+@torch.no_grad()
+def test_the_query_adapter_asks_the_llm_with_the_bases_own_ids(parts):
+    connector = create("query-adapter", parts).connector.eval()
+    shaken(connector)
+    weights = dict(connector.named_parameters())
+    got = connector.carried(connector.read(PROMPTS))
+    ids = parts.pipe.tokenizer(PROMPTS, padding="max_length", return_tensors="pt").input_ids
+
+    def asked(name, query, texts, matrices, heads):
+        biases = weights[f"{name}.in_proj_bias"].chunk(3)
+        parts = [
+            states @ matrix.T + bias
+            for states, matrix, bias in zip((query, texts, texts), matrices, biases, strict=True)
+        ]
+        return linear(attention(*parts, heads), weights, f"{name}.out_proj")
+
+    for b, prompt in enumerate(PROMPTS):
+        h = layer_norm(parts.llm.last_hidden_states([prompt]).states, weights, "norm_llm")
+        z = (connector.embedding.weight[ids[b]] + connector.position)[None]
+        for index, block in enumerate(connector.blocks):
+            name, heads = f"blocks.{index}", block.self_attention.num_heads
+            y = layer_norm(z, weights, f"{name}.norms.0")
+            own = weights[f"{name}.self_attention.in_proj_weight"].chunk(3)
+            z = z + asked(f"{name}.self_attention", y, y, own, heads)
+            y = layer_norm(z, weights, f"{name}.norms.1")
+            cross = f"{name}.cross_attention"
+            z = z + asked(cross, y, h, [weights[f"{cross}.{one}_proj_weight"] for one in "qkv"], heads)
+            inner = linear(layer_norm(z, weights, f"{name}.norms.2"), weights, f"{name}.widen")
+            gelu = inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2)))
+            z = z + linear(gelu, weights, f"{name}.narrow")
+        expected = layer_norm(linear(z, weights, "out"), weights, "norm")[0]
+        torch.testing.assert_close(got.states[b], expected, atol=1e-3, rtol=1e-3)
+    assert got.token_mask.all()
+
+
+def test_dropout_stands_behind_b_and_a_starts_as_published(parts):
+    connector = create("lavi-bridge", parts).connector
+    lora, unet = connector.denoiser_lora, parts.pipe.unet
+    starts = torch.cat([down.weight.flatten() for down in lora.down.values()])
+    assert float(starts.detach().std()) == pytest.approx(1 / 32, rel=0.05)
+    name = next(name for name in lora.down if name.endswith("to_q"))
+    layer = unet.get_submodule(name.replace("/", "."))
+    shaken(lora.up[name])
+    x = torch.randn(200, layer.in_features)
+    with torch.no_grad(), lora.applied(unet):
+        added = x @ lora.down[name].weight.T @ lora.up[name].weight.T
+        lora.train(True)
+        dropped = unet.get_submodule(name.replace("/", "."))(x) - layer(x)
+    kept = dropped.abs() > 1e-6
+    assert 0.8 < kept.float().mean() < 0.97
+    torch.testing.assert_close(dropped[kept], added[kept] / 0.9, atol=1e-5, rtol=1e-3)
+
+
+def test_lora_in_the_llm_learns_at_a_twentieth_of_the_rate(parts):
+    for name in ("lavi-bridge", "refined-both-lora"):
+        conditioning = create(name, parts)
+        shares = {one: conditioning.lr_share(one) for one in conditioning.trainable()}
+        slow = {one for one, share in shares.items() if share != 1}
+        assert slow == {one for one in shares if "llm_lora." in one}
+        assert {shares[one] for one in slow} == {1 / 20}
+
+
+def test_without_lora_only_the_two_stages_learn(parts):
+    connector = create("mlp-lora", parts).connector
+    names = {name.partition(".")[0] for name, _ in connector.named_parameters()}
+    assert names == {"norm1", "norm2", "ff1", "ff2"}
+    connector.carried(PROMPTS).states.sum().backward()
+    assert all(parameter.grad is None for parameter in parts.llm.model.parameters())

@@ -4,13 +4,16 @@ import importlib.util
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny.readers import PROMPTS, build_bert, build_t5
 from tokenizers.processors import TemplateProcessing
+from transformers import T5Config, T5Model
 
-from llmdiff.errors import LLMNotFoundError
+from llmdiff.errors import ConfigError, LLMNotFoundError
 from llmdiff_lab.rivals.base_text import BaseTextStates
 from llmdiff_lab.rivals.block_posterior import BlockPosterior
-from llmdiff_lab.rivals.encoder import MINILM_MODULE, EncoderStates
+from llmdiff_lab.rivals.decoder_posterior import DecoderPosterior
+from llmdiff_lab.rivals.encoder import MINILM_MODULE, EncoderStates, recorded
 
 
 @pytest.mark.parametrize(("build", "width", "blocks"), [(build_bert, 20, 3), (build_t5, 16, 2)])
@@ -90,3 +93,49 @@ def test_the_bases_own_states_are_those_up_to_its_end_token(sd_pipe):
         assert encoding.token_mask[b].tolist() == [i < length for i in range(encoding.token_mask.shape[1])]
         assert not encoding.states[b, length:].any()
     assert (source.hidden_size, source.num_blocks) == (sd_pipe.text_encoder.config.hidden_size, 0)
+
+
+@torch.no_grad()
+def test_the_decoder_posterior_sums_the_decoders_blocks(t5):
+    source = DecoderPosterior(t5)
+    source.calibrate(PROMPTS)
+    source.context.clip = float("inf")
+    source.context.gamma.copy_(torch.tensor([0.5, -2.0]))
+    got = source.encode(PROMPTS)
+    for b, prompt in enumerate(PROMPTS[:2]):
+        ids = torch.tensor([t5.tokenizer(prompt).input_ids])
+        told = t5.model(input_ids=ids).last_hidden_state
+        with recorded(t5.decoder.block) as found:
+            result = t5.decoder(
+                input_ids=torch.cat([torch.tensor([[0]]), ids], dim=1),
+                encoder_hidden_states=told,
+                output_hidden_states=True,
+            )
+        x = [one[0, 1:] for one in result.hidden_states[:-1]]
+        x.append(found[-1][1][0, 1:])  # before the decoder's last norm
+        expected = x[0] / source.context.x0_scale
+        for gain, scale, before, after in zip(
+            (0.5, -2.0), source.context.score_scale, x[:-1], x[1:], strict=True
+        ):
+            expected = expected + gain * (after - before) / scale
+        torch.testing.assert_close(got.states[b, : len(expected)], expected, atol=1e-4, rtol=1e-3)
+
+
+def test_an_encoder_without_its_decoder_is_refused(t5):
+    t5.decoder = None
+    with pytest.raises(ConfigError, match="has no decoder, or its weights are missing"):
+        DecoderPosterior(t5)
+
+
+def test_a_decoder_is_read_where_its_weights_are(tmp_path):
+    made = build_t5()
+    config = T5Config.from_dict(
+        {**made.model.config.to_dict(), "is_encoder_decoder": True, "use_cache": False}
+    )
+    T5Model(config).save_pretrained(tmp_path / "whole")
+    made.tokenizer.save_pretrained(tmp_path / "whole")
+    assert EncoderStates.from_pretrained(str(tmp_path / "whole")).decoder is not None
+    weights = load_file(tmp_path / "whole" / "model.safetensors")
+    kept = {name: one for name, one in weights.items() if not name.startswith("decoder.")}
+    save_file(kept, tmp_path / "whole" / "model.safetensors", metadata={"format": "pt"})
+    assert EncoderStates.from_pretrained(str(tmp_path / "whole")).decoder is None

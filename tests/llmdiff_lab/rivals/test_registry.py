@@ -10,7 +10,8 @@ from tiny.readers import PROMPTS, shaken
 from llmdiff.adapter import layers
 from llmdiff.adapter.manifest import write_manifest
 from llmdiff.errors import AdapterMismatchError, ConfigError, CorruptWeightsError
-from llmdiff_lab.rivals.registry import RIVALS, create
+from llmdiff_lab.rivals.registry import RIVALS, create, rival_of
+from llmdiff_lab.rivals.rows import RivalRow
 from llmdiff_lab.rivals.storage import load_rival, save_rival
 
 
@@ -212,3 +213,17 @@ def test_lora_in_the_denoiser_begins_as_nothing_and_is_gone_after_drawing(parts,
     assert {key: value.shape for key, value in lavi.state_dict().items()} == {
         key: value.shape for key, value in extended.denoiser_lora.state_dict().items()
     }
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"reading": "tea-leaves"}, "reading is 'tea-leaves', expected one of"),
+        ({"reading": "ella", "refiner_layers": 4}, "refiner_layers of the reading 'ella' has no meaning"),
+        ({"reading": "taps", "lora": ["llm"], "noise": False}, "lora, noise of the reading 'taps'"),
+    ],
+)
+def test_a_row_with_fields_that_its_reading_has_no_use_for_is_refused(fields, message):
+    row = RivalRow(title="a row", group="layers", **fields)
+    with pytest.raises(ConfigError, match=message):
+        rival_of("a-row", row)

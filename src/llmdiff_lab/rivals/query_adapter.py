@@ -1,0 +1,102 @@
+"""The base's own tokens ask an LLM's last states."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmdiff.language.control_tokens import plain_options
+from llmdiff.language.llm import DecoderLLM
+from llmdiff.types import TextEncoding
+from llmdiff_lab.rivals.connector import Connector
+from llmdiff_lab.rivals.last_hidden import LastHiddenStates
+
+
+class QueryAdapterConnector(Connector):
+    """Learned embeddings of the base tokenizer's ids attend to each other and to the LLM's states, block by block:
+
+        z = E[ids]
+        z = z + SelfAttn(LN(z));   z = z + CrossAttn(LN(z), h);   z = z + W_2 gelu(W_1 LN(z))
+        c = LN(W z)
+
+    The result has the rows of the base's own text, padding included, which is what the denoiser was trained on.
+
+    Shapes: ids (B, S), h (B, T, D) => (B, S, W).
+    Source: Anima (circlestone-labs/Anima), whose adapter asks Qwen3's last states with the T5 ids that its denoiser
+        knows, in six blocks; here CLIP's ids ask, and the denoiser is frozen. No rotary embedding: CLIP's position is a
+        learned one.
+    """
+
+    keeps = "nothing"
+
+    def __init__(
+        self,
+        llm: DecoderLLM,
+        tokenizer: Any,
+        *,
+        width: int,
+        blocks: int = 6,
+        template: str | None = None,
+        max_length: int = 512,
+    ) -> None:
+        super().__init__()
+        self.source = LastHiddenStates(llm, template=template, max_length=max_length)
+        self.id = llm.id
+        self.tokenizer = tokenizer
+        self.embedding = nn.Embedding(len(tokenizer), width)
+        self.position = nn.Parameter(torch.zeros(int(tokenizer.model_max_length), width))
+        self.norm_llm = nn.LayerNorm(llm.hidden_size)
+        self.blocks = nn.ModuleList(_Block(width, llm.hidden_size) for _ in range(blocks))
+        self.out, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+
+    def read(self, prompts: Sequence[str]) -> tuple[Tensor, TextEncoding]:
+        """Return the base tokenizer's ids (B, S) and the LLM's states (B, T, D)."""
+        ids: Tensor = self.tokenizer(
+            list(prompts),
+            padding="max_length",
+            truncation=True,
+            return_tensors="pt",
+            **plain_options(self.tokenizer, prompts),
+        ).input_ids
+        return ids, self.source.encode(prompts)
+
+    def carried(self, raw: tuple[Tensor, TextEncoding]) -> TextEncoding:
+        """Return the U-Net's text states, (B, S, W); every row is read."""
+        ids, texts = raw
+        device = self.position.device
+        z = self.embedding(ids.to(device)) + self.position
+        llm_states, mask = self.norm_llm(texts.states.to(device)), texts.token_mask.to(device)
+        for block in self.blocks:
+            z = block(z, llm_states, mask)
+        c = self.norm(self.out(z))
+        return TextEncoding(states=c, token_mask=torch.ones(c.shape[:2], dtype=torch.bool, device=device))
+
+    def uses_muon(self, name: str) -> bool:
+        """Return whether Muon optimises the parameter: the matrices of the blocks."""
+        return ".blocks." in name
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, hidden_size: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        self.self_attention = nn.MultiheadAttention(width, _heads(width), batch_first=True)
+        self.cross_attention = nn.MultiheadAttention(
+            width, _heads(width), kdim=hidden_size, vdim=hidden_size, batch_first=True
+        )
+        self.widen, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, z: Tensor, llm_states: Tensor, mask: Tensor) -> Tensor:
+        y = self.norms[0](z)
+        z = z + self.self_attention(y, y, y, need_weights=False)[0]
+        y = self.norms[1](z)
+        z = z + self.cross_attention(y, llm_states, llm_states, key_padding_mask=~mask, need_weights=False)[0]
+        result: Tensor = z + self.narrow(F.gelu(self.widen(self.norms[2](z))))
+        return result
+
+
+def _heads(width: int) -> int:
+    return next(count for count in (8, 4, 2, 1) if width % count == 0)

@@ -1,0 +1,71 @@
+"""The rows of `rivals.yaml`: what each rival reads, and what is trained of it."""
+
+from functools import cache
+from importlib import resources
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from llmdiff.checks.validation import Settings, what_is_wrong
+from llmdiff.errors import ConfigError
+from llmdiff.language.blocks import Lone
+from llmdiff.language.routing import RoutingForm
+from llmdiff.training.yaml_text import parse_yaml
+
+Group = Literal["base", "encoders", "layers", "published", "ours", "parts removed"]
+Side = Literal["denoiser", "llm"]
+
+
+class RivalRow(Settings):
+    """One rival. A reading refuses fields that it has no use for.
+
+    Fields:
+        title: a short description. group: where a report lists it.
+        reading: what is read, by the names of `registry.READINGS`.
+        refiner_layers: blocks of our adapter's refiner, 0: none.
+        routing: groups of attention layers with states of their own; 0: one for each layer.
+        routing_form: of `RoutedGains`.
+        lora: where LoRA is trained: in the denoiser, in the LLM.
+        lone: what a token alone sees; None: as the benchmark has it.
+        branches: which branches of our adapter attend.
+        learn_gains, noise: whether gains are learned, and noise is added, in training.
+    """
+
+    title: Annotated[str, Field(min_length=1, max_length=200)]
+    group: Group
+    reading: str
+    refiner_layers: Annotated[int, Field(ge=0, le=64)] = 0
+    routing: Annotated[int, Field(ge=0, le=4096)] = 1
+    routing_form: RoutingForm = "signed"
+    lora: list[Side] = Field(default_factory=list)
+    lone: Lone | None = None
+    branches: Literal["both", "pretrained", "new"] = "both"
+    learn_gains: bool = True
+    noise: bool = True
+
+    @property
+    def chosen(self) -> set[str]:
+        """Return the fields that differ from their defaults, without those that every row has."""
+        return {
+            name
+            for name, field in type(self).model_fields.items()
+            if not field.is_required() and getattr(self, name) != field.get_default(call_default_factory=True)
+        }
+
+
+@cache
+def rival_rows() -> dict[str, RivalRow]:
+    """Return all rows by name, in the file's order.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    text = resources.files(__package__).joinpath("rivals.yaml").read_text(encoding="utf-8")
+    found = parse_yaml("rivals.yaml is no YAML", text)
+    rows: dict[str, RivalRow] = {}
+    for name, fields in found.items():
+        try:
+            rows[name] = RivalRow.model_validate(fields)
+        except ValidationError as error:
+            raise ConfigError(f"rivals.yaml, {name}: {what_is_wrong(error, RivalRow)}") from error
+    return rows
