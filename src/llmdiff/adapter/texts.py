@@ -11,6 +11,7 @@ from llmdiff.adapter.prompt_parts import Parts
 from llmdiff.errors import ConfigError, PromptError
 from llmdiff.files import clean_text, is_blank
 from llmdiff.language.rewording import Rewording, encode_reworded
+from llmdiff.language.saved_encodings import SavedEncodings
 from llmdiff.language.weights import parse_weights
 from llmdiff.types import TextEncoding
 
@@ -84,7 +85,7 @@ def encode_texts(
     rewording: Rewording | None = None,
     reword: Collection[str] | None = None,
 ) -> TextEncoding:
-    """Return the text encoding, from the adapter's context encoding, else from `llm.encode`.
+    """Return the text encoding, from the adapter's context encoding, else from `llm.encode`, as of saved encodings.
 
     `weighted` and `generator` are those of `ContextEncoding.encode`. With `rewording`, a closed LLM rewords the texts,
     or those in `reword`.
@@ -93,6 +94,9 @@ def encode_texts(
         ConfigError: `weighted`, `rewording` or `generator` is given for an adapter without a context encoding.
     """
     check_context(adapter, weighted=weighted, rewording=rewording)
+    if isinstance(llm, SavedEncodings):
+        _check_as_saved(llm, weighted=weighted, generator=generator, rewording=rewording)
+        return llm.encode(texts)
     if adapter.context is not None and rewording is not None:
         return encode_reworded(
             adapter.context, llm, texts, rewording, reword=reword, generator=generator, weighted=weighted
@@ -103,6 +107,30 @@ def encode_texts(
         raise ConfigError("noise_seed is given, but the adapter's states have no noise: leave noise_seed out")
     encoding: TextEncoding = llm.encode(list(texts))
     return encoding
+
+
+def _check_as_saved(
+    encodings: SavedEncodings,
+    *,
+    weighted: bool,
+    generator: torch.Generator | None,
+    rewording: Rewording | None,
+) -> None:
+    """Check that a call asks for nothing that saved encodings were not made with.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if generator is not None or rewording is not None:
+        raise ConfigError(
+            "rewording or noise_seed is given with saved encodings, which are made already: give it to encode, or load "
+            "the LLM"
+        )
+    if weighted != encodings.origin.weighted:
+        raise ConfigError(
+            f"weighted is {weighted}, but the encodings were saved with weighted={encodings.origin.weighted}: attach "
+            "with the same, or encode the prompts again"
+        )
 
 
 def check_context(adapter: LLMDiffAdapter, *, weighted: bool, rewording: Rewording | None) -> None:

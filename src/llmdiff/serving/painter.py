@@ -47,7 +47,7 @@ class PipelinePainter:
         Raises:
             LLMDiffError: a model is missing, damaged or does not fit.
         """
-        controller, pipe = load(models)
+        controller, pipe = load(models, base_draws=False)
         return cls(controller, pipe, models)
 
     def draw(

@@ -111,7 +111,7 @@ def attention(
     from llmdiff_lab.inspection.attention_plots import save_maps
 
     writable_folder(out)
-    controller, pipe = load(models)
+    controller, pipe = load(models, base_draws=False)
     maps = draw_with_maps(
         controller, pipe, prompt, models.control, seed=seed, steps=steps, guidance_scale=guidance_scale
     )
