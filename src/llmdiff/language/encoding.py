@@ -12,6 +12,8 @@ from llmdiff.checks.validation import Settings, keywords_of, settings_from
 from llmdiff.errors import AdapterMismatchError, ConfigError
 from llmdiff.language.blocks import Lone, run_rows
 from llmdiff.language.calibration import measure_scales, norms
+from llmdiff.language.captured import captured_sum
+from llmdiff.language.finite import FiniteWatch
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.language.rows import TokenRows
 from llmdiff.language.tokens import checked_template
@@ -210,6 +212,26 @@ class ContextEncoding(nn.Module):
         )
         rows = TokenRows.of(tokens, llm.device)
         weights = None if tokens.weights is None else rows.of_tokens(tokens.weights)[:, None]
+        with torch.set_grad_enabled(gradients):
+            c = None if gradients else captured_sum(self, llm, rows, tokens.prefix_ids, weights)
+            if c is None:
+                c = self.sum_rows(llm, rows, tokens.prefix_ids, weights)
+            mask = tokens.token_mask.to(c.device)
+            return TextEncoding(states=self._finish(rows.padded(c), mask, generator), token_mask=mask)
+
+    def sum_rows(
+        self,
+        llm: DecoderLLM,
+        rows: TokenRows,
+        prefix_ids: tuple[int, ...],
+        weights: Tensor | None,
+        watch: FiniteWatch | None = None,
+    ) -> Tensor:
+        """Returns c of every token of a pass without its noise, summed while the LLM runs; see `run_rows`.
+
+        Shapes:
+            weights: (N + 1, 1); result: (N + 1, D) float32.
+        """
         total: list[Tensor] = []
 
         def add(index: int, x: Tensor, u: Tensor, v: Tensor | None) -> None:
@@ -219,10 +241,8 @@ class ContextEncoding(nn.Module):
             c = total[0]
             c += self.contribution(index, u, v, weights=weights)
 
-        with torch.set_grad_enabled(gradients):
-            run_rows(llm, rows, tokens.prefix_ids, lone=self.lone, visit=add)
-            mask = tokens.token_mask.to(total[0].device)
-            return TextEncoding(states=self._finish(rows.padded(total[0]), mask, generator), token_mask=mask)
+        run_rows(llm, rows, prefix_ids, lone=self.lone, visit=add, watch=watch)
+        return total[0]
 
     def contribution(self, index: int, u: Tensor, v: Tensor, *, weights: Tensor | None = None) -> Tensor:
         """Returns what one block adds to c without its noise: g_l * s_l, and in "guided" k_l * v_l.
