@@ -154,6 +154,7 @@ def watching_words(controller: LLMController, pipe: Any, prompt: str) -> Iterato
         LLMDiffError: see `draw_with_maps`.
     """
     llm, context = controller.llm, controller.adapter.context
+    limits: dict[str, Any]
     if isinstance(llm, SavedEncodings):
         raise PromptError(
             "the words of a prompt are found by the LLM's tokenizer, and no LLM is loaded: load it in place of saved "

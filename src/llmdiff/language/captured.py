@@ -152,7 +152,8 @@ class _Graph:
 
     def __init__(self, read: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], ids: Tensor, weights: Tensor):
         self._ids, self._weights = ids.clone(), weights.clone()
-        side = torch.cuda.Stream(ids.device)
+        cuda: Any = torch.cuda  # parts of it have no types
+        side = cuda.Stream(ids.device)
         side.wait_stream(torch.cuda.current_stream(ids.device))
         with torch.cuda.stream(side):
             for _ in range(2):  # libraries choose their kernels and allocate before the capture
@@ -254,9 +255,10 @@ def _worth_it(
 
 def _seconds(act: Callable[[], object], device: torch.device) -> float:
     """Return the shortest of a few times. Units: seconds."""
-    found = []
+    cuda: Any = torch.cuda
+    found: list[float] = []
     for _ in range(_TIMED):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start, end = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
         torch.cuda.synchronize(device)
         start.record()
         act()

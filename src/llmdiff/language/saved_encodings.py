@@ -145,7 +145,7 @@ class SavedEncodings:
         """Return the prompts, in order of their files."""
         return list(self._paths)
 
-    def __contains__(self, prompt: str) -> bool:
+    def __contains__(self, prompt: object) -> bool:
         return prompt in self._paths
 
     def __len__(self) -> int:

@@ -86,6 +86,7 @@ def scores(
     else:
         models = replace(models, adapter=adapter or "openmoji", llm=llm)
         controller = load_controller(models, device=place)
+        assert isinstance(controller.llm, DecoderLLM)  # the verb takes no saved encodings
         report = inspect_scores(controller.llm, prompt, adapter=controller.adapter, rewording=rewording)
     for path in save_scores(report, out):
         typer.echo(path)
