@@ -12,7 +12,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,12 +21,10 @@ from torch import Tensor
 from llmdiff.errors import first_line
 from llmdiff.language.blocks import one_pass_at_a_time
 from llmdiff.language.finite import FiniteWatch
+from llmdiff.language.llm import DecoderLLM
 from llmdiff.language.lone_calls import JoinedCall
+from llmdiff.language.readings import Lone
 from llmdiff.language.rows import SharedInputs, TokenRows
-
-if TYPE_CHECKING:
-    from llmdiff.language.encoding import ContextEncoding
-    from llmdiff.language.llm import DecoderLLM
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +38,26 @@ _TIMED = 3
 # Matrix products of another size round differently; a graph that reads wrong states differs by about 1.
 _TOLERANCE = {torch.float32: 1e-3}
 _COARSE_TOLERANCE = 0.05
+
+
+class BlockSum(Protocol):
+    """What a pass needs of a `ContextEncoding`."""
+
+    lone: Lone
+    clip: float
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return its gains and scales."""
+
+    def sum_rows(
+        self,
+        llm: DecoderLLM,
+        rows: TokenRows,
+        prefix_ids: tuple[int, ...],
+        weights: Tensor | None,
+        watch: FiniteWatch | None = None,
+    ) -> Tensor:
+        """Return c of every token of a pass without its noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +106,8 @@ class Bucket:
 
     def read(
         self,
-        context: "ContextEncoding",
-        llm: "DecoderLLM",
+        context: BlockSum,
+        llm: DecoderLLM,
         prefix_ids: tuple[int, ...],
         ids: Tensor,
         weights: Tensor,
@@ -104,7 +122,7 @@ class Bucket:
 
 
 def bucket_of(
-    context: "ContextEncoding", llm: "DecoderLLM", rows: TokenRows, prefix_ids: tuple[int, ...]
+    context: BlockSum, llm: DecoderLLM, rows: TokenRows, prefix_ids: tuple[int, ...]
 ) -> Bucket | None:
     """Return the bucket of a pass that can be captured; None if it has to be read eagerly.
 
@@ -123,8 +141,8 @@ def bucket_of(
 
 
 def captured_sum(
-    context: "ContextEncoding",
-    llm: "DecoderLLM",
+    context: BlockSum,
+    llm: DecoderLLM,
     rows: TokenRows,
     prefix_ids: tuple[int, ...],
     weights: Tensor | None,
@@ -179,8 +197,8 @@ class _Graphs:
 
     def graph(
         self,
-        context: "ContextEncoding",
-        llm: "DecoderLLM",
+        context: BlockSum,
+        llm: DecoderLLM,
         bucket: Bucket,
         rows: TokenRows,
         prefix_ids: tuple[int, ...],
@@ -208,14 +226,14 @@ _all_graphs: "WeakKeyDictionary[DecoderLLM, _Graphs]" = WeakKeyDictionary()
 _making = threading.Lock()
 
 
-def _graphs_of(llm: "DecoderLLM") -> _Graphs:
+def _graphs_of(llm: DecoderLLM) -> _Graphs:
     with _making:
         return _all_graphs.setdefault(llm, _Graphs())
 
 
 def _worth_it(
-    context: "ContextEncoding",
-    llm: "DecoderLLM",
+    context: BlockSum,
+    llm: DecoderLLM,
     bucket: Bucket,
     rows: TokenRows,
     prefix_ids: tuple[int, ...],
