@@ -7,23 +7,20 @@ SDXL's adapters are trained; the compiled denoisers come last. Every record is w
 `--minutes` ends the run in time: what was not reached is named. `--quick` runs tiny models of the same classes.
 """
 
-import gc
-import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import LCMScheduler
-from measuring import PROMPTS, Aim, Record, ceilings, interleaved, parser, record, table
-from shapes import FAMILIES, Shape, build_llm, build_pipe, embeddings
+from llm_shapes import build_llm
+from measuring import PROMPTS, Aim, Record, ceilings, parser, table
+from shapes import FAMILIES, Shape, build_pipe, embeddings
+from timed_run import Run
 
 from llmdiff import DecoderLLM, LLMController
 from llmdiff.adapter import install
 from llmdiff.adapter.families import denoiser_of, family_of
-from llmdiff.errors import first_line
-from llmdiff.files import write_whole
 from llmdiff.training.denoise import Sizes, denoise
 from llmdiff.training.objective import Objective
 
@@ -34,68 +31,6 @@ _BATCHES = (1, 4, 16)
 _TRAINED = ("SD 1.5", "SDXL")
 # By FLOPs a second attention costs a U-Net little, and SD3 16 %.
 _DRAWING_AIMS = {"SD 1.5": 1.05, "SDXL": 1.05, "SD3 medium": 1.2}
-
-
-class Run:
-    """The records so far, written after each one; `left` says whether there is time for more."""
-
-    def __init__(self, options: Any) -> None:
-        self.device: str = options.device
-        self.quick: bool = options.quick
-        self.dtype = torch.float32 if self.quick else torch.bfloat16
-        self.repeats: int = options.repeats
-        self.backend = "eager" if self.quick else "inductor"
-        self.records: list[Record] = []
-        self.notes: list[str] = []
-        self._out: Path | None = options.out
-        self._began, self._minutes = time.monotonic(), options.minutes
-
-    @property
-    def on_gpu(self) -> bool:
-        return torch.device(self.device).type == "cuda"
-
-    def left(self, what: str) -> bool:
-        """Returns whether there is time for something; notes it if there is none."""
-        if time.monotonic() - self._began < 60 * self._minutes:
-            return True
-        self.note(f"{what}: not reached in {self._minutes:g} minutes")
-        return False
-
-    def tried(self, what: str, act: Callable[[], None]) -> None:
-        """Does this if there is time; what fails, mostly for memory, is noted and does not end the run."""
-        if not self.left(what):
-            return
-        try:
-            act()
-        except (RuntimeError, torch.OutOfMemoryError) as error:
-            self.note(f"{what}: {first_line(error)[:200]}")
-        finally:
-            gc.collect()
-            if self.on_gpu:
-                torch.cuda.empty_cache()
-
-    def seconds(self, acts: dict[str, Callable[[], object]], **more: Any) -> dict[str, float]:
-        return interleaved(acts, repeats=self.repeats, device=self.device, **more)
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-        self._write()
-
-    def add(self, name: str, **more: Any) -> None:
-        self.records.append(record(name, device=self.device, **more))
-        print(table(self.records[-1:]).splitlines()[-1], flush=True)
-        self._write()
-
-    def _write(self) -> None:
-        if self._out is None:
-            return
-        written = {"minutes": self._minutes, "records": self.records, "notes": self.notes}
-        write_whole(self._out, json.dumps(written, indent=1) + "\n")
-        where = self.records[0]["machine"] if self.records else ""
-        about = (__doc__ or "").split("Every record")[0].partition("\n\n")[2].strip().replace("\n", " ")
-        notes = "".join(f"- {note}\n" for note in self.notes)
-        page = f"# Speed at true sizes\n\n{about}\n\n`python speed/true_shapes.py --device cuda`, {where}\n\n"
-        write_whole(self._out.with_suffix(".md"), f"{page}{table(self.records)}\n\n{notes}".rstrip() + "\n")
 
 
 def encode(run: Run, name: str, llm: DecoderLLM, controller: LLMController) -> None:
@@ -298,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Record]:
     options = options_of.parse_args(arguments)
     if options.out is None and torch.device(options.device).type == "cuda" and not options.quick:
         options.out = RESULTS / "performance-gpu.json"
-    run = Run(options)
+    run = Run(options, __doc__ or "")
     read: set[str] = set()
     for compile_it in (False, True):
         for shape in FAMILIES:
