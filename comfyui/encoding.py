@@ -13,19 +13,28 @@ from llmdiff import DecoderLLM
 from llmdiff.adapter import LLMDiffAdapter
 from llmdiff.adapter.attach import check_llm
 from llmdiff.adapter.layout import beside_base
-from llmdiff.adapter.manifest import MANIFEST_NAME
 from llmdiff.adapter.texts import encode_texts
 from llmdiff.controller import adapter_source
 from llmdiff.errors import AttachError
-from llmdiff.files import clean_text, file_sha256
+from llmdiff.files import clean_text
+from llmdiff.language.digests import adapter_digest, tensor_digest
+from llmdiff.language.encoding_files import EncodingOrigin
+from llmdiff.language.saved_encodings import origin_of
+from llmdiff.types import TextEncoding
 
 from .model import ADAPTER_KEY, BASE_POOLED_KEY
+
+ENCODED_KEY = "llmdiff_encoded"
+"""The option of a conditioning with the `Encoded` that it was made from."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DTYPES = ("auto", *_DTYPES)
 
+Rows = tuple[Tensor | None, Tensor | None]
+"""Text states (1, T, width) and a pooled vector (1, width)."""
+
 _MAX_ENCODINGS = 64
-_encodings: OrderedDict[tuple[Any, ...], tuple[Tensor, Tensor | None]] = OrderedDict()
+_encodings: "OrderedDict[tuple[Any, ...], tuple[TextEncoding, Rows]]" = OrderedDict()
 
 
 @dataclass
@@ -65,10 +74,32 @@ class LLMSource:
 
 @dataclass(frozen=True)
 class LoadedAdapter:
-    """An adapter, and the digest of its files."""
+    """An adapter and its digest."""
 
     adapter: LLMDiffAdapter
     digest: str
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a conditioning was made from, and with.
+
+    Fields:
+        base: the base's own text states and pooled vector beside the LLM's, None where there are none.
+        rows_digest: digest of the conditioning's rows, to see whether another node has changed them.
+    """
+
+    text: str
+    encoding: TextEncoding
+    source: LLMSource
+    loaded: LoadedAdapter
+    weighted: bool
+    base: Rows
+    rows_digest: str
+
+    def origin(self) -> EncodingOrigin:
+        """Return what a file says of the encoding. It takes the digest of the LLM, which is loaded if it is not."""
+        return origin_of(self.source.get(), self.loaded.adapter, weighted=self.weighted)
 
 
 def llm_source(name: str, dtype: str) -> LLMSource:
@@ -84,9 +115,8 @@ def load_adapter(name_or_path: str) -> LoadedAdapter:
     Raises:
         LLMDiffError: it cannot be loaded.
     """
-    source = Path(adapter_source(name_or_path))
-    adapter = LLMDiffAdapter.from_pretrained(source)
-    return LoadedAdapter(adapter, file_sha256(source / MANIFEST_NAME))
+    adapter = LLMDiffAdapter.from_pretrained(adapter_source(name_or_path))
+    return LoadedAdapter(adapter, adapter_digest(adapter))
 
 
 def encode(
@@ -111,33 +141,49 @@ def encode(
         if len(_encodings) > _MAX_ENCODINGS:
             _encodings.popitem(last=False)
     _encodings.move_to_end(key)
-    states, pooled = _encodings[key]
+    encoding, ours = _encodings[key]
+    theirs: Rows = (None, None) if base is None else _base_text(base, loaded.adapter.phi.out_features)
+    conditioning = joined(loaded, ours, theirs)
+    rows, options = conditioning[0]
+    options[ENCODED_KEY] = Encoded(text, encoding, source, loaded, weighted, theirs, tensor_digest(rows))
+    return conditioning
+
+
+def joined(loaded: LoadedAdapter, ours: Rows, theirs: Rows) -> Any:
+    """Return the CONDITIONING of the LLM's rows and of the base's, which may be None."""
+    (states, pooled), (base_states, base_pooled) = ours, theirs
+    assert states is not None
     width = loaded.adapter.phi.out_features
     options: dict[str, Any] = {ADAPTER_KEY: loaded.digest, "cross_attn_controlnet": states[..., :width]}
     if pooled is not None:
         options["pooled_output"] = pooled
-    if base is None:
+    if base_states is None:
         return [[states, options]]
-    base_states, base_pooled = _base_text(base, width)
     if pooled is not None and base_pooled is not None:
         options[BASE_POOLED_KEY] = base_pooled.to(pooled)
     return [[beside_base(states, base_states.to(states), None), options]]
 
 
 @torch.inference_mode()
-def _encoded(
-    source: LLMSource, loaded: LoadedAdapter, text: str, *, weighted: bool, strict: bool
-) -> tuple[Tensor, Tensor | None]:
-    llm = source.get()
-    check_llm(llm, loaded.adapter, strict=strict)
-    memory.free_memory(memory.module_size(llm.model), llm.device)
-    encoding = encode_texts(loaded.adapter, llm, [text], weighted=weighted)
+def conditioned(loaded: LoadedAdapter, encoding: TextEncoding) -> Rows:
+    """Return what the adapter makes of an encoding: rows of [phi(c) ; c], and the pooled vector."""
     states, pooled = loaded.adapter.condition(encoding)
     device = memory.intermediate_device()
     return states.to(device), None if pooled is None else pooled.to(device)
 
 
-def _base_text(base: Any, width: int) -> tuple[Tensor, Tensor | None]:
+@torch.inference_mode()
+def _encoded(
+    source: LLMSource, loaded: LoadedAdapter, text: str, *, weighted: bool, strict: bool
+) -> tuple[TextEncoding, Rows]:
+    llm = source.get()
+    check_llm(llm, loaded.adapter, strict=strict)
+    memory.free_memory(memory.module_size(llm.model), llm.device)
+    encoding = encode_texts(loaded.adapter, llm, [text], weighted=weighted)
+    return encoding, conditioned(loaded, encoding)
+
+
+def _base_text(base: Any, width: int) -> Rows:
     if len(base) != 1:
         raise AttachError(
             f"base has {len(base)} conditionings, expected one: connect CLIP Text Encode to it directly"

@@ -6,23 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from llmdiff.adapter.base_pipeline import EMBEDDED_NAME
-from llmdiff.errors import AttachError, CorruptWeightsError, InputFileError, OutputError, PromptError
+from llmdiff.errors import AttachError, InputFileError, PromptError
+from llmdiff.language.digests import tensor_digest
+from llmdiff.language.encoding_files import read_encoding, write_encoding
 from llmdiff.language.packaged import PACKAGED
+from llmdiff.language.saved_encodings import SavedEncodings
 
+from .encoding import ENCODED_KEY, LoadedAdapter, conditioned, joined
 from .model import ADAPTER_KEY, BASE_POOLED_KEY
 
 ADAPTERS = "llmdiff"
 ENCODINGS = "llmdiff"
 """The folder of saved encodings below ComfyUI's output folder."""
 
-_FORMAT = {"format": "llmdiff-encoding", "version": "1"}
-_TENSORS = ("pooled_output", "cross_attn_controlnet", BASE_POOLED_KEY)
+_KEPT = {ADAPTER_KEY, ENCODED_KEY, "pooled_output", "cross_attn_controlnet", BASE_POOLED_KEY}
+# Tensors of a file beside the LLM's states: the base's own text, which only these nodes read.
+_BASE = ("base_states", "base_pooled")
 
 # The default place; extra_model_paths.yaml may name more.
 folder_paths.add_model_folder_path(ADAPTERS, os.path.join(folder_paths.models_dir, ADAPTERS))
@@ -72,70 +73,50 @@ def save_encoding(conditioning: Any, name: str) -> Path:
     Raises:
         PromptError: the name is no file name.
         AttachError: the conditioning is not one encoding of LLMDiff, or carries what a file does not keep.
+        LLMDiffError: the LLM is not loaded any more and cannot be.
         OutputError: the folder cannot be written.
     """
     folder = _encodings_folder()
     path = folder / f"{name.removesuffix('.safetensors')}.safetensors"
     if not name.strip() or not _is_below(name):
         raise PromptError(f"name is {name!r}, expected a file name inside the folder {folder}")
-    if len(conditioning) != 1 or ADAPTER_KEY not in conditioning[0][1]:
+    encoded = conditioning[0][1].get(ENCODED_KEY) if len(conditioning) == 1 else None
+    if encoded is None:
         raise AttachError(
             "the conditioning is not one encoding: connect Save Encoding to LLMDiff Encode itself"
         )
     states, options = conditioning[0]
-    lost = sorted(set(options) - {ADAPTER_KEY, *_TENSORS})
+    lost = sorted(set(options) - _KEPT)
     if lost:
         raise AttachError(
             f"the conditioning carries {lost[0]!r}, which a file does not keep: save it before that node"
         )
-    tensors = {"states": states, **{key: options[key] for key in _TENSORS if key in options}}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        save_file(
-            {key: tensor.contiguous().clone() for key, tensor in tensors.items()},
-            partial,
-            metadata={**_FORMAT, "adapter": options[ADAPTER_KEY]},
+    if tensor_digest(states) != encoded.rows_digest:
+        raise AttachError(
+            "another node has changed the encoding: connect Save Encoding to LLMDiff Encode itself"
         )
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written ({error}): choose another name or free some space"
-        ) from error
+    base = {key: tensor for key, tensor in zip(_BASE, encoded.base, strict=True) if tensor is not None}
+    mask = encoded.encoding.token_mask[0]
+    write_encoding(path, encoded.text, encoded.origin(), encoded.encoding.states[0][mask], base)
     return path
 
 
-def load_encoding(name: str, digest: str) -> Any:
-    """Return a saved conditioning.
+def load_encoding(name: str, loaded: LoadedAdapter) -> Any:
+    """Return a saved conditioning: a file of Save Encoding, of `llmdiff encode` or of `LLMController.encode`.
 
     Raises:
         InputFileError: there is no such file.
         CorruptWeightsError: it is not a saved encoding.
-        AttachError: it was encoded with another adapter.
+        AdapterMismatchError: it was encoded with another adapter.
     """
     path = _encodings_folder() / name
     if not _is_below(name) or not path.is_file():
         raise InputFileError(f"{path} does not exist: save an encoding first, then reload the page")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-            tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise CorruptWeightsError(
-            f"{path} is not a readable safetensors file ({error}): save it again"
-        ) from error
-    if {key: metadata.get(key) for key in _FORMAT} != _FORMAT or "states" not in tensors:
-        raise CorruptWeightsError(
-            f"{path} is no encoding of version {_FORMAT['version']} (it says {metadata.get('version')!r}): save again"
-        )
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
-        raise CorruptWeightsError(f"{path} has values that are not finite: save it again")
-    if metadata.get("adapter") != digest:
-        raise AttachError(
-            f"{path} was encoded with another adapter: load that one, or encode the prompt again"
-        )
-    states = tensors.pop("states")
-    return [[states, {**tensors, ADAPTER_KEY: digest}]]
+    saved = SavedEncodings.load(path)
+    saved.check_adapter(loaded.adapter)
+    tensors = read_encoding(path)
+    base_states, base_pooled = (tensors.get(key) for key in _BASE)
+    return joined(loaded, conditioned(loaded, saved.encode(saved.prompts)), (base_states, base_pooled))
 
 
 def encoding_changed(name: str) -> float:

@@ -210,7 +210,8 @@ class LoadEncoding(io.ComfyNode):
             node_id="LLMDiffLoadEncoding",
             display_name="Load LLMDiff Encoding",
             category=_CATEGORY,
-            description="Reads an encoding from output/llmdiff. It needs the adapter that it was encoded with.",
+            description="Reads an encoding from output/llmdiff: of Save LLMDiff Encoding, or of the command llmdiff "
+            "encode. It needs the adapter that it was encoded with.",
             inputs=[ADAPTER.Input("adapter"), io.Combo.Input("name", options=folders.encoding_names())],
             outputs=[io.Conditioning.Output()],
         )
@@ -223,7 +224,7 @@ class LoadEncoding(io.ComfyNode):
     @classmethod
     def execute(cls, adapter: encoding.LoadedAdapter, name: str) -> io.NodeOutput:
         """Return the conditioning."""
-        return io.NodeOutput(folders.load_encoding(name, adapter.digest))
+        return io.NodeOutput(folders.load_encoding(name, adapter))
 
 
 class LoadBase(io.ComfyNode):

@@ -2,6 +2,7 @@
 
 The peak is that of the whole process (the kernel's VmHWM), libraries and weights included; on a GPU that of its
 allocator stands beside it. The other side draws with the base pipeline alone, or runs the LLM alone; training has none.
+Drawing from a saved encoding, with no LLM and no text encoder in memory, stands beside drawing with the LLM.
 """
 
 import json
@@ -31,6 +32,34 @@ def draw(options: Any, *, attached: bool) -> None:
         LLMController.from_pretrained("openmoji", llm=load_llm(options), device=options.device).attach(
             pipe, 1.0
         )
+    pipe(PROMPTS[0], num_inference_steps=2 if options.quick else 20)
+
+
+def save(options: Any) -> None:
+    """Write the adapter and the encodings that `draw_saved` draws from."""
+    import torch
+    from tiny_models import llm as load_llm
+
+    from llmdiff import LLMController
+    from llmdiff.adapter.base_pipeline import load_base_pipeline
+
+    llm = load_llm(options)
+    if options.quick:
+        controller = LLMController.create(llm, load_base_pipeline("openmoji", dtype=torch.float32))
+    else:
+        controller = LLMController.from_pretrained("openmoji", llm=llm, device=options.device)
+    controller.save_pretrained(options.folder / "adapter")
+    controller.encode([PROMPTS[0], ""]).save(options.folder / "encodings")
+
+
+def draw_saved(options: Any) -> None:
+    from llmdiff import LLMController
+    from llmdiff.language.saved_encodings import SavedEncodings
+
+    saved = SavedEncodings.load(options.folder / "encodings")
+    controller = LLMController.from_pretrained(options.folder / "adapter", llm=saved, device=options.device)
+    pipe = controller.load_pipeline("openmoji", device=options.device, text_encoders=False)
+    controller.attach(pipe, 1.0)
     pipe(PROMPTS[0], num_inference_steps=2 if options.quick else 20)
 
 
@@ -80,6 +109,8 @@ def train(options: Any) -> None:
 
 ACTS = {
     "draw": lambda options: draw(options, attached=True),
+    "save": save,
+    "draw from a saved encoding": draw_saved,
     "draw with the base alone": lambda options: draw(options, attached=False),
     "encode": lambda options: encode(options, ours=True),
     "run the LLM alone": lambda options: encode(options, ours=False),
@@ -90,6 +121,7 @@ ACTS = {
 def peak(act: str, options: Any) -> dict[str, float]:
     """Returns the peak of an act in a process of its own."""
     passed = [sys.executable, __file__, "--act", act, "--device", options.device, "--llm", options.llm]
+    passed += ["--folder", str(options.folder)]
     done = subprocess.run(
         [*passed, *(["--quick"] if options.quick else [])], capture_output=True, text=True, check=False
     )
@@ -103,6 +135,9 @@ def main(arguments: Sequence[str] | None = None) -> list[Record]:
     options_of = parser(__doc__)
     options_of.add_argument("--llm", default="smollm2-135m")
     options_of.add_argument("--act", choices=ACTS, help="do this one here and print its peak")
+    options_of.add_argument(
+        "--folder", type=Path, help="where acts leave files for the next ones [a temporary one]"
+    )
     options = options_of.parse_args(arguments)
     if options.act is not None:
         ACTS[options.act](options)
@@ -113,8 +148,15 @@ def main(arguments: Sequence[str] | None = None) -> list[Record]:
             found["gpu_mib"] = torch.cuda.max_memory_allocated() / 2**20
         print(json.dumps(found))
         return []
-    peaks = {act: peak(act, options) for act in ACTS}
-    others = {"draw": "draw with the base alone", "encode": "run the LLM alone", "train": None}
+    with tempfile.TemporaryDirectory() as folder:
+        options.folder = options.folder or Path(folder)
+        peaks = {act: peak(act, options) for act in ACTS}
+    others = {
+        "draw": "draw with the base alone",
+        "draw from a saved encoding": "draw",
+        "encode": "run the LLM alone",
+        "train": None,
+    }
     records = [
         record(
             f"peak memory: {act}",

@@ -7,22 +7,29 @@ import torch
 from llmdiff.language import DecoderLLM
 
 
-def tiny_llm() -> DecoderLLM:
-    """Returns a tiny random Llama that knows the words of the benchmarks' prompts."""
+def word_tokenizer() -> Any:
+    """Returns a tokenizer that knows the words of the benchmarks' prompts: <s> is 0, </s> is 1, <unk> is 2."""
     from measuring import PROMPTS
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     words = sorted({word for prompt in PROMPTS for word in prompt.replace(",", " , ").split()})
     vocabulary = {word: place for place, word in enumerate(["<s>", "</s>", "<unk>", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
+
+
+def tiny_llm() -> DecoderLLM:
+    """Returns a tiny random Llama with that tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = word_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(vocabulary),
+        vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=4,
@@ -32,7 +39,7 @@ def tiny_llm() -> DecoderLLM:
         bos_token_id=0,
         eos_token_id=1,
     )
-    return DecoderLLM(LlamaForCausalLM(config), fast, id="tiny-llama")
+    return DecoderLLM(LlamaForCausalLM(config), tokenizer, id="tiny-llama")
 
 
 def llm(options: Any, *, dtype: torch.dtype = torch.float32) -> DecoderLLM:

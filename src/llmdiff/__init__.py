@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from llmdiff.adapter.settings import AdapterSettings, Control
     from llmdiff.controller import LLMController
     from llmdiff.language.llm import DecoderLLM
+    from llmdiff.language.saved_encodings import SavedEncodings
     from llmdiff.types import BlockStates, TextEncoding
 
 try:
@@ -24,6 +25,7 @@ _HOMES = {
     "DecoderLLM": "llmdiff.language.llm",
     "LLMController": "llmdiff.controller",
     "LLMDiffAdapter": "llmdiff.adapter.adapter",
+    "SavedEncodings": "llmdiff.language.saved_encodings",
     "TextEncoding": "llmdiff.types",
 }
 
@@ -34,6 +36,7 @@ __all__ = [
     "DecoderLLM",
     "LLMController",
     "LLMDiffAdapter",
+    "SavedEncodings",
     "TextEncoding",
     "__version__",
 ]

@@ -14,7 +14,7 @@ from llmdiff.adapter.base_pipeline import EMBEDDED_NAME, load_base_pipeline, pac
 from llmdiff.adapter.card import adapter_card
 from llmdiff.adapter.settings import AdapterSettings, Control, as_control
 from llmdiff.adapter.sharing import upload_adapter
-from llmdiff.adapter.texts import encode_texts
+from llmdiff.adapter.texts import encode_texts, prompt_texts
 from llmdiff.checks.validation import keywords_of, settings_from
 from llmdiff.errors import (
     AdapterNotFoundError,
@@ -22,30 +22,13 @@ from llmdiff.errors import (
     PipelineNotFoundError,
     UnsupportedLLMError,
 )
+from llmdiff.language.calibration import CALIBRATION_PROMPTS
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.language.rewording import Rewording
-from llmdiff.types import TextEncoding
+from llmdiff.language.saved_encodings import EncodedPrompts, SavedEncodings
 
-# The scales of an LLM's blocks are medians over a few hundred tokens of ordinary captions.
+# The first ones of the calibration prompts set the size of new weights.
 _SAMPLE_PROMPTS = 16
-_CALIBRATION_PROMPTS = (
-    "a photo of a cat sitting on a red sofa",
-    "two apples to the left of a blue bicycle",
-    "an oil painting of a harbour at sunset, with three small boats and a lighthouse",
-    "a green triangle above a large yellow circle on a grey background",
-    "portrait of an old fisherman with a white beard, soft light from the window",
-    "a bowl of noodles beside a cup of tea on a wooden table, seen from above",
-    "four children play football in the rain while a dog watches them",
-    "the animal that gives us milk, standing in front of a barn",
-    "a city street at night with neon signs reflected in the puddles",
-    "an astronaut riding a horse on the moon",
-    "a quiet forest path in autumn, fog between the trees, a wooden bridge in the distance",
-    "logo of a bakery: a smiling loaf of bread that wears a chef's hat",
-    "a small house under a big tree, clouds in the sky, simple drawing",
-    "one orange cat and two black dogs sleeping next to each other",
-    "a train that crosses a stone bridge over a river in the mountains in winter",
-    "a vase with five tulips, watercolour",
-)
 
 
 def adapter_source(name_or_path: str | Path) -> str | Path:
@@ -61,7 +44,7 @@ class LLMController:
     """An LLM that controls diffusers pipelines through an adapter trained for both.
 
     Fields:
-        llm: the frozen `DecoderLLM`.
+        llm: the frozen `DecoderLLM`, or `SavedEncodings` that one has made.
         adapter: the `LLMDiffAdapter`, the only part that is trained and saved.
 
     An LLM of the right sizes but another name than the adapter's would draw from states that the adapter was not
@@ -71,7 +54,9 @@ class LLMController:
         AdapterMismatchError: the adapter was made for another LLM.
     """
 
-    def __init__(self, llm: DecoderLLM, adapter: LLMDiffAdapter, *, strict: bool = True) -> None:
+    def __init__(
+        self, llm: DecoderLLM | SavedEncodings, adapter: LLMDiffAdapter, *, strict: bool = True
+    ) -> None:
         check_llm(llm, adapter, strict=strict)
         self.llm = llm
         self.adapter = adapter
@@ -82,7 +67,7 @@ class LLMController:
         cls,
         name_or_path: str | Path,
         *,
-        llm: DecoderLLM | None = None,
+        llm: DecoderLLM | SavedEncodings | None = None,
         strict: bool = True,
         revision: str | None = None,
         device: str | torch.device = "cpu",
@@ -95,8 +80,9 @@ class LLMController:
         """Return a trained controller: "openmoji" (shipped with the package), a folder or a Hub id.
 
         The LLM is the one the adapter was trained with, loaded in `dtype` on `device`, unless `llm` is given;
-        `strict=False` accepts an LLM of another name, if it is the same model. The adapter stays in float32;
-        attaching copies it to the pipeline's device and dtype.
+        `strict=False` accepts an LLM of another name, if it is the same model. With `llm=SavedEncodings.load(folder)`
+        no LLM is in memory, and prompts are found among the saved ones. The adapter stays in float32; attaching
+        copies it to the pipeline's device and dtype.
 
         The last four arguments are for loading the LLM, see `DecoderLLM.from_pretrained`. With
         `free_llm_after_encoding` its weights are on `device` only while a prompt is encoded, which frees the memory
@@ -109,7 +95,8 @@ class LLMController:
                 loading the LLM is given beside `llm` or does not go with the rest.
             LLMNotFoundError: the adapter's LLM is not available.
             UnsupportedLLMError: the LLM is not supported, or brings code and `trust_remote_code` is False.
-            AdapterMismatchError: the adapter was made for another LLM than `llm`.
+            AdapterMismatchError: the adapter was made for another LLM than `llm`, or the encodings for another
+                adapter.
         """
         loading: dict[str, Any] = {
             "trust_remote_code": trust_remote_code,
@@ -138,7 +125,7 @@ class LLMController:
         settings: AdapterSettings | None = None,
         *,
         base_model_id: str | None = None,
-        calibration_prompts: Sequence[str] = _CALIBRATION_PROMPTS,
+        calibration_prompts: Sequence[str] = CALIBRATION_PROMPTS,
         **fields: Any,
     ) -> Self:
         """Return a controller with a new, untrained adapter for this LLM and this pipeline.
@@ -177,26 +164,36 @@ class LLMController:
         weighted: bool = False,
         rewording: Rewording | None = None,
         noise_seed: int | None = None,
-    ) -> TextEncoding:
+    ) -> EncodedPrompts:
         """Return the text encoding c of the prompts; deterministic, also with a given `noise_seed`.
 
         With `weighted`, `(word:1.3)` in a prompt weighs a word, see `ContextEncoding`; otherwise it is plain text.
-        With `rewording`, a closed LLM rewords every prompt first.
+        With `rewording`, a closed LLM rewords every prompt first. The result's `save(folder)` writes it to files, from
+        which `SavedEncodings` draws without the LLM; drawing with guidance also needs the negative prompt, mostly "".
 
         Shapes:
             states (B, T, D), token_mask (B, T).
 
         Raises:
-            PromptError: a prompt is not a string, or a weight is out of range.
+            PromptError: a prompt is not a string or not among saved encodings, or a weight is out of range.
             ConfigError: `weighted`, `rewording` or `noise_seed` is given for an adapter without a context encoding.
 
         Source: Dong et al. 2024 (arXiv 2502.04412); the noise eps is drawn only when a seed is given.
         """
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        texts = prompt_texts("prompts", prompts, may_be_blank=True, weighted=weighted)
         # On the CPU, so that a seed gives the same noise on every machine.
         generator = None if noise_seed is None else torch.Generator().manual_seed(noise_seed)
-        return encode_texts(
+        encoding = encode_texts(
             self.adapter, self.llm, texts, weighted=weighted, generator=generator, rewording=rewording
+        )
+        return EncodedPrompts.of(
+            encoding,
+            texts,
+            self.llm,
+            self.adapter,
+            weighted=weighted,
+            rewording="" if rewording is None else rewording.title,
+            noise_seed="" if noise_seed is None else str(noise_seed),
         )
 
     def load_pipeline(
@@ -205,8 +202,12 @@ class LLMController:
         *,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        text_encoders: bool = True,
     ) -> Any:
         """Return the base pipeline that the adapter was trained for, not attached yet.
+
+        `text_encoders=False` leaves the base's own text encoders out, up to 10 GB that the LLM alone (scale 1, no
+        `keep_base_text`) never asks; the base then cannot draw without the LLM.
 
         `source` is the folder or Hub id of another base of the same family, for example a fine-tuned one; it is
         checked against the adapter. A folder with a manifest is checked against it.
@@ -223,7 +224,7 @@ class LLMController:
             raise PipelineNotFoundError(
                 "base_model_id of the adapter is empty: load its pipeline yourself and attach to it"
             )
-        pipe = load_base_pipeline(base, dtype=dtype)
+        pipe = load_base_pipeline(base, dtype=dtype, text_encoders=text_encoders)
         check_fits(pipe, self.adapter)
         return pipe.to(device)
 

@@ -20,6 +20,8 @@ from llmdiff.errors import (
     PromptError,
     UnsupportedPipelineError,
 )
+from llmdiff.language.digests import adapter_digest
+from llmdiff.language.saved_encodings import SavedEncodings
 from tests.llmdiff.adapter.conftest import build_adapter
 
 NO_GAINS: dict[str, float] = {}
@@ -245,22 +247,62 @@ def test_saved_encodings_draw_the_same(comfy: Any, parts: Any, tmp_path: Path) -
     positive, negative = conditioning(comfy, parts, "a red cat"), conditioning(comfy, parts, "")
     path = comfy.folders.save_encoding(positive, "cats/red")
     assert comfy.folders.encoding_names() == ["cats/red.safetensors"]
-    again = comfy.folders.load_encoding("cats/red.safetensors", loaded.digest)
+    again = comfy.folders.load_encoding("cats/red.safetensors", loaded)
     patched = applied(comfy, model, loaded)
     assert torch.equal(
         draw(comfy, patched, latent, again, negative), draw(comfy, patched, latent, positive, negative)
     )
-    with pytest.raises(AttachError, match="another adapter"):
-        comfy.folders.load_encoding("cats/red.safetensors", "0" * 64)
+    other = copy.deepcopy(loaded.adapter)
+    other.phi.weight[0, 0] += 1
+    with pytest.raises(AdapterMismatchError, match="another adapter"):
+        comfy.folders.load_encoding(
+            "cats/red.safetensors", comfy.encoding.LoadedAdapter(other, adapter_digest(other))
+        )
     with pytest.raises(PromptError, match="inside the folder"):
         comfy.folders.save_encoding(positive, "../outside")
     with pytest.raises(AttachError, match="'area'"):
         comfy.folders.save_encoding([[positive[0][0], {**positive[0][1], "area": (1, 1, 0, 0)}]], "x")
+    with pytest.raises(AttachError, match="another node has changed"):
+        comfy.folders.save_encoding([[positive[0][0] * 2, positive[0][1]]], "x")
+    with pytest.raises(AttachError, match="not one encoding"):
+        comfy.folders.save_encoding(again, "x")
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(CorruptWeightsError, match="not a readable safetensors"):
-        comfy.folders.load_encoding("cats/red.safetensors", loaded.digest)
+    with pytest.raises(CorruptWeightsError, match="is damaged"):
+        comfy.folders.load_encoding("cats/red.safetensors", loaded)
     with pytest.raises(InputFileError, match="does not exist"):
-        comfy.folders.load_encoding("gone.safetensors", loaded.digest)
+        comfy.folders.load_encoding("gone.safetensors", loaded)
+
+
+def test_files_are_those_of_the_library(comfy: Any, parts: Any, tmp_path: Path) -> None:
+    *_, source, loaded = parts
+    comfy.folder_paths.set_output_directory(str(tmp_path / "output"))
+    controller = LLMController(source.get(), loaded.adapter)
+    prompt = "a red cat"
+    name = controller.encode(prompt).save(tmp_path / "output" / comfy.folders.ENCODINGS)[0].name
+    theirs, ours = comfy.folders.load_encoding(name, loaded), conditioning(comfy, parts, prompt)
+    torch.testing.assert_close(theirs[0][0], ours[0][0])
+    assert set(theirs[0][1]) == set(ours[0][1]) - {comfy.encoding.ENCODED_KEY}
+    path = comfy.folders.save_encoding(conditioning(comfy, parts, "two dog"), "dogs")
+    torch.testing.assert_close(
+        SavedEncodings.load(path).encode(["two dog"]).states, controller.encode("two dog").states
+    )
+
+
+def test_base_text_is_saved_beside_the_encoding(comfy: Any, parts: Any, tmp_path: Path) -> None:
+    _, _, _, pipe, _, loaded = parts
+    comfy.folder_paths.set_output_directory(str(tmp_path / "output"))
+    pooled = vector(pipe, 1)
+    base = [
+        [
+            torch.randn(1, 9, loaded.adapter.phi.out_features),
+            {} if pooled is None else {"pooled_output": pooled},
+        ]
+    ]
+    mixed = conditioning(comfy, parts, "a red cat", base=base)
+    comfy.folders.save_encoding(mixed, "mixed")
+    again = comfy.folders.load_encoding("mixed.safetensors", loaded)
+    torch.testing.assert_close(again[0][0], mixed[0][0])
+    assert all(torch.equal(again[0][1][key], mixed[0][1][key]) for key in again[0][1] if "pooled" in key)
 
 
 def test_a_prompt_is_encoded_once(comfy: Any, parts: Any) -> None:

@@ -19,6 +19,7 @@ KEYS = {"name", "ratio", "ours", "other", "unit", "machine", "versions"}
         "encoding",
         pytest.param("drawing", marks=pytest.mark.slow),
         pytest.param("training_step", marks=pytest.mark.slow),
+        pytest.param("true_shapes", marks=pytest.mark.slow),
         # These start processes of their own, which import everything again.
         *(pytest.param(one, marks=pytest.mark.soak) for one in ("caching", "startup", "memory", "scaling")),
     ],

@@ -25,6 +25,7 @@ from llmdiff.adapter.texts import check_context
 from llmdiff.adapter.trial import check_by_drawing
 from llmdiff.checks.validation import keywords_of
 from llmdiff.errors import AdapterMismatchError, AttachError, ConfigError
+from llmdiff.language.saved_encodings import SavedEncodings
 
 
 class TextSource(Protocol):
@@ -104,13 +105,13 @@ def attach(
             f"keep_base_text is True, but {family.title} gives every text row a position or lets them attend to each "
             "other, so the base's tokens cannot stand beside the LLM's: use a scale below 1, which mixes predictions"
         )
-    mixes = 0 < scale < 1 or any(one < 1 for one in scales.values())
-    if (mixes or (control.keep_base_text and scale > 0)) and not has_text_encoder(pipe):
-        what = f"scale {scale}" if scale < 1 else "layer_scale"
-        what = "keep_base_text=True" if control.keep_base_text else what
+    mixes = scale < 1 or any(one < 1 for one in scales.values())
+    if (mixes or control.keep_base_text) and not has_text_encoder(pipe):
+        what = f"scale {scale:g}" if scale < 1 else "layer_scale"
+        what = "keep_base_text=True" if control.keep_base_text and scale > 0 else what
         raise ConfigError(
-            f"{what} needs the base's own text encoder, but pipe.text_encoder is None: load it, or attach with "
-            "scale=1.0 and keep_base_text=False, the LLM alone"
+            f"{what} needs the base's own text encoder, but pipe.text_encoder is None: load it "
+            "(load_pipeline(text_encoders=True)), or attach with scale=1.0 and keep_base_text=False, the LLM alone"
         )
     parts: list[Installation] = []
     if scale > 0:
@@ -259,6 +260,8 @@ def check_llm(llm: TextSource | None, adapter: LLMDiffAdapter, *, strict: bool =
                 f"llm {llm.id!r} has {what} {found}, the adapter was made for {expected}: use "
                 f"{config.llm_id!r}"
             )
+    if isinstance(llm, SavedEncodings):
+        llm.check_adapter(adapter)
     if _last_part(llm.id) == _last_part(config.llm_id):
         return
     message = f"llm is {llm.id!r}, the adapter was made for {config.llm_id!r}"

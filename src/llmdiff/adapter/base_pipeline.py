@@ -22,14 +22,15 @@ from llmdiff.language.whole_weights import load_whole
 EMBEDDED_NAME = "openmoji"
 # diffusion_pytorch_model.fp16.safetensors, model.fp16-00001-of-00002.safetensors
 _VARIANT = re.compile(r"\w+\.(\w+?)(?:-\d+-of-\d+)?\.safetensors")
+_TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
 _OTHER_TASK = re.compile("Img2Img|Inpaint|ControlNet|Fill|Edit|Upscale|Pix2Pix")
 
 
-def load_base_pipeline(base: str, *, dtype: torch.dtype) -> Any:
+def load_base_pipeline(base: str, *, dtype: torch.dtype, text_encoders: bool = True) -> Any:
     """Return a text-to-image pipeline on the CPU: "openmoji" (shipped with the package), a folder or a Hub id.
 
     A folder with a manifest is checked against it. Every weight is read, from safetensors only, and no Python code
-    that comes with a pipeline is run.
+    that comes with a pipeline is run. `text_encoders=False` leaves text encoders out, neither loaded nor downloaded.
 
     Raises:
         PipelineNotFoundError: the pipeline is neither a folder nor available on the Hub.
@@ -46,7 +47,9 @@ def load_base_pipeline(base: str, *, dtype: torch.dtype) -> Any:
         )
     try:
         load, source = _loader(place), place if place.is_dir() else base
-        parts = _whole_parts(_folder(source), dtype=dtype, base=base)
+        parts = _whole_parts(
+            _folder(source, text_encoders=text_encoders), dtype=dtype, base=base, text_encoders=text_encoders
+        )
         pipe = load(source, dtype=dtype, use_safetensors=True, **parts)
     except CorruptWeightsError:
         raise
@@ -85,24 +88,25 @@ def load_base_pipeline(base: str, *, dtype: torch.dtype) -> Any:
     return pipe
 
 
-def _folder(source: Path | str) -> Path:
+def _folder(source: Path | str, *, text_encoders: bool) -> Path:
     """Return the folder of a pipeline, downloading a Hub id first."""
     import diffusers
 
     if isinstance(source, Path):
         return source
-    return Path(diffusers.DiffusionPipeline.download(source, use_safetensors=True))
+    left_out = {} if text_encoders else dict.fromkeys(_TEXT_ENCODERS)
+    return Path(diffusers.DiffusionPipeline.download(source, use_safetensors=True, **left_out))
 
 
-def _whole_parts(folder: Path, *, dtype: torch.dtype, base: str) -> dict[str, Any]:
+def _whole_parts(folder: Path, *, dtype: torch.dtype, base: str, text_encoders: bool) -> dict[str, Any]:
     """Return the models of a pipeline by name, loaded by `load_whole`, which checks that no weight is missing.
 
-    Models that the pipeline was saved without are None.
+    Models that the pipeline was saved without, or that are left out, are None.
     """
     parts: dict[str, Any] = {}
     for name, (library, class_name) in _index(folder).items():
         kind = _model_class(library, class_name)
-        if class_name is None:
+        if class_name is None or (name in _TEXT_ENCODERS and not text_encoders):
             parts[name] = None
         elif kind is not None:
             own = folder / name

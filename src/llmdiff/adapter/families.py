@@ -17,6 +17,7 @@ __all__ = [
     "family_named",
     "family_of",
     "family_of_denoiser",
+    "is_compiled",
     "pooled_width",
     "text_width",
 ]
@@ -99,6 +100,13 @@ def denoiser_of(pipe: Any) -> nn.Module:
                 f"the {type(inner).__name__} has no {name}, which every {family.title} has: load one that has it"
             )
     return inner
+
+
+def is_compiled(pipe: Any) -> bool:
+    """Return whether the pipeline's denoiser, or a part of it, was given to torch.compile."""
+    inner, _ = _found(pipe)
+    wrapped = any(hasattr(getattr(pipe, place, None), "_orig_mod") for place in _PLACES)
+    return wrapped or any(part._compiled_call_impl is not None for part in inner.modules())
 
 
 def _submodule(module: Any, name: str) -> Any:

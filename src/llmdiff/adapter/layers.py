@@ -32,12 +32,16 @@ def text_layers(denoiser: nn.Module) -> dict[str, nn.Module]:
 
 
 def joint_layers(module: nn.Module, family: Family) -> dict[str, nn.Module]:
-    """Return the attention layers of a denoiser or ControlNet that read text and image together, by their names."""
+    """Return the attention layers of a denoiser or ControlNet that read text and image together, by their names.
+
+    Where an argument of the denoiser carries c to its layers, the image's own layers (Stable Diffusion 3.5's second
+    attention) get it too. They are included, as diffusers would warn of it in every step.
+    """
     text = text_layers(module)
     return {
         name: layer
         for name, layer in attention_layers(module).items()
-        if name in text or is_named(name, family.single_stream)
+        if name in text or is_named(name, family.single_stream) or family.carrier is not None
     }
 
 

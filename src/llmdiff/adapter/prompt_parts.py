@@ -10,6 +10,7 @@ from llmdiff.adapter.contract import Part
 from llmdiff.adapter.layout import pad_rows, real_rows
 
 Parts = dict[Part, Any]
+_COMPILED_TOKENS = 64
 
 
 def as_list(states: Tensor | None, width: int, hidden_size: int) -> list[Tensor]:
@@ -44,10 +45,13 @@ def padded_texts(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
     return states, torch.arange(states.shape[1])[None] < lengths[:, None]
 
 
-def pad_alike(parts: Parts) -> None:
-    """Pad positive and negative texts to one length."""
+def pad_alike(parts: Parts, *, in_steps: bool) -> None:
+    """Pad positive and negative texts to one length; with `in_steps` to the next multiple of 64 tokens."""
     # The attention layers treat zero rows as padding, so prompts can be padded to one length.
-    positive, negative = parts["positive"], parts["negative"]
-    if positive is not None and negative is not None:
-        tokens = max(positive.shape[1], negative.shape[1])
-        parts["positive"], parts["negative"] = (pad_rows(positive, tokens), pad_rows(negative, tokens))
+    sides: list[Part] = [name for name in ("positive", "negative") if parts.get(name) is not None]
+    tokens = max((parts[name].shape[1] for name in sides), default=0)
+    if in_steps:
+        # A compiled denoiser compiles again for a text of another length.
+        tokens = -(-tokens // _COMPILED_TOKENS) * _COMPILED_TOKENS
+    for name in sides:
+        parts[name] = pad_rows(parts[name], tokens)

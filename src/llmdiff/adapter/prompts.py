@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.contract import Part, prompt_contract
-from llmdiff.adapter.families import Family, denoiser_of
+from llmdiff.adapter.families import Family, denoiser_of, is_compiled
 from llmdiff.adapter.layout import NOT_PICKLED, beside_base, mark_base, real_rows
 from llmdiff.adapter.prompt_parts import (
     Parts,
@@ -180,7 +180,8 @@ class LLMEncodePrompt:
             self._add_base(parts, given, positive, negative, count)
         if not guided:
             parts["negative"] = parts["negative_pooled"] = None
-        pad_alike(parts)
+        # A ragged family reads each text as long as it is.
+        pad_alike(parts, in_steps=is_compiled(self.pipe) and not self.family.ragged)
         copies = given.get(self.contract.copies) if self.contract.copies else None
         return self._returned(parts, device, denoiser.dtype, copies or 1)
 

@@ -28,6 +28,8 @@ from llmdiff.adapter.masks import as_bias, seen_by
 from llmdiff.errors import AttachError
 
 KEY = "llm_text"
+# Of one picture: prompt and negative prompt, each in a call of its own or both in one.
+_GUIDED_TEXTS = 2
 _MASKS = ("encoder_hidden_states_mask", "encoder_attention_mask")
 
 
@@ -92,6 +94,11 @@ class SplitText:
         self.source: Tensor | None = None
         self.weights: tuple[Tensor, ...] = ()
         self._base_call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._joints: list[tuple[tuple[tuple[int, int], ...], list[Tensor], JointText]] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy reads other tensors.
+        return {**self.__dict__, "_joints": []}
 
     def before(
         self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -133,7 +140,7 @@ class SplitText:
         if family.text_channel == "projected":
             carried: Any = pack_into_mask(parts)
         else:
-            carried = self._joint(module, parts)
+            carried = self._joint_once(module, states, parts)
             changed |= {name: real_rows(parts.llm_states).long() for name in _MASKS if name in kwargs}
             changed |= {name: None for name in ("attention_mask",) if name in kwargs}
         if self.carrier is None:
@@ -194,6 +201,28 @@ class SplitText:
         used = int(real.any(dim=0).nonzero().max()) + 1 if bool(real.any()) else 1
         masks = {name: real[:, :used].long() for name in _MASKS if name in kwargs}
         return {self.family.text_argument: base[:, :used].contiguous(), **masks}
+
+    def _joint_once(self, module: Any, states: Any, parts: TextParts) -> JointText:
+        """Return the inputs of the attention layers, made once for a tensor that comes again in every step.
+
+        They depend on values of it (whether a row is padding), and reading those makes the host wait for a GPU.
+        """
+        given = states if isinstance(states, list) else [states]
+        if (
+            torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or any(text.is_inference() for text in given)
+        ):
+            return self._joint(module, parts)
+        stamp = tuple((id(text), text._version) for text in given)
+        for known, _, joint in self._joints:
+            if known == stamp:
+                # What layers cache, they cache by a source, which is None while a LoRA's strength may change.
+                return replace(joint, source=self.source)
+        joint = self._joint(module, parts)
+        # The tensors are kept beside it, so that their ids stay their own.
+        self._joints = [*self._joints[1 - _GUIDED_TEXTS :], (stamp, given, joint)]
+        return joint
 
     def _joint(self, module: Any, parts: TextParts) -> JointText:
         real = real_rows(parts.llm_states)

@@ -12,6 +12,7 @@ from llmdiff.adapter.prompt_parts import Parts
 from llmdiff.errors import ConfigError, PromptError
 from llmdiff.files import clean_text, is_blank
 from llmdiff.language.rewording import Rewording, encode_reworded
+from llmdiff.language.saved_encodings import SavedEncodings
 from llmdiff.language.weights import parse_weights
 from llmdiff.types import TextEncoding
 
@@ -86,7 +87,7 @@ def encode_texts(
     reword: Collection[str] | None = None,
     block_gains: Mapping[int, float] | None = None,
 ) -> TextEncoding:
-    """Return the text encoding, from the adapter's context encoding, else from `llm.encode`.
+    """Return the text encoding, from the adapter's context encoding, else from `llm.encode`, as of saved encodings.
 
     `weighted`, `generator` and `block_gains` are those of `ContextEncoding.encode`. With `rewording`, a closed LLM
     rewords the texts, or those in `reword`.
@@ -97,6 +98,9 @@ def encode_texts(
     """
     check_context(adapter, weighted=weighted, rewording=rewording, block_gains=block_gains)
     how: dict[str, Any] = {"weighted": weighted, "generator": generator, "block_gains": block_gains}
+    if isinstance(llm, SavedEncodings):
+        _check_as_saved(llm, rewording=rewording, **how)
+        return llm.encode(texts)
     if adapter.context is not None and rewording is not None:
         return encode_reworded(adapter.context, llm, texts, rewording, reword=reword, **how)
     if adapter.context is not None:
@@ -105,6 +109,31 @@ def encode_texts(
         raise ConfigError("noise_seed is given, but the adapter's states have no noise: leave noise_seed out")
     encoding: TextEncoding = llm.encode(list(texts))
     return encoding
+
+
+def _check_as_saved(
+    encodings: SavedEncodings,
+    *,
+    weighted: bool,
+    generator: torch.Generator | None,
+    rewording: Rewording | None,
+    block_gains: Mapping[int, float] | None,
+) -> None:
+    """Check that a call asks for nothing that saved encodings were not made with.
+
+    Raises:
+        ConfigError: it does.
+    """
+    for name, given in (("rewording", rewording), ("noise_seed", generator), ("block_gains", block_gains)):
+        if given:
+            raise ConfigError(
+                f"{name} is given with saved encodings, which are made already: leave it out, or load the LLM"
+            )
+    if weighted != encodings.origin.weighted:
+        raise ConfigError(
+            f"weighted is {weighted}, but the encodings were saved with weighted={encodings.origin.weighted}: attach "
+            "with the same, or encode the prompts again"
+        )
 
 
 def check_context(

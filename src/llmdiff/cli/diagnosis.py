@@ -117,6 +117,8 @@ def devices() -> Iterator[Finding]:
             )
         else:
             yield Finding(about=name, found=_described(kind.type, index))
+    graphs = "by a CUDA graph from the third batch of a size on, where that is faster (the log says)"
+    yield Finding(about="reading prompts", found=graphs if kind.type == "cuda" else "eagerly: no CUDA device")
 
 
 def embedded_default(weights: Path | None = None) -> Iterator[Finding]:

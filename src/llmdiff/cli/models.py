@@ -24,6 +24,10 @@ def _models(
     llm: Annotated[
         str | None, typer.Option("--llm", help="Name, folder, GGUF or Hub id [the adapter's own].")
     ] = None,
+    encodings: Annotated[
+        str | None,
+        typer.Option("--encodings", help="File or folder of `llmdiff encode`: no LLM is loaded."),
+    ] = None,
     pipeline: Annotated[
         str | None, typer.Option("--pipeline", help="Folder or Hub id [the adapter's own].")
     ] = None,

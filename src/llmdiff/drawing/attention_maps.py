@@ -23,6 +23,7 @@ from llmdiff.adapter.texts import plain_text
 from llmdiff.controller import LLMController
 from llmdiff.errors import ConfigError, PromptError, UnsupportedPipelineError
 from llmdiff.language.rewording import readings
+from llmdiff.language.saved_encodings import SavedEncodings
 
 Branch = Literal["both", "pretrained", "new"]
 _WORD_STARTS = ("\u0120", "\u2581", " ")  # byte-level BPE, SentencePiece, plain
@@ -152,14 +153,20 @@ def watching_words(controller: LLMController, pipe: Any, prompt: str) -> Iterato
     Raises:
         LLMDiffError: see `draw_with_maps`.
     """
-    context: Any = controller.adapter.context
+    llm, context = controller.llm, controller.adapter.context
+    limits: dict[str, Any]
+    if isinstance(llm, SavedEncodings):
+        raise PromptError(
+            "the words of a prompt are found by the LLM's tokenizer, and no LLM is loaded: load it in place of saved "
+            "encodings"
+        )
     limits = {} if context is None else {"template": context.template, "max_length": context.max_length}
     control = control_of(pipe)
     plain = plain_text(prompt, weighted=control.weighted)
     text = readings(prompt, plain, control.rewording)[0][0]
-    tokens = controller.llm.tokenize([text], weighted=control.weighted, **limits)
+    tokens = llm.tokenize([text], weighted=control.weighted, **limits)
     text = plain_text(text, weighted=control.weighted)
-    words = words_of(controller.llm.tokenizer, tokens.input_ids[0][tokens.token_mask[0]].tolist(), text)
+    words = words_of(llm.tokenizer, tokens.input_ids[0][tokens.token_mask[0]].tolist(), text)
     if not words:
         raise PromptError(f"prompt is {prompt!r}, expected at least one word to look for")
     with _watching(pipe, int(tokens.token_mask.sum())) as watcher:

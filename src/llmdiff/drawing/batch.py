@@ -89,7 +89,7 @@ class PromptDrawer:
 
     def __init__(self, settings: DrawingSettings, models: Models) -> None:
         self._settings, self._models = settings, models
-        self._controller, self._pipe = load(self._models)
+        self._controller, self._pipe = load(self._models, base_draws=False)
         self.digests = models_digests(self._controller, self._pipe)
         self._controller.attach(self._pipe, self._models.control)
 

@@ -91,7 +91,7 @@ def generate(settings: DrawingSettings, models: Models, out: Path) -> list[Path]
     paths = numbered(out, settings.number)
     for path in paths:
         check_writable(path)
-    controller, pipe = load(models)
+    controller, pipe = load(models, base_draws=False)
     if (notice := prompt_notice(pipe, settings.prompt)) is not None:
         _log.warning("%s", notice)
     made_with = picture_metadata(settings, models, controller, pipe)

@@ -32,6 +32,7 @@ class Models:
 
     Fields:
         adapter, llm, pipeline: names, folders or Hub ids; None: those that the adapter was trained with.
+        encodings: a file or folder of saved encodings, which are drawn with no LLM in memory; see `SavedEncodings`.
         scale, keep_base_text, weighted: see `Control`.
         block_gains, layer_scale: see `Control`, as texts: "0-9=0.5,20=2" and "down_blocks.*=0.5,mid_block.*=1".
         device: None: an accelerator if there is one, else "cpu".
@@ -41,11 +42,13 @@ class Models:
         reword_answers: number of its answers, whose encodings are averaged.
 
     Raises:
-        ConfigError: a value is out of range or unknown, or one of `reword_url` and `reword_model` is missing.
+        ConfigError: a value is out of range or unknown, one of `reword_url` and `reword_model` is missing, or
+            `encodings` is given beside an LLM.
     """
 
     adapter: str = "openmoji"
     llm: str | None = None
+    encodings: str | None = None
     pipeline: str | None = None
     scale: float | None = None
     keep_base_text: bool = False
@@ -66,6 +69,12 @@ class Models:
             raise ConfigError(
                 f"reword_url is {self.reword_url!r} and reword_model {self.reword_model!r}, expected both or none: "
                 "give the address of a closed LLM and its name there"
+            )
+        beside = "llm" if self.llm is not None else "reword_url" if self.reword_url is not None else None
+        if self.encodings is not None and beside is not None:
+            raise ConfigError(
+                f"encodings is {short(self.encodings)} and {beside} is given, expected one of them: saved encodings "
+                "are made already, so no LLM reads or rewords the prompts"
             )
         bounds.ANSWERS.check("reword_answers", self.reword_answers)
         if self.dtype not in get_args(Dtype):
@@ -121,8 +130,11 @@ def _collector_waits() -> Iterator[None]:
 
 
 @_collector_waits()
-def load(models: Models) -> tuple["LLMController", Any]:
+def load(models: Models, *, base_draws: bool = True) -> tuple["LLMController", Any]:
     """Return the controller and the pipeline, on the device, not attached yet.
+
+    With `base_draws=False` the caller draws with the LLM in control only. The base's own text encoders are then loaded
+    only if the LLM does not draw alone: at a scale below 1 or with `keep_base_text`.
 
     Raises:
         ConfigError: the device is not available.
@@ -132,7 +144,13 @@ def load(models: Models) -> tuple["LLMController", Any]:
 
     device = usable_device(models.device)
     controller = load_controller(models, device=device)
-    pipe = controller.load_pipeline(models.pipeline, device=device, dtype=getattr(torch, models.dtype))
+    scale = controller.scale if models.scale is None else models.scale
+    pipe = controller.load_pipeline(
+        models.pipeline,
+        device=device,
+        dtype=getattr(torch, models.dtype),
+        text_encoders=base_draws or models.keep_base_text or scale < 1,
+    )
     # Progress bars on a terminal only: in a log they are pages of partial lines.
     pipe.set_progress_bar_config(disable=None, desc="drawing", leave=False)
     return controller, pipe
@@ -144,9 +162,11 @@ def models_digests(controller: "LLMController", pipe: Any) -> dict[str, str]:
     Call it while nothing is attached to the pipeline.
     """
     from llmdiff.language.digests import adapter_digest, llm_digest, pipeline_digest
+    from llmdiff.language.saved_encodings import SavedEncodings
 
+    llm = controller.llm
     return {
-        "llm_sha256": llm_digest(controller.llm),
+        "llm_sha256": llm.origin.llm_sha256 if isinstance(llm, SavedEncodings) else llm_digest(llm),
         "adapter_sha256": adapter_digest(controller.adapter),
         "pipeline_sha256": pipeline_digest(pipe),
     }
@@ -163,6 +183,7 @@ def load_controller(models: Models, *, device: str) -> "LLMController":
 
     from llmdiff.controller import LLMController
     from llmdiff.language.llm import DecoderLLM
+    from llmdiff.language.saved_encodings import SavedEncodings
 
     _ = models.control  # first, so that its errors show before models are loaded
     _log.info("loading %s ...", models.adapter)
@@ -172,6 +193,11 @@ def load_controller(models: Models, *, device: str) -> "LLMController":
         "dtype": getattr(torch, models.dtype),
         "trust_remote_code": models.trust_remote_code,
     }
+    if models.encodings is not None:
+        encodings = SavedEncodings.load(models.encodings)
+        with _damage_named(f"adapter {models.adapter!r}"):
+            # Whoever encoded has chosen the LLM.
+            return LLMController.from_pretrained(models.adapter, llm=encodings, strict=False, device=device)
     if models.llm is None:
         with _damage_named(f"adapter {models.adapter!r}"):
             return LLMController.from_pretrained(models.adapter, **how)

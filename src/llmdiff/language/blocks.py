@@ -29,7 +29,7 @@ from llmdiff.language.tokens import PromptTokens
 Visit = Callable[[int, Tensor, Tensor, Tensor | None], None]
 
 # Hooks sit on modules that threads share; two passes at once would see each other's blocks.
-_one_pass_at_a_time = threading.RLock()
+one_pass_at_a_time = threading.RLock()
 
 
 class BlockwiseLLM(Protocol):
@@ -114,17 +114,21 @@ def run_rows(
     lone: Lone | None,
     visit: Visit,
     on_last_hidden_state: Callable[[Tensor], None] | None = None,
+    watch: FiniteWatch | None = None,
 ) -> Tensor:
     """Returns x_0 like `run_blocks`, everything as rows without padding: what only sums needs no place in a batch.
 
     Gradients are on or off as the caller has them, so that weights in the blocks can learn; the prefix is as it was
-    when it was first read.
+    when it was first read. With a `watch` the caller asks it whether all states were finite: a pass then reads nothing
+    back from the device.
 
     Shapes:
         x_l, u_l, v_l, the last state, result: (N + 1, D) float32, the words and then BOS, see `TokenRows`.
     """
-    watch = FiniteWatch(llm.num_blocks + 1, llm.device)
-    with _one_pass_at_a_time, llm.placement.in_use(), torch.autocast(llm.device.type, enabled=False):
+    own = FiniteWatch(llm.num_blocks + 1, llm.device) if watch is None else None
+    watch = watch or own
+    assert watch is not None
+    with one_pass_at_a_time, llm.placement.in_use(), torch.autocast(llm.device.type, enabled=False):
         prefix = llm.prefix_states(prefix_ids)
         bos_updates = prefix.bos_outputs - prefix.bos_inputs
         x0: list[Tensor] = []
@@ -182,7 +186,7 @@ def run_rows(
             states = _with_bos(last, prefix.bos_last)
             watch.see(llm.num_blocks, states)
             on_last_hidden_state(states)
-        bad_step = watch.first_bad_step()
+        bad_step = None if own is None else own.first_bad_step()
         if bad_step is not None:
             step = "the final norm" if bad_step == llm.num_blocks else f"block {bad_step}"
             raise non_finite_error(step, llm.placement.named_weights(), id=llm.id, dtype=llm.dtype)
@@ -237,7 +241,7 @@ def run_plainly(
         found.append((keep(x).to(llm.device), keep(out).to(llm.device)))
 
     with (
-        _one_pass_at_a_time,
+        one_pass_at_a_time,
         llm.placement.in_use(),
         torch.autocast(llm.device.type, enabled=False),
         on_every_block(llm.blocks, on_block or keep_states),

@@ -11,6 +11,25 @@ from llmdiff.language.blocks import Lone, run_blocks
 from llmdiff.language.llm import DecoderLLM
 
 _BATCH = 8
+# The scales of an LLM's blocks are medians over a few hundred tokens of ordinary captions.
+CALIBRATION_PROMPTS = (
+    "a photo of a cat sitting on a red sofa",
+    "two apples to the left of a blue bicycle",
+    "an oil painting of a harbour at sunset, with three small boats and a lighthouse",
+    "a green triangle above a large yellow circle on a grey background",
+    "portrait of an old fisherman with a white beard, soft light from the window",
+    "a bowl of noodles beside a cup of tea on a wooden table, seen from above",
+    "four children play football in the rain while a dog watches them",
+    "the animal that gives us milk, standing in front of a barn",
+    "a city street at night with neon signs reflected in the puddles",
+    "an astronaut riding a horse on the moon",
+    "a quiet forest path in autumn, fog between the trees, a wooden bridge in the distance",
+    "logo of a bakery: a smiling loaf of bread that wears a chef's hat",
+    "a small house under a big tree, clouds in the sky, simple drawing",
+    "one orange cat and two black dogs sleeping next to each other",
+    "a train that crosses a stone bridge over a river in the mountains in winter",
+    "a vase with five tulips, watercolour",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,14 +52,14 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 def llm_digest(llm: Any) -> str:
     """Return the SHA-256 of an LLM: its configuration, weights and tokenizer."""
-    said = [config_json(llm.model), weights_digest(llm.model), tokenizer_digest(llm.tokenizer)]
+    said = [config_json(llm.model), _remembered_weights(llm.model), tokenizer_digest(llm.tokenizer)]
     return hashlib.sha256("\n".join(said).encode()).hexdigest()
 
 
 def adapter_digest(adapter: Any) -> str:
     """Return the SHA-256 of an adapter: its configuration, but for the names of models in it, and its weights."""
     config = {name: value for name, value in json.loads(config_json(adapter)).items() if name not in _NAMES}
-    said = [json.dumps(config, sort_keys=True), weights_digest(adapter)]
+    said = [json.dumps(config, sort_keys=True), _remembered_weights(adapter)]
     return hashlib.sha256("\n".join(said).encode()).hexdigest()
 
 
@@ -122,14 +122,18 @@ _taking = threading.Lock()
 
 def model_digest(model: Any) -> str:
     """Return the SHA-256 of a model: its class, configuration and weights, which are not read again while the same."""
+    said = [type(model).__name__, config_json(model), _remembered_weights(model)]
+    return hashlib.sha256("\n".join(said).encode()).hexdigest()
+
+
+def _remembered_weights(model: Any) -> str:
     tensors = [value for value in model.state_dict(keep_vars=True).values() if isinstance(value, Tensor)]
     with _taking:
         stamps, weights = _taken.get(model, ([], ""))
         if len(stamps) != len(tensors) or not all(map(_is_as_it_was, stamps, tensors)):
             weights = weights_digest(model)
             _taken[model] = [(ref(tensor), _version(tensor)) for tensor in tensors], weights
-    said = [type(model).__name__, config_json(model), weights]
-    return hashlib.sha256("\n".join(said).encode()).hexdigest()
+    return weights
 
 
 def _is_as_it_was(stamp: _Stamp, tensor: Tensor) -> bool:

@@ -11,6 +11,8 @@ from llmdiff.checks.validation import keywords_of, settings_from
 from llmdiff.errors import AdapterMismatchError, ConfigError
 from llmdiff.language.blocks import Lone, run_rows
 from llmdiff.language.calibration import measure_scales, norms
+from llmdiff.language.captured import captured_sum
+from llmdiff.language.finite import FiniteWatch
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.language.routing import RoutedGains
 from llmdiff.language.rows import TokenRows
@@ -202,6 +204,29 @@ class ContextEncoding(nn.Module):
         )
         rows = TokenRows.of(tokens, llm.device)
         weights = None if tokens.weights is None else rows.of_tokens(tokens.weights)[:, None]
+        with torch.set_grad_enabled(gradients):
+            eager = gradients or bool(block_gains)
+            c = None if eager else captured_sum(self, llm, rows, tokens.prefix_ids, weights)
+            if c is None:
+                c = self.sum_rows(llm, rows, tokens.prefix_ids, weights, block_gains=block_gains)
+            mask = tokens.token_mask.to(c.device)
+            return TextEncoding(states=self._finish(rows.padded(c), mask, generator), token_mask=mask)
+
+    def sum_rows(
+        self,
+        llm: DecoderLLM,
+        rows: TokenRows,
+        prefix_ids: tuple[int, ...],
+        weights: Tensor | None,
+        watch: FiniteWatch | None = None,
+        *,
+        block_gains: Mapping[int, float] | None = None,
+    ) -> Tensor:
+        """Returns c of every token of a pass without its noise, summed while the LLM runs; see `run_rows`.
+
+        Shapes:
+            weights: (N + 1, 1); result: (N + 1, D) float32, with routing (N + 1, d, D).
+        """
         total: list[Tensor] = []
         factors = block_gains or {}
 
@@ -211,10 +236,8 @@ class ContextEncoding(nn.Module):
                 total.append(self.for_groups(x / self.x0_scale.to(x.device)))
             total[0] += self.contribution(index, u, v, weights=weights, factor=factors.get(index))
 
-        with torch.set_grad_enabled(gradients):
-            run_rows(llm, rows, tokens.prefix_ids, lone=self.lone, visit=add)
-            mask = tokens.token_mask.to(total[0].device)
-            return TextEncoding(states=self._finish(rows.padded(total[0]), mask, generator), token_mask=mask)
+        run_rows(llm, rows, prefix_ids, lone=self.lone, visit=add, watch=watch)
+        return total[0]
 
     def contribution(
         self, index: int, u: Tensor, v: Tensor, *, weights: Tensor | None = None, factor: float | None = None

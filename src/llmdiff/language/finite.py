@@ -12,21 +12,21 @@ class FiniteWatch:
     """Notes for every step of a pass whether its states are finite; asks the device once, at the end.
 
     Kept is their sum, which is not finite if one of them is not: one reading of them, no mask of their size. Sums are
-    in float32, which states that add up to more than 1e38 have left anyway.
+    in float32 (`sums`), which states that add up to more than 1e38 have left anyway.
     """
 
     def __init__(self, steps: int, device: torch.device) -> None:
-        self._sums = torch.zeros(steps, device=device)
+        self.sums = torch.zeros(steps, device=device)
 
     def see(self, step: int, *states: Tensor | None) -> None:
         """Returns None; notes whether all these states are finite, without waiting for the device."""
         for tensor in states:
             if tensor is not None:
-                self._sums[step] += tensor.detach().sum(dtype=torch.float32).to(self._sums.device)
+                self.sums[step] += tensor.detach().sum(dtype=torch.float32).to(self.sums.device)
 
     def first_bad_step(self) -> int | None:
         """Returns the first step that was not finite; None if all were."""
-        finite = self._sums.isfinite().tolist()
+        finite = self.sums.isfinite().tolist()
         return next((step for step, good in enumerate(finite) if not good), None)
 
 

@@ -33,10 +33,12 @@ class DecoderLLM:
 
     `model` is a transformers causal language model, `id` what `from_pretrained` takes to load it again,
     `text_model` the part without a head that runs its decoder `blocks`. The language-model head is never run.
-    `reading` is how its blocks are read, see `Reading`.
+    `reading` is how its blocks are read, see `Reading`. With `captures`, sizes of batches that come again on a CUDA
+    device are read by CUDA graphs, see `llmdiff.language.captured`; False reads all of them eagerly.
     """
 
     reading: Reading
+    captures: bool = True
 
     def __init__(self, model: Any, tokenizer: Any, *, id: str) -> None:
         """Wraps a loaded model; freezes it.

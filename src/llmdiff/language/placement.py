@@ -35,6 +35,11 @@ class Placement:
         return _embedding_device(self._model)
 
     @property
+    def stays(self) -> bool:
+        """Whether the weights stay where they are between passes."""
+        return not self._free_after_encoding and self._kept_on_cpu is None
+
+    @property
     def free_after_encoding(self) -> bool:
         """Whether the weights are on `device` only while the LLM encodes."""
         return self._free_after_encoding

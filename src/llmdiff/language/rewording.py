@@ -43,6 +43,12 @@ class Rewording:
                 'own, which have no mean; use keep="prompt", or one answer'
             )
 
+    @property
+    def title(self) -> str:
+        """Return what identifies the rewording among others: the closed LLM, what is kept and how many answers."""
+        settings = self.closed.settings
+        return f"{settings.model}, {self.keep}, {settings.answers} answers"
+
 
 def readings(prompt: str, plain: str, rewording: Rewording | None) -> list[tuple[str, str]]:
     """Return the text to encode and the text to read before it, a pair for every answer.

@@ -48,7 +48,7 @@ class PipelineDrawer:
         Raises:
             LLMDiffError: a model is missing, damaged or does not fit.
         """
-        controller, pipe = load(models)
+        controller, pipe = load(models, base_draws=False)
         return cls(controller, pipe, models)
 
     def draw(

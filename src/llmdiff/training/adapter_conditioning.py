@@ -1,5 +1,6 @@
 """An LLM and its adapter as the trainer's `Conditioning`: which parts learn when, and what is stored."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
@@ -12,12 +13,15 @@ from llmdiff.adapter.adapter import LLMDiffAdapter, uses_muon
 from llmdiff.adapter.attach import attach, detach
 from llmdiff.adapter.installation import install
 from llmdiff.adapter.processors import CrossAttentionBranch
+from llmdiff.errors import ConfigError
 from llmdiff.language.cache import encoding_key
 from llmdiff.language.encoding import ContextEncoding
+from llmdiff.language.llm import DecoderLLM
 from llmdiff.language.score_groups import GroupedScores, encode_groups, sum_groups
 from llmdiff.training.conditioning import Conditioned, Conditioning, Stage
 from llmdiff.types import BlockStates, TextEncoding
 
+_log = logging.getLogger(__name__)
 Gains = Literal["first", "learned", "frozen"]
 
 
@@ -137,6 +141,29 @@ class AdapterConditioning(Conditioning):
             yield pipe
         finally:
             detach(pipe)
+
+    @contextmanager
+    def reader_rests(self) -> Iterator[None]:
+        """Return a context in which the LLM's weights are on its device only while it reads, for sample pictures.
+
+        Weights that cannot be moved (packed ones) stay.
+        """
+        llm = self.llm
+        if not isinstance(llm, DecoderLLM) or llm.free_after_encoding:
+            yield
+            return
+        device = llm.device
+        try:
+            llm.free_after_encoding = True
+        except ConfigError as error:
+            _log.info("the LLM stays on %s while the denoiser trains: %s", device, error)
+            yield
+            return
+        try:
+            yield
+        finally:
+            llm.free_after_encoding = False
+            llm.to(device)
 
     def uses_muon(self, name: str) -> bool:
         """Return whether Muon optimises the parameter: new branches and the refiner's blocks."""

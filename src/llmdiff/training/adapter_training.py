@@ -4,7 +4,7 @@ import logging
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -94,14 +94,15 @@ class AdapterTraining:
                 samples = samples[: max(training.gain_captions, training.batch_size)]
                 folder, steps = out / stage.name, training.gain_steps
             read = self._reader(stage, samples, is_trained=_is_trained(folder, steps))
-            if stage.name == "main" and text_steps:
-                self._from_captions(stage, read, samples, out / _WARM_START, text_steps)
-            if stage.name == "gains" and text_steps:
-                self._from_captions(stage, read, samples, folder, steps)
-                text_steps -= steps
-            else:
-                self._on_pictures(stage, read, samples, folder, steps)
-                picture_steps -= steps
+            with nullcontext() if stage.keeps == "nothing" else self.conditioning.reader_rests():
+                if stage.name == "main" and text_steps:
+                    self._from_captions(stage, read, samples, out / _WARM_START, text_steps)
+                if stage.name == "gains" and text_steps:
+                    self._from_captions(stage, read, samples, folder, steps)
+                    text_steps -= steps
+                else:
+                    self._on_pictures(stage, read, samples, folder, steps)
+                    picture_steps -= steps
         self.conditioning.train(False)
         if self.process.is_main_process:
             shutil.rmtree(out / _READINGS, ignore_errors=True)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -68,6 +68,10 @@ class Conditioning(ABC):
     @abstractmethod
     def attached(self, pipe: Any) -> AbstractContextManager[Any]:
         """Return a context in which `pipe("a prompt")` is conditioned this way; undone exactly."""
+
+    def reader_rests(self) -> AbstractContextManager[Any]:
+        """Return a context in which the reader is seldom asked, as all captions are in the store: it makes room."""
+        return nullcontext()
 
     def layer_inputs(self, states: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the states that a cross-attention layer reads, computed from the result of `Stage.condition`.

@@ -86,6 +86,7 @@ def scores(
     else:
         models = replace(models, adapter=adapter or "openmoji", llm=llm)
         controller = load_controller(models, device=place)
+        assert isinstance(controller.llm, DecoderLLM)  # the verb takes no saved encodings
         report = inspect_scores(controller.llm, prompt, adapter=controller.adapter, rewording=rewording)
     for path in save_scores(report, out):
         typer.echo(path)
@@ -111,7 +112,7 @@ def attention(
     from llmdiff_lab.inspection.attention_plots import save_maps
 
     writable_folder(out)
-    controller, pipe = load(models)
+    controller, pipe = load(models, base_draws=False)
     maps = draw_with_maps(
         controller, pipe, prompt, models.control, seed=seed, steps=steps, guidance_scale=guidance_scale
     )

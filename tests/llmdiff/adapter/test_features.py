@@ -14,6 +14,7 @@ from docs.features import OUTCOMES
 from peft import LoraConfig
 from tiny.families import BUILDERS, drawn
 from tiny.pipelines import build_llm
+from torch._dynamo.testing import CompileCounter
 
 from llmdiff.adapter import LLMDiffAdapter, attach, detach, families
 from llmdiff.errors import AttachError
@@ -201,7 +202,7 @@ def test_a_refiner_mixes_with_its_second_text_encoder(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["sd", "sdxl", "pixart", "sana", "flux", "wan"])
+@pytest.mark.parametrize("family", ["sd", "sdxl", "pixart", "sana", "sd3", "flux", "wan"])
 def test_the_denoiser_is_compiled_as_one_graph(
     family: str, tiny_llm: Any, make_adapter: Any, draw: Draw
 ) -> None:
@@ -211,6 +212,27 @@ def test_the_denoiser_is_compiled_as_one_graph(
     expected = draw(pipe)
     families.denoiser_of(pipe).compile(backend="eager", fullgraph=True)
     assert (draw(pipe) - expected).abs().max() < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["sd", "pixart", "sana", "sd3", "flux"])
+def test_prompts_of_other_lengths_compile_nothing_again(
+    family: str, tiny_llm: Any, make_adapter: Any, draw: Draw
+) -> None:
+    torch._dynamo.reset()
+    pipe = BUILDERS[family]()
+    attach(pipe, tiny_llm, make_adapter(pipe, tiny_llm))
+    prompts = ["a cat", "two blue dog on the left of a big green car", "a red apple above"]
+    expected = [draw(pipe, prompt) for prompt in prompts]
+    counter = CompileCounter()
+    families.denoiser_of(pipe).compile(backend=counter)
+    found = [draw(pipe, prompts[0])]
+    frames = counter.frame_count
+    assert frames > 0
+    found += [draw(pipe, prompt) for prompt in prompts[1:]]
+    assert counter.frame_count == frames
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours - theirs).abs().max() < 1e-3
 
 
 # Features of a denoiser: what turns each on, and how far the picture may be from the one without.

@@ -12,9 +12,9 @@ from llmdiff.drawing.models import Models
 from llmdiff_lab.cli.main import app as laboratory
 
 _ALL = {"--" + one.name.replace("_", "-") for one in fields(Models)}
-# The page's visitors choose a scale; `inspect scores` draws nothing and shows one answer.
+# The page's visitors write prompts and choose a scale; `inspect scores` draws nothing and shows one answer.
 _LACKS = {
-    "ui": {"--scale", "--weighted", "--block-gains", "--layer-scale"},
+    "ui": {"--scale", "--weighted", "--block-gains", "--layer-scale", "--encodings"},
     "inspect scores": {
         "--pipeline",
         "--scale",
@@ -23,6 +23,7 @@ _LACKS = {
         "--reword-answers",
         "--block-gains",
         "--layer-scale",
+        "--encodings",
     },
 }
 
@@ -58,7 +59,10 @@ def test_every_option_reaches_the_models() -> None:
         [*words, "--keep-base-text", "--weighted", "--trust-remote-code"], standalone_mode=False
     )
     typer.main.get_command(application).main([], standalone_mode=False)
-    named, default = seen
+    # Saved encodings stand in for an LLM, so both at once are refused.
+    typer.main.get_command(application).main(["--encodings", "d"], standalone_mode=False)
+    named, default, saved = seen
+    assert saved == Models(encodings="d")
     assert named == Models(
         adapter="a",
         llm="b",

@@ -12,6 +12,7 @@ from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.errors import PromptError
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
+from llmdiff.training.adapter_conditioning import AdapterConditioning
 from llmdiff.training.batches import Prefetcher
 from llmdiff.training.objective import Objective
 from llmdiff.training.trainer import train_adapter
@@ -99,6 +100,22 @@ def test_the_llm_reads_in_a_thread_of_its_own_and_keeps_nothing(config, monkeypa
     train_adapter(settings)
     assert where == [("prefetch", 2)] * 4  # every batch once, none after the last step
     assert not (tmp_path / "store" / "encodings").exists()
+
+
+@pytest.mark.parametrize(("settings", "rests"), [({}, True), ({"training__encodings": "online"}, False)])
+def test_the_llm_leaves_the_device_while_it_has_nothing_to_read(config, monkeypatch, settings, rests):
+    llms, seen = [], []
+    figures = AdapterConditioning.figures
+
+    def watched(self):  # asked in every step
+        llms.append(self.llm)
+        seen.append(self.llm.free_after_encoding)
+        return figures(self)
+
+    monkeypatch.setattr(AdapterConditioning, "figures", watched)
+    train_adapter(config(**settings))
+    assert set(seen) == {rests}
+    assert not llms[-1].free_after_encoding
 
 
 def test_online_and_stored_encodings_train_the_same_but_for_half_precision(config):

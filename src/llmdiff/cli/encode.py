@@ -1,0 +1,36 @@
+"""The verb `llmdiff encode`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmdiff.checks import bounds
+from llmdiff.cli.models import takes_models
+from llmdiff.cli.options import Negative, Verbose, number
+from llmdiff.cli.output import set_up
+from llmdiff.drawing.models import Models
+
+
+@takes_models("adapter", "llm", "weighted", "device", "dtype", "trust_remote_code")
+def encode(
+    prompts: Annotated[
+        Path, typer.Argument(metavar="PROMPTS.txt", help="One prompt a line.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where encodings go, a file each.")],
+    negative_prompt: Negative = None,
+    batch: Annotated[int, number("--batch", bounds.COUNT, help="Prompts encoded together.")] = 16,
+    verbose: Verbose = False,
+    *,
+    models: Models,
+) -> None:
+    """Encode every prompt of a file, and the negative one, to draw them later without the LLM in memory.
+
+    Draw with --encodings FOLDER. Run again to encode only the missing prompts.
+    """
+    set_up(verbose)
+    from llmdiff.drawing.encode import encode_prompts
+    from llmdiff.files import prompt_lines
+
+    for path in encode_prompts(prompt_lines(prompts), negative_prompt or "", models, out, batch=batch):
+        typer.echo(path)

@@ -1,0 +1,286 @@
+"""Read prompts through CUDA graphs: one launch for a pass of the LLM in place of hundreds.
+
+A pass at batch 1 is bound by its launches, not by the GPU. It is captured for batches of a size that comes again: texts
+are padded to the next of a few lengths (a bucket), and the padding is read like words and left out of the result. No
+token sees what follows it, and a lone token sees only itself (and BOS), so padding changes no other row.
+
+A graph is used if its result equals the eager pass's and it is faster; otherwise, and where anything fails, the eager
+pass stays.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from llmdiff.errors import first_line
+from llmdiff.language.blocks import one_pass_at_a_time
+from llmdiff.language.finite import FiniteWatch
+from llmdiff.language.llm import DecoderLLM
+from llmdiff.language.lone_calls import JoinedCall
+from llmdiff.language.readings import Lone
+from llmdiff.language.rows import SharedInputs, TokenRows
+
+_log = logging.getLogger(__name__)
+
+BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+"""Lengths in tokens that texts are padded to; longer ones are read eagerly."""
+
+# Capturing takes as long as several passes, so a size has to come again first.
+_CAPTURE_AT = 3
+_MAX_GRAPHS = 8
+_TIMED = 3
+# Matrix products of another size round differently; a graph that reads wrong states differs by about 1.
+_TOLERANCE = {torch.float32: 1e-3}
+_COARSE_TOLERANCE = 0.05
+
+
+class BlockSum(Protocol):
+    """What a pass needs of a `ContextEncoding`."""
+
+    lone: Lone
+    clip: float
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return its gains and scales."""
+
+    def sum_rows(
+        self,
+        llm: DecoderLLM,
+        rows: TokenRows,
+        prefix_ids: tuple[int, ...],
+        weights: Tensor | None,
+        watch: FiniteWatch | None = None,
+    ) -> Tensor:
+        """Return c of every token of a pass without its noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bucket:
+    """A pass over texts that are padded to one of a few lengths, in which every place counts as a word.
+
+    Fields:
+        rows: R texts of S places each, N = R * S words.
+        places: (n,), the real words among the N.
+    """
+
+    rows: TokenRows
+    places: Tensor
+
+    @classmethod
+    def of(cls, rows: TokenRows) -> "Bucket | None":
+        """Return the bucket of a pass; None if it has no words or its texts are too long."""
+        texts, steps = rows.run_ids.shape
+        length = next((length for length in BUCKETS if length >= steps), None)
+        if rows.words == 0 or length is None:
+            return None
+        device = rows.run_ids.device
+        padded = torch.nn.functional.pad(rows.run_ids, (0, length - steps))
+        everywhere = torch.arange(texts * length, device=device)
+        own = TokenRows(
+            run_ids=padded,
+            run_places=everywhere,
+            token_places=everywhere,  # not used: the result is not padded into a batch
+            rows=everywhere,
+            batch=texts,
+            width=length,
+        )
+        places = rows.run_places.div(steps, rounding_mode="floor") * length + rows.run_places % steps
+        return cls(rows=own, places=places)
+
+    def weights(self, weights: Tensor | None) -> Tensor:
+        """Return the weight of every place, 1 where there is none: (n + 1, 1) => (N + 1, 1)."""
+        every = torch.ones(self.rows.words + 1, 1, device=self.places.device)
+        if weights is not None:
+            every[self.places] = weights[:-1].to(every)
+        return every
+
+    def real(self, c: Tensor) -> Tensor:
+        """Return the rows of real words and of BOS: (N + 1, D) => (n + 1, D)."""
+        return torch.cat([c.index_select(0, self.places), c[-1:]])
+
+    def read(
+        self,
+        context: BlockSum,
+        llm: DecoderLLM,
+        prefix_ids: tuple[int, ...],
+        ids: Tensor,
+        weights: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Return c of every place, (N + 1, D), and the sums of `FiniteWatch`, without waiting for the device.
+
+        `ids` (R, S) are read in place of the rows' own.
+        """
+        watch = FiniteWatch(llm.num_blocks + 1, llm.device)
+        rows = replace(self.rows, run_ids=ids, _shared=SharedInputs())  # what is shared belongs to one pass
+        return context.sum_rows(llm, rows, prefix_ids, weights, watch), watch.sums
+
+
+def bucket_of(
+    context: BlockSum, llm: DecoderLLM, rows: TokenRows, prefix_ids: tuple[int, ...]
+) -> Bucket | None:
+    """Return the bucket of a pass that can be captured; None if it has to be read eagerly.
+
+    It can be where the lone tokens join the text's call, the weights stay where they are, and the LLM has the
+    positions.
+    """
+    bucket = Bucket.of(rows)
+    if bucket is None or context.lone not in llm.reading.joined or not llm.placement.stays:
+        return None
+    if llm.max_positions is not None and len(prefix_ids) + bucket.rows.width > llm.max_positions:
+        return None
+    if any(one.device != llm.device for one in context.state_dict().values()):
+        return None
+    joined = JoinedCall.of(llm, bucket.rows, len(prefix_ids), sees_bos=context.lone == "token+bos")
+    return None if joined is None else bucket
+
+
+def captured_sum(
+    context: BlockSum,
+    llm: DecoderLLM,
+    rows: TokenRows,
+    prefix_ids: tuple[int, ...],
+    weights: Tensor | None,
+) -> Tensor | None:
+    """Return c of a pass by a CUDA graph, (n + 1, D); None where it has to be read eagerly.
+
+    A pass whose states are not finite is None too: the eager pass says what is wrong.
+    """
+    if llm.device.type != "cuda" or not llm.captures:
+        return None
+    bucket = bucket_of(context, llm, rows, prefix_ids)
+    if bucket is None:
+        return None
+    # What is kept for later passes must not be of the caller's inference mode, in which alone it could be written.
+    with one_pass_at_a_time, torch.cuda.device(llm.device), torch.inference_mode(False), torch.no_grad():
+        graph = _graphs_of(llm).graph(context, llm, bucket, rows, prefix_ids)
+        if graph is None:
+            return None
+        c, sums = graph(bucket.rows.run_ids, bucket.weights(weights))
+        return bucket.real(c).clone() if bool(sums.isfinite().all()) else None
+
+
+class _Graph:
+    """A captured pass and the places in memory that it reads from and writes to."""
+
+    def __init__(self, read: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], ids: Tensor, weights: Tensor):
+        self._ids, self._weights = ids.clone(), weights.clone()
+        cuda: Any = torch.cuda  # parts of it have no types
+        side = cuda.Stream(ids.device)
+        side.wait_stream(torch.cuda.current_stream(ids.device))
+        with torch.cuda.stream(side):
+            for _ in range(2):  # libraries choose their kernels and allocate before the capture
+                read(self._ids, self._weights)
+        torch.cuda.current_stream(ids.device).wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._c, self._sums = read(self._ids, self._weights)
+
+    def __call__(self, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        self._ids.copy_(ids)
+        self._weights.copy_(weights)
+        self._graph.replay()
+        return self._c, self._sums
+
+
+class _Graphs:
+    """The graphs of one LLM, by the size of the pass; None for a size that is read eagerly."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Any, int] = {}
+        self._made: dict[Any, tuple[object, _Graph | None]] = {}
+
+    def graph(
+        self,
+        context: BlockSum,
+        llm: DecoderLLM,
+        bucket: Bucket,
+        rows: TokenRows,
+        prefix_ids: tuple[int, ...],
+    ) -> _Graph | None:
+        """Return the graph for a pass of this size; None before it comes again, or if it is not worth it."""
+        # A graph reads these addresses.
+        weights = tuple(one.data_ptr() for one in context.state_dict().values())
+        key = (prefix_ids, tuple(bucket.rows.run_ids.shape), weights, context.clip, context.lone)
+        # A prefix is read again after every move of the LLM's weights.
+        prefix = llm.prefix_states(prefix_ids)
+        made_for, graph = self._made.get(key, (None, None))
+        if made_for is prefix:
+            return graph
+        self._seen[key] = self._seen.get(key, 0) + 1
+        if self._seen[key] < _CAPTURE_AT:
+            return None
+        if len(self._made) >= _MAX_GRAPHS:
+            del self._made[next(iter(self._made))]
+        graph = _worth_it(context, llm, bucket, rows, prefix_ids)
+        self._made[key] = (prefix, graph)
+        return graph
+
+
+_all_graphs: "WeakKeyDictionary[DecoderLLM, _Graphs]" = WeakKeyDictionary()
+_making = threading.Lock()
+
+
+def _graphs_of(llm: DecoderLLM) -> _Graphs:
+    with _making:
+        return _all_graphs.setdefault(llm, _Graphs())
+
+
+def _worth_it(
+    context: BlockSum,
+    llm: DecoderLLM,
+    bucket: Bucket,
+    rows: TokenRows,
+    prefix_ids: tuple[int, ...],
+) -> _Graph | None:
+    """Return a graph of the pass if it gives what the eager pass gives, sooner. Says which of the two is used."""
+    texts, steps = bucket.rows.run_ids.shape
+    what = f"{llm.id}: {texts} x {steps} tokens are read"
+    ones = bucket.weights(None)
+
+    def eager() -> Tensor:
+        return context.sum_rows(llm, rows, prefix_ids, None)
+
+    try:
+        expected = eager()
+        graph = _Graph(
+            lambda ids, weights: bucket.read(context, llm, prefix_ids, ids, weights),
+            bucket.rows.run_ids,
+            ones,
+        )
+        found = bucket.real(graph(bucket.rows.run_ids, ones)[0])
+        apart = float((found - expected).norm() / expected.norm())
+        if not apart <= _TOLERANCE.get(llm.dtype, _COARSE_TOLERANCE):
+            _log.warning("%s eagerly: a CUDA graph gives states that differ by %.1e", what, apart)
+            return None
+        eager_s = _seconds(eager, llm.device)
+        graph_s = _seconds(lambda: graph(bucket.rows.run_ids, ones), llm.device)
+    except RuntimeError as error:  # out of memory, or an operation that cannot be captured
+        torch.cuda.empty_cache()
+        _log.warning("%s eagerly: they cannot be captured (%s)", what, first_line(error))
+        return None
+    if graph_s >= eager_s:
+        _log.info("%s eagerly: %.1f ms, by a CUDA graph %.1f ms", what, 1e3 * eager_s, 1e3 * graph_s)
+        return None
+    _log.info("%s by a CUDA graph: %.1f ms, eagerly %.1f ms", what, 1e3 * graph_s, 1e3 * eager_s)
+    return graph
+
+
+def _seconds(act: Callable[[], object], device: torch.device) -> float:
+    """Return the shortest of a few times. Units: seconds."""
+    cuda: Any = torch.cuda
+    found: list[float] = []
+    for _ in range(_TIMED):
+        start, end = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
+        torch.cuda.synchronize(device)
+        start.record()
+        act()
+        end.record()
+        torch.cuda.synchronize(device)
+        found.append(start.elapsed_time(end) / 1e3)
+    return min(found)
