@@ -9,6 +9,7 @@ import typer
 
 from llmdiff.checks import bounds
 from llmdiff.checks.bounds import Bounds
+from llmdiff.cli.help_text import HelpfulGroup
 from llmdiff.cli.models import takes_models
 from llmdiff.cli.options import (
     Guidance,
@@ -23,6 +24,7 @@ from llmdiff.errors import PromptError
 from llmdiff.files import is_blank
 
 app = typer.Typer(
+    cls=HelpfulGroup,
     no_args_is_help=True,
     rich_markup_mode=None,
     help="Look inside: what the LLM's blocks do to every word, and where the picture follows it.",
@@ -37,14 +39,14 @@ class Lone(StrEnum):
 
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt to look at.", show_default=False)]
-Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where to write.", show_default=False)]
+Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where to write.")]
 
 
-@app.command(cls=Verb)
+@app.command(cls=Verb, epilog='llmdiff-lab inspect scores "a cat to the left of a dog"')
 @takes_models("device", "dtype", "trust_remote_code", "reword_url", "reword_model")
 def scores(
     prompt: Prompt,
-    out: Out,
+    out: Out = Path("scores"),
     adapter: Annotated[
         str | None,
         typer.Option("--adapter", help="Take its LLM and learned weights: name, folder or Hub id."),
@@ -91,11 +93,11 @@ def scores(
         typer.echo(path)
 
 
-@app.command(cls=Verb)
+@app.command(cls=Verb, epilog='llmdiff-lab inspect attention "a cat to the left of a dog" --seed 1')
 @takes_models()
 def attention(
     prompt: Prompt,
-    out: Out,
+    out: Out = Path("attention"),
     seed: Annotated[int, number("--seed", bounds.SEED, help="Seed of the picture.")] = 0,
     steps: Steps = 20,
     guidance_scale: Guidance = 3.0,
@@ -124,9 +126,8 @@ def _check(prompt: str) -> None:
         raise PromptError(f"prompt is blank ({prompt!r}), expected a description of the picture: write one")
 
 
-@app.command(cls=Verb)
+@app.command(cls=Verb, epilog="llmdiff-lab inspect denoising --model smollm2-135m --number 200")
 def denoising(
-    out: Out,
     model: Annotated[
         list[str],
         typer.Option(
@@ -135,6 +136,7 @@ def denoising(
             show_default=False,
         ),
     ],
+    out: Out = Path("denoising"),
     texts: Annotated[
         Path | None, typer.Option("--texts", help="A file of texts, one a line [captions of emoji scenes].")
     ] = None,
@@ -158,9 +160,9 @@ def denoising(
     typer.echo(denoising_table(reports), nl=False)
 
 
-@app.command(cls=Verb)
+@app.command(cls=Verb, epilog="llmdiff-lab inspect probes --captions 500")
 def probes(
-    out: Out,
+    out: Out = Path("probes"),
     llm: Annotated[str, typer.Option("--llm", help="Name, folder, GGUF or Hub id.")] = "smollm2-135m",
     encoder: Annotated[
         str | None,
