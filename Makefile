@@ -39,6 +39,7 @@ demo: out/demo.png
 
 out/demo.png: $(LIGHT) $(SOURCES)
 	$(BIN)/llmdiff compare "$(DEMO_PROMPT)" --seed 0 --out $@
+	@echo 'to draw your own: source .venv/bin/activate, then llmdiff generate "three frogs"'
 
 # Workers share the cores, so each keeps to one thread.
 test: $(READY)

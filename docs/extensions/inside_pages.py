@@ -61,6 +61,39 @@ def inside_page(record: Record, path: Path) -> list[str]:
     return lines
 
 
+def opening(record: Record) -> list[str]:
+    """Return how the page of a benchmark begins: a chart and three sentences."""
+    from llmdiff_lab.comparison.plots import accuracy_plot
+
+    systems, ours = record["systems"], record["ours"]
+    best = max(systems, key=lambda name: systems[name]["held_out"]["mean"])
+    first = (
+        f"Of {len(systems)} systems, `{best}` ({systems[best]['title']}) draws most held-out prompts exactly right, "
+        f"{_accuracy(systems[best]['held_out'])} %; the base pipeline as it is, `base`, draws "
+        f"{_accuracy(systems['base']['held_out'])} %."
+    )
+    second = f"That is ours, `{ours}`."
+    if best != ours:
+        gap = systems[best]["ours_above"]["held_out"]
+        over = [f"{percent(gap, sign=True)} points over prompts"]
+        if "over_seeds" in gap:
+            over += [f"{percent(gap['over_seeds'], sign=True)} over trainings"]
+        second = f"Ours, `{ours}`, draws {_accuracy(systems[ours]['held_out'])} %, against `{best}` {', '.join(over)}."
+    longer = ", ".join(f"`{name}` excepted" for name in systems if "-x" in name)
+    third = (
+        f"Every trained system saw the same captions for as many steps{longer and f' ({longer})'}, and all drew the "
+        f"same {record['suite']['prompts']} prompts; held out are those with combinations, words or sentence forms "
+        "that no training caption has."
+    )
+    chart = accuracy_plot(systems)
+    return [
+        f"![Held-out accuracy of every system, with 95 % intervals]({chart})",
+        "",
+        f"{first} {second} {third}",
+        "",
+    ]
+
+
 def inside_findings(record: Record) -> list[str]:
     """Return what a record says for and against the paper's reading, as list items; none for a mere picture."""
     findings = {
