@@ -67,29 +67,36 @@ def opening(record: Record) -> list[str]:
 
     systems, ours = record["systems"], record["ours"]
     best = max(systems, key=lambda name: systems[name]["held_out"]["mean"])
-    first = (
-        f"Of {len(systems)} systems, `{best}` ({systems[best]['title']}) draws most held-out prompts exactly right, "
-        f"{_accuracy(systems[best]['held_out'])} %; the base pipeline as it is, `base`, draws "
-        f"{_accuracy(systems['base']['held_out'])} %."
-    )
-    second = f"That is ours, `{ours}`."
-    if best != ours:
-        gap = systems[best]["ours_above"]["held_out"]
+    sentences = [
+        f"Of {len(systems)} systems, `{best}` ({systems[best]['title']}) draws most held-out prompts exactly right: "
+        f"{_accuracy(systems[best]['held_out'])} %"
+        + (
+            f"; the base as it is draws {_accuracy(systems['base']['held_out'])} %."
+            if "base" in systems
+            else "."
+        )
+    ]
+    gap = systems[best].get("ours_above", {}).get("held_out")
+    if gap is not None:
         over = [f"{percent(gap, sign=True)} points over prompts"]
         if "over_seeds" in gap:
             over += [f"{percent(gap['over_seeds'], sign=True)} over trainings"]
-        second = f"Ours, `{ours}`, draws {_accuracy(systems[ours]['held_out'])} %, against `{best}` {', '.join(over)}."
+        sentences += [
+            f"Ours, `{ours}`, draws {_accuracy(systems[ours]['held_out'])} %, against `{best}` {', '.join(over)}."
+        ]
+    elif best == ours:
+        sentences += [f"`{ours}` is ours."]
     longer = ", ".join(f"`{name}` excepted" for name in systems if "-x" in name)
-    third = (
+    sentences += [
         f"Every trained system saw the same captions for as many steps{longer and f' ({longer})'}, and all drew the "
         f"same {record['suite']['prompts']} prompts; held out are those with combinations, words or sentence forms "
         "that no training caption has."
-    )
+    ]
     chart = accuracy_plot(systems)
     return [
         f"![Held-out accuracy of every system, with 95 % intervals]({chart})",
         "",
-        f"{first} {second} {third}",
+        " ".join(sentences),
         "",
     ]
 

@@ -15,6 +15,7 @@ from llmdiff.cli.options import (
     Guidance,
     Steps,
     Verb,
+    Verbose,
     number,
 )
 from llmdiff.cli.output import set_up
@@ -57,6 +58,7 @@ def scores(
     lone: Annotated[Lone, typer.Option("--lone", help="What a token alone sees, if there is no adapter.")] = (
         Lone.with_bos
     ),
+    verbose: Verbose = False,
     *,
     models: Models,
 ) -> None:
@@ -64,7 +66,7 @@ def scores(
 
     With neither --adapter nor --llm: the shipped adapter.
     """
-    set_up(verbose=False)
+    set_up(verbose)
     _check(prompt)
     check_extra("inspect", "matplotlib")
     import torch
@@ -101,11 +103,12 @@ def attention(
     seed: Annotated[int, number("--seed", bounds.SEED, help="Seed of the picture.")] = 0,
     steps: Steps = 20,
     guidance_scale: Guidance = 3.0,
+    verbose: Verbose = False,
     *,
     models: Models,
 ) -> None:
     """Draw a picture and show where each word was looked at, in all and step by step."""
-    set_up(verbose=False)
+    set_up(verbose)
     _check(prompt)
     check_extra("inspect", "matplotlib")
     from llmdiff.drawing.attention_maps import draw_with_maps
@@ -141,9 +144,10 @@ def denoising(
         Path | None, typer.Option("--texts", help="A file of texts, one a line [captions of emoji scenes].")
     ] = None,
     number: Annotated[int, number("--number", Bounds(20, 1_000_000), help="How many texts.")] = 1000,
+    verbose: Verbose = False,
 ) -> None:
     """Show how the states of decoder-only, encoder-only and encoder-decoder models approach their final ones."""
-    set_up(verbose=False)
+    set_up(verbose)
     check_extra("inspect", "matplotlib")
     from llmdiff.files import writable_folder
     from llmdiff_lab.inspection.denoising import load_encoder, read_denoising
@@ -178,12 +182,13 @@ def probes(
         str | None, typer.Option("--template", help="What the LLM reads, with {prompt} in it [the caption].")
     ] = None,
     seed: Annotated[int, number("--seed", bounds.SEED, help="Of captions and probes.")] = 0,
+    verbose: Verbose = False,
 ) -> None:
     """Show what linear probes recover of captions from scores, the last layer, all layers and an encoder.
 
     Run again in the same folder, it measures what is not there yet.
     """
-    set_up(verbose=False)
+    set_up(verbose)
     check_extra("inspect", "matplotlib")
     from llmdiff.environment import command_line
     from llmdiff.files import writable_folder
