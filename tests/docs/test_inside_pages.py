@@ -133,6 +133,7 @@ def test_a_benchmark_says_where_ours_is_better_and_where_worse(tmp_path: Path) -
     def system(**more: Any) -> dict[str, Any]:
         return {
             "title": "the last states",
+            "group": "ours",
             "held_out": share(0.4),
             "overall": share(0.5),
             "splits": {"seen": share(0.9)},

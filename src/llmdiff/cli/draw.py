@@ -69,14 +69,15 @@ def _drawing(
     save_size: SaveSize = None,
     save_filter: Enlarging = SaveFilter.lanczos,
 ) -> dict[str, Any]:
+    from llmdiff.drawing.saving import SaveSize
+
     return {
         "steps": steps,
         "guidance_scale": guidance_scale,
         "negative_prompt": negative_prompt,
         "height_px": height,
         "width_px": width,
-        "save_size_px": save_size,
-        "save_filter": save_filter.value,
+        "save_size": None if save_size is None else SaveSize(save_size, save_filter.value),
     }
 
 

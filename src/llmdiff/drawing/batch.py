@@ -104,7 +104,7 @@ class PromptDrawer:
         about = picture_metadata(settings, self._models, self._controller, self._pipe)
         image = draw(self._pipe, settings, item["seed"])
         path = Path(item["path"])
-        save_drawn(image, path, self._settings, {**about, **self.digests, "seed": item["seed"]})
+        save_drawn(image, path, self._settings.save_size, {**about, **self.digests, "seed": item["seed"]})
         return path
 
 
@@ -129,8 +129,8 @@ def _digests(item: Mapping[str, Any], settings: DrawingSettings, models: Models)
         return None
     drawn_with = {**asdict(settings), **item}
     wanted = {name: drawn_with[name] for name in _SAME} | models.metadata()
-    side_px = settings.save_size_px
-    wanted |= {"save_size": side_px, "save_filter": None if side_px is None else settings.save_filter}
+    size = settings.save_size
+    wanted |= {"save_size": size and size.side_px, "save_filter": size and size.filter}
     same = all(told.get(name) == (None if value is None else str(value)) for name, value in wanted.items())
     if not same or settings.height_px not in (None, height_px) or settings.width_px not in (None, width_px):
         return None

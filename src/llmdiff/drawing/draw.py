@@ -13,7 +13,7 @@ from llmdiff import __version__
 from llmdiff.checks import bounds
 from llmdiff.drawing.models import Models, load
 from llmdiff.drawing.pictures import Panel, check_writable, numbered, save_png, sheet
-from llmdiff.drawing.saving import Filter, enlarged, save_drawn, size_metadata
+from llmdiff.drawing.saving import SaveSize, enlarged, save_drawn, size_metadata
 from llmdiff.errors import ConfigError, LLMDiffError, PromptError, first_line
 from llmdiff.files import clean_text, is_blank
 
@@ -35,7 +35,7 @@ AfterStep = Callable[[int, Any, Any], None]
 class DrawingSettings:
     """Settings of a drawing. `height_px` and `width_px` None: the pipeline's own size. Prompts pass `clean_text`.
 
-    A smaller picture is enlarged by `save_filter` to the shorter side `save_size_px` when it is written; None: never.
+    `save_size` enlarges small pictures when they are written.
     The seed increases by one from picture to picture, so that each can be redrawn alone.
 
     Raises:
@@ -51,8 +51,7 @@ class DrawingSettings:
     guidance_scale: float = 3.0
     height_px: int | None = None
     width_px: int | None = None
-    save_size_px: int | None = None
-    save_filter: Filter = "lanczos"
+    save_size: SaveSize | None = None
 
     def __post_init__(self) -> None:
         if is_blank(self.prompt):
@@ -67,8 +66,6 @@ class DrawingSettings:
         bounds.NUMBER.check("number", self.number)
         bounds.STEPS.check("steps", self.steps)
         bounds.GUIDANCE.check("guidance_scale", self.guidance_scale)
-        if self.save_size_px is not None:
-            bounds.SIDE_PX.check("save_size", self.save_size_px)
         if self.seed + self.number > 2**63:
             raise ConfigError(f"seed is {self.seed}, expected less than {2**63 - self.number + 1}")
         for name, size_px in (("height", self.height_px), ("width", self.width_px)):
@@ -103,7 +100,7 @@ def generate(settings: DrawingSettings, models: Models, out: Path) -> list[Path]
     made_with = picture_metadata(settings, models, controller, pipe)
     with controller.attached(pipe, models.control):
         for path, seed in zip(paths, settings.seeds, strict=True):
-            save_drawn(draw(pipe, settings, seed), path, settings, {**made_with, "seed": seed})
+            save_drawn(draw(pipe, settings, seed), path, settings.save_size, {**made_with, "seed": seed})
     return paths
 
 
@@ -127,16 +124,18 @@ def compare(settings: DrawingSettings, models: Models, out: Path) -> Path:
     with controller.attached(pipe, replace(models.control, scale=0.0)):
         drawn = [draw(pipe, settings, seed) for seed in settings.seeds]
         base = Panel(
-            title="base text encoder", images=[enlarged(one, settings) for one in drawn], captions=captions
+            title="base text encoder",
+            images=[enlarged(one, settings.save_size) for one in drawn],
+            captions=captions,
         )
     with controller.attached(pipe, models.control):
         ours = Panel(
             title=f"LLM ({controller.llm.id})" + ("" if scale == 1 else f", scale {scale:g}"),
-            images=[enlarged(draw(pipe, settings, seed), settings) for seed in settings.seeds],
+            images=[enlarged(draw(pipe, settings, seed), settings.save_size) for seed in settings.seeds],
             captions=captions,
         )
     seeds = ", ".join(map(str, settings.seeds))
-    told = {**made_with, **size_metadata(drawn[0], settings), "seeds": seeds}
+    told = {**made_with, **size_metadata(drawn[0], settings.save_size), "seeds": seeds}
     save_png(sheet(settings.prompt, [base, ours]), out, told)
     return out
 

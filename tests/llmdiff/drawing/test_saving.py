@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llmdiff.drawing.draw import DrawingSettings
 from llmdiff.drawing.pictures import read_metadata
-from llmdiff.drawing.saving import Filter, picture_name, save_drawn
+from llmdiff.drawing.saving import Filter, SaveSize, picture_name, save_drawn
 from llmdiff.errors import ConfigError
 
 
@@ -19,8 +18,7 @@ def picture(width: int, height: int) -> Image.Image:
 
 def test_nearest_repeats_pixels_and_the_file_says_so(tmp_path: Path) -> None:
     small, path = picture(4, 3), tmp_path / "a.png"
-    settings = DrawingSettings(prompt="a cat", seed=1, save_size_px=9, save_filter="nearest")
-    save_drawn(small, path, settings, {"seed": 1})
+    save_drawn(small, path, SaveSize(9, "nearest"), {"seed": 1})
     assert np.array_equal(np.asarray(Image.open(path)), np.asarray(small).repeat(3, 0).repeat(3, 1))
     assert read_metadata(path) == {
         "seed": "1",
@@ -32,7 +30,7 @@ def test_nearest_repeats_pixels_and_the_file_says_so(tmp_path: Path) -> None:
 
 def test_lanczos_keeps_the_shape_and_the_mean(tmp_path: Path) -> None:
     small, path = picture(24, 16), tmp_path / "a.png"
-    save_drawn(small, path, DrawingSettings(prompt="a cat", seed=1, save_size_px=64), {})
+    save_drawn(small, path, SaveSize(64), {})
     large = np.asarray(Image.open(path)).astype(float)
     assert large.shape == (64, 96, 3)
     assert large.mean() == pytest.approx(np.asarray(small).mean(), abs=1.5)
@@ -43,17 +41,16 @@ def test_lanczos_keeps_the_shape_and_the_mean(tmp_path: Path) -> None:
 @pytest.mark.parametrize("save_filter", ["lanczos", "nearest"])
 def test_a_picture_that_is_large_enough_stays(tmp_path: Path, save_filter: Filter) -> None:
     own, path = picture(20, 16), tmp_path / "a.png"
-    settings = DrawingSettings(prompt="a cat", seed=1, save_size_px=16, save_filter=save_filter)
-    save_drawn(own, path, settings, {})
+    save_drawn(own, path, SaveSize(16, save_filter), {})
     assert np.array_equal(np.asarray(Image.open(path)), np.asarray(own))
-    save_drawn(own, path, DrawingSettings(prompt="a cat", seed=1), {})
+    save_drawn(own, path, None, {})
     assert np.array_equal(np.asarray(Image.open(path)), np.asarray(own))
     assert read_metadata(path) == {}
 
 
 def test_a_size_out_of_range_is_refused() -> None:
     with pytest.raises(ConfigError, match="save_size"):
-        DrawingSettings(prompt="a cat", seed=1, save_size_px=0)
+        SaveSize(0)
 
 
 @pytest.mark.parametrize(
