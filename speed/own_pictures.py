@@ -11,7 +11,7 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +87,8 @@ def measured(adapter: str, rows: list[ScenePrompt], steps: int, folder: Path) ->
     return {tag: by_tag[tag]["scenes"] for tag in by_tag}
 
 
-def main() -> None:
-    """Measure every number of pictures and write the record after each."""
+def main(words: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure every number of pictures, write the record after each, and return it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="denoising steps")
     parser.add_argument("--training-steps", type=int, help="instead of those that `llmdiff init` chooses")
     parser.add_argument("--out", type=Path, required=True)
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(words)
     rows = prompts(chosen.prompts)
     record: dict[str, Any] = {**provenance(), "invented": INVENTED, "prompts": len(rows), "runs": {}}
     with tempfile.TemporaryDirectory() as place:
@@ -127,6 +127,7 @@ def main() -> None:
             for tag, exact in record["runs"][f"{count}"]["exact_match"].items():
                 print(f"{count} pictures, {tag}: {percent(exact)} %")
             write_whole(chosen.out, json.dumps(record, indent=1) + "\n")
+    return record
 
 
 if __name__ == "__main__":

@@ -173,3 +173,32 @@ def test_a_run_that_misses_the_goal_is_measured_and_not_entered(script, tmp_path
     assert entry["exact_match"]["n"] == 6
     assert "no entry, expected 70 % of 600 prompts" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_own_pictures_are_captioned_with_invented_words_and_prompts_have_them_or_not(script, tmp_path):
+    own = script("own_pictures")
+    own.write_folder(tmp_path / "pictures", 6)
+    captions = [path.read_text() for path in sorted((tmp_path / "pictures").glob("*.txt"))]
+    assert len(captions) == len(list((tmp_path / "pictures").glob("*.png"))) == 6
+    known, invented = own.INVENTED.keys(), own.INVENTED.values()
+    assert all(any(word in text for word in invented) for text in captions)
+    assert not any(word in text.split() for word in known for text in captions)
+    rows = own.prompts(5)
+    assert [row.tags[0] for row in rows] == ["invented words"] * 5 + ["other words"] * 5
+    assert [any(word in row.prompt for word in invented) for row in rows] == [True] * 5 + [False] * 5
+    assert not {row.prompt for row in rows} & {text.strip() for text in captions}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_own_pictures_are_trained_on_and_measured(script, tmp_path):
+    few = ["--pictures", "5", "--prompts", "1", "--steps", "1", "--training-steps", "1"]
+    record = script("own_pictures").main([*few, "--out", str(tmp_path / "a.json")])
+    assert json.loads((tmp_path / "a.json").read_text()) == record
+    assert set(record["runs"]) == {"0", "5"}
+    assert record["runs"]["5"]["training_steps"] == 1
+    for run in record["runs"].values():
+        assert {tag: row["n"] for tag, row in run["exact_match"].items()} == {
+            "invented words": 1,
+            "other words": 1,
+        }

@@ -2,6 +2,10 @@
 
 import io
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -278,6 +282,21 @@ def test_the_command_takes_values_and_says_where_the_adapter_is(config, tmp_path
     ran = CliRunner().invoke(app, ["prepare", str(path)])
     assert "12 good samples, 0 in quarantine" in ran.output
     assert ran.stdout.endswith(f"next: llmdiff train {path}\n")
+
+
+@pytest.mark.parametrize("verbose", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_new_process_shows_bars_of_work_with_totals_and_no_bars_of_loading(config, tmp_path, verbose):
+    path = _write(tmp_path, config(watch__prompts=[], training__steps=1))
+    words = ["-m", "llmdiff.cli", "train", path, *(["--verbose"] if verbose else [])]
+    # Commands that this process has run may have silenced the libraries for its children.
+    own = {name: value for name, value in os.environ.items() if not name.endswith("_VERBOSITY")}
+    ran = subprocess.run(
+        [sys.executable, *words], env=own, capture_output=True, text=True, timeout=240, check=True
+    )
+    assert ("Loading" in ran.stderr) is verbose
+    bars = {line.partition(":")[0] for line in re.split(r"[\r\n]", ran.stderr) if "%|" in line}
+    assert bars >= {"checking", "encoding captions", "encoding pictures", "run"}
+    assert not re.search(r"\dit \[", ran.stderr)  # what tqdm shows without a total
 
 
 @pytest.mark.parametrize(
