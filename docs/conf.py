@@ -24,10 +24,14 @@ extensions = [
     "sphinx_copybutton",
     "docstrings",
     "generated_pages",
+    "mathml",
 ]
 # results/*.md and *.json are what was recorded; the pages made of them stand in generated/.
 exclude_patterns = ["_build", "extensions", "results"]
 myst_enable_extensions = ["colon_fence", "substitution"]
+# ```math, which GitHub typesets as well.
+myst_fence_as_directive = ["math"]
+html_math_renderer = "mathml"
 myst_heading_anchors = 3
 suppress_warnings = ["myst.xref_missing_repository"]
 

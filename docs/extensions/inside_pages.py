@@ -61,6 +61,46 @@ def inside_page(record: Record, path: Path) -> list[str]:
     return lines
 
 
+def opening(record: Record) -> list[str]:
+    """Return how the page of a benchmark begins: a chart and three sentences."""
+    from llmdiff_lab.comparison.plots import accuracy_plot
+
+    systems, ours = record["systems"], record["ours"]
+    best = max(systems, key=lambda name: systems[name]["held_out"]["mean"])
+    sentences = [
+        f"Of {len(systems)} systems, `{best}` ({systems[best]['title']}) draws most held-out prompts exactly right: "
+        f"{_accuracy(systems[best]['held_out'])} %"
+        + (
+            f"; the base as it is draws {_accuracy(systems['base']['held_out'])} %."
+            if "base" in systems
+            else "."
+        )
+    ]
+    gap = systems[best].get("ours_above", {}).get("held_out")
+    if gap is not None:
+        over = [f"{percent(gap, sign=True)} points over prompts"]
+        if "over_seeds" in gap:
+            over += [f"{percent(gap['over_seeds'], sign=True)} over trainings"]
+        sentences += [
+            f"Ours, `{ours}`, draws {_accuracy(systems[ours]['held_out'])} %, against `{best}` {', '.join(over)}."
+        ]
+    elif best == ours:
+        sentences += [f"`{ours}` is ours."]
+    longer = ", ".join(f"`{name}` excepted" for name in systems if "-x" in name)
+    sentences += [
+        f"Every trained system saw the same captions for as many steps{longer and f' ({longer})'}, and all drew the "
+        f"same {record['suite']['prompts']} prompts; held out are those with combinations, words or sentence forms "
+        "that no training caption has."
+    ]
+    chart = accuracy_plot(systems)
+    return [
+        f"![Held-out accuracy of every system, with 95 % intervals]({chart})",
+        "",
+        " ".join(sentences),
+        "",
+    ]
+
+
 def inside_findings(record: Record) -> list[str]:
     """Return the findings of a record for and against the paper, as list items; empty for records of pictures."""
     findings = {

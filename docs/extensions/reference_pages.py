@@ -89,6 +89,7 @@ def _verbs(path: str, group: Any) -> Iterator[str]:
         usage = " ".join([full, *(one.metavar or one.name.upper() for one in arguments), "[OPTIONS]"])
         yield from [f"{'###' if ' ' in path else '##'} `{full}`", "", one_line(command.help), ""]
         yield from ["```text", usage, "```", ""]
+        yield from ["```bash", command.epilog, "```", ""]
         rows = [["option", "default", ""]]
         for option in command.params:
             names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from inside_pages import inside_findings, inside_page, kind_of
+from inside_pages import inside_findings, inside_page, kind_of, opening
 from page_text import cell
 
 from llmdiff.evaluation.tables import markdown_table, report_tables
@@ -28,6 +28,7 @@ RESULT_TITLES = {
     "scenes": "Base and LLM on the scenes",
     "scorer": "How good the scorer is",
     "scores": "What every block does",
+    "speed-record": "The speed record",
     "training-speed": "The speed of training",
     "warm-start": "The start from text alone",
 }
@@ -44,8 +45,10 @@ def result_page(path: Path) -> str:
     lines = [f"# {title_of(path)}", ""]
     source = f"[`docs/results/{path.name}`](../results/{path.name})"
     end = ["", f"All that was recorded: {source}.", ""]
-    if "claims" in record:  # of speed and memory: run_all.py wrote the tables
+    if "claims" in record or "entries" in record:  # of speed: their scripts wrote the pages
         return "\n".join([*lines, _beside(path), *end])
+    if kind_of(record) == "benchmark":
+        lines += opening(record)
     command = record.get("command")
     if command:
         lines += ["Made with", "", "```text", command, "```", ""]

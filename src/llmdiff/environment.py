@@ -52,7 +52,8 @@ def check_extra(extra: str, *packages: str) -> None:
     """
     if missing := _missing(packages):
         raise LLMDiffError(
-            f"{missing[0]} is not installed, expected the extra {extra!r}: pip install 'llmdiff-adapter[{extra}]'"
+            f"{missing[0]} is not installed, expected the extra {extra!r}: pip install 'llmdiff-adapter[{extra}]', "
+            f"in a clone make setup-light EXTRAS={extra}"
         )
 
 

@@ -132,6 +132,7 @@ def test_a_benchmark_says_where_ours_is_better_and_where_worse(tmp_path: Path) -
     def system(**more: Any) -> dict[str, Any]:
         return {
             "title": "the last states",
+            "group": "ours",
             "held_out": share(0.4),
             "overall": share(0.5),
             "splits": {"seen": share(0.9)},
@@ -166,12 +167,23 @@ def test_a_benchmark_says_where_ours_is_better_and_where_worse(tmp_path: Path) -
     path = tmp_path / "benchmark.json"
     path.write_text(json.dumps(record))
     page = results.result_page(path)
-    assert page.startswith("# Ways to condition, trained alike")
+    assert page.startswith("# Ways to condition, trained alike\n\n![Held-out accuracy")
+    assert (
+        "Of 2 systems, `guided` (the last states) draws most held-out prompts exactly right: 40.0 [30" in page
+    )
+    assert "`guided` is ours. Every trained system saw" in page
     assert "llmdiff-lab benchmark --out figures" in page
     assert "| last-hidden | +20.0 [+15.0, +25.0] |" in page
     assert "2 pictures of last-hidden could not be drawn and count as wrong." in page
     assert "of guided could not be drawn" not in page
     assert "Hardware: 2 cores, x86_64." in page
+    record["systems"] |= {
+        "base": system(held_out=share(0.2)),
+        "ella": system(held_out=share(0.6), ours_above=above),
+    }
+    opening = inside.opening(record)[2]
+    assert "; the base as it is draws 20.0 [10" in opening
+    assert "Ours, `guided`, draws 40.0 [30.0, 50.0] %, against `ella` +20.0 [+15.0, +25.0] points" in opening
 
 
 def test_other_records_are_none_of_these() -> None:

@@ -126,3 +126,80 @@ def test_a_run_goes_on_where_it_was_and_writes_the_page(script, tmp_path, monkey
     assert run_all.main([*arguments, "--again"]) == 1
     assert "encoding failed" in capfd.readouterr().err
     assert (tmp_path / "results" / "performance.md").read_text() == page
+
+
+def test_the_speed_record_is_ranked_within_each_class_of_machines(script, tmp_path):
+    record = script("speed_record")
+    base = {"machine": "x86_64", "command": "python a.py", "date": "2026-01-02T03:04:05+00:00"}
+    exact = {"mean": 0.712, "low": 0.675, "high": 0.75, "n": 600, "how": "bootstrap"}
+    for name, place, seconds in (
+        ("slow", "2 CPU cores", 9000.4),
+        ("fast", "2 CPU cores", 61.0),
+        ("odd", "8 CPU cores", 5.0),
+    ):
+        entry = base | {"name": name, "class": place, "seconds": seconds, "exact_match": exact}
+        record.enter(entry, tmp_path / "record.json")
+    rows = [line for line in (tmp_path / "record.md").read_text().splitlines() if line.startswith("|")][2:]
+    assert [[cell.strip() for cell in row.split("|")[1:5]] for row in rows] == [
+        ["2 CPU cores (x86_64)", "61", "71.2 [67.5, 75.0]", "fast"],
+        ["2 CPU cores (x86_64)", "9,000", "71.2 [67.5, 75.0]", "slow"],
+        ["1 GPU", "no entry yet", "", ""],
+        ["8 CPU cores (x86_64)", "5", "71.2 [67.5, 75.0]", "odd"],
+    ]
+    assert [one["name"] for one in json.loads((tmp_path / "record.json").read_text())["entries"]] == [
+        "slow", "fast", "odd",
+    ]  # fmt: skip
+
+
+def test_the_page_of_the_speed_record_has_its_entries(script):
+    place = FOLDER.parent / "docs" / "results" / "speed-record.json"
+    entries = json.loads(place.read_text())["entries"]
+    assert place.with_suffix(".md").read_text() == script("speed_record").page(entries)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_run_that_misses_the_goal_is_measured_and_not_entered(script, tmp_path, capsys):
+    few = [
+        "data.scenes=100",
+        "training.gain_steps=1",
+        "training.gain_captions=4",
+        "training.warm_start_steps=2",
+    ]
+    few += ["training.steps=1", "training.batch_size=2", "watch.validation_samples=2", "watch.prompts=[]"]
+    config = str(FOLDER.parent / "configs" / "openmoji-smollm2.yaml")
+    where = ["--record", str(tmp_path / "record.json"), "--name", "short", "--prompts", "1"]
+    entry = script("speed_record").main([config, *few, *where])
+    assert entry["seconds"] > 0
+    assert entry["exact_match"]["n"] == 6
+    assert "no entry, expected 70 % of 600 prompts" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_own_pictures_are_captioned_with_invented_words_and_prompts_have_them_or_not(script, tmp_path):
+    own = script("own_pictures")
+    own.write_folder(tmp_path / "pictures", 6)
+    captions = [path.read_text() for path in sorted((tmp_path / "pictures").glob("*.txt"))]
+    assert len(captions) == len(list((tmp_path / "pictures").glob("*.png"))) == 6
+    known, invented = own.INVENTED.keys(), own.INVENTED.values()
+    assert all(any(word in text for word in invented) for text in captions)
+    assert not any(word in text.split() for word in known for text in captions)
+    rows = own.prompts(5)
+    assert [row.tags[0] for row in rows] == ["invented words"] * 5 + ["other words"] * 5
+    assert [any(word in row.prompt for word in invented) for row in rows] == [True] * 5 + [False] * 5
+    assert not {row.prompt for row in rows} & {text.strip() for text in captions}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_own_pictures_are_trained_on_and_measured(script, tmp_path):
+    few = ["--pictures", "5", "--prompts", "1", "--steps", "1", "--training-steps", "1"]
+    record = script("own_pictures").main([*few, "--out", str(tmp_path / "a.json")])
+    assert json.loads((tmp_path / "a.json").read_text()) == record
+    assert set(record["runs"]) == {"0", "5"}
+    assert record["runs"]["5"]["training_steps"] == 1
+    for run in record["runs"].values():
+        assert {tag: row["n"] for tag, row in run["exact_match"].items()} == {
+            "invented words": 1,
+            "other words": 1,
+        }

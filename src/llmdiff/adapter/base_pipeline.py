@@ -17,7 +17,7 @@ from llmdiff.errors import (
     UnsupportedPipelineError,
     first_line,
 )
-from llmdiff.language.whole_weights import load_whole
+from llmdiff.language.whole_weights import hide_loading_bars, load_whole
 
 EMBEDDED_NAME = "openmoji"
 # diffusion_pytorch_model.fp16.safetensors, model.fp16-00001-of-00002.safetensors
@@ -50,6 +50,7 @@ def load_base_pipeline(base: str, *, dtype: torch.dtype, text_encoders: bool = T
         parts = _whole_parts(
             _folder(source, text_encoders=text_encoders), dtype=dtype, base=base, text_encoders=text_encoders
         )
+        hide_loading_bars()
         pipe = load(source, dtype=dtype, use_safetensors=True, **parts)
     except CorruptWeightsError:
         raise

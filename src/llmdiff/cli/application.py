@@ -8,16 +8,16 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from llmdiff import __version__
+from llmdiff.cli.help_text import CONTEXT, HelpfulGroup
 from llmdiff.errors import LLMDiffError, first_line
 
 _TRACEBACK = "--traceback"
 _EXIT_INTERRUPTED, _EXIT_INTERNAL = 130, 70  # as a shell reports SIGINT; EX_SOFTWARE of sysexits.h
 
 
-class _Verbs(TyperGroup):
+class _Verbs(HelpfulGroup):
     """Print our own errors and the system's file errors as one line; for other exceptions see `run`."""
 
     def main(self, *args: Any, **options: Any) -> Any:
@@ -49,6 +49,7 @@ def new_application(name: str, help: str) -> typer.Typer:
         add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
+        context_settings=dict(CONTEXT),
         help=help,
     )
 

@@ -31,7 +31,9 @@ Many = list[str] | None
 
 @takes_models()
 def evaluate(
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the report goes.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Where the report goes [evaluation-SUITE].")
+    ] = None,
     suite: Annotated[
         str,
         typer.Option(
@@ -88,6 +90,7 @@ def evaluate(
     from llmdiff.files import writable_folder
 
     place = usable_device(models.device)
+    out = out or Path(f"evaluation-{Path(suite).stem}")
     # Validate all arguments before drawing, which takes minutes.
     if suite == _SCENES:
         chosen = _scenes(checker, place, suite_files, reference, official_scores)
@@ -122,6 +125,7 @@ def evaluate(
         **chosen,
     )
     typer.echo(report_tables(report))
+    typer.echo(out / "report.md")
 
 
 def _scenes_suite(scorer: Any, base: str, prompts: int, seed: int) -> Any:

@@ -1,6 +1,8 @@
 """The command `llmdiff` and its verbs."""
 
-from llmdiff.cli import batch, doctor, draw, encode, evaluate, init, plan, serve, train, ui, world
+from collections.abc import Callable
+
+from llmdiff.cli import doctor, draw, encode, evaluate, init, plan, serve, train, ui, world
 from llmdiff.cli.application import new_application, run
 from llmdiff.cli.options import Verb
 
@@ -9,19 +11,26 @@ from llmdiff.cli.options import Verb
 app = new_application(
     "llmdiff", "Draw with a decoder-only LLM in control of a diffusers text-to-image pipeline."
 )
-app.command("generate", cls=Verb)(draw.generate)
-app.command("compare", cls=Verb)(draw.compare)
-app.command(cls=Verb)(batch.batch)
-app.command(cls=Verb)(encode.encode)
-app.command(cls=Verb)(init.init)
-app.command(cls=Verb)(train.prepare)
-app.command(cls=Verb)(train.train)
-app.command(cls=Verb)(plan.plan)
-app.command(cls=Verb)(evaluate.evaluate)
-app.command(cls=Verb)(serve.serve)
-app.command(cls=Verb)(ui.ui)
-app.command(cls=Verb)(world.world)
-app.command(cls=Verb)(doctor.doctor)
+
+
+def _add(verb: Callable[..., None], example: str) -> None:
+    """Add a verb, whose name is the example's second word; its help ends with the example."""
+    app.command(example.split()[1], cls=Verb, epilog=example)(verb)
+
+
+_add(draw.generate, 'llmdiff generate "what takes off from an airport, above what a forest is made of"')
+_add(draw.compare, 'llmdiff compare "three frogs" --number 2 --save-size 256')
+_add(draw.batch, "llmdiff batch prompts.txt --out pictures")
+_add(encode.encode, "llmdiff encode prompts.txt --out encodings")
+_add(init.init, "llmdiff init my-pictures")
+_add(train.prepare, "llmdiff prepare my-pictures.yaml --workers 2")
+_add(train.train, "llmdiff train my-pictures.yaml training.steps=2000")
+_add(plan.plan, "llmdiff plan my-pictures.yaml --measure")
+_add(evaluate.evaluate, "llmdiff evaluate --suite scenes --prompts 20 --out report")
+_add(serve.serve, "llmdiff serve --port 8000 --token-file key")
+_add(ui.ui, "llmdiff ui --adapter openmoji --adapter runs/my-pictures/adapter")
+_add(world.world, "llmdiff world --group animals")
+_add(doctor.doctor, "llmdiff doctor")
 
 
 def main() -> None:

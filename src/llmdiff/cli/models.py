@@ -1,13 +1,12 @@
 """The block of options of every verb that draws or evaluates: the models, and how the LLM controls the pipeline."""
 
-import functools
-import inspect
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from llmdiff.checks import bounds
+from llmdiff.cli.blocks import takes
 from llmdiff.cli.options import Device, number
 from llmdiff.drawing.models import Dtype, Models
 
@@ -70,28 +69,5 @@ def _models(
 
 
 def takes_models(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Return a decorator that adds these options, by default all, to a verb, and passes it the `models` they name.
-
-    Options of the verb itself replace those of the block.
-    """
-
-    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
-        own = inspect.signature(verb).parameters
-        block = {
-            name: one
-            for name, one in inspect.signature(_models).parameters.items()
-            if name not in own and name in (names or [name])
-        }
-
-        @functools.wraps(verb)
-        def run(**given: Any) -> None:
-            models = _models(**{name: given.pop(name) for name in block})
-            verb(models=models, **given)
-
-        shown = [one for name, one in own.items() if name != "models"]
-        shown = [one.replace(kind=one.KEYWORD_ONLY) for one in (*shown, *block.values())]
-        run.__dict__["__signature__"] = inspect.Signature(shown)
-        run.__annotations__ = {one.name: one.annotation for one in shown}
-        return run
-
-    return decorate
+    """Return a decorator that adds these options, by default all, to a verb, and passes it the `models` they name."""
+    return takes(_models, "models", *names)

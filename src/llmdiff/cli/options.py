@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from llmdiff.checks import bounds
 from llmdiff.checks.bounds import Bounds, short
+from llmdiff.cli.help_text import HelpfulCommand
 from llmdiff.errors import ConfigError
 
 # The longest part of a path that every common file system supports.
@@ -35,7 +35,7 @@ def number(name: str, allowed: Bounds, **described: Any) -> Any:
     return typer.Option(name, callback=check, **described)
 
 
-class Verb(TyperCommand):
+class Verb(HelpfulCommand):
     """Base of all verbs: checks that texts are valid UTF-8 and that names are valid."""
 
     def invoke(self, ctx: Any) -> Any:

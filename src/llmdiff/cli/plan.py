@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from llmdiff.checks import bounds
-from llmdiff.cli.options import number
+from llmdiff.cli.options import Verbose, number
 from llmdiff.cli.output import set_up
 from llmdiff.cli.train import Changes, Config
 from llmdiff.environment import check_extra
@@ -26,12 +26,13 @@ def plan(
         typer.Option("--measure", help="Time a few training steps here and extrapolate."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Estimate the cost of a training: parameters, memory, FLOPs, disk; with --measure, time.
 
     Without --measure no weights are loaded.
     """
-    set_up(verbose=False)
+    set_up(verbose)
     check_extra("train", "pydantic", "yaml", "datasets")
     from dataclasses import replace
 

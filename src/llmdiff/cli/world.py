@@ -13,7 +13,7 @@ from llmdiff.errors import LLMDiffError
 
 def world(
     group: Annotated[
-        str | None, typer.Option("--group", help="Only one group of things: animals, food, actions, ...")
+        str | None, typer.Option("--group", help="Only one group of things, for example animals.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Also write a picture of all of them there, a PNG file.")

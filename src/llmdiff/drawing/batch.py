@@ -10,7 +10,8 @@ from PIL import Image
 
 from llmdiff.drawing.draw import DrawingSettings, draw, picture_metadata
 from llmdiff.drawing.models import Models, load, models_digests, scale_of, usable_device
-from llmdiff.drawing.pictures import PICTURE_FORMATS, check_writable, numbered, read_metadata, save_png
+from llmdiff.drawing.pictures import PICTURE_FORMATS, check_writable, numbered, read_metadata
+from llmdiff.drawing.saving import save_drawn
 from llmdiff.errors import PromptError
 from llmdiff.files import prompt_lines
 from llmdiff.workers.jobs import HERE, Job, Workers, run_jobs
@@ -103,7 +104,7 @@ class PromptDrawer:
         about = picture_metadata(settings, self._models, self._controller, self._pipe)
         image = draw(self._pipe, settings, item["seed"])
         path = Path(item["path"])
-        save_png(image, path, {**about, **self.digests, "seed": item["seed"]})
+        save_drawn(image, path, self._settings.save_size, {**about, **self.digests, "seed": item["seed"]})
         return path
 
 
@@ -122,10 +123,14 @@ def _digests(item: Mapping[str, Any], settings: DrawingSettings, models: Models)
         told = read_metadata(path)
         with Image.open(path, formats=PICTURE_FORMATS) as image:
             width_px, height_px = image.size
-    except (OSError, SyntaxError):  # missing or damaged
+        if "drawn_size" in told:
+            width_px, height_px = map(int, told["drawn_size"].split(" x "))
+    except (OSError, SyntaxError, ValueError):  # missing or damaged
         return None
     drawn_with = {**asdict(settings), **item}
     wanted = {name: drawn_with[name] for name in _SAME} | models.metadata()
+    size = settings.save_size
+    wanted |= {"save_size": size and size.side_px, "save_filter": size and size.filter}
     same = all(told.get(name) == (None if value is None else str(value)) for name, value in wanted.items())
     if not same or settings.height_px not in (None, height_px) or settings.width_px not in (None, width_px):
         return None

@@ -13,6 +13,7 @@ from llmdiff import __version__
 from llmdiff.checks import bounds
 from llmdiff.drawing.models import Models, load
 from llmdiff.drawing.pictures import Panel, check_writable, numbered, save_png, sheet
+from llmdiff.drawing.saving import SaveSize, enlarged, save_drawn, size_metadata
 from llmdiff.errors import ConfigError, LLMDiffError, PromptError, first_line
 from llmdiff.files import clean_text, is_blank
 
@@ -34,6 +35,7 @@ AfterStep = Callable[[int, Any, Any], None]
 class DrawingSettings:
     """Settings of a drawing. `height_px` and `width_px` None: the pipeline's own size. Prompts pass `clean_text`.
 
+    `save_size` enlarges small pictures when they are written.
     The seed increases by one from picture to picture, so that each can be redrawn alone.
 
     Raises:
@@ -49,6 +51,7 @@ class DrawingSettings:
     guidance_scale: float = 3.0
     height_px: int | None = None
     width_px: int | None = None
+    save_size: SaveSize | None = None
 
     def __post_init__(self) -> None:
         if is_blank(self.prompt):
@@ -97,7 +100,7 @@ def generate(settings: DrawingSettings, models: Models, out: Path) -> list[Path]
     made_with = picture_metadata(settings, models, controller, pipe)
     with controller.attached(pipe, models.control):
         for path, seed in zip(paths, settings.seeds, strict=True):
-            save_png(draw(pipe, settings, seed), path, {**made_with, "seed": seed})
+            save_drawn(draw(pipe, settings, seed), path, settings.save_size, {**made_with, "seed": seed})
     return paths
 
 
@@ -119,20 +122,21 @@ def compare(settings: DrawingSettings, models: Models, out: Path) -> Path:
     captions = [f"seed {seed}" for seed in settings.seeds]
     # At scale 0 the pipeline is the base; weights are removed from the prompt.
     with controller.attached(pipe, models.control.base):
+        drawn = [draw(pipe, settings, seed) for seed in settings.seeds]
         base = Panel(
             title="base text encoder",
-            images=[draw(pipe, settings, seed) for seed in settings.seeds],
+            images=[enlarged(one, settings.save_size) for one in drawn],
             captions=captions,
         )
     with controller.attached(pipe, models.control):
         ours = Panel(
             title=f"LLM ({controller.llm.id})" + ("" if scale == 1 else f", scale {scale:g}"),
-            images=[draw(pipe, settings, seed) for seed in settings.seeds],
+            images=[enlarged(draw(pipe, settings, seed), settings.save_size) for seed in settings.seeds],
             captions=captions,
         )
-    save_png(
-        sheet(settings.prompt, [base, ours]), out, {**made_with, "seeds": ", ".join(map(str, settings.seeds))}
-    )
+    seeds = ", ".join(map(str, settings.seeds))
+    told = {**made_with, **size_metadata(drawn[0], settings.save_size), "seeds": seeds}
+    save_png(sheet(settings.prompt, [base, ours]), out, told)
     return out
 
 

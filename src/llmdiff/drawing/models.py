@@ -187,7 +187,6 @@ def load_controller(models: Models, *, device: str) -> "LLMController":
 
     _ = models.control  # first, so that its errors show before models are loaded
     _log.info("loading %s ...", models.adapter)
-    _hide_loading_bars()
     how: dict[str, Any] = {
         "device": device,
         "dtype": getattr(torch, models.dtype),
@@ -280,24 +279,6 @@ def usable_device(name: str | None) -> str:
             f'device {short(name)} is not available here ({first_line(error)}): leave it out, or use "cpu"'
         ) from error
     return name
-
-
-def _hide_loading_bars() -> None:
-    """Hide the progress bars of loading, which takes less than a second, unless the libraries are verbose."""
-    import diffusers
-    import huggingface_hub.utils
-    import transformers
-
-    logs: tuple[Any, ...] = (diffusers.utils.logging, transformers.utils.logging)
-    if logs[0].get_verbosity() <= logging.WARNING:
-        return
-    downloads: Any = huggingface_hub.utils
-    downloads_hidden = downloads.are_progress_bars_disabled()
-    for log in logs:
-        log.disable_progress_bar()
-    # transformers disables the bars of downloads as well, and downloads may take an hour.
-    if not downloads_hidden:
-        downloads.enable_progress_bars()
 
 
 @contextmanager

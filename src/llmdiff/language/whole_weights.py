@@ -3,6 +3,7 @@
 Both libraries give a weight that is missing random values, and leave a weight that they have no place for unread.
 """
 
+import logging
 import re
 from collections.abc import Collection, Iterable, Mapping
 from itertools import chain
@@ -36,6 +37,7 @@ def load_whole(
     """
     from safetensors import SafetensorError
 
+    hide_loading_bars()
     if not _is_diffusers(kind):
         # Reported with names, where transformers itself would only say that there are some.
         options["ignore_mismatched_sizes"] = True
@@ -53,6 +55,24 @@ def load_whole(
         check_faults({"of another shape": [f"{name}: {got} instead of {expected}"]}, what=what)
     check_report(model, report, what=what, unused=unused, head_runs=head_runs)
     return model
+
+
+def hide_loading_bars() -> None:
+    """Hide the libraries' progress bars of loading if their verbosity is "error", as our commands set it."""
+    import diffusers
+    import huggingface_hub.utils
+    import transformers
+
+    logs: tuple[Any, ...] = (diffusers.utils.logging, transformers.utils.logging)
+    if logs[0].get_verbosity() <= logging.WARNING:
+        return
+    downloads: Any = huggingface_hub.utils
+    downloads_hidden = downloads.are_progress_bars_disabled()
+    for log in logs:
+        log.disable_progress_bar()
+    # transformers disables the bars of downloads as well, and downloads may take an hour.
+    if not downloads_hidden:
+        downloads.enable_progress_bars()
 
 
 def check_report(

@@ -12,8 +12,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from llmdiff.adapter import families
 from llmdiff.drawing.pictures import save_png
@@ -28,7 +28,7 @@ from llmdiff.training.loading import Batch, BatchLoader, Read
 from llmdiff.training.loop import StepPart, train
 from llmdiff.training.objective import Noised, Objective, validation_losses
 from llmdiff.training.optimizers import adapter_lr_scale
-from llmdiff.training.prepare import captions_of, latent_store, split
+from llmdiff.training.prepare import captions_of, fill_shown, latent_store, split
 from llmdiff.training.processes import installed_trackers, launched_process
 from llmdiff.training.sample_sheet import sample_sheet
 from llmdiff.training.warm_start import stored_queries, warm_start
@@ -115,11 +115,8 @@ class AdapterTraining:
         if not is_trained:
             indices = [*samples, *self.validation] if stage.name == "main" else samples
             captions = [text for text, _ in captions_of(self.samples, indices)]
-            with (
-                self.process.main_process_first(),
-                tqdm(desc=f"reading for {stage.name}", mininterval=2) as bar,
-            ):
-                store.fill(captions, progress=bar.update)
+            with self.process.main_process_first():
+                fill_shown(store, captions, f"reading for {stage.name}")
         return store.batch
 
     def _from_captions(
@@ -203,10 +200,10 @@ class AdapterTraining:
         def validate(rank: int, processes: int) -> tuple[float, float]:
             return validation_losses(self.objective, self._validation_batches(stage, read, rank, processes))
 
-        def draw(step: int) -> None:
+        def draw(step: int) -> Image.Image | None:
             installed.close()
             try:
-                self._draw(step)
+                return self._draw(step)
             finally:
                 installed.enter_context(self.conditioning.installed(self.denoiser))
 
@@ -226,6 +223,7 @@ class AdapterTraining:
                 metadata={"config": config.model_dump(mode="json")},
                 samples_per_part=training.batch_size,
                 trackers=installed_trackers() if trackers is None else trackers,
+                tracking=config.out / "tensorboard",
                 **self._rates(),
             )
 
@@ -270,16 +268,17 @@ class AdapterTraining:
                 yield self.loader.latents(batch), part, predict
 
     @torch.no_grad()
-    def _draw(self, step: int) -> None:
-        """Save pictures of the same prompts from the same seeds, as they are drawn now."""
+    def _draw(self, step: int) -> Image.Image | None:
+        """Save and return pictures of the same prompts from the same seeds, as they are drawn now."""
         try:
             with self.conditioning.attached(self.pipe):
                 picture = sample_sheet(self.config, self.pipe, title=f"{self.config.out.name}, step {step}")
         except NonFinitePictureError as error:
             # The adapter may be fine: what overflows is mostly a VAE, which training does not decode with.
             _log.warning("no sample pictures of step %d: %s", step, error)
-            return
+            return None
         save_png(picture, self.config.out / "samples" / f"step-{step:08d}.png", {"step": step})
+        return picture
 
 
 def _is_trained(folder: Path, steps: int) -> bool:

@@ -5,12 +5,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers.training_utils import EMAModel
+from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -77,12 +79,13 @@ def train(
     title: str,
     lr_scale: LrScale = lambda name: (1.0, 1.0),
     muon: Callable[[str], bool] = lambda name: False,
-    on_sample: Callable[[int], None] | None = None,
+    on_sample: Callable[[int], Image.Image | None] | None = None,
     validate: Validate | None = None,
     must_match: Mapping[str, Any] | None = None,
     metadata: Mapping[str, Any] | None = None,
     samples_per_part: int | None = None,
     trackers: Sequence[str] = (),
+    tracking: Path | None = None,
 ) -> None:
     """Trains the modules' parameters that require gradients and leaves the averaged weights in the modules.
 
@@ -90,9 +93,10 @@ def train(
     rate and of the weight decay, `muon(name)` whether a matrix is updated by Muon. Run again, it resumes from the
     last checkpoint in `folder`, which all processes have to see; run after the last step, it only loads.
     `on_sample(step)`, on the main process, and `validate(rank, processes)`, which gives the sum of that process's
-    share of losses and their number, are called with the averaged weights in place. `must_match` and what in
-    `config` is not harmless has to be the same when a run resumes; `metadata` is only kept. torch's global seed is
-    set before every pass.
+    share of losses and their number, are called with the averaged weights in place. The picture that `on_sample` may
+    return goes to the trackers, whose files are in `tracking`, by default `folder`. `must_match` and what in `config`
+    is not harmless has to be the same when a run resumes; `metadata` is only kept. torch's global seed is set before
+    every pass.
 
     SIGTERM ends the step that runs, saves and leaves through SystemExit(0).
 
@@ -102,7 +106,7 @@ def train(
         OutputError: a checkpoint or the log cannot be written.
     """
     device = next(parameter.device for module in modules.values() for parameter in module.parameters())
-    processes = Processes(config, device, folder, trackers)
+    processes = Processes(config, device, tracking or folder, trackers)
     model = processes.wrap(_Loss(modules, step_loss, processes))
     parameters = {
         f"{prefix}.{name}": parameter
@@ -188,10 +192,15 @@ def train(
                 raise SystemExit(0)
             if on_sample is not None and (done % config.sample_every == 0 or last):
                 with averaged(ema, parameters), processes.unsharded():
-                    processes.on_main(lambda done=done: on_sample(done))  # type: ignore[misc]
+                    processes.on_main(partial(_sample, on_sample, processes, done))
     log.flush({}, samples=samples)
     processes.stop_tracking()
     ema.copy_to(parameters.values())
+
+
+def _sample(draw: Callable[[int], Image.Image | None], processes: Processes, step: int) -> None:
+    if (picture := draw(step)) is not None:
+        processes.track_picture("samples", picture, step)
 
 
 def _passes(model: Any, processes: Processes, config: LoopConfig, step: int, log: TrainingLog) -> float:

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -153,15 +153,21 @@ def prepare(config: TrainConfig, models: TrainingModels) -> dict[str, int]:
     """
     made = {"captions": 0, "pictures": 0}
     if (store := caption_store(config, models.llm, models.context)) is not None:
-        with tqdm(desc="encoding captions", mininterval=2) as bar:
-            made["captions"] = store.fill(captions_to_read(config, models.samples), progress=bar.update)
+        made["captions"] = fill_shown(store, captions_to_read(config, models.samples), "encoding captions")
     if config.data.store_latents:
         vae, samples = models.pipe.vae, models.samples
         latents = latent_store(config, vae, samples)
         missing = missing_latents(latents, samples)
-        with tqdm(total=len(missing), desc="encoding pictures", mininterval=2) as bar:
+        with tqdm(total=len(missing), desc="encoding pictures", mininterval=2, disable=not missing) as bar:
             made["pictures"] = fill_latents(latents, vae, samples, missing, progress=bar.update)
     return made
+
+
+def fill_shown(store: CaptionStore[Any], captions: Sequence[str], title: str) -> int:
+    """Fill a store as `CaptionStore.fill` does, with a progress bar that has this title."""
+    missing = [text for chunk in store.missing_chunks(captions) for text in chunk]
+    with tqdm(total=len(missing), desc=title, mininterval=2, disable=not missing) as bar:
+        return store.fill(missing, progress=bar.update)
 
 
 def captions_to_read(config: TrainConfig, samples: Samples) -> list[str]:

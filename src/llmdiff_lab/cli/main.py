@@ -9,9 +9,13 @@ from llmdiff_lab.cli import benchmark, build, compare_llms, inspect, study
 app = new_application(
     "llmdiff-lab", "Compare LLMDiff with its rivals, build its embedded default, look inside, ask people."
 )
-app.command(cls=Verb)(build.build)
-app.command(cls=Verb)(benchmark.benchmark)
-app.command("compare-llms", cls=Verb)(compare_llms.compare_llms)
+app.command(cls=Verb, epilog="llmdiff-lab build --preset test --out build")(build.build)
+app.command(cls=Verb, epilog="llmdiff-lab benchmark --rivals refined,paper,base --seeds 1 --out benchmark")(
+    benchmark.benchmark
+)
+app.command("compare-llms", cls=Verb, epilog="llmdiff-lab compare-llms --llms smollm2-135m --out llms")(
+    compare_llms.compare_llms
+)
 app.add_typer(inspect.app, name="inspect")
 app.add_typer(study.app, name="study")
 

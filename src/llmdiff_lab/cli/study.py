@@ -7,11 +7,13 @@ from typing import Annotated
 import typer
 
 from llmdiff.checks import bounds
+from llmdiff.cli.help_text import HelpfulGroup
 from llmdiff.cli.options import Verb, number
 from llmdiff.environment import check_extra
 from llmdiff.errors import ConfigError
 
 app = typer.Typer(
+    cls=HelpfulGroup,
     no_args_is_help=True,
     rich_markup_mode=None,
     help="Ask people which system's pictures they prefer, in blinded pairs.",
@@ -29,7 +31,10 @@ class Question(StrEnum):
 Study = Annotated[Path, typer.Argument(metavar="STUDY", help="The study's folder.", show_default=False)]
 
 
-@app.command(cls=Verb)
+@app.command(
+    cls=Verb,
+    epilog="llmdiff-lab study create --out study --system base=report/drawn/base --system llm=report/drawn/llm",
+)
 def create(
     out: Annotated[Path, typer.Option("--out", metavar="STUDY", help="The new study's folder.")],
     system: Annotated[
@@ -78,7 +83,7 @@ def create(
     typer.echo(out)
 
 
-@app.command(cls=Verb)
+@app.command(cls=Verb, epilog="llmdiff-lab study serve study --port 8001")
 def serve(
     study: Study,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
@@ -95,7 +100,7 @@ def serve(
     serve_study(study, host=host, port=port, max_raters=max_raters, public_url=public_url)
 
 
-@app.command(cls=Verb)
+@app.command(cls=Verb, epilog="llmdiff-lab study report study --out study-report")
 def report(
     study: Study,
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the report goes.")],

@@ -70,6 +70,17 @@ def test_every_prompt_is_drawn_and_only_once(batch, tmp_path):
     assert len(batch("a", "--guidance-scale", "2", "--number", "2")) == 6
 
 
+def test_another_size_on_saving_is_drawn_anew_and_the_same_is_not(batch, tmp_path):
+    batch("a")
+    small = _pixels(tmp_path / "a" / "000000.png")
+    enlarge = ("--save-size", str(4 * small.shape[0]), "--save-filter", "nearest")
+    assert len(batch("a", *enlarge, "--height", str(small.shape[0]))) == 3
+    assert np.array_equal(_pixels(tmp_path / "a" / "000000.png"), small.repeat(4, 0).repeat(4, 1))
+    assert batch("a", *enlarge, "--height", str(small.shape[0])) == []
+    assert len(batch("a", *enlarge[:2])) == 3
+    assert len(batch("a")) == 3
+
+
 def test_a_picture_of_another_scale_is_drawn_anew(batch, adapter, tmp_path):
     batch("a")
     assert read_metadata(tmp_path / "a" / "000000.png")["scale"] == "1.0"

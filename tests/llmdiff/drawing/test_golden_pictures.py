@@ -19,7 +19,7 @@ from llmdiff.drawing.pictures import Panel, read_metadata, sheet
 
 GOLDEN = Path(__file__).parent / "golden"
 # Of `make demo`.
-DEMO_PROMPT = "looking from left to right: a mushroom, then a house"
+DEMO_PROMPT = "what takes off from an airport, above what a forest is made of"
 LEAST_EXACT, MOST_MEAN, MOST = 0.99, 0.02, 2
 
 pytestmark = pytest.mark.slow

@@ -1,8 +1,14 @@
 """`llmdiff train` and `prepare` on tiny real models: what a run leaves, resumes, and refuses."""
 
+import io
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -33,8 +39,8 @@ def test_a_run_leaves_adapter_config_samples_log_and_checkpoints(config, tmp_pat
     settings = config(watch__trackers=None, watch__sample_every=2)  # tensorboard, where it is installed
     folder = train_adapter(settings)
     run = tmp_path / "run"
-    assert list(run.rglob("events.out.tfevents.*"))
     assert folder == run / "adapter"
+    assert "# run\n" in (folder / "README.md").read_text()
     LLMDiffAdapter.from_pretrained(folder)
     assert TrainConfig.model_validate(yaml.safe_load((run / "config.yaml").read_text())) == settings
     assert {path.name for path in (run / "samples").iterdir()} == {"step-00000002.png", "step-00000004.png"}
@@ -47,6 +53,21 @@ def test_a_run_leaves_adapter_config_samples_log_and_checkpoints(config, tmp_pat
     gains = [name for name in tensors if "gamma" in name]
     assert not gains  # frozen, so that encodings stay what they are
     assert [step for step, _ in checkpoints(run)][-1] == 4
+
+
+def test_tensorboard_has_one_named_run_with_curves_settings_and_sample_pictures(config, tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train_adapter(config("my run", watch__trackers=["tensorboard"], watch__sample_every=2))
+    logs = tmp_path / "my run" / "tensorboard"
+    assert {path.parent for path in logs.rglob("events.out.*")} == {logs / "my-run"}
+    found = events.EventAccumulator(str(logs / "my-run")).Reload()
+    pictures = found.Images("samples")
+    assert [one.step for one in pictures] == [2, 4]
+    assert found.Scalars("loss")[-1].step == 4
+    assert found.Tags()["tensors"] == ["settings/text_summary"]
+    with Image.open(tmp_path / "my run" / "samples" / "step-00000004.png") as saved:
+        shown = Image.open(io.BytesIO(pictures[1].encoded_image_string))
+        assert np.array_equal(np.asarray(shown), np.asarray(saved))
 
 
 @pytest.mark.hostile("non-finite pictures")
@@ -258,13 +279,32 @@ def _write(tmp_path, config, **changes):
 
 
 def test_the_command_takes_values_and_says_where_the_adapter_is(config, tmp_path):
-    path = _write(tmp_path, config(watch__prompts=[]))
+    path = _write(tmp_path, config(watch__prompts=["two dogs"], watch__trackers=["tensorboard"]))
     ran = CliRunner().invoke(app, ["train", str(path), "training.steps=1", f"out={tmp_path / 'other'}"])
     assert ran.exit_code == 0, ran.output
-    assert str(tmp_path / "other" / "adapter") in ran.output
+    adapter, curves, then = ran.stdout.splitlines()
+    assert adapter == str(tmp_path / "other" / "adapter")
+    assert curves.endswith(f"tensorboard --logdir {tmp_path / 'other' / 'tensorboard'}")
+    assert then == f"next: llmdiff compare 'two dogs' --adapter {adapter}"
     assert load_checkpoint(tmp_path / "other")[0]["step"] == 1
     ran = CliRunner().invoke(app, ["prepare", str(path)])
     assert "12 good samples, 0 in quarantine" in ran.output
+    assert ran.stdout.endswith(f"next: llmdiff train {path}\n")
+
+
+@pytest.mark.parametrize("verbose", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_new_process_shows_bars_of_work_with_totals_and_no_bars_of_loading(config, tmp_path, verbose):
+    path = _write(tmp_path, config(watch__prompts=[], training__steps=1))
+    words = ["-m", "llmdiff.cli", "train", path, *(["--verbose"] if verbose else [])]
+    # Commands that this process has run may have silenced the libraries for its children.
+    own = {name: value for name, value in os.environ.items() if not name.endswith("_VERBOSITY")}
+    ran = subprocess.run(
+        [sys.executable, *words], env=own, capture_output=True, text=True, timeout=240, check=True
+    )
+    assert ("Loading" in ran.stderr) is verbose
+    bars = {line.partition(":")[0] for line in re.split(r"[\r\n]", ran.stderr) if "%|" in line}
+    assert bars >= {"checking", "encoding captions", "encoding pictures", "run"}
+    assert not re.search(r"\dit \[", ran.stderr)  # what tqdm shows without a total
 
 
 @pytest.mark.parametrize(
