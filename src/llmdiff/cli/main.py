@@ -1,6 +1,6 @@
 """The command `llmdiff` and its verbs."""
 
-from llmdiff.cli import batch, doctor, draw, evaluate, init, plan, serve, train, ui, world
+from llmdiff.cli import batch, doctor, draw, evaluate, init, plan, port, serve, train, ui, world
 from llmdiff.cli.application import new_application, run
 from llmdiff.cli.options import Verb
 
@@ -16,6 +16,7 @@ app.command(cls=Verb)(init.init)
 app.command(cls=Verb)(train.prepare)
 app.command(cls=Verb)(train.train)
 app.command(cls=Verb)(plan.plan)
+app.command(cls=Verb)(port.port)
 app.command(cls=Verb)(evaluate.evaluate)
 app.command(cls=Verb)(serve.serve)
 app.command(cls=Verb)(ui.ui)
