@@ -1,6 +1,6 @@
 """The command `llmdiff` and its verbs."""
 
-from llmdiff.cli import batch, doctor, draw, evaluate, init, plan, port, serve, train, ui, world
+from llmdiff.cli import batch, doctor, draw, evaluate, init, plan, port, reword, serve, train, ui, world
 from llmdiff.cli.application import new_application, run
 from llmdiff.cli.options import Verb
 
@@ -13,6 +13,7 @@ app.command("generate", cls=Verb)(draw.generate)
 app.command("compare", cls=Verb)(draw.compare)
 app.command(cls=Verb)(batch.batch)
 app.command(cls=Verb)(init.init)
+app.command(cls=Verb)(reword.reword)
 app.command(cls=Verb)(train.prepare)
 app.command(cls=Verb)(train.train)
 app.command(cls=Verb)(plan.plan)

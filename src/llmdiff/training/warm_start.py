@@ -49,6 +49,9 @@ LayerInputs = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 """`encoder_hidden_states` and time steps (B,) => what a layer's attention reads of them, and an additive mask
 (B, 1, T) or None."""
 
+POSITIONS = 16
+"""Image states of each picture and step that are kept as queries."""
+
 _DRAWN_TOGETHER = 16
 
 
@@ -68,7 +71,13 @@ class BaseQueries:
 
 @torch.no_grad()
 def draw_queries(
-    pipe: Any, captions: Sequence[str], *, steps: int = 8, positions: int = 16, seed: int = 0, **drawing: Any
+    pipe: Any,
+    captions: Sequence[str],
+    *,
+    steps: int = 8,
+    positions: int = POSITIONS,
+    seed: int = 0,
+    **drawing: Any,
 ) -> BaseQueries:
     """Return the queries of pictures that the base draws of these captions, from noise to picture in `steps`.
 
@@ -77,7 +86,7 @@ def draw_queries(
     Raises:
         UnsupportedPipelineError: the base has no text encoder, or no cross-attention that reads its states.
     """
-    _check(pipe)
+    check_warm_start(pipe)
     met: dict[str, list[Tensor]] = {}
     timesteps: list[Tensor] = []
     generator = torch.Generator().manual_seed(seed)
@@ -219,7 +228,7 @@ def base_target(pipe: Any, captions: Sequence[str]) -> Target:
     Raises:
         UnsupportedPipelineError: see `draw_queries`.
     """
-    _check(pipe)
+    check_warm_start(pipe)
     text_layers: Mapping[str, Any] = layers.text_layers(families.denoiser_of(pipe))
 
     def target(
@@ -241,7 +250,12 @@ def unexplained(given: Tensor, wanted: Tensor) -> Tensor:
     return share
 
 
-def _check(pipe: Any) -> None:
+def check_warm_start(pipe: Any) -> None:
+    """Check that a pipeline's text attention can be trained on captions alone.
+
+    Raises:
+        UnsupportedPipelineError: it has no text encoder, or no cross-attention that reads its states.
+    """
     family = families.family_of(pipe)
     reads_text = is_attached(pipe) or has_text_encoder(pipe)
     if family.text_channel != "states" or not reads_text:
