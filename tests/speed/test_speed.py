@@ -125,3 +125,11 @@ def test_a_run_goes_on_where_it_was_and_writes_the_page(script, tmp_path, monkey
     assert run_all.main([*arguments, "--again"]) == 1
     assert "encoding failed" in capfd.readouterr().err
     assert (tmp_path / "results" / "performance.md").read_text() == page
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_training_from_captions_alone_is_timed_at_a_small_shape(script, tmp_path):
+    found = script("captions_only").main(["--quick", "--out", str(tmp_path / "out.json")])
+    assert json.loads((tmp_path / "out.json").read_text()) == found
+    assert found["step_s"] > 0
+    assert found["captions"] > 50

@@ -11,6 +11,7 @@ from llmdiff.cli.options import Verbose, number
 from llmdiff.cli.output import set_up
 from llmdiff.drawing.models import Models, load, usable_device
 from llmdiff.environment import check_extra
+from llmdiff.files import writable_folder
 
 _SCENES_CHECKER = "openmoji"
 
@@ -59,6 +60,7 @@ def port(
     from llmdiff.training.port import PortSettings, port_adapter
 
     texts = read_captions(captions)
+    writable_folder(out)
     device = usable_device(models.device)
     scorer = _scorer(checker, device) if prompts else None
     old, pipe = load(models)

@@ -37,18 +37,19 @@ def reword(
             "llm, reword_url: expected one of the two: name an LLM, or the address of a closed one and its name there"
         )
     from llmdiff.training.captions import read_captions
-    from llmdiff.training.plain_wording import llm_rewords, reword_captions
+    from llmdiff.training.plain_wording import Rewords, llm_rewords, reword_captions
 
-    texts = read_captions(captions)
     rewording = models.control.rewording
-    if rewording is not None:
-        count, failed = reword_captions(texts, rewording.closed.answer, out)
-    else:
+
+    def make() -> Rewords:
+        if rewording is not None:
+            return rewording.closed.answer
         from llmdiff.language.llm import DecoderLLM
 
-        llm = DecoderLLM.from_pretrained(
-            str(models.llm), device=usable_device(models.device), trust_remote_code=models.trust_remote_code
-        )
-        count, failed = reword_captions(texts, llm_rewords(llm), out)
+        device = usable_device(models.device)
+        more = {"device": device, "trust_remote_code": models.trust_remote_code}
+        return llm_rewords(DecoderLLM.from_pretrained(str(models.llm), **more))  # type: ignore[arg-type]
+
+    count, failed = reword_captions(read_captions(captions), make, out)
     left_out = f"; {failed} have no usable plain wording and are left out" if failed else ""
     typer.echo(f"{count} captions with plain wordings in {out}{left_out}")

@@ -36,11 +36,11 @@ class Rewords(Protocol):
         """
 
 
-def reword_captions(captions: Sequence[str], reword: Rewords, out: Path) -> tuple[int, int]:
+def reword_captions(captions: Sequence[str], make: Callable[[], Rewords], out: Path) -> tuple[int, int]:
     """Append to `out`, a .jsonl file, a line with `text` and `plain` for each caption that has none there.
 
     Returns how many lines the file has, and how many captions have no usable plain wording and are left out; run again,
-    those are asked for once more.
+    those are asked for once more. `make` is called if a caption is missing.
 
     Raises:
         ProxyError: several captions in a row failed.
@@ -50,13 +50,14 @@ def reword_captions(captions: Sequence[str], reword: Rewords, out: Path) -> tupl
     if out.suffix != ".jsonl":
         raise OutputError(f"out {out} ends in {out.suffix!r}, expected a name that ends in .jsonl")
     known = _known(out) if out.exists() else {}
+    missing = [text for text in dict.fromkeys(captions) if text not in known]
+    reword = make() if missing else None
     failed = in_a_row = 0
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("a", encoding="utf-8") as file:
-            for text in tqdm(
-                [text for text in dict.fromkeys(captions) if text not in known], desc="rewording"
-            ):
+            for text in tqdm(missing, desc="rewording", mininterval=2):
+                assert reword is not None
                 try:
                     plain = reword(text)
                 except ProxyError as error:
