@@ -47,8 +47,10 @@ def reword(
         from llmdiff.language.llm import DecoderLLM
 
         device = usable_device(models.device)
-        more = {"device": device, "trust_remote_code": models.trust_remote_code}
-        return llm_rewords(DecoderLLM.from_pretrained(str(models.llm), **more))  # type: ignore[arg-type]
+        trust = models.trust_remote_code
+        return llm_rewords(
+            DecoderLLM.from_pretrained(str(models.llm), device=device, trust_remote_code=trust)
+        )
 
     count, failed = reword_captions(read_captions(captions), make, out)
     left_out = f"; {failed} have no usable plain wording and are left out" if failed else ""

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,21 +13,15 @@ from llmdiff.training.rows import Row
 SUFFIXES = (".txt", ".jsonl", ".csv")
 
 
-@dataclass(frozen=True)
 class CaptionSource:
     """Captions by number, as samples whose pictures are empty files of the training's size.
 
-    Fields:
-        rows: key, captions, their plain wordings, and why a row cannot be used.
+    Its rows have a key, captions, their plain wordings, and why they cannot be used.
     """
 
-    rows: Sequence[tuple[str, list[str], list[str], str | None]]
-    side_px: int
-
-    @property
-    def fingerprint(self) -> str:
-        """A digest of all captions."""
-        return sha256(json.dumps(self.rows).encode()).hexdigest()
+    def __init__(self, rows: Sequence[tuple[str, list[str], list[str], str | None]], *, side_px: int) -> None:
+        self.rows, self.side_px = rows, side_px
+        self.fingerprint = sha256(json.dumps(rows).encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -78,7 +71,7 @@ def captions_source(path: Path, *, side_px: int) -> CaptionSource:
             f"captions {path} has none: expected a caption on each line, in .jsonl and .csv as "
             f"{' or '.join(CAPTION_KEYS)}"
         )
-    return CaptionSource(rows, side_px)
+    return CaptionSource(rows, side_px=side_px)
 
 
 def read_captions(path: Path) -> list[str]:

@@ -8,7 +8,8 @@ every layer of the old adapter that reads an encoding reads the new one through 
 
     W' = W M        W: the refiner's first projection, phi, keys and values of every branch, the pooled projection
     O' = M+ O       O: the refiner's last projection, which writes into the encoding
-    d  = M+ m       added to n' by the new norm's bias
+    b' = b + W m    b: their biases; keys have none, and a softmax over tokens does not notice what all have in common;
+                    for values, W m goes through the branch's output into its bias
 
 M+ is the pseudo-inverse of M in the metric of the readers, sum_W W^T W, so that what is lost where the new encoding is
 narrower than the old one is what the readers need least. Where n is exactly M n' + m and M has full row rank, both
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llmdiff.adapter import families
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.processors import CrossAttentionBranch
 from llmdiff.errors import DataError
@@ -148,25 +150,54 @@ def fold_map(old: LLMDiffAdapter, new: LLMDiffAdapter, found: TokenMap, metric: 
     device = next(old.parameters()).device
     weight, bias = found.weight.to(device), found.bias.to(device)
     inverse = _inverse(weight, metric.to(device))
-    shift = inverse @ bias
-    left = bias - weight @ shift  # of the bias, where the new encoding is too narrow for it
     new.norm.weight.fill_(1.0)
-    new.norm.bias.copy_(shift)
-    own = dict(new.named_modules())
-    readers = {id(layer) for layer in _readers(old)}
-    for name, module in old.named_modules():
-        twin: Any = own[name]
-        if id(module) in readers:
-            layer = cast(nn.Linear, module)
-            twin.weight.copy_(layer.weight.double() @ weight)
-            if layer.bias is not None:
-                twin.bias.copy_(layer.bias.double() + layer.weight.double() @ left)
-        elif old.refiner is not None and module is old.refiner.to_outside:
-            twin.weight.copy_(inverse @ old.refiner.to_outside.weight.double())
-            twin.bias.copy_(inverse @ old.refiner.to_outside.bias.double())
-        elif name.split(".")[0] not in ("norm", "context"):
-            for key, value in module.named_parameters(recurse=False):
-                getattr(twin, key).copy_(value)
+    new.norm.bias.zero_()
+    written: Tensor = torch.zeros_like(bias)
+    if old.refiner is not None:
+        assert new.refiner is not None
+        _read_through(new.refiner.to_inside, old.refiner.to_inside, weight, bias)
+        new.refiner.to_outside.weight.copy_(inverse @ old.refiner.to_outside.weight.double())
+        written = old.refiner.to_outside.bias.double()
+        for part in ("blocks", "norm"):
+            getattr(new.refiner, part).load_state_dict(getattr(old.refiner, part).state_dict())
+    constant = bias + written  # of what the layers behind the refiner read
+    if not _shifts_alike(old):
+        shift = inverse @ constant
+        (new.norm if new.refiner is None else new.refiner.to_outside).bias.copy_(shift)
+        constant = constant - weight @ shift
+    elif new.refiner is not None:
+        new.refiner.to_outside.bias.zero_()
+    _read_through(new.phi, old.phi, weight, constant)
+    if old.pooled is not None:
+        assert new.pooled is not None
+        _read_through(new.pooled, old.pooled, weight, constant)
+    for name, module in old.branches.items():
+        one, twin = cast(CrossAttentionBranch, module), cast(CrossAttentionBranch, new.branches[name])
+        kept = {key: value for key, value in one.state_dict().items() if key[:5] not in ("to_k.", "to_v.")}
+        twin.load_state_dict(kept, strict=False)
+        _read_through(twin.to_k, one.to_k, weight, constant)
+        _read_through(twin.to_v, one.to_v, weight, constant)
+        if one.to_out.bias is not None:
+            # All values move by the same, and weights of attention sum to 1.
+            value = one.to_v.weight.double() @ constant
+            twin.to_out.bias.copy_(one.to_out.bias.double() + one.to_out.weight.double() @ value)
+
+
+def _read_through(new: nn.Linear, old: nn.Linear, weight: Tensor, constant: Tensor) -> None:
+    """Make a layer give of n' what the old one gives of weight n' + constant; without a bias, of weight n'."""
+    new.weight.copy_(old.weight.double() @ weight)
+    if old.bias is not None:
+        new.bias.copy_(old.bias.double() + old.weight.double() @ constant)
+
+
+def _shifts_alike(adapter: LLMDiffAdapter) -> bool:
+    """Whether a constant in the encoding moves all keys of a branch alike, which its softmax does not notice.
+
+    Branches that attend to text alone, whose outputs have a bias to move instead of the values.
+    """
+    config: Any = adapter.config
+    is_cross = families.family_named(config.family).text_channel == "states"
+    return is_cross and all(row["out_bias"] for row in config.cross_attention.values())
 
 
 def empty_adapter(old: LLMDiffAdapter, llm: DecoderLLM) -> LLMDiffAdapter:

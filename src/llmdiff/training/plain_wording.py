@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -25,15 +25,8 @@ _GIVE_UP_AFTER = 5  # failures in a row: an address that is down, a model that c
 _log = logging.getLogger(__name__)
 
 
-class Rewords(Protocol):
-    """What gives one plain sentence for a caption."""
-
-    def __call__(self, caption: str) -> str:
-        """Return the sentence.
-
-        Raises:
-            ProxyError: there is none, or none that can be used.
-        """
+Rewords = Callable[[str], str]
+"""A caption => one plain sentence; raises ProxyError where there is none that can be used."""
 
 
 def reword_captions(captions: Sequence[str], make: Callable[[], Rewords], out: Path) -> tuple[int, int]:
@@ -74,7 +67,7 @@ def reword_captions(captions: Sequence[str], make: Callable[[], Rewords], out: P
     return len(known), failed
 
 
-def llm_rewords(llm: DecoderLLM) -> Callable[[str], str]:
+def llm_rewords(llm: DecoderLLM) -> Rewords:
     """Return what asks the LLM itself, in its chat format where it has one, and takes its likeliest answer."""
     tokenizer: Any = llm.tokenizer
 

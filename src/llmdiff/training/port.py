@@ -10,6 +10,7 @@ OUT/port/           report.json, log.jsonl and checkpoints of the training, the 
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -47,6 +48,7 @@ from llmdiff.training.runs import only_run
 from llmdiff.training.warm_start import BaseQueries, stored_queries, warm_start
 
 MIN_CAPTIONS = 20
+_log = logging.getLogger(__name__)
 _CALIBRATION_CAPTIONS, _QUERY_CAPTIONS, _MOST_HELD_OUT, _TOGETHER = 256, 64, 64, 16
 
 
@@ -71,7 +73,8 @@ class Ported:
     Fields:
         token_map: the linear map between both LLMs' encodings.
         closed_form, trained: for every held-out caption, the share of the variance of the layers' outputs that the
-            adapter does not give, mean over layers; None where the family has no layers to compare.
+            adapter does not give, mean over layers; None where the family has no layers to compare. They are equal
+            where training made it worse, and the closed form was kept.
     """
 
     controller: LLMController
@@ -140,6 +143,14 @@ def port_adapter(
             if settings.steps:
                 _train(pair, pipe, [*kept, ""], queries, work, settings, must_match=made_from)
                 trained = pair.disagreement(pipe, held, queries)
+                if not np.mean(trained) <= np.mean(closed):
+                    _log.warning(
+                        "training took the adapter away from the old one on held-out captions (%.3g unexplained, %.3g "
+                        "before): the closed form is kept; use more captions or a lower learning rate",
+                        np.mean(trained), np.mean(closed),
+                    )  # fmt: skip
+                    fold_map(old.adapter, new, found, metric)
+                    trained = closed
         ported = Ported(controller=pair.new, token_map=found, closed_form=closed, trained=trained)
         _save(ported, old, out, settings, len(texts))
     return ported
@@ -252,7 +263,8 @@ def _check_begun(path: Path, made_from: Mapping[str, Any]) -> None:
 
 def _save(ported: Ported, old: LLMController, out: Path, settings: PortSettings, captions: int) -> None:
     adapter = ported.controller.adapter
-    steps = f", then {settings.steps} steps of training on captions" if settings.steps else ""
+    is_trained = ported.trained != ported.closed_form
+    steps = f", then {settings.steps} steps of training on captions" if is_trained else ""
     history = (
         f"It was ported with `llmdiff port` from an adapter for {source_name(old.llm.id)}, without pictures: a linear "
         f"map between both LLMs' encodings of {captions} captions{steps}."

@@ -192,14 +192,15 @@ def warm_start(
 
     def step_loss(part: StepPart) -> tuple[Tensor, Mapping[str, float]]:
         rng = part.rng(config.seed, 15)
-        indices = rng.integers(len(captions), size=batch_size) if choose is None else choose(rng)
+        chosen = rng.integers(len(captions), size=batch_size) if choose is None else choose(rng)
+        indices = [int(i) for i in chosen]
         rows = torch.from_numpy(rng.integers(len(asked()), size=batch_size))
         put = {name: asked().states[name][rows].to(denoiser.device, denoiser.dtype) for name in text_layers}
         # What is installed may stand inside the base's layers (LoRA): the target answers without it.
         with torch.no_grad():
             wanted, wanted_pooled = learn_from(indices, put)
         with installed(denoiser):
-            states, pooled = conditioned([int(i) for i in indices], part.generator)
+            states, pooled = conditioned(indices, part.generator)
             read, mask = layer_inputs(states, asked().timesteps[rows].to(states.device))
             seen = {
                 "encoder_hidden_states": read.to(denoiser.device, denoiser.dtype),
