@@ -97,6 +97,17 @@ def test_a_wider_llm_with_other_blocks_and_tokens_is_trained_towards_the_old_ada
     assert report["unexplained"] == ported.trained
 
 
+def test_the_closed_form_is_kept_where_training_makes_it_worse(sd_pipe, tmp_path, caplog):
+    llm, old = build_llm(4, id="other"), shaken(build_llm(), sd_pipe)
+    best = port_adapter(old, llm, sd_pipe, CAPTIONS, tmp_path / "closed", CLOSED_FORM)
+    settings = PortSettings(steps=1, batch_size=4, learning_rate=0.5)
+    ported = port_adapter(old, llm, sd_pipe, CAPTIONS, tmp_path / "spoilt", settings)
+    assert "the closed form is kept" in caplog.text
+    assert ported.trained == ported.closed_form == best.closed_form
+    for name, value in best.controller.adapter.state_dict().items():
+        assert torch.equal(value, ported.controller.adapter.state_dict()[name]), name
+
+
 def test_a_family_without_such_attention_is_ported_in_closed_form_only(tmp_path):
     pipe, llm = BUILDERS["pixart"](), build_llm()
     old, other = shaken(llm, pipe), permuted(llm)
