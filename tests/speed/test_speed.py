@@ -203,3 +203,11 @@ def test_own_pictures_are_trained_on_and_measured(script, tmp_path):
             "invented words": 1,
             "other words": 1,
         }
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_training_from_captions_alone_is_timed_at_a_small_shape(script, tmp_path):
+    found = script("captions_only").main(["--quick", "--out", str(tmp_path / "out.json")])
+    assert json.loads((tmp_path / "out.json").read_text()) == found
+    assert found["step_s"] > 0
+    assert found["captions"] > 50

@@ -25,6 +25,7 @@ from llmdiff.adapter.texts import check_context
 from llmdiff.adapter.trial import check_by_drawing
 from llmdiff.checks.validation import keywords_of
 from llmdiff.errors import AdapterMismatchError, AttachError, ConfigError
+from llmdiff.language.loading import same_model_name
 from llmdiff.language.saved_encodings import SavedEncodings
 
 
@@ -262,7 +263,7 @@ def check_llm(llm: TextSource | None, adapter: LLMDiffAdapter, *, strict: bool =
             )
     if isinstance(llm, SavedEncodings):
         llm.check_adapter(adapter)
-    if _last_part(llm.id) == _last_part(config.llm_id):
+    if same_model_name(llm.id, config.llm_id):
         return
     message = f"llm is {llm.id!r}, the adapter was made for {config.llm_id!r}"
     if strict:
@@ -271,10 +272,6 @@ def check_llm(llm: TextSource | None, adapter: LLMDiffAdapter, *, strict: bool =
             f"{message}: use that LLM, or pass strict=False if both are the same model under two names"
         )
     warnings.warn(f"{message}: right only if both are the same model", stacklevel=3)
-
-
-def _last_part(name: str) -> str:
-    return name.rstrip("/").rpartition("/")[2].casefold()
 
 
 def _join_or(

@@ -9,22 +9,29 @@ from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.language.packaged import PACKAGED
 
 _PAPER = "https://arxiv.org/abs/2502.04412"
+_UNKNOWN_HISTORY = (
+    "This card was generated with the adapter's files. It knows neither the data nor the results: the author may add "
+    "them here."
+)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+\Z")
 # owner/name, owner/name/file.gguf, and the Hub's old names without an owner.
 _PUBLIC = re.compile(r"[\w.-]+(/[\w.-]+){0,2}\Z")
 _PACKAGED = ("openmoji", *PACKAGED)
 
 
-def adapter_card(adapter: LLMDiffAdapter, *, repo_id: str, license: str | None = None) -> str:
+def adapter_card(
+    adapter: LLMDiffAdapter, *, repo_id: str, license: str | None = None, history: str | None = None
+) -> str:
     """Return the card in Markdown, with the Hub's metadata at its top.
 
     The card is generated from the adapter's config and weights; it leaves training data and results to the author.
     Names of local folders are omitted. `license` is an identifier of the Hub such as "apache-2.0"; None omits it.
+    `history` says how the adapter was made, where that is known.
     """
     from huggingface_hub import ModelCardData
 
     config: Any = adapter.config
-    llm, base = _source(config.llm_id), _source(config.base_model_id)
+    llm, base = source_name(config.llm_id), source_name(config.base_model_id)
     family = next(row.title for row in families.FAMILIES if row.name == config.family)
     models = [
         name for name in (config.base_model_id, config.llm_id) if _HUB_ID.match(name) and not is_local(name)
@@ -86,7 +93,7 @@ Method: Dong, Xiao, Wei and Lin, *Decoder-Only LLMs are Better Controllers for D
 
 ## Training and results
 
-This card was generated with the adapter's files. It knows neither the data nor the results: the author may add them here.
+{history or _UNKNOWN_HISTORY}
 
 ## Limits
 
@@ -108,7 +115,7 @@ def is_local(name: str) -> bool:
     return gguf != (name.count("/") == 2) or Path(name).exists()
 
 
-def _source(name: str) -> str:
+def source_name(name: str) -> str:
     """Return where a model comes from, without local paths."""
     if not name:
         return "not named"

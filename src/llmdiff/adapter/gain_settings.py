@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping
 from fnmatch import fnmatchcase
 
-from llmdiff.adapter.family_table import Family
+from llmdiff.adapter.family import Family
 from llmdiff.checks.bounds import BLOCK_GAIN, SCALE, short
 from llmdiff.errors import ConfigError
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from llmdiff.cli import doctor, draw, encode, evaluate, init, plan, serve, train, ui, world
+from llmdiff.cli import doctor, draw, encode, evaluate, init, plan, port, reword, serve, train, ui, world
 from llmdiff.cli.application import new_application, run
 from llmdiff.cli.options import Verb
 
@@ -23,9 +23,11 @@ _add(draw.compare, 'llmdiff compare "three frogs" --number 2 --save-size 256')
 _add(draw.batch, "llmdiff batch prompts.txt --out pictures")
 _add(encode.encode, "llmdiff encode prompts.txt --out encodings")
 _add(init.init, "llmdiff init my-pictures")
+_add(reword.reword, "llmdiff reword captions.txt --out pairs.jsonl")
 _add(train.prepare, "llmdiff prepare my-pictures.yaml --workers 2")
 _add(train.train, "llmdiff train my-pictures.yaml training.steps=2000")
 _add(plan.plan, "llmdiff plan my-pictures.yaml --measure")
+_add(port.port, "llmdiff port --adapter openmoji --llm my-llm --captions captions.txt --out ported")
 _add(evaluate.evaluate, "llmdiff evaluate --suite scenes --prompts 20 --out report")
 _add(serve.serve, "llmdiff serve --port 8000 --token-file key")
 _add(ui.ui, "llmdiff ui --adapter openmoji --adapter runs/my-pictures/adapter")

@@ -157,3 +157,9 @@ def _not_found(llm_id: str, reason: str) -> str:
         f"llm {llm_id!r} was not found{where}: {reason}; {get}, or pass a folder, a .gguf file, a Hub id or "
         + " or ".join(f'"{name}"' for name in PACKAGED)
     )
+
+
+def same_model_name(one: str, other: str) -> bool:
+    """Return whether two names of models have the same last part: "owner/SmolLM2" and "models/smollm2"."""
+    first, second = (name.rstrip("/").rpartition("/")[2].casefold() for name in (one, other))
+    return first == second

@@ -148,8 +148,8 @@ def tokenize(
     parts = PromptTemplate.parse(template)
     bos = first_token_id(tokenizer)
 
-    before_ids, before_blank = _constant_ids(tokenizer, parts.before)
-    between_ids, between_blank = _constant_ids(tokenizer, parts.between or "")
+    before_ids, before_blank = constant_ids(tokenizer, parts.before)
+    between_ids, between_blank = constant_ids(tokenizer, parts.between or "")
     after_ids = template_ids(tokenizer, parts.after)
     # A chat template may spell BOS out itself; a second one would be a token of its own.
     prefix = before_ids if before_ids[:1] == [bos] else [bos, *before_ids]
@@ -251,7 +251,7 @@ def _warn_of_unknown(tokenizer: Any, rows: list[list[int]]) -> None:
         )
 
 
-def _constant_ids(tokenizer: Any, text: str) -> tuple[list[int], str]:
+def constant_ids(tokenizer: Any, text: str) -> tuple[list[int], str]:
     """Returns the ids of a constant piece and the trailing blank that belongs to the prompt behind it."""
     stripped = text.rstrip(" ")
     blank = text[len(stripped) :]

@@ -33,7 +33,7 @@ from llmdiff.training.processes import installed_trackers, launched_process
 from llmdiff.training.sample_sheet import sample_sheet
 from llmdiff.training.warm_start import stored_queries, warm_start
 
-_WARM_START, _READINGS = "warm-start", "readings"
+WARM_START, _READINGS = "warm-start", "readings"
 _QUERY_CAPTIONS = 256
 _log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class AdapterTraining:
         self.process = launched_process(config.device)
 
     def train(self) -> None:
-        """Run all stages, each from captions alone first, if asked for, then on pictures."""
+        """Run all stages, each from captions alone first, if asked for, then on pictures, if asked for."""
         training, out = self.config.training, self.config.out
         text_steps, picture_steps = training.warm_start_steps, training.steps
         for stage in self.conditioning.stages():
@@ -93,19 +93,27 @@ class AdapterTraining:
             if stage.name == "gains":
                 samples = samples[: max(training.gain_captions, training.batch_size)]
                 folder, steps = out / stage.name, training.gain_steps
-            read = self._reader(stage, samples, is_trained=_is_trained(folder, steps))
+            place, last = (out / WARM_START, text_steps) if not steps else (folder, steps)
+            read = self._reader(stage, samples, is_trained=_is_trained(place, last))
             with nullcontext() if stage.keeps == "nothing" else self.conditioning.reader_rests():
                 if stage.name == "main" and text_steps:
-                    self._from_captions(stage, read, samples, out / _WARM_START, text_steps)
+                    self._from_captions(stage, read, samples, out / WARM_START, text_steps)
                 if stage.name == "gains" and text_steps:
                     self._from_captions(stage, read, samples, folder, steps)
                     text_steps -= steps
-                else:
+                elif steps:
                     self._on_pictures(stage, read, samples, folder, steps)
                     picture_steps -= steps
         self.conditioning.train(False)
+        if self.process.is_main_process and not training.steps and self.shows_samples:
+            self._draw(training.warm_start_steps)
         if self.process.is_main_process:
             shutil.rmtree(out / _READINGS, ignore_errors=True)
+
+    @property
+    def shows_samples(self) -> bool:
+        """Return whether sample pictures are drawn."""
+        return bool(self.config.watch.prompts and self.config.watch.seeds)
 
     def _reader(self, stage: Stage, samples: NDArray[np.int64], *, is_trained: bool) -> Read:
         """Return what reads captions for a stage; where readings are stored, those of its samples are made first."""
@@ -217,7 +225,7 @@ class AdapterTraining:
                 loop,
                 folder,
                 title=config.out.name if is_main else f"{config.out.name}, {stage.name}",
-                on_sample=draw if is_main and config.watch.prompts and config.watch.seeds else None,
+                on_sample=draw if is_main and self.shows_samples else None,
                 validate=validate if is_main and self.validation else None,
                 must_match=self.must_match,
                 metadata={"config": config.model_dump(mode="json")},

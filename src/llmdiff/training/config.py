@@ -58,11 +58,12 @@ class TrainingConfig(Section):
     of neighbouring blocks, which then share a gain; without, `learned` runs the LLM in every step, with all block
     updates of a batch in memory. `prefetch` batches are read and encoded while earlier ones train; 0 makes each when
     it is needed. It changes no bit. `warm_start_steps` before the first picture bring the adapter to where the base's
-    own text encoder is, from captions alone, see `training.warm_start`; on pictures every learning rate is then
-    `lr_share_after_warm_start` of itself. In every stage the warm-up is over after `lr_warmup_share` of its steps.
+    own text encoder is, from captions alone, see `training.warm_start`; with `steps: 0` no picture follows. On
+    pictures every learning rate is then `lr_share_after_warm_start` of itself. In every stage the warm-up is over
+    after `lr_warmup_share` of its steps.
     """
 
-    steps: Steps
+    steps: StepsOrNone
     batch_size: Count
     accumulation_steps: Count = 1
     learning_rate: Rate = 1e-4
@@ -93,6 +94,14 @@ class TrainingConfig(Section):
     checkpoint_every_s: Annotated[Real, Field(ge=0, le=1e9)] = 600.0
     keep_last: Count = 2
     log_every: Steps = 50
+
+    @model_validator(mode="after")
+    def _has_steps(self) -> Self:
+        if not self.steps and not self.warm_start_steps:
+            raise ValueError(
+                "steps is 0, and warm_start_steps too: set steps, or warm_start_steps to train on captions alone"
+            )
+        return self
 
     @model_validator(mode="after")
     def _groups_learn(self) -> Self:
@@ -135,7 +144,8 @@ class TrainingConfig(Section):
 class WatchConfig(Section):
     """What is looked at while training. `trackers: null` takes tensorboard where it is installed.
 
-    `validation_samples: null` holds out a tenth of the good samples for validation, at most 64.
+    `validation_samples: null` holds out a tenth of the good samples for validation, at most 64; none if all steps are
+    from captions alone, as validation is on pictures.
     """
 
     validation_samples: Annotated[Whole, Field(ge=0, le=COUNT.high)] | None = None
@@ -175,6 +185,20 @@ class TrainConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _pictures_for_steps(self) -> Self:
+        if self.data.kind == "captions" and self.training.steps:
+            raise ValueError(
+                f"training.steps is {self.training.steps}, but data.kind captions has no pictures: set training.steps "
+                "to 0 and training.warm_start_steps to the number of steps, or name data with pictures"
+            )
+        if not self.training.steps and self.watch.validation_samples:
+            raise ValueError(
+                f"watch.validation_samples is {self.watch.validation_samples}, but training.steps is 0, and validation "
+                "is on pictures: leave validation_samples out"
+            )
+        return self
+
     @property
     def store_folder(self) -> Path:
         """Where checked samples, latents and encodings are kept."""
@@ -186,6 +210,8 @@ class TrainConfig(Section):
         Raises:
             ConfigError: the rest is less than a batch.
         """
+        if not self.training.steps:
+            return 0
         given = self.watch.validation_samples
         count = min(64, samples // 10) if given is None else given
         batch = self.training.batch_size

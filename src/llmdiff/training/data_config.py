@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from llmdiff.errors import ConfigError
+from llmdiff.training.captions import captions_source
 from llmdiff.training.fields import Name, Real, Section, Share, Side, Whole
 from llmdiff.training.folders import folder_source
 from llmdiff.training.rows import Source
@@ -18,13 +19,14 @@ from llmdiff.training.sources import hub_source
 class DataConfig(Section):
     """Where pictures and captions come from, see `training.sources`, and which of them are taken.
 
-    `path`: a folder, a pattern of tar shards, or a data set's name. `scenes`: how many are drawn, of kind "scenes" with
-    `objects` things, of kind "world" with `things` things (null: all) in `styles`; `wording: reworded` captions them
-    in more words than the base was trained with. `store_latents` encodes every picture once, which
-    asks for the same cut every time: `crop: centre`, `flip: false`. Units: `*_px` in pixels.
+    `path`: a folder, a pattern of tar shards, a data set's name, or, of kind "captions", a file of captions without
+    pictures, see `training.captions`, for a training whose steps are all from captions alone. `scenes`: how many are
+    drawn, of kind "scenes" with `objects` things, of kind "world" with `things` things (null: all) in `styles`;
+    `wording: reworded` captions them in more words than the base was trained with. `store_latents` encodes every
+    picture once, which asks for the same cut every time: `crop: centre`, `flip: false`. Units: `*_px` in pixels.
     """
 
-    kind: Literal["folder", "shards", "hub", "scenes", "world"]
+    kind: Literal["folder", "shards", "hub", "captions", "scenes", "world"]
     path: Name = ""
     split: Name = "train"
     image_column: Name = "image"
@@ -56,6 +58,8 @@ class DataConfig(Section):
             raise ConfigError(f"data.path is empty, expected the place of the {self.kind}: set it")
         if self.kind == "folder":
             return folder_source(Path(self.path))
+        if self.kind == "captions":
+            return captions_source(Path(self.path), side_px=self.resolution_px)
         if self.kind == "shards":
             return shards_source(self.path, cache=cache)
         return hub_source(
@@ -73,6 +77,8 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _one_cut(self) -> Self:
+        if self.store_latents and self.kind == "captions":
+            raise ValueError("captions have no pictures to store latents of: leave store_latents out")
         if self.store_latents and (self.crop != "centre" or self.flip):
             raise ValueError(
                 "store_latents keeps one cut of each picture: set crop to centre and flip to false"

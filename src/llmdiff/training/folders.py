@@ -66,9 +66,7 @@ def _stamp(path: str) -> tuple[int, int] | None:
 
 
 def _metadata_rows(metadata: Path) -> Iterator[dict[str, Any]]:
-    content = read_bytes(metadata, max_bytes=_MAX_METADATA_BYTES).removeprefix(_BOM)
-    records = _csv_records(content) if metadata.suffix == ".csv" else _json_records(content)
-    for number, found, problem in records:
+    for number, found, problem in records(metadata, needed="file_name"):
         row: dict[str, Any] = {
             "key": f"line {number}",
             "path": "",
@@ -78,27 +76,10 @@ def _metadata_rows(metadata: Path) -> Iterator[dict[str, Any]]:
         }
         try:
             row["key"] = shown(name := found["file_name"])
-            captions: Any = next((found[key] for key in CAPTION_KEYS if found.get(key) is not None), [])
-            plain: Any = found.get("plain") or []
+            row["captions"], row["plain"], row["problem"] = texts_of(found)
         except (KeyError, TypeError, AttributeError):
             row["problem"] = problem or "metadata: not a JSON object with file_name"
         else:
-            listed = (
-                [text for text in captions if text is not None] if isinstance(captions, list) else [captions]
-            )
-            # One column, one type: what is no text is said to be none.
-            row["captions"] = [
-                text if isinstance(text, str) and is_whole_text(text) else "" for text in listed
-            ]
-            # One that is no text is found when the sample is checked.
-            row["plain"] = [
-                text if isinstance(text, str) and is_whole_text(text) else ""
-                for text in (plain if isinstance(plain, list) else [plain])
-            ]
-            if any(not isinstance(text, str) for text in listed):
-                row["problem"] = "caption is not a text"
-            elif not all(map(is_whole_text, listed)):
-                row["problem"] = "caption has half a character (a lone surrogate)"
             if not is_whole_text(name):
                 row["problem"] = "metadata: file_name has half a character (a lone surrogate)"
             elif PurePath(name).is_absolute() or ".." in PurePath(name).parts:
@@ -108,8 +89,45 @@ def _metadata_rows(metadata: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
+def records(metadata: Path, *, needed: str | None) -> Iterator[tuple[int, Any, str | None]]:
+    """Yield the number of every line of a .jsonl or row of a .csv file, what it holds and why it cannot be read.
+
+    `needed`: a column that every row has to have.
+
+    Raises:
+        InputFileError: the file cannot be read.
+        DataError: a .csv file lacks the needed column, or one of captions.
+    """
+    content = read_bytes(metadata, max_bytes=_MAX_METADATA_BYTES).removeprefix(_BOM)
+    return (
+        _csv_records(content, metadata.name, needed) if metadata.suffix == ".csv" else _json_records(content)
+    )
+
+
+def texts_of(found: Any) -> tuple[list[str], list[str], str | None]:
+    """Return a row's captions, their plain wordings, and what is wrong with the captions.
+
+    Raises:
+        TypeError, AttributeError: the row is no JSON object.
+    """
+    captions: Any = next((found[key] for key in CAPTION_KEYS if found.get(key) is not None), [])
+    plain: Any = found.get("plain") or []
+    listed = [text for text in captions if text is not None] if isinstance(captions, list) else [captions]
+    problem = None
+    if any(not isinstance(text, str) for text in listed):
+        problem = "caption is not a text"
+    elif not all(map(is_whole_text, listed)):
+        problem = "caption has half a character (a lone surrogate)"
+    # One column, one type: what is no text is said to be none. A plain one that is none is found by the check.
+    kept = (
+        [text if isinstance(text, str) and is_whole_text(text) else "" for text in some]
+        for some in (listed, plain if isinstance(plain, list) else [plain])
+    )
+    return next(kept), next(kept), problem
+
+
 def _json_records(content: bytes) -> Iterator[tuple[int, Any, str | None]]:
-    """Yield the number of every line, what it holds and why it cannot be read."""
+    """Yield the number of every line, what it holds (None: no JSON) and why it cannot be read."""
     # `bytes.splitlines` splits at \n, \r\n and \r; `str.splitlines` at more.
     for number, line in enumerate(content.splitlines(), 1):
         if not line.strip():
@@ -119,23 +137,23 @@ def _json_records(content: bytes) -> Iterator[tuple[int, Any, str | None]]:
         except UnicodeDecodeError:
             yield number, None, "metadata: not UTF-8"
         except (ValueError, RecursionError):
-            yield number, None, "metadata: not a JSON object with file_name"
+            yield number, None, None
 
 
-def _csv_records(content: bytes) -> Iterator[tuple[int, Any, str | None]]:
+def _csv_records(content: bytes, file: str, needed: str | None) -> Iterator[tuple[int, Any, str | None]]:
     """Yield the number of every row's last line, the row by its columns and why it cannot be read."""
     # Bytes that are not UTF-8 become lone surrogates, which are refused row by row.
     lines = csv.reader(io.StringIO(content.decode(errors="surrogateescape"), newline=""), strict=True)
     try:
         columns = next(lines, [])
     except csv.Error as error:
+        raise DataError(f"{file}: its first line is not CSV ({error}): quote texts with commas") from error
+    has_needed = needed is None or needed in columns
+    if not has_needed or not set(CAPTION_KEYS) & set(columns) or len(set(columns)) < len(columns):
+        expected = ("" if needed is None else f"{needed} and ") + " or ".join(CAPTION_KEYS)
         raise DataError(
-            f"metadata.csv: its first line is not CSV ({error}): quote names with commas"
-        ) from error
-    if "file_name" not in columns or not set(CAPTION_KEYS) & set(columns) or len(set(columns)) < len(columns):
-        raise DataError(
-            f"metadata.csv has the columns {', '.join(map(shown, columns)) or 'of an empty file'}; expected file_name "
-            f"and {' or '.join(CAPTION_KEYS)}, each once, in its first line"
+            f"{file} has the columns {', '.join(map(shown, columns)) or 'of an empty file'}; expected {expected}, each "
+            "once, in its first line"
         )
     while True:
         try:
@@ -153,8 +171,8 @@ def _csv_records(content: bytes) -> Iterator[tuple[int, Any, str | None]]:
         row = dict(zip(columns, values, strict=True))
         if not all(map(is_whole_text, values)):
             yield lines.line_num, None, "metadata: not UTF-8"
-        elif not row["file_name"]:
-            yield lines.line_num, None, "metadata: no file_name"
+        elif needed is not None and not row[needed]:
+            yield lines.line_num, None, f"metadata: no {needed}"
         else:
             yield lines.line_num, {name: value or None for name, value in row.items()}, None
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from llmdiff.training.adapter_training import WARM_START
 from llmdiff.training.config import TrainConfig
 from llmdiff.training.log import read_log
 from llmdiff.training.trainer import train_adapter
@@ -42,14 +43,14 @@ class Measured:
 def measure(config: TrainConfig, *, steps: int = 10) -> Measured:
     """Return the time of real training steps, on whole batches of one shape; they train nothing that is kept.
 
-    What the store lacks of the first samples is put there.
+    What the store lacks of the first samples is put there. Without steps on pictures, those from captions are timed.
 
     Raises:
         LLMDiffError: see `train_adapter`.
     """
     import torch
 
-    training = config.training
+    training, from_captions = config.training, not config.training.steps
     per_step = training.batch_size * training.accumulation_steps
     with tempfile.TemporaryDirectory() as folder:
         short = config.model_copy(
@@ -58,9 +59,9 @@ def measure(config: TrainConfig, *, steps: int = 10) -> Measured:
                 "store": config.store_folder,
                 "training": training.model_copy(
                     update={
-                        "steps": steps + _WARM_UP,
+                        "steps": 0 if from_captions else steps + _WARM_UP,
                         "log_every": 1,
-                        "warm_start_steps": 0,
+                        "warm_start_steps": steps + _WARM_UP if from_captions else 0,
                         # The steps on pictures that follow have the gains fixed.
                         "gains": "frozen" if training.gains == "first" else training.gains,
                         "gain_steps": 0,
@@ -69,12 +70,12 @@ def measure(config: TrainConfig, *, steps: int = 10) -> Measured:
                     }
                 ),
                 "watch": config.watch.model_copy(
-                    update={"validation_samples": 0, "prompts": (), "trackers": ()}
+                    update={"validation_samples": None if from_captions else 0, "prompts": (), "trackers": ()}
                 ),
             }
         )
         train_adapter(short, samples=_BATCHES * training.batch_size)
-        lines = read_log(short.out / "log.jsonl")
+        lines = read_log((short.out / WARM_START if from_captions else short.out) / "log.jsonl")
     step_s = median(1 / line["steps_per_s"] for line in lines[_WARM_UP:])
     gpu = config.device != "cpu" and torch.cuda.is_available()
     return Measured(
@@ -82,6 +83,6 @@ def measure(config: TrainConfig, *, steps: int = 10) -> Measured:
         device=torch.cuda.get_device_name() if gpu else "the CPU",
         step_s=step_s,
         samples_per_s=per_step / step_s,
-        training_hours=step_s * training.steps / 3600,
+        training_hours=step_s * (training.steps or training.warm_start_steps) / 3600,
         peak_memory_gb=max(line["memory_gb"] for line in lines),
     )

@@ -6,32 +6,26 @@ training step, run on fake tensors. Left out: validation, sample pictures, and w
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensorMode,
 )
-from torch.utils.checkpoint import checkpoint
-from transformers.cache_utils import DynamicCache
 
 from llmdiff.adapter.adapter import LLMDiffAdapter, uses_muon
-from llmdiff.adapter.installation import install
 from llmdiff.errors import ConfigError
 from llmdiff.language.score_groups import group_parts
 from llmdiff.training.config import TrainConfig
-from llmdiff.training.counting import GpuAutocast, PeakMemory, flop_counter
-from llmdiff.training.denoise import Sizes, denoise, encode_pictures, side_multiple_px
+from llmdiff.training.denoise import encode_pictures, side_multiple_px
 from llmdiff.training.fake_models import FakeModels, fake_models
 from llmdiff.training.measure import Measured
+from llmdiff.training.plan_steps import count_llm, count_step, count_text_step, counted
 from llmdiff.training.prepare import COMPUTED_IN, set_trainable
-from llmdiff.types import BlockStates, TextEncoding
 
 # bitsandbytes keeps a float32 scale for every so many numbers of a moment, and small tensors in float32.
 _BLOCK, _SMALL = 256, 4096
@@ -109,18 +103,19 @@ def make_plan(
         with torch.no_grad():
             latents = tuple(encode_pictures(models.pipe.vae, pixels).shape[1:])
         try:
-            flops, activations = count_step(models, config, latents, tokens)
+            count = count_step if training.steps else count_text_step
+            flops, activations = count(models, config, latents, tokens)
         except (DynamicOutputShapeException, DataDependentOutputException) as error:
             raise ConfigError(
                 f"a pass of {models.family.title} cannot be counted without weights: its shapes depend on the lengths "
                 "of the texts; train a few steps, and read memory_gb in log.jsonl"
             ) from error
-        parts = {"denoiser": flops}
+        parts = {"denoiser" if training.steps else "text attention": flops}
         if not training.stores_encodings:
             parts["llm"] = count_llm(models, training.batch_size, tokens)
-        if not data.store_latents:
+        if training.steps and not data.store_latents:
             batch = pixels.expand(training.batch_size, -1, -1, -1)
-            parts["vae"] = _counted(lambda: encode_pictures(models.pipe.vae, batch))
+            parts["vae"] = counted(lambda: encode_pictures(models.pipe.vae, batch))
     samples = samples or (data.scenes if data.generated else 1_000_000)
     cache = _cache(models, config, latents, tokens)
     read = cache["grouped scores" if training.gains == "learned" and training.score_groups else "encodings"]
@@ -138,64 +133,6 @@ def make_plan(
         tokens=tokens,
         processes=processes,
     )
-
-
-def count_step(
-    models: FakeModels, config: TrainConfig, latents: tuple[int, ...], tokens: int
-) -> tuple[int, int]:
-    """Return the FLOPs of a pass of denoiser and adapter, forward and backward, and its peak of activations.
-
-    Units: FLOPs; bytes.
-    """
-    training, side_px = config.training, config.data.resolution_px
-    count, dtype = training.batch_size, COMPUTED_IN[training.precision]
-    half = training.precision != "no"
-    like_gpu: Any = GpuAutocast if half else nullcontext
-
-    def again(block: Any, *inputs: Any) -> Any:
-        # A backward pass runs outside of modes of functions: what it computes again has to enter them anew.
-        contexts: Any = lambda: (nullcontext(), like_gpu())  # noqa: E731
-        return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
-
-    if training.gradient_checkpointing:
-        models.denoiser.enable_gradient_checkpointing(again)
-    trained = [one for one in models.adapter.parameters() if one.requires_grad]
-    for parameter in trained:
-        parameter.grad = torch.zeros_like(parameter)  # gradients are counted by themselves
-    size = Sizes(original=(side_px, side_px), crop=(0, 0), target=(side_px, side_px))
-    noisy = torch.empty(count, *latents)
-    timesteps = torch.empty(count, dtype=torch.float32 if models.family.objective == "flow" else torch.int64)
-
-    def step() -> None:
-        with install(models.denoiser, models.adapter), like_gpu():
-            with torch.autocast("cpu", dtype, enabled=half):
-                states, pooled = models.adapter.condition(_encoding(models, config, tokens))
-                output = denoise(
-                    models.denoiser, models.family, noisy, timesteps, states, pooled, [size] * count
-                )
-                loss: Any = F.mse_loss(output.float(), torch.empty_like(noisy))
-            loss.backward()
-
-    # One after the other: what counts FLOPs keeps what checkpointing has computed again.
-    with PeakMemory() as memory:
-        step()
-    with flop_counter() as flops:
-        step()
-    return flops.get_total_flops(), memory.peak_bytes
-
-
-def count_llm(models: FakeModels, texts: int, tokens: int) -> int:
-    """Return the FLOPs of reading texts: each token in its context, and alone."""
-    ids = torch.zeros(texts, tokens, dtype=torch.int64)
-
-    def read() -> None:
-        for some in (ids, ids.reshape(-1, 1)):
-            # With a cache, as when it reads for real; without, it would look for packed texts in the ids.
-            models.llm.base_model(
-                input_ids=some, past_key_values=DynamicCache(config=models.llm.config), use_cache=True
-            )
-
-    return _counted(read)
 
 
 def moments_bytes(adapter: nn.Module, optimizer: str) -> int:
@@ -230,37 +167,6 @@ def scaled(value: float, unit: str) -> str:
     )
     digits = value / size
     return f"{digits:.0f} {letter}{unit}" if digits >= 100 else f"{digits:.3g} {letter}{unit}"
-
-
-def _counted(act: Callable[[], Any]) -> int:
-    with torch.no_grad(), flop_counter() as flops:
-        act()
-    return int(flops.get_total_flops())
-
-
-def _encoding(models: FakeModels, config: TrainConfig, tokens: int) -> TextEncoding:
-    """What the adapter gets of the LLM; while gains are learned, their sum is part of the pass."""
-    context, count, groups = models.context, config.training.batch_size, config.training.score_groups
-    mask = torch.ones(count, tokens, dtype=torch.bool)
-    shape = (count, tokens, context.hidden_size)
-    if config.training.gains != "learned":
-        return TextEncoding(states=context.for_groups(torch.empty(shape)), token_mask=mask)
-    if groups is not None:
-        # As `sum_groups`, which puts every token in its place by the mask's values: fake tensors have none.
-        parts = torch.empty(count * tokens, group_parts(context, groups), context.hidden_size)
-        gains = context.gains()[0][:1].expand(parts.shape[1], *context.gains()[0].shape[1:])
-        weighted = "p,npd->nd" if context.routed is None else "pg,npd->ngd"
-        states = torch.einsum(weighted, gains, parts)
-        return TextEncoding(states=states.reshape(*shape[:2], *states.shape[1:]), token_mask=mask)
-    updates = torch.empty(2, context.num_blocks, *shape)
-    read = BlockStates(
-        x0=torch.empty(shape),
-        context=updates[0],
-        lone=updates[1],
-        token_mask=mask,
-        input_ids=torch.zeros(count, tokens, dtype=torch.int64),
-    )
-    return TextEncoding(states=context.sum(read), token_mask=mask)
 
 
 def _memory(models: FakeModels, config: TrainConfig, processes: int) -> dict[str, int]:

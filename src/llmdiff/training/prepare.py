@@ -29,6 +29,7 @@ from llmdiff.training.adapter_conditioning import AdapterConditioning
 from llmdiff.training.config import TrainConfig, TrainingConfig
 from llmdiff.training.data import Samples, check_samples
 from llmdiff.training.denoise import check_trainable, encode_pictures, side_multiple_px
+from llmdiff.training.warm_start import check_warm_start
 
 LATENT_CHUNK = 256  # pictures that are put on disk together
 _ENCODED_TOGETHER = 16
@@ -86,6 +87,8 @@ def load_models(config: TrainConfig, device: torch.device) -> TrainingModels:
     llm = DecoderLLM.from_pretrained(config.models.llm, device=device, dtype=dtype)
     pipe = load_base_pipeline(config.models.base, dtype=dtype).to(device)
     check_trainable(pipe, checkpointing=config.training.gradient_checkpointing)
+    if config.training.warm_start_steps:
+        check_warm_start(pipe)
     check_steps(pipe, config.watch.sample_steps, name="watch.sample_steps")
     samples = load_samples(config, pipe)
     config.validation_count(len(samples))

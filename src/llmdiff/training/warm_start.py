@@ -1,4 +1,4 @@
-"""A start from text alone: before any picture is seen, the adapter learns to say what the base's own encoder says.
+"""Training from text alone: without a picture, the adapter learns to say what the base's own encoder says.
 
 For queries z that the base's attention layers meet while the base draws from noise, and a caption y,
 
@@ -6,7 +6,8 @@ For queries z that the base's attention layers meet while the base draws from no
 
 No denoiser runs in a step, only its text attention, on a few positions: a step costs a small part of an image step.
 The adapter then stands where the base's encoder stands on the captions both have seen, and image steps are left for
-what the base's encoder cannot do.
+what the base's encoder cannot do. Instead of the base's own text, another adapter may be the one to learn from
+(`target`), as when an adapter is ported to another LLM.
 
 Source: ours. A regression of a frozen layer's outputs, as in FitNets (Romero et al. 2015, arXiv 1412.6550).
 """
@@ -28,6 +29,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from llmdiff.adapter import families, layers
+from llmdiff.adapter.attach import is_attached
 from llmdiff.adapter.base_encoder import encode_with_base, has_text_encoder
 from llmdiff.errors import UnsupportedPipelineError
 from llmdiff.language.digests import model_digest
@@ -40,9 +42,15 @@ from llmdiff.training.optimizers import LrScale
 FromCaptions = Callable[[Sequence[int], torch.Generator], Conditioned]
 """Indices of captions => `encoder_hidden_states` and a pooled vector or None; the generator is for noise."""
 
+Target = Callable[[Sequence[int], Mapping[str, Tensor]], tuple[Mapping[str, Tensor], Tensor | None]]
+"""Indices of captions, and a layer's queries by its name => what each layer is to give, and a pooled vector or None."""
+
 LayerInputs = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 """`encoder_hidden_states` and time steps (B,) => what a layer's attention reads of them, and an additive mask
 (B, 1, T) or None."""
+
+POSITIONS = 16
+"""Image states of each picture and step that are kept as queries."""
 
 _DRAWN_TOGETHER = 16
 
@@ -63,7 +71,13 @@ class BaseQueries:
 
 @torch.no_grad()
 def draw_queries(
-    pipe: Any, captions: Sequence[str], *, steps: int = 8, positions: int = 16, seed: int = 0, **drawing: Any
+    pipe: Any,
+    captions: Sequence[str],
+    *,
+    steps: int = 8,
+    positions: int = POSITIONS,
+    seed: int = 0,
+    **drawing: Any,
 ) -> BaseQueries:
     """Return the queries of pictures that the base draws of these captions, from noise to picture in `steps`.
 
@@ -72,7 +86,7 @@ def draw_queries(
     Raises:
         UnsupportedPipelineError: the base has no text encoder, or no cross-attention that reads its states.
     """
-    _check(pipe)
+    check_warm_start(pipe)
     met: dict[str, list[Tensor]] = {}
     timesteps: list[Tensor] = []
     generator = torch.Generator().manual_seed(seed)
@@ -151,6 +165,7 @@ def warm_start(
     installed: Callable[[nn.Module], AbstractContextManager[Any]],
     batch_size: int,
     choose: Callable[[np.random.Generator], Sequence[int]] | None = None,
+    target: Target | None = None,
     layer_inputs: LayerInputs = _as_they_are,
     lr_scale: LrScale = lambda name: (1.0, 1.0),
     muon: Callable[[str], bool] = lambda name: False,
@@ -163,44 +178,42 @@ def warm_start(
     captions by their indices. `choose(rng)` gives the indices of a batch, evenly drawn where it is None; `queries`
     is called when the first step needs them. `layer_inputs` stands in for what the denoiser would do to
     `conditioned`'s states on their way to a layer. The base reads `captions`, which may say in plain words what
-    `conditioned` says in others. A pooled vector, where the base has one, is fitted to the base's own.
+    `conditioned` says in others; with a `target`, what that gives for them is learned instead. A pooled vector, where
+    the base has one, is fitted to the target's.
 
     Raises:
         UnsupportedPipelineError: see `draw_queries`.
         LLMDiffError: see `train`.
     """
-    _check(pipe)
+    learn_from = target or base_target(pipe, captions)
     denoiser: Any = families.denoiser_of(pipe)
     text_layers: Mapping[str, Any] = layers.text_layers(denoiser)
     asked = cache(queries)
 
     def step_loss(part: StepPart) -> tuple[Tensor, Mapping[str, float]]:
         rng = part.rng(config.seed, 15)
-        indices = rng.integers(len(captions), size=batch_size) if choose is None else choose(rng)
+        chosen = rng.integers(len(captions), size=batch_size) if choose is None else choose(rng)
+        indices = [int(i) for i in chosen]
         rows = torch.from_numpy(rng.integers(len(asked()), size=batch_size))
-        # The base answers as it is; what is installed may stand inside its layers (LoRA).
+        put = {name: asked().states[name][rows].to(denoiser.device, denoiser.dtype) for name in text_layers}
+        # What is installed may stand inside the base's layers (LoRA): the target answers without it.
         with torch.no_grad():
-            base = encode_with_base(pipe, [captions[i] for i in indices])
-            put = {name: asked().states[name][rows].to(base.states) for name in text_layers}
-            wanted = {
-                name: attn(put[name], encoder_hidden_states=base.states).float()
-                for name, attn in text_layers.items()
-            }
+            wanted, wanted_pooled = learn_from(indices, put)
         with installed(denoiser):
-            states, pooled = conditioned([int(i) for i in indices], part.generator)
+            states, pooled = conditioned(indices, part.generator)
             read, mask = layer_inputs(states, asked().timesteps[rows].to(states.device))
             seen = {
-                "encoder_hidden_states": read.to(base.states),
-                "attention_mask": None if mask is None else mask.to(base.states),
+                "encoder_hidden_states": read.to(denoiser.device, denoiser.dtype),
+                "attention_mask": None if mask is None else mask.to(denoiser.device, denoiser.dtype),
             }
             errors = [
-                _unexplained(attn(put[name], **seen).float(), wanted[name])
+                unexplained(attn(put[name], **seen).float(), wanted[name])
                 for name, attn in text_layers.items()
             ]
         loss = torch.stack(errors).mean()
         figures = {"unexplained": float(loss.detach())}
-        if pooled is not None and base.pooled is not None:
-            wrong = F.mse_loss(pooled.float(), base.pooled.float()) / base.pooled.float().var()
+        if pooled is not None and wanted_pooled is not None:
+            wrong = F.mse_loss(pooled.float(), wanted_pooled.float()) / wanted_pooled.float().var()
             figures["unexplained_pooled"] = float(wrong.detach())
             loss = loss + wrong
         return loss, figures
@@ -210,16 +223,43 @@ def warm_start(
     )
 
 
-def _unexplained(given: Tensor, wanted: Tensor) -> Tensor:
-    """The share of the variance of a layer's output under the base's text that the LLM's text does not give."""
+def base_target(pipe: Any, captions: Sequence[str]) -> Target:
+    """Return what the base's own text makes of its layers' queries.
+
+    Raises:
+        UnsupportedPipelineError: see `draw_queries`.
+    """
+    check_warm_start(pipe)
+    text_layers: Mapping[str, Any] = layers.text_layers(families.denoiser_of(pipe))
+
+    def target(
+        indices: Sequence[int], put: Mapping[str, Tensor]
+    ) -> tuple[Mapping[str, Tensor], Tensor | None]:
+        base = encode_with_base(pipe, [captions[i] for i in indices])
+        return {
+            name: attn(put[name], encoder_hidden_states=base.states.to(put[name])).float()
+            for name, attn in text_layers.items()
+        }, base.pooled
+
+    return target
+
+
+def unexplained(given: Tensor, wanted: Tensor) -> Tensor:
+    """Return the share of the variance of a layer's wanted output that the given one does not have."""
     variance = (wanted - wanted.mean((0, 1))).square().mean()
     share: Tensor = (given - wanted).square().mean() / variance.clamp(min=1e-12)
     return share
 
 
-def _check(pipe: Any) -> None:
+def check_warm_start(pipe: Any) -> None:
+    """Check that a pipeline's text attention can be trained on captions alone.
+
+    Raises:
+        UnsupportedPipelineError: it has no text encoder, or no cross-attention that reads its states.
+    """
     family = families.family_of(pipe)
-    if family.text_channel != "states" or not has_text_encoder(pipe):
+    reads_text = is_attached(pipe) or has_text_encoder(pipe)
+    if family.text_channel != "states" or not reads_text:
         raise UnsupportedPipelineError(
             f"a warm start needs cross-attention that reads a text encoder's states as they are, and "
             f"{type(pipe).__name__} ({family.title}) as it is loaded has none: train it on pictures from the start"

@@ -25,7 +25,8 @@ from llmdiff.training.denoise import Sizes, denoise, encode_pictures
 from llmdiff.training.fake_models import fake_models
 from llmdiff.training.measure import measure
 from llmdiff.training.objective import Objective
-from llmdiff.training.plan import count_llm, count_step, make_plan, module_bytes, moments_bytes, scaled
+from llmdiff.training.plan import make_plan, module_bytes, moments_bytes, scaled
+from llmdiff.training.plan_steps import count_llm, count_step
 from llmdiff.training.prepare import latent_store, load_models, missing_latents
 from llmdiff.training.trainer import train_adapter
 from llmdiff.types import TextEncoding
