@@ -224,8 +224,8 @@ def _check(old: LLMController, llm: DecoderLLM, pipe: Any, settings: PortSetting
     llm_of(old)
     if old.adapter.context.routed is not None:
         raise AdapterMismatchError(
-            "the adapter has gains of its own for groups of attention layers (routing), which cannot be ported: expected "
-            "one with routing 1"
+            "the adapter has gains for groups of attention layers (routing), which cannot be ported: expected one with "
+            "routing 1"
         )
     if same_model_name(llm.id, old.llm.id):
         raise AdapterMismatchError(
