@@ -14,7 +14,7 @@ from llmdiff import LLMController
 from llmdiff.cli.main import app
 from llmdiff.drawing.draw import DrawingSettings
 from llmdiff.errors import ConfigError, InputFileError, PromptError, first_line
-from llmdiff.evaluation.suites.dpg_bench import read_dpg_bench
+from llmdiff.evaluation.suites.dpg_bench import DPGBench
 from llmdiff.evaluation.suites.own import read_own
 from llmdiff.files import clean_text, is_blank, prompt_lines, read_text, text_lines
 from llmdiff.language.proxy import checked_answer
@@ -36,7 +36,7 @@ def test_text_that_only_looks_like_a_line_end_stays_whole_everywhere(tmp_path: P
     assert len(read_own(tmp_path / "own.jsonl").prompts) == 1
     columns = "item_id,text,proposition_id,dependency,category_broad,tuple,question_natural_language"
     (tmp_path / "dpg.csv").write_bytes(f"{columns}\nx,{text},1,0,entity,entity - whole (a),a?\n".encode())
-    assert [row.prompt for row in read_dpg_bench(tmp_path / "dpg.csv").prompts] == [text]
+    assert [row.prompt for row in DPGBench().read(tmp_path / "dpg.csv").prompts] == [text]
 
 
 @pytest.mark.hostile("texts")

@@ -28,6 +28,7 @@ from llmdiff.drawing.models import Models, _damage_named, usable_device
 from llmdiff.drawing.pictures import save_png
 from llmdiff.errors import ConfigError, LLMDiffError, OutputError
 from llmdiff.evaluation.picture_store import PictureJob, PictureStore, draw_missing
+from llmdiff.evaluation.suites.suite import SuitePrompt
 from llmdiff.files import writable_folder, write_whole
 from llmdiff.serving.server import listen
 from llmdiff.serving.settings import ServeSettings
@@ -132,7 +133,8 @@ def test_maps_of_words_that_nothing_looks_at(sd_pipe: Any, tiny_llm: Any) -> Non
 
 @numbers
 def test_settings_that_drew_nothing_do_not_keep_others_from_drawing(tmp_path: Path) -> None:
-    store, jobs = PictureStore(tmp_path), [[PictureJob(name="0", prompt="a", seed=0)]]
+    row, job = SuitePrompt(id="0", prompt="a"), PictureJob(name="0", prompt="a", seed=0)
+    store = PictureStore(tmp_path, [(row, [job])])
 
     def fails(prompts: list[str], seeds: list[int]) -> Any:
         raise ValueError("too many steps")
@@ -142,9 +144,9 @@ def test_settings_that_drew_nothing_do_not_keep_others_from_drawing(tmp_path: Pa
 
     store.check_settings({"steps": 2000})
     with pytest.raises(LLMDiffError, match="too many steps"):
-        draw_missing(lambda: {"base": fails}, ["base"], jobs, store)
+        draw_missing(lambda: {"base": fails}, ["base"], store)
     store.check_settings({"steps": 20})
-    draw_missing(lambda: {"base": draws}, ["base"], jobs, store)
+    draw_missing(lambda: {"base": draws}, ["base"], store)
     with pytest.raises(ConfigError, match="steps 20, expected 30"):
         store.check_settings({"steps": 30})
 

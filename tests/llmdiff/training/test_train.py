@@ -312,7 +312,7 @@ def test_a_new_process_shows_bars_of_work_with_totals_and_no_bars_of_loading(con
     [
         ("training.stepps=3", "unknown key 'training.stepps', known are steps, batch_size"),
         ("colour=red", "unknown key 'colour', known are out, store"),
-        ("training.steps=0", "training.steps is 0: expected greater than or equal to 1"),
+        ("training.steps=0", "steps is 0, and warm_start_steps too: set steps"),
         ("data.flip=true", "store_latents keeps one cut of each picture"),
         ("training", "expected section.key=value"),
         ("data.kind=films", "data.kind is 'films'"),

@@ -260,8 +260,8 @@ def test_what_ships_says_what_it_knows_and_is_whole(built, tmp_path):
 
 def test_options_that_cannot_work_are_refused_by_name(tmp_path):
     for options, message in (
-        ({"until": "siglip"}, "--until: got 'siglip'"),
-        ({"only": "adapter"}, "--only: got 'adapter'"),
+        ({"until": "films"}, "--until: got 'films'"),
+        ({"only": "films"}, "--only: got 'films'"),
     ):
         with pytest.raises(ConfigError, match=message):
             run_world_build("test", tmp_path / "build", device="cpu", **options)
