@@ -1,7 +1,7 @@
 """Time and memory of a training from captions alone, at the shape of Stable Diffusion 1.5, with random weights.
 
     python speed/captions_only.py --steps 200 --out docs/results/captions-only.json          # a GPU
-    python speed/captions_only.py --quick --out /tmp/captions-only.json                      # a tenth of its widths
+    python speed/captions_only.py --quick --out captions-only.json                      # a tenth of its widths
 
 Weights are random, so nothing is learned that means anything: the figures are seconds a step, the seconds before the
 first step (encoding the captions, drawing the base's queries) and the peak of memory.

@@ -16,8 +16,6 @@ from llmdiff.language.saved_encodings import SavedEncodings
 from llmdiff.language.weights import parse_weights
 from llmdiff.types import TextEncoding
 
-"""Text states, pooled vectors and masks by what they are; None where a call has none."""
-
 
 def prompt_texts(name: str, prompt: Any, *, may_be_blank: bool, weighted: bool) -> list[str]:
     """Return the prompts of a call as a list.

@@ -103,8 +103,10 @@ def make_plan(
         with torch.no_grad():
             latents = tuple(encode_pictures(models.pipe.vae, pixels).shape[1:])
         try:
-            count = count_step if training.steps else count_text_step
-            flops, activations = count(models, config, latents, tokens)
+            if training.steps:
+                flops, activations = count_step(models, config, latents, tokens)
+            else:
+                flops, activations = count_text_step(models, config, tokens)
         except (DynamicOutputShapeException, DataDependentOutputException) as error:
             raise ConfigError(
                 f"a pass of {models.family.title} cannot be counted without weights: its shapes depend on the lengths "

@@ -51,9 +51,7 @@ def count_step(
     return _count_pass(models, config, loss)
 
 
-def count_text_step(
-    models: FakeModels, config: TrainConfig, latents: tuple[int, ...], tokens: int
-) -> tuple[int, int]:
+def count_text_step(models: FakeModels, config: TrainConfig, tokens: int) -> tuple[int, int]:
     """Return the same of a step from captions alone, in which only the denoiser's text attention runs.
 
     What the base's own text encoder and attention give runs forward only, and is left out.
