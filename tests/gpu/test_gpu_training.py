@@ -100,7 +100,7 @@ def test_systems_of_a_benchmark_side_by_side(tmp_path: Path) -> None:
     llm: Any = build_llm()
     llm.model.save_pretrained(tmp_path / "llm")
     llm.tokenizer.save_pretrained(tmp_path / "llm")
-    settings = preset("test", llm=str(tmp_path / "llm"))
+    settings = preset("openmoji-test", llm=str(tmp_path / "llm"))
     Build(settings, tmp_path / "build", torch.device("cuda")).run("checker")
     names = [
         "base",

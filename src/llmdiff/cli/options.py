@@ -108,7 +108,11 @@ Ray = Annotated[
 
 # Options of the verbs that train and measure on the embedded default: benchmark, compare-llms.
 BenchmarkOut = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where everything goes.")]
-Preset = Annotated[str, typer.Option("--preset", help="The embedded default's: cpu, gpu, test.")]
+Preset = Annotated[str, typer.Option("--preset", help="openmoji-cpu: of the shipped world; or cpu, gpu.")]
+Fluent = Annotated[
+    Path | None,
+    typer.Option("--fluent", help="Folder of the npm package @lobehub/fluent-emoji-3d, for style 3d."),
+]
 Build = Annotated[Path | None, typer.Option("--build", help="Folder of its build [in the cache folder].")]
 Begin = Annotated[
     str | None,

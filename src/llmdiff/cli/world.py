@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from llmdiff.cli.options import Fluent
 from llmdiff.cli.output import set_up
 from llmdiff.environment import check_extra, has_extra
 from llmdiff.errors import LLMDiffError
@@ -19,10 +20,7 @@ def world(
         Path | None, typer.Option("--out", help="Also write a picture of all of them there, a PNG file.")
     ] = None,
     style: Annotated[str, typer.Option("--style", help="Style of that picture: flat, line, 3d.")] = "flat",
-    fluent: Annotated[
-        Path | None,
-        typer.Option("--fluent", help="Folder of the npm package @lobehub/fluent-emoji-3d, for style 3d."),
-    ] = None,
+    fluent: Fluent = None,
 ) -> None:
     """List what the embedded default knows: things by group, colours, backgrounds, places, styles."""
     set_up(verbose=False)

@@ -14,6 +14,7 @@ from llmdiff.cli.options import (
     Captions,
     Device,
     DrawingSteps,
+    Fluent,
     Guidance,
     MetricModels,
     MetricNames,
@@ -35,9 +36,10 @@ def benchmark(
         str | None, typer.Option("--rivals", help="Which, separated by commas [all that can be run].")
     ] = None,
     seeds: Annotated[int, number("--seeds", Bounds(1, 1000), help="Trainings of every rival.")] = 3,
-    preset: Preset = "cpu",
+    preset: Preset = "openmoji-cpu",
     build: Build = None,
     begin: Begin = None,
+    fluent: Fluent = None,
     llm: Annotated[str | None, typer.Option("--llm", help="Name, folder or Hub id [the preset's].")] = None,
     encoder: Annotated[
         str | None, typer.Option("--encoder", help="Encoder-only: folder or Hub id [minilm, if installed].")
@@ -112,6 +114,7 @@ def benchmark(
         preset=preset,
         build=build,
         begin=begin,
+        fluent=fluent,
         device=loading.usable_device(device),
         out=out,
         choice=choose_rivals(names, encoder=encoder, t5=t5),

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from llmdiff.checks.bounds import Bounds
-from llmdiff.cli.options import Device, Verbose, number
+from llmdiff.cli.options import Device, Fluent, Verbose, number
 from llmdiff.cli.output import set_up
 from llmdiff.environment import check_extra
 from llmdiff.errors import ConfigError
@@ -53,10 +53,7 @@ def build(
     unpack: Annotated[
         Path | None, typer.Option("--unpack", metavar="FOLDER", help="Take the state from there first.")
     ] = None,
-    fluent: Annotated[
-        Path | None,
-        typer.Option("--fluent", help="Folder of the npm package @lobehub/fluent-emoji-3d, for style 3d."),
-    ] = None,
+    fluent: Fluent = None,
     begin: Annotated[
         str | None,
         typer.Option("--from", help='Take base and checker from "shipped" or a folder made by --ship.'),
@@ -81,9 +78,8 @@ def build(
         from llmdiff_lab.world_build import build as openmoji
 
         last = (until or Stage.siglip).value
-        name = preset.removeprefix(_OLD)
         openmoji.run_build(
-            name, out, until=last, only=only and only.value, begin=begin, ship_to=ship, device=device
+            preset, out, until=last, only=only and only.value, begin=begin, ship_to=ship, device=device
         )
         return
     if begin is not None:

@@ -14,6 +14,7 @@ from llmdiff.cli.options import (
     Captions,
     Device,
     DrawingSteps,
+    Fluent,
     Guidance,
     Preset,
     Prompts,
@@ -33,9 +34,10 @@ def compare_llms(
         str, typer.Option("--system", help="What is trained on each: a rival that reads an LLM.")
     ] = "guided",
     seeds: Annotated[int, number("--seeds", Bounds(1, 1000), help="Trainings on every LLM.")] = 1,
-    preset: Preset = "cpu",
+    preset: Preset = "openmoji-cpu",
     build: Build = None,
     begin: Begin = None,
+    fluent: Fluent = None,
     text_steps: Annotated[
         int | None,
         number(
@@ -84,7 +86,13 @@ def compare_llms(
     )
     place = torch.device(loading.usable_device(device))
     names = [name.strip() for name in llms.split(",") if name.strip()]
-    report = compare(prepare_build(preset, build, begin, place), out, names, settings, command=command_line())
+    report = compare(
+        prepare_build(preset, build, begin, place, fluent=fluent),
+        out,
+        names,
+        settings,
+        command=command_line(),
+    )
     paths = save_comparison(report, out)
     typer.echo(comparison_tables(report), nl=False)
     typer.echo(paths[-1])

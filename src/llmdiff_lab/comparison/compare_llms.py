@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llmdiff.environment import provenance
 from llmdiff.errors import ConfigError
@@ -21,7 +21,6 @@ from llmdiff.evaluation.suites.scenes import scene_prompts
 from llmdiff.files import read_json, writable_folder, write_whole
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
-from llmdiff.openmoji.contents import Split, World
 from llmdiff_lab.comparison.names import BASE
 from llmdiff_lab.comparison.protocol_notes import protocol_notes
 from llmdiff_lab.comparison.run import Benchmark
@@ -30,9 +29,11 @@ from llmdiff_lab.comparison.settings import BenchmarkSettings
 from llmdiff_lab.comparison.summary import differences, hardware
 from llmdiff_lab.rivals.registry import rival
 from llmdiff_lab.world_build.build import Build
-from llmdiff_lab.world_build.presets import Preset, preset
+from llmdiff_lab.world_build.presets import Preset
+from llmdiff_lab.world_build.world import WorldBuild
+from llmdiff_lab.world_build.world_presets import WorldPreset, any_preset
 
-_SEEN: Split = "seen"
+_SEEN: Literal["seen"] = "seen"
 _TIMED_PROMPTS = 16
 
 
@@ -54,7 +55,7 @@ def comparison_settings(
     Raises:
         ConfigError: no such preset or system, or a number out of range.
     """
-    made_with = preset(preset_name)
+    made_with = any_preset(preset_name)
     from_text = made_with.adapter_gain_steps + made_with.adapter_warm_steps
     return BenchmarkSettings(
         rivals=(system,),
@@ -73,7 +74,7 @@ def comparison_settings(
 
 
 def compare_llms(
-    build: Build,
+    build: Build | WorldBuild,
     out: Path,
     llms: Sequence[str],
     settings: BenchmarkSettings,
@@ -139,7 +140,7 @@ def _folders(llms: Sequence[str], parent: Path) -> dict[str, Path]:
     return folders
 
 
-def _size_and_speed(name: str, place: Path, build: Build) -> dict[str, Any]:
+def _size_and_speed(name: str, place: Path, build: Build | WorldBuild) -> dict[str, Any]:
     """Return an LLM's size, and the seconds that it takes to encode one prompt; measured once."""
     kept = place / "llm.json"
     if kept.exists():
@@ -158,15 +159,12 @@ def _size_and_speed(name: str, place: Path, build: Build) -> dict[str, Any]:
     return found
 
 
-def seconds_per_encoding(llm: DecoderLLM, made_with: Preset) -> float:
+def seconds_per_encoding(llm: DecoderLLM, made_with: Preset | WorldPreset) -> float:
     """Return the median time to encode one prompt alone, under the preset's template, as the adapter reads it."""
     context = ContextEncoding(
         llm.num_blocks, llm.hidden_size, lone=made_with.adapter_lone, template=made_with.adapter_template
     )
-    prompts = [
-        row.prompt
-        for row in scene_prompts(_TIMED_PROMPTS, 0, World(objects=made_with.objects), splits=(_SEEN,))
-    ]
+    prompts = [row.prompt for row in scene_prompts(_TIMED_PROMPTS, 0, made_with.world, splits=(_SEEN,))]
     context.encode(llm, prompts[:1])  # the template's keys and values are computed once
     seconds: list[float] = []
     for prompt in prompts:

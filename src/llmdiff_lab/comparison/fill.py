@@ -31,13 +31,14 @@ class Recipe:
     """The arguments with which another process builds the same benchmark.
 
     Fields:
-        preset, build, begin: see `prepare_build`. metrics: names with their models; empty: `own_metrics`.
+        preset, build, begin, fluent: see `prepare_build`. metrics: names with their models; empty: `own_metrics`.
         settings: what else `prepare_benchmark` takes.
     """
 
     preset: str
     build: Path | None
     begin: str | None
+    fluent: Path | None = None
     device: str
     out: Path
     choice: Choice
@@ -53,7 +54,9 @@ class Recipe:
         """
         # Validate before training the base or drawing its scenes.
         metrics = [load_metric(*one, device=self.device) for one in self.metrics] or None
-        build = prepare_build(self.preset, self.build, self.begin, torch.device(self.device))
+        build = prepare_build(
+            self.preset, self.build, self.begin, torch.device(self.device), fluent=self.fluent
+        )
         return prepare_benchmark(build, self.out, self.choice, metrics=metrics, **self.settings)
 
 

@@ -18,24 +18,35 @@ from llmdiff_lab.comparison.settings import BenchmarkSettings
 from llmdiff_lab.rivals.encoder import chosen_encoder
 from llmdiff_lab.rivals.registry import RIVALS
 from llmdiff_lab.world_build.build import Build
-from llmdiff_lab.world_build.presets import CPU, preset
+from llmdiff_lab.world_build.presets import CPU
+from llmdiff_lab.world_build.world import WorldBuild
+from llmdiff_lab.world_build.world_presets import WorldPreset, any_preset
+from llmdiff_lab.world_build.world_slices import take_fluent
 
 SHIPPED = "shipped"
 _OWN_METRICS = ("siglip", "fid", "cmmd")
 
 
-def prepare_build(name: str, folder: Path | None, begin: str | None, device: torch.device) -> Build:
+def prepare_build(
+    name: str, folder: Path | None, begin: str | None, device: torch.device, *, fluent: Path | None = None
+) -> Build | WorldBuild:
     """Return a build whose base and checker are there, made if need be.
 
     `begin` is "shipped", or a folder that the build's `--ship` wrote: base and checker come from there. None: the
-    shipped ones for the preset they were made with, and for others everything from nothing.
+    shipped ones for the preset they were made with, and for others everything from nothing. `fluent` is the folder of
+    the 3D drawings, which only worlds with that style need.
 
     Raises:
         ConfigError: no such preset.
         PipelineNotFoundError: "shipped" is asked for, and nothing was shipped.
     """
-    settings = preset(name)
-    build = Build(settings, folder or llmdiff_home() / "builds" / f"openmoji-{settings.name}", device)
+    settings = any_preset(name)
+    build: Build | WorldBuild
+    if isinstance(settings, WorldPreset):
+        take_fluent(settings, fluent)
+        build = WorldBuild(settings, folder or llmdiff_home() / "builds" / f"world-{settings.name}", device)
+    else:
+        build = Build(settings, folder or llmdiff_home() / "builds" / settings.name, device)
     if begin is None and settings.name == CPU.name and not (build.folder / "checker" / "done.json").exists():
         begin = SHIPPED
     if begin is not None:
@@ -83,7 +94,7 @@ def choose_rivals(rivals: Sequence[str] = (), *, encoder: str | None = None, t5:
     )
 
 
-def own_metrics(build: Build) -> list[Metric]:
+def own_metrics(build: Build | WorldBuild) -> list[Metric]:
     """Return SigLIP score, FID and CMMD on the SigLIP of the build's scenes; none where it has none."""
     device = str(build.device)
     if build.preset.name == CPU.name:
@@ -95,7 +106,7 @@ def own_metrics(build: Build) -> list[Metric]:
 
 
 def prepare_benchmark(
-    build: Build,
+    build: Build | WorldBuild,
     out: Path,
     choice: Choice,
     *,

@@ -2,7 +2,7 @@
 
 from llmdiff_lab.comparison.names import SystemName
 from llmdiff_lab.comparison.settings import BenchmarkSettings
-from llmdiff_lab.world_build.presets import PRESETS
+from llmdiff_lab.world_build.world_presets import any_preset
 
 
 def protocol_notes(settings: BenchmarkSettings) -> list[str]:
@@ -87,7 +87,7 @@ def _readers(settings: BenchmarkSettings) -> str:
 
 
 def _rates(settings: BenchmarkSettings) -> list[str]:
-    preset = PRESETS[settings.preset]
+    preset = any_preset(settings.preset)
     rates = ", ".join(f"{rate:g}" for rate in settings.learning_rates)
     rest = (
         f"These are the rates of matrices and vectors; gates, gains and layer weights learn at "

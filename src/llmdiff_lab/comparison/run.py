@@ -38,6 +38,7 @@ from llmdiff_lab.comparison.tables import benchmark_tables, made_with
 from llmdiff_lab.comparison.trainings import Trainings
 from llmdiff_lab.rivals.two_branch import AdapterConditioning
 from llmdiff_lab.world_build.build import Build
+from llmdiff_lab.world_build.world import WorldBuild
 
 # The suite's prompts are of seed 0.
 _VALIDATION_SEED = 1
@@ -49,7 +50,7 @@ class Benchmark:
 
     def __init__(
         self,
-        build: Build,
+        build: Build | WorldBuild,
         settings: BenchmarkSettings,
         folder: Path,
         *,

@@ -37,10 +37,11 @@ from llmdiff_lab.comparison.settings import BenchmarkSettings
 from llmdiff_lab.rivals.encoder import EncoderStates
 from llmdiff_lab.rivals.registry import RivalInputs, create, rival
 from llmdiff_lab.rivals.storage import load_rival, save_rival
-from llmdiff_lab.world_build import denoiser
 from llmdiff_lab.world_build.build import Build
 from llmdiff_lab.world_build.llm_adapter import adapter_config
 from llmdiff_lab.world_build.presets import Preset
+from llmdiff_lab.world_build.world import WorldBuild
+from llmdiff_lab.world_build.world_presets import WorldPreset
 
 _CALIBRATION_CAPTIONS = 256
 WARMUP_SHARE = 0.1
@@ -52,10 +53,10 @@ _CLEARLY = 1e-3
 class Trainings:
     """The trainings of one benchmark, in its folder of runs."""
 
-    def __init__(self, build: Build, settings: BenchmarkSettings, folder: Path) -> None:
+    def __init__(self, build: Build | WorldBuild, settings: BenchmarkSettings, folder: Path) -> None:
         self.build, self.settings, self.folder = build, settings, folder
         self._readers: dict[str, Any] = {}
-        self.preset: Preset = replace(
+        self.preset: Preset | WorldPreset = replace(
             build.preset,
             adapter_gain_steps=settings.gain_steps,
             adapter_warm_steps=settings.text_steps and settings.text_steps - settings.gain_steps,
@@ -127,7 +128,7 @@ class Trainings:
         fill_latents(store, vae, samples, missing_latents(store, samples))
         return samples
 
-    def _config(self, preset: Preset, folder: Path, seed: int = 0) -> TrainConfig:
+    def _config(self, preset: Preset | WorldPreset, folder: Path, seed: int = 0) -> TrainConfig:
         return adapter_config(
             preset,
             folder,
@@ -171,7 +172,7 @@ class Trainings:
         )
 
     def _train_on_captions(
-        self, name: str, preset: Preset, conditioning: Conditioning, folder: Path, seed: int = 0
+        self, name: str, preset: Preset | WorldPreset, conditioning: Conditioning, folder: Path, seed: int = 0
     ) -> int:
         """Train on the captions, the same for all seeds, and return the number of trained parameters."""
         training = AdapterTraining(
@@ -187,16 +188,9 @@ class Trainings:
 
     def _train_base(self, place: Path, seed: int) -> None:
         pipe = self.build.pipeline()
-        settings = replace(
-            self.build.preset,
-            seed=self.build.preset.seed + seed,
-            unet_steps=self.settings.steps + self.settings.text_steps,
-            unet_batch=self.settings.batch,
-        )
+        steps, batch = self.settings.steps + self.settings.text_steps, self.settings.batch
         with PeakMemory(self.build.device) as memory:
-            denoiser.train_on(
-                settings, self.build.scenes(), pipe, place / "training", wording=settings.adapter_wording
-            )
+            self.build.train_longer(pipe, place / "training", steps=steps, batch=batch, seed=seed)
         with whole_folder(place / "model") as partial:
             pipe.save_pretrained(partial)
         trained = sum(
@@ -205,7 +199,7 @@ class Trainings:
             for parameter in module.parameters()
         )
         record = self._record(
-            place, trained, memory.peak_gb, learning_rate=settings.unet_lr, source="the base's own"
+            place, trained, memory.peak_gb, learning_rate=self.build.preset.unet_lr, source="the base's own"
         )
         write_whole(place / "trained.json", json.dumps(record, indent=1) + "\n")
 
@@ -311,7 +305,7 @@ class Trainings:
         return {kind: self._readers[kind]}
 
 
-def _scaled(preset: Preset, times: float) -> Preset:
+def _scaled(preset: Preset | WorldPreset, times: float) -> Preset | WorldPreset:
     """Return the preset with `times` as many steps of each kind."""
     return replace(
         preset,

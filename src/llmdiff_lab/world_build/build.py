@@ -7,6 +7,7 @@ package carries. `--from shipped` begins with the base and the checker that the 
 scenes are drawn and an adapter trained: minutes instead of hours.
 """
 
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from transformers import CLIPTextModel
 
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.base_pipeline import load_base_pipeline
-from llmdiff.adapter.manifest import check_manifest
 from llmdiff.drawing.models import usable_device
 from llmdiff.evaluation.metrics.models import ImageTextModel
 from llmdiff.evaluation.suites.scenes_check import SceneChecker
@@ -40,6 +40,7 @@ class Build(StagedBuild):
 
     shared_values = _SHARED_VALUES
     own_values = _OWN_VALUES
+    checker_class = SceneChecker
 
     def __init__(self, settings: Preset, folder: Path, device: torch.device) -> None:
         super().__init__(settings, folder)
@@ -174,32 +175,12 @@ class Build(StagedBuild):
         pipe.register_modules(vae=self.decoder(), scheduler=denoiser.create_scheduler())
         return pipe
 
-    def begin_from(self, weights: Path) -> None:
-        """Takes base, checker and SigLIP from a folder that `ship` wrote; stages already done in this build stay.
-
-        Raises:
-            LLMDiffError: the folder lacks a part, or its weights are damaged.
-        """
-        check_manifest(weights / "pipeline", ["model_index.json"])
-        pipe = load_base_pipeline(str(weights / "pipeline"), dtype=torch.float32)
-        if not (self.folder / "tokenizer").exists():
-            save_model(pipe.tokenizer, self.folder / "tokenizer")
-        parts = {
-            "vae": (pipe.vae, "model"),
-            "text": (pipe.text_encoder, "model"),
-            "denoiser": (pipe, "pipeline"),
-            "decoder": (pipe.vae, "model"),
-            "checker": (SceneChecker.from_pretrained(weights / "checker"), "model"),
-        }
-        if (weights / "siglip").is_dir():
-            parts["siglip"] = (ImageTextModel.from_pretrained(weights / "siglip"), "model")
-        for stage, (model, name) in parts.items():
-
-            def take(model: Any = model, place: Path = self.folder / stage / name) -> dict[str, Any]:
-                save_model(model, place)
-                return {"from": "weights that were trained before"}
-
-            self.stage(stage, take)
+    def train_longer(
+        self, pipe: StableDiffusionPipeline, folder: Path, *, steps: int, batch: int, seed: int
+    ) -> None:
+        """Train the base's denoiser and text encoder on, on the captions that adapters are trained on."""
+        settings = replace(self.preset, seed=self.preset.seed + seed, unet_steps=steps, unet_batch=batch)
+        denoiser.train_on(settings, self.scenes(), pipe, folder, wording=settings.adapter_wording)
 
 
 def run_build(
@@ -220,7 +201,7 @@ def run_build(
         ConfigError: no such preset or device, or a stage was made with other values.
     """
     settings = preset(preset_name)
-    folder = out or llmdiff_home() / "builds" / f"openmoji-{settings.name}"
+    folder = out or llmdiff_home() / "builds" / settings.name
     build = Build(settings, folder, torch.device(usable_device(device)))
     if begin is not None:
         shipped = Path(str(files("llmdiff"))) / "openmoji" / "weights"

@@ -1,10 +1,11 @@
-"""The sizes of the embedded default: `cpu` (2 cores, a few hours) and `gpu` (one GPU), and `test` (seconds)."""
+"""The sizes of the world that ships today: `openmoji-cpu` (2 cores, a few hours), `openmoji-gpu`, `openmoji-test`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeVar
 
 from llmdiff.errors import ConfigError
+from llmdiff.openmoji.contents import World
 from llmdiff.training.scene_sources import Wording
 
 _Preset = TypeVar("_Preset", bound=Any)
@@ -85,14 +86,19 @@ class Preset:
     compile: bool = False
 
     @property
+    def world(self) -> World:
+        """What scenes are sampled from."""
+        return World(objects=self.objects)
+
+    @property
     def adapter_data(self) -> dict[str, Any]:
         """The data of the adapter's training, without their number."""
         return {"kind": "scenes", "objects": self.objects, "wording": self.adapter_wording}
 
 
-CPU = Preset(name="cpu", compile=True)
+CPU = Preset(name="openmoji-cpu", compile=True)
 GPU = Preset(
-    name="gpu",
+    name="openmoji-gpu",
     objects=48,
     image_size_px=128,
     vae_channels=(32, 64, 128, 128),
@@ -116,7 +122,7 @@ GPU = Preset(
     adapter_steps=10_000,
 )
 TEST = Preset(
-    name="test",
+    name="openmoji-test",
     objects=6,
     vae_channels=(8, 8, 8),
     vae_steps=4,

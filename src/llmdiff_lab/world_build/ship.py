@@ -22,7 +22,7 @@ _CARD = """# OpenMoji scenes: LLMDiff's embedded default
 
 A tiny Stable Diffusion of emoji scenes at {size} x {size} pixels, an LLMDiff adapter that puts {llm} in control of
 it, and what scores its pictures. All of it was trained from nothing by
-`llmdiff-lab build --preset openmoji-{preset}` on scenes composed of OpenMoji drawings.
+`llmdiff-lab build --preset {preset}` on scenes composed of OpenMoji drawings.
 
 {parts}
 

@@ -7,7 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+
+from llmdiff.adapter.base_pipeline import load_base_pipeline
+from llmdiff.adapter.manifest import check_manifest
 from llmdiff.errors import ConfigError
+from llmdiff.evaluation.metrics.models import ImageTextModel
 from llmdiff.files import whole_folder, write_whole
 from llmdiff.language.whole_weights import load_whole
 from llmdiff.training.curves import save_curve
@@ -17,11 +22,12 @@ class StagedBuild:
     """The stages of one build; each finished one leaves `done.json` with its figures and its settings.
 
     `own_values` says which values of the settings make a stage what it is, by how their names begin (the stage's
-    own name unless said), `shared_values` which ones all stages share.
+    own name unless said), `shared_values` which ones all stages share. `checker_class` reads pictures of this world.
     """
 
     shared_values: ClassVar[tuple[str, ...]] = ("image_size_px", "seed")
     own_values: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    checker_class: ClassVar[Any]
 
     def __init__(self, settings: Any, folder: Path) -> None:
         self.settings, self.folder = settings, folder
@@ -58,6 +64,33 @@ class StagedBuild:
         """Return the model that a stage has saved."""
         place = self.folder / stage / "model"
         return load_whole(kind, place, what=str(place), use_safetensors=True)
+
+    def begin_from(self, weights: Path) -> None:
+        """Take base, checker and SigLIP from a folder that `--ship` wrote; stages already done in this build stay.
+
+        Raises:
+            LLMDiffError: the folder lacks a part, or its weights are damaged.
+        """
+        check_manifest(weights / "pipeline", ["model_index.json"])
+        pipe = load_base_pipeline(str(weights / "pipeline"), dtype=torch.float32)
+        if not (self.folder / "tokenizer").exists():
+            save_model(pipe.tokenizer, self.folder / "tokenizer")
+        parts = {
+            "vae": (pipe.vae, "model"),
+            "text": (pipe.text_encoder, "model"),
+            "denoiser": (pipe, "pipeline"),
+            "decoder": (pipe.vae, "model"),
+            "checker": (self.checker_class.from_pretrained(weights / "checker"), "model"),
+        }
+        if (weights / "siglip").is_dir():
+            parts["siglip"] = (ImageTextModel.from_pretrained(weights / "siglip"), "model")
+        for stage, (model, name) in parts.items():
+
+            def take(model: Any = model, place: Path = self.folder / stage / name) -> dict[str, Any]:
+                save_model(model, place)
+                return {"from": "weights that were trained before"}
+
+            self.stage(stage, take)
 
     def _check_values(self, stage: str, was: dict[str, Any]) -> None:
         begins = (*self.shared_values, *self.own_values.get(stage, (f"{stage}_",)))

@@ -9,6 +9,7 @@ weights.
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +25,7 @@ from llmdiff.evaluation.metrics.models import ImageTextModel
 from llmdiff.training.trainer import train_adapter
 from llmdiff.world.checker import WorldChecker
 from llmdiff.world.rendering import renderers
+from llmdiff.world.voices import Wording
 from llmdiff_lab.world_build import (
     checker_figures,
     world_checker,
@@ -52,9 +54,11 @@ class WorldBuild(StagedBuild):
         "scenes": ("scenes", "captions_each", "text_vocabulary", "text_captions", "text_max_tokens"),
         "text": ("text_width", "text_layers", "text_steps", "text_batch", "text_lr", "text_max_tokens"),
         "latents": ("scenes",),
+        "scenes-rich": ("scenes", "text_vocabulary", "text_captions", "text_max_tokens"),
         "denoiser": ("unet_",),
         "adapter": ("adapter_", "llm"),
     }
+    checker_class = WorldChecker
 
     def __init__(
         self,
@@ -103,20 +107,21 @@ class WorldBuild(StagedBuild):
         self.stage("vae", make)
         return self.load(AutoencoderKL, "vae").to(self.device)
 
-    def scenes(self) -> world_scenes.SceneSet:
-        """Return what the training scenes show and their captions."""
-        path = self.folder / "scenes" / "scenes.safetensors"
+    def scenes(self, wording: Wording = "plain") -> world_scenes.SceneSet:
+        """Return what the training scenes show, with the base's plain captions or the adapters' rich ones."""
+        stage = "scenes" if wording == "plain" else f"scenes-{wording}"
+        path = self.folder / stage / "scenes.safetensors"
 
         def make() -> dict[str, Any]:
             self.tokenizer()
             path.parent.mkdir(exist_ok=True)
             world_scenes.prepare_scenes(
-                self.preset, self.folder / "tokenizer" / "tokenizer.json", self._pool, path
+                self.preset, self.folder / "tokenizer" / "tokenizer.json", self._pool, path, wording
             )
             scenes = world_scenes.load_scenes(path, torch.device("cpu"))
             return world_text.caption_lengths(scenes, self.tokenizer())
 
-        self.stage("scenes", make)
+        self.stage(stage, make)
         return world_scenes.load_scenes(path, self.device)
 
     def tokenizer(self) -> CLIPTokenizer:
@@ -250,6 +255,15 @@ class WorldBuild(StagedBuild):
         pipe = self.denoiser()
         pipe.register_modules(vae=self.decoder(), scheduler=create_scheduler())
         return pipe
+
+    def train_longer(
+        self, pipe: StableDiffusionPipeline, folder: Path, *, steps: int, batch: int, seed: int
+    ) -> None:
+        """Train the base's denoiser and text encoder on, on the captions that adapters are trained on."""
+        settings = replace(
+            self.preset, seed=self.preset.seed + seed, unet_steps=steps, unet_batch=batch, map_weight=0.0
+        )
+        world_denoiser.train_denoiser(settings, self.scenes("rich"), self.latents(), pipe, folder)
 
     @cached_property
     def _pool(self) -> ProcessPoolExecutor:

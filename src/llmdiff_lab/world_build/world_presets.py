@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 from llmdiff.world.scenes import World
 from llmdiff.world.things import STYLES, Style
-from llmdiff_lab.world_build.presets import SIMPLE_WORDS, chosen
+from llmdiff_lab.world_build.presets import PRESETS as SHIPPED_PRESETS
+from llmdiff_lab.world_build.presets import SIMPLE_WORDS, Preset, chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,3 +189,9 @@ PRESETS: dict[str, WorldPreset] = {preset.name: preset for preset in (CPU, GPU, 
 def world_preset(name: str, **changes: Any) -> WorldPreset:
     """Return the preset of this name with some values changed, see `chosen`."""
     return chosen(PRESETS, name, changes)
+
+
+def any_preset(name: str, **changes: Any) -> Preset | WorldPreset:
+    """Return the preset of either world with this name, see `chosen`."""
+    presets: dict[str, Preset | WorldPreset] = {**PRESETS, **SHIPPED_PRESETS}
+    return chosen(presets, name, changes)

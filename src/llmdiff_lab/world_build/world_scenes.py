@@ -25,6 +25,7 @@ from llmdiff.world.rendering import render, sprite_box
 from llmdiff.world.scenes import Scene, World
 from llmdiff.world.splits import Split, sample_scene, split_scene, training_caption
 from llmdiff.world.things import BACKGROUNDS, COLOURS, STYLES
+from llmdiff.world.voices import Wording
 from llmdiff_lab.world_build.world_presets import WorldPreset
 from llmdiff_lab.world_build.world_vae import encode_pictures
 
@@ -111,9 +112,15 @@ def held_out_pictures(preset: WorldPreset, count: int) -> NDArray[np.uint8]:
     return np.stack([render(scene, preset.image_size_px) for scene in scenes])
 
 
-def prepare_scenes(preset: WorldPreset, tokenizer_file: Path, pool: ProcessPoolExecutor, path: Path) -> None:
-    """Write maps and token ids of all training scenes to a file; returns nothing."""
-    parts = pool.map(partial(_describe, preset, tokenizer_file), _parts(range(preset.scenes)))
+def prepare_scenes(
+    preset: WorldPreset,
+    tokenizer_file: Path,
+    pool: ProcessPoolExecutor,
+    path: Path,
+    wording: Wording = "plain",
+) -> None:
+    """Write maps and token ids of all training scenes to a file."""
+    parts = pool.map(partial(_describe, preset, tokenizer_file, wording), _parts(range(preset.scenes)))
     maps, ids = (torch.from_numpy(np.concatenate(same)) for same in zip(*parts, strict=True))
     with whole_file(path) as partial_path:
         save_file({"maps": maps, "ids": ids}, partial_path)
@@ -163,12 +170,12 @@ def _render(preset: WorldPreset, indices: range) -> NDArray[np.uint8]:
 
 
 def _describe(
-    preset: WorldPreset, tokenizer_file: Path, indices: range
+    preset: WorldPreset, tokenizer_file: Path, wording: Wording, indices: range
 ) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
     world, each = preset.world, preset.captions_each
     scenes = [sample_scene(preset.seed, index, world) for index in indices]
     texts = [
-        training_caption(scene, preset.seed, index * each + i, "plain").text
+        training_caption(scene, preset.seed, index * each + i, wording).text
         for scene, index in zip(scenes, indices, strict=True)
         for i in range(each)
     ]

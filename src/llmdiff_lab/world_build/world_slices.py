@@ -16,7 +16,7 @@ from llmdiff.training.processes import stop_requests
 from llmdiff.world.artwork import use_fluent
 from llmdiff_lab.world_build.world import STAGES, WorldBuild
 from llmdiff_lab.world_build.world_pack import pack, unpack
-from llmdiff_lab.world_build.world_presets import world_preset
+from llmdiff_lab.world_build.world_presets import WorldPreset, world_preset
 from llmdiff_lab.world_build.world_ship import ship_world
 
 
@@ -49,12 +49,7 @@ def run_world_build(
             raise ConfigError(
                 f"{option}: got {stage!r}, expected one of {', '.join(STAGES)} with preset {preset_name}"
             )
-    if "3d" in preset.styles and fluent is None:
-        raise ConfigError(
-            f"--fluent: got none, but preset {preset_name} draws in style 3d: pass the folder of the npm package "
-            "@lobehub/fluent-emoji-3d (npm pack @lobehub/fluent-emoji-3d; tar xzf lobehub-*.tgz)"
-        )
-    use_fluent(fluent if "3d" in preset.styles else None)
+    take_fluent(preset, fluent)
     folder = out or llmdiff_home() / "builds" / f"world-{preset.name}"
     if unpack_from is not None:
         unpack(unpack_from, folder)
@@ -72,6 +67,20 @@ def run_world_build(
     finally:
         if pack_to is not None:
             pack(folder, pack_to, STAGES)
+
+
+def take_fluent(preset: WorldPreset, folder: Path | None) -> None:
+    """Set the folder of the 3D drawings for a preset that has that style.
+
+    Raises:
+        ConfigError: it has that style, and there is no folder.
+    """
+    if "3d" in preset.styles and folder is None:
+        raise ConfigError(
+            f"--fluent: got none, but preset {preset.name} draws in style 3d: pass the folder of the npm package "
+            "@lobehub/fluent-emoji-3d (npm pack @lobehub/fluent-emoji-3d; tar xzf lobehub-*.tgz)"
+        )
+    use_fluent(folder if "3d" in preset.styles else None)
 
 
 @contextmanager

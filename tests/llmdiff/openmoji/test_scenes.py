@@ -161,7 +161,7 @@ def test_the_same_seed_gives_the_same_words():
 
 
 def test_the_same_seed_gives_the_same_tokenizer(tmp_path):
-    tokenizers = [create_tokenizer(preset("test"), tmp_path / name) for name in ("one", "two")]
+    tokenizers = [create_tokenizer(preset("openmoji-test"), tmp_path / name) for name in ("one", "two")]
     files = [(tmp_path / name / "tokenizer.json").read_bytes() for name in ("one", "two")]
     assert files[0] == files[1]
     vocabulary = tokenizers[0].get_vocab()

@@ -17,6 +17,7 @@ from llmdiff.evaluation.metrics.loading import load_metric
 from llmdiff.language.cache import EncodingStore
 from llmdiff.training import warm_start
 from llmdiff.training.log import read_log
+from llmdiff.world.splits import SPLITS
 from llmdiff_lab.cli.main import app
 from llmdiff_lab.comparison import run as running
 from llmdiff_lab.comparison import trainings
@@ -42,7 +43,7 @@ def test_every_system_has_figures_intervals_and_costs(done):
     assert set(report["systems"]) == set(NAMES)
     assert report["ours"] == "guided"
     for name, system in report["systems"].items():
-        assert set(system["splits"]) == {"seen", "pairs", "colours", "phrasings", "synonyms", "indirect"}
+        assert set(system["splits"]) == set(SPLITS)
         for figures in (system["overall"], system["held_out"], *system["splits"].values()):
             assert 0 <= figures["low"] <= figures["mean"] <= figures["high"] <= 1
         assert system["interval_over"] == ("prompts" if name == "base" else "seeds")
@@ -445,7 +446,7 @@ def test_captions_are_read_once_for_all_seeds_and_the_base_asked_once_for_all_ri
     names = ["base-states", "last-hidden"]
     benchmark(built, tmp_path, names, seeds=2, steps=1, text_steps=2).run(command="")
     once, again = [count for count in read if count]
-    assert 10 < once == again <= 16 + 8 + 1  # trained on, held out, the empty one; some may be alike
+    assert 10 < once == again <= 24 + 8 + 1  # trained on, held out, the empty one; some may be alike
     assert len(asked) == 1
     kept = [tmp_path / "runs" / name / "seed-1" for name in names]
     weights = [place / "model" / "diffusion_pytorch_model.safetensors" for place in kept]

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from llmdiff.errors import ConfigError, LLMNotFoundError
 from llmdiff.language.llm import DecoderLLM
+from llmdiff.world.splits import SPLITS
 from llmdiff_lab.cli.main import app
 from llmdiff_lab.comparison import compare_llms as comparing
 from llmdiff_lab.comparison.compare_page import comparison_tables, save_comparison
@@ -47,14 +48,14 @@ def done(built, llms, tmp_path_factory):
 
 
 def test_settings_are_the_presets_unless_others_are_asked_for():
-    made_with = preset("cpu")
-    kept = comparing.comparison_settings("cpu", batch=7)
+    made_with = preset("openmoji-cpu")
+    kept = comparing.comparison_settings("openmoji-cpu", batch=7)
     assert kept.text_steps == made_with.adapter_gain_steps + made_with.adapter_warm_steps
     assert (kept.steps, kept.captions) == (made_with.adapter_steps, made_with.adapter_captions)
     assert (kept.batch, kept.rivals) == (7, ("guided",))
-    assert comparing.comparison_settings("cpu", text_steps=0).text_steps == 0
+    assert comparing.comparison_settings("openmoji-cpu", text_steps=0).text_steps == 0
     with pytest.raises(ConfigError, match="rivals: got 'guide'"):
-        comparing.comparison_settings("cpu", system="guide")
+        comparing.comparison_settings("openmoji-cpu", system="guide")
 
 
 def test_llms_are_listed_by_size_with_figures_and_costs(done, llms):
@@ -65,14 +66,14 @@ def test_llms_are_listed_by_size_with_figures_and_costs(done, llms):
         assert row["parameters"] == sum(p.numel() for p in model.parameters())
         assert 0 < row["block_parameters"] < row["parameters"]
         assert row["seconds_per_encoding"] > 0
-        assert row["held_out"]["n"] == 10
+        assert row["held_out"]["n"] == 2 * (len(SPLITS) - 1)
         assert row["cost"]["trained_parameters"] > 0
         assert set(row["differences_to_base"]) == {"overall", "held_out", *row["splits"]}
     small, wide = report["llms"].values()
     assert small["parameters"] < wide["parameters"]
     assert small["differences_to_smallest"] is None
-    assert wide["differences_to_smallest"]["overall"]["n"] == 12
-    assert report["base"]["overall"]["n"] == 12
+    assert wide["differences_to_smallest"]["overall"]["n"] == 2 * len(SPLITS)
+    assert report["base"]["overall"]["n"] == 2 * len(SPLITS)
 
 
 def test_a_second_run_trains_and_draws_nothing(built, done, llms):

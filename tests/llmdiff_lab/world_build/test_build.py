@@ -20,7 +20,7 @@ from llmdiff_lab.world_build.ship import ship
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("build")
-    build = Build(preset("test"), folder, torch.device("cpu"))
+    build = Build(preset("openmoji-test"), folder, torch.device("cpu"))
     build.run("denoiser")
     return build
 
@@ -28,7 +28,7 @@ def built(tmp_path_factory):
 def test_every_stage_leaves_its_record(built):
     for stage in ("vae", "scenes", "text", "denoiser"):
         record = json.loads((built.folder / stage / "done.json").read_text())
-        assert record["preset"]["name"] == "test"
+        assert record["preset"]["name"] == "openmoji-test"
     assert "held_out_psnr_db" in json.loads((built.folder / "vae" / "done.json").read_text())
     for stage in ("vae", "text", "denoiser"):
         assert (built.folder / stage / "loss.png").stat().st_size > 1000
@@ -74,7 +74,7 @@ def test_unknown_presets_and_values_are_errors_by_name():
     with pytest.raises(ConfigError, match="'cpus'"):
         preset("cpus")
     with pytest.raises(ConfigError, match="unet_step"):
-        preset("cpu", unet_step=3)
+        preset("openmoji-cpu", unet_step=3)
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_a_build_begins_from_shipped_weights(whole, tmp_path):
 
 
 def test_one_stage_alone_trains_only_what_it_takes_something_from(tmp_path):
-    run_build("test", tmp_path, only="siglip", device="cpu")
+    run_build("openmoji-test", tmp_path, only="siglip", device="cpu")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["siglip", "tokenizer"]
     record = json.loads((tmp_path / "siglip" / "done.json").read_text())
     assert 0 <= record["held_out"]["near_miss"] <= 1

@@ -46,7 +46,7 @@ def test_cells_without_a_thing_look_like_the_background():
 
 
 def test_the_mapping_u_net_draws_what_the_u_net_draws_and_learns_from_both():
-    unet = create_unet(preset("test"), 16)
+    unet = create_unet(preset("openmoji-test"), 16)
     mapping = MappingUNet(unet, 9)
     sample, timestep = torch.randn(2, 8, 16, 16), torch.tensor([3, 900])
     states = torch.randn(2, 5, 32)

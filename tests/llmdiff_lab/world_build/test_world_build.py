@@ -272,3 +272,23 @@ def test_options_that_cannot_work_are_refused_by_name(tmp_path):
     with pytest.raises(ConfigError, match="unet_step"):
         world_preset("cpu", unet_step=3)
     assert not (tmp_path / "build").exists()
+
+
+def test_a_build_begins_from_shipped_weights_and_trains_the_base_on(built, tmp_path):
+    ship_world(built.pipeline(), built.folder, tmp_path / "weights", built.preset)
+    with WorldBuild(built.preset, tmp_path / "begun", CPU) as begun:
+        begun.begin_from(tmp_path / "weights")
+        trained = built.denoiser().unet.state_dict()
+        for name, value in begun.denoiser().unet.state_dict().items():
+            assert torch.equal(value, trained[name].half().float()), name
+        begun.run("checker")  # only scenes and their latents are left to make
+        assert not list((tmp_path / "begun").rglob("log.jsonl"))
+        assert begun.is_done("latents")
+        pipe = begun.pipeline()
+        before = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
+        begun.train_longer(pipe, tmp_path / "longer", steps=2, batch=4, seed=1)
+        assert any(not torch.equal(value, before[name]) for name, value in pipe.unet.state_dict().items())
+        # On the adapters' captions, which are not the base's own.
+        rich, plain = begun.scenes("rich"), begun.scenes()
+        assert torch.equal(rich.maps, plain.maps)
+        assert not torch.equal(rich.ids, plain.ids)
