@@ -85,6 +85,7 @@ def evaluate(
     """
     set_up(verbose)
     from llmdiff.evaluation.report import evaluate_suite
+    from llmdiff.evaluation.suites.scenes import suite_of_pipeline
     from llmdiff.evaluation.systems import controller_systems, models_systems
     from llmdiff.evaluation.tables import report_tables
     from llmdiff.files import writable_folder
@@ -103,7 +104,7 @@ def evaluate(
     controller, pipe = load(replace(models, device=place if chosen_workers.here else "cpu"))
     if suite == _SCENES:
         base = controller.adapter.config.base_model_id
-        chosen["suite"] = _scenes_suite(measured[0], base, prompts or _SCENES_PROMPTS, seed)
+        chosen["suite"] = suite_of_pipeline(base, measured[0].checker, prompts or _SCENES_PROMPTS, seed)
     drawing: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale}
     report = evaluate_suite(
         controller_systems(controller, pipe, control=models.control, **drawing),
@@ -126,12 +127,6 @@ def evaluate(
     )
     typer.echo(report_tables(report))
     typer.echo(out / "report.md")
-
-
-def _scenes_suite(scorer: Any, base: str, prompts: int, seed: int) -> Any:
-    from llmdiff.evaluation.suites.scenes import scene_prompts, scenes_suite, world_of_pipeline
-
-    return scenes_suite(scene_prompts(prompts, seed, world_of_pipeline(base, scorer.checker)))
 
 
 def _scenes(

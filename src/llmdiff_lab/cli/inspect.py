@@ -211,3 +211,49 @@ def probes(
     record = measure_probes(settings, out)
     save_probes(record | {"command": command_line()}, out)
     typer.echo(probe_tables(record), nl=False)
+
+
+@app.command(cls=Verb, epilog="llmdiff-lab inspect blocks --prompts 5 --out blocks")
+@takes_models()
+def blocks(
+    out: Out = Path("blocks"),
+    prompts: Annotated[int, number("--prompts", bounds.COUNT, help="Of every split.")] = 10,
+    steps: Steps = 20,
+    guidance_scale: Guidance = 3.0,
+    seed: Annotated[int, number("--seed", bounds.SEED, help="Seed of the prompts.")] = 0,
+    checker: Annotated[str, typer.Option("--checker", help="What reads pictures: a folder.")] = "openmoji",
+    verbose: Verbose = False,
+    *,
+    models: Models,
+) -> None:
+    """Show which of the LLM's blocks an adapter draws with: all but each block, and each block alone.
+
+    Two drawings of every prompt for each block. Run again in the same folder, it draws what is not there yet.
+    """
+    set_up(verbose)
+    check_extra("inspect", "matplotlib")
+    from llmdiff.drawing.models import models_digests
+    from llmdiff.environment import command_line
+    from llmdiff.evaluation.suites.scenes import SceneScorer, load_checker, suite_of_pipeline
+    from llmdiff.files import writable_folder
+    from llmdiff_lab.inspection.block_accuracy import measure_blocks
+    from llmdiff_lab.inspection.block_plots import block_table, save_blocks
+
+    writable_folder(out)
+    controller, pipe = load(models, base_draws=False)
+    scorer = SceneScorer(load_checker(checker).to(usable_device(models.device)))
+    report = measure_blocks(
+        controller,
+        pipe,
+        suite_of_pipeline(controller.adapter.config.base_model_id, scorer.checker, prompts, seed),
+        scorer,
+        out,
+        control=models.control,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        settings=models_digests(controller, pipe),
+        command=command_line(),
+    )
+    save_blocks(report, out)
+    typer.echo(block_table(report))
+    typer.echo(out / "blocks.png")

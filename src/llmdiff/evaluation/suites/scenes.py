@@ -184,6 +184,17 @@ def scene_prompts(
     return _small_prompts(prompts_per_split, seed, world or small.World(), chosen)
 
 
+def suite_of_pipeline(
+    base: str, checker: SceneChecker | WorldChecker, prompts_per_split: int, seed: int
+) -> PromptSuite:
+    """Return the suite of the world that a pipeline was trained on.
+
+    Raises:
+        ConfigError: the checker cannot read all that the pipeline can draw.
+    """
+    return scenes_suite(scene_prompts(prompts_per_split, seed, world_of_pipeline(base, checker)))
+
+
 def scenes_suite(rows: Sequence[ScenePrompt] | Sequence[WorldPrompt]) -> PromptSuite:
     """Return the suite of these prompts; set metrics compare with renders of what they request."""
     record = json.dumps([[row.id, row.prompt, row.seed, asdict(row.requested)] for row in rows])
