@@ -133,3 +133,33 @@ def over_trainings(
     n, mean = len(means), float(np.mean(means))
     reach = (_T_95[n - 2] if n - 1 <= len(_T_95) else 1.96) * float(np.std(means, ddof=1)) / math.sqrt(n)
     return Interval(mean=mean, low=max(low, mean - reach), high=min(high, mean + reach), n=n, how="t")
+
+
+def rank_correlation(
+    first: Sequence[float], second: Sequence[float], *, seed: int = 0, resamples: int = 5000
+) -> Interval:
+    """Return Spearman's rho of paired values, with its percentile-bootstrap interval over pairs.
+
+    Ties have their mean rank. Resamples in which one side is constant are left out.
+
+    Raises:
+        ConfigError: there are fewer than four pairs, the lengths differ, or one side is constant.
+
+    Source: Spearman 1904; the percentile interval of Efron and Tibshirani 1993, section 13.3.
+    """
+    pairs = np.array([first, second], dtype=np.float64) if len(first) == len(second) else np.empty((2, 0))
+    if pairs.shape[1] < 4 or (pairs == pairs[:, :1]).all(1).any():
+        raise ConfigError(
+            f"first, second: got {len(first)} and {len(second)} values, expected at least four pairs that differ"
+        )
+    rng = np.random.default_rng(seed)
+    resampled = (pairs[:, rng.integers(pairs.shape[1], size=pairs.shape[1])] for _ in range(resamples))
+    found = [_rho(one) for one in resampled if not (one == one[:, :1]).all(1).any()]
+    low, high = np.percentile(found, [2.5, 97.5])
+    return Interval(mean=_rho(pairs), low=float(low), high=float(high), n=pairs.shape[1])
+
+
+def _rho(pairs: NDArray[np.float64]) -> float:
+    """Return the correlation of the ranks. Shapes: (2, N)."""
+    ranks = [np.array([((row < x).sum() + (row <= x).sum() - 1) / 2 for x in row]) for row in pairs]
+    return float(np.corrcoef(ranks)[0, 1])

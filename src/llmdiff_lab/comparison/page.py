@@ -10,6 +10,8 @@ from llmdiff_lab.comparison.runs import EXACT, Run
 from llmdiff_lab.comparison.tables import (
     COST_NOTE,
     METRIC_NOTE,
+    PREDICTION_HEADING,
+    PREDICTION_NOTE,
     SEARCH_HEADING,
     SEARCH_NOTE,
     accuracy_cells,
@@ -17,6 +19,7 @@ from llmdiff_lab.comparison.tables import (
     cost_rows,
     measured_rows,
     part_rows,
+    prediction_rows,
     search_rows,
 )
 from llmdiff_lab.inspection.figure_files import data_address
@@ -56,6 +59,9 @@ def benchmark_page(report: Mapping[str, Any], runs: Sequence[Run]) -> str:
         search=search_rows(systems, ranked),
         search_heading=SEARCH_HEADING,
         search_note=SEARCH_NOTE,
+        predicted=prediction_rows(systems),
+        prediction_heading=PREDICTION_HEADING,
+        prediction_note=PREDICTION_NOTE,
         curves_plot=curves_plot(systems),
         prompts=[line["prompt"] for line in one.prompts],
         samples={

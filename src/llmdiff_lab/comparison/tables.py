@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from llmdiff.evaluation.statistics import rank_correlation
 from llmdiff.evaluation.suites.scenes import PARTS
 from llmdiff.evaluation.tables import (
     failure_notes,
@@ -35,6 +36,14 @@ SEARCH_NOTE = (
     "highest rate that all tried won, or a higher one, of it and the next lower one. "
     "Less is better; seeds of one system differ by about 0.001."
 )
+
+PREDICTION_HEADING = "Can a system be chosen without drawing a picture?"
+PREDICTION_NOTE = (
+    "Spearman's rank correlation of a loss with the held-out accuracy, over systems; 95 % bootstrap intervals over "
+    "systems. -1: the lower the loss, the better the pictures, without exception. The loss from captions needs no "
+    "picture at all: it is the last one of the steps from captions alone, before any step on pictures."
+)
+_FEWEST_SYSTEMS = 4
 
 
 def benchmark_tables(report: Mapping[str, Any]) -> str:
@@ -77,6 +86,9 @@ def benchmark_tables(report: Mapping[str, Any]) -> str:
     searched = search_rows(systems, ranked)
     if searched:
         lines += [*_table(SEARCH_HEADING, searched[0], searched[1:]), "", SEARCH_NOTE]
+    predicted = prediction_rows(systems)
+    if predicted:
+        lines += [*_table(PREDICTION_HEADING, predicted[0], predicted[1:]), "", PREDICTION_NOTE]
     if report["left_out"]:
         lines += ["", "**Left out**", ""]
         lines += [f"- {name}: {reason}" for name, reason in report["left_out"].items()]
@@ -219,6 +231,34 @@ def search_rows(systems: Mapping[str, Any], ranked: Sequence[str]) -> list[list[
         ]
         rows.append([name, *shown, _short(systems[name]["learning_rate"])])
     return rows
+
+
+def prediction_rows(systems: Mapping[str, Any]) -> list[list[str]]:
+    """Return a head and a row for every loss that may tell a system's accuracy; nothing for too few systems.
+
+    Each training counts once: systems that draw mixed with the base (NAME@SCALE) are left out.
+    """
+    losses: dict[str, dict[str, float]] = {
+        "loss from captions alone": {
+            name: sum(curve[-1][1] for curve in system["text_curves"]) / len(system["text_curves"])
+            for name, system in systems.items()
+            if system["text_curves"] and all(system["text_curves"])
+        },
+        "loss on held-out scenes, after all steps": {
+            name: sum(system["held_out_loss"]) / len(system["held_out_loss"])
+            for name, system in systems.items()
+            if system.get("held_out_loss")
+        },
+    }
+    rows = [["loss", "rank correlation with held-out accuracy", "systems"]]
+    for title, found in losses.items():
+        names = [name for name in found if "@" not in name]
+        accuracies = [systems[name]["held_out"]["mean"] for name in names]
+        if len(names) < _FEWEST_SYSTEMS or len(set(accuracies)) == 1:
+            continue
+        rho = rank_correlation([found[name] for name in names], accuracies)
+        rows.append([title, f"{rho.mean:.2f} [{rho.low:.2f}, {rho.high:.2f}]", str(rho.n)])
+    return rows if len(rows) > 1 else []
 
 
 def _short(value: float | None) -> str:

@@ -12,6 +12,7 @@ from llmdiff.evaluation.statistics import (
     bootstrap_ratios,
     over_trainings,
     paired_difference,
+    rank_correlation,
 )
 
 
@@ -116,3 +117,19 @@ def test_ratios_of_totals_and_figures_made_of_them() -> None:
     assert (plain.mean, plain.low, plain.high) == pytest.approx(
         (ordinary.mean, ordinary.low, ordinary.high), abs=0.03
     )
+
+
+def test_rank_correlation_is_spearmans_with_ties() -> None:
+    first, second = [1.0, 2.0, 2.0, 4.0, 9.0, 5.0], [0.3, 0.1, 0.4, 0.6, 0.9, 0.6]
+    # Ranks 1, 2.5, 2.5, 4, 6, 5 and 2, 1, 3, 4.5, 6, 4.5, worked out by hand.
+    expected = np.corrcoef([1, 2.5, 2.5, 4, 6, 5], [2, 1, 3, 4.5, 6, 4.5])[0, 1]
+    found = rank_correlation(first, second)
+    assert found.mean == pytest.approx(expected)
+    assert found.low < found.mean <= found.high <= 1
+    assert found.n == 6
+    assert rank_correlation(first, [-x for x in first]).mean == pytest.approx(-1)
+    noise = np.random.default_rng(0).random((2, 200))
+    assert abs(rank_correlation(*noise).mean) < 0.2
+    for wrong in ([1.0, 2.0], [3.0] * 6):
+        with pytest.raises(ConfigError, match="at least four pairs"):
+            rank_correlation(first, wrong)

@@ -16,7 +16,7 @@ from llmdiff_lab.comparison.plots import curves_plot
 from llmdiff_lab.comparison.runs import Run, read_run
 from llmdiff_lab.comparison.settings import BenchmarkSettings
 from llmdiff_lab.comparison.summary import summarise_runs
-from llmdiff_lab.comparison.tables import OVER_SEEDS, benchmark_tables, ranking
+from llmdiff_lab.comparison.tables import OVER_SEEDS, benchmark_tables, prediction_rows, ranking
 
 PROMPTS = [("seen", "a car"), ("pairs", "a cat left of a dog"), ("pairs", "a bee above a cup")]
 SETTINGS = BenchmarkSettings(
@@ -300,3 +300,22 @@ def test_what_every_rate_gave_is_shown_beside_the_one_that_was_taken(runs):
 def test_without_a_search_there_is_no_table_of_rates(runs):
     report = summarise_runs(runs, SETTINGS, command="llmdiff-lab benchmark", left_out={})
     assert "in full" not in benchmark_tables(report) + benchmark_page(report, runs)
+
+
+def test_losses_are_correlated_with_accuracy_where_there_are_enough_systems(report):
+    assert "without drawing" not in benchmark_tables(report)
+    first = report["systems"]["guided"]
+
+    def system(accuracy, loss):
+        held_out = {**first["held_out"], "mean": accuracy}
+        curves = [[[5, 2.0], [10, loss]], [[5, 2.0], [10, loss + 0.1]]]
+        return {**first, "held_out": held_out, "text_curves": curves}
+
+    systems = {f"one-{i}": system(0.5 + i / 10, 1.0 - i / 10) for i in range(4)}
+    # The most accurate one has the highest loss, but it is drawn with the first one's training.
+    systems |= {"one-0@0.7": system(0.99, 9.0), "base": report["systems"]["base"]}
+    head, row = prediction_rows(systems)
+    assert row == ["loss from captions alone", "-1.00 [-1.00, -1.00]", "4"]
+    assert len(head) == 3
+    shown = benchmark_tables({**report, "systems": report["systems"] | systems, "left_out": {}})
+    assert "| loss from captions alone | -0." in shown or "| loss from captions alone | -1." in shown
