@@ -1,5 +1,6 @@
 """The verb `llmdiff-lab benchmark`; the work is done elsewhere."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,6 +35,13 @@ def benchmark(
     out: BenchmarkOut,
     rivals: Annotated[
         str | None, typer.Option("--rivals", help="Which, separated by commas [all that can be run].")
+    ] = None,
+    systems: Annotated[
+        Path | None,
+        typer.Option(
+            "--systems",
+            help="YAML of rivals to train longer or draw mixed: NAME: {rival: , steps: , scale: }.",
+        ),
     ] = None,
     seeds: Annotated[int, number("--seeds", Bounds(1, 1000), help="Trainings of every rival.")] = 3,
     preset: Preset = "openmoji-cpu",
@@ -105,6 +113,7 @@ def benchmark(
     from llmdiff.files import writable_folder
     from llmdiff_lab.comparison.fill import Recipe, fill
     from llmdiff_lab.comparison.prepare import choose_rivals
+    from llmdiff_lab.comparison.systems import read_variants
     from llmdiff_lab.comparison.tables import ranking
 
     # Whatever can be refused is refused before the base is made or its scenes are drawn.
@@ -117,7 +126,9 @@ def benchmark(
         fluent=fluent,
         device=loading.usable_device(device),
         out=out,
-        choice=choose_rivals(names, encoder=encoder, t5=t5),
+        choice=choose_rivals(
+            names, encoder=encoder, t5=t5, variants=None if systems is None else read_variants(systems)
+        ),
         metrics=tuple(with_models(metric or [], metric_model or [])),
         settings={
             "seeds": seeds,

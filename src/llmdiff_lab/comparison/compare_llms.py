@@ -11,7 +11,7 @@ import re
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,12 +21,12 @@ from llmdiff.evaluation.suites.scenes import scene_prompts
 from llmdiff.files import read_json, writable_folder, write_whole
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
-from llmdiff_lab.comparison.names import BASE
 from llmdiff_lab.comparison.protocol_notes import protocol_notes
 from llmdiff_lab.comparison.run import Benchmark
 from llmdiff_lab.comparison.runs import Exact, exact_by_prompt, read_run
-from llmdiff_lab.comparison.settings import BenchmarkSettings
+from llmdiff_lab.comparison.settings import BenchmarkSettings, plain_settings
 from llmdiff_lab.comparison.summary import differences, hardware
+from llmdiff_lab.comparison.systems import BASE
 from llmdiff_lab.rivals.registry import rival
 from llmdiff_lab.world_build.build import Build
 from llmdiff_lab.world_build.presets import Preset
@@ -120,7 +120,7 @@ def compare_llms(
         "system": system,
         "llms": rows,
         "base": {key: base_figures[key] for key in ("overall", "held_out", "splits", "parts")},
-        "settings": {key: value for key, value in asdict(settings).items() if key != "llm"},
+        "settings": {key: value for key, value in plain_settings(settings).items() if key != "llm"},
         "treatment": protocol_notes(settings),
         "hardware": hardware(),
         **provenance(command),

@@ -21,9 +21,9 @@ from tqdm.auto import tqdm
 from llmdiff.errors import LLMDiffError, first_line
 from llmdiff.evaluation.metrics.loading import load_metric
 from llmdiff.workers.jobs import Job, Workers, run_jobs
-from llmdiff_lab.comparison.names import SystemName
 from llmdiff_lab.comparison.prepare import Choice, prepare_benchmark, prepare_build
 from llmdiff_lab.comparison.run import Benchmark
+from llmdiff_lab.comparison.systems import System
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ def fill(recipe: Recipe, plan: Benchmark, workers: Workers) -> None:
     if not workers.here:
         jobs = _jobs(plan)
         # Build shared inputs before starting the workers. Systems that are already drawn need none.
-        plan.trainings.prepare(list(dict.fromkeys(job.args[0] for job in jobs)))
+        plan.trainings.prepare([name for job in jobs for name in job.args[1]])
         logs = plan.folder / "logs"
         logs.mkdir(exist_ok=True)
         failed: dict[str, LLMDiffError] = {}
@@ -91,15 +91,16 @@ def fill(recipe: Recipe, plan: Benchmark, workers: Workers) -> None:
 
 def _jobs(plan: Benchmark) -> list[Job]:
     """Return a job for each training and seed, with all systems that draw with it."""
-    systems: dict[tuple[str, int], list[str]] = {}
+    systems: dict[tuple[str, int], list[System]] = {}
     for name, seed in plan.runs():
         if not plan.is_drawn(name, seed):
-            systems.setdefault((SystemName.of(name).trained, seed), []).append(name)
+            system = plan.settings.system(name)
+            systems.setdefault((system.trained, seed), []).append(system)
     first: dict[str, str] = {}  # of each rival: its first training selects the learning rate for all others
     jobs = []
-    for (trained, seed), names in systems.items():
-        name, rival = f"{trained}-seed-{seed}", SystemName.of(trained).rival
-        jobs.append(Job(name=name, args=(trained, names, seed), after=first.get(rival)))
+    for (trained, seed), alike in systems.items():
+        name, rival = f"{trained}-seed-{seed}", alike[0].rival
+        jobs.append(Job(name=name, args=(trained, [one.name for one in alike], seed), after=first.get(rival)))
         first.setdefault(rival, name)
     return jobs
 

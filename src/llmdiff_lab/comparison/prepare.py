@@ -1,8 +1,8 @@
 """Prepare a benchmark: a build with a base and a checker, and the available rivals."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,9 +12,9 @@ from llmdiff.errors import ConfigError, MetricError, PipelineNotFoundError
 from llmdiff.evaluation.metrics.kinds import Metric
 from llmdiff.evaluation.metrics.loading import EMBEDDED_NAME, load_metric
 from llmdiff.language.gguf import llmdiff_home
-from llmdiff_lab.comparison.names import SYSTEMS, SystemName, check_names
 from llmdiff_lab.comparison.run import Benchmark
 from llmdiff_lab.comparison.settings import BenchmarkSettings
+from llmdiff_lab.comparison.systems import SYSTEMS, Variant, check_names, system_of
 from llmdiff_lab.rivals.encoder import chosen_encoder
 from llmdiff_lab.rivals.registry import RIVALS
 from llmdiff_lab.world_build.build import Build
@@ -64,15 +64,25 @@ class Choice:
     encoder: str | None
     t5: str | None
     left_out: dict[str, str]
+    variants: Mapping[str, Variant] = field(default_factory=dict)
 
 
-def choose_rivals(rivals: Sequence[str] = (), *, encoder: str | None = None, t5: str | None = None) -> Choice:
+def choose_rivals(
+    rivals: Sequence[str] = (),
+    *,
+    encoder: str | None = None,
+    t5: str | None = None,
+    variants: Mapping[str, Variant] | None = None,
+) -> Choice:
     """Return the named systems, or all that can be run. `encoder` None: MiniLM, where its package is installed.
+
+    `variants` may be named too; without names all of them are taken, besides the rivals.
 
     Raises:
         ConfigError: an unknown system, or one that was named and cannot be run.
     """
-    check_names(rivals)
+    variants = dict(variants or {})
+    check_names(rivals, variants)
     encoder = chosen_encoder(encoder)
     missing = {
         name: f"no {row.needs} was given"
@@ -80,16 +90,20 @@ def choose_rivals(rivals: Sequence[str] = (), *, encoder: str | None = None, t5:
         if {"encoder": encoder, "t5": t5}.get(row.needs or "", "") is None
     }
     for name in rivals:
-        read = SystemName.of(name).rival
+        read = system_of(name, variants).rival
         if read in missing:
             raise ConfigError(
                 f"rival {name!r} cannot be run: {missing[read]}; give one, or leave the rival out"
             )
-    chosen = tuple(dict.fromkeys(rivals)) or tuple(name for name in SYSTEMS if name not in missing)
+    chosen = tuple(dict.fromkeys(rivals)) or (
+        *(name for name in SYSTEMS if name not in missing),
+        *(name for name, one in variants.items() if one.rival not in missing),
+    )
     return Choice(
         rivals=chosen,
         encoder=encoder,
         t5=t5,
+        variants={name: one for name, one in variants.items() if name in chosen},
         left_out={name: missing.get(name, "not asked for") for name in SYSTEMS if name not in chosen},
     )
 
@@ -134,6 +148,7 @@ def prepare_benchmark(
     made_with = build.preset
     settings = BenchmarkSettings(
         rivals=choice.rivals,
+        variants=choice.variants,
         seeds=seeds,
         preset=made_with.name,
         llm=llm or made_with.llm,

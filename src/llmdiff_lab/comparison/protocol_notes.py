@@ -1,6 +1,5 @@
 """How a benchmark treats its systems alike, and where it does not, in sentences for its report."""
 
-from llmdiff_lab.comparison.names import SystemName
 from llmdiff_lab.comparison.settings import BenchmarkSettings
 from llmdiff_lab.world_build.world_presets import any_preset
 
@@ -67,12 +66,12 @@ def _drawing(settings: BenchmarkSettings) -> str:
 
 
 def _longer(settings: BenchmarkSettings) -> list[str]:
-    longer = [name for name in settings.rivals if SystemName.of(name).times != 1]
+    longer = [name for name in settings.rivals if settings.system(name).steps != 1]
     if not longer:
         return []
     return [
-        f"Not alike in steps, as the name says: {', '.join(longer)}. NAME-xN is NAME with N times as many steps of "
-        "every kind, at NAME's learning rate, on the same captions; it is there to compare at equal seconds."
+        f"Not alike in steps: {', '.join(longer)}. Each has more or fewer steps of every kind than its rival, as its "
+        "title says, at the rival's learning rate, on the same captions; it is there to compare at equal seconds."
     ]
 
 

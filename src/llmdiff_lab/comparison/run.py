@@ -29,11 +29,11 @@ from llmdiff.evaluation.suites.scenes import SceneScorer, scene_prompts, scenes_
 from llmdiff.evaluation.suites.suite import PromptSuite
 from llmdiff.evaluation.systems import System, pipeline_system
 from llmdiff.files import read_json, writable_folder, write_whole
-from llmdiff_lab.comparison.names import BASE, BASE_LONGER, SystemName
 from llmdiff_lab.comparison.page import benchmark_page
 from llmdiff_lab.comparison.runs import EXACT, read_run
 from llmdiff_lab.comparison.settings import BenchmarkSettings, keep_settings
 from llmdiff_lab.comparison.summary import summarise_runs
+from llmdiff_lab.comparison.systems import BASE, BASE_LONGER
 from llmdiff_lab.comparison.tables import benchmark_tables, made_with
 from llmdiff_lab.comparison.trainings import Trainings
 from llmdiff_lab.rivals.two_branch import AdapterConditioning
@@ -111,7 +111,11 @@ class Benchmark:
 
         `processes`: how many trained and drew side by side.
         """
-        found = [read_run(self.trainings.place(name, seed), name, seed) for name, seed in self.runs()]
+        trainings = self.trainings
+        found = [
+            read_run(trainings.place(name, seed), name, seed, logs=trainings.logs(name, seed))
+            for name, seed in self.runs()
+        ]
         report = summarise_runs(
             found, self.settings, command=command, left_out=self.left_out, processes=processes
         )
@@ -204,7 +208,7 @@ class Benchmark:
         self, name: str, seed: int
     ) -> tuple[StableDiffusionPipeline, Callable[[], AbstractContextManager[Any]]]:
         """Return the pipeline that draws for a system, and what has to be around it while it does."""
-        pipe, scale = self.trainings.pipe, SystemName.of(name).scale
+        pipe, scale = self.trainings.pipe, self.settings.system(name).scale
         if name == BASE:
             return pipe, nullcontext
         if name == BASE_LONGER:

@@ -68,9 +68,9 @@ class Run:
         return list(dict.fromkeys(name for line in self.prompts for name in line["values"]))
 
 
-def read_run(place: Path, system: str, seed: int) -> Run:
-    """Read a finished run from its folder."""
-    evaluation, stages = place / "evaluation", _logs(place / "training")
+def read_run(place: Path, system: str, seed: int, *, logs: Path | None = None) -> Run:
+    """Read a finished run from its folder. `logs` is the folder of its training, None: in it."""
+    evaluation, stages = place / "evaluation", _logs(logs or place / "training")
     lines = (evaluation / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
     return Run(
         system=system,

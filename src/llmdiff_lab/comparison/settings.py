@@ -1,13 +1,15 @@
 """Settings of a benchmark, stored in its folder, so that it resumes only with the same settings."""
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from llmdiff.checks.bounds import COUNT, GUIDANCE
 from llmdiff.errors import ConfigError
 from llmdiff.files import read_json, write_whole
-from llmdiff_lab.comparison.names import check_names
+from llmdiff_lab.comparison.systems import System, Variant, check_names, check_variants, system_of
 
 _NAME = "settings.json"
 _BASE_TIMESTEPS = 1000  # what the embedded default's scheduler was trained with
@@ -19,7 +21,7 @@ PROTOCOL = 2
 2: a warm-up of at most a tenth of a stage, rates searched until the best is between others, LoRA as LaVi-Bridge has it.
 """
 # A benchmark may be given more of these later, and a reader that it had not.
-_MAY_GROW, _MAY_COME = ("rivals", "seeds"), ("encoder", "t5")
+_MAY_GROW, _MAY_COME = ("rivals", "seeds", "variants"), ("encoder", "t5")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +31,8 @@ class BenchmarkSettings:
     `learning_rates` are tried by every rival alike: with the first seed, for `search_steps` steps each; the one
     with the lowest loss on held-out scenes is taken. With a single one there is no search.
 
-    A rival NAME@SCALE is NAME, drawn at this `attach` scale: mixed with the base's own text encoder, without more
-    training. NAME-xN is NAME, trained for N times as many steps, at the learning rate that NAME took.
+    `variants` are rivals trained for longer, at the learning rate that the rival took, or drawn mixed with the base's
+    own text encoder, without more training; `rivals` names them like rivals.
 
     `text_steps` come before `steps`, from text alone (`training.warm_start`); base-longer takes them on pictures.
 
@@ -44,6 +46,7 @@ class BenchmarkSettings:
     """
 
     rivals: tuple[str, ...]
+    variants: Mapping[str, Variant] = field(default_factory=dict)
     seeds: int = 3
     preset: str = "cpu"
     llm: str
@@ -63,7 +66,8 @@ class BenchmarkSettings:
     protocol: int = PROTOCOL
 
     def __post_init__(self) -> None:
-        check_names(self.rivals)
+        check_variants(self.variants)
+        check_names(self.rivals, self.variants)
         for key in ("seeds", "steps", "batch", "captions", "prompts_per_split", "drawing_steps"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key} is {getattr(self, key)}, expected at least 1")
@@ -80,10 +84,20 @@ class BenchmarkSettings:
                 f"{len(self.learning_rates)} learning rates"
             )
 
+    def system(self, name: str) -> System:
+        """Return the system of this name."""
+        return system_of(name, self.variants)
+
     @property
     def gain_steps(self) -> int:
         """Return how many of the first steps a rival takes that learns weights for every block of its reader."""
         return round((self.text_steps or self.steps) * _GAIN_SHARE)
+
+
+def plain_settings(settings: BenchmarkSettings) -> dict[str, Any]:
+    """Return the settings as JSON values."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(settings), default=Variant.model_dump))
+    return plain
 
 
 def keep_settings(settings: BenchmarkSettings, folder: Path) -> None:
@@ -93,7 +107,7 @@ def keep_settings(settings: BenchmarkSettings, folder: Path) -> None:
         ConfigError: the folder's benchmark was started with other settings.
     """
     path = folder / _NAME
-    now = json.loads(json.dumps(asdict(settings)))
+    now = plain_settings(settings)
     if path.exists():
         was = read_json(path)
         if was.get("protocol", 1) != settings.protocol:

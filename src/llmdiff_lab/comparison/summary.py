@@ -14,10 +14,10 @@ from llmdiff.environment import provenance
 from llmdiff.evaluation.figures import metric_differences, metric_figures
 from llmdiff.evaluation.statistics import over_trainings, paired_difference
 from llmdiff.evaluation.suites.scenes import PARTS
-from llmdiff_lab.comparison.names import BASE, group_of, is_longer, title_of
 from llmdiff_lab.comparison.protocol_notes import protocol_notes
 from llmdiff_lab.comparison.runs import EXACT, Exact, Run, exact_by_prompt, metric_names, values_by_prompt
-from llmdiff_lab.comparison.settings import BenchmarkSettings
+from llmdiff_lab.comparison.settings import BenchmarkSettings, plain_settings
+from llmdiff_lab.comparison.systems import BASE, System
 
 _SEEN = "seen"
 _RELATIONS = ("right", "swapped", "wrong")
@@ -40,11 +40,11 @@ def summarise_runs(
     """
     names = list(dict.fromkeys(run.system for run in runs))
     by_name = {name: [run for run in runs if run.system == name] for name in names}
-    systems = {name: _system(found) for name, found in by_name.items()}
+    systems = {name: _system(found, settings.system(name)) for name, found in by_name.items()}
     right = {name: exact_by_prompt(found) for name, found in by_name.items()}
     values = {name: values_by_prompt(found) for name, found in by_name.items()}
     ours = next((name for name in _OURS if name in right), None)
-    longer = [name for name in names if ours is not None and is_longer(name, ours)]
+    longer = [name for name in names if ours is not None and settings.system(name).is_longer(ours)]
     for name, system in systems.items():
         if name != BASE and BASE in right:
             system["differences_to_base"] = differences(right[name], right[BASE])
@@ -68,7 +68,7 @@ def summarise_runs(
         "metrics": {
             name: model for run in runs for name, model in run.report["metrics"].items() if name != EXACT
         },
-        "settings": asdict(settings),
+        "settings": plain_settings(settings),
         "treatment": protocol_notes(settings) + ([_SHARED.format(processes)] if processes > 1 else []),
         "left_out": dict(left_out),
         "hardware": hardware(),
@@ -114,7 +114,7 @@ def hardware() -> dict[str, Any]:
     return found
 
 
-def _system(runs: Sequence[Run]) -> dict[str, Any]:
+def _system(runs: Sequence[Run], system: System) -> dict[str, Any]:
     name, splits = runs[0].system, np.array(runs[0].splits)
     chosen = {split: splits == split for split in dict.fromkeys(runs[0].splits)}
     everywhere, held_out = np.ones(len(splits), dtype=bool), splits != _SEEN
@@ -128,8 +128,8 @@ def _system(runs: Sequence[Run]) -> dict[str, Any]:
         return {metric: figures for metric, figures in found.items() if figures is not None}
 
     result: dict[str, Any] = {
-        "title": title_of(name),
-        "group": group_of(name),
+        "title": system.title,
+        "group": system.group,
         "overall": _over_trainings(runs, EXACT, everywhere),
         "held_out": _over_trainings(runs, EXACT, held_out),
         "splits": {split: _over_trainings(runs, EXACT, at) for split, at in chosen.items()},
@@ -153,6 +153,8 @@ def _system(runs: Sequence[Run]) -> dict[str, Any]:
     drawn_with = runs[0].report.get("settings", {})
     if "guidance_scale" in drawn_with:
         result["guidance_scale"] = drawn_with["guidance_scale"]
+    if system.scale is not None:
+        result["scale"] = system.scale
     if runs[0].search:
         result["search"] = dict(runs[0].search)
     for key in ("learning_rate", "held_out_loss"):

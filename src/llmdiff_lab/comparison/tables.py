@@ -236,7 +236,7 @@ def search_rows(systems: Mapping[str, Any], ranked: Sequence[str]) -> list[list[
 def prediction_rows(systems: Mapping[str, Any]) -> list[list[str]]:
     """Return a head and a row for every loss that may tell a system's accuracy; nothing for too few systems.
 
-    Each training counts once: systems that draw mixed with the base (NAME@SCALE) are left out.
+    Each training counts once: systems that draw mixed with the base are left out.
     """
     losses: dict[str, dict[str, float]] = {
         "loss from captions alone": {
@@ -252,7 +252,7 @@ def prediction_rows(systems: Mapping[str, Any]) -> list[list[str]]:
     }
     rows = [["loss", "rank correlation with held-out accuracy", "systems"]]
     for title, found in losses.items():
-        names = [name for name in found if "@" not in name]
+        names = [name for name in found if "scale" not in systems[name] and "@" not in name]
         accuracies = [systems[name]["held_out"]["mean"] for name in names]
         if len(names) < _FEWEST_SYSTEMS or len(set(accuracies)) == 1:
             continue

@@ -30,10 +30,10 @@ from llmdiff.training.data import Samples
 from llmdiff.training.log import read_log
 from llmdiff.training.prepare import fill_latents, latent_store, load_samples, missing_latents
 from llmdiff_lab.comparison.memory import PeakMemory
-from llmdiff_lab.comparison.names import BASE, BASE_LONGER, TITLES, SystemName
 from llmdiff_lab.comparison.rates import DIVERGED, beyond, held_out_loss, rates_in
 from llmdiff_lab.comparison.runs import IN_FULL, SEARCH_NAME, read_search
 from llmdiff_lab.comparison.settings import BenchmarkSettings
+from llmdiff_lab.comparison.systems import BASE, BASE_LONGER, TITLES, System
 from llmdiff_lab.rivals.encoder import EncoderStates
 from llmdiff_lab.rivals.registry import RivalInputs, create, rival
 from llmdiff_lab.rivals.storage import load_rival, save_rival
@@ -74,10 +74,10 @@ class Trainings:
 
     def prepare(self, systems: Sequence[str]) -> None:
         """Draw the scenes and load the readers that trainings of these systems need."""
-        rivals = [SystemName.of(name).rival for name in systems]
+        rivals = [self.settings.system(name).rival for name in systems]
         needs = {rival(name).needs for name in rivals if name not in TITLES}
         if BASE_LONGER in systems:
-            self.build.scenes()
+            self.build.prepare_longer()
         if set(systems) - {BASE, BASE_LONGER}:
             _ = self._samples
         for kind in needs:
@@ -88,22 +88,24 @@ class Trainings:
         return self.folder / name / f"seed-{seed}"
 
     def train(self, name: str, seed: int) -> None:
-        """Train a system, unless it is trained; what NAME@SCALE draws with is NAME."""
-        place, parts = self.place(name, seed), SystemName.of(name)
-        if (place / "trained.json").exists():
-            return
-        if name == BASE:
-            write_whole(place / "trained.json", json.dumps({"trained_parameters": 0}))
-        elif name == BASE_LONGER:
-            self._train_base(place, seed)
-        elif parts.scale is None:
-            self._train_rival(parts, place, seed)
-        else:
-            self.train(parts.trained, seed)
-            write_whole(
-                place / "trained.json", (self.place(parts.trained, seed) / "trained.json").read_text()
-            )
-        gc.collect()
+        """Train what a system draws with, unless it is trained."""
+        system = self.settings.system(name)
+        place = self.place(system.trained, seed)
+        if not (place / "trained.json").exists():
+            if system.rival == BASE:
+                write_whole(place / "trained.json", json.dumps({"trained_parameters": 0}))
+            elif system.rival == BASE_LONGER:
+                self._train_base(place, seed)
+            else:
+                self._train_rival(system, place, seed)
+            gc.collect()
+        if system.trained != name:
+            write_whole(self.place(name, seed) / "trained.json", (place / "trained.json").read_text())
+
+    def logs(self, name: str, seed: int) -> Path:
+        """Return the folder with the logs of a system's training; a mixture with the base has none of its own."""
+        system = self.settings.system(name)
+        return self.place(name if system.scale else system.trained, seed) / "training"
 
     def longer(self, seed: int) -> StableDiffusionPipeline:
         """Return the base that was trained on."""
@@ -114,7 +116,7 @@ class Trainings:
 
     def conditioning(self, name: str, seed: int) -> Conditioning:
         """Return a trained rival, ready to be attached to `pipe`."""
-        parts = SystemName.of(name)
+        parts = self.settings.system(name)
         return load_rival(
             self.place(parts.trained, seed) / "model", self._parts(parts.rival, seed, calibrate=False)
         )
@@ -140,13 +142,13 @@ class Trainings:
             lr_warmup_share=WARMUP_SHARE,
         )
 
-    def _train_rival(self, system: SystemName, place: Path, seed: int) -> None:
+    def _train_rival(self, system: System, place: Path, seed: int) -> None:
         name, searched = system.rival, len(self.settings.learning_rates) > 1
-        if searched and system.times != 1:
+        if searched and system.steps != 1:
             self.train(name, 0)  # its rate, checked in full
         rate = self._learning_rate(name)
-        record = self._train_with(rate, name, place, seed, times=system.times)
-        if searched and seed == 0 and system.times == 1:
+        record = self._train_with(rate, name, place, seed, times=system.steps)
+        if searched and seed == 0 and system.steps == 1:
             self._check_in_full(name, rate, record["held_out_loss"], place)
             if self._learning_rate(name) != rate:
                 record = self._train_with(self._learning_rate(name), name, place, seed)

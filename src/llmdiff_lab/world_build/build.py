@@ -175,6 +175,10 @@ class Build(StagedBuild):
         pipe.register_modules(vae=self.decoder(), scheduler=denoiser.create_scheduler())
         return pipe
 
+    def prepare_longer(self) -> None:
+        """Make what `train_longer` needs, unless it is there."""
+        self.scenes()
+
     def train_longer(
         self, pipe: StableDiffusionPipeline, folder: Path, *, steps: int, batch: int, seed: int
     ) -> None:

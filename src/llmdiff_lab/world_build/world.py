@@ -256,6 +256,11 @@ class WorldBuild(StagedBuild):
         pipe.register_modules(vae=self.decoder(), scheduler=create_scheduler())
         return pipe
 
+    def prepare_longer(self) -> None:
+        """Make what `train_longer` needs, unless it is there."""
+        self.scenes("rich")
+        self.latents()
+
     def train_longer(
         self, pipe: StableDiffusionPipeline, folder: Path, *, steps: int, batch: int, seed: int
     ) -> None:

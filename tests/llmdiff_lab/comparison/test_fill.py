@@ -14,6 +14,7 @@ from llmdiff.workers.jobs import Workers
 from llmdiff_lab.comparison.fill import Recipe, fill
 from llmdiff_lab.comparison.prepare import choose_rivals
 from llmdiff_lab.comparison.run import Benchmark
+from llmdiff_lab.comparison.systems import Variant
 
 SMALL = {"steps": 6, "prompts_per_split": 1, "drawing_steps": 1, "seeds": 2}
 
@@ -25,7 +26,7 @@ def recipe(built, llm_folder, out, *names, **changes):
         begin=None,
         device="cpu",
         out=out,
-        choice=choose_rivals(names),
+        choice=choose_rivals(names, variants={"mixed": Variant(rival="guided", scale=0.5)}),
         metrics=(("siglip", "openmoji"),),
         settings={"llm": llm_folder, **SMALL, **changes},
     )
@@ -51,7 +52,7 @@ def flat(values, name=""):
 
 
 def test_the_figures_are_those_of_one_process(built, llm_folder, tmp_path):
-    names = ("base", "guided@0.5", "guided")
+    names = ("base", "mixed", "guided")
     beside = recipe(built, llm_folder, tmp_path / "beside", *names)
     plan = beside.benchmark()
     fill(beside, plan, Workers(count=2))
@@ -63,7 +64,7 @@ def test_the_figures_are_those_of_one_process(built, llm_folder, tmp_path):
     torch.set_num_threads(before)
     # A process that has run other tests rounds otherwise than a fresh one.
     assert flat(figures(plan, processes=2)) == pytest.approx(flat(figures(alone)), abs=1e-3)
-    # guided@0.5 is drawn where guided is trained.
+    # The mixture is drawn where guided is trained.
     assert {path.name for path in (plan.folder / "logs").iterdir()} == {
         "base-seed-0.log",
         "guided-seed-0.log",

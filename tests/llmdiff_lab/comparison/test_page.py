@@ -313,7 +313,7 @@ def test_losses_are_correlated_with_accuracy_where_there_are_enough_systems(repo
 
     systems = {f"one-{i}": system(0.5 + i / 10, 1.0 - i / 10) for i in range(4)}
     # The most accurate one has the highest loss, but it is drawn with the first one's training.
-    systems |= {"one-0@0.7": system(0.99, 9.0), "base": report["systems"]["base"]}
+    systems |= {"one-0-mixed": {**system(0.99, 9.0), "scale": 0.7}, "base": report["systems"]["base"]}
     head, row = prediction_rows(systems)
     assert row == ["loss from captions alone", "-1.00 [-1.00, -1.00]", "4"]
     assert len(head) == 3
