@@ -163,3 +163,16 @@ def _rho(pairs: NDArray[np.float64]) -> float:
     """Return the correlation of the ranks. Shapes: (2, N)."""
     ranks = [np.array([((row < x).sum() + (row <= x).sum() - 1) / 2 for x in row]) for row in pairs]
     return float(np.corrcoef(ranks)[0, 1])
+
+
+def cohens_kappa(verdicts: NDArray[np.bool_], true: NDArray[np.bool_]) -> float | None:
+    """Return Cohen's kappa of a judge against the truth; None if the truth is constant.
+
+    Source: Cohen 1960.
+    """
+    if true.all() or not true.any():
+        return None
+    observed = float((verdicts == true).mean())
+    yes, yes_true = float(verdicts.mean()), float(true.mean())
+    by_chance = yes * yes_true + (1 - yes) * (1 - yes_true)
+    return (observed - by_chance) / (1 - by_chance)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmdiff.errors import ConfigError
-from llmdiff.evaluation.statistics import bootstrap_mean
+from llmdiff.evaluation.statistics import bootstrap_mean, cohens_kappa
 from llmdiff.evaluation.suites.scenes_check import to_checker_input
 from llmdiff.evaluation.suites.verdicts import SeenScene, Verdict, scene_as_seen, verdict
 from llmdiff.evaluation.tables import figure_text, text_table
@@ -79,19 +79,6 @@ def scorer_tables(report: dict[str, Any], *, markdown: bool = False) -> str:
         parts.append([pictures, *(f"{100 * found['parts'][part]:.2f}" for part in _PARTS)])
     notes = f"{report['renders']} renders of all splits; 95 % bootstrap intervals over renders.\n"
     return "\n\n".join([text_table(rows, markdown), text_table(parts, markdown), notes])
-
-
-def cohens_kappa(verdicts: NDArray[np.bool_], true: NDArray[np.bool_]) -> float | None:
-    """Return Cohen's kappa of a judge against the truth; None if the truth is constant.
-
-    Source: Cohen 1960.
-    """
-    if true.all() or not true.any():
-        return None
-    observed = float((verdicts == true).mean())
-    yes, yes_true = float(verdicts.mean()), float(true.mean())
-    by_chance = yes * yes_true + (1 - yes) * (1 - yes_true)
-    return (observed - by_chance) / (1 - by_chance)
 
 
 def _compared(

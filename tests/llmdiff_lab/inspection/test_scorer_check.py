@@ -8,9 +8,10 @@ import pytest
 from numpy.typing import NDArray
 
 from llmdiff.errors import ConfigError
+from llmdiff.evaluation.statistics import cohens_kappa
 from llmdiff.evaluation.suites.verdicts import SeenScene, scene_as_seen
 from llmdiff.openmoji.contents import World
-from llmdiff_lab.inspection.scorer_check import check_scorer, cohens_kappa, scorer_tables
+from llmdiff_lab.inspection.scorer_check import check_scorer, scorer_tables
 from llmdiff_lab.world_build.checker import real_renders
 
 WORLD = World(objects=6)
