@@ -52,7 +52,7 @@ def test_seeds_are_compared_beyond_chance(folder):
 
 def test_faults_are_counted_by_kind(folder):
     _, *rows = fault_rows(read_runs(folder, "one"), read_runs(folder, "two"))
-    assert dict((row[0], row[1:]) for row in rows) == {
+    assert {row[0]: row[1:] for row in rows} == {
         "count + things": ["33.3", "100.0"],
         "relation swapped": ["66.7", "0.0"],
         "pictures that are not exact": ["3", "3"],
