@@ -30,7 +30,7 @@ from llmdiff.evaluation.systems import controller_systems
 from llmdiff.evaluation.tables import percent
 from llmdiff.files import write_whole
 from llmdiff.language.packaged import EMBEDDED_NAME, packaged_llm_folder
-from llmdiff.language.proxy import ClosedLLM, ProxySettings
+from llmdiff.language.closed_llm import ClosedLLM, ClosedLLMSettings
 from llmdiff.language.rewording import Rewording
 from llmdiff.openmoji.captions import caption
 from llmdiff.openmoji.contents import World
@@ -153,7 +153,7 @@ def main() -> None:
     controller = LLMController.from_pretrained(chosen.adapter)
     checker = SceneChecker.from_pretrained(chosen.checker)
     with served(local) if local else nullcontext(chosen.reword_url) as url:
-        settings = ProxySettings(
+        settings = ClosedLLMSettings(
             url=url,
             model=local or chosen.reword_model,
             instruction=chosen.instruction,

@@ -210,12 +210,12 @@ def load_controller(models: Models, *, device: str) -> "LLMController":
 def _rewording(models: Models) -> "Rewording | None":
     if models.reword_url is None or models.reword_model is None:
         return None
+    from llmdiff.language.closed_llm import ClosedLLM, ClosedLLMSettings
     from llmdiff.language.gguf import llmdiff_home
-    from llmdiff.language.proxy import ClosedLLM, ProxySettings
     from llmdiff.language.rewording import Rewording
 
     several = models.reword_answers > 1
-    settings = ProxySettings(
+    settings = ClosedLLMSettings(
         url=models.reword_url,
         model=models.reword_model,
         answers=models.reword_answers,

@@ -1,4 +1,4 @@
-"""Gains of their own for groups of a denoiser's attention layers: every group reads other blocks of the LLM."""
+"""Separate gains for groups of a denoiser's attention layers: each group can use other blocks of the LLM."""
 
 from typing import Literal
 
@@ -9,12 +9,12 @@ RoutingForm = Literal["signed", "softmax"]
 
 
 class RoutedGains(nn.Module):
-    """What each group of attention layers changes of the gains that all of them share.
+    """Changes of the shared gains for each group of attention layers.
 
         signed:   g_dl = g_l + G_dl                        k_dl = k_l + K_dl
         softmax:  g_dl = g_l * L softmax_l(G_dl)           k_dl = k_l * L softmax_l(K_dl)
 
-    G and K start at 0, where both forms give the shared gains. "signed" can turn a block's sign around for one group;
+    G and K start at 0, where both forms give the shared gains. "signed" can invert a block's sign for one group;
     "softmax" moves weight between blocks and keeps every sign. G and K have the unit of gamma and kappa, see
     `ContextEncoding`.
 

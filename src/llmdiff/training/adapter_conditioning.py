@@ -93,7 +93,7 @@ class AdapterConditioning(Conditioning):
             noise = self._noise(generator)
             if noise is None:
                 return self.adapter.condition(encoding)
-            states = self.context.noised(encoding.states, encoding.token_mask, noise)
+            states = self.context.add_noise(encoding.states, encoding.token_mask, noise)
             return self.adapter.condition(TextEncoding(states=states, token_mask=encoding.token_mask))
 
         return Stage(

@@ -81,6 +81,6 @@ class Prefetcher(Generic[T]):
         return self._waiting.pop(number).result()
 
     def close(self) -> None:
-        """Begin nothing more, and wait for what is under way; returns nothing."""
+        """Begin nothing more, and wait for what is under way."""
         self._pool.shutdown(cancel_futures=True)
         self._waiting = {}

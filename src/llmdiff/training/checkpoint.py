@@ -33,7 +33,7 @@ def save_checkpoint(
     state: Mapping[str, Any],
     keep_last: int = 2,
 ) -> None:
-    """Write the checkpoint of a step, then delete older ones; returns nothing.
+    """Write the checkpoint of a step, then delete older ones.
 
     A kill at any instant leaves the older ones or this one besides. The last `keep_last` stay, and the one with
     the lowest `validation_loss` in its state.
@@ -121,7 +121,7 @@ def optimizer_parts(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any] | None = None
 ) -> None:
-    """Put the saved moments back; returns nothing. Learning rates and the like stay those of the optimiser."""
+    """Put the saved moments back. Learning rates and the like stay those of the optimiser."""
     states: dict[int, dict[str, Any]] = {}
     for name, value in (part(tensors, "optimizer") | part(numbers or {}, "optimizer")).items():
         index, key = name.split(".", 1)

@@ -146,7 +146,7 @@ def readers_metric(adapter: LLMDiffAdapter, spread: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fold_map(old: LLMDiffAdapter, new: LLMDiffAdapter, found: TokenMap, metric: Tensor) -> None:
-    """Make `new` read its LLM as the old adapter reads its own, as far as the map goes; returns nothing."""
+    """Make `new` read its LLM as the old adapter reads its own, as far as the map goes."""
     device = next(old.parameters()).device
     weight, bias = found.weight.to(device), found.bias.to(device)
     inverse = _inverse(weight, metric.to(device))

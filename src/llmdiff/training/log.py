@@ -43,7 +43,7 @@ class TrainingLog:
             )
 
     def add(self, step: int, figures: Mapping[str, float]) -> None:
-        """Take in a part of a step; returns nothing."""
+        """Take in a part of a step."""
         for name, value in figures.items():
             total, count = self._sums.get(name, (0.0, 0))
             self._sums[name] = (total + value, count + 1)
@@ -56,7 +56,7 @@ class TrainingLog:
             self.flush(last, samples=samples)
 
     def flush(self, last: Mapping[str, float], *, samples: int | None) -> None:
-        """Write what has come in since the last line; returns nothing."""
+        """Write what has come in since the last line."""
         if not self._count:
             return
         seconds = max(time.monotonic() - self._since, 1e-9)
@@ -71,7 +71,7 @@ class TrainingLog:
         self._sums, self._count, self._since = {}, 0, time.monotonic()
 
     def write(self, line: Mapping[str, float]) -> None:
-        """Append a line; returns nothing.
+        """Append a line.
 
         Raises:
             OutputError: the disk is full or cannot be written.

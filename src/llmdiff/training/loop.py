@@ -87,7 +87,7 @@ def train(
     trackers: Sequence[str] = (),
     tracking: Path | None = None,
 ) -> None:
-    """Trains the modules' parameters that require gradients and leaves the averaged weights in the modules.
+    """Train the modules' parameters that require gradients and leaves the averaged weights in the modules.
 
     `step_loss(part)` gives the loss and figures to log. `lr_scale(name)` gives a parameter's share of the learning
     rate and of the weight decay, `muon(name)` whether a matrix is updated by Muon. Run again, it resumes from the
@@ -227,7 +227,7 @@ def _improved(folder: Path, loss: float, processes: Processes) -> bool:
 def _check_finite(
     title: str, step: int, loss: float, norm: float, config: LoopConfig, *, scaled: bool
 ) -> None:
-    """Stops before a bad gradient touches the weights, so that every checkpoint is a good one."""
+    """Stop before a bad gradient touches the weights, so that every checkpoint is a good one."""
     if not math.isfinite(loss):
         raise DivergedError(
             f"{title}: the loss is {loss} at step {step}; the last checkpoint is from before it: lower "

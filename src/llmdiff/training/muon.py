@@ -40,7 +40,7 @@ class MuonAdamW(torch.optim.AdamW):
         return super().step()
 
     def _update(self, parameters: list[Tensor], lr: float, weight_decay: float) -> None:
-        """Updates matrices of one shape; their gradients are used up."""
+        """Update matrices of one shape; their gradients are used up."""
         momenta: list[Tensor] = []
         for parameter in parameters:
             state = self.state[parameter]

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from llmdiff.errors import InputFileError, OutputError
+from llmdiff.errors import ClosedLLMError, InputFileError, OutputError
 from llmdiff.files import check_replaceable, not_writable, read_text, text_lines, write_whole
+from llmdiff.language.chat_completions import checked_answer
+from llmdiff.language.closed_llm import DESCRIBE
 from llmdiff.language.llm import DecoderLLM
-from llmdiff.language.proxy import DESCRIBE, ProxyError, checked_answer
 
 _MAX_BYTES = 2**32
 _MAX_CHARACTERS = 400
@@ -26,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 Rewords = Callable[[str], str]
-"""A caption => one plain sentence; raises ProxyError where there is none that can be used."""
+"""A caption => one plain sentence; raises ClosedLLMError where there is none that can be used."""
 
 
 def reword_captions(captions: Sequence[str], make: Callable[[], Rewords], out: Path) -> tuple[int, int]:
@@ -36,7 +37,7 @@ def reword_captions(captions: Sequence[str], make: Callable[[], Rewords], out: P
     those are asked for once more. `make` is called if a caption is missing.
 
     Raises:
-        ProxyError: several captions in a row failed.
+        ClosedLLMError: several captions in a row failed.
         InputFileError: `out` holds something else.
         OutputError: `out` cannot be written.
     """
@@ -53,7 +54,7 @@ def reword_captions(captions: Sequence[str], make: Callable[[], Rewords], out: P
                 assert reword is not None
                 try:
                     plain = reword(text)
-                except ProxyError as error:
+                except ClosedLLMError as error:
                     failed, in_a_row = failed + 1, in_a_row + 1
                     _log.warning("no plain wording of %.60r: %s", text, error)
                     if in_a_row == _GIVE_UP_AFTER:

@@ -173,7 +173,7 @@ def _train(
     *,
     must_match: dict[str, Any],
 ) -> None:
-    """Train the new adapter until the layers give what they give with the old one; returns nothing."""
+    """Train the new adapter until the layers give what they give with the old one."""
     adapter, store = pair.new.adapter, pair.stores[1]
     assert adapter.context is not None
     adapter.context.requires_grad_(False)

@@ -147,7 +147,7 @@ class Processes:
             yield
 
     def start_tracking(self, title: str, config: Mapping[str, Any]) -> None:
-        """Open the trackers with a run of this name; returns nothing."""
+        """Open the trackers with a run of this name."""
         if not self._trackers:
             return
         self.accelerator.init_trackers(re.sub(r"[^\w.-]+", "-", title))
@@ -163,18 +163,18 @@ class Processes:
                 tracker.store_init_configuration(plain)
 
     def track(self, figures: Mapping[str, float], step: int) -> None:
-        """Hand figures on to the trackers; returns nothing."""
+        """Hand figures on to the trackers."""
         if self._trackers:
             self.accelerator.log(dict(figures), step=step)
 
     def track_picture(self, name: str, picture: Image.Image, step: int) -> None:
-        """Hand a picture on to the trackers; returns nothing."""
+        """Hand a picture on to the trackers."""
         for tracker in self.accelerator.trackers if self._trackers else []:
             form = {"dataformats": "NHWC"} if tracker.name == _TENSORBOARD else {}
             tracker.log_images({name: np.asarray(picture.convert("RGB"))[None]}, step=step, **form)
 
     def stop_tracking(self) -> None:
-        """Close the trackers; returns nothing."""
+        """Close the trackers."""
         for tracker in self.accelerator.trackers if self._trackers else []:
             tracker.finish()
 

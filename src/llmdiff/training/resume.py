@@ -54,7 +54,7 @@ class RunState:
         self.must_match, self.metadata = must_match, {"loop": dict(loop), **metadata}
 
     def save(self, step: int, validation_loss: float | None) -> None:
-        """Write a checkpoint on the main process; returns nothing.
+        """Write a checkpoint on the main process.
 
         Raises:
             OutputError: see `save_checkpoint`.

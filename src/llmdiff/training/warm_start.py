@@ -172,7 +172,7 @@ def warm_start(
     title: str = "warm start",
     must_match: Mapping[str, Any] | None = None,
 ) -> None:
-    """Train what requires gradients in `modules` on captions alone; resumable as `train` is. Returns nothing.
+    """Train what requires gradients in `modules` on captions alone; resumable as `train` is.
 
     In a step, while `installed(denoiser)` lasts, the denoiser's text attention takes what `conditioned` gives for
     captions by their indices. `choose(rng)` gives the indices of a batch, evenly drawn where it is None; `queries`

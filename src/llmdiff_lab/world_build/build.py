@@ -46,7 +46,7 @@ class Build(StagedBuild):
         self.preset, self.device = settings, device
 
     def run(self, until: str = STAGES[-1]) -> None:
-        """Runs every stage up to and including `until`."""
+        """Run every stage up to and including `until`."""
         for stage in STAGES[: STAGES.index(until) + 1]:
             getattr(self, stage)()
 
@@ -175,7 +175,7 @@ class Build(StagedBuild):
         return pipe
 
     def begin_from(self, weights: Path) -> None:
-        """Takes base, checker and SigLIP from a folder that `ship` wrote; stages already done in this build stay.
+        """Take base, checker and SigLIP from a folder that `ship` wrote; stages already done in this build stay.
 
         Raises:
             LLMDiffError: the folder lacks a part, or its weights are damaged.

@@ -71,6 +71,6 @@ class StagedBuild:
 
 
 def save_model(model: Any, folder: Path) -> None:
-    """Save a diffusers or transformers object whole or not at all; returns nothing."""
+    """Save a diffusers or transformers object whole or not at all."""
     with whole_folder(folder) as partial:
         model.save_pretrained(partial)

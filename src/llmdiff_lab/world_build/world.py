@@ -75,7 +75,7 @@ class WorldBuild(StagedBuild):
         self._open.close()
 
     def run(self, until: str = STAGES[-1]) -> None:
-        """Run every stage up to and including `until`; returns nothing.
+        """Run every stage up to and including `until`.
 
         Raises:
             SystemExit: it was stopped; run again, it goes on.

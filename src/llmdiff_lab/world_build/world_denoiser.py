@@ -24,7 +24,7 @@ from llmdiff_lab.world_build.world_scenes import SceneSet, map_sizes
 def train_denoiser(
     preset: WorldPreset, scenes: SceneSet, latents: Tensor, pipe: StableDiffusionPipeline, folder: Path
 ) -> None:
-    """Train a pipeline's U-Net, and its text encoder at a smaller rate; returns nothing.
+    """Train a pipeline's U-Net, and its text encoder at a smaller rate.
 
     Shapes: latents (N, C, h, w), those of the scenes.
     """

@@ -57,7 +57,7 @@ def pack(build: Path, target: Path, stages: Sequence[str]) -> list[Path]:
 
 
 def unpack(source: Path, build: Path) -> None:
-    """Write the state in folder `source` to the build in folder `build`; returns nothing.
+    """Write the state in folder `source` to the build in folder `build`.
 
     Raises:
         ConfigError: there is a build already, or the state is incomplete.

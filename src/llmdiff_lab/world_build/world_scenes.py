@@ -112,7 +112,7 @@ def held_out_pictures(preset: WorldPreset, count: int) -> NDArray[np.uint8]:
 
 
 def prepare_scenes(preset: WorldPreset, tokenizer_file: Path, pool: ProcessPoolExecutor, path: Path) -> None:
-    """Write maps and token ids of all training scenes to a file; returns nothing."""
+    """Write maps and token ids of all training scenes to a file."""
     parts = pool.map(partial(_describe, preset, tokenizer_file), _parts(range(preset.scenes)))
     maps, ids = (torch.from_numpy(np.concatenate(same)) for same in zip(*parts, strict=True))
     with whole_file(path) as partial_path:
