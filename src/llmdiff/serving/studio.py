@@ -47,7 +47,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """A finished picture, as a PNG file with the metadata `facts`.
+    """A finished picture as a PNG file, and its metadata.
 
     Fields:
         heat: for every word of the prompt, a PNG file of its attention map; empty for the base, and if the pipeline
@@ -57,7 +57,7 @@ class Drawn:
     system: System
     seed: int
     png: bytes
-    facts: Mapping[str, str]
+    metadata: Mapping[str, str]
     heat: Sequence[tuple[str, bytes]] = ()
 
 
@@ -155,10 +155,10 @@ class Studio:
             made_with = (
                 replace(models, scale=0.0, block_gains=None, layer_scale=None) if system == "base" else models
             )
-            facts = drawing.picture_metadata(settings, made_with, controller, pipe) | {"seed": seed}
-            words = {name: str(value) for name, value in facts.items() if value is not None}
+            metadata = drawing.picture_metadata(settings, made_with, controller, pipe) | {"seed": seed}
+            words = {name: str(value) for name, value in metadata.items() if value is not None}
             heat = [] if words_watch is None else _heat(words_watch, image)
-            tell(Drawn(system=system, seed=seed, png=png_bytes(image, words), facts=words, heat=heat))
+            tell(Drawn(system=system, seed=seed, png=png_bytes(image, words), metadata=words, heat=heat))
 
         for seed in settings.seeds:
             picture("base", seed)

@@ -1,4 +1,4 @@
-"""Batches of training samples: each sample exactly once in every epoch, and values made before they are needed."""
+"""Batches of training samples: each sample exactly once per epoch, and prefetching in threads."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,7 +30,7 @@ class Epochs:
 
     @property
     def batches_per_epoch(self) -> int:
-        """The number of batches in every epoch."""
+        """Return the number of batches in every epoch."""
         return sum(-(-len(members) // self.batch_size) for members in self._members)
 
     def batch(self, number: int) -> list[int]:
