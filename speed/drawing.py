@@ -20,7 +20,8 @@ from tiny_models import sd15_shaped
 from llmdiff import LLMController
 from llmdiff.adapter.base_pipeline import load_base_pipeline
 from llmdiff.training.counting import flop_counter
-from llmdiff_lab.rivals.registry import RivalInputs, create
+from llmdiff_lab.rivals.readings import RivalInputs
+from llmdiff_lab.rivals.registry import create
 
 _GUIDANCE, _SCALE = 3.0, 0.7
 

@@ -29,8 +29,8 @@ from llmdiff.evaluation.suites.scenes_check import SceneChecker
 from llmdiff.evaluation.systems import controller_systems
 from llmdiff.evaluation.tables import percent
 from llmdiff.files import write_whole
-from llmdiff.language.packaged import EMBEDDED_NAME, packaged_llm_folder
 from llmdiff.language.closed_llm import ClosedLLM, ClosedLLMSettings
+from llmdiff.language.packaged import EMBEDDED_NAME, packaged_llm_folder
 from llmdiff.language.rewording import Rewording
 from llmdiff.openmoji.captions import caption
 from llmdiff.openmoji.contents import World

@@ -18,9 +18,9 @@ _COLOUR_NAMES = tuple(COLOURS)
 def contact_sheet(
     things: Sequence[Thing], *, style: Style = "flat", tile_px: int = 56, columns: int = 16
 ) -> Image.Image:
-    """Return a picture of these things in one style, each with its name, and behind them every place.
+    """Return a picture of these things in one style, each with its name, followed by all places.
 
-    Things that have no drawing in this style are left out; an action is drawn once for man and woman each.
+    Things without a drawing in this style are left out; an action is drawn for man and woman.
 
     Raises:
         LLMDiffError: the artwork or its renderer is not installed.

@@ -35,7 +35,8 @@ from llmdiff_lab.comparison.rates import DIVERGED, beyond, held_out_loss, rates_
 from llmdiff_lab.comparison.runs import IN_FULL, SEARCH_NAME, read_search
 from llmdiff_lab.comparison.settings import BenchmarkSettings
 from llmdiff_lab.rivals.encoder import EncoderStates
-from llmdiff_lab.rivals.registry import RivalInputs, create, rival
+from llmdiff_lab.rivals.readings import RivalInputs
+from llmdiff_lab.rivals.registry import create, rival
 from llmdiff_lab.rivals.storage import load_rival, save_rival
 from llmdiff_lab.world_build import denoiser
 from llmdiff_lab.world_build.build import Build

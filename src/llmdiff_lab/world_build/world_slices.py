@@ -1,4 +1,4 @@
-"""Runs a build of the world: all of it or one stage, in slices of time, its state carried between machines."""
+"""Run a build of the world, all stages or one, in limited time, with its state moved between machines."""
 
 import os
 import signal
@@ -76,7 +76,7 @@ def run_world_build(
 
 @contextmanager
 def time_limit(minutes: float | None) -> Iterator[Callable[[], bool]]:
-    """Return a context that asks this process to stop after so many minutes, as SIGTERM does."""
+    """Return a context that stops this process after so many minutes, like SIGTERM."""
     timer = threading.Timer((minutes or 0) * 60, os.kill, (os.getpid(), signal.SIGTERM))
     timer.daemon = True
     with stop_requests() as stopped:
