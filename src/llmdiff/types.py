@@ -1,4 +1,4 @@
-"""The values that pass between modules. Shape letters, used in every docstring:
+"""Values passed between modules. Shape letters in all docstrings:
 
 B prompts, T tokens (padded), D width of the LLM's states, L decoder blocks of the LLM,
 W width of the text states the denoiser expects.
@@ -14,7 +14,7 @@ class BlockStates:
     """Every block's two updates of every token of a batch of prompts.
 
     Shapes:
-        x0: (B, T, D), what enters the first block.
+        x0: (B, T, D), the input of the first block.
         context: (L, B, T, D), u_l = block_l(x_l | causal context) - x_l.
         lone: (L, B, T, D), v_l = block_l(x_l | the token alone) - x_l.
         token_mask: (B, T) bool, True = real token.
@@ -31,7 +31,7 @@ class BlockStates:
 
     @property
     def scores(self) -> Tensor:
-        """s_l = u_l - v_l, (L, B, T, D): what the context contributed in each block."""
+        """Return s_l = u_l - v_l, (L, B, T, D): the contribution of the context in each block."""
         return self.context - self.lone
 
 

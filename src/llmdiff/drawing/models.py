@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from llmdiff.checks import bounds
 from llmdiff.checks.bounds import short
-from llmdiff.errors import ConfigError, CorruptWeightsError, OutputError, first_line
+from llmdiff.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
     from llmdiff.adapter.settings import Control
@@ -184,6 +184,7 @@ def load_controller(models: Models, *, device: str) -> "LLMController":
     from llmdiff.controller import LLMController
     from llmdiff.language.llm import DecoderLLM
     from llmdiff.language.saved_encodings import SavedEncodings
+    from llmdiff.language.whole_weights import damage_named
 
     _ = models.control  # first, so that its errors show before models are loaded
     _log.info("loading %s ...", models.adapter)
@@ -194,15 +195,15 @@ def load_controller(models: Models, *, device: str) -> "LLMController":
     }
     if models.encodings is not None:
         encodings = SavedEncodings.load(models.encodings)
-        with _damage_named(f"adapter {models.adapter!r}"):
-            # Whoever encoded has chosen the LLM.
+        with damage_named(f"adapter {models.adapter!r}"):
+            # The LLM was chosen when the prompts were encoded.
             return LLMController.from_pretrained(models.adapter, llm=encodings, strict=False, device=device)
     if models.llm is None:
-        with _damage_named(f"adapter {models.adapter!r}"):
+        with damage_named(f"adapter {models.adapter!r}"):
             return LLMController.from_pretrained(models.adapter, **how)
-    with _damage_named(f"llm {models.llm!r}"):
+    with damage_named(f"llm {models.llm!r}"):
         llm = DecoderLLM.from_pretrained(models.llm, **how)
-    with _damage_named(f"adapter {models.adapter!r}"):
+    with damage_named(f"adapter {models.adapter!r}"):
         # An LLM that the user chose only has to have the right sizes: warn instead of raising.
         return LLMController.from_pretrained(models.adapter, llm=llm, strict=False, device=device)
 
@@ -279,24 +280,3 @@ def usable_device(name: str | None) -> str:
             f'device {short(name)} is not available here ({first_line(error)}): leave it out, or use "cpu"'
         ) from error
     return name
-
-
-@contextmanager
-def _damage_named(what: str) -> Iterator[None]:
-    """Return a context that turns errors of damaged safetensors files into CorruptWeightsError.
-
-    A full disk, while the LLM's converted weights are written, becomes an OutputError.
-    """
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except SafetensorError as error:
-        if "I/O error" in str(error):
-            raise OutputError(
-                f"{what}: weights cannot be written ({error}): make room on the disk, or set $LLMDIFF_HOME to a folder "
-                "on another"
-            ) from error
-        raise CorruptWeightsError(
-            f"{what} has a weight file that is truncated or damaged ({error}): download it again"
-        ) from error

@@ -5,11 +5,12 @@ Both libraries initialise missing weights at random and ignore weights with unkn
 
 import logging
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
-from llmdiff.errors import CorruptWeightsError
+from llmdiff.errors import CorruptWeightsError, OutputError
 
 # Counters and tables in older files that are computed from the configuration.
 _NO_WEIGHT = re.compile(r"(^|\.)(num_batches_tracked|position_ids|inv_freq|masked_bias)$")
@@ -56,6 +57,29 @@ def load_whole(
         check_faults({"of another shape": [f"{name}: {got} instead of {expected}"]}, what=what)
     check_report(model, report, what=what, unused=unused, head_runs=head_runs)
     return model
+
+
+@contextmanager
+def damage_named(what: str) -> Iterator[None]:
+    """Return a context that turns safetensors' errors into errors that name the model.
+
+    Raises:
+        CorruptWeightsError: a file is damaged.
+        OutputError: the disk is full while converted weights are written.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        if "I/O error" in str(error):
+            raise OutputError(
+                f"{what}: weights cannot be written ({error}): free disk space, or set $LLMDIFF_HOME to a folder on "
+                "another disk"
+            ) from error
+        raise CorruptWeightsError(
+            f"{what} has a weight file that is truncated or damaged ({error}): download it again"
+        ) from error
 
 
 def hide_loading_bars() -> None:

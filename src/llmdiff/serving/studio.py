@@ -63,7 +63,7 @@ class Drawn:
 
 @dataclass(frozen=True, kw_only=True)
 class Notice:
-    """Something to know about the pictures that follow, in one line."""
+    """A one-line notice about the following pictures."""
 
     text: str
 
@@ -126,7 +126,7 @@ class Studio:
         self._thread.shutdown(cancel_futures=True)
 
     def _models(self, models: Models, tell: Callable[[Event], None]) -> tuple["LLMController", Any]:
-        # What is loaded does not depend on how the LLM controls.
+        # The loaded models do not depend on the control settings.
         wanted = replace(models, scale=None, block_gains=None, layer_scale=None)
         if self._loaded is None or self._loaded[0] != wanted:
             # Free the old models first: there may not be memory for both.

@@ -18,11 +18,11 @@ _LONGER = re.compile(r"(.+)-x(\d+(?:\.\d+)?)")
 
 @dataclass(frozen=True, kw_only=True)
 class SystemName:
-    """A name in its parts: guided-x2.4@0.7 is guided, trained for 2.4 times as many steps, drawn at scale 0.7.
+    """A parsed name: guided-x2.4@0.7 is guided, trained for 2.4 times as many steps, drawn at scale 0.7.
 
     Fields:
-        rival: the base or a row of the registry. times: how many times the steps of the settings it is trained for.
-        scale: that of `attach`; None draws with the rival alone.
+        rival: the base or a row of the registry. times: factor of the training steps.
+        scale: scale of `attach`; None draws with the rival alone.
     """
 
     rival: str
@@ -31,10 +31,10 @@ class SystemName:
 
     @classmethod
     def of(cls, name: str) -> "SystemName":
-        """Return the parts of a name, known or not.
+        """Parse a name, which may be unknown.
 
         Raises:
-            ConfigError: what follows the @ is no number.
+            ConfigError: the part after the @ is not a number.
         """
         trained, at, scale = name.partition("@")
         longer = None if trained in SYSTEMS else _LONGER.fullmatch(trained)
@@ -51,7 +51,7 @@ class SystemName:
 
     @property
     def trained(self) -> str:
-        """Return what is trained, whatever it is drawn with: the name without its scale."""
+        """Return the name without its scale, which identifies the training."""
         return self.rival if self.times == 1 else f"{self.rival}-x{self.times:g}"
 
 
@@ -71,15 +71,15 @@ def check_names(names: Iterable[str]) -> None:
             or not parts.times
         ):
             raise ConfigError(
-                f"rivals: got {name!r}, expected after the -x how many times as many steps, a number above 0 and not "
-                "1, as in refined-x2.4, and before it a rival, not the base"
+                f"rivals: got {name!r}, expected a factor of the steps after the -x, a number above 0 and not 1, as in "
+                "refined-x2.4, and before it a rival, not the base"
             )
         if parts.scale is not None and (
             parts.rival in TITLES or RIVALS[parts.rival].group == "published" or not 0 < parts.scale < 1
         ):
             raise ConfigError(
-                f"rivals: got {name!r}, expected after the @ a number above 0 and below 1, and before it a rival that "
-                "our adapter reads"
+                f"rivals: got {name!r}, expected a number above 0 and below 1 after the @, and before it a rival with "
+                "our adapter"
             )
 
 
@@ -98,6 +98,6 @@ def group_of(name: str) -> str:
 
 
 def is_longer(name: str, rival: str) -> bool:
-    """Return whether it is this rival, trained for other than the settings' steps, and drawn alone."""
+    """Return whether a name is this rival with a factor of the training steps and without a scale."""
     parts = SystemName.of(name)
     return parts.rival == rival and parts.times != 1 and parts.scale is None

@@ -25,14 +25,14 @@ _OWN_METRICS = ("siglip", "fid", "cmmd")
 
 
 def prepare_build(name: str, folder: Path | None, begin: str | None, device: torch.device) -> Build:
-    """Return a build whose base and checker are there, made if need be.
+    """Return a build with a base and a checker; build them if necessary.
 
-    `begin` is "shipped", or a folder that the build's `--ship` wrote: base and checker come from there. None: the
-    shipped ones for the preset they were made with, and for others everything from nothing.
+    `begin` takes base and checker from "shipped" or from a folder written by the build's `--ship`. With None, the
+    shipped ones are used for their own preset, and those of other presets are built.
 
     Raises:
-        ConfigError: no such preset.
-        PipelineNotFoundError: "shipped" is asked for, and nothing was shipped.
+        ConfigError: the preset is unknown.
+        PipelineNotFoundError: `begin` is "shipped", but the package has no weights.
     """
     settings = preset(name)
     build = Build(settings, folder or llmdiff_home() / "builds" / f"openmoji-{settings.name}", device)
@@ -47,7 +47,7 @@ def prepare_build(name: str, folder: Path | None, begin: str | None, device: tor
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Which systems are compared, with which readers, and why the others are left out."""
+    """The systems to compare, their readers, and the reasons why others are left out."""
 
     rivals: tuple[str, ...]
     encoder: str | None
@@ -56,10 +56,10 @@ class Choice:
 
 
 def choose_rivals(rivals: Sequence[str] = (), *, encoder: str | None = None, t5: str | None = None) -> Choice:
-    """Return the named systems, or all that can be run. `encoder` None: MiniLM, where its package is installed.
+    """Return the named systems, or all that can be run. `encoder` None: MiniLM if its package is installed.
 
     Raises:
-        ConfigError: an unknown system, or one that was named and cannot be run.
+        ConfigError: a named system is unknown or cannot be run.
     """
     check_names(rivals)
     encoder = chosen_encoder(encoder)
@@ -84,7 +84,7 @@ def choose_rivals(rivals: Sequence[str] = (), *, encoder: str | None = None, t5:
 
 
 def own_metrics(build: Build) -> list[Metric]:
-    """Return SigLIP score, FID and CMMD on the SigLIP of the build's scenes; none where it has none."""
+    """Return SigLIP score, FID and CMMD on the SigLIP of the build's scenes; empty if the build has none."""
     device = str(build.device)
     if build.preset.name == CPU.name:
         with suppress(MetricError):  # a source tree without weights
@@ -114,10 +114,10 @@ def prepare_benchmark(
     validation_prompts: int = 20,
     metrics: Sequence[Metric] | None = None,
 ) -> Benchmark:
-    """Return the benchmark, ready to run or to go on; what is None is the preset's; of metrics, `own_metrics`.
+    """Return the benchmark, to run or resume. None means the preset's value, for metrics `own_metrics`.
 
     Raises:
-        ConfigError: a number out of range, or the folder's benchmark was begun with other settings.
+        ConfigError: a number is out of range, or the folder's benchmark has other settings.
         OutputError: `out` cannot be written.
     """
     made_with = build.preset

@@ -324,11 +324,11 @@ def test_a_search_goes_on_until_the_best_rate_is_between_others(
 
     monkeypatch.setattr(trainings.Trainings, "_train_on_captions", train)
     monkeypatch.setattr(trainings, "held_out_loss", lambda folder: losses[folder.name.removeprefix("lr-")])
-    assert plan.trainings._learning_rate("base-states") == taken
+    assert plan.trainings.rates.best("base-states") == taken
     found = json.loads((tmp_path / "runs" / "base-states" / "search.json").read_text())
     assert sorted(found) == sorted(losses)
     assert set(tried) <= set(found)
-    assert plan.trainings._learning_rate("base-states") == taken
+    assert plan.trainings.rates.best("base-states") == taken
     assert len(asked) == len(losses)  # what was tried is kept
 
 
@@ -366,7 +366,7 @@ def test_a_folder_of_another_protocol_is_refused(built, tmp_path):
     settings = json.loads((tmp_path / "settings.json").read_text())
     del settings["protocol"]
     (tmp_path / "settings.json").write_text(json.dumps(settings))
-    with pytest.raises(ConfigError, match="has a benchmark of protocol 1, this version trains by protocol 2"):
+    with pytest.raises(ConfigError, match="has a benchmark of protocol 1, this version uses protocol 2"):
         benchmark(built, tmp_path, ["base"], seeds=1)
 
 
@@ -379,7 +379,7 @@ def test_what_cannot_be_run_is_refused_by_name():
         choose_rivals(["t5-blocks@0.7"])
     for wrong in ("base@0.5", "ella@0.5", "guided@1.5", "guided@0"):
         with pytest.raises(
-            ConfigError, match=f"'{wrong}', expected after the @ a number above 0 and below 1"
+            ConfigError, match=f"'{wrong}', expected a number above 0 and below 1 after the @"
         ):
             choose_rivals([wrong])
     with pytest.raises(ConfigError, match="'guided@much', expected a number"):

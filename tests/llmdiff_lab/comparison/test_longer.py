@@ -85,7 +85,7 @@ def test_names_have_parts():
 
 @pytest.mark.parametrize("wrong", ["base-x2", "base-longer-x2", "ella-x0", "ella-x1", "ella-x2.0"])
 def test_a_number_of_times_that_is_none_is_refused(wrong):
-    with pytest.raises(ConfigError, match=rf"'{wrong}', expected after the -x how many times"):
+    with pytest.raises(ConfigError, match=rf"'{wrong}', expected a factor of the steps after the -x"):
         choose_rivals([wrong])
 
 
