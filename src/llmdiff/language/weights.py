@@ -83,11 +83,6 @@ def parse_weights(prompt: str) -> WeightedText:
     return WeightedText(text="".join(chars), weights=tuple(weights))
 
 
-def escape_weights(text: str) -> str:
-    """Escape a text so that `parse_weights` returns it unchanged, with weight 1 throughout."""
-    return "".join(f"\\{char}" if char in _ESCAPABLE else char for char in text)
-
-
 def _number(chars: list[str], sealed: list[bool], start: int) -> tuple[int, float] | None:
     """Return the index of the colon and the weight of the group that starts at `start`; None if it has no weight."""
     first = len(chars)

@@ -109,7 +109,9 @@ def matches(expected: Expected, reading: Reading) -> Verdict:
         "extra thing": bool(extra - unwanted),
         "unwanted thing": bool(unwanted),
         "wrong count": any(seen[name] not in (0, count) for name, count in wanted.items()),
-        "wrong person": not _enough(expected, reading, lambda thing: thing.who, _same_person),
+        "wrong person": not _enough(
+            expected, reading, lambda thing: thing.who, lambda seen, who: seen.who == who
+        ),
         "wrong colour": not _enough(expected, reading, lambda thing: thing.colour, _same_colour),
         "wrong size": not _sizes_fit(expected, reading),
         "wrong way up": _turned(expected) != _turned_seen(reading, wanted),
@@ -204,10 +206,6 @@ def _enough(
         sum(seen.name == name and fits(seen, value) for seen in reading.things) >= count
         for (name, value), count in wanted.items()
     )
-
-
-def _same_person(seen: SeenThing, who: str) -> bool:
-    return seen.who == who
 
 
 def _same_colour(seen: SeenThing, colour: str) -> bool:

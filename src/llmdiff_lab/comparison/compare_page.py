@@ -1,7 +1,8 @@
 """A comparison of LLMs as JSON, Markdown, a plot and one HTML page."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from llmdiff.evaluation.tables import markdown_table, percent
@@ -103,7 +104,7 @@ def _tables(report: Mapping[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:
     ]  # fmt: skip
     for name, row in llms.items():
         cost = row["cost"]
-        figures = [cost["seconds_per_step"], cost["peak_memory_gb"], _mean(row["held_out_loss"])]
+        figures = [cost["seconds_per_step"], cost["peak_memory_gb"], fmean(row["held_out_loss"])]
         rows.append(
             [
                 _short(name),
@@ -121,7 +122,3 @@ def _tables(report: Mapping[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:
 
 def _short(name: str) -> str:
     return Path(name).name
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -171,12 +171,10 @@ class Benchmark:
         tested = {row.prompt for row in self._suite.prompts}
         # Twice as many, as some may be in the suite.
         found = [row for row in scene_prompts(2 * count, _VALIDATION_SEED, world) if row.prompt not in tested]
-        rows = [
-            row
-            for split in dict.fromkeys(one.split for one in found)
-            for row in _of_split(found, split)[:count]
-        ]
-        return scenes_suite(rows)
+        by_split: dict[str, list[Any]] = {}
+        for row in found:
+            by_split.setdefault(row.split, []).append(row)
+        return scenes_suite([row for rows in by_split.values() for row in rows[:count]])
 
     def _draw(
         self, name: str, seed: int, suite: PromptSuite, place: Path, guidance_scale: float, metrics: list[Any]
@@ -210,7 +208,3 @@ class Benchmark:
             return pipe, lambda: conditioning.attached(pipe)
         assert isinstance(conditioning, AdapterConditioning)
         return pipe, lambda: conditioning.attached(pipe, scale)
-
-
-def _of_split(rows: Sequence[Any], split: str) -> list[Any]:
-    return [row for row in rows if row.split == split]
