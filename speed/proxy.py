@@ -67,7 +67,7 @@ class Told(ClosedLLM):
 def compare(
     controller: LLMController, checker: SceneChecker, rewording: Rewording, chosen: argparse.Namespace
 ) -> dict[str, Any]:
-    """The record: accuracy of base, LLM, LLM with the closed one and LLM told, by split, and what the last two add."""
+    """Return the accuracy of base, LLM, LLM with rewording and LLM with plain answers by split, and the gains."""
     world, rng = World(objects=checker.objects), np.random.default_rng(0)
     suite = scene_prompts(
         chosen.prompts,

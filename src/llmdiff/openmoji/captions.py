@@ -84,7 +84,7 @@ def caption(
     *,
     wording: Wording = "training",
 ) -> str:
-    """A sentence that asks for `content`, in the words and forms of a split; `seen` is what training uses."""
+    """Return a caption of `content` in the words and forms of a split; `seen` is the split of training."""
     described = int(rng.integers(len(content.items))) if split == "indirect" else None
     words = _Words(split=split, wording=wording, described=described)
     if content.relation is not None:

@@ -24,7 +24,7 @@ class RemovableLora(nn.Module):
     """
 
     def __init__(self, model: nn.Module, names: Iterable[str], *, rank: int, dropout: float) -> None:
-        """`names`: the layers to update, by module name.
+        """Create updates for the layers with these module names.
 
         Raises:
             LLMDiffError: peft is not installed.

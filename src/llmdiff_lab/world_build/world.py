@@ -253,7 +253,7 @@ class WorldBuild(StagedBuild):
 
     @cached_property
     def _pool(self) -> ProcessPoolExecutor:
-        """The processes that render, started when they are first needed."""
+        """Return the rendering processes, started on first use."""
         return self._open.enter_context(renderers())
 
     def _psnr_db(self, model: AutoencoderKL, folder: Path) -> float:
