@@ -92,7 +92,7 @@ class LLMController:
             AdapterNotFoundError: neither a folder nor an available Hub id.
             CorruptWeightsError: a file of the adapter is missing or damaged.
             ConfigError: the adapter's config has an unknown key or a value out of range, or an argument for
-                loading the LLM is given beside `llm` or does not go with the rest.
+                loading the LLM is given together with `llm` or cannot be combined with the others.
             LLMNotFoundError: the adapter's LLM is not available.
             UnsupportedLLMError: the LLM is not supported, or brings code and `trust_remote_code` is False.
             AdapterMismatchError: the adapter was made for another LLM than `llm`, or the encodings for another

@@ -43,7 +43,7 @@ class Models:
 
     Raises:
         ConfigError: a value is out of range or unknown, one of `reword_url` and `reword_model` is missing, or
-            `encodings` is given beside an LLM.
+            `encodings` is given together with an LLM.
     """
 
     adapter: str = "openmoji"
@@ -70,11 +70,11 @@ class Models:
                 f"reword_url is {self.reword_url!r} and reword_model {self.reword_model!r}, expected both or none: "
                 "give the address of a closed LLM and its name there"
             )
-        beside = "llm" if self.llm is not None else "reword_url" if self.reword_url is not None else None
-        if self.encodings is not None and beside is not None:
+        other = "llm" if self.llm is not None else "reword_url" if self.reword_url is not None else None
+        if self.encodings is not None and other is not None:
             raise ConfigError(
-                f"encodings is {short(self.encodings)} and {beside} is given, expected one of them: saved encodings "
-                "are made already, so no LLM reads or rewords the prompts"
+                f"encodings is {short(self.encodings)} and {other} is given, expected one of them: with saved "
+                "encodings no LLM reads or rewords the prompts"
             )
         bounds.ANSWERS.check("reword_answers", self.reword_answers)
         if self.dtype not in get_args(Dtype):
@@ -101,7 +101,7 @@ class Models:
         )
 
     def metadata(self) -> dict[str, object]:
-        """Return the fields that a picture depends on beside the models' weights, None where they are the default."""
+        """Return the fields that a picture depends on besides the models' weights; defaults are None."""
         return {
             "scale": self.scale,
             "keep_base_text": "yes" if self.keep_base_text else None,

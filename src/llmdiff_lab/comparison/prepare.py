@@ -79,7 +79,7 @@ def choose_rivals(rivals: Sequence[str] = (), *, encoder: str | None = None, t5:
         rivals=chosen,
         encoder=encoder,
         t5=t5,
-        left_out={name: missing.get(name, "not asked for") for name in SYSTEMS if name not in chosen},
+        left_out={name: missing.get(name, "not selected") for name in SYSTEMS if name not in chosen},
     )
 
 

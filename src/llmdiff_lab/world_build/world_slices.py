@@ -41,7 +41,7 @@ def run_world_build(
 
     Raises:
         ConfigError: no such preset, stage or device, or a stage was made with other values.
-        SystemExit: the time is up; run again, it goes on.
+        SystemExit: the time is up; run again to resume.
     """
     preset = world_preset(preset_name)
     for option, stage in (("--until", until), ("--only", only)):

@@ -60,7 +60,7 @@ def test_every_system_has_figures_intervals_and_costs(done):
     assert report["systems"]["guided"]["splits"]["seen"]["n"] == 2
     assert json.loads((done[0].folder / "report.json").read_text()) == json.loads(json.dumps(report))
     assert report["left_out"]["t5-encoder"] == "no t5 was given"
-    assert report["left_out"]["paper"] == "not asked for"
+    assert report["left_out"]["paper"] == "not selected"
 
 
 def test_parameters_are_counted_of_all_stages(done):
