@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from llmdiff.checks.validation import keywords_of, settings_from
@@ -103,11 +104,11 @@ class ContextEncoding(nn.Module):
         self.register_buffer("lone_scale", torch.ones(num_blocks))
 
     @property
-    def h(self) -> Tensor:
+    def h(self) -> Float[Tensor, " L"]:
         """Return h_l >= 0 in units of x_0's median norm squared, (L,)."""
         return self.h_raw.square() / (2 * self.hidden_size)
 
-    def gains(self) -> tuple[Tensor, Tensor | None]:
+    def gains(self) -> tuple[Float[Tensor, "L ..."], Float[Tensor, "L ..."] | None]:
         """Return gamma and kappa (None in "paper"): (L,), with routing (L, d)."""
         return (self.gamma, self.kappa) if self.routed is None else self.routed(self.gamma, self.kappa)
 
@@ -132,8 +133,8 @@ class ContextEncoding(nn.Module):
         states: BlockStates,
         *,
         generator: torch.Generator | None = None,
-        token_weights: Tensor | None = None,
-    ) -> Tensor:
+        token_weights: Float[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T *d D"]:
         """Return c of stored block states, differentiable in gamma, kappa and h_raw.
 
         Noise is drawn only if a generator is given. The result equals `encode` on the same prompts if
@@ -208,11 +209,11 @@ class ContextEncoding(nn.Module):
         llm: DecoderLLM,
         rows: TokenRows,
         prefix_ids: tuple[int, ...],
-        weights: Tensor | None,
+        weights: Float[Tensor, "N 1"] | None,
         watch: FiniteWatch | None = None,
         *,
         block_gains: Mapping[int, float] | None = None,
-    ) -> Tensor:
+    ) -> Float[Tensor, "N *d D"]:
         """Return c of every token of a pass without noise, summed while the LLM runs; see `run_rows`.
 
         Shapes:
@@ -231,8 +232,14 @@ class ContextEncoding(nn.Module):
         return total[0]
 
     def contribution(
-        self, index: int, u: Tensor, v: Tensor, *, weights: Tensor | None = None, factor: float | None = None
-    ) -> Tensor:
+        self,
+        index: int,
+        u: Float[Tensor, "*tokens D"],
+        v: Float[Tensor, "*tokens D"],
+        *,
+        weights: Float[Tensor, "*tokens 1"] | None = None,
+        factor: float | None = None,
+    ) -> Float[Tensor, "*tokens_d D"]:
         """Return one block's contribution to c without noise: g_l * s_l, and in "guided" + k_l * v_l, times a factor.
 
         Shapes:
@@ -255,13 +262,15 @@ class ContextEncoding(nn.Module):
             added = torch.addcmul(added, gain, v)
         return added if factor is None else added * factor
 
-    def for_groups(self, states: Tensor) -> Tensor:
+    def for_groups(self, states: Float[Tensor, "*tokens D"]) -> Float[Tensor, "*tokens_d D"]:
         """Return states repeated for every group: (..., D) => (..., d, D); unchanged without routing."""
         if self.routed is None:
             return states
         return states[..., None, :].repeat(*(1,) * (states.ndim - 1), self.routed.groups, 1)
 
-    def add_noise(self, c: Tensor, token_mask: Tensor, generator: torch.Generator | None) -> Tensor:
+    def add_noise(
+        self, c: Float[Tensor, "B T *d D"], token_mask: Bool[Tensor, "B T"], generator: torch.Generator | None
+    ) -> Float[Tensor, "B T *d D"]:
         """Return c with a draw of all blocks' noise if a generator is given, and padding rows exactly 0.
 
             sum_l sqrt(2 h_l) eps_l  ~  sqrt(2 sum_l h_l) eps       (independent noises: their variances add up)
@@ -279,7 +288,7 @@ class ContextEncoding(nn.Module):
             c = c + amplitude.to(c.dtype) * (noise if self.routed is None else noise[..., None, :])
         return torch.where(token_mask[(...,) + (None,) * (c.ndim - 2)], c, 0.0)
 
-    def in_scales(self, update: Tensor, scale: Tensor) -> Tensor:
+    def in_scales(self, update: Float[Tensor, "*tokens D"], scale: Tensor) -> Float[Tensor, "*tokens D"]:
         """Return update / scale with norms clipped to `clip`; update (..., D)."""
         return update * scale_factors(update, scale, self.clip)
 

@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 RoutingForm = Literal["signed", "softmax"]
@@ -33,12 +34,14 @@ class RoutedGains(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(num_blocks, groups))
         self.kappa = nn.Parameter(torch.zeros(num_blocks, groups)) if guided else None
 
-    def forward(self, gamma: Tensor, kappa: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, gamma: Float[Tensor, " L"], kappa: Float[Tensor, " L"] | None
+    ) -> tuple[Float[Tensor, "L d"], Float[Tensor, "L d"] | None]:
         """Return the gains of every group. Shapes: (L,), (L,) or None => (L, d), (L, d) or None."""
         lone = None if kappa is None or self.kappa is None else self._gains(kappa, self.kappa)
         return self._gains(gamma, self.gamma), lone
 
-    def _gains(self, shared: Tensor, own: Tensor) -> Tensor:
+    def _gains(self, shared: Float[Tensor, " L"], own: Float[Tensor, "L d"]) -> Float[Tensor, "L d"]:
         if self.form == "signed":
             return shared[:, None] + own
         return shared[:, None] * len(own) * own.softmax(dim=0)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,11 +31,11 @@ class Noised:
         shares of the schedule, from 0 (clean) to 1; weights (B,) of the loss, None if all are 1.
     """
 
-    latents: Tensor
-    timesteps: Tensor
-    target: Tensor
-    shares: Tensor
-    weights: Tensor | None
+    latents: Float[Tensor, "B C h w"]
+    timesteps: Float[Tensor, " B"] | Int[Tensor, " B"]
+    target: Float[Tensor, "B C h w"]
+    shares: Float[Tensor, " B"]
+    weights: Float[Tensor, " B"] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ class Objective:
             min_snr_gamma=min_snr_gamma,
         )
 
-    def noised(self, latents: Tensor, generator: torch.Generator) -> Noised:
+    def noised(self, latents: Float[Tensor, "B C h w"], generator: torch.Generator) -> Noised:
         """Return latents with fresh noise at random timesteps."""
         noise = torch.randn(latents.shape, generator=generator).to(latents)
         # Stratified: one timestep from each of B equal slices of the schedule, for less noise in the gradient.
@@ -107,7 +108,12 @@ class Objective:
             shares = torch.sigmoid(torch.special.ndtri(shares.clamp(1e-4, 1 - 1e-4)))
         return self.noised_at(latents, noise, shares)
 
-    def noised_at(self, latents: Tensor, noise: Tensor, shares: Tensor) -> Noised:
+    def noised_at(
+        self,
+        latents: Float[Tensor, "B C h w"],
+        noise: Float[Tensor, "B C h w"],
+        shares: Float[Tensor, " B"],
+    ) -> Noised:
         """Return latents with this noise at these shares of the schedule, (B,) in 0..1."""
         if self.kind == "flow":
             shift = self.shift
@@ -139,13 +145,13 @@ class Objective:
             weights=self._weights(alphas.float()),
         )
 
-    def loss(self, output: Tensor, noised: Noised) -> Tensor:
+    def loss(self, output: Float[Tensor, "B C h w"], noised: Noised) -> Float[Tensor, ""]:
         """Return the weighted mean squared error of the prediction, ()."""
         if noised.weights is None:
             return F.mse_loss(output.float(), noised.target.float())
         return (self.losses(output, noised) * noised.weights).mean()
 
-    def losses(self, output: Tensor, noised: Noised) -> Tensor:
+    def losses(self, output: Float[Tensor, "B C h w"], noised: Noised) -> Float[Tensor, " B"]:
         """Return every sample's unweighted mean squared error, (B,)."""
         return (output.float() - noised.target.float()).square().flatten(1).mean(1)
 
@@ -160,7 +166,7 @@ class Objective:
             if bool((quarters == quarter).any())
         }
 
-    def _weights(self, alphas: Tensor) -> Tensor | None:
+    def _weights(self, alphas: Float[Tensor, " B"]) -> Float[Tensor, " B"] | None:
         """Return the weights of the prediction's error that weight x_0's error by min(SNR, gamma), (B,)."""
         if self.min_snr_gamma is None:
             return None
