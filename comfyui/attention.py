@@ -33,12 +33,12 @@ _KEY = "llmdiff"
 
 @dataclass
 class Reading:
-    """What one layer reads in one call; travels in ComfyUI's `extra_options` from one hook to the next.
+    """The text of one layer in one call, passed between the hooks in ComfyUI's `extra_options`.
 
     Fields:
         image_states: z, (B, N, C). parts: phi(c), c and the base's text.
         scale: the LLM's share; 0 outside the range of `start_percent` and `end_percent`.
-        llm_mask, base_mask: which tokens are seen, None for all.
+        llm_mask, base_mask: masks of the tokens, None for all.
         attended: whether the layer's attention was computed by `TextAttention`.
     """
 

@@ -51,7 +51,7 @@ class LLMSource:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Return what identifies its weights: the files' names, sizes and times of change."""
+        """Return a key of its weights: names, sizes and modification times of the files."""
         path = Path(self.name)
         files = sorted(path.glob("*")) if path.is_dir() else [path] if path.is_file() else []
         stamps = [
@@ -60,7 +60,7 @@ class LLMSource:
         return self.name, str(self.dtype), tuple(stamps)
 
     def get(self) -> DecoderLLM:
-        """Return the LLM. Its weights rest on the CPU and are on ComfyUI's device only while it encodes.
+        """Return the LLM. Its weights are on the CPU, and on ComfyUI's device only while it encodes.
 
         Raises:
             LLMDiffError: it cannot be loaded.
@@ -82,10 +82,10 @@ class LoadedAdapter:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What a conditioning was made from, and with.
+    """The inputs of a conditioning: text, models and settings.
 
     Fields:
-        base: the base's own text states and pooled vector beside the LLM's, None where there are none.
+        base: the base's own text states and pooled vector, or None.
         rows_digest: digest of the conditioning's rows, to see whether another node has changed them.
     """
 
@@ -98,7 +98,7 @@ class Encoded:
     rows_digest: str
 
     def origin(self) -> EncodingOrigin:
-        """Return what a file says of the encoding. It takes the digest of the LLM, which is loaded if it is not."""
+        """Return the origin of the encoding for a file. This computes the digest of the LLM and loads it if needed."""
         return origin_of(self.source.get(), self.loaded.adapter, weighted=self.weighted)
 
 
@@ -122,7 +122,7 @@ def load_adapter(name_or_path: str) -> LoadedAdapter:
 def encode(
     source: LLMSource, loaded: LoadedAdapter, text: str, *, weighted: bool, strict: bool, base: Any = None
 ) -> Any:
-    """Return the CONDITIONING of a prompt: rows of [phi(c) ; c], and beside them the base's text if it is given.
+    """Return the CONDITIONING of a prompt: rows of [phi(c) ; c], with the base's text appended if it is given.
 
     A prompt that was encoded before with the same files and settings is not encoded again. ControlNets read phi(c).
 
@@ -166,7 +166,7 @@ def joined(loaded: LoadedAdapter, ours: Rows, theirs: Rows) -> Any:
 
 @torch.inference_mode()
 def conditioned(loaded: LoadedAdapter, encoding: TextEncoding) -> Rows:
-    """Return what the adapter makes of an encoding: rows of [phi(c) ; c], and the pooled vector."""
+    """Return the rows [phi(c) ; c] of an encoding, and the pooled vector."""
     states, pooled = loaded.adapter.condition(encoding)
     device = memory.intermediate_device()
     return states.to(device), None if pooled is None else pooled.to(device)

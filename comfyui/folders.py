@@ -22,7 +22,7 @@ ENCODINGS = "llmdiff"
 """The folder of saved encodings below ComfyUI's output folder."""
 
 _KEPT = {ADAPTER_KEY, ENCODED_KEY, "pooled_output", "cross_attn_controlnet", BASE_POOLED_KEY}
-# Tensors of a file beside the LLM's states: the base's own text, which only these nodes read.
+# Additional tensors of a file: the base's own text, which only these nodes read.
 _BASE = ("base_states", "base_pooled")
 
 # The default place; extra_model_paths.yaml may name more.
@@ -46,7 +46,7 @@ def base_names() -> list[str]:
 
 
 def located(kind: str, name: str) -> str:
-    """Return the path of a listed name, or the name itself for what comes with a package.
+    """Return the path of a listed name, or the name itself if it is packaged.
 
     Raises:
         InputFileError: it is in none of the folders any more.

@@ -113,7 +113,7 @@ def apply_adapter(
 
 
 def check_model(unet: Any, adapter: LLMDiffAdapter) -> dict[str, Layer]:
-    """Return ComfyUI's place of every cross-attention layer of the adapter, by diffusers' name.
+    """Return the layers of ComfyUI's U-Net for the adapter's cross-attention layers, by diffusers' names.
 
     Raises:
         UnsupportedPipelineError: it is no U-Net of Stable Diffusion 1.x, 2.x or XL, or the adapter is for no such one.
@@ -176,7 +176,7 @@ def check_model(unet: Any, adapter: LLMDiffAdapter) -> dict[str, Layer]:
 
 
 class _Sampling:
-    """Wrapper of ComfyUI's sampling: checks what goes in and what comes out."""
+    """Wrapper of ComfyUI's sampling that checks its inputs and outputs."""
 
     def __init__(self, digest: str, hooks: TextAttention, known: set[Any]) -> None:
         self.digest = digest

@@ -22,7 +22,7 @@ _PROCESSES = 3
 
 
 def captions() -> list[str]:
-    """Returns eight times the prompts, all different."""
+    """Return eight times the prompts, all different."""
     return [f"{prompt}, {number} of them" for number in range(8) for prompt in PROMPTS]
 
 
@@ -36,7 +36,7 @@ def _fill(work: tuple[Any, str]) -> list[torch.Tensor]:
 
 
 def concurrent(options: Any) -> float:
-    """Returns how far apart what several processes read is from what one reads alone, as a share of its size."""
+    """Return the relative difference between encodings read by several processes and by one."""
     with tempfile.TemporaryDirectory() as shared, tempfile.TemporaryDirectory() as alone:
         with multiprocessing.get_context("spawn").Pool(_PROCESSES) as pool:
             found = pool.map(_fill, [(options, shared)] * _PROCESSES)

@@ -20,13 +20,14 @@ from tiny_models import sd15_shaped
 from llmdiff import LLMController
 from llmdiff.adapter.base_pipeline import load_base_pipeline
 from llmdiff.training.counting import flop_counter
-from llmdiff_lab.rivals.registry import RivalInputs, create
+from llmdiff_lab.rivals.readings import RivalInputs
+from llmdiff_lab.rivals.registry import create
 
 _GUIDANCE, _SCALE = 3.0, 0.7
 
 
 def drawn(pipe: Any, steps: int, output_type: str, size: dict[str, int]) -> Callable[[], object]:
-    """Returns the drawing of one picture."""
+    """Return the drawing of one picture."""
 
     def act() -> object:
         generator = torch.Generator().manual_seed(0)
@@ -101,7 +102,7 @@ def measure(
 def compiled(
     what: str, controller: LLMController, pipe: Any, act: Callable[[], object], options: Any, kind: str
 ) -> Record:
-    """Returns the record with the U-Net compiled: attached for all runs, then detached for all, as both recompile."""
+    """Return the record with a compiled U-Net: all attached runs, then all detached runs, as switching recompiles."""
     pipe.unet.compile()
     with controller.attached(pipe, 1.0):
         ours = interleaved({"llm": act}, repeats=options.repeats, device=options.device, warm_up=3)["llm"]

@@ -16,7 +16,7 @@ from measuring import resident_mib
 
 
 def measure(what: str, blocks: int, width: int, prompts: int, tokens: int) -> float:
-    """Returns the peak of one way of encoding, in MiB above what was there before."""
+    """Return the peak memory of one way of encoding, in MiB above the memory before."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

@@ -19,7 +19,7 @@ from llmdiff.training.counting import flop_counter
 
 
 def plain_forward(llm: DecoderLLM, prompts: list[str]) -> Callable[[], object]:
-    """Returns the LLM's own pass over padded prompts, tokens included."""
+    """Return the LLM's own pass over padded prompts, tokens included."""
 
     @torch.no_grad()
     def act() -> object:
@@ -34,7 +34,7 @@ def plain_forward(llm: DecoderLLM, prompts: list[str]) -> Callable[[], object]:
 
 
 def flops(act: Callable[[], object]) -> int:
-    """Returns the counted FLOPs of an act."""
+    """Return the counted FLOPs of an act."""
     with flop_counter() as counted:
         act()
     return int(counted.get_total_flops())

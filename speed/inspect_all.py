@@ -112,7 +112,7 @@ class Inspection:
         return probe_tables(record)
 
     def _keep(self, save: Callable[[Path], Any], *names: str) -> None:
-        """Of what `save` writes into a folder, these files; JSON says in addition how it was made, and when."""
+        """Write these files of those that `save` creates; add command and date to JSON files."""
         with tempfile.TemporaryDirectory() as folder:
             save(Path(folder))
             for name in names:

@@ -62,7 +62,7 @@ _TINY_LLM: Config = {
 
 
 def built(device: str, dtype: torch.dtype, make: Any) -> Any:
-    """Returns what `make` makes with random weights, right on the device and in the dtype."""
+    """Return the module that `make` creates, with random weights on the device and in the dtype."""
     usual = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -73,7 +73,7 @@ def built(device: str, dtype: torch.dtype, make: Any) -> Any:
 
 
 def build_llm(name: str, device: str, dtype: torch.dtype, *, quick: bool) -> DecoderLLM:
-    """Returns a random LLM of this published size, with a tokenizer that knows the benchmarks' words."""
+    """Return a random LLM of this published size, with a tokenizer for the benchmarks' words."""
     kind, sizes = LLMS[name]
     config: Any = getattr(transformers, kind)(**sizes, bos_token_id=0, eos_token_id=1)
     for key, value in (_TINY_LLM if quick else {}).items():

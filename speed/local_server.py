@@ -16,7 +16,7 @@ import httpx2
 
 @contextmanager
 def served(model: str, *, start_s: float = 300) -> Iterator[str]:
-    """A context with the address of a server of this folder or Hub id; it ends with the context.
+    """Return a context with the address of a server for this folder or Hub id.
 
     Raises:
         RuntimeError: the server did not start in time; says what it printed last.

@@ -44,13 +44,13 @@ class Aim:
         return f"{what}{'<=' if self.at_most else '>='} {self.value:g}"
 
     def holds(self, record: Mapping[str, Any]) -> bool:
-        """Returns whether the record's figure is what it should be."""
+        """Return whether the record's figure reaches its aim."""
         found = record[self.of]
         return bool(found <= self.value if self.at_most else found >= self.value)
 
 
 def parser(what: str) -> argparse.ArgumentParser:
-    """Returns a parser with the options that every benchmark has."""
+    """Return a parser with the options that every benchmark has."""
     made = argparse.ArgumentParser(description=what.splitlines()[0])
     made.add_argument("--device", default="cpu", help="cpu or cuda")
     made.add_argument("--repeats", type=int, default=7, help="timed runs of each side; the median counts")
@@ -60,7 +60,7 @@ def parser(what: str) -> argparse.ArgumentParser:
 
 
 def dtypes(device: str) -> list[torch.dtype]:
-    """Returns what is measured on a device: float32, on a GPU bfloat16 too."""
+    """Return the dtypes to measure on a device: float32, on a GPU bfloat16 too."""
     return [torch.float32] if torch.device(device).type == "cpu" else [torch.float32, torch.bfloat16]
 
 
@@ -72,7 +72,7 @@ def interleaved(
     warm_up: int = 1,
     within: Mapping[str, Callable[[], AbstractContextManager[Any]]] | None = None,
 ) -> dict[str, float]:
-    """Returns the median seconds of each act.
+    """Return the median seconds of each act.
 
     All warm up first. Then they take turns, so that what slows the machine down for a while slows down all. The
     garbage collector waits; a GPU is waited for. `within` opens a context around an act, outside of its time.
@@ -100,7 +100,7 @@ def interleaved(
 
 
 def wait(device: str) -> None:
-    """Returns None once the device has done what was asked of it."""
+    """Wait until the device has finished its work."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -116,7 +116,7 @@ def record(
     aim: Aim | None = None,
     **more: Any,
 ) -> Record:
-    """Returns the record of a claim. The ratio is ours / other unless it is given; None where there is no other."""
+    """Return the record of a claim. The ratio is ours / other unless it is given; None where there is no other."""
     if ratio is None and other is not None:
         ratio = ours / other
     made: Record = {"name": name, "ratio": ratio, "ours": ours, "other": other, "unit": unit}
@@ -126,7 +126,7 @@ def record(
 
 
 def machine(device: str = "cpu") -> str:
-    """Returns the processor, its cores and the threads in use; the GPU where one is used."""
+    """Return the processor, its cores and the threads in use; the GPU where one is used."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -139,13 +139,13 @@ def machine(device: str = "cpu") -> str:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions that speed depends on."""
+    """Return the versions that speed depends on."""
     found = {name: version(name) for name in ("torch", "transformers", "diffusers")}
     return {"python": platform.python_version(), **found}
 
 
 def ceilings(device: str, dtype: torch.dtype, *, quick: bool = False) -> dict[str, float]:
-    """Returns what the machine can do at best: FLOP/s of a large product, bytes/s of a large copy."""
+    """Return the machine's peak rates: FLOP/s of a large matrix product, bytes/s of a large copy."""
     on_cpu = torch.device(device).type == "cpu"
     side, numbers = (256, 2**20) if quick else (2048, 2**26) if on_cpu else (8192, 2**29)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
@@ -161,7 +161,7 @@ def ceilings(device: str, dtype: torch.dtype, *, quick: bool = False) -> dict[st
 
 
 def resident_mib(field: str) -> float:
-    """Returns VmRSS (now) or VmHWM (the highest so far) of this process, in MiB."""
+    """Return VmRSS (now) or VmHWM (the highest so far) of this process, in MiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) / 1024
@@ -169,7 +169,7 @@ def resident_mib(field: str) -> float:
 
 
 def command_seconds(command: Sequence[str], **more: Any) -> float:
-    """Returns how long a command takes; it has to succeed."""
+    """Return the duration of a command in seconds; raise an error if it fails."""
     began = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False, **more)
     seconds = time.perf_counter() - began
@@ -179,7 +179,7 @@ def command_seconds(command: Sequence[str], **more: Any) -> float:
 
 
 def table(records: Sequence[Record]) -> str:
-    """Returns the records as a table in Markdown."""
+    """Return the records as a table in Markdown."""
     from llmdiff.evaluation.tables import markdown_table
 
     rows = [["what", "ours", "other", "unit", "ratio", "aim", "holds"]]
@@ -195,7 +195,7 @@ def _number(value: float | None) -> str:
 
 
 def finish(records: list[Record], options: argparse.Namespace) -> list[Record]:
-    """Prints the table, writes the JSON, returns the records."""
+    """Print the table, write the JSON file, and return the records."""
     print(table(records))
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -119,7 +119,7 @@ ACTS = {
 
 
 def peak(act: str, options: Any) -> dict[str, float]:
-    """Returns the peak of an act in a process of its own."""
+    """Return the peak memory of a function in a separate process."""
     passed = [sys.executable, __file__, "--act", act, "--device", options.device, "--llm", options.llm]
     passed += ["--folder", str(options.folder)]
     done = subprocess.run(

@@ -31,7 +31,7 @@ _REACH_PX = 12.5  # half of a pair's size
 def play(
     controller: LLMController, pipe: Any, checker: SceneChecker, *, scenes: int, steps: int
 ) -> dict[str, Any]:
-    """The record of the game: accuracy of every branch over the objects that were drawn, with intervals."""
+    """Return the record of the game: accuracy of every branch over the drawn objects, with intervals."""
     world = World(objects=checker.objects)
     hits: dict[str, list[float]] = {branch: [] for branch in BRANCHES}
     drawn = 0
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def _name_in(prompt: str, thing: Any) -> str | None:
-    """The thing's name in the prompt, where it is one word of it; None for shapes and descriptions."""
+    """Return the thing's name if it is a single word of the prompt; None for shapes and descriptions."""
     if thing is None:
         return None
     return next((name for name in thing.names if name in prompt.replace(",", "").split()), None)

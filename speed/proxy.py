@@ -29,8 +29,8 @@ from llmdiff.evaluation.suites.scenes_check import SceneChecker
 from llmdiff.evaluation.systems import controller_systems
 from llmdiff.evaluation.tables import percent
 from llmdiff.files import write_whole
+from llmdiff.language.closed_llm import ClosedLLM, ClosedLLMSettings
 from llmdiff.language.packaged import EMBEDDED_NAME, packaged_llm_folder
-from llmdiff.language.proxy import ClosedLLM, ProxySettings
 from llmdiff.language.rewording import Rewording
 from llmdiff.openmoji.captions import caption
 from llmdiff.openmoji.contents import World
@@ -67,7 +67,7 @@ class Told(ClosedLLM):
 def compare(
     controller: LLMController, checker: SceneChecker, rewording: Rewording, chosen: argparse.Namespace
 ) -> dict[str, Any]:
-    """The record: accuracy of base, LLM, LLM with the closed one and LLM told, by split, and what the last two add."""
+    """Return the accuracy of base, LLM, LLM with rewording and LLM with plain answers by split, and the gains."""
     world, rng = World(objects=checker.objects), np.random.default_rng(0)
     suite = scene_prompts(
         chosen.prompts,
@@ -153,7 +153,7 @@ def main() -> None:
     controller = LLMController.from_pretrained(chosen.adapter)
     checker = SceneChecker.from_pretrained(chosen.checker)
     with served(local) if local else nullcontext(chosen.reword_url) as url:
-        settings = ProxySettings(
+        settings = ClosedLLMSettings(
             url=url,
             model=local or chosen.reword_model,
             instruction=chosen.instruction,

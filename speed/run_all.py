@@ -24,7 +24,7 @@ BENCHMARKS = ("encoding", "caching", "drawing", "startup", "memory", "training_s
 
 
 def commit() -> tuple[str, bool]:
-    """Returns the commit of this tree, and whether code has been changed since."""
+    """Return the commit of this tree, and whether code has been changed since."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -35,7 +35,7 @@ def commit() -> tuple[str, bool]:
 
 
 def measure(name: str, kept: Path, options: argparse.Namespace) -> dict[str, Any] | None:
-    """Returns what a benchmark has written, measured now or before; None where it failed."""
+    """Return the record of a benchmark, measured now or before; None if it failed."""
     line = [
         sys.executable,
         str(Path(__file__).with_name(f"{name}.py")),
@@ -58,7 +58,7 @@ def measure(name: str, kept: Path, options: argparse.Namespace) -> dict[str, Any
 
 
 def bounds(records: Sequence[Record]) -> list[str]:
-    """Returns a line for every aim that is missed, with what bounds it where that is known."""
+    """Return a line for every missed aim, with its known cause."""
     lines = []
     for one in records:
         if one.get("holds", True):
@@ -74,7 +74,7 @@ def bounds(records: Sequence[Record]) -> list[str]:
 
 
 def details(records: Sequence[Record]) -> list[str]:
-    """Returns a line for every record that says more than its figures."""
+    """Return a line for every record with a remark."""
     known = {"name", "ratio", "ours", "other", "unit", "aim", "holds", "machine", "versions", "points"}
     known |= {"benchmark", "commit", "bound"}
     lines = []
@@ -93,7 +93,7 @@ def _said(key: str, value: Any) -> str:
 
 
 def page(summary: Mapping[str, Any], records: Sequence[Record], *, plots: bool) -> str:
-    """Returns performance.md, with scaling.png where it was drawn."""
+    """Return performance.md, with scaling.png where it was drawn."""
     command = summary["command"]
     lines = ["Made with `python speed/run_all.py`, which measures these side by side and in turns."]
     lines += [f"Last run: `{command}`, {summary['date'][:10]}.", ""]
@@ -117,7 +117,7 @@ def page(summary: Mapping[str, Any], records: Sequence[Record], *, plots: bool) 
 
 
 def kept_records(summary: Mapping[str, Any], measured: Collection[str]) -> list[Record]:
-    """Returns what an earlier run recorded of the benchmarks that are not measured now."""
+    """Return the records of an earlier run for the benchmarks that are not measured now."""
     shared = {"machine": summary["machine"], "versions": summary["versions"]}
     return [
         {"name": name, **claim, **summary["details"].get(name, {}), **shared}

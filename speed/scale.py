@@ -22,7 +22,7 @@ from llmdiff.openmoji.contents import World
 
 
 def sweep(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """The report of the base and of every scale above 0; the base is there once."""
+    """Return the report of the base, once, and of every scale above 0."""
     controller = LLMController.from_pretrained(chosen.adapter)
     checker = SceneChecker.from_pretrained("openmoji")
     drawing = {"steps": chosen.steps, "guidance_scale": chosen.guidance_scale}
@@ -39,7 +39,7 @@ def sweep(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measures and writes."""
+    """Measure and writes."""
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--out", type=Path, required=True)
     words.add_argument("--adapter", default="openmoji")

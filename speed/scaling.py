@@ -43,12 +43,12 @@ def painter(options: Any) -> Callable[[list[str]], object]:
 
 
 def prompts_of(count: int) -> list[str]:
-    """Returns so many prompts, of about 20 tokens each."""
+    """Return this number of prompts with about 20 tokens each."""
     return [PROMPTS[number % len(PROMPTS)] for number in range(count)]
 
 
 def grown(act: Callable[[list[str]], object], sizes: dict[int, list[str]], options: Any) -> Points:
-    """Returns the texts a second at every size; the first size stands for one unit of work."""
+    """Return the texts a second at every size; the first size stands for one unit of work."""
     acts = {str(size): lambda texts=texts: act(texts) for size, texts in sizes.items()}
     seconds = interleaved(acts, repeats=options.repeats, device=options.device)
     return [
@@ -70,7 +70,7 @@ def _work(
 
 
 def with_processes(make: Callable[[Any], Callable[[list[str]], object]], count: int, options: Any) -> float:
-    """Returns the texts a second of so many processes together, the cores shared out between them."""
+    """Return the texts a second of so many processes together, the cores shared out between them."""
     spawn = multiprocessing.get_context("spawn")
     barrier = spawn.Barrier(count + 1)
     threads = max(1, (os.cpu_count() or 1) // count)

@@ -219,7 +219,7 @@ FAMILIES = (
 
 
 def build_pipe(shape: Shape, device: str, dtype: torch.dtype, *, quick: bool) -> Any:
-    """Returns the pipeline with a random denoiser, a tiny VAE of its factor, and no text encoder."""
+    """Return the pipeline with a random denoiser, a tiny VAE of its factor, and no text encoder."""
     config = {**shape.config, **(shape.tiny if quick else {})}
     if quick and shape.title == "SDXL":
         config["projection_class_embeddings_input_dim"] = 6 * 256 + shape.pooled[1] if shape.pooled else 0
@@ -273,7 +273,7 @@ def _vae(shape: Shape, latent: int) -> Any:
 
 
 def embeddings(shape: Shape, device: str, dtype: torch.dtype, *, quick: bool) -> dict[str, Any]:
-    """Returns what the base draws from in place of a prompt."""
+    """Return the base's arguments that replace a prompt."""
     tokens, width = shape.text[0], shape.tiny_text_width if quick else shape.text[1]
     given: dict[str, Any] = {"prompt_embeds": torch.randn(1, tokens, width, device=device, dtype=dtype)}
     if shape.pooled is not None:

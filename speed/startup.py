@@ -21,12 +21,12 @@ _CLI = "import sys; sys.argv[0] = 'llmdiff'; from llmdiff.cli.main import app; a
 
 
 def command(*arguments: str, trace: bool = False) -> list[str]:
-    """Returns the command line of a verb, with this Python and its path."""
+    """Return the command line of a verb, with this Python and its path."""
     return [sys.executable, *(["-X", "importtime"] if trace else []), "-c", _CLI, *arguments]
 
 
 def import_seconds(line: Sequence[str]) -> dict[str, float]:
-    """Returns the seconds that importing each package takes by itself, the most expensive first, ten of them."""
+    """Return the seconds that importing each package takes by itself, the most expensive first, ten of them."""
     done = subprocess.run(line, capture_output=True, text=True, check=True)
     own: Counter[str] = Counter()
     for microseconds, module in _LINE.findall(done.stderr):

@@ -39,7 +39,7 @@ SPLITS = ("seen", "pairs", "phrasings", "synonyms", "indirect")
 
 
 def pairs(world: World, split: str, count: int, seed: int) -> tuple[list[Any], list[str]]:
-    """Contents that are pairs, with captions in the words of a split."""
+    """Return contents that are pairs, with captions in the words of a split."""
     rng = np.random.default_rng([seed, SPLITS.index(split)])
     contents: list[Any] = []
     while len(contents) < count:

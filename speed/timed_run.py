@@ -34,14 +34,14 @@ class Run:
         return torch.device(self.device).type == "cuda"
 
     def left(self, what: str) -> bool:
-        """Returns whether there is time for something; notes it if there is none."""
+        """Return whether there is enough time for a measurement; record it as left out if not."""
         if time.monotonic() - self._began < 60 * self._minutes:
             return True
         self.note(f"{what}: not reached in {self._minutes:g} minutes")
         return False
 
     def tried(self, what: str, act: Callable[[], None]) -> None:
-        """Does this if there is time; what fails, mostly for memory, is noted and does not end the run."""
+        """Run a measurement if there is time; record a failure, usually lack of memory, and continue."""
         if not self.left(what):
             return
         try:

@@ -8,7 +8,7 @@ from llmdiff.language import DecoderLLM
 
 
 def word_tokenizer() -> Any:
-    """Returns a tokenizer that knows the words of the benchmarks' prompts: <s> is 0, </s> is 1, <unk> is 2."""
+    """Return a tokenizer that knows the words of the benchmarks' prompts: <s> is 0, </s> is 1, <unk> is 2."""
     from measuring import PROMPTS
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -23,7 +23,7 @@ def word_tokenizer() -> Any:
 
 
 def tiny_llm() -> DecoderLLM:
-    """Returns a tiny random Llama with that tokenizer."""
+    """Return a tiny random Llama with that tokenizer."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = word_tokenizer()
@@ -43,7 +43,7 @@ def tiny_llm() -> DecoderLLM:
 
 
 def llm(options: Any, *, dtype: torch.dtype = torch.float32) -> DecoderLLM:
-    """Returns the LLM that a benchmark's options ask for; with `--quick` the tiny one."""
+    """Return the LLM that a benchmark's options ask for; with `--quick` the tiny one."""
     if options.quick:
         tiny = tiny_llm()
         tiny.model.to(dtype)
@@ -52,7 +52,7 @@ def llm(options: Any, *, dtype: torch.dtype = torch.float32) -> DecoderLLM:
 
 
 def sd15_shaped(width: int, height: int, *, small: bool) -> Any:
-    """Returns a random Stable Diffusion pipeline of 1.5's shape; `small` has a tenth of its widths."""
+    """Return a random Stable Diffusion pipeline of 1.5's shape; `small` has a tenth of its widths."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast

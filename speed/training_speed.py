@@ -38,7 +38,7 @@ _TOKENS = 77
 
 
 def settings(options: argparse.Namespace, folder: Path) -> TrainConfig:
-    """Returns the run that both loops make: everything that only ours has is off, or does not change a loss."""
+    """Return the configuration of both loops, without features of ours that change the loss."""
     training = {
         "steps": options.steps,
         "batch_size": options.batch_size,
@@ -71,7 +71,7 @@ def settings(options: argparse.Namespace, folder: Path) -> TrainConfig:
 
 @torch.no_grad()
 def read_padded(llm: DecoderLLM, context: ContextEncoding, texts: list[str]) -> TextEncoding:
-    """Returns the text encoding, read at 77 tokens: each block twice, in context and with all other tokens masked."""
+    """Return the text encoding, read at 77 tokens: each block twice, in context and with all other tokens masked."""
     tokens = llm.tokenize(texts, max_length=_TOKENS)
     spare = _TOKENS - tokens.input_ids.shape[1]
     ids = nn.functional.pad(tokens.input_ids, (0, spare)).to(llm.device)
@@ -107,7 +107,7 @@ def read_padded(llm: DecoderLLM, context: ContextEncoding, texts: list[str]) -> 
 
 
 def train_plainly(config: TrainConfig, parts: TrainingModels) -> tuple[list[float], list[float]]:
-    """Returns the losses and seconds of every step of the plain loop."""
+    """Return the losses and seconds of every step of the plain loop."""
     training, adapter = config.training, parts.adapter
     objective = Objective.of(parts.pipe.scheduler)
     epochs = Epochs(rows=parts.samples.rows, batch_size=training.batch_size, seed=training.seed)
@@ -144,7 +144,7 @@ def train_plainly(config: TrainConfig, parts: TrainingModels) -> tuple[list[floa
 
 
 def difference(parts: TrainingModels) -> float:
-    """Returns the largest difference between both ways of reading, as a share of the encoding's size."""
+    """Return the largest difference between both ways of reading, as a share of the encoding's size."""
     texts = ["a cat to the left of a red heart", "two apples"]
     context = parts.adapter.context
     assert context is not None

@@ -42,7 +42,7 @@ class Clock:
         self.steps = -1
 
     def timed(self, part: str, act: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns the same function, its time counted as a part's."""
+        """Return the function with its time counted for a part."""
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             if get_ident() != self._thread:
@@ -58,7 +58,7 @@ class Clock:
         return counted
 
     def end_step(self) -> None:
-        """Returns None; ends a step. What came before the end of the first is forgotten."""
+        """End a step; times before the end of the first step are discarded."""
         self._border()
         self.steps += 1
         if self.steps == 0:
@@ -67,7 +67,7 @@ class Clock:
 
     @property
     def total(self) -> float:
-        """Seconds from the end of the first step to that of the last."""
+        """Return the seconds from the end of the first step to that of the last."""
         return self._since - self.began
 
     def _border(self) -> None:
@@ -79,7 +79,7 @@ class Clock:
 
 @contextmanager
 def every_part_timed(clock: Clock) -> Iterator[None]:
-    """Times the parts of a step while it is open."""
+    """Return a context that times the parts of a step."""
     update, create = EMAModel.step, loop.create_optimizer
 
     def last(self: EMAModel, parameters: Any) -> None:
@@ -114,7 +114,7 @@ def every_part_timed(clock: Clock) -> Iterator[None]:
 
 
 def tiny_llm_folder(folder: Path) -> str:
-    """Returns the folder that a tiny LLM was saved to."""
+    """Return the folder that a tiny LLM was saved to."""
     llm = tiny_llm()
     llm.model.save_pretrained(folder / "tiny-llm")
     llm.tokenizer.save_pretrained(folder / "tiny-llm")
@@ -122,7 +122,7 @@ def tiny_llm_folder(folder: Path) -> str:
 
 
 def train(options: Any, folder: Path, *, stored: bool) -> Clock:
-    """Returns the clock of a short run."""
+    """Return the clock of a short run."""
     changes = {
         "out": folder / "run",
         "store": folder / "store",

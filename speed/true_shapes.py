@@ -34,7 +34,7 @@ _DRAWING_AIMS = {"SD 1.5": 1.05, "SDXL": 1.05, "SD3 medium": 1.2}
 
 
 def encode(run: Run, name: str, llm: DecoderLLM, controller: LLMController) -> None:
-    """The LLM's plain pass and ours, eagerly and by CUDA graphs, and the time to read its blocks' weights once."""
+    """Time the LLM's plain pass and ours, eagerly and by CUDA graphs, and one reading of its blocks' weights."""
     context = controller.adapter.context
     assert context is not None
     ids = llm.tokenize(_PROMPT).input_ids.to(llm.device)
@@ -76,7 +76,7 @@ def encode(run: Run, name: str, llm: DecoderLLM, controller: LLMController) -> N
 
 
 def draw(run: Run, shape: Shape, controller: LLMController, pipe: Any, *, few: bool = False) -> None:
-    """A picture with the LLM attached and by the base, in the usual steps or in few."""
+    """Time a picture with the LLM attached and by the base, in the usual number of steps or in few."""
     side = (64 if shape.title != "Sana 1.6B" else 32 * 4) if run.quick else shape.side_px
     usual = pipe.scheduler
     for steps in _FEW_STEPS if few else (2 if run.quick else shape.steps,):
@@ -95,7 +95,7 @@ def draw(run: Run, shape: Shape, controller: LLMController, pipe: Any, *, few: b
 def drawings(
     run: Run, shape: Shape, pipe: Any, steps: int, side: int, *, guided: bool
 ) -> dict[str, Callable[[], object]]:
-    """Returns the drawing of one picture by the base and with the LLM."""
+    """Return the drawing of one picture by the base and with the LLM."""
     given = embeddings(shape, run.device, run.dtype, quick=run.quick)
     if not guided:
         given = {name: value for name, value in given.items() if not name.startswith("negative")}
@@ -117,7 +117,7 @@ def drawings(
 
 
 def compiled(run: Run, shape: Shape, controller: LLMController, pipe: Any) -> None:
-    """The same with the denoiser compiled: base and ours in turn, as both compile anew."""
+    """Time the same with the denoiser compiled: base, then ours, as both compile separately."""
     side = (64 if shape.title != "Sana 1.6B" else 32 * 4) if run.quick else shape.side_px
     steps = 2 if run.quick else shape.steps
     acts = drawings(run, shape, pipe, steps, side, guided=shape.guided)
@@ -135,7 +135,7 @@ def compiled(run: Run, shape: Shape, controller: LLMController, pipe: Any) -> No
 def train(
     run: Run, shape: Shape, controller: LLMController, pipe: Any, batch: int, *, checkpoints: bool
 ) -> None:
-    """A training step from stored encodings, and the usual one, which reads the captions in every step."""
+    """Time a training step from stored encodings, and one that reads the captions in every step."""
     adapter, llm = controller.adapter, controller.llm
     assert isinstance(llm, DecoderLLM)
     assert adapter.context is not None
@@ -200,7 +200,7 @@ def train(
 
 
 def family(run: Run, shape: Shape, read: set[str], *, compile_it: bool) -> None:
-    """All measurements of one family, or those with its denoiser compiled."""
+    """Run all measurements of one family, or those with its denoiser compiled."""
     torch.manual_seed(0)
     llm = build_llm(shape.llm, run.device, run.dtype, quick=run.quick)
     pipe = build_pipe(shape, run.device, run.dtype, quick=run.quick)

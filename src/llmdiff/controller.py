@@ -92,7 +92,7 @@ class LLMController:
             AdapterNotFoundError: neither a folder nor an available Hub id.
             CorruptWeightsError: a file of the adapter is missing or damaged.
             ConfigError: the adapter's config has an unknown key or a value out of range, or an argument for
-                loading the LLM is given beside `llm` or does not go with the rest.
+                loading the LLM is given together with `llm` or cannot be combined with the others.
             LLMNotFoundError: the adapter's LLM is not available.
             UnsupportedLLMError: the LLM is not supported, or brings code and `trust_remote_code` is False.
             AdapterMismatchError: the adapter was made for another LLM than `llm`, or the encodings for another
@@ -107,7 +107,7 @@ class LLMController:
         given = [name for name, value in loading.items() if value]
         if llm is not None and given:
             raise ConfigError(
-                f"llm {llm.id!r} is given, and beside it what only loading an LLM needs: pass "
+                f"llm {llm.id!r} is given together with arguments for loading an LLM: pass "
                 f"{', '.join(given)} to DecoderLLM.from_pretrained instead"
             )
         source = adapter_source(name_or_path)
@@ -206,8 +206,8 @@ class LLMController:
     ) -> Any:
         """Return the base pipeline that the adapter was trained for, not attached yet.
 
-        `text_encoders=False` leaves the base's own text encoders out, up to 10 GB that the LLM alone (scale 1, no
-        `keep_base_text`) never asks; the base then cannot draw without the LLM.
+        `text_encoders=False` does not load the base's own text encoders (up to 10 GB), which are not used at scale 1
+        without `keep_base_text`; the base then cannot draw without the LLM.
 
         `source` is the folder or Hub id of another base of the same family, for example a fine-tuned one; it is
         checked against the adapter. A folder with a manifest is checked against it.

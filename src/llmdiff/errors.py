@@ -32,7 +32,7 @@ class AttachError(LLMDiffError, RuntimeError):
 
 
 class NonFinitePictureError(LLMDiffError, ArithmeticError):
-    """A picture holds NaN or infinity: a part of the pipeline overflowed in its dtype."""
+    """A picture contains NaN or infinity: a part of the pipeline overflowed in its dtype."""
 
 
 class CorruptWeightsError(LLMDiffError, OSError):
@@ -45,6 +45,10 @@ class AdapterNotFoundError(LLMDiffError, OSError):
 
 class PipelineNotFoundError(LLMDiffError, OSError):
     """The base pipeline is neither a folder, an available Hub id nor the embedded default."""
+
+
+class ClosedLLMError(LLMDiffError):
+    """A closed LLM gave no usable answer."""
 
 
 class ConfigError(LLMDiffError, ValueError):

@@ -1,11 +1,12 @@
-"""The values that pass between modules. Shape letters, used in every docstring:
+"""Values passed between modules. Shape letters in all docstrings and annotations:
 
 B prompts, T tokens (padded), D width of the LLM's states, L decoder blocks of the LLM,
-W width of the text states the denoiser expects.
+W width of the text states the denoiser expects, d groups of attention layers.
 """
 
 from dataclasses import dataclass
 
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -14,7 +15,7 @@ class BlockStates:
     """Every block's two updates of every token of a batch of prompts.
 
     Shapes:
-        x0: (B, T, D), what enters the first block.
+        x0: (B, T, D), the input of the first block.
         context: (L, B, T, D), u_l = block_l(x_l | causal context) - x_l.
         lone: (L, B, T, D), v_l = block_l(x_l | the token alone) - x_l.
         token_mask: (B, T) bool, True = real token.
@@ -23,15 +24,15 @@ class BlockStates:
     Source: Dong et al. 2024 (arXiv 2502.04412), the denoising reading of decoder blocks.
     """
 
-    x0: Tensor
-    context: Tensor
-    lone: Tensor
-    token_mask: Tensor
-    input_ids: Tensor
+    x0: Float[Tensor, "B T D"]
+    context: Float[Tensor, "L B T D"]
+    lone: Float[Tensor, "L B T D"]
+    token_mask: Bool[Tensor, "B T"]
+    input_ids: Int[Tensor, "B T"]
 
     @property
-    def scores(self) -> Tensor:
-        """s_l = u_l - v_l, (L, B, T, D): what the context contributed in each block."""
+    def scores(self) -> Float[Tensor, "L B T D"]:
+        """Return s_l = u_l - v_l, (L, B, T, D): the contribution of the context in each block."""
         return self.context - self.lone
 
 
@@ -44,5 +45,5 @@ class TextEncoding:
         token_mask: (B, T) bool, True = real token.
     """
 
-    states: Tensor
-    token_mask: Tensor
+    states: Float[Tensor, "B T *d D"]
+    token_mask: Bool[Tensor, "B T"]

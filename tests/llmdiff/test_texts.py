@@ -17,7 +17,7 @@ from llmdiff.errors import ConfigError, InputFileError, PromptError, first_line
 from llmdiff.evaluation.suites.dpg_bench import DPGBench
 from llmdiff.evaluation.suites.own import read_own
 from llmdiff.files import clean_text, is_blank, prompt_lines, read_text, text_lines
-from llmdiff.language.proxy import checked_answer
+from llmdiff.language.chat_completions import checked_answer
 from llmdiff.serving.settings import read_token
 from llmdiff.training.config import load_config
 

@@ -80,7 +80,7 @@ def test_the_installed_wheel_draws_from_another_folder(built: dict[str, Path], t
     where = run(str(python), "-c", "import llmdiff; print(llmdiff.__file__)")
     assert where.startswith(str(folder))
     command = str(folder / "bin" / "llmdiff")
-    assert "all that drawing needs is here" in run(command, "doctor")
+    assert "everything needed for drawing is installed" in run(command, "doctor")
     run(command, "generate", "a red apple", "--out", "apple.png", "--seed", "0")
     picture = Image.open(elsewhere / "apple.png")
     assert picture.size == (64, 64)

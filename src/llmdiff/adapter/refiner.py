@@ -1,6 +1,7 @@
 """Bidirectional transformer blocks over the tokens of an encoding."""
 
 import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from llmdiff.adapter.layers import heads_of, merge_heads
@@ -47,7 +48,9 @@ class TokenRefiner(nn.Module):
         nn.init.zeros_(self.to_outside.weight)
         nn.init.zeros_(self.to_outside.bias)
 
-    def forward(self, states: Tensor, token_mask: Tensor) -> Tensor:
+    def forward(
+        self, states: Float[Tensor, "B T D"], token_mask: Bool[Tensor, "B T"]
+    ) -> Float[Tensor, "B T D"]:
         """Return c'; its padding rows are undefined. Shapes: (B, T, D), (B, T) bool => (B, T, D)."""
         # A prompt without tokens attends to its padding rows: a softmax over nothing would be NaN.
         seen = (token_mask | ~token_mask.any(dim=1, keepdim=True))[:, None, None]
@@ -67,7 +70,9 @@ class _Block(nn.Module):
         self.to_out = nn.Linear(width, width)
         self.widen, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "B T width"], seen: Bool[Tensor, "B 1 1 T"]
+    ) -> Float[Tensor, "B T width"]:
         y = self.norm_attn(x)
         query, key, value = (
             heads_of(project(y), self.heads) for project in (self.to_q, self.to_k, self.to_v)

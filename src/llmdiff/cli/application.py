@@ -31,7 +31,7 @@ class _Verbs(HelpfulGroup):
                 raise
             _print_error(
                 f"{error.filename or 'a file or the standard output'} cannot be used ({error.strerror}): check the "
-                "path, its rights and the room on its disk"
+                "path, its permissions and the free space on its disk"
             )
         sys.exit(1)
 

@@ -11,8 +11,8 @@ Verb = Callable[..., None]
 def takes(block: Callable[..., Any], argument: str, *names: str) -> Callable[[Verb], Verb]:
     """Return a decorator that adds a block's options, by default all, to a verb.
 
-    The verb is called with `argument`, which is what `block` returns for their values. Options of the verb itself
-    replace those of the block.
+    The verb is called with the result of `block` for their values as `argument`. Options of the verb itself replace
+    those of the block.
     """
 
     def decorate(verb: Verb) -> Verb:

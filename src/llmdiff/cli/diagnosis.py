@@ -111,7 +111,7 @@ def devices() -> Iterator[Finding]:
         except RuntimeError as error:
             yield Finding(
                 about=name,
-                found=f"there, but not to be used ({first_line(error)})",
+                found=f"present, but cannot be used ({first_line(error)})",
                 broken=True,
                 remedy="free its memory or repair its driver; until then draw with --device cpu",
             )
@@ -139,7 +139,7 @@ def embedded_default(weights: Path | None = None) -> Iterator[Finding]:
             )
         else:
             size, count = _folder_size(folder / part)
-            yield Finding(about=part, found=f"{count} files, {_size(size)}, all as their manifest says")
+            yield Finding(about=part, found=f"{count} files, {_size(size)}, all equal to their manifest")
     yield from _packaged_llms()
 
 
@@ -217,7 +217,7 @@ def _cache(about: str, folder: Path, *, broken_if_closed: bool) -> Finding:
             remedy="make it writable, or point LLMDIFF_HOME or HF_HOME elsewhere",
         )
     if not folder.is_dir():
-        return Finding(about=about, found=f"{folder}, not there yet, {_size(free)} free")
+        return Finding(about=about, found=f"{folder}, not created yet, {_size(free)} free")
     size, count = _folder_size(folder)
     return Finding(about=about, found=f"{folder}, {count} files, {_size(size)}, {_size(free)} free")
 

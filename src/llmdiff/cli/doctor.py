@@ -21,4 +21,4 @@ def doctor() -> None:
             f"error: {broken} of these, marked with !, keep LLMDiff from working: repair them", err=True
         )
         raise typer.Exit(1)
-    typer.echo("all that drawing needs is here")
+    typer.echo("everything needed for drawing is installed")

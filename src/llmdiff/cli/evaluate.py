@@ -64,7 +64,7 @@ def evaluate(
         typer.Option(
             "--official-scores",
             metavar="SYSTEM=FILE",
-            help="What the benchmark's own scorer wrote, a file or a folder; repeated.",
+            help="Results of the benchmark's own scorer, a file or a folder; may be repeated.",
         ),
     ] = None,
     workers: Processes = 1,
@@ -72,9 +72,7 @@ def evaluate(
     steps: Steps = 20,
     guidance_scale: Guidance = 3.0,
     seed: Annotated[int, number("--seed", bounds.SEED, help="Seed of the suite.")] = 0,
-    checker: Annotated[
-        str, typer.Option("--checker", help="What reads pictures of scenes: a folder.")
-    ] = "openmoji",
+    checker: Annotated[str, typer.Option("--checker", help="Folder of the checker of scenes.")] = "openmoji",
     verbose: Verbose = False,
     *,
     models: Models,
@@ -142,7 +140,7 @@ def _scenes(
     for name, value in {"suite-files": files, "official-scores": official}.items():
         if value is not None:
             raise ConfigError(
-                f"{name} is given, but the suite scenes has prompts and a scorer of its own: leave it out, or name "
+                f"{name} is given, but the suite scenes has its own prompts and scorer: leave it out, or choose "
                 "another --suite"
             )
     return {
@@ -159,10 +157,10 @@ def _suite_parts(suite: str, files: Path | None, reference: Path | None, officia
     for name, _, path in pairs:
         if not Path(path).exists() or not path:
             raise ConfigError(
-                f"official-scores: got {name}={path}, expected SYSTEM=FILE with a file or folder that is there"
+                f"official-scores: got {name}={path}, expected SYSTEM=FILE with an existing file or folder"
             )
         if [other for other, _, _ in pairs].count(name) > 1:
-            raise ConfigError(f"official-scores: {name} is there twice, expected one for each system")
+            raise ConfigError(f"official-scores: {name} is given twice, expected one for each system")
     return {
         "suite": read_suite(suite, files),
         "reference": None if reference is None else read_reference(reference),

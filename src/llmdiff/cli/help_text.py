@@ -1,4 +1,4 @@
-"""How the help of every verb looks: whole summaries, plain names of types, and an example."""
+"""Format the help of every verb: whole summaries, plain names of types, and an example."""
 
 import re
 from typing import Any
@@ -32,7 +32,7 @@ class HelpfulGroup(_Help, TyperGroup):
 
 
 class HelpfulCommand(_Help, TyperCommand):
-    """A verb. Its epilog is a command line to copy, and stands below its options."""
+    """A verb. Its epilog is an example command line below its options."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Return the words of the usage line: arguments first."""

@@ -85,7 +85,7 @@ Height = Annotated[int | None, number("--height", bounds.SIDE_PX, help="Pixels [
 Width = Annotated[int | None, number("--width", bounds.SIDE_PX, help="Pixels [the pipeline's own].")]
 MetricNames = Annotated[
     list[str] | None,
-    typer.Option("--metric", metavar="NAME", help="What to measure besides; may be repeated."),
+    typer.Option("--metric", metavar="NAME", help="Additional metric; may be repeated."),
 ]
 MetricModels = Annotated[
     list[str] | None,

@@ -38,11 +38,11 @@ def port(
         number(
             "--prompts",
             bounds.COUNT_OR_NONE,
-            help="Prompts of every split to draw with both adapters, on a base whose pictures --checker reads.",
+            help="Prompts of every split to draw with both adapters and compare by --checker.",
         ),
     ] = 0,
     checker: Annotated[
-        str, typer.Option("--checker", help="What reads pictures of scenes: a folder.")
+        str, typer.Option("--checker", help="Folder of the checker of scenes.")
     ] = _SCENES_CHECKER,
     verbose: Verbose = False,
     *,
@@ -50,7 +50,7 @@ def port(
 ) -> None:
     """Port an adapter to another LLM from captions alone, without pictures. Run again to resume.
 
-    Prints how much of the old adapter is kept: on held-out captions, and with --prompts on pictures.
+    Prints how well the new adapter agrees with the old one: on held-out captions, and with --prompts on pictures.
     """
     set_up(verbose)
     check_extra("train", "pydantic", "yaml", "datasets")
@@ -70,13 +70,13 @@ def port(
     ported = port_adapter(old, new, pipe, texts, out, settings)
     found = ported.token_map
     typer.echo(f"wrote {out}: {old.llm.id} -> {new.id}, {found.tokens} tokens of {len(set(texts))} captions")
-    typer.echo("share of the old adapter's variance that is not kept, on held-out captions [95 % interval]:")
-    typer.echo(f"  what its layers read of the LLM   closed form {100 * found.unexplained:.1f} %")
+    typer.echo("unexplained share of the old adapter's variance on held-out captions [95 % interval]:")
+    typer.echo(f"  encodings of the LLM              closed form {100 * found.unexplained:.1f} %")
     for name, shares in (("closed form", ported.closed_form), ("trained", ported.trained)):
         if shares is not None and (steps or name == "closed form"):
             mean = bootstrap_mean(shares)
             typer.echo(
-                f"  what the attention layers give    {name} {100 * mean.mean:.1f} % [{100 * mean.low:.1f}, "
+                f"  outputs of the attention layers   {name} {100 * mean.mean:.1f} % [{100 * mean.low:.1f}, "
                 f"{100 * mean.high:.1f}]"
             )
     if scorer is not None:
@@ -100,7 +100,7 @@ def _compare_pictures(old: Any, new: Any, pipe: Any, scorer: Any, out: Path, pro
     base = str(old.adapter.config.base_model_id)
     rows = scene_prompts(prompts, seed, world_of_pipeline(base, scorer.checker))
     systems = {
-        # `base` is what differences are taken to.
+        # Reports give differences from the system `base`.
         BASE: controller_systems(old, pipe)[OURS],
         "ported": controller_systems(new, pipe)[OURS],
     }

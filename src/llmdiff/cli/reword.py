@@ -28,7 +28,7 @@ def reword(
 ) -> None:
     """Write a plain wording of every caption, by an LLM (--llm) or a closed one (--reword-url).
 
-    `llmdiff train` with data.kind captions reads the file. Run again to go on.
+    `llmdiff train` with data.kind captions reads the file. Run again to continue.
     """
     set_up(verbose)
     check_extra("train", "pydantic", "yaml", "datasets")

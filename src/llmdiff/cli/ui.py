@@ -45,11 +45,11 @@ def ui(
     ] = None,
     llm: Annotated[
         list[str] | None,
-        typer.Option("--llm", help="An LLM to choose beside the adapter's own; may be repeated."),
+        typer.Option("--llm", help="An LLM to choose besides the adapter's own; may be repeated."),
     ] = None,
     pipeline: Annotated[
         list[str] | None,
-        typer.Option("--pipeline", help="A pipeline to choose beside the adapter's own; may be repeated."),
+        typer.Option("--pipeline", help="A pipeline to choose besides the adapter's own; may be repeated."),
     ] = None,
     verbose: Verbose = False,
     *,

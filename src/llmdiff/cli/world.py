@@ -1,4 +1,4 @@
-"""The verb `llmdiff world`: what the embedded default knows; the work is done elsewhere."""
+"""The verb `llmdiff world`."""
 
 from itertools import groupby
 from pathlib import Path

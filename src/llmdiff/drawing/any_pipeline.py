@@ -1,4 +1,4 @@
-"""Call a pipeline of any family for pictures: it gets the arguments that it takes, and a video has one frame."""
+"""Call a pipeline of any family for pictures, with the arguments that it supports and one frame for videos."""
 
 import inspect
 import warnings
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# What asks for one frame; Latte's layers across frames have nothing to do for it.
+# Arguments that request one frame; Latte's temporal layers are not needed for it.
 _ONE_FRAME: dict[str, Any] = {
     "num_frames": 1,
     "frames": 1,
@@ -18,7 +18,7 @@ _ONE_FRAME: dict[str, Any] = {
 
 
 def pictures(pipe: Any, prompts: Sequence[str], **asked: Any) -> list["Image"]:
-    """Return a picture for each prompt; `asked` is passed on, as far as the pipeline's call takes it.
+    """Return a picture for each prompt; arguments in `asked` that the pipeline does not take are dropped.
 
     Warn about a guidance scale or negative prompt that it does not take.
     """

@@ -141,9 +141,9 @@ def compare(settings: DrawingSettings, models: Models, out: Path) -> Path:
 
 
 def prompt_notice(pipe: Any, prompt: str) -> str | None:
-    """Return one line that says so if the prompt has no word of the world that a pipeline was trained on.
+    """Return a notice if the prompt has no word of the world that a pipeline was trained on, else None.
 
-    None for all others, and for a pipeline whose folder names no world.
+    None also if the pipeline's folder names no world.
     """
     from llmdiff.world.vocabulary import unknown_prompt_notice, world_of
 

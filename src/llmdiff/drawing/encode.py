@@ -23,7 +23,7 @@ def encode_prompts(
     """
     texts = [clean_text("prompt", text) for text in prompts if not is_blank(text)]
     if not texts:
-        raise PromptError("prompts hold no prompt, expected one a line: write one")
+        raise PromptError("prompts is empty, expected one prompt a line")
     texts.append(clean_text("negative_prompt", negative_prompt))
     writable_folder(out)
     controller = load_controller(models, device=usable_device(models.device))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from llmdiff.checks import bounds
 from llmdiff.checks.bounds import short
-from llmdiff.errors import ConfigError, CorruptWeightsError, OutputError, first_line
+from llmdiff.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
     from llmdiff.adapter.settings import Control
@@ -43,7 +43,7 @@ class Models:
 
     Raises:
         ConfigError: a value is out of range or unknown, one of `reword_url` and `reword_model` is missing, or
-            `encodings` is given beside an LLM.
+            `encodings` is given together with an LLM.
     """
 
     adapter: str = "openmoji"
@@ -70,11 +70,11 @@ class Models:
                 f"reword_url is {self.reword_url!r} and reword_model {self.reword_model!r}, expected both or none: "
                 "give the address of a closed LLM and its name there"
             )
-        beside = "llm" if self.llm is not None else "reword_url" if self.reword_url is not None else None
-        if self.encodings is not None and beside is not None:
+        other = "llm" if self.llm is not None else "reword_url" if self.reword_url is not None else None
+        if self.encodings is not None and other is not None:
             raise ConfigError(
-                f"encodings is {short(self.encodings)} and {beside} is given, expected one of them: saved encodings "
-                "are made already, so no LLM reads or rewords the prompts"
+                f"encodings is {short(self.encodings)} and {other} is given, expected one of them: with saved "
+                "encodings no LLM reads or rewords the prompts"
             )
         bounds.ANSWERS.check("reword_answers", self.reword_answers)
         if self.dtype not in get_args(Dtype):
@@ -101,7 +101,7 @@ class Models:
         )
 
     def metadata(self) -> dict[str, object]:
-        """Return the fields that a picture depends on beside the models' weights, None where they are the default."""
+        """Return the fields that a picture depends on besides the models' weights; defaults are None."""
         return {
             "scale": self.scale,
             "keep_base_text": "yes" if self.keep_base_text else None,
@@ -184,6 +184,7 @@ def load_controller(models: Models, *, device: str) -> "LLMController":
     from llmdiff.controller import LLMController
     from llmdiff.language.llm import DecoderLLM
     from llmdiff.language.saved_encodings import SavedEncodings
+    from llmdiff.language.whole_weights import damage_named
 
     _ = models.control  # first, so that its errors show before models are loaded
     _log.info("loading %s ...", models.adapter)
@@ -194,15 +195,15 @@ def load_controller(models: Models, *, device: str) -> "LLMController":
     }
     if models.encodings is not None:
         encodings = SavedEncodings.load(models.encodings)
-        with _damage_named(f"adapter {models.adapter!r}"):
-            # Whoever encoded has chosen the LLM.
+        with damage_named(f"adapter {models.adapter!r}"):
+            # The LLM was chosen when the prompts were encoded.
             return LLMController.from_pretrained(models.adapter, llm=encodings, strict=False, device=device)
     if models.llm is None:
-        with _damage_named(f"adapter {models.adapter!r}"):
+        with damage_named(f"adapter {models.adapter!r}"):
             return LLMController.from_pretrained(models.adapter, **how)
-    with _damage_named(f"llm {models.llm!r}"):
+    with damage_named(f"llm {models.llm!r}"):
         llm = DecoderLLM.from_pretrained(models.llm, **how)
-    with _damage_named(f"adapter {models.adapter!r}"):
+    with damage_named(f"adapter {models.adapter!r}"):
         # An LLM that the user chose only has to have the right sizes: warn instead of raising.
         return LLMController.from_pretrained(models.adapter, llm=llm, strict=False, device=device)
 
@@ -210,12 +211,12 @@ def load_controller(models: Models, *, device: str) -> "LLMController":
 def _rewording(models: Models) -> "Rewording | None":
     if models.reword_url is None or models.reword_model is None:
         return None
+    from llmdiff.language.closed_llm import ClosedLLM, ClosedLLMSettings
     from llmdiff.language.gguf import llmdiff_home
-    from llmdiff.language.proxy import ClosedLLM, ProxySettings
     from llmdiff.language.rewording import Rewording
 
     several = models.reword_answers > 1
-    settings = ProxySettings(
+    settings = ClosedLLMSettings(
         url=models.reword_url,
         model=models.reword_model,
         answers=models.reword_answers,
@@ -279,24 +280,3 @@ def usable_device(name: str | None) -> str:
             f'device {short(name)} is not available here ({first_line(error)}): leave it out, or use "cpu"'
         ) from error
     return name
-
-
-@contextmanager
-def _damage_named(what: str) -> Iterator[None]:
-    """Return a context that turns errors of damaged safetensors files into CorruptWeightsError.
-
-    A full disk, while the LLM's converted weights are written, becomes an OutputError.
-    """
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except SafetensorError as error:
-        if "I/O error" in str(error):
-            raise OutputError(
-                f"{what}: weights cannot be written ({error}): make room on the disk, or set $LLMDIFF_HOME to a folder "
-                "on another"
-            ) from error
-        raise CorruptWeightsError(
-            f"{what} has a weight file that is truncated or damaged ({error}): download it again"
-        ) from error

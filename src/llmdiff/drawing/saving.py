@@ -1,4 +1,4 @@
-"""How a drawn picture becomes a file: its name if none is given, and its size."""
+"""Name, enlarge and write drawn pictures."""
 
 import re
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ _LONGEST_NAME = 48
 
 @dataclass(frozen=True)
 class SaveSize:
-    """The least size of a saved picture: a smaller one is enlarged to `side_px` on its shorter side.
+    """The minimum size of a saved picture: smaller ones are enlarged to `side_px` on the shorter side.
 
     Raises:
         ConfigError: `side_px` is out of range.
@@ -32,13 +32,13 @@ class SaveSize:
 
 
 def picture_name(prompt: str, seed: int, suffix: str = "") -> Path:
-    """Return a file name in the current folder made of a prompt's words and the seed, as a-red-heart-3.png."""
+    """Return a file name in the current folder from a prompt's words and the seed, such as a-red-heart-3.png."""
     words = "-".join(re.findall(r"\w+", prompt.lower()))[:_LONGEST_NAME].strip("-_")
     return Path("-".join(filter(None, [words or "picture", str(seed), suffix])) + ".png")
 
 
 def enlarged(image: Image.Image, size: SaveSize | None) -> Image.Image:
-    """Return the picture at the size that it is saved in; without a size, and if it is that large, unchanged."""
+    """Return the picture enlarged to `size`; unchanged if it is large enough or `size` is None."""
     shorter = min(image.size)
     if size is None or size.side_px <= shorter:
         return image
@@ -47,7 +47,7 @@ def enlarged(image: Image.Image, size: SaveSize | None) -> Image.Image:
 
 
 def size_metadata(image: Image.Image, size: SaveSize | None) -> dict[str, object]:
-    """Return what a picture's metadata say about `enlarged`; nothing without a size."""
+    """Return the metadata about `enlarged`; empty without a size."""
     if size is None:
         return {}
     width, height = image.size

@@ -68,7 +68,7 @@ class PictureStore:
             if kept.get(name) != wanted.get(name):
                 raise ConfigError(
                     f"out {self.folder} has pictures drawn with {name} {kept.get(name)!r}, expected "
-                    f"{wanted.get(name)!r}: go on with the same settings, or choose another folder"
+                    f"{wanted.get(name)!r}: use the same settings, or another folder"
                 )
 
     def forget_settings(self) -> None:

@@ -1,4 +1,4 @@
-"""Which tokens of two LLMs stand for the same characters of a prompt."""
+"""Align the tokens of two LLMs by the characters of the prompt that they cover."""
 
 from collections.abc import Sequence
 
@@ -16,14 +16,14 @@ _BOS: Span = (0, 1)
 def token_spans(
     llm: DecoderLLM, prompts: Sequence[str], *, template: str | None, max_length: int
 ) -> list[list[Span]]:
-    """Return the characters that every kept token of `DecoderLLM.tokenize` stands for.
+    """Return the range of characters that every kept token of `DecoderLLM.tokenize` covers.
 
-    Characters are counted from 1: BOS stands for a character 0 before the prompt, and the template's text after the
+    Characters are counted from 1: BOS covers a character 0 before the prompt, and the template's text after the
     prompt follows its last character.
 
     Raises:
         PromptError, ConfigError: see `tokenize`.
-        UnsupportedLLMError: the LLM's tokenizer does not say which characters a token stands for.
+        UnsupportedLLMError: the LLM's tokenizer gives no character offsets.
     """
     tokenizer = llm.tokenizer
     if not getattr(tokenizer, "is_fast", False):
@@ -51,12 +51,12 @@ def token_spans(
 
 
 def shared_characters(text: str, spans: Sequence[Span], others: Sequence[Span]) -> Tensor:
-    """Return the weight of each of `others` in each token of `spans`: its share of the characters that both have.
+    """Return the weight of each token of `others` for each token of `spans`: its share of the common characters.
 
-        weight_ij = |characters of i and j| / sum over k of |characters of i and k|
+        weight_ij = |characters in both i and j| / sum over k of |characters in both i and k|
 
-    Blanks count only for a token that has nothing else, as tokenizers disagree on whose they are. The row of a token
-    that shares no character with any other, where one LLM reads less of a prompt, is 0.
+    Blanks count only for tokens of blanks alone, because tokenizers attach blanks to different words. A token that
+    shares no character with any other has a row of zeros, for example where one LLM cuts the prompt earlier.
 
     Shapes: (len(spans), len(others)).
     """
@@ -73,7 +73,7 @@ def shared_characters(text: str, spans: Sequence[Span], others: Sequence[Span]) 
 
 
 def _offsets(llm: DecoderLLM, text: str) -> list[Span]:
-    """The characters of the tokens of `template_ids`."""
+    """Return the character range of each token of `template_ids`."""
     if not text:
         return []
     encoded = llm.tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)

@@ -1,4 +1,4 @@
-"""Runs an LLM once over prompts and hands out each block's context update and lone update.
+"""Run an LLM once over prompts and pass each block's context update and lone update to a callback.
 
     u_l = block_l(x_l | causal context) - x_l        the context update
     v_l = block_l(x_l | the token alone) - x_l       the lone update: same block, same x_l, no other token
@@ -28,12 +28,12 @@ from llmdiff.language.tokens import PromptTokens
 
 Visit = Callable[[int, Tensor, Tensor, Tensor | None], None]
 
-# Hooks sit on modules that threads share; two passes at once would see each other's blocks.
+# Threads share the modules that hooks are registered on: two passes at once would see each other's blocks.
 one_pass_at_a_time = threading.RLock()
 
 
 class BlockwiseLLM(Protocol):
-    """What a pass needs of an LLM, see `DecoderLLM`."""
+    """The parts of an LLM that a forward pass uses, see `DecoderLLM`."""
 
     id: str
     model: Any
@@ -48,14 +48,14 @@ class BlockwiseLLM(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """The device that the LLM computes on."""
+        """Return the device that the LLM computes on."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that it computes in."""
+        """Return the dtype that the LLM computes in."""
 
     def prefix_states(self, prefix_ids: tuple[int, ...]) -> PrefixStates:
-        """Return the states of a constant start of text."""
+        """Return the states of a constant prefix."""
 
 
 @torch.no_grad()
@@ -67,21 +67,20 @@ def run_blocks(
     visit: Visit,
     on_last_hidden_state: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
-    """Returns x_0 of the kept tokens, after calling `visit(l, x_l, u_l, v_l)` for every block in order.
+    """Call `visit(l, x_l, u_l, v_l)` for every block in order and return x_0 of the kept tokens.
 
-    One pass over the LLM, whatever is asked for. What `visit` gets is not held here: memory stays that of one
-    block as long as `visit` keeps nothing. Only real tokens are run, except for the padding of the context
-    pass.
+    This takes one pass over the LLM. Tensors passed to `visit` are not kept here, so memory stays that of one block
+    unless `visit` keeps them. Only real tokens are run, except for the padding of the context pass.
 
-    `lone="token"`: the token sees itself. `lone="token+bos"`: itself and BOS, at their true positions, in
-    every block (sliding windows do not hide BOS here). None: v_l is None. BOS itself has v_l = u_l, so its
-    score is 0.
+    With `lone="token"` the lone token attends to itself only; with `lone="token+bos"` it attends to itself and BOS,
+    at their true positions, in every block (sliding windows do not hide BOS here). With None, v_l is None. BOS has
+    v_l = u_l, so its score is 0.
 
-    `on_last_hidden_state` gets the LLM's last state after its final norm, for encodings that use only that.
+    `on_last_hidden_state` receives the LLM's last state after its final norm, for encodings that use only that.
 
     Raises:
-        CorruptWeightsError: NaN or infinite states, from a weight that is; known at the end of the pass.
-        ConfigError: the same from finite weights: the LLM's dtype overflows.
+        CorruptWeightsError: a weight is NaN or infinite, and so are the states; raised at the end of the pass.
+        ConfigError: the weights are finite but the states are not: the LLM's dtype overflows.
 
     Shapes:
         x_l, u_l, v_l, the last state, result: (B, T, D) float32, laid out as `tokens`; padding rows are 0.
@@ -116,11 +115,10 @@ def run_rows(
     on_last_hidden_state: Callable[[Tensor], None] | None = None,
     watch: FiniteWatch | None = None,
 ) -> Tensor:
-    """Returns x_0 like `run_blocks`, everything as rows without padding: what only sums needs no place in a batch.
+    """Run the blocks like `run_blocks`, with all tensors as rows without padding.
 
-    Gradients are on or off as the caller has them, so that weights in the blocks can learn; the prefix is as it was
-    when it was first read. With a `watch` the caller asks it whether all states were finite: a pass then reads nothing
-    back from the device.
+    Gradients follow the caller's grad mode, so weights in the blocks can learn; the cached prefix gets none. If a
+    `watch` is given, the caller checks it for non-finite states, and the pass does not synchronise with the device.
 
     Shapes:
         x_l, u_l, v_l, the last state, result: (N + 1, D) float32, the words and then BOS, see `TokenRows`.
@@ -139,10 +137,10 @@ def run_rows(
                 x0.append(x_l)
             u_l = _with_bos(u, bos_updates[index])
             v_l = None if v is None else _with_bos(v, bos_updates[index])
-            watch.see(index, u_l, v_l)  # x_l too: what is subtracted shows in the difference
+            watch.see(index, u_l, v_l)  # a non-finite x_l makes these differences non-finite too
             visit(index, x_l, u_l, v_l)
 
-        if rows.words == 0:  # every prompt is empty: all there is to know is in the prefix
+        if rows.words == 0:  # every prompt is empty: the prefix has all states
             nothing = prefix.bos_inputs.new_zeros(0, prefix.bos_inputs.shape[1])
             for index in range(llm.num_blocks):
                 hand_out(index, nothing, nothing, None if lone is None else nothing)
@@ -179,7 +177,7 @@ def run_rows(
                 hand_out(index, x_l, run.of_run(out).float() - x_l, v)
 
             with on_every_block(llm.blocks, on_block, joined):
-                # Padded on the right under a causal mask: no real token sees padding, so no mask is needed.
+                # Padding is on the right and attention is causal: no real token attends to padding.
                 result = _call(llm, run.run_ids, prefix.cache)
             last = run.of_run(result.last_hidden_state).float()
         if on_last_hidden_state is not None:
@@ -195,12 +193,11 @@ def run_rows(
 
 @torch.no_grad()
 def run_prefix(llm: BlockwiseLLM, prefix_ids: tuple[int, ...]) -> PrefixStates:
-    """Returns keys and values of a constant start of text, and its BOS's state at every block.
+    """Run a constant prefix and return its keys and values, and BOS's state at every block.
 
-    An LLM that reads whole texts has no use for the keys and values.
+    Keys and values are not computed for an LLM whose `Reading` has `whole_texts`.
     """
-    # Without a config every layer keeps all its keys, those outside a sliding window too; masks do the
-    # hiding.
+    # Without a config every layer keeps all keys, also those outside a sliding window; masks hide them.
     recorded = None if llm.reading.whole_texts else DynamicCache()
     ids = torch.tensor([prefix_ids if recorded is not None else prefix_ids[:1]])
     found, last = run_plainly(llm, ids, cache=recorded, keep=lambda states: states[0, 0].float())
@@ -224,14 +221,14 @@ def run_plainly(
     keep: Callable[[Tensor], Tensor] = lambda states: states,
     on_block: BlockCall | None = None,
 ) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-    """Returns every block's input and output as the model itself reads texts, and its last state.
+    """Run the unmodified model on texts and return every block's input and output, and the last state.
 
-    `on_block` is called after each block instead, with what the block was called with.
+    If `on_block` is given, it is called after each block with the block's arguments, and the list is empty.
 
     Shapes:
-        ids: (B, S) => what `keep` makes of (B, S, D) each.
+        ids: (B, S); inputs, outputs and last state: `keep` applied to (B, S, D).
     Raises:
-        ValueError: the blocks take something else than one state for each token.
+        ValueError: a block's input is not one state for each token.
     """
     found: list[tuple[Tensor, Tensor]] = []
 
@@ -251,12 +248,12 @@ def run_plainly(
 
 
 def _call(llm: BlockwiseLLM, ids: Tensor, cache: Cache | None) -> Any:
-    """Runs the model without its head, with a cache or without any."""
-    # Models without one do not know its name.
+    """Run the model without its head, with or without a cache."""
+    # Models without a cache do not accept this argument.
     cached = {} if cache is None else {"past_key_values": cache}
     return llm.text_model(input_ids=ids, use_cache=cache is not None, return_dict=True, **cached)
 
 
 def _with_bos(words: Tensor, bos: Tensor) -> Tensor:
-    """(N, D) and (D,) => (N + 1, D)."""
+    """Append BOS as the last row. Shapes: (N, D), (D,) => (N + 1, D)."""
     return torch.cat([words, bos.to(words.device)[None]])

@@ -1,4 +1,4 @@
-"""Text encodings kept on disk: each caption is encoded once, for one LLM, dtype, template and set of gains."""
+"""Store text encodings on disk: each caption is encoded once for one LLM, dtype, template and set of gains."""
 
 import json
 from abc import ABC, abstractmethod
@@ -22,10 +22,10 @@ _Reading = TypeVar("_Reading", TextEncoding, GroupedScores)
 
 
 class CaptionStore(ABC, Generic[_Reading]):
-    """What a frozen reader makes of captions, each read once and kept on disk.
+    """A disk store of the outputs of a frozen reader for captions.
 
-    The folder's name is a digest of all that a reading depends on besides its caption; a reading's name is its
-    caption's digest. `read` reads captions that are not there yet.
+    The folder's name is a digest of everything that an entry depends on besides its caption; an entry's name is the
+    digest of its caption. `read` computes entries that are missing.
     """
 
     def __init__(self, folder: Path, read: Callable[[list[str]], _Reading]) -> None:
@@ -34,7 +34,7 @@ class CaptionStore(ABC, Generic[_Reading]):
 
     @property
     def key(self) -> str:
-        """The name of the store's folder."""
+        """Return the name of the store's folder."""
         return self.store.folder.name
 
     @torch.no_grad()
@@ -45,10 +45,10 @@ class CaptionStore(ABC, Generic[_Reading]):
         batch_size: int = 32,
         progress: Callable[[int], object] = lambda done: None,
     ) -> int:
-        """Read the captions that are not there yet and return how many those were.
+        """Read the captions that are missing and return how many were read.
 
-        They are put on disk every 512 captions, so that an interrupted run goes on from there. `progress` is
-        called with the number of captions that a batch has dealt with.
+        Entries are written every 512 captions, so an interrupted run resumes from there. `progress` is called
+        after each batch with its number of captions.
         """
         chunks = self.missing_chunks(captions)
         for texts in chunks:
@@ -62,14 +62,14 @@ class CaptionStore(ABC, Generic[_Reading]):
         return sum(map(len, chunks))
 
     def missing_chunks(self, captions: Sequence[str]) -> list[list[str]]:
-        """Return the captions that are not there yet, each once, in the parts that are put on disk together."""
+        """Return the missing captions without duplicates, in chunks that are written together."""
         wanted = {_name(text): text for text in captions}
         missing = [wanted[name] for name in self.store.missing(wanted)]
-        missing.sort(key=len)  # similar lengths together: less padding to compute
+        missing.sort(key=len)  # batches of similar lengths need less padding
         return [missing[start : start + _CHUNK] for start in range(0, len(missing), _CHUNK)]
 
     def batch(self, captions: Sequence[str]) -> _Reading:
-        """Return the readings of captions, padded on the right; what is missing is read first."""
+        """Return the entries of captions as one batch, padded on the right; read missing ones first."""
         self.fill(captions)
         rows = [self.store.get(_name(text)) for text in captions]
         lengths = torch.tensor([len(row) for row in rows])
@@ -81,11 +81,11 @@ class CaptionStore(ABC, Generic[_Reading]):
 
     @abstractmethod
     def _join(self, rows: list[Tensor], token_mask: Tensor) -> _Reading:
-        """Return the reading of a batch from one tensor for each caption."""
+        """Return the batch of one tensor for each caption."""
 
 
 class EncodingStore(CaptionStore[TextEncoding]):
-    """A store of text encodings. float16 keeps a token's state to three digits.
+    """A store of text encodings in float16, about three decimal digits.
 
     Shapes: an entry is (tokens, D) float16; a batch has states (B, T, D) float32; with routing (..., d, D).
     """
@@ -99,7 +99,7 @@ class EncodingStore(CaptionStore[TextEncoding]):
 
 
 class ScoreStore(CaptionStore[GroupedScores]):
-    """A store of grouped scores, for gains that still learn.
+    """A store of grouped scores, used while the gains are trained.
 
     Shapes: an entry is (tokens, P, D) float16, see `GroupedScores`.
     """
@@ -112,7 +112,7 @@ class ScoreStore(CaptionStore[GroupedScores]):
 
 
 class EncodingCache(EncodingStore):
-    """The store of an LLM's encodings under `root`: another LLM, dtype, template, gain or scale is another folder."""
+    """The store of an LLM's encodings under `root`; each LLM, dtype, template, set of gains and scales has a folder."""
 
     def __init__(self, root: Path, llm: DecoderLLM, context: ContextEncoding) -> None:
         super().__init__(
@@ -121,7 +121,7 @@ class EncodingCache(EncodingStore):
 
 
 class ScoreCache(ScoreStore):
-    """The store of an LLM's grouped scores under `root`: a changed gain changes nothing here, a scale does."""
+    """The store of an LLM's grouped scores under `root`; its folder depends on the scales, not on the gains."""
 
     def __init__(self, root: Path, llm: DecoderLLM, context: ContextEncoding, *, groups: int) -> None:
         super().__init__(
@@ -131,7 +131,7 @@ class ScoreCache(ScoreStore):
 
 
 def encoding_key(llm: DecoderLLM, context: ContextEncoding, *, groups: int | None = None) -> str:
-    """Return a digest of all that the encoding of a caption depends on, or its grouped scores: 32 hex digits."""
+    """Return a digest of everything that encodings, or grouped scores, depend on besides captions: 32 hex digits."""
     settings: dict[str, object] = {
         "llm": llm.id.rstrip("/").rpartition("/")[2],
         "dtype": str(llm.dtype),
@@ -146,12 +146,12 @@ def encoding_key(llm: DecoderLLM, context: ContextEncoding, *, groups: int | Non
     elif context.routed is not None:
         settings["routing_form"] = context.routed.form
     digest = sha256(json.dumps(settings, sort_keys=True).encode())
-    # Noise is drawn anew every time, and scores are stored before gains weigh them.
+    # Stored encodings have no noise, and stored scores are not multiplied with gains.
     left_out = ("h_raw",) if groups is None else ("h_raw", "gamma", "kappa", "routed.gamma", "routed.kappa")
     for name, tensor in sorted(context.state_dict().items()):
         if name not in left_out:
             digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
-    # A folder of the same name may hold other weights or another tokenizer.
+    # A folder of the same name may contain other weights or another tokenizer.
     digest.update(f"{model_digest(llm.model)} {tokenizer_digest(llm.tokenizer)}".encode())
     return digest.hexdigest()[:32]
 

@@ -1,5 +1,6 @@
-"""How large an LLM's block updates are: the fixed scales of an encoding, measured once per LLM."""
+"""Measure the typical norms of an LLM's block updates: the fixed scales of an encoding."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from llmdiff.language.blocks import Lone, run_blocks
 from llmdiff.language.llm import DecoderLLM
 
 _BATCH = 8
+_TINY = 1e-12
 # The scales of an LLM's blocks are medians over a few hundred tokens of ordinary captions.
 CALIBRATION_PROMPTS = (
     "a photo of a cat sitting on a red sofa",
@@ -49,7 +51,7 @@ class Scales:
 def measure_scales(
     llm: DecoderLLM, prompts: Sequence[str], *, lone: Lone, template: str | None, max_length: int
 ) -> Scales:
-    """Returns the scales of an LLM over these prompts.
+    """Return the scales of an LLM over these prompts.
 
     Raises:
         PromptError: the prompts hold no token besides BOS.
@@ -57,9 +59,9 @@ def measure_scales(
     x0: list[Tensor] = []
     scores: list[list[Tensor]] = [[] for _ in range(llm.num_blocks)]
     alone: list[list[Tensor]] = [[] for _ in range(llm.num_blocks)]
-    # Similar lengths together: less padding to compute.
+    # Batches of similar lengths need less padding.
     ordered = sorted(prompts, key=len)
-    with llm.placement.in_use():  # its weights move once, not once a batch
+    with llm.placement.in_use():  # move the weights once, not for every batch
         for start in range(0, len(ordered), _BATCH):
             tokens = llm.tokenize(ordered[start : start + _BATCH], template=template, max_length=max_length)
             words = tokens.token_mask & (tokens.token_mask.cumsum(1) > 1)
@@ -85,11 +87,24 @@ def measure_scales(
 
 
 def norms(states: Tensor) -> Tensor:
-    """Returns the norm of every token's state: (..., D) => (...), float32."""
+    """Return the norm of every token's state: (..., D) => (...), float32."""
     found: Tensor = torch.linalg.vector_norm(states.float(), dim=-1)
     return found
 
 
+def scale_factors(updates: Tensor, scale: Tensor, clip: float) -> Tensor:
+    """Return the factors that divide updates by a scale and clip their norms to `clip` scales.
+
+    Shapes:
+        updates: (..., D), scale: broadcastable to (..., 1) => (..., 1).
+    """
+    if math.isinf(clip):
+        return (1 / scale).expand(*updates.shape[:-1], 1)
+    # The minimum keeps the gradient finite for a norm of 0; the factor is then 1 / scale.
+    size = norms(updates).clamp(min=_TINY)[..., None]
+    return (clip * scale / size).clamp(max=1.0) / scale
+
+
 def _median(found: list[Tensor]) -> Tensor:
-    """The median of all norms; at least a tiny number, because scales divide."""
+    """Return the median of all norms, at least 1e-6, because updates are divided by it."""
     return torch.cat(found).median().clamp(min=1e-6)

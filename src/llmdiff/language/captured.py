@@ -1,11 +1,11 @@
-"""Read prompts through CUDA graphs: one launch for a pass of the LLM in place of hundreds.
+"""Run the LLM on prompts as CUDA graphs: one launch for a pass instead of hundreds.
 
-A pass at batch 1 is bound by its launches, not by the GPU. It is captured for batches of a size that comes again: texts
-are padded to the next of a few lengths (a bucket), and the padding is read like words and left out of the result. No
-token sees what follows it, and a lone token sees only itself (and BOS), so padding changes no other row.
+At batch 1, launches take more time than the GPU's work. A pass is captured for batch sizes that repeat: texts are
+padded to one of a few lengths (a bucket), and padding is processed like words and dropped from the result. Attention
+is causal, and a lone token attends only to itself (and BOS), so padding does not change other rows.
 
-A graph is used if its result equals the eager pass's and it is faster; otherwise, and where anything fails, the eager
-pass stays.
+A graph is used if its result equals that of the eager pass and it is faster. Otherwise, and after any error, the eager
+pass is used.
 """
 
 import logging
@@ -29,19 +29,19 @@ from llmdiff.language.rows import SharedInputs, TokenRows
 _log = logging.getLogger(__name__)
 
 BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-"""Lengths in tokens that texts are padded to; longer ones are read eagerly."""
+"""Lengths in tokens that texts are padded to; longer texts run eagerly."""
 
-# Capturing takes as long as several passes, so a size has to come again first.
+# Capturing takes the time of several passes, so a size is captured only after some repetitions.
 _CAPTURE_AT = 3
 _MAX_GRAPHS = 8
 _TIMED = 3
-# Matrix products of another size round differently; a graph that reads wrong states differs by about 1.
+# Relative difference of states. Matrix products of another size round differently; wrong states differ by about 1.
 _TOLERANCE = {torch.float32: 1e-3}
 _COARSE_TOLERANCE = 0.05
 
 
 class BlockSum(Protocol):
-    """What a pass needs of a `ContextEncoding`."""
+    """The parts of a `ContextEncoding` that a pass uses."""
 
     lone: Lone
     clip: float
@@ -57,16 +57,16 @@ class BlockSum(Protocol):
         weights: Tensor | None,
         watch: FiniteWatch | None = None,
     ) -> Tensor:
-        """Return c of every token of a pass without its noise."""
+        """Return c of every token of a pass without noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bucket:
-    """A pass over texts that are padded to one of a few lengths, in which every place counts as a word.
+    """A pass over texts padded to a bucket's length, in which padding counts as words.
 
     Fields:
-        rows: R texts of S places each, N = R * S words.
-        places: (n,), the real words among the N.
+        rows: R texts of S tokens each, N = R * S words.
+        places: (n,), indices of the real words among the N.
     """
 
     rows: TokenRows
@@ -94,7 +94,7 @@ class Bucket:
         return cls(rows=own, places=places)
 
     def weights(self, weights: Tensor | None) -> Tensor:
-        """Return the weight of every place, 1 where there is none: (n + 1, 1) => (N + 1, 1)."""
+        """Return weights with 1 for padding: (n + 1, 1) or None => (N + 1, 1)."""
         every = torch.ones(self.rows.words + 1, 1, device=self.places.device)
         if weights is not None:
             every[self.places] = weights[:-1].to(every)
@@ -112,22 +112,22 @@ class Bucket:
         ids: Tensor,
         weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Return c of every place, (N + 1, D), and the sums of `FiniteWatch`, without waiting for the device.
+        """Return c of all N words and BOS, (N + 1, D), and the sums of `FiniteWatch`, without synchronising.
 
-        `ids` (R, S) are read in place of the rows' own.
+        `ids` (R, S) replace the token ids of `rows`.
         """
         watch = FiniteWatch(llm.num_blocks + 1, llm.device)
-        rows = replace(self.rows, run_ids=ids, _shared=SharedInputs())  # what is shared belongs to one pass
+        rows = replace(self.rows, run_ids=ids, _shared=SharedInputs())  # shared inputs belong to one pass
         return context.sum_rows(llm, rows, prefix_ids, weights, watch), watch.sums
 
 
 def bucket_of(
     context: BlockSum, llm: DecoderLLM, rows: TokenRows, prefix_ids: tuple[int, ...]
 ) -> Bucket | None:
-    """Return the bucket of a pass that can be captured; None if it has to be read eagerly.
+    """Return the bucket of a pass that can be captured; None if it has to run eagerly.
 
-    It can be where the lone tokens join the text's call, the weights stay where they are, and the LLM has the
-    positions.
+    It can be captured if lone tokens and text share calls, the weights stay on the device, and the padded texts fit
+    into the LLM's positions.
     """
     bucket = Bucket.of(rows)
     if bucket is None or context.lone not in llm.reading.joined or not llm.placement.stays:
@@ -147,16 +147,16 @@ def captured_sum(
     prefix_ids: tuple[int, ...],
     weights: Tensor | None,
 ) -> Tensor | None:
-    """Return c of a pass by a CUDA graph, (n + 1, D); None where it has to be read eagerly.
+    """Return c of a pass by a CUDA graph, (n + 1, D); None if it has to run eagerly.
 
-    A pass whose states are not finite is None too: the eager pass says what is wrong.
+    The result is also None if states are not finite: the eager pass then raises the error.
     """
     if llm.device.type != "cuda" or not llm.captures:
         return None
     bucket = bucket_of(context, llm, rows, prefix_ids)
     if bucket is None:
         return None
-    # What is kept for later passes must not be of the caller's inference mode, in which alone it could be written.
+    # Buffers kept for later passes must not be inference tensors, which can be written only in inference mode.
     with one_pass_at_a_time, torch.cuda.device(llm.device), torch.inference_mode(False), torch.no_grad():
         graph = _graphs_of(llm).graph(context, llm, bucket, rows, prefix_ids)
         if graph is None:
@@ -166,7 +166,7 @@ def captured_sum(
 
 
 class _Graph:
-    """A captured pass and the places in memory that it reads from and writes to."""
+    """A captured pass with its input and output buffers."""
 
     def __init__(self, read: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], ids: Tensor, weights: Tensor):
         self._ids, self._weights = ids.clone(), weights.clone()
@@ -174,7 +174,7 @@ class _Graph:
         side = cuda.Stream(ids.device)
         side.wait_stream(torch.cuda.current_stream(ids.device))
         with torch.cuda.stream(side):
-            for _ in range(2):  # libraries choose their kernels and allocate before the capture
+            for _ in range(2):  # warm-up: libraries select kernels and allocate memory before the capture
                 read(self._ids, self._weights)
         torch.cuda.current_stream(ids.device).wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
@@ -189,7 +189,7 @@ class _Graph:
 
 
 class _Graphs:
-    """The graphs of one LLM, by the size of the pass; None for a size that is read eagerly."""
+    """The graphs of one LLM by size of the pass; None for a size that runs eagerly."""
 
     def __init__(self) -> None:
         self._seen: dict[Any, int] = {}
@@ -203,11 +203,11 @@ class _Graphs:
         rows: TokenRows,
         prefix_ids: tuple[int, ...],
     ) -> _Graph | None:
-        """Return the graph for a pass of this size; None before it comes again, or if it is not worth it."""
-        # A graph reads these addresses.
+        """Return the graph for a pass of this size; None if the size is not repeated or the graph is not faster."""
+        # A graph reads from these addresses.
         weights = tuple(one.data_ptr() for one in context.state_dict().values())
         key = (prefix_ids, tuple(bucket.rows.run_ids.shape), weights, context.clip, context.lone)
-        # A prefix is read again after every move of the LLM's weights.
+        # Moving the LLM's weights drops its cached prefixes, which a graph reads from.
         prefix = llm.prefix_states(prefix_ids)
         made_for, graph = self._made.get(key, (None, None))
         if made_for is prefix:
@@ -238,7 +238,7 @@ def _worth_it(
     rows: TokenRows,
     prefix_ids: tuple[int, ...],
 ) -> _Graph | None:
-    """Return a graph of the pass if it gives what the eager pass gives, sooner. Says which of the two is used."""
+    """Return a graph of the pass if it equals the eager pass and is faster, else None; log the decision."""
     texts, steps = bucket.rows.run_ids.shape
     what = f"{llm.id}: {texts} x {steps} tokens are read"
     ones = bucket.weights(None)
@@ -272,7 +272,7 @@ def _worth_it(
 
 
 def _seconds(act: Callable[[], object], device: torch.device) -> float:
-    """Return the shortest of a few times. Units: seconds."""
+    """Return the shortest of a few runs in seconds."""
     cuda: Any = torch.cuda
     found: list[float] = []
     for _ in range(_TIMED):

@@ -1,4 +1,4 @@
-"""Digests that tell one model from another by what it computes with, not by its name."""
+"""Digests that identify models by their weights and settings instead of their names."""
 
 import hashlib
 import json
@@ -9,28 +9,27 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
-# Fields of an adapter's configuration that say where models come from, and change no picture.
+# Fields of an adapter's configuration that name models and do not change pictures.
 _NAMES = ("llm_id", "base_model_id")
 
 
 def weights_digest(module: nn.Module) -> str:
-    """Return the SHA-256 of every weight of a module: names, types, shapes and bits, wherever they are kept.
+    """Return the SHA-256 of all weights of a module: names, dtypes, shapes and bits.
 
-    Weights that accelerate has offloaded count as they are on the CPU, so that placement changes nothing. About
-    1.5 GB/s.
+    The device does not matter; weights offloaded by accelerate are read from the CPU. About 1.5 GB/s.
 
     Raises:
-        ValueError: a weight is on no device at all ("meta").
+        ValueError: a weight is on the meta device and not offloaded.
     """
     digest = hashlib.sha256()
     same: dict[tuple[Any, ...], bytes] = {}
     for name, weight in sorted(module.state_dict().items()):
-        if not isinstance(weight, Tensor):  # what packed layers say of themselves
+        if not isinstance(weight, Tensor):  # extra state of quantised layers
             digest.update(f"{name} {weight!r}".encode())
             continue
         tensor = _offloaded(module, name) if weight.is_meta else weight
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        # Tied weights are read once.
+        # Read tied weights once.
         place = (tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride())
         if place not in same:
             same[place] = _bits(tensor)
@@ -44,7 +43,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
     if backend is None:
         rules = json.dumps(tokenizer.get_vocab(), sort_keys=True)
     else:
-        # Before it stand truncation and padding, left behind by whoever called it last.
+        # The part before it has truncation and padding settings, which depend on the last call.
         rules = backend.to_str().partition('"added_tokens"')[2]
     special = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
     return hashlib.sha256(f"{type(tokenizer).__name__}\n{rules}\n{special}".encode()).hexdigest()
@@ -57,7 +56,7 @@ def llm_digest(llm: Any) -> str:
 
 
 def adapter_digest(adapter: Any) -> str:
-    """Return the SHA-256 of an adapter: its configuration, but for the names of models in it, and its weights."""
+    """Return the SHA-256 of an adapter: its weights, and its configuration without the names of models."""
     config = {name: value for name, value in json.loads(config_json(adapter)).items() if name not in _NAMES}
     said = [json.dumps(config, sort_keys=True), _remembered_weights(adapter)]
     return hashlib.sha256("\n".join(said).encode()).hexdigest()
@@ -66,7 +65,7 @@ def adapter_digest(adapter: Any) -> str:
 def pipeline_digest(pipe: Any) -> str:
     """Return the SHA-256 of a diffusers pipeline: its classes, weights, settings and tokenizers.
 
-    Take it of a pipeline that nothing is attached to.
+    The pipeline must have no adapter attached.
     """
     digest = hashlib.sha256(type(pipe).__name__.encode())
     for name, part in sorted(pipe.components.items()):
@@ -81,11 +80,11 @@ def pipeline_digest(pipe: Any) -> str:
 
 
 def config_json(part: Any) -> str:
-    """Return a model's or scheduler's configuration as JSON, without where it was loaded from; "{}" if it has none."""
+    """Return the configuration of a model or scheduler as JSON, without its path; "{}" if it has none."""
     config = getattr(part, "config", {})
     fields = dict(config.to_dict() if hasattr(config, "to_dict") else config)
     kept = {key: value for key, value in fields.items() if not key.startswith("_")}
-    # Versions of the libraries that wrote the file change nothing, and transformers rewrites its own.
+    # Library versions and dtype do not identify a model; transformers rewrites them when it saves.
     for key in ("transformers_version", "torch_dtype", "dtype"):
         kept.pop(key, None)
     return json.dumps(kept, sort_keys=True, default=str)
@@ -110,7 +109,7 @@ def _offloaded(module: nn.Module, name: str) -> Tensor:
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """Return the SHA-256 of a tensor: its type, shape and bits."""
+    """Return the SHA-256 of a tensor: its dtype, shape and bits."""
     return hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode() + _bits(tensor)).hexdigest()
 
 
@@ -121,7 +120,7 @@ _taking = threading.Lock()
 
 
 def model_digest(model: Any) -> str:
-    """Return the SHA-256 of a model: its class, configuration and weights, which are not read again while the same."""
+    """Return the SHA-256 of a model: its class, configuration and weights. The weights' digest is cached."""
     said = [type(model).__name__, config_json(model), _remembered_weights(model)]
     return hashlib.sha256("\n".join(said).encode()).hexdigest()
 

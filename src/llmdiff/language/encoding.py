@@ -1,16 +1,17 @@
-"""The text encoding: a weighted sum of what an LLM's blocks do to each token."""
+"""The text encoding: a weighted sum of the updates of an LLM's blocks."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from llmdiff.checks.validation import keywords_of, settings_from
 from llmdiff.errors import AdapterMismatchError, ConfigError
 from llmdiff.language.blocks import Lone, run_rows
-from llmdiff.language.calibration import measure_scales, norms
+from llmdiff.language.calibration import measure_scales, scale_factors
 from llmdiff.language.captured import captured_sum
 from llmdiff.language.finite import FiniteWatch
 from llmdiff.language.llm import DecoderLLM
@@ -19,9 +20,8 @@ from llmdiff.language.rows import TokenRows
 from llmdiff.language.settings import Encoding, EncodingSettings
 from llmdiff.types import BlockStates, TextEncoding
 
-# The noise each block starts with, as a fraction of a typical token's x_0.
+# Initial noise of each block, as a fraction of the median norm of x_0.
 _INITIAL_NOISE = 0.01
-_TINY = 1e-12
 
 
 class ContextEncoding(nn.Module):
@@ -30,33 +30,28 @@ class ContextEncoding(nn.Module):
         paper:   c = x_0 + sum_l ( g_l * s_l             + sqrt(2 h_l) * eps_l ),   s_l = u_l - v_l
         guided:  c = x_0 + sum_l ( g_l * s_l + k_l * v_l + sqrt(2 h_l) * eps_l )
 
-    u_l is block l's update of a token in its context, v_l the same block's update of the token alone.
-    "guided" is ours and has the form of classifier-free guidance: v_l is the unguided part and g_l the
-    guidance weight. k = 0 is the paper's sum, k = g the plain states. The paper's sum drops what a token
-    means by itself (v_l makes "automobile" resemble "car"), which is why there are two.
+    u_l is block l's update of a token in its context, v_l the same block's update of the token alone. "guided" is
+    ours and has the form of classifier-free guidance: v_l is the unguided part and g_l the guidance weight. k = 0
+    gives the paper's sum, k = g the plain states. The paper's sum drops the meaning of a token without its context
+    (v_l makes "automobile" resemble "car"); "guided" keeps it.
 
-    The paper writes g(t) and leaves its form open. Ours is g_l = gamma_l / score_scale_l and k_l = kappa_l /
-    lone_scale_l with learned gamma, kappa and fixed scales: the median norm of a token's s_l and v_l,
-    measured once per LLM. Block updates differ by orders of magnitude (in SmolLM2, typical norms of 30 to 700
-    beside an x_0 of 2.7), so with plain weights the last blocks rule the sum and every gain needs a learning
-    rate of its own; a few attention sinks reach 25,000, so the scale is a median and not an rms, and a token
-    whose s_l or v_l exceeds `clip` scales is shortened to that. c is given in units of x_0's median norm, a
-    mere change of unit.
+    The paper leaves the form of g(t) open. Ours is g_l = gamma_l / score_scale_l and k_l = kappa_l / lone_scale_l
+    with learned gamma, kappa and fixed scales: the median norms of s_l and v_l over tokens, measured once per LLM.
+    Norms of block updates differ by orders of magnitude (30 to 700 in SmolLM2, where x_0 has 2.7), so without scales
+    the last blocks dominate the sum and every gain needs another learning rate. A few attention sinks reach 25,000, so
+    the scale is a median instead of an rms, and s_l or v_l above `clip` scales are shortened. c has the unit of x_0's
+    median norm. h_l = h_raw_l^2 / (2 D): h_raw_l is the norm of the block's noise on a token, in the same unit.
 
-    h_l = h_raw_l^2 / (2 D): h_raw_l is the norm of the block's noise on a token, in those units.
-
-    A prompt may weigh its words, `(word:1.3)`, where the caller asks for it. The weight w_t of token t is a
-    guidance weight of its own, on top of its clipped scores:
+    A prompt weight, `(word:1.3)`, multiplies the clipped scores of its tokens:
 
         c_t = x_0 + sum_l ( w_t * g_l * s_l + k_l * v_l )
 
-    w = 1 changes no bit; w = 0 leaves the token as it is alone. A token with no context has no score, and no
-    weight changes it: BOS, and a prompt's first word where "alone" is "token+bos" and there is no template.
+    w = 1 gives the same bits as no weight; w = 0 gives the token without its context. Tokens without context have
+    s = 0 and ignore weights: BOS (c = x_0 in "paper", a constant vector in "guided"), and a prompt's first word with
+    `lone="token+bos"` and no template.
 
-    With `routing` above 1, every group d of the denoiser's attention layers has a c_d with gains of its own, see
-    `RoutedGains`. One pass of the LLM sums all of them, (B, T, d, D); a block's noise is the same in all.
-
-    A prompt's first token is BOS: s = 0, so c = x_0 there in "paper"; in "guided" it is one constant vector.
+    With `routing` above 1, each group d of the denoiser's attention layers has an encoding c_d with its own gains, see
+    `RoutedGains`. One pass of the LLM sums all of them, (B, T, d, D); they share one draw of noise.
 
     Shapes:
         gamma, kappa (guided only), h_raw, score_scale, lone_scale: (L,); x0_scale: ().
@@ -79,9 +74,7 @@ class ContextEncoding(nn.Module):
         settings: EncodingSettings | None = None,
         **fields: Any,
     ) -> None:
-        """Start with all gains and scales 1; `calibrate` sets the scales.
-
-        Pass an `EncodingSettings`, or its fields as keyword arguments.
+        """Create an encoding from `settings` or its fields; all gains and scales are 1 until `calibrate`.
 
         Raises:
             ConfigError: a setting is not valid.
@@ -111,20 +104,20 @@ class ContextEncoding(nn.Module):
         self.register_buffer("lone_scale", torch.ones(num_blocks))
 
     @property
-    def h(self) -> Tensor:
-        """h_l >= 0 in units of x_0's median norm squared, (L,)."""
+    def h(self) -> Float[Tensor, " L"]:
+        """Return h_l >= 0 in units of x_0's median norm squared, (L,)."""
         return self.h_raw.square() / (2 * self.hidden_size)
 
-    def gains(self) -> tuple[Tensor, Tensor | None]:
-        """Returns gamma and kappa (None in "paper"), (L,); with routing those of all groups, (L, d)."""
+    def gains(self) -> tuple[Float[Tensor, "L ..."], Float[Tensor, "L ..."] | None]:
+        """Return gamma and kappa (None in "paper"): (L,), with routing (L, d)."""
         return (self.gamma, self.kappa) if self.routed is None else self.routed(self.gamma, self.kappa)
 
     @torch.no_grad()
     def calibrate(self, llm: DecoderLLM, prompts: Sequence[str]) -> None:
-        """Returns None; sets the scales to median token norms over these prompts, BOS left out; once per LLM.
+        """Set the scales to median token norms over these prompts, without BOS. Call it once per LLM.
 
         Raises:
-            PromptError: the prompts hold no token besides BOS.
+            PromptError: the prompts contain no token besides BOS.
             AdapterMismatchError: the LLM has another number or width of blocks.
         """
         self.check_llm(llm)
@@ -140,24 +133,23 @@ class ContextEncoding(nn.Module):
         states: BlockStates,
         *,
         generator: torch.Generator | None = None,
-        token_weights: Tensor | None = None,
-    ) -> Tensor:
-        """Returns c of stored block states, differentiable in gamma, kappa and h_raw.
+        token_weights: Float[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T *d D"]:
+        """Return c of stored block states, differentiable in gamma, kappa and h_raw.
 
-        Noise is drawn only when a generator is given. Equals `encode` on the same prompts; `token_weights`
-        are then those of `PromptTokens`.
+        Noise is drawn only if a generator is given. The result equals `encode` on the same prompts if
+        `token_weights` are those of `PromptTokens`.
 
         Shapes:
             result: (B, T, D) float32, with routing (B, T, d, D); padding rows are exactly 0.
         Raises:
-            AdapterMismatchError: states of an LLM with another number or width of blocks.
+            AdapterMismatchError: the states are of an LLM with another number or width of blocks.
         """
         self._check_sizes(states.context.shape[0], states.x0.shape[-1], "the block states")
         device = states.x0.device
         alone = states.lone.float()
-        scores = self.in_scales(
-            states.context.float() - alone, self.score_scale.to(device)[:, None, None, None]
-        )
+        per_block = (..., None, None, None)
+        scores = self.in_scales(states.context.float() - alone, self.score_scale.to(device)[per_block])
         if token_weights is not None:
             scores = scores * token_weights.to(device)[..., None]
         gamma, kappa = self.gains()
@@ -165,9 +157,9 @@ class ContextEncoding(nn.Module):
         c = self.for_groups(states.x0.float() / self.x0_scale.to(device))
         c = c + torch.einsum(weighted, gamma.to(device), scores)
         if kappa is not None:
-            alone = self.in_scales(alone, self.lone_scale.to(device)[:, None, None, None])
+            alone = self.in_scales(alone, self.lone_scale.to(device)[per_block])
             c = c + torch.einsum(weighted, kappa.to(device), alone)
-        return self._finish(c, states.token_mask, generator)
+        return self.add_noise(c, states.token_mask, generator)
 
     def encode(
         self,
@@ -180,17 +172,17 @@ class ContextEncoding(nn.Module):
         block_gains: Mapping[int, float] | None = None,
         gradients: bool = False,
     ) -> TextEncoding:
-        """Returns c of the prompts, summed block by block while the LLM runs: O(B*T*D) memory, not times L.
+        """Return c of the prompts, summed block by block while the LLM runs: O(B*T*D) memory, not times L.
 
-        Without a generator there is no noise, and the result is bit-for-bit repeatable. With `weighted`,
-        `(word:1.3)` in a prompt is a weight, see `parse_weights`; without, it is text. `contexts`, one for each
-        prompt, are read before it and not encoded. `block_gains` multiplies what these blocks add. `gradients`: for an
-        LLM with parts that learn; memory is that of training it, and what stands before all prompts gets none.
+        Without a generator there is no noise, and the result is repeatable bit for bit. With `weighted`,
+        `(word:1.3)` in a prompt is a weight, see `parse_weights`; otherwise it is text. `contexts`, one for each
+        prompt, are put before it and not encoded. `block_gains` maps blocks to factors of their contribution.
+        `gradients` enables gradients for trainable parts of the LLM; the constant prefix gets none.
 
         Shapes:
             states: (B, T, D) float32, with routing (B, T, d, D); padding rows are exactly 0.
         Raises:
-            PromptError: no prompts, one that is not a string, or a weight out of range.
+            PromptError: there are no prompts, one is not a string, or a weight is out of range.
             AdapterMismatchError: the LLM has another number or width of blocks.
             CorruptWeightsError, ConfigError: the LLM's states are not finite, see `run_blocks`.
         """
@@ -210,19 +202,19 @@ class ContextEncoding(nn.Module):
             if c is None:
                 c = self.sum_rows(llm, rows, tokens.prefix_ids, weights, block_gains=block_gains)
             mask = tokens.token_mask.to(c.device)
-            return TextEncoding(states=self._finish(rows.padded(c), mask, generator), token_mask=mask)
+            return TextEncoding(states=self.add_noise(rows.padded(c), mask, generator), token_mask=mask)
 
     def sum_rows(
         self,
         llm: DecoderLLM,
         rows: TokenRows,
         prefix_ids: tuple[int, ...],
-        weights: Tensor | None,
+        weights: Float[Tensor, "N 1"] | None,
         watch: FiniteWatch | None = None,
         *,
         block_gains: Mapping[int, float] | None = None,
-    ) -> Tensor:
-        """Returns c of every token of a pass without its noise, summed while the LLM runs; see `run_rows`.
+    ) -> Float[Tensor, "N *d D"]:
+        """Return c of every token of a pass without noise, summed while the LLM runs; see `run_rows`.
 
         Shapes:
             weights: (N + 1, 1); result: (N + 1, D) float32, with routing (N + 1, d, D).
@@ -240,80 +232,71 @@ class ContextEncoding(nn.Module):
         return total[0]
 
     def contribution(
-        self, index: int, u: Tensor, v: Tensor, *, weights: Tensor | None = None, factor: float | None = None
-    ) -> Tensor:
-        """Returns what one block adds to c without its noise: g_l * s_l, and in "guided" k_l * v_l, times a factor.
+        self,
+        index: int,
+        u: Float[Tensor, "*tokens D"],
+        v: Float[Tensor, "*tokens D"],
+        *,
+        weights: Float[Tensor, "*tokens 1"] | None = None,
+        factor: float | None = None,
+    ) -> Float[Tensor, "*tokens_d D"]:
+        """Return one block's contribution to c without noise: g_l * s_l, and in "guided" + k_l * v_l, times a factor.
 
         Shapes:
             u, v: (..., D), weights: (..., 1) => (..., D), with routing (..., d, D).
         """
         gamma, kappa = self.gains()
         score = u - v
-        gain = gamma[index].to(u.device) * self._per_scale(score, self.score_scale[index].to(u.device))
+        factors = scale_factors(score, self.score_scale[index].to(u.device), self.clip)
+        gain = gamma[index].to(u.device) * factors
         if weights is not None:
             gain = gain * weights.to(gain.device)
         if self.routed is not None:
             gain, score = gain[..., None], score[..., None, :]
         added = gain * score
         if kappa is not None:
-            gain = kappa[index].to(v.device) * self._per_scale(v, self.lone_scale[index].to(v.device))
+            factors = scale_factors(v, self.lone_scale[index].to(v.device), self.clip)
+            gain = kappa[index].to(v.device) * factors
             if self.routed is not None:
                 gain, v = gain[..., None], v[..., None, :]
             added = torch.addcmul(added, gain, v)
         return added if factor is None else added * factor
 
-    def for_groups(self, states: Tensor) -> Tensor:
-        """Returns states repeated for every group: (..., D) => (..., d, D), without routing as they are."""
+    def for_groups(self, states: Float[Tensor, "*tokens D"]) -> Float[Tensor, "*tokens_d D"]:
+        """Return states repeated for every group: (..., D) => (..., d, D); unchanged without routing."""
         if self.routed is None:
             return states
         return states[..., None, :].repeat(*(1,) * (states.ndim - 1), self.routed.groups, 1)
 
-    def noised(self, c: Tensor, token_mask: Tensor, generator: torch.Generator) -> Tensor:
-        """Returns an encoding with a draw of every block's noise added to its real tokens, for training.
+    def add_noise(
+        self, c: Float[Tensor, "B T *d D"], token_mask: Bool[Tensor, "B T"], generator: torch.Generator | None
+    ) -> Float[Tensor, "B T *d D"]:
+        """Return c with a draw of all blocks' noise if a generator is given, and padding rows exactly 0.
+
+            sum_l sqrt(2 h_l) eps_l  ~  sqrt(2 sum_l h_l) eps       (independent noises: their variances add up)
 
         Shapes:
-            c: (B, T, D), token_mask: (B, T) => (B, T, D).
+            c: (B, T, D), with routing (B, T, d, D); token_mask: (B, T).
         """
-        return self._finish(c, token_mask, generator)
-
-    def in_scales(self, update: Tensor, scale: Tensor) -> Tensor:
-        """Returns update / scale, tokens longer than `clip` shortened to that; update (..., D)."""
-        return update * self._per_scale(update, scale)
-
-    def _per_scale(self, update: Tensor, scale: Tensor) -> Tensor:
-        """What a token's update is multiplied with to be in scales and clipped: one number each, (..., 1)."""
-        if math.isinf(self.clip):
-            return (1 / scale).expand(*update.shape[:-1], 1)
-        # A norm of 0 gives 1 / scale, and gradients that are finite.
-        size = norms(update).clamp(min=_TINY)[..., None]
-        return (self.clip * scale / size).clamp(max=1.0) / scale
-
-    def _finish(self, c: Tensor, token_mask: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Adds the noise and makes padding rows exactly 0."""
         if generator is not None:
-            # The blocks' noises are independent, so their sum is one draw with the sum of their variances:
-            #   sum_l sqrt(2 h_l) eps_l  ~  sqrt(2 sum_l h_l) eps
-            amplitude = (torch.linalg.vector_norm(self.h_raw.to(c.device)) / math.sqrt(self.hidden_size)).to(
-                c.dtype
-            )
-            # Drawn for real tokens in order, so padding changes nothing.
-            eps = torch.randn(
-                int(token_mask.sum()),
-                self.hidden_size,
-                generator=generator,
-                device=generator.device,
-                dtype=torch.float32,
-            )
+            amplitude = torch.linalg.vector_norm(self.h_raw.to(c.device)) / math.sqrt(self.hidden_size)
+            # Drawn for real tokens in order, so that padding does not change it.
+            shape = (int(token_mask.sum()), self.hidden_size)
+            eps = torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32)
             noise = c.new_zeros(*token_mask.shape, self.hidden_size)
             noise[token_mask] = eps.to(c.device)
-            c = c + amplitude * (noise if self.routed is None else noise[..., None, :])
+            c = c + amplitude.to(c.dtype) * (noise if self.routed is None else noise[..., None, :])
         return torch.where(token_mask[(...,) + (None,) * (c.ndim - 2)], c, 0.0)
 
+    def in_scales(self, update: Float[Tensor, "*tokens D"], scale: Tensor) -> Float[Tensor, "*tokens D"]:
+        """Return update / scale with norms clipped to `clip`; update (..., D)."""
+        return update * scale_factors(update, scale, self.clip)
+
     def check_llm(self, llm: DecoderLLM) -> None:
-        """Returns None if the LLM is of the sizes that this encoding was made for.
+        """Check that the LLM has the sizes of this encoding.
 
         Raises:
-            AdapterMismatchError: it is not.
+            AdapterMismatchError: it has another number or width of blocks.
         """
         self._check_sizes(llm.num_blocks, llm.hidden_size, f"llm {llm.id!r}")
 

@@ -1,4 +1,4 @@
-"""The file of one prompt's text encoding: safetensors with the states and a header that says what made them.
+"""Read and write the file of one prompt's text encoding: safetensors with the states and a header with their origin.
 
 The tensor "states" is (tokens, D) without padding. Every tensor's SHA-256 is in the header.
 """
@@ -23,11 +23,11 @@ _FORMAT = {"format": "llmdiff-encoding", "version": "2"}
 
 @dataclass(frozen=True, kw_only=True)
 class EncodingOrigin:
-    """What an encoding was made with. Encodings of one origin may stand in one picture.
+    """The models and settings that an encoding was made with. Only encodings of the same origin can be combined.
 
     Fields:
-        llm, hidden_size, num_blocks: name, which is not compared, and sizes of the LLM.
-        llm_dtype: what it computed in, such as "float32".
+        llm, hidden_size, num_blocks: name (not compared) and sizes of the LLM.
+        llm_dtype: dtype that the LLM computed in, such as "float32".
         llm_sha256, adapter_sha256: digests of both models.
         template: the adapter's text around the prompt; "" if it has none.
         weighted: whether `(word:1.3)` was read as a weight.
@@ -47,12 +47,12 @@ class EncodingOrigin:
     noise_seed: str
 
     def as_text(self) -> dict[str, str]:
-        """Return the fields as a header of safetensors holds them."""
+        """Return the fields as strings for a safetensors header."""
         return {name: str(value) for name, value in asdict(self).items()}
 
     @classmethod
     def of_text(cls, header: Mapping[str, str]) -> "EncodingOrigin":
-        """Return the origin that a header names.
+        """Return the origin in a safetensors header.
 
         Raises:
             KeyError, ValueError: a field is missing or has another type.
@@ -80,7 +80,7 @@ def write_encoding(
 ) -> None:
     """Write one prompt's encoding to a file, whole or not at all.
 
-    `extra` are tensors that another program keeps beside the states. NaN and infinite states are never written.
+    `extra` are tensors that another program stores beside the states. NaN and infinite states are never written.
 
     Raises:
         ConfigError: the states are not finite.
@@ -90,7 +90,7 @@ def write_encoding(
         name: one.detach().cpu().contiguous() for name, one in {"states": states, **(extra or {})}.items()
     }
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
-        raise ConfigError(f"the encoding of {short(prompt)} has values that are not finite: it is not saved")
+        raise ConfigError(f"the encoding of {short(prompt)} has values that are not finite: it was not saved")
     digests = {f"sha256 {name}": tensor_digest(tensor) for name, tensor in tensors.items()}
     try:
         with whole_file(path) as partial:
@@ -100,10 +100,10 @@ def write_encoding(
 
 
 def read_encoding(path: Path, origin: EncodingOrigin | None = None) -> dict[str, Tensor]:
-    """Return the tensors of a file: "states" (tokens, D), and what else was written with them.
+    """Return the tensors of a file: "states" (tokens, D) and the extra tensors.
 
     Raises:
-        CorruptWeightsError: it is damaged, no encoding, or no longer of this origin.
+        CorruptWeightsError: the file is damaged, is not an encoding, or has another origin.
     """
     found = read_header(path)[1]
     if origin is not None and found != origin:
@@ -126,7 +126,7 @@ def read_header(path: Path) -> tuple[str, EncodingOrigin]:
     """Return the prompt of a file and the origin of its encoding.
 
     Raises:
-        CorruptWeightsError: it is damaged or no encoding.
+        CorruptWeightsError: the file is damaged or is not an encoding.
     """
     try:
         with safe_open(path, framework="pt") as file:

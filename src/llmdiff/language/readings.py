@@ -1,4 +1,4 @@
-"""How an LLM is read: what "alone" means, and in which way its blocks can be called on tokens alone."""
+"""Ways to call an LLM's blocks on lone tokens."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -7,23 +7,23 @@ Lone = Literal["token", "token+bos"]
 LONES: tuple[Lone, ...] = get_args(Lone)
 
 LoneCalls = Literal["cached", "masked", "sequences"]
-# The cheapest first.
+# Ordered by cost, the cheapest first.
 LONE_CALLS: tuple[LoneCalls, ...] = get_args(LoneCalls)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How the blocks of an LLM are read, found by trial when it is loaded.
+    """How the blocks of an LLM are called, found by trial when it is loaded.
 
     Fields:
-        lone_calls: how a block is called on tokens alone.
-            "cached": one token each, behind the keys and values of BOS where it sees that. Texts share the keys and
-            values of what stands before all of them. For attention whose inputs belong to one token each.
-            "masked": the whole text once more, under a mask that hides the other tokens. For attention that gets
-            something else from outside the block: ALiBi's distances, keys and values of another block.
-            "sequences": every token as a text of its own, after BOS where it sees that, from a new state. For blocks
-            with a state: recurrence, linear attention, convolutions.
-        joined: the readings of "alone" that may be computed in one call with the text, however long that is.
+        lone_calls: how a block is called on lone tokens.
+            "cached": one token per call, with the keys and values of BOS if it attends to BOS. All texts share the
+            keys and values of their constant prefix. For attention whose arguments have a row for each token.
+            "masked": the whole text again, under a mask that hides the other tokens. For attention with other
+            arguments from outside the block: ALiBi biases, keys and values of another block.
+            "sequences": every token as a separate text, after BOS if it attends to BOS, from an initial state. For
+            blocks with a recurrent state: recurrence, linear attention, convolutions.
+        joined: values of `lone` that may be computed in one call with the text, whatever its length.
     """
 
     lone_calls: LoneCalls = "cached"
@@ -31,5 +31,5 @@ class Reading:
 
     @property
     def whole_texts(self) -> bool:
-        """Whether every text is read from its first token on, as no start of it can be remembered."""
+        """Return whether every text is run from its first token, because its prefix cannot be cached."""
         return self.lone_calls != "cached"

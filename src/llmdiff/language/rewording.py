@@ -1,4 +1,4 @@
-"""Prompts that a closed LLM rewords, encoded by an open LLM together with the answer."""
+"""Encode prompts with an open LLM together with a closed LLM's rewording of them."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ from llmdiff.language.weights import parse_weights
 from llmdiff.types import TextEncoding
 
 if TYPE_CHECKING:
-    from llmdiff.language.proxy import ClosedLLM
+    from llmdiff.language.closed_llm import ClosedLLM
 
 Keep = Literal["answer", "prompt"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rewording:
-    """A closed LLM and the use of its answers.
+    """A closed LLM and how its answers are used.
 
     keep="answer": encode the tokens of the answer, with the prompt before them as context. keep="prompt": encode the
-    prompt's own tokens, with an answer before them; several answers give several encodings of the same tokens, which
-    are averaged. A prompt without an answer is encoded as it is.
+    prompt's tokens, with the answer before them as context; the encodings of several answers are averaged. A prompt
+    without an answer is encoded unchanged.
 
     Raises:
         ConfigError: `keep` is unknown, or several answers are requested and kept.
@@ -39,21 +39,21 @@ class Rewording:
             raise ConfigError(f'keep is {self.keep!r}, expected "answer" or "prompt"')
         if self.keep == "answer" and self.closed.settings.answers > 1:
             raise ConfigError(
-                f'answers is {self.closed.settings.answers} with keep="answer": several answers have tokens of their '
-                'own, which have no mean; use keep="prompt", or one answer'
+                f'answers is {self.closed.settings.answers} with keep="answer": several answers have different '
+                'tokens and cannot be averaged; use keep="prompt", or one answer'
             )
 
     @property
     def title(self) -> str:
-        """Return what identifies the rewording among others: the closed LLM, what is kept and how many answers."""
+        """Return a text that identifies the rewording: the closed LLM, `keep` and the number of answers."""
         settings = self.closed.settings
         return f"{settings.model}, {self.keep}, {settings.answers} answers"
 
 
 def readings(prompt: str, plain: str, rewording: Rewording | None) -> list[tuple[str, str]]:
-    """Return the text to encode and the text to read before it, a pair for every answer.
+    """Return pairs of the text to encode and its context, one for every answer.
 
-    `plain` is the prompt without its weights, which the closed LLM reads. Without an answer: the prompt and "".
+    `plain` is the prompt without weights, which is sent to the closed LLM. Without an answer: the prompt and "".
     """
     answers = rewording.closed.answers(plain) if rewording is not None and plain.strip() else ()
     if rewording is None or not answers:
@@ -76,7 +76,7 @@ def encode_reworded(
 ) -> TextEncoding:
     """Return the encoding c of the prompts after a closed LLM has reworded each, or those in `reword`.
 
-    The closed LLM reads a prompt without its weights; an answer that is kept has none.
+    Prompts are sent to the closed LLM without weights; answers have no weights.
 
     Shapes:
         states: (B, T, D) float32, padding rows are exactly 0.
@@ -100,7 +100,7 @@ def encode_reworded(
 
 
 def _means(encoding: TextEncoding, owners: Tensor, count: int) -> TextEncoding:
-    """Return the mean of every prompt's encodings; they have the same tokens."""
+    """Return the mean of every prompt's encodings, which have the same tokens."""
     if len(owners) == count:
         return encoding
     owners = owners.to(encoding.states.device)

@@ -1,4 +1,4 @@
-"""The tokens of one pass as rows without padding, and the way back into a padded batch."""
+"""Convert the tokens of one pass between rows without padding and a padded batch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -9,37 +9,37 @@ from torch import Tensor
 
 from llmdiff.language.tokens import PromptTokens
 
-# Blocks share a few tensors at most: a mask or two, a rotary table or two, position ids.
+# Blocks share few tensors: a mask or two, a rotary table or two, position ids.
 _MAX_SHARED = 8
 
 
 class SharedInputs:
-    """What is made of the inputs that blocks share, by the input itself: made once a pass, a few kept at a time."""
+    """A small cache of tensors derived from inputs that all blocks share, by the identity of the input."""
 
     def __init__(self) -> None:
         self._made: dict[int, tuple[object, Tensor]] = {}
 
     def of(self, given: object, make: Callable[[], Tensor]) -> Tensor:
-        """Returns what `make` gives for this input, or gave before."""
+        """Return the cached result for this input, or call `make`."""
         known = self._made.get(id(given))
         if known is None:
             if len(self._made) >= _MAX_SHARED:
                 self._made.clear()
-            # Kept beside the result, so that its id stays its own.
+            # Keep a reference to the input, so that no other object gets its id.
             known = self._made[id(given)] = given, make()
         return known[1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenRows:
-    """Where the tokens of one pass come from and go to: N words in order, and one row for the BOS of all prompts.
+    """Index tables of one pass: N words in order, then one row for the BOS of all prompts.
 
     Shapes:
-        run_ids: (R, S), what the LLM reads behind the prefix, padded on the right, of the R prompts with any word: an
-            empty one, as a guided picture has, costs nothing.
-        run_places: (N,), the kept tokens except BOS, as places in the flat (R*S).
-        token_places: (N + 1,), of the rows as places in the flat (B*T); BOS comes last, that of the first prompt.
-        rows: (B*T,), the row of every token; N + 1 where padded.
+        run_ids: (R, S), the tokens run behind the prefix, padded on the right. R counts prompts with at least one
+            word, so an empty negative prompt costs nothing.
+        run_places: (N,), index of each word in the flattened (R*S).
+        token_places: (N + 1,), index of each row in the flattened (B*T); the last is BOS of the first prompt.
+        rows: (B*T,), row of every token; N + 1 for padding.
     """
 
     run_ids: Tensor
@@ -52,7 +52,7 @@ class TokenRows:
 
     @classmethod
     def of(cls, tokens: PromptTokens, device: torch.device) -> "TokenRows":
-        """Returns the rows of a batch of prompts."""
+        """Return the rows of a batch of prompts."""
         batch, width = tokens.input_ids.shape
         input_ids, mask = tokens.input_ids.cpu(), tokens.token_mask.cpu()
         kept = [ids[real].tolist() for ids, real in zip(input_ids, mask, strict=True)]
@@ -82,7 +82,7 @@ class TokenRows:
         )
 
     def behind(self, prefix_ids: tuple[int, ...]) -> "TokenRows":
-        """Returns the same rows of runs that have the prefix in front of each text."""
+        """Return the same rows for texts that include the prefix."""
         runs, steps = self.run_ids.shape
         prefix = torch.tensor([prefix_ids], dtype=torch.int64, device=self.run_ids.device).expand(runs, -1)
         shift = len(prefix_ids) * (1 + self.run_places.div(max(steps, 1), rounding_mode="floor"))
@@ -95,37 +95,37 @@ class TokenRows:
 
     @property
     def words(self) -> int:
-        """N."""
+        """Return N, the number of words."""
         return len(self.run_places)
 
     def of_run(self, states: Tensor) -> Tensor:
-        """(R, S, ...) => (N, ...): the words."""
+        """Return the rows of the words: (R, S, ...) => (N, ...)."""
         flat = states.flatten(0, 1)
-        if len(flat) == self.words:  # no padding, nothing to leave out
+        if len(flat) == self.words:  # no padding
             return flat
         return flat.index_select(0, self.run_places.to(states.device))
 
     def of_run_shared(self, states: Tensor) -> Tensor:
-        """The same of what every block gets, looked up once a pass; (1, S, ...) is taken for every prompt."""
+        """Return `of_run` of a tensor that all blocks share, cached for the pass; (1, S, ...) is repeated."""
         return self._shared.of(states, lambda: self.of_run(self.for_every_prompt(states)))
 
     def for_every_prompt(self, states: Tensor) -> Tensor:
-        """(1, S, ...) or (R, S, ...) => (R, S, ...)."""
+        """Repeat a shared tensor for every prompt: (1, S, ...) or (R, S, ...) => (R, S, ...)."""
         return states.expand(len(self.run_ids), *states.shape[1:])
 
     def by_token(self, value: object) -> TypeGuard[Tensor]:
-        """Whether this has a row for each token of the run, shared by all prompts or not: (1, S, ...), (R, S, ...)."""
+        """Return whether the value is a tensor with a row for each token: (1, S, ...) or (R, S, ...)."""
         batch, steps = self.run_ids.shape
         return (
             isinstance(value, Tensor) and value.ndim >= 2 and value.shape[:2] in ((1, steps), (batch, steps))
         )
 
     def of_tokens(self, values: Tensor) -> Tensor:
-        """(B, T) => (N + 1,)."""
+        """Return the values of the rows: (B, T) => (N + 1,)."""
         return values.flatten()[self.token_places.to(values.device)]
 
     def padded(self, rows: Tensor) -> Tensor:
-        """(N + 1, ...) => (B, T, ...), padding 0."""
+        """Return rows as a batch with padding 0: (N + 1, ...) => (B, T, ...)."""
         padding = rows.new_zeros(1, *rows.shape[1:])
         places = self.rows.to(rows.device)
         return (

@@ -1,4 +1,4 @@
-"""Text encodings that are kept, so that a prompt is encoded once and drawn without the LLM in memory."""
+"""Save text encodings, so that a prompt is encoded once and drawn without the LLM in memory."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -23,12 +23,12 @@ _MAX_SLUG = 40
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedPrompts(TextEncoding):
-    """The text encoding of prompts that `LLMController.encode` returns; `save` writes it to files.
+    """The result of `LLMController.encode`; `save` writes it to files.
 
     Fields:
         prompts: the B texts.
         weighted, rewording, noise_seed: see `EncodingOrigin`.
-        models: weak references to the LLM and the adapter, whose digests `save` takes.
+        models: weak references to the LLM and the adapter; `save` computes their digests.
     """
 
     prompts: tuple[str, ...]
@@ -41,7 +41,7 @@ class EncodedPrompts(TextEncoding):
     def of(
         cls, encoding: TextEncoding, prompts: Sequence[str], llm: Any, adapter: Any, **how: Any
     ) -> "EncodedPrompts":
-        """Return an encoding together with its prompts and models; `how` are the remaining fields."""
+        """Return the encoding with its prompts and models; `how` sets the remaining fields."""
         return cls(
             states=encoding.states,
             token_mask=encoding.token_mask,
@@ -51,7 +51,7 @@ class EncodedPrompts(TextEncoding):
         )
 
     def origin(self) -> EncodingOrigin:
-        """Return what the encoding was made with. Digests of large LLMs take seconds, once.
+        """Return the models and settings of the encoding. The digest of a large LLM takes seconds, once.
 
         Raises:
             ConfigError: the LLM or the adapter is no longer in memory.
@@ -59,15 +59,15 @@ class EncodedPrompts(TextEncoding):
         llm, adapter = (model() for model in self.models)
         if llm is None or adapter is None:
             raise ConfigError(
-                "the LLM or the adapter of this encoding is no longer in memory, and its digest is stored with an "
-                "encoding: keep the controller until you have saved"
+                "the LLM or the adapter of this encoding is no longer in memory, and saving stores their digests: "
+                "keep the controller until the encoding is saved"
             )
         return origin_of(
             llm, adapter, weighted=self.weighted, rewording=self.rewording, noise_seed=self.noise_seed
         )
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write a file for each prompt to a folder, replacing the same prompts', and return the paths.
+        """Write a file for each prompt to a folder and return the paths; replace files of the same prompts.
 
         Raises:
             ConfigError: the folder has encodings of another origin, or the models are no longer in memory.
@@ -75,7 +75,7 @@ class EncodedPrompts(TextEncoding):
         """
         origin, place = self.origin(), Path(folder)
         present = next(place.rglob(f"*{_SUFFIX}"), None)
-        if present is not None:  # the others in the folder are of the same origin
+        if present is not None:  # all files in a folder have one origin, so one file is enough
             SavedEncodings.load(present).check_origin(origin)
         paths = []
         for prompt, states, mask in zip(self.prompts, self.states, self.token_mask, strict=True):
@@ -85,10 +85,10 @@ class EncodedPrompts(TextEncoding):
 
 
 class SavedEncodings:
-    """Encodings of prompts, found by their text. They stand in for the LLM that made them.
+    """Saved encodings by prompt, used in place of the LLM that made them.
 
-    Pass them where an LLM is expected: `LLMController.from_pretrained(adapter, llm=SavedEncodings.load(folder))`.
-    A file is read when its prompt is drawn.
+    Pass them as the LLM: `LLMController.from_pretrained(adapter, llm=SavedEncodings.load(folder))`. A file is read
+    when its prompt is drawn.
     """
 
     def __init__(self, paths: Mapping[str, Path], origin: EncodingOrigin, *, place: Path) -> None:
@@ -102,15 +102,15 @@ class SavedEncodings:
 
         Raises:
             InputFileError: there is no such file, or the folder has no encoding.
-            CorruptWeightsError: a file is damaged or no encoding.
+            CorruptWeightsError: a file is damaged or is not an encoding.
             ConfigError: the folder has encodings of several origins.
         """
         place = Path(place)
         files = sorted(place.rglob(f"*{_SUFFIX}")) if place.is_dir() else [place]
         if not files or not files[0].is_file():
             raise InputFileError(
-                f"encodings {str(place)!r} is no saved encoding and no folder of any: write them with `llmdiff encode` "
-                "or LLMController.encode(...).save(folder)"
+                f"encodings {str(place)!r} is neither a saved encoding nor a folder with some: write them with "
+                "`llmdiff encode` or LLMController.encode(...).save(folder)"
             )
         first: EncodingOrigin | None = None
         paths = {}
@@ -118,7 +118,7 @@ class SavedEncodings:
             prompt, origin = read_header(path)
             if first is not None and (different := first.difference(origin)) is not None:
                 raise ConfigError(
-                    f"{files[0]} and {path} are of different origin ({different}): keep them in different folders"
+                    f"{files[0]} and {path} have different origins ({different}): keep them in different folders"
                 )
             first = origin
             paths[prompt] = path
@@ -127,7 +127,7 @@ class SavedEncodings:
 
     @property
     def id(self) -> str:
-        """Return the name of the LLM that made them."""
+        """Return the name of the LLM that made the encodings."""
         return self.origin.llm
 
     @property
@@ -137,12 +137,12 @@ class SavedEncodings:
 
     @property
     def num_blocks(self) -> int:
-        """Return L, the number of blocks of the LLM that made them."""
+        """Return L, the number of blocks of the LLM that made the encodings."""
         return self.origin.num_blocks
 
     @property
     def prompts(self) -> list[str]:
-        """Return the prompts, in order of their files."""
+        """Return the prompts in the order of their files."""
         return list(self._paths)
 
     def __contains__(self, prompt: object) -> bool:
@@ -199,19 +199,19 @@ class SavedEncodings:
         different = self.origin.difference(origin)
         if different is not None:
             raise ConfigError(
-                f"{self._place} has encodings of another origin ({different}): use a folder of its own"
+                f"{self._place} has encodings of another origin ({different}): use another folder"
             )
 
 
 def has_encodings(folder: Path) -> bool:
-    """Return whether a folder has files of encodings."""
+    """Return whether a folder contains saved encodings."""
     return any(folder.rglob(f"*{_SUFFIX}"))
 
 
 def origin_of(
     llm: Any, adapter: Any, *, weighted: bool = False, rewording: str = "", noise_seed: str = ""
 ) -> EncodingOrigin:
-    """Return the origin of what this LLM and this adapter encode."""
+    """Return the origin of encodings by this LLM and this adapter."""
     return EncodingOrigin(
         llm=llm.id,
         hidden_size=llm.hidden_size,

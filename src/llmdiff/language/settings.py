@@ -18,13 +18,13 @@ class EncodingSettings(Settings):
     """How an LLM's blocks become a text encoding, see `ContextEncoding`.
 
     Fields:
-        encoding: which sum over blocks; None: the states come from something else, without a sum.
-        lone: what a token alone sees: only itself, or BOS too.
-        template: text around the prompt, with `{prompt}` in it, see `DecoderLLM.tokenize`.
+        encoding: the sum over blocks; None if the states come from another source.
+        lone: the tokens that a lone token attends to: only itself, or BOS too.
+        template: text around the prompt that contains `{prompt}`, see `DecoderLLM.tokenize`.
         max_length: longest prompt in tokens; longer ones are cut with a warning.
-        clip: updates longer than this many scales are shortened to it; `math.inf` clips nothing.
-        routing: groups of the denoiser's attention layers that weigh the blocks with gains of their own, up to one
-            for each layer; 1: the same gains for all layers.
+        clip: largest norm of an update in scales; longer updates are shortened. `math.inf` clips nothing.
+        routing: number of groups of the denoiser's attention layers with separate gains, up to one for each layer;
+            1: the same gains for all layers.
         routing_form: how a group's gains differ from the shared ones, see `RoutedGains`.
     """
 

@@ -1,4 +1,4 @@
-"""Which models are decoder-only LLMs whose blocks can be called on a lone token."""
+"""Check that a model is a decoder-only LLM, and find its decoder blocks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +19,10 @@ EXPECTED = "expected a decoder-only LLM with causal blocks, each callable on a t
 
 
 def check_supported(config: Any, *, id: str) -> None:
-    """Returns None unless the configuration alone says that this is no decoder.
+    """Check by its configuration that a model is not an encoder.
 
     Raises:
-        UnsupportedLLMError: an encoder, or an encoder and a decoder.
+        UnsupportedLLMError: the configuration is that of an encoder-only or encoder-decoder model.
     """
     kind = getattr(config, "model_type", type(config).__name__)
     if getattr(config, "is_encoder_decoder", False):
@@ -35,17 +35,17 @@ def check_supported(config: Any, *, id: str) -> None:
 
 
 def model_kind(config: Any) -> Any:
-    """Returns the automatic class that loads a model of it: for texts or, if there is none, for pictures and texts."""
+    """Return the transformers auto class for a configuration: for causal LMs, else for multimodal models."""
     texts = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) not in MODEL_FOR_MULTIMODAL_LM_MAPPING
     return AutoModelForCausalLM if texts else AutoModelForMultimodalLM
 
 
 @contextmanager
 def whatever_fails_is_unsupported(model: Any, *, id: str) -> Iterator[None]:
-    """Names the model in any error of its own class, which trips in its own way over what it does not know.
+    """Turn any error of a model class inside the `with` into an `UnsupportedLLMError` that names the model.
 
     Raises:
-        UnsupportedLLMError: something failed that is no error of ours and no lack of memory.
+        UnsupportedLLMError: an exception other than `LLMDiffError` and lack of memory was raised.
     """
     try:
         yield
@@ -59,19 +59,19 @@ def whatever_fails_is_unsupported(model: Any, *, id: str) -> Iterator[None]:
 
 
 def decoder_blocks(model: Any, *, id: str) -> nn.ModuleList:
-    """Returns the blocks that read text: of the lists beside the token embeddings, the largest.
+    """Return the decoder blocks: the module list with the most parameters in the model that has the token embeddings.
 
-    If some are of `num_hidden_layers` modules, then the largest of these.
+    Lists of `num_hidden_layers` modules are preferred.
 
     Raises:
-        UnsupportedLLMError: there is no such list, or there are no token embeddings.
+        UnsupportedLLMError: the model has no such list or no token embeddings.
     """
     embeddings = model.get_input_embeddings()
     if not isinstance(getattr(embeddings, "weight", None), torch.Tensor):
         raise UnsupportedLLMError(
             f"{id} ({type(model).__name__}) has no embeddings of text tokens; {EXPECTED}"
         )
-    # A tower for pictures or sound may have as many layers.
+    # An image or audio tower may have the same number of layers.
     beside = [
         part
         for part in model.modules()
@@ -85,9 +85,9 @@ def decoder_blocks(model: Any, *, id: str) -> nn.ModuleList:
 
 
 def text_model(model: Any, blocks: nn.ModuleList) -> Any:
-    """Returns the part of a model without its head that runs the blocks on text."""
+    """Return the part of a model without head that runs the blocks on text."""
     base = model.base_model
-    # A few classes name no base model, and the whole one is with its head.
+    # A few classes define no base model; `base_model` is then the model with its head.
     return (
         base
         if base is not model or model.get_output_embeddings() is None
@@ -96,15 +96,15 @@ def text_model(model: Any, blocks: nn.ModuleList) -> Any:
 
 
 def max_positions(config: Any) -> int | None:
-    """Returns the most tokens that every block reads exactly; None where there is no limit."""
-    # Beyond index_topk keys, a choice made for the text may leave out the token itself.
+    """Return the largest number of tokens that all blocks attend to fully; None if there is no limit."""
+    # With more than index_topk keys, sparse attention may drop the token itself.
     names = ("max_position_embeddings", "max_seq_len", "index_topk")
     found = [getattr(config, name, None) for name in names]
     return min((limit for limit in found if limit), default=None)
 
 
 def _innermost_model(model: nn.Module, blocks: nn.ModuleList) -> nn.Module:
-    """Returns the smallest model of transformers' that holds the blocks."""
+    """Return the innermost transformers model that contains the blocks."""
     holding = [
         part for part in model.modules() if isinstance(part, PreTrainedModel) and blocks in part.modules()
     ]

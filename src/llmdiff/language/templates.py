@@ -1,4 +1,4 @@
-"""Instruction templates: an instruction in front of the prompt, in the chat format an LLM was trained on."""
+"""Instruction templates: an instruction before the prompt, in the LLM's chat format."""
 
 from typing import Any
 
@@ -9,19 +9,18 @@ INSTRUCTION = "Describe the picture in simple words: which object is where, and 
 
 
 def instruction_template(tokenizer: Any, instruction: str = INSTRUCTION) -> str:
-    """Returns the instruction and `{prompt}` as a user's turn of the tokenizer's chat format, up to `{prompt}`.
+    """Return the instruction and `{prompt}` as a user's turn of the tokenizer's chat format, up to `{prompt}`.
 
-    What the format puts behind the user's words is left out: those tokens would be kept and tell nothing of
-    the prompt. A tokenizer without a chat format gives the instruction and `{prompt}` alone. A date that the
-    format writes (Llama 3) is the day of this call; the template is stored, so it stays the same.
+    Text that the format puts after the user's words is left out, because its tokens would be kept and say nothing
+    about the prompt. Without a chat format the result is the instruction and `{prompt}`. A date in the format
+    (Llama 3) is the day of this call; the template is stored, so it stays the same.
 
     Raises:
-        ConfigError: the instruction holds `{prompt}`, or the chat format does not show the user's words as
-            they are.
+        ConfigError: the instruction contains `{prompt}`, or the chat format changes the user's words.
     """
     if PLACEHOLDER in instruction:
         raise ConfigError(
-            f"instruction {instruction!r} holds {PLACEHOLDER}, expected only what stands before it; pass the "
+            f"instruction {instruction!r} contains {PLACEHOLDER}, expected only the text before it; pass the "
             "whole text as the template instead"
         )
     words = f"{instruction}{PLACEHOLDER}"

@@ -1,4 +1,4 @@
-"""Tensors found by name, in safetensors files that only ever grow in number."""
+"""A disk store of named tensors in safetensors files that are only added, never changed."""
 
 import os
 import uuid
@@ -16,10 +16,10 @@ from llmdiff.language.digests import tensor_digest
 
 
 class TensorStore:
-    """Named tensors of one folder, each with its SHA-256 in the file's header, which is compared whenever it is read.
+    """Named tensors of one folder. Each tensor's SHA-256 is in the file's header and is checked on every read.
 
-    `put` adds a file whole or not at all, so a killed writer loses what it had not put yet, and several processes
-    may write at once. Files are memory-mapped: what is read is what takes memory.
+    `put` adds a file whole or not at all, so a killed process loses only tensors that it has not put yet, and several
+    processes may write at once. Files are memory-mapped: only tensors that are read take memory.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,15 +37,15 @@ class TensorStore:
         return len(self._place)
 
     def missing(self, names: Iterable[str]) -> list[str]:
-        """Return the names that are not there, in order, each once."""
+        """Return the names that are not in the store, in order, without duplicates."""
         self._read_new_files()
         return [name for name in dict.fromkeys(names) if name not in self._place]
 
     def put(self, tensors: Mapping[str, Tensor]) -> None:
-        """Write these tensors as one file; returns nothing.
+        """Write these tensors as one file.
 
         Raises:
-            OutputError: the disk is full or cannot be written; what was there before is as it was.
+            OutputError: the disk is full or cannot be written; earlier files are unchanged.
         """
         if not tensors:
             return
@@ -57,7 +57,7 @@ class TensorStore:
                 save_file(kept, partial, metadata=digests)
         except (OSError, SafetensorError) as error:
             raise OutputError(
-                f"{self.folder} cannot be written ({error}): make room, then run again to go on"
+                f"{self.folder} cannot be written ({error}): free disk space, then run again to continue"
             ) from error
         self._open(path)
 
@@ -65,8 +65,8 @@ class TensorStore:
         """Return a tensor.
 
         Raises:
-            KeyError: there is none of this name.
-            CorruptWeightsError: it is not what was put there.
+            KeyError: the store has no tensor of this name.
+            CorruptWeightsError: the tensor differs from its SHA-256.
         """
         path = self._place[name]
         tensor: Tensor = self._files[path].get_tensor(name)
@@ -89,7 +89,7 @@ class TensorStore:
         except (SafetensorError, OSError) as error:
             raise _damaged(path, first_line(error)) from error
         if set(names) != set(digests):
-            raise _damaged(path, "its names are not those of its SHA-256 sums")
+            raise _damaged(path, "its tensors and its SHA-256 sums have different names")
         self._files[path] = file
         self._place.update(dict.fromkeys(names, path))
         self._digests.update(digests)

@@ -1,4 +1,4 @@
-"""From prompts to token ids: BOS, templates, weights, cutting, padding."""
+"""Convert prompts to token ids: BOS, templates, weights, truncation, padding."""
 
 import warnings
 from collections.abc import Sequence
@@ -19,19 +19,19 @@ PLACEHOLDER = "{prompt}"
 
 @dataclass(frozen=True, kw_only=True)
 class PromptTokens:
-    """The tokens of a batch of prompts, split into what is kept, what is context and what never changes.
+    """The tokens of a batch of prompts, split into kept tokens, context and constant prefix.
 
-    An LLM reads, per prompt: prefix_ids + context_ids[b] + the kept tokens of row b without their BOS (which
-    is the prefix's BOS).
+    For each prompt the LLM reads prefix_ids + context_ids[b] + the kept tokens of row b without BOS (the prefix
+    starts with BOS).
 
     Shapes:
-        input_ids: (B, T) int64, the kept tokens, BOS first; 0 where padded. Either side may be padded.
+        input_ids: (B, T) int64, the kept tokens, BOS first; 0 for padding, which may be on either side.
         token_mask: (B, T) bool, True = real token.
-        prefix_ids: BOS and the template's constant text, the same for every prompt. context_ids: B tuples, a
-        template's first `{prompt}` and what stands between it and the last one; seen by
-            the kept tokens, not kept.
-        weights: (B, T) float32, what the prompts ask for each token, 1 for BOS, templates and padding; None
-            where every weight is 1.
+        prefix_ids: BOS and the template's constant text, the same for every prompt.
+        context_ids: B tuples, a template's first `{prompt}` and the text between it and the last one. The kept
+            tokens attend to them, but they are not kept.
+        weights: (B, T) float32, prompt weight of each token, 1 for BOS, templates and padding; None if every
+            weight is 1.
     """
 
     input_ids: Tensor
@@ -45,7 +45,7 @@ class PromptTokens:
 class PromptTemplate:
     """The constant texts around a prompt: before the first `{prompt}`, between the two, after the last.
 
-    `between` is None where the template holds `{prompt}` once.
+    `between` is None if the template contains `{prompt}` once.
     """
 
     before: str = ""
@@ -54,10 +54,10 @@ class PromptTemplate:
 
     @classmethod
     def parse(cls, template: str | None) -> "PromptTemplate":
-        """Returns the parts of a template; other braces in it are plain text.
+        """Return the parts of a template; other braces in it are plain text.
 
         Raises:
-            ConfigError: the template does not hold `{prompt}` once or twice.
+            ConfigError: the template does not contain `{prompt}` once or twice.
         """
         if template is None:
             return cls()
@@ -67,26 +67,26 @@ class PromptTemplate:
         if len(parts) == 3:
             return cls(before=parts[0], between=parts[1], after=parts[2])
         raise ConfigError(
-            f"template {short(template)} holds {PLACEHOLDER} {len(parts) - 1} times, expected once or twice; "
+            f"template {short(template)} contains {PLACEHOLDER} {len(parts) - 1} times, expected once or twice; "
             f'write for example "Picture: {PLACEHOLDER}"'
         )
 
 
 def checked_template(template: str) -> str:
-    """Return the template.
+    """Return the template if it is valid.
 
     Raises:
-        ConfigError: it does not hold `{prompt}` once or twice.
+        ConfigError: the template does not contain `{prompt}` once or twice.
     """
     PromptTemplate.parse(template)
     return template
 
 
 def first_token_id(tokenizer: Any) -> int:
-    """Returns the id of the token that every text starts with: BOS, or EOS where that serves as BOS (GPT-2).
+    """Return the id of the first token of every text: BOS, or EOS if the tokenizer has no BOS (GPT-2).
 
     Raises:
-        UnsupportedLLMError: the tokenizer knows neither.
+        UnsupportedLLMError: the tokenizer has neither.
     """
     for token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token_id is not None:
@@ -98,10 +98,10 @@ def first_token_id(tokenizer: Any) -> int:
 
 
 def checked_prompts(prompts: str | Sequence[str]) -> list[str]:
-    """Returns the prompts as a list, each as `clean_text` has it.
+    """Return the prompts as a list, each normalised by `clean_text`.
 
     Raises:
-        PromptError: there are none, or one is not a string or not valid text.
+        PromptError: there are no prompts, or one is not a string or not valid text.
     """
     rows = [prompts] if isinstance(prompts, str) else prompts
     if not isinstance(rows, Sequence) or isinstance(rows, bytes):
@@ -124,23 +124,24 @@ def tokenize(
     weighted: bool = False,
     contexts: Sequence[str] | None = None,
 ) -> PromptTokens:
-    """Returns the tokens of the prompts inside the template, padded on the right.
+    """Return the tokens of the prompts inside the template, padded on the right.
 
-    `contexts`, one for each prompt, stand on a line of their own before the prompt: seen by its tokens, not kept.
+    `contexts`, one for each prompt, are put on a separate line before the prompt. The prompt's tokens attend to them,
+    but they are not kept.
 
-    With `weighted`, `(word:1.3)` is read as a weight, see `parse_weights`; without, as text.
+    With `weighted`, `(word:1.3)` is read as a weight, see `parse_weights`; otherwise as text.
 
-    A special token that a prompt spells out ("</s>") is plain text there; in the template it is that token.
+    The name of a special token ("</s>") is plain text in a prompt and that token in the template.
 
-    Every piece of text is tokenised by itself, so that the constant part has the same tokens for every
-    prompt. Blanks at a piece's end go to the prompt behind it: tokenizers join a word with the blank before
-    it.
+    Each piece of text is tokenised separately, so that the constant part has the same tokens for every prompt. Blanks
+    at the end of a piece are moved to the prompt after it, because tokenizers join a word with the blank before it.
 
     Shapes:
         result.input_ids: (B, T), T = the longest row, at least 1 (BOS).
     Raises:
-        PromptError: no prompts, one that is not a string, another number of contexts, or a weight out of range.
-        ConfigError: a template without `{prompt}`, max_length below 1, or a template too long for the LLM.
+        PromptError: there are no prompts, one is not a string, the number of contexts differs, or a weight is out
+            of range.
+        ConfigError: the template lacks `{prompt}` or is too long for the LLM, or max_length is below 1.
     """
     rows = checked_prompts(prompts)
     if max_length < 1:
@@ -151,7 +152,7 @@ def tokenize(
     before_ids, before_blank = constant_ids(tokenizer, parts.before)
     between_ids, between_blank = constant_ids(tokenizer, parts.between or "")
     after_ids = template_ids(tokenizer, parts.after)
-    # A chat template may spell BOS out itself; a second one would be a token of its own.
+    # A chat template may contain BOS already.
     prefix = before_ids if before_ids[:1] == [bos] else [bos, *before_ids]
 
     if contexts is not None:
@@ -161,7 +162,7 @@ def tokenize(
                 f"contexts are {len(contexts)}, expected one for each of the {len(rows)} prompts"
             )
 
-    # A context takes as much room as a prompt may.
+    # A context may take as many tokens as a prompt.
     uses = (1 if parts.between is None else 2) + (contexts is not None)
     limit = max_length
     if max_positions is not None:
@@ -185,7 +186,7 @@ def tokenize(
             context.append(seen_ids)
         else:
             context.append((*seen_ids, *own_ids, *between_ids))
-            # The first use has warned already.
+            # `_cut` has warned already.
             own_ids, own_weights = _weighted_ids(tokenizer, between_blank, text)
             own_ids = own_ids[:limit]
         kept.append([bos, *own_ids, *after_ids])
@@ -218,41 +219,41 @@ def _context_ids(tokenizer: Any, blank: str, text: str, limit: int) -> tuple[int
 
 
 def _weighted_ids(tokenizer: Any, blank: str, text: WeightedText) -> tuple[list[int], list[float]]:
-    """Returns the ids of blank + text, and every token's weight."""
+    """Return the ids of blank + text, and the weight of every token."""
     weighted = any(weight != 1 for weight in text.weights)
     if weighted and not getattr(tokenizer, "is_fast", False):
         raise PromptError(
-            f"{type(tokenizer).__name__} does not say which characters a token stands for, and prompt weights "
+            f"{type(tokenizer).__name__} does not say which characters a token covers, and prompt weights "
             "need that; use the LLM's fast tokenizer, or prompts without weights"
         )
     ids, spans = plain_ids(tokenizer, blank + text.text)
     if not weighted:
         return ids, [1.0] * len(ids)
-    # The blank belongs to the template: it has no weight of its own.
+    # The blank belongs to the template and has no weight.
     shift = len(blank)
     return ids, [text.of_span(max(start - shift, 0), max(end - shift, 0)) for start, end in spans]
 
 
 def _warn_of_unknown(tokenizer: Any, rows: list[list[int]]) -> None:
-    """Warns of words that the LLM will not read; tokenizers that split into bytes have none."""
+    """Warn about words that are unknown to the tokenizer; byte-level tokenizers have none."""
     unknown = tokenizer.unk_token_id
-    # GPT-2 and its kin name EOS as the unknown token, too, and never use it as such.
+    # GPT-2 and similar tokenizers define EOS as unknown token but never use it as such.
     if unknown is None or unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         return
     found = [i for i, ids in enumerate(rows) if unknown in ids]
     if found:
         first = found[0]
-        more = f" (and {len(found) - 1} more prompts some)" if len(found) > 1 else ""
+        more = f" (as have {len(found) - 1} other prompts)" if len(found) > 1 else ""
         warnings.warn(
             f"prompts[{first}] has {rows[first].count(unknown)} of {len(rows[first])} tokens that the LLM's "
-            f"tokenizer does not know{more}: the LLM reads nothing there; use words or a script that it knows, "
+            f"tokenizer does not know{more}: the LLM cannot read them; use words or a script that it knows, "
             "or another LLM",
             stacklevel=4,
         )
 
 
 def constant_ids(tokenizer: Any, text: str) -> tuple[list[int], str]:
-    """Returns the ids of a constant piece and the trailing blank that belongs to the prompt behind it."""
+    """Return the ids of a constant piece of text, and its trailing blank, which is moved to the prompt after it."""
     stripped = text.rstrip(" ")
     blank = text[len(stripped) :]
     if blank and _marks_word_starts(tokenizer):
@@ -261,7 +262,7 @@ def constant_ids(tokenizer: Any, text: str) -> tuple[list[int], str]:
 
 
 def _marks_word_starts(tokenizer: Any) -> bool:
-    """Returns whether the tokenizer (SentencePiece) puts a blank before every text by itself."""
+    """Return whether the tokenizer (SentencePiece) adds a blank before every text."""
     tokens = tokenizer.convert_ids_to_tokens(template_ids(tokenizer, "a"))
     return bool(tokens) and str(tokens[0]).startswith("\u2581")
 
@@ -270,7 +271,7 @@ def _cut(ids: list[int], limit: int, *, row: int) -> list[int]:
     if len(ids) > limit:
         warnings.warn(
             f"prompts[{row}] has {len(ids)} tokens: the last {len(ids) - limit} were cut, the first {limit} "
-            "kept; shorten the prompt or raise max_length",
+            "are used; shorten the prompt or raise max_length",
             stacklevel=4,
         )
     return ids[:limit]

@@ -1,4 +1,4 @@
-"""Prompt weights: `a (red:1.3) car` asks for more of "red" than was trained, `a (red:0.5) car` for less."""
+"""Prompt weights: `a (red:1.3) car` strengthens "red", `a (red:0.5) car` weakens it."""
 
 import re
 from dataclasses import dataclass
@@ -9,45 +9,45 @@ MAX_WEIGHT = 10.0
 
 _ESCAPABLE = "()\\:"
 _NUMBER = re.compile(r":\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*\Z")
-# A colon and its number; anything longer is text.
+# A colon and its number take at most this many characters; anything longer is text.
 _LONGEST_NUMBER = 24
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightedText:
-    """A prompt without its weights, and the weight of each of its characters."""
+    """A prompt without weight syntax, and the weight of each of its characters."""
 
     text: str
     weights: tuple[float, ...]
 
     @classmethod
     def plain(cls, text: str) -> "WeightedText":
-        """Returns a text with weight 1 throughout."""
+        """Return a text with weight 1 throughout."""
         return cls(text=text, weights=(1.0,) * len(text))
 
     def of_span(self, start: int, end: int) -> float:
-        """Returns the weight of the characters from `start` to `end`: their mean, blanks left out."""
+        """Return the mean weight of the characters from `start` to `end`, without blanks."""
         inside = [self.weights[i] for i in range(start, end) if not self.text[i].isspace()]
         inside = inside or list(self.weights[start:end])
         if not inside:
             return 1.0
-        # Equal weights are returned as they are: a sum would round.
+        # Return equal weights directly: a sum would round.
         return inside[0] if len(set(inside)) == 1 else sum(inside) / len(inside)
 
 
 def parse_weights(prompt: str) -> WeightedText:
-    r"""Returns the prompt's text and weights.
+    r"""Return the prompt's text and weights.
 
-    `(text:1.3)` gives the text the weight 1.3. Groups nest and their weights multiply. Everything else is
-    plain text, brackets included: `(text)`, `(text:soon)`, `[text]`. A backslash before `(`, `)`, `:` or
-    another backslash makes that a plain character; before anything else it is one itself.
+    `(text:1.3)` gives the text the weight 1.3. Groups nest and their weights multiply. Everything else is plain text,
+    including brackets without a weight: `(text)`, `(text:soon)`, `[text]`. A backslash makes `(`, `)`, `:` or another
+    backslash after it a plain character; before any other character it is a plain character itself.
 
     Raises:
         PromptError: a weight is negative or above 10.
     """
     chars: list[str] = []
     weights: list[float] = []
-    # Characters that cannot be part of a group's number: escaped ones and those of a group inside.
+    # Characters that cannot be part of a group's number: escaped ones and those of an inner group.
     sealed: list[bool] = []
     open_groups: list[int] = []
 
@@ -83,13 +83,8 @@ def parse_weights(prompt: str) -> WeightedText:
     return WeightedText(text="".join(chars), weights=tuple(weights))
 
 
-def escape_weights(text: str) -> str:
-    """Returns the text written so that `parse_weights` gives it back as it is, with weight 1 throughout."""
-    return "".join(f"\\{char}" if char in _ESCAPABLE else char for char in text)
-
-
 def _number(chars: list[str], sealed: list[bool], start: int) -> tuple[int, float] | None:
-    """Returns where the colon of the group that began at `start` stands and its weight; None if it has none."""
+    """Return the index of the colon and the weight of the group that starts at `start`; None if it has no weight."""
     first = len(chars)
     while first > start + 1 and len(chars) - first < _LONGEST_NUMBER and not sealed[first - 1]:
         first -= 1
@@ -97,7 +92,7 @@ def _number(chars: list[str], sealed: list[bool], start: int) -> tuple[int, floa
     if match is None:
         return None
     colon, weight = first + match.start(), float(match[1])
-    if colon == start + 1:  # nothing to weigh
+    if colon == start + 1:  # no text before the colon
         return None
     if not 0.0 <= weight <= MAX_WEIGHT:
         group = "".join(chars[start:])

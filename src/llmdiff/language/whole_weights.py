@@ -1,19 +1,20 @@
-"""Loads models of transformers and diffusers, and refuses any whose weights do not all come from their files.
+"""Load models of transformers and diffusers, and raise an error unless all weights come from their files.
 
-Both libraries give a weight that is missing random values, and leave a weight that they have no place for unread.
+Both libraries initialise missing weights at random and ignore weights with unknown names.
 """
 
 import logging
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
-from llmdiff.errors import CorruptWeightsError
+from llmdiff.errors import CorruptWeightsError, OutputError
 
-# Counters and tables that older files carry and that are made from the configuration anyway.
+# Counters and tables in older files that are computed from the configuration.
 _NO_WEIGHT = re.compile(r"(^|\.)(num_batches_tracked|position_ids|inv_freq|masked_bias)$")
-# diffusers has no report of this, only a message.
+# diffusers reports wrong shapes only in the message of an exception.
 _WRONG_SHAPE = re.compile(r"(\S+) expected shape (.+?), but got (.+?)\. If you")
 _NAMED = 3
 
@@ -27,19 +28,20 @@ def load_whole(
     head_runs: bool = True,
     **options: Any,
 ) -> Any:
-    """Return `kind.from_pretrained(source, **options)`, a model whose every weight was read from its files.
+    """Return `kind.from_pretrained(source, **options)` after checking that every weight was read from its files.
 
-    `what` names the model in an error. `unused` are parts that are never run, and may be missing or unread;
-    `head_runs=False` adds all that is not in the base model, as a language model's head.
+    `what` names the model in errors. `unused` are top-level parts that are never run and may be missing or unread;
+    `head_runs=False` adds everything outside the base model, such as a language-model head.
 
     Raises:
-        CorruptWeightsError: a weight is missing, unread, of another shape or without values, or a file is damaged.
+        CorruptWeightsError: a weight is missing, unread, of another shape or on the meta device, or a file is
+            damaged.
     """
     from safetensors import SafetensorError
 
     hide_loading_bars()
     if not _is_diffusers(kind):
-        # Reported with names, where transformers itself would only say that there are some.
+        # transformers then lists mismatched weights in its report instead of raising an error without names.
         options["ignore_mismatched_sizes"] = True
     try:
         model, report = kind.from_pretrained(source, output_loading_info=True, **options)
@@ -57,8 +59,31 @@ def load_whole(
     return model
 
 
+@contextmanager
+def damage_named(what: str) -> Iterator[None]:
+    """Return a context that turns safetensors' errors into errors that name the model.
+
+    Raises:
+        CorruptWeightsError: a file is damaged.
+        OutputError: the disk is full while converted weights are written.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        if "I/O error" in str(error):
+            raise OutputError(
+                f"{what}: weights cannot be written ({error}): free disk space, or set $LLMDIFF_HOME to a folder on "
+                "another disk"
+            ) from error
+        raise CorruptWeightsError(
+            f"{what} has a weight file that is truncated or damaged ({error}): download it again"
+        ) from error
+
+
 def hide_loading_bars() -> None:
-    """Hide the libraries' progress bars of loading if their verbosity is "error", as our commands set it."""
+    """Hide the libraries' progress bars for loading if their verbosity is "error", as the commands set it."""
     import diffusers
     import huggingface_hub.utils
     import transformers
@@ -70,7 +95,7 @@ def hide_loading_bars() -> None:
     downloads_hidden = downloads.are_progress_bars_disabled()
     for log in logs:
         log.disable_progress_bar()
-    # transformers disables the bars of downloads as well, and downloads may take an hour.
+    # transformers also disables the bars of downloads, which may take an hour.
     if not downloads_hidden:
         downloads.enable_progress_bars()
 
@@ -78,10 +103,10 @@ def hide_loading_bars() -> None:
 def check_report(
     model: Any, report: Any, *, what: str, unused: Collection[str] = (), head_runs: bool = True
 ) -> None:
-    """Return None if the loading report of a model of transformers or diffusers is clean; see `load_whole`.
+    """Check the loading report of a model of transformers or diffusers; see `load_whole`.
 
     Raises:
-        CorruptWeightsError: it is not; names some of the weights.
+        CorruptWeightsError: the report lists faults; the message names some of the weights.
     """
     missing = set(report["missing_keys"])
     unread = set(report["unexpected_keys"])
@@ -106,10 +131,10 @@ def check_report(
 
 
 def check_faults(faults: Mapping[str, Iterable[str]], *, what: str) -> None:
-    """Return None if no kind of fault has the name of a weight.
+    """Check that no weight has a fault; `faults` maps each kind of fault to names of weights.
 
     Raises:
-        CorruptWeightsError: one has; names a few for each kind, and says how many there are.
+        CorruptWeightsError: there are faults; the message gives their number and a few names for each kind.
     """
     found = []
     for fault, names in faults.items():
@@ -119,13 +144,13 @@ def check_faults(faults: Mapping[str, Iterable[str]], *, what: str) -> None:
             found.append(f"{len(listed)} {fault} ({', '.join(listed[:_NAMED])}{more})")
     if found:
         raise CorruptWeightsError(
-            f"{what} cannot be read whole, weights: {'; '.join(found)}. Use a complete copy, saved in the names and "
-            "shapes of its own class, with nothing left to unpack or to scale"
+            f"{what} cannot be read completely, weights: {'; '.join(found)}. Use a complete copy, saved with the "
+            "names and shapes of its class, unpacked and unscaled"
         )
 
 
 def _parts_that_run(model: Any, head_runs: bool) -> set[str]:
-    """The first words of the names of weights that a result depends on."""
+    """Return the names of the top-level parts that are run."""
     if not head_runs and model.base_model is not model:
         return {model.base_model_prefix.split(".")[0]}
     own = chain(model.named_parameters(recurse=False), model.named_buffers(recurse=False))
@@ -137,5 +162,5 @@ def _shape(shape: Iterable[int]) -> str:
 
 
 def _is_diffusers(kind: Any) -> bool:
-    """Whether this is a model class of diffusers, which does nothing about what is missing and has no heads."""
+    """Return whether this is a diffusers model class; these have no heads and no report of mismatched shapes."""
     return isinstance(kind, type) and any(base.__module__.startswith("diffusers.") for base in kind.__mro__)

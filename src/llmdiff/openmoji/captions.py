@@ -24,11 +24,6 @@ _REWORDED_DESCRIPTION_SHARE, _COLOUR_BEHIND_SHARE, _COLOUR_WORD_SHARE = 0.25, 0.
 _IRREGULAR_PLURALS = {"aircraft": "aircraft", "spacecraft": "spacecraft", "swine": "swine", "fungus": "fungi"}
 
 
-def training_template_count() -> int:
-    """How many sentence forms training captions are made of."""
-    return len(TRAINING.all())
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Words:
     """How items may be called: which list of words of a thing is used."""
@@ -89,7 +84,7 @@ def caption(
     *,
     wording: Wording = "training",
 ) -> str:
-    """A sentence that asks for `content`, in the words and forms of a split; `seen` is what training uses."""
+    """Return a caption of `content` in the words and forms of a split; `seen` is the split of training."""
     described = int(rng.integers(len(content.items))) if split == "indirect" else None
     words = _Words(split=split, wording=wording, described=described)
     if content.relation is not None:

@@ -24,13 +24,13 @@ _SHAPE_SHARE, _BACKGROUND_SHARE, _SIZE_SHARE = 0.25, 0.4, 0.6
 
 
 def is_held_out_pair(first: str, second: str) -> bool:
-    """Whether these two objects are kept apart in training (symmetric; fixed for all time by a hash)."""
+    """Return whether these two objects never occur together in training (symmetric; determined by a hash)."""
     key = "|".join(sorted((first, second))).encode()
     return int.from_bytes(hashlib.sha256(key).digest()[:4], "big") / 2**32 < _HELD_OUT_PAIR_SHARE
 
 
 def is_held_out_colour(shape: str, colour: str) -> bool:
-    """Whether this shape never has this colour in training: one shape for each of the eight colours."""
+    """Return whether this shape never has this colour in training: one shape for each of the eight colours."""
     position = list(SHAPE_COLOURS).index(colour)
     return SHAPES.index(shape) == (position * 5 + 1) % len(SHAPES)
 
@@ -46,18 +46,18 @@ class World:
 
     @property
     def things(self) -> tuple[Thing, ...]:
-        """The objects of this world."""
+        """Return the objects of this world."""
         return things_of(self.objects)
 
     def training_content(self, rng: np.random.Generator) -> Content:
-        """A content that training may show: no held-out pair, no held-out colour of a shape."""
+        """Return a random content for training: no held-out pair, no held-out colour of a shape."""
         while True:
             content = self._any_content(rng)
             if is_training_content(content):
                 return content
 
     def content(self, split: Split, rng: np.random.Generator) -> Content:
-        """A content for a split of the evaluation."""
+        """Return a random content for a split of the evaluation."""
         if split == "pairs":
             return self._held_out_pair(rng)
         if split == "colours":
@@ -68,7 +68,7 @@ class World:
                 return content
 
     def thing(self, name: str) -> Thing | None:
-        """The object of this name, None for shapes."""
+        """Return the object of this name, None for shapes."""
         return next((thing for thing in self.things if thing.name == name), None)
 
     def _can_reword(self, content: Content, split: Split) -> bool:
@@ -120,7 +120,7 @@ class World:
 
 
 def is_training_content(content: Content) -> bool:
-    """Whether training may show this content: no held-out pair, no held-out colour of a shape, two unlike items."""
+    """Return whether training may show this content: no held-out pair or colour of a shape, two different items."""
     if any(item.colour is not None and is_held_out_colour(item.name, item.colour) for item in content.items):
         return False
     if len(content.items) == 2 and content.items[0] == content.items[1]:

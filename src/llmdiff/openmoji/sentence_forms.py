@@ -20,7 +20,7 @@ class Forms:
     background: tuple[str, ...]
 
     def all(self) -> tuple[str, ...]:
-        """Every form."""
+        """Return all forms."""
         return self.single + self.count + self.left + self.above + self.background
 
     def __add__(self, other: "Forms") -> "Forms":

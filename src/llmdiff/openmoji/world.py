@@ -23,7 +23,7 @@ class Thing:
 
     @property
     def name(self) -> str:
-        """The name that training captions use."""
+        """Return the name used in training captions."""
         return self.names[0]
 
 
@@ -136,7 +136,7 @@ SIZE_WORDS: dict[str, tuple[str, ...]] = {
 
 
 def things_of(preset_objects: int) -> tuple[Thing, ...]:
-    """The first `preset_objects` objects of the world; 24 for the `cpu` preset, 48 hand-described ones in all."""
+    """Return the first `preset_objects` objects: 24 for the `cpu` preset, 48 with hand-written descriptions in all."""
     every = CORE_THINGS + MORE_THINGS
     if not 2 <= preset_objects <= len(every):
         raise ValueError(f"preset_objects: got {preset_objects}, expected 2 to {len(every)}")

@@ -47,7 +47,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """A finished picture, as a PNG file with the metadata `facts`.
+    """A finished picture as a PNG file, and its metadata.
 
     Fields:
         heat: for every word of the prompt, a PNG file of its attention map; empty for the base, and if the pipeline
@@ -57,13 +57,13 @@ class Drawn:
     system: System
     seed: int
     png: bytes
-    facts: Mapping[str, str]
+    metadata: Mapping[str, str]
     heat: Sequence[tuple[str, bytes]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Notice:
-    """Something to know about the pictures that follow, in one line."""
+    """A one-line notice about the following pictures."""
 
     text: str
 
@@ -126,7 +126,7 @@ class Studio:
         self._thread.shutdown(cancel_futures=True)
 
     def _models(self, models: Models, tell: Callable[[Event], None]) -> tuple["LLMController", Any]:
-        # What is loaded does not depend on how the LLM controls.
+        # The loaded models do not depend on the control settings.
         wanted = replace(models, scale=None, block_gains=None, layer_scale=None)
         if self._loaded is None or self._loaded[0] != wanted:
             # Free the old models first: there may not be memory for both.
@@ -155,10 +155,10 @@ class Studio:
             made_with = (
                 replace(models, scale=0.0, block_gains=None, layer_scale=None) if system == "base" else models
             )
-            facts = drawing.picture_metadata(settings, made_with, controller, pipe) | {"seed": seed}
-            words = {name: str(value) for name, value in facts.items() if value is not None}
+            metadata = drawing.picture_metadata(settings, made_with, controller, pipe) | {"seed": seed}
+            words = {name: str(value) for name, value in metadata.items() if value is not None}
             heat = [] if words_watch is None else _heat(words_watch, image)
-            tell(Drawn(system=system, seed=seed, png=png_bytes(image, words), facts=words, heat=heat))
+            tell(Drawn(system=system, seed=seed, png=png_bytes(image, words), metadata=words, heat=heat))
 
         for seed in settings.seeds:
             picture("base", seed)

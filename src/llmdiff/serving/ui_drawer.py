@@ -54,7 +54,7 @@ class Drawer:
                     system=event.system,
                     seed=event.seed,
                     address=f"data:image/png;base64,{b64encode(event.png).decode()}",
-                    facts=event.facts,
+                    metadata=event.metadata,
                 )
                 for event in events
                 if isinstance(event, Drawn)
@@ -157,7 +157,7 @@ class Drawer:
             system=event.system,
             seed=event.seed,
             address=self._address(event.png),
-            facts=event.facts,
+            metadata=event.metadata,
             heat=[(word, self._address(png)) for word, png in event.heat],
         )
 

@@ -68,15 +68,15 @@ class Shown:
     system: System
     seed: int
     address: str
-    facts: Mapping[str, str]
+    metadata: Mapping[str, str]
     heat: Sequence[tuple[str, str]] = ()
 
     @property
-    def own_facts(self) -> Mapping[str, str]:
-        """Return the metadata that had a part in this picture."""
+    def own_metadata(self) -> Mapping[str, str]:
+        """Return the metadata of the models that drew this picture: the base has none of the LLM."""
         return {
             name: value
-            for name, value in self.facts.items()
+            for name, value in self.metadata.items()
             if self.system == "llm" or name not in _OF_THE_LLM
         }
 

@@ -1,4 +1,4 @@
-"""An LLM and its adapter as the trainer's `Conditioning`: which parts learn when, and what is stored."""
+"""The trainer's `Conditioning` for an LLM and its adapter: trainable parts by stage, and stored readings."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -29,12 +29,12 @@ class AdapterConditioning(Conditioning):
     """An `LLMDiffAdapter` on the blocks of an LLM.
 
     Args:
-        gains: "first": the gains g (and k) and the noise learn in a stage of their own, then stay as they are, so
-            that each caption is encoded once; "learned": in every step; "frozen": never.
-        score_groups: into how many groups of neighbouring blocks stored scores are summed; None: as many as blocks
-            for "first", none stored for "learned".
-        online: with frozen gains, whether captions are encoded in every step instead of stored.
-        noise: whether noise is added in training.
+        gains: "first" trains the gains g (and k) and the noise in a first stage and then freezes them, so that each
+            caption is encoded once; "learned" trains them in every step; "frozen" never.
+        score_groups: number of groups of neighbouring blocks over which stored scores are summed; None: the number of
+            blocks for "first", no stored scores for "learned".
+        online: with frozen gains, encode captions in every step instead of storing encodings.
+        noise: add noise in training.
     """
 
     def __init__(
@@ -53,12 +53,12 @@ class AdapterConditioning(Conditioning):
 
     @property
     def context(self) -> ContextEncoding:
-        """The adapter's weighted sum over the LLM's blocks."""
+        """Return the adapter's weighted sum over the LLM's blocks."""
         assert self.adapter.context is not None
         return self.adapter.context
 
     def stages(self) -> Iterator[Stage]:
-        """Yield "gains", if they learn first, and "main"."""
+        """Yield the stage "gains", if gains are trained first, and the stage "main"."""
         if self.gains == "first":
             yield self.score_stage("gains", self.score_groups or self.context.num_blocks)
             self.context.requires_grad_(False)
@@ -70,7 +70,7 @@ class AdapterConditioning(Conditioning):
             yield self._update_stage()
 
     def score_stage(self, name: Literal["gains", "main"], groups: int) -> Stage:
-        """Return a stage that learns gains of stored scores: c = x_0 + sum_k ( gamma_k S_k + kappa_k V_k )."""
+        """Return a stage that trains gains on stored scores: c = x_0 + sum_k ( gamma_k S_k + kappa_k V_k )."""
         reading = self._copied_context()
 
         def condition(scores: GroupedScores, generator: torch.Generator | None) -> Conditioned:
@@ -86,14 +86,14 @@ class AdapterConditioning(Conditioning):
         )
 
     def encoding_stage(self) -> Stage:
-        """Return a stage that takes each caption's encoding c as it is and adds noise."""
+        """Return a stage that adds noise to the fixed encoding c of each caption."""
         reading = self._copied_context()
 
         def condition(encoding: TextEncoding, generator: torch.Generator | None) -> Conditioned:
             noise = self._noise(generator)
             if noise is None:
                 return self.adapter.condition(encoding)
-            states = self.context.noised(encoding.states, encoding.token_mask, noise)
+            states = self.context.add_noise(encoding.states, encoding.token_mask, noise)
             return self.adapter.condition(TextEncoding(states=states, token_mask=encoding.token_mask))
 
         return Stage(
@@ -105,7 +105,7 @@ class AdapterConditioning(Conditioning):
         )
 
     def _update_stage(self) -> Stage:
-        """A stage that reads all block updates in every step and stores none."""
+        """Return a stage that computes all block updates in every step and stores none."""
         how = self.context
 
         def condition(updates: BlockStates, generator: torch.Generator | None) -> Conditioned:
@@ -122,7 +122,7 @@ class AdapterConditioning(Conditioning):
         )
 
     def _copied_context(self) -> ContextEncoding:
-        """A copy to read with: FSDP shards the adapter's own, and a thread may read while it is in parts."""
+        """Return a copy for reading captions: threads may read while FSDP has sharded the adapter's own."""
         return deepcopy(self.context).requires_grad_(False)
 
     def _noise(self, generator: torch.Generator | None) -> torch.Generator | None:
@@ -134,8 +134,8 @@ class AdapterConditioning(Conditioning):
 
     @contextmanager
     def attached(self, pipe: Any) -> Iterator[Any]:
-        """Return a context in which the pipeline draws with a copy of the adapter as it is now."""
-        # Attaching may move an adapter to the pipeline's device and dtype.
+        """Return a context in which the pipeline draws with a copy of the adapter's current weights."""
+        # A copy, because attaching may move an adapter to the pipeline's device and dtype.
         attach(pipe, self.llm, adapter_with(self.adapter, adapter_tensors(self.adapter)))
         try:
             yield pipe
@@ -144,9 +144,9 @@ class AdapterConditioning(Conditioning):
 
     @contextmanager
     def reader_rests(self) -> Iterator[None]:
-        """Return a context in which the LLM's weights are on its device only while it reads, for sample pictures.
+        """Return a context in which the LLM's weights are on its device only while it encodes sample prompts.
 
-        Weights that cannot be moved (packed ones) stay.
+        Quantised weights that cannot be moved stay on the device.
         """
         llm = self.llm
         if not isinstance(llm, DecoderLLM) or llm.free_after_encoding:
@@ -166,7 +166,7 @@ class AdapterConditioning(Conditioning):
             llm.to(device)
 
     def uses_muon(self, name: str) -> bool:
-        """Return whether Muon optimises the parameter: new branches and the refiner's blocks."""
+        """Return whether Muon optimises the parameter, as in new branches and the refiner's blocks."""
         return uses_muon(name)
 
     def figures(self) -> Mapping[str, float]:
@@ -180,7 +180,7 @@ class AdapterConditioning(Conditioning):
 
 
 def adapter_tensors(adapter: LLMDiffAdapter) -> dict[str, Tensor]:
-    """Return an adapter's parameters and buffers as they are; `state_dict` would shard FSDP's full ones again."""
+    """Return an adapter's parameters and buffers; `state_dict` would shard full parameters under FSDP again."""
     return dict(adapter.named_parameters()) | dict(adapter.named_buffers())
 
 

@@ -1,4 +1,4 @@
-"""Two adapters on two LLMs, side by side: the same characters' encodings, and what the layers make of them."""
+"""Compare two adapters on two LLMs: encodings of the same characters, and outputs of the attention layers."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ _TOGETHER = 16
 
 @dataclass(frozen=True)
 class AdapterPair:
-    """The old and the new controller, and the stores of their encodings."""
+    """An old and a new controller, and the stores of their encodings."""
 
     old: LLMController
     new: LLMController
@@ -31,7 +31,10 @@ class AdapterPair:
 
     @torch.no_grad()
     def aligned(self, captions: Sequence[str]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield n' and n of the same characters, for every token of the new LLM that has any."""
+        """Yield n' and n of the same characters, for every token of the new LLM that shares characters with the old.
+
+        Shapes: (N, D'), (N, D).
+        """
         how: Any = self.old.adapter.config
         read = {"template": how.template, "max_length": how.max_length}
         for start in range(0, len(captions), _TOGETHER):
@@ -50,7 +53,7 @@ class AdapterPair:
 
     @torch.no_grad()
     def disagreement(self, pipe: Any, captions: Sequence[str], queries: BaseQueries) -> list[float]:
-        """Return, for every caption, the share of the layers' variance that the new adapter does not give.
+        """Return the unexplained share of the layers' variance for every caption: mean squared error / variance.
 
         The variance is that of the old adapter's outputs over all captions, as that of one caption may be small.
         """
@@ -72,11 +75,11 @@ def llm_of(controller: LLMController) -> DecoderLLM:
     """Return a controller's LLM.
 
     Raises:
-        ConfigError: it has saved encodings in its place.
+        ConfigError: the controller has saved encodings instead of an LLM.
     """
     if not isinstance(controller.llm, DecoderLLM):
         raise ConfigError(
-            f"the adapter comes with saved encodings of {controller.llm.id!r}, and the captions have to be read: load "
+            f"the adapter was loaded with saved encodings of {controller.llm.id!r}, but captions must be encoded: load "
             "the LLM"
         )
     return controller.llm
@@ -85,7 +88,7 @@ def llm_of(controller: LLMController) -> DecoderLLM:
 def layer_outputs(
     adapter: LLMDiffAdapter, store: EncodingCache, pipe: Any, captions: Sequence[str]
 ) -> Target:
-    """Return what the denoiser's text attention gives with an adapter that reads stored encodings."""
+    """Return a function that gives the outputs of the denoiser's text attention with an adapter."""
     denoiser: Any = families.denoiser_of(pipe)
     text_layers: dict[str, Any] = layers.text_layers(denoiser)
 

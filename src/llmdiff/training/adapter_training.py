@@ -1,6 +1,5 @@
-"""A training, stage by stage: which captions and pictures a step sees, and its loss."""
+"""Train in stages: select the captions and pictures of each step and compute its loss."""
 
-import logging
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,41 +15,42 @@ from PIL import Image
 from torch import Tensor
 
 from llmdiff.adapter import families
-from llmdiff.drawing.pictures import save_png
-from llmdiff.errors import ConfigError, NonFinitePictureError
+from llmdiff.errors import ConfigError
 from llmdiff.training.batches import Epochs, Prefetcher
 from llmdiff.training.checkpoint import checkpoints
 from llmdiff.training.conditioning import Conditioned, Conditioning, Stage
 from llmdiff.training.config import TrainConfig
 from llmdiff.training.data import Samples
 from llmdiff.training.denoise import Sizes, denoise
-from llmdiff.training.loading import Batch, BatchLoader, Read
+from llmdiff.training.loading import Batch, BatchLoader, CaptionReader
 from llmdiff.training.loop import StepPart, train
 from llmdiff.training.objective import Noised, Objective, validation_losses
 from llmdiff.training.optimizers import adapter_lr_scale
 from llmdiff.training.prepare import captions_of, fill_shown, latent_store, split
 from llmdiff.training.processes import installed_trackers, launched_process
-from llmdiff.training.sample_sheet import sample_sheet
+from llmdiff.training.sample_sheet import draw_samples
 from llmdiff.training.warm_start import stored_queries, warm_start
 
 WARM_START, _READINGS = "warm-start", "readings"
 _QUERY_CAPTIONS = 256
-_log = logging.getLogger(__name__)
 
 
 class AdapterTraining:
-    """A training of anything that conditions a frozen denoiser, stage by stage.
+    """A training of any `Conditioning` for a frozen denoiser, in stages.
 
     OUT/gains/        the stage of gains, if there is one
     OUT/warm-start/   the steps from captions alone, if there are any
     OUT/              the steps on pictures: log, checkpoints, samples
 
-    `must_match` is what has to be as it was for a run to go on, beside the loop's settings. `readings` is the folder
-    of readings that runs share, by default the store. `one_shape`: only whole batches of the commonest shape.
-    `trained` counts the numbers that were trained, by parameter.
+    Fields:
+        must_match: values that must be equal when a run resumes, besides the loop's settings.
+        readings: folder of readings that runs share, by default the store.
+        trained: number of trained elements by parameter.
+
+    `one_shape` trains only on whole batches of the most common shape.
 
     Raises:
-        ConfigError: too few samples for a batch.
+        ConfigError: there are too few samples for a batch.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class AdapterTraining:
         self.process = launched_process(config.device)
 
     def train(self) -> None:
-        """Run all stages, each from captions alone first, if asked for, then on pictures, if asked for."""
+        """Run all stages: in each, first the steps from captions alone, then the steps on pictures, if any."""
         training, out = self.config.training, self.config.out
         text_steps, picture_steps = training.warm_start_steps, training.steps
         for stage in self.conditioning.stages():
@@ -106,7 +106,7 @@ class AdapterTraining:
                     picture_steps -= steps
         self.conditioning.train(False)
         if self.process.is_main_process and not training.steps and self.shows_samples:
-            self._draw(training.warm_start_steps)
+            draw_samples(self.config, self.pipe, self.conditioning, training.warm_start_steps)
         if self.process.is_main_process:
             shutil.rmtree(out / _READINGS, ignore_errors=True)
 
@@ -115,8 +115,8 @@ class AdapterTraining:
         """Return whether sample pictures are drawn."""
         return bool(self.config.watch.prompts and self.config.watch.seeds)
 
-    def _reader(self, stage: Stage, samples: NDArray[np.int64], *, is_trained: bool) -> Read:
-        """Return what reads captions for a stage; where readings are stored, those of its samples are made first."""
+    def _reader(self, stage: Stage, samples: NDArray[np.int64], *, is_trained: bool) -> CaptionReader:
+        """Return the function that reads captions for a stage; first fill its store, if it has one."""
         store = stage.store(self.readings, self.config.out / _READINGS)
         if store is None:
             return stage.read
@@ -128,9 +128,9 @@ class AdapterTraining:
         return store.batch
 
     def _from_captions(
-        self, stage: Stage, read: Read, samples: NDArray[np.int64], folder: Path, steps: int
+        self, stage: Stage, read: CaptionReader, samples: NDArray[np.int64], folder: Path, steps: int
     ) -> None:
-        """Train until the denoiser's attention gets what the base's own text encoder gives it, see `warm_start`."""
+        """Train the denoiser's text attention to match the base's own text encoder, see `warm_start`."""
         training, side = self.config.training, self.config.data.resolution_px
         captions = captions_of(self.samples, samples)
         plain = [plain for _, plain in captions]
@@ -143,7 +143,7 @@ class AdapterTraining:
         def conditioned(indices: Sequence[int], generator: torch.Generator) -> Conditioned:
             return stage.condition(read([captions[i][0] for i in indices]), generator)
 
-        # The same queries whatever the run's seed, so that runs share them.
+        # The same queries for every seed of the run, so that runs share them.
         drawn = np.random.default_rng(0).permutation(len(plain))[:_QUERY_CAPTIONS]
         self.conditioning.train()
         warm_start(
@@ -159,7 +159,7 @@ class AdapterTraining:
                 height=side,
                 width=side,
             ),
-            # Every process keeps all parameters: without the denoiser's activations there is room.
+            # Not sharded: without the denoiser's activations every process has memory for all parameters.
             replace(training.loop(self.config.watch), steps=steps, sharded=False),
             folder,
             installed=self.conditioning.installed,
@@ -172,27 +172,27 @@ class AdapterTraining:
         )
 
     def _on_pictures(
-        self, stage: Stage, read: Read, samples: NDArray[np.int64], folder: Path, steps: int
+        self, stage: Stage, read: CaptionReader, samples: NDArray[np.int64], folder: Path, steps: int
     ) -> None:
-        """Train with the base's own objective:
+        """Train with the base's own objective.
 
-        loss = mean |denoiser(x_t, t, text states(y)) - target|^2        x_t: latents of a picture of y, noised
+        loss = mean |denoiser(x_t, t, text states(y)) - target|^2        x_t: noised latents of a picture with caption y
         """
         config, training, is_main = self.config, self.config.training, stage.name == "main"
         loop = replace(training.loop(config.watch), steps=steps, sharded=training.sharded and is_main)
         if training.warm_start_steps:
-            # What has been learned from captions is only moved on.
+            # The adapter is trained on captions already, so it needs smaller steps.
             loop = replace(loop, learning_rate=loop.learning_rate * training.lr_share_after_warm_start)
         processes = self.process.num_processes
         epochs = Epochs(rows=self.samples.rows[samples], batch_size=training.batch_size, seed=training.seed)
 
         def make(number: int) -> Batch:
-            """The batch of a part of a step; all its chance comes from its number."""
+            """Return the batch of a part of a step; its random numbers depend only on `number`."""
             rng = np.random.default_rng([training.seed, 14, number])
             indices = [int(samples[index]) for index in epochs.batch(number)]
             return self.loader.load(read, indices, rng, caption_dropout=training.caption_dropout)
 
-        # Captions are read in threads of these, while the denoiser trains.
+        # The prefetcher's threads read captions while the denoiser trains.
         end = steps * training.accumulation_steps * processes
         batches = Prefetcher(make, stride=processes, ahead=training.prefetch, end=end)
 
@@ -211,7 +211,7 @@ class AdapterTraining:
         def draw(step: int) -> Image.Image | None:
             installed.close()
             try:
-                return self._draw(step)
+                return draw_samples(config, self.pipe, self.conditioning, step)
             finally:
                 installed.enter_context(self.conditioning.installed(self.denoiser))
 
@@ -236,7 +236,7 @@ class AdapterTraining:
             )
 
     def _rates(self) -> dict[str, Any]:
-        """How fast each parameter learns, from captions as on pictures."""
+        """Return the arguments of `train` and `warm_start` for learning rates and optimisers."""
         training = self.config.training
         scale = adapter_lr_scale(training.scalar_learning_rate / training.learning_rate)
 
@@ -254,7 +254,9 @@ class AdapterTraining:
     ) -> Tensor:
         return denoise(self.denoiser, self.family, latents, timesteps, *conditioned, sizes)
 
-    def _validation_batches(self, stage: Stage, read: Read, rank: int, processes: int) -> Iterator[Any]:
+    def _validation_batches(
+        self, stage: Stage, read: CaptionReader, rank: int, processes: int
+    ) -> Iterator[Any]:
         size = self.config.training.batch_size
         by_bucket: dict[int, list[int]] = defaultdict(list)
         for number in range(rank, len(self.validation), processes):
@@ -262,7 +264,7 @@ class AdapterTraining:
         for numbers in by_bucket.values():
             for start in range(0, len(numbers), size):
                 part = numbers[start : start + size]
-                # Loaded as for training, whose thread knows no autocast: that refuses to stack what is stored in half.
+                # Without autocast, as in the loader's threads: it cannot stack stored float16 with float32.
                 with torch.autocast(self.denoiser.device.type, enabled=False):
                     indices = [self.validation[number] for number in part]
                     batch = self.loader.load(read, indices, np.random.default_rng(0))
@@ -275,28 +277,15 @@ class AdapterTraining:
 
                 yield self.loader.latents(batch), part, predict
 
-    @torch.no_grad()
-    def _draw(self, step: int) -> Image.Image | None:
-        """Save and return pictures of the same prompts from the same seeds, as they are drawn now."""
-        try:
-            with self.conditioning.attached(self.pipe):
-                picture = sample_sheet(self.config, self.pipe, title=f"{self.config.out.name}, step {step}")
-        except NonFinitePictureError as error:
-            # The adapter may be fine: what overflows is mostly a VAE, which training does not decode with.
-            _log.warning("no sample pictures of step %d: %s", step, error)
-            return None
-        save_png(picture, self.config.out / "samples" / f"step-{step:08d}.png", {"step": step})
-        return picture
-
 
 def _is_trained(folder: Path, steps: int) -> bool:
-    """Whether no step is left, so that nothing has to be read again."""
+    """Return whether all steps are done, so that no captions have to be read."""
     found = checkpoints(folder)
     return steps == 0 or (bool(found) and found[-1][0] >= steps)
 
 
 def _whole_batches(kept: Any, buckets: Tensor, batch_size: int) -> Any:
-    """The samples of the commonest shape, as many as fill whole batches."""
+    """Return samples of the most common shape that fill whole batches."""
     found = kept[(buckets == buckets.mode().values).numpy()]
     if len(found) < batch_size:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Batches of training samples: each sample exactly once in every epoch, and values made before they are needed."""
+"""Batches of training samples: each sample exactly once per epoch, and prefetching in threads."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,7 +30,7 @@ class Epochs:
 
     @property
     def batches_per_epoch(self) -> int:
-        """The number of batches in every epoch."""
+        """Return the number of batches in every epoch."""
         return sum(-(-len(members) // self.batch_size) for members in self._members)
 
     def batch(self, number: int) -> list[int]:
@@ -54,10 +54,10 @@ class Epochs:
 
 
 class Prefetcher(Generic[T]):
-    """Values by number, made in threads before they are asked for, when they are asked for in steps of `stride`.
+    """Compute values by number in threads before they are needed, for numbers in steps of `stride`.
 
-    `ahead` values are under way at any time; with 0, each is made when it is asked for. None is begun from the
-    number `end` on.
+    `ahead` values are computed in advance; with 0, each is computed on request. Numbers from `end` on are not
+    computed in advance.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class Prefetcher(Generic[T]):
         self._waiting: dict[int, Future[T]] = {}
 
     def get(self, number: int) -> T:
-        """Return the value; those that come after it are begun.
+        """Return a value and start computing the following ones.
 
         Raises:
-            Exception: whatever making it raised, in its thread.
+            Exception: the exception raised by `make` in its thread.
         """
         if self._ahead == 0:
             return self._make(number)
@@ -81,6 +81,6 @@ class Prefetcher(Generic[T]):
         return self._waiting.pop(number).result()
 
     def close(self) -> None:
-        """Begin nothing more, and wait for what is under way; returns nothing."""
+        """Cancel values that are not started, and wait for the running ones."""
         self._pool.shutdown(cancel_futures=True)
         self._waiting = {}

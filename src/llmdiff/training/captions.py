@@ -1,4 +1,4 @@
-"""Captions without pictures, each perhaps with a plain wording: the data of a training from captions alone."""
+"""Captions without pictures, with optional plain wordings: the data for training from captions alone."""
 
 import json
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ SUFFIXES = (".txt", ".jsonl", ".csv")
 
 
 class CaptionSource:
-    """Captions by number, as samples whose pictures are empty files of the training's size.
+    """Captions by index, as samples whose pictures are empty files of the training's size.
 
-    Its rows have a key, captions, their plain wordings, and why they cannot be used.
+    `rows` has for each sample its key, captions, plain wordings and a problem or None.
     """
 
     def __init__(self, rows: Sequence[tuple[str, list[str], list[str], str | None]], *, side_px: int) -> None:
@@ -75,10 +75,10 @@ def captions_source(path: Path, *, side_px: int) -> CaptionSource:
 
 
 def read_captions(path: Path) -> list[str]:
-    """Return the captions of a file, every row of which has to be good, see `captions_source`.
+    """Return the captions of a file and raise an error for any bad row, see `captions_source`.
 
     Raises:
-        InputFileError, DataError: see `captions_source`; or a row cannot be used, by its number.
+        InputFileError, DataError: see `captions_source`; or a row cannot be used.
     """
     source = captions_source(path, side_px=1)
     texts: list[str] = []
@@ -86,6 +86,6 @@ def read_captions(path: Path) -> list[str]:
         row = source.row(index)
         problem = row.problem or ("no caption" if not any(map(str.strip, row.texts)) else None)
         if problem is not None:
-            raise DataError(f"captions {path}, {row.key}: {problem}: mend the line or take it out")
+            raise DataError(f"captions {path}, {row.key}: {problem}: correct or remove the line")
         texts += [text for text in row.texts if text.strip()]
     return texts

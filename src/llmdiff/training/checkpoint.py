@@ -33,13 +33,13 @@ def save_checkpoint(
     state: Mapping[str, Any],
     keep_last: int = 2,
 ) -> None:
-    """Write the checkpoint of a step, then delete older ones; returns nothing.
+    """Write the checkpoint of a step, then delete older ones.
 
-    A kill at any instant leaves the older ones or this one besides. The last `keep_last` stay, and the one with
-    the lowest `validation_loss` in its state.
+    A process killed at any time leaves at least the older checkpoints intact. The last `keep_last` are kept, and the
+    one with the lowest `validation_loss` in its state.
 
     Raises:
-        OutputError: the disk is full or cannot be written; older checkpoints are as they were.
+        OutputError: the disk is full or cannot be written; older checkpoints are unchanged.
     """
     target = _folder_of(folder, step)
     try:
@@ -50,18 +50,18 @@ def save_checkpoint(
             write_manifest(partial, [_TENSORS, _STATE])
     except (OSError, SafetensorError) as error:
         last = [name for name, _ in checkpoints(folder)]
-        kept = f"that of step {last[-1]} is intact" if last else "there is no older one"
+        kept = f"the one of step {last[-1]} is intact" if last else "there is no older one"
         raise OutputError(
-            f"the checkpoint of step {step} cannot be written to {folder} ({error}), {kept}: make room, then run "
-            "again to go on from there"
+            f"the checkpoint of step {step} cannot be written to {folder} ({error}), {kept}: free disk space, then run "
+            "again to resume"
         ) from error
     _prune(folder, step, keep_last)
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Return the last checkpoint's state and tensors, or None where there is none yet.
+    """Return the last checkpoint's state and tensors, or None if there is none.
 
-    A damaged checkpoint is passed over, with a warning, for the one before it.
+    Damaged checkpoints are skipped with a warning.
 
     Raises:
         CorruptWeightsError: all checkpoints are damaged.
@@ -73,22 +73,22 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | 
         except CorruptWeightsError as error:
             if step == found[0][0]:
                 raise
-            _log.warning("%s; going on from the checkpoint before it", error)
+            _log.warning("%s; resuming from the checkpoint before it", error)
             continue
         return _read(place / _STATE), load_file(place / _TENSORS)
     return None
 
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """Return the steps and folders of a run's checkpoints, oldest first; what else lies beside them is passed over."""
+    """Return the steps and folders of a run's checkpoints, oldest first; other files are ignored."""
     named = [(_NAME.fullmatch(place.name), place) for place in (folder / "checkpoints").glob("step-*")]
     return sorted((int(name[1]), place) for name, place in named if name is not None and place.is_dir())
 
 
 def best_checkpoint(folder: Path) -> tuple[float, Path] | None:
-    """Return the lowest validation loss and its checkpoint's folder, or None where none was measured.
+    """Return the lowest validation loss and its checkpoint's folder, or None if no checkpoint has one.
 
-    One whose state is damaged counts as not measured.
+    Checkpoints with a damaged state are ignored.
     """
     measured: list[tuple[float, Path]] = []
     for _, place in checkpoints(folder):
@@ -102,14 +102,14 @@ def best_checkpoint(folder: Path) -> tuple[float, Path] | None:
 
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with `prefix.`, without that prefix."""
+    """Return the tensors whose names start with `prefix.`, without that prefix."""
     return {
         name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{prefix}.")
     }
 
 
 def optimizer_parts(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return an optimiser's moments as tensors named `optimizer.INDEX.KEY`, and the plain numbers among them."""
+    """Return an optimiser's state as tensors named `optimizer.INDEX.KEY`, and its plain numbers by the same names."""
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
     for index, state in optimizer.state_dict()["state"].items():
@@ -121,7 +121,7 @@ def optimizer_parts(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any] | None = None
 ) -> None:
-    """Put the saved moments back; returns nothing. Learning rates and the like stay those of the optimiser."""
+    """Restore the saved moments; learning rates and other settings stay those of the optimiser."""
     states: dict[int, dict[str, Any]] = {}
     for name, value in (part(tensors, "optimizer") | part(numbers or {}, "optimizer")).items():
         index, key = name.split(".", 1)
@@ -140,7 +140,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _prune(folder: Path, step: int, keep_last: int) -> None:
     found = checkpoints(folder)
-    # What is of a later step was damaged: the run has begun before it.
+    # Checkpoints of later steps were damaged: the run has resumed from an earlier one.
     passed_over = [place for one, place in found if one > step]
     places = [place for one, place in found if one <= step]
     best = best_checkpoint(folder)

@@ -1,4 +1,4 @@
-"""An adapter for another LLM without training: a linear map between both LLMs' encodings, folded into its weights.
+"""Convert an adapter to another LLM without training: fold a linear map between both encodings into its weights.
 
 n and n' are the normalised encodings of the same characters, norm(c), by the old and by the new LLM. With
 
@@ -8,12 +8,12 @@ every layer of the old adapter that reads an encoding reads the new one through 
 
     W' = W M        W: the refiner's first projection, phi, keys and values of every branch, the pooled projection
     O' = M+ O       O: the refiner's last projection, which writes into the encoding
-    b' = b + W m    b: their biases; keys have none, and a softmax over tokens does not notice what all have in common;
+    b' = b + W m    b: their biases. Keys have none, and the softmax over tokens ignores a constant added to all keys;
                     for values, W m goes through the branch's output into its bias
 
-M+ is the pseudo-inverse of M in the metric of the readers, sum_W W^T W, so that what is lost where the new encoding is
-narrower than the old one is what the readers need least. Where n is exactly M n' + m and M has full row rank, both
-adapters give the same.
+M+ is the pseudo-inverse of M in the metric of the readers, sum_W W^T W: if the new encoding is narrower than the old
+one, it drops the directions with the least effect on the readers. If n is exactly M n' + m and M has full row rank,
+both adapters give the same outputs.
 
 Source: ours. Ridge regression: Hoerl and Kennard 1970.
 """
@@ -43,8 +43,8 @@ class TokenMap:
     """n ~ weight n' + bias.
 
     Fields:
-        unexplained: on held-out captions, the share of the readers' variance that it does not give.
-        ridge: the penalty, as a share of the mean variance of n'. tokens: how many it was fitted on.
+        unexplained: unexplained share of the readers' variance on held-out captions.
+        ridge: the penalty, as a share of the mean variance of n'. tokens: number of tokens in the fit.
 
     Shapes: weight (D, D'), bias (D,), both float64.
     """
@@ -57,7 +57,7 @@ class TokenMap:
 
 
 class Moments:
-    """Sums over aligned tokens from which a ridge regression is computed, however many there are.
+    """Running sums over aligned tokens for a ridge regression, in constant memory.
 
     Shapes: x (N, D'), y (N, D).
     """
@@ -76,7 +76,7 @@ class Moments:
             self.xx, self.xy, self.yy = self.xx + x.T @ x, self.xy + x.T @ y, self.yy + y.T @ y
 
     def around(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the mean products of x with x, x with y and y with y, around these points."""
+        """Return the mean products of x with x, x with y and y with y, centred on these points."""
         n = self.count
         return (
             _around(self.xx / n, self.x / n, self.x / n, x, x),
@@ -92,15 +92,15 @@ class Moments:
 
 
 def _around(product: Tensor, one: Tensor, other: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """The mean of (a - x)(b - y)^T, of the mean of a b^T and the means of a and b."""
+    """Return the mean of (a - x)(b - y)^T from the mean of a b^T and the means of a and b."""
     return product - torch.outer(one, y) - torch.outer(x, other) + torch.outer(x, y)
 
 
 def fit_map(fitted: Moments, held_out: Moments, metric: Tensor) -> TokenMap:
-    """Return the ridge regression of y on x whose penalty does best on held-out tokens, by the readers' metric.
+    """Return the ridge regression of y on x with the best penalty on held-out tokens, in the readers' metric.
 
     Raises:
-        DataError: there are no tokens on either side.
+        DataError: there are no fitted or no held-out tokens.
     """
     if not fitted.count or not held_out.count:
         raise DataError(
@@ -146,7 +146,7 @@ def readers_metric(adapter: LLMDiffAdapter, spread: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fold_map(old: LLMDiffAdapter, new: LLMDiffAdapter, found: TokenMap, metric: Tensor) -> None:
-    """Make `new` read its LLM as the old adapter reads its own, as far as the map goes; returns nothing."""
+    """Set the weights of `new` so that it reads its LLM through the map as the old adapter reads its own."""
     device = next(old.parameters()).device
     weight, bias = found.weight.to(device), found.bias.to(device)
     inverse = _inverse(weight, metric.to(device))
@@ -160,7 +160,7 @@ def fold_map(old: LLMDiffAdapter, new: LLMDiffAdapter, found: TokenMap, metric: 
         written = old.refiner.to_outside.bias.double()
         for part in ("blocks", "norm"):
             getattr(new.refiner, part).load_state_dict(getattr(old.refiner, part).state_dict())
-    constant = bias + written  # of what the layers behind the refiner read
+    constant = bias + written  # the constant part of the states after the refiner
     if not _shifts_alike(old):
         shift = inverse @ constant
         (new.norm if new.refiner is None else new.refiner.to_outside).bias.copy_(shift)
@@ -178,22 +178,22 @@ def fold_map(old: LLMDiffAdapter, new: LLMDiffAdapter, found: TokenMap, metric: 
         _read_through(twin.to_k, one.to_k, weight, constant)
         _read_through(twin.to_v, one.to_v, weight, constant)
         if one.to_out.bias is not None:
-            # All values move by the same, and weights of attention sum to 1.
+            # All values are shifted by the same vector, and attention weights sum to 1.
             value = one.to_v.weight.double() @ constant
             twin.to_out.bias.copy_(one.to_out.bias.double() + one.to_out.weight.double() @ value)
 
 
 def _read_through(new: nn.Linear, old: nn.Linear, weight: Tensor, constant: Tensor) -> None:
-    """Make a layer give of n' what the old one gives of weight n' + constant; without a bias, of weight n'."""
+    """Set a layer so that its output for n' is the old layer's for weight n' + constant (weight n' without bias)."""
     new.weight.copy_(old.weight.double() @ weight)
     if old.bias is not None:
         new.bias.copy_(old.bias.double() + old.weight.double() @ constant)
 
 
 def _shifts_alike(adapter: LLMDiffAdapter) -> bool:
-    """Whether a constant in the encoding moves all keys of a branch alike, which its softmax does not notice.
+    """Return whether a constant in the encoding shifts all keys of a branch equally, so that its softmax is unchanged.
 
-    Branches that attend to text alone, whose outputs have a bias to move instead of the values.
+    This is so for branches that attend only to text; their output bias takes the shift of the values.
     """
     config: Any = adapter.config
     is_cross = families.family_named(config.family).text_channel == "states"
@@ -201,9 +201,10 @@ def _shifts_alike(adapter: LLMDiffAdapter) -> bool:
 
 
 def empty_adapter(old: LLMDiffAdapter, llm: DecoderLLM) -> LLMDiffAdapter:
-    """Return an adapter with the old one's settings and this LLM's sizes, its other weights still random.
+    """Return an adapter with the old one's settings and this LLM's sizes.
 
     A block's gains are those of the old LLM's blocks at the same depth; scales are 1, see `ContextEncoding.calibrate`.
+    The other weights are random.
     """
     config = {name: value for name, value in old.config.items() if not name.startswith("_")}
     config |= {"llm_id": llm.id, "num_blocks": llm.num_blocks, "hidden_size": llm.hidden_size}
@@ -221,16 +222,16 @@ def empty_adapter(old: LLMDiffAdapter, llm: DecoderLLM) -> LLMDiffAdapter:
 
 
 def _at_same_depth(gains: Tensor, count: int) -> Tensor:
-    """Gains of `count` blocks by those at the same relative depth, so that their sum over depth stays the same."""
+    """Return gains of `count` blocks from those at the same relative depth, with the same sum."""
     known, wanted = ((np.arange(blocks) + 0.5) / blocks for blocks in (len(gains), count))
     values = np.interp(wanted, known, gains.detach().double().cpu().numpy()) * len(gains) / count
     return torch.from_numpy(values).to(gains)
 
 
 def _completed(weight: Tensor, unread: Tensor, metric: Tensor) -> Tensor:
-    """The map, which also reaches what no n' reaches, from directions that no n' has.
+    """Return the map with its unreachable outputs added, as images of input directions that n' never has.
 
-    LayerNorm leaves one such direction. The refiner may write into it.
+    LayerNorm leaves one such input direction. The refiner may write into it.
 
     Shapes: weight (D, D'), unread (D', K) orthonormal.
     """
@@ -243,7 +244,7 @@ def _completed(weight: Tensor, unread: Tensor, metric: Tensor) -> Tensor:
 
 
 def _inverse(weight: Tensor, metric: Tensor) -> Tensor:
-    """The pseudo-inverse of the map in the readers' metric: what it cannot reach is lost where they need it least."""
+    """Return the pseudo-inverse of the map in the readers' metric, which drops the least important directions."""
     root = _root(metric)
     inverse: Tensor = torch.linalg.pinv(root @ weight, rtol=_SMALLEST) @ root
     return inverse
@@ -256,7 +257,7 @@ def _root(metric: Tensor) -> Tensor:
 
 
 def _readers(adapter: LLMDiffAdapter) -> Iterator[nn.Linear]:
-    """The layers that read the normalised encoding, or what the refiner makes of it."""
+    """Yield the layers that read the normalised encoding or the refiner's output."""
     yield adapter.phi
     if adapter.refiner is not None:
         yield adapter.refiner.to_inside

@@ -23,13 +23,13 @@ class Stage:
     Fields:
         name: "gains" trains on few captions for a small share of the steps, because their readings are too large to
             be stored for all captions; "main" trains on all captions for the remaining steps.
-        keeps: what the store keeps: a `TextEncoding` or `GroupedScores` of each caption, or nothing, if captions
-            are read in every step.
-        read: the frozen part, captions => their reading.
-        condition: the trained part, a reading and the step's generator => `Conditioned`, with gradients. Without a
+        keeps: content of the store: a `TextEncoding` or `GroupedScores` of each caption, or nothing, if captions are
+            read in every step.
+        read: the frozen part: captions => their reading.
+        condition: the trained part: a reading and the step's generator => `Conditioned`, with gradients. Without a
             generator no noise is added, as in drawing.
-        key: a digest of all that a reading depends on besides its caption, so that other runs can use it; None if it
-            depends on what this run has trained.
+        key: a digest of everything that a reading depends on besides its caption, so that other runs can use it; None
+            if it depends on weights trained in this run.
     """
 
     name: Literal["gains", "main"]
@@ -39,7 +39,7 @@ class Stage:
     key: str | None = None
 
     def store(self, shared: Path, own: Path) -> CaptionStore[Any] | None:
-        """Return the store of readings, in the folder that runs share or in the run's own; None for "nothing"."""
+        """Return the store of readings in the folder `shared` by runs or in the run's `own`; None for "nothing"."""
         if self.keeps == "nothing":
             return None
         folder = own / self.name if self.key is None else shared / self.keeps / self.key
@@ -70,7 +70,7 @@ class Conditioning(ABC):
         """Return a context in which `pipe("a prompt")` is conditioned this way; undone exactly."""
 
     def reader_rests(self) -> AbstractContextManager[Any]:
-        """Return a context in which the reader is seldom asked, as all captions are in the store: it makes room."""
+        """Return a context in which the reader may free its memory, because all captions are in the store."""
         return nullcontext()
 
     def layer_inputs(self, states: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -87,11 +87,11 @@ class Conditioning(ABC):
         return False
 
     def lr_share(self, name: str) -> float:
-        """Return the share of the learning rate that the parameter of this name learns at."""
+        """Return the factor of the learning rate for the parameter of this name."""
         return 1.0
 
     def figures(self) -> Mapping[str, float]:
-        """Return figures to log beside the loss."""
+        """Return figures to log besides the loss."""
         return {}
 
     def train(self, training: bool = True) -> None:
@@ -100,7 +100,7 @@ class Conditioning(ABC):
             module.train(training)
 
     def trainable(self) -> dict[str, int]:
-        """Return the number of elements of every parameter that is trained now, by name."""
+        """Return the number of elements of every trainable parameter by name."""
         return {
             f"{prefix}.{name}": parameter.numel()
             for prefix, module in self.modules.items()

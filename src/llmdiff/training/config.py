@@ -1,4 +1,4 @@
-"""The configuration of a training run: one YAML file, every key of which is known."""
+"""The configuration of a training run: one YAML file; unknown keys are errors."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -36,9 +36,9 @@ _MAX_CONFIG_BYTES = 2**20
 
 
 class ModelsConfig(AdapterSettings):
-    """Which LLM controls which base; names, folders or Hub ids.
+    """LLM and base pipeline as names, folders or Hub ids, and the settings of a new adapter.
 
-    `start` is an adapter to go on from; without one, a fresh adapter is made as the other fields say.
+    `start` is an adapter to continue training; the other settings are then those of that adapter.
     """
 
     llm: Name
@@ -49,18 +49,22 @@ class ModelsConfig(AdapterSettings):
 
 
 class TrainingConfig(Section):
-    """How to train. `batch_size` is that of one pass of one process; rates are maxima.
+    """Settings of the training.
 
-    `gains: frozen` keeps the weights of the LLM's blocks, so each caption is encoded once and then read from the
-    store, or, with `encodings: online`, whenever it comes up. `first` trains them in the first `gain_steps` of the
-    warm start, or of `steps` without one, on `gain_captions` captions whose scores are stored block by block, and
-    keeps them from then on. `learned` trains them in every step. With `score_groups: K` scores are stored as K sums
-    of neighbouring blocks, which then share a gain; without, `learned` runs the LLM in every step, with all block
-    updates of a batch in memory. `prefetch` batches are read and encoded while earlier ones train; 0 makes each when
-    it is needed. It changes no bit. `warm_start_steps` before the first picture bring the adapter to where the base's
-    own text encoder is, from captions alone, see `training.warm_start`; with `steps: 0` no picture follows. On
-    pictures every learning rate is then `lr_share_after_warm_start` of itself. In every stage the warm-up is over
-    after `lr_warmup_share` of its steps.
+    Fields:
+        batch_size: samples in one pass of one process.
+        learning_rate, scalar_learning_rate: maximum rates; the second is for gains and gates.
+        gains: "frozen" keeps the gains of the LLM's blocks, so each caption is encoded once and read from the store
+            (with `encodings: online` encoded in every step). "first" trains them in the first `gain_steps` steps, on
+            `gain_captions` captions whose scores are stored block by block, and then freezes them. "learned" trains
+            them in every step.
+        score_groups: store scores as K sums of neighbouring blocks, which share a gain. Without it, "learned" runs
+            the LLM in every step, with all block updates of a batch in memory.
+        prefetch: number of batches that are read and encoded while earlier ones train; it does not change results.
+        warm_start_steps: steps from captions alone before the first picture, which train the adapter to match the
+            base's own text encoder, see `training.warm_start`. With `steps: 0` no pictures are used.
+        lr_share_after_warm_start: factor of the learning rates on pictures after a warm start.
+        lr_warmup_share: the learning rate's warm-up takes at most this share of the steps of every stage.
     """
 
     steps: StepsOrNone
@@ -107,13 +111,13 @@ class TrainingConfig(Section):
     def _groups_learn(self) -> Self:
         if self.score_groups is not None and (self.gains == "frozen" or self.encodings == "online"):
             raise ValueError(
-                "score_groups stores what learned gains weigh: set gains to first or learned and encodings to store, "
-                "or leave score_groups out"
+                "score_groups is for trained gains: set gains to first or learned and encodings to store, or leave "
+                "score_groups out"
             )
         if self.gains != "first":
             if self.gain_steps:
                 raise ValueError(
-                    f"gain_steps are for gains: first, and gains is {self.gains}: leave gain_steps out"
+                    f"gain_steps is for gains: first, but gains is {self.gains}: leave gain_steps out"
                 )
             return self
         name = "warm_start_steps" if self.warm_start_steps else "steps"
@@ -122,16 +126,16 @@ class TrainingConfig(Section):
                 f"gains: first needs gain_steps above 0 and below {name}, got {self.gain_steps}: set gain_steps"
             )
         if self.encodings == "online":
-            raise ValueError("gains: first stores what it reads: set encodings to store")
+            raise ValueError("gains: first needs stored encodings: set encodings to store")
         return self
 
     @property
     def stores_encodings(self) -> bool:
-        """Whether every caption is encoded beforehand, or its grouped scores."""
+        """Return whether encodings or grouped scores of all captions are stored before training."""
         return self.encodings == "store" and (self.gains != "learned" or self.score_groups is not None)
 
     def loop(self, watch: "WatchConfig") -> LoopConfig:
-        """Return the loop's part of it."""
+        """Return the settings of the training loop."""
         names = set(LoopConfig.__dataclass_fields__) & set(type(self).model_fields) - {"optimizer"}
         return LoopConfig(
             **{name: getattr(self, name) for name in names},
@@ -142,10 +146,10 @@ class TrainingConfig(Section):
 
 
 class WatchConfig(Section):
-    """What is looked at while training. `trackers: null` takes tensorboard where it is installed.
+    """Settings of logs, sample pictures and validation. `trackers: null` uses tensorboard if it is installed.
 
-    `validation_samples: null` holds out a tenth of the good samples for validation, at most 64; none if all steps are
-    from captions alone, as validation is on pictures.
+    `validation_samples: null` holds out a tenth of the good samples for validation, at most 64, and none if all steps
+    are from captions alone, because validation uses pictures.
     """
 
     validation_samples: Annotated[Whole, Field(ge=0, le=COUNT.high)] | None = None
@@ -163,9 +167,9 @@ class WatchConfig(Section):
 
 
 class TrainConfig(Section):
-    """One training run. `out` holds all it leaves; `store` what can be used again by other runs.
+    """One training run. `out` is the folder for its results, `store` the folder for data that other runs can use.
 
-    `device: cpu` leaves an accelerator alone; otherwise every process takes the one that its launcher gives it.
+    `device: cpu` trains on the CPU; otherwise every process uses the accelerator that its launcher assigns.
     """
 
     out: Place
@@ -180,8 +184,8 @@ class TrainConfig(Section):
     def _routing_learns(self) -> Self:
         if self.models.routing > 1 and self.models.start is None and self.training.gains == "frozen":
             raise ValueError(
-                f"models.routing is {self.models.routing}, whose gains start equal, and training.gains is frozen: set "
-                "gains to first or learned, or leave routing out"
+                f"models.routing is {self.models.routing}, but training.gains is frozen, so all groups would keep the "
+                "same gains: set gains to first or learned, or leave routing out"
             )
         return self
 
@@ -201,14 +205,14 @@ class TrainConfig(Section):
 
     @property
     def store_folder(self) -> Path:
-        """Where checked samples, latents and encodings are kept."""
+        """Return the folder of checked samples, latents and encodings."""
         return self.store or self.out / "store"
 
     def validation_count(self, samples: int) -> int:
-        """Return how many of the good samples are held out for validation.
+        """Return the number of good samples held out for validation.
 
         Raises:
-            ConfigError: the rest is less than a batch.
+            ConfigError: fewer samples than a batch are left for training.
         """
         if not self.training.steps:
             return 0
@@ -223,7 +227,7 @@ class TrainConfig(Section):
         return count
 
     def as_yaml(self) -> str:
-        """Return it with every default filled in."""
+        """Return the configuration as YAML with all defaults filled in."""
         return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
 
 
@@ -231,15 +235,15 @@ def load_config(path: Path, changes: list[str]) -> TrainConfig:
     """Return the configuration in a YAML file, with `section.key=value` changes; values are YAML too.
 
     Raises:
-        ConfigError: no such file, no YAML, an unknown key or a value out of range; by its name.
+        ConfigError: the file does not exist or is not YAML, a key is unknown or a value out of range.
     """
     try:
         text = read_text(path, max_bytes=_MAX_CONFIG_BYTES)
     except InputFileError as error:
         raise ConfigError(f"config: {error}; give the path of a YAML file") from error
-    found = parse_yaml(f"config {path} is no YAML", text)
+    found = parse_yaml(f"config {path} is not YAML", text)
     if not isinstance(found, dict):
-        raise ConfigError(f"config {path} holds {type(found).__name__}, expected keys and values")
+        raise ConfigError(f"config {path} contains a {type(found).__name__}, expected keys and values")
     for change in changes:
         _apply(found, change)
     try:
@@ -257,6 +261,6 @@ def _apply(found: dict[str, Any], change: str) -> None:
     for section in sections:
         inner = place.setdefault(section, {})
         if not isinstance(inner, dict):
-            raise ConfigError(f"{short(change)}: {short(section)} has no keys of its own")
+            raise ConfigError(f"{short(change)}: {short(section)} is a value, not a section")
         place = inner
-    place[key] = parse_yaml(f"{short(change)}: the value is no YAML", value)
+    place[key] = parse_yaml(f"{short(change)}: the value is not YAML", value)

@@ -1,4 +1,4 @@
-"""FLOPs and the peak of memory, counted while a computation runs on fake tensors: shapes and types, no numbers."""
+"""Count FLOPs and peak memory of a computation on fake tensors, which have shapes and dtypes but no values."""
 
 import weakref
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from torch.utils.weak import WeakIdKeyDictionary
 
-# What autocast computes in float32 on a GPU, but not on a CPU, of all that our models call.
+# Functions used by our models that autocast computes in float32 on a GPU but not on a CPU.
 _FLOAT32_ON_GPU = {
     "layer_norm",
     "group_norm",
@@ -27,9 +27,9 @@ _FLOAT32_ON_GPU = {
 
 
 def flop_counter() -> FlopCounterMode:
-    """Return PyTorch's counter of FLOPs, which here knows the CPU's fused attention too.
+    """Return PyTorch's FLOP counter, extended by the CPU's fused attention.
 
-    A multiplication with an addition counts as 2 FLOPs; elementwise operations count as none.
+    A multiply-add counts as 2 FLOPs; elementwise operations count as 0.
     """
     fused: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     backward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -43,7 +43,7 @@ def flop_counter() -> FlopCounterMode:
 
 
 class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its modes untyped
-    """A context that adds up the tensors that are made inside. Units: `peak_bytes`, the most alive at once."""
+    """A context that tracks the memory of tensors created inside. Units: `peak_bytes` in bytes."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -54,10 +54,10 @@ class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch l
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         for storage in _storages((args, kwargs)):
-            self._known[storage] = True  # was there before, or is counted already
+            self._known[storage] = True  # existed before, or is counted already
         result = func(*args, **dict(kwargs or {}))
         for storage in _storages(result):
-            # Views share the memory of a tensor that is known.
+            # Views share the memory of a known tensor.
             if storage not in self._known:
                 self._known[storage] = True
                 self._alive += storage.nbytes()
@@ -74,7 +74,7 @@ def _storages(values: Any) -> list[torch.UntypedStorage]:
 
 
 class GpuAutocast(TorchFunctionMode):
-    """A context in which the CPU's autocast computes in float32 what a GPU's would, so that memory is a GPU's."""
+    """A context in which the CPU's autocast uses float32 for the same functions as a GPU's, for equal memory."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

@@ -6,7 +6,7 @@ from llmdiff.training.log import read_log
 
 
 def save_curve(log: Path, picture: Path, *, figure: str = "loss") -> None:
-    """Draws one logged figure over the steps of a run."""
+    """Draw one logged figure over the steps of a run."""
     from matplotlib.figure import Figure
 
     lines = [line for line in read_log(log) if figure in line]

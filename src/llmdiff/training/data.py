@@ -1,6 +1,6 @@
-"""Training samples: checked once, in buckets of like shape.
+"""Training samples, checked once and sorted into buckets of equal shape.
 
-What is wrong goes to a quarantine list with its reason and is never replaced by something else.
+Bad samples are listed in a quarantine file with their reasons; they are never replaced.
 """
 
 import json
@@ -28,19 +28,19 @@ from llmdiff.training.denoise import Sizes
 from llmdiff.training.rows import Row, Source, is_whole_text, shown
 from llmdiff.training.shapes import Shapes, cut, resized_size
 
-# Words whose meaning a mirror turns round.
+# Captions with these words are wrong for mirrored pictures.
 _SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
 _SEEN_BEFORE_STOPPING = 1000
-_FORMAT = 2  # of what is kept of a check, and of how pictures are opened
+_FORMAT = 2  # version of the stored checks and of how pictures are opened
 _GOOD, _QUARANTINE = "good.safetensors", "quarantine.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """The good samples of a source; `place` keeps what the check has found.
+    """The good samples of a source; `place` is the folder with the results of the check.
 
     Shapes:
-        rows: (N, 4) int64: number in the source, width, height, bucket.
+        rows: (N, 4) int64: index in the source, width, height, bucket.
         digests: (N, 2, 32) uint8, SHA-256 of the picture's file and of the captions.
     """
 
@@ -56,11 +56,11 @@ class Samples:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The SHA-256 of all pictures and captions, wherever they lie and whenever they were written."""
+        """Return the SHA-256 of all pictures and captions; paths and times do not matter."""
         return sha256(self.digests.numpy().tobytes()).hexdigest()
 
     def picture_name(self, index: int) -> str:
-        """Return a name that a picture has alone, whatever its file is called: a digest of its content."""
+        """Return a unique name of a picture: a digest of its content."""
         return self.digests[index, 0].numpy().tobytes().hex()[:32]
 
     def texts(self, index: int) -> list[tuple[str, str]]:
@@ -73,7 +73,7 @@ class Samples:
         return _one_of(self.source.row(int(self.rows[index, 0])).texts, rng)
 
     def sizes(self, index: int) -> Sizes:
-        """Return the sizes of a sample whose cut is in the centre."""
+        """Return the sizes of a sample with a centre crop."""
         _, width, height, bucket = self.rows[index].tolist()
         target = self.shapes.buckets()[bucket]
         resized = resized_size(width, height, *target)
@@ -81,13 +81,12 @@ class Samples:
         return Sizes(original=(height, width), crop=corner, target=target)
 
     def load(self, index: int, rng: np.random.Generator) -> tuple[Tensor, str, Sizes]:
-        """Return a picture, cut to its bucket, with one of its captions.
+        """Return a picture, cropped to its bucket, with one of its captions and its sizes.
 
         Shapes: (3, H, W) float32 in -1..1.
 
         Raises:
-            DataError: the picture was good when it was checked, and no longer is or is another; the next start
-                checks again.
+            DataError: the picture has changed since it was checked; the next start checks again.
         """
         number, _, _, bucket = self.rows[index].tolist()
         row = self.source.row(number)
@@ -98,10 +97,10 @@ class Samples:
                 raise InputFileError("it is another picture")
             picture = row.decode(content)
         except (OSError, ValueError) as error:
-            # Otherwise the next start would believe what this one has found.
+            # Delete the results of the check, so that the next start checks again.
             shutil.rmtree(self.place, ignore_errors=True)
             raise DataError(
-                f"{row.key} was readable before and is not now ({first_line(error)}): prepare again"
+                f"{row.key} has changed since it was checked ({first_line(error)}): prepare again"
             ) from error
         height, width = self.shapes.buckets()[bucket]
         part, corner = cut(picture, height, width, self.shapes.crop, rng)
@@ -115,7 +114,7 @@ class Samples:
 def check_samples(
     source: Source, shapes: Shapes, folder: Path, *, max_bad_share: float = 0.05, threads: int = 4
 ) -> Samples:
-    """Return the good samples of a source; `folder` keeps them, so that each picture is checked once.
+    """Return the good samples of a source; store the results in `folder`, so that each picture is checked once.
 
     FOLDER/KEY/quarantine.jsonl lists the others, each with its reason.
 
@@ -127,7 +126,7 @@ def check_samples(
     place = folder / sha256(settings.encode()).hexdigest()[:16]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):  # another run with this store waits, and then finds it
+        with FileLock(folder / ".lock"):  # another run with this store waits and then uses the results
             if not _is_intact(place):
                 good, bad = _checked(source, shapes, max_bad_share, threads)
                 _keep(place, good, bad)
@@ -162,7 +161,7 @@ def _is_intact(place: Path) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """What is known of a sample: what is wrong with it, or None, its picture's size in pixels, and its digests."""
+    """The result of checking a sample: the reason if it is bad, its picture's size in pixels, and its digests."""
 
     reason: str | None
     width: int = 0
@@ -171,11 +170,11 @@ class Checked:
 
 
 def check(row: Row, shapes: Shapes) -> Checked:
-    """Return what is known of a sample once its captions and its picture have been read."""
+    """Read a sample's captions and picture and return the result of the check."""
     reason = row.problem or _why_bad_texts(row)
     if reason is not None:
         return Checked(reason=reason)
-    # One sample, whatever is wrong with it, ends no run.
+    # No exception of a single sample may stop the run.
     try:
         content = row.content()
     except Exception as error:
@@ -219,7 +218,7 @@ def _why_bad_texts(row: Row) -> str | None:
 def _why_no_picture(error: Exception) -> str:
     if isinstance(error.__cause__, UnidentifiedImageError):
         return "not a picture"
-    # The opener's own refusal, of too many pixels, or what a decoder tripped over.
+    # Without a cause, the error is ours (too many pixels); with one, a decoder's.
     return "picture is damaged" if error.__cause__ is not None else first_line(error)
 
 
@@ -265,8 +264,8 @@ def _stop_if_too_many(
     said = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
     where = said or f"{place / 'quarantine.jsonl' if place else ''} says why"
     raise DataError(
-        f"{bad} of {seen} samples are bad, more than max_bad_share {max_bad_share:g} allows ({where}): mend the data, "
-        "or allow more"
+        f"{bad} of {seen} samples are bad, more than max_bad_share {max_bad_share:g} allows ({where}): correct the "
+        "data, or allow more"
     )
 
 

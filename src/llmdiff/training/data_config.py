@@ -17,13 +17,17 @@ from llmdiff.training.sources import hub_source
 
 
 class DataConfig(Section):
-    """Where pictures and captions come from, see `training.sources`, and which of them are taken.
+    """The source of pictures and captions, see `training.sources`, and limits on the samples.
 
-    `path`: a folder, a pattern of tar shards, a data set's name, or, of kind "captions", a file of captions without
-    pictures, see `training.captions`, for a training whose steps are all from captions alone. `scenes`: how many are
-    drawn, of kind "scenes" with `objects` things, of kind "world" with `things` things (null: all) in `styles`;
-    `wording: reworded` captions them in more words than the base was trained with. `store_latents` encodes every
-    picture once, which asks for the same cut every time: `crop: centre`, `flip: false`. Units: `*_px` in pixels.
+    Fields:
+        path: a folder, a pattern of tar shards, a data set's name, or, with kind "captions", a file of captions
+            without pictures for training from captions alone, see `training.captions`.
+        scenes: number of drawn scenes: kind "scenes" has `objects` things, kind "world" has `things` things (null:
+            all) in `styles`.
+        wording: "reworded" uses more words in captions of scenes than the base was trained with.
+        store_latents: encode every picture once; this needs a constant crop: `crop: centre`, `flip: false`.
+
+    Units: `*_px` in pixels.
     """
 
     kind: Literal["folder", "shards", "hub", "captions", "scenes", "world"]
@@ -48,14 +52,14 @@ class DataConfig(Section):
     threads: Annotated[Whole, Field(ge=1, le=1024)] = 4
 
     def source(self, cache: Path) -> Source:
-        """Return the samples as they are found."""
+        """Return the source of samples."""
         if self.generated:
             drawn: dict[str, Any] = {"image_size_px": self.resolution_px, "wording": self.wording}
             if self.kind == "scenes":
                 return SceneSource(self.scenes, objects=self.objects, **drawn)
             return WorldSource(self.scenes, things=self.things, styles=self.styles, **drawn)
         if not self.path:
-            raise ConfigError(f"data.path is empty, expected the place of the {self.kind}: set it")
+            raise ConfigError(f"data.path is empty, expected the path of the {self.kind}: set it")
         if self.kind == "folder":
             return folder_source(Path(self.path))
         if self.kind == "captions":
@@ -72,7 +76,7 @@ class DataConfig(Section):
 
     @property
     def generated(self) -> bool:
-        """Whether the data are scenes that are drawn here."""
+        """Return whether the data are drawn scenes."""
         return self.kind in ("scenes", "world")
 
     @model_validator(mode="after")
@@ -86,7 +90,7 @@ class DataConfig(Section):
         return self
 
     def shapes(self, multiple_px: int) -> Shapes:
-        """Return which pictures are taken; `multiple_px` is what the base asks of their sides."""
+        """Return the shapes of training pictures, with sides that are multiples of `multiple_px`."""
         return Shapes(
             resolution_px=self.resolution_px,
             multiple_px=self.multiple_px or multiple_px,

@@ -1,4 +1,4 @@
-"""A denoiser of any family, called in training as its pipeline calls it in drawing; its VAE, the same way."""
+"""Call denoisers and VAEs of every family in training as their pipelines do in inference."""
 
 import inspect
 import math
@@ -15,15 +15,15 @@ from llmdiff.adapter.prompt_parts import no_second_text
 from llmdiff.errors import ConfigError, UnsupportedPipelineError
 
 _MASKS = ("encoder_hidden_states_mask", "encoder_attention_mask")
-_TIMESTEPS = 1000  # of all pipelines that hand time on as a share
+_TIMESTEPS = 1000  # of all pipelines that pass time as a share of the schedule
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """The sizes that some denoisers are told of each picture. Units: pixels, (height, width) or (top, left).
+    """The sizes of a picture, which some denoisers are conditioned on. Units: pixels, (height, width) or (top, left).
 
     Fields:
-        original: of the picture as it was found; crop: where the cut begins; target: of the cut.
+        original: size of the original picture; crop: top left corner of the crop; target: size of the crop.
     """
 
     original: tuple[int, int]
@@ -32,16 +32,16 @@ class Sizes:
 
 
 def check_trainable(pipe: Any, *, checkpointing: bool = False) -> None:
-    """Check that adapters for this pipeline can be trained here, with gradient checkpointing if it is asked for.
+    """Check that adapters for this pipeline can be trained, with gradient checkpointing if `checkpointing`.
 
     Raises:
-        UnsupportedPipelineError: its denoiser is not trained to denoise latents of pictures, or there are two of them.
-        ConfigError: the denoiser has no argument to hand the text to layers that are computed again.
+        UnsupportedPipelineError: its denoiser is not trained to denoise latents of pictures, or it has two.
+        ConfigError: the denoiser has no argument that passes the text to recomputed layers.
     """
     family, config = family_of(pipe), _config(pipe)
     if checkpointing and family.carrier is None and family.text_channel != "states":
         raise ConfigError(
-            f"training.gradient_checkpointing is true, which computes layers again, and {family.title} has no argument "
+            f"training.gradient_checkpointing is true, which recomputes layers, and {family.title} has no argument "
             "that gives them the LLM's text: set it to false, and use a smaller batch with accumulation_steps"
         )
     if family.objective is None or config.get("use_meanflow") or config.get("time_cond_proj_dim") is not None:
@@ -53,21 +53,21 @@ def check_trainable(pipe: Any, *, checkpointing: bool = False) -> None:
     if getattr(pipe, "transformer_2", None) is not None:
         raise _untrainable(
             family,
-            "it has a denoiser for high and one for low noise, and a step runs one; use one with a single denoiser",
+            "it has separate denoisers for high and low noise; use a base with a single denoiser",
         )
     kind, taken, made = type(denoiser_of(pipe)), _channels(pipe, family), _vae_channels(pipe.vae)
     if family.denoisers[0] not in {parent.__name__ for parent in kind.__mro__} or taken != made:
         raise _untrainable(
             family,
-            f"its {kind.__name__} takes {taken} channels, and the VAE makes {made} of a picture; it draws videos, "
-            "edits or follows another picture, which training has none of; train on the family's text-to-image base",
+            f"its {kind.__name__} takes {taken} channels, but the VAE gives {made} for a picture: it is a model for "
+            "video, editing or other conditions; train on the family's text-to-image base",
         )
 
 
 def _untrainable(family: Family, why: str) -> UnsupportedPipelineError:
     return UnsupportedPipelineError(
-        f"llmdiff train cannot train on this base of the family {family.title}: {why}. An adapter attaches to it all "
-        "the same, and can be trained in a loop of your own"
+        f"llmdiff train cannot train on this base of the family {family.title}: {why}. Adapters still attach to it and "
+        "can be trained in your own loop"
     )
 
 
@@ -107,13 +107,13 @@ def denoise(
     }
     output = denoiser(**given, return_dict=False)[0]
     result = _as_latents(family, output, patch, latents.shape)
-    # The second half, where there is one, predicts a variance that samplers ignore.
+    # Some denoisers predict a variance in further channels, which samplers ignore.
     result = result[:, :channels]
     return -result if family.time == "picture" else result
 
 
 def _as_taken(family: Family, latents: Tensor, patch: int) -> Tensor | list[Tensor]:
-    """Return latents (B, C, h, w) as the family's denoisers take them."""
+    """Return latents (B, C, h, w) in the layout of the family's denoisers."""
     if family.latents == "patches":
         return F.pixel_unshuffle(latents, patch).flatten(2).transpose(1, 2)
     if family.latents == "videos":
@@ -122,7 +122,7 @@ def _as_taken(family: Family, latents: Tensor, patch: int) -> Tensor | list[Tens
 
 
 def _as_latents(family: Family, given: Any, patch: int, shape: torch.Size) -> Tensor:
-    """Return what a denoiser gives as latents (B, C, h, w): the inverse of `_as_taken`."""
+    """Return a denoiser's output as latents (B, C, h, w): the inverse of `_as_taken`."""
     output: Tensor = torch.stack(given) if family.ragged else given
     if family.latents == "patches":
         rows = output.transpose(1, 2).reshape(shape[0], -1, shape[2] // patch, shape[3] // patch)
@@ -131,7 +131,7 @@ def _as_latents(family: Family, given: Any, patch: int, shape: torch.Size) -> Te
 
 
 def _as_counted(denoiser: Any, family: Family, timesteps: Tensor) -> Tensor:
-    """Return the scheduler's timesteps as the family's denoisers count time."""
+    """Return the scheduler's timesteps in the convention of the family's denoisers."""
     if family.time == "noise":
         return timesteps / _TIMESTEPS
     if family.time == "picture":
@@ -149,12 +149,12 @@ def _beside(
     sizes: list[Sizes],
     wanted: list[str],
 ) -> Mapping[str, Any]:
-    """Return the arguments that a denoiser wants besides latents, time and text, as text-to-image gives them."""
+    """Return a denoiser's arguments besides latents, time and text, with their values in text-to-image."""
     config, patch, (count, tokens) = denoiser.config, family.patch_of(denoiser), states.shape[:2]
     height, width = latents.shape[2] // patch, latents.shape[3] // patch
     found: dict[str, Any] = {"enable_temporal_attentions": False, "num_frames": 1}
     if family.text_channel == "joint":
-        # The adapter's hook replaces it: rows of states say themselves whether they are padding.
+        # The adapter's hook replaces this mask, because states contain their padding mask.
         found |= {
             name: torch.ones(states.shape[:2], device=states.device, dtype=torch.long) for name in _MASKS
         }
@@ -163,7 +163,7 @@ def _beside(
     if "height" in wanted:
         target = sizes[0].target
         per_latent = (target[0] / latents.shape[2], target[1] / latents.shape[3])
-        # The first number scales the frame's number, which is 0.
+        # The first factor scales the frame index, which is 0.
         found |= {"height": height, "width": width, "rope_interpolation_scale": (1.0, *per_latent)}
     if "img_shapes" in wanted:
         found["img_shapes"] = [[(1, height, width)]] * count
@@ -200,7 +200,7 @@ def _positions(axes: int, height: int, width: int, tokens: int, like: Tensor) ->
 
 
 def _added(config: Any, latents: Tensor, pooled: Tensor | None, sizes: list[Sizes]) -> dict[str, Any] | None:
-    """Return what Stable Diffusion XL and PixArt-alpha add to the time's embedding."""
+    """Return the conditions that Stable Diffusion XL and PixArt-alpha add to the time embedding."""
     if "use_additional_conditions" in config:
         if not config.use_additional_conditions:
             return {"resolution": None, "aspect_ratio": None}
@@ -213,12 +213,12 @@ def _added(config: Any, latents: Tensor, pooled: Tensor | None, sizes: list[Size
 
 
 def encode_pictures(vae: Any, pixels: Tensor) -> Tensor:
-    """Return pictures as scaled latents, the middle of the VAE's posterior: the same at any time.
+    """Return pictures as scaled latents: the mode of the VAE's posterior, so encoding is deterministic.
 
     Shapes: pixels (B, 3, H, W) in -1..1; result (B, C, h, w) float32.
     """
     pixels = pixels.to(vae.device, vae.dtype)
-    # To a VAE for videos a picture is one of a single frame.
+    # A VAE for videos takes a picture as a single frame.
     of_videos = any(isinstance(layer, nn.Conv3d) for layer in vae.encoder.modules())
     encoded = vae.encode(pixels[:, :, None] if of_videos else pixels)
     latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
@@ -226,7 +226,7 @@ def encode_pictures(vae: Any, pixels: Tensor) -> Tensor:
 
 
 def scaled(vae: Any, latents: Tensor) -> Tensor:
-    """Return latents as denoisers of this VAE know them, about of mean 0 and variance 1.
+    """Return latents scaled for denoisers, with mean about 0 and variance about 1.
 
     Shapes: (B, C, h, w) => (B, C, h, w) float32.
     """
@@ -253,13 +253,13 @@ def _by_channel(values: Any, like: Tensor) -> Tensor:
 
 
 def latent_side_px(vae: Any) -> int:
-    """Return the side of the square of pixels that is a latent. Units: pixels."""
+    """Return the side of the square of pixels that one latent covers, in pixels."""
     ratio = getattr(vae, "spatial_compression_ratio", None)
     return int(ratio or 2 ** (len(vae.config.block_out_channels) - 1))
 
 
 def side_multiple_px(pipe: Any, family: Family) -> int:
-    """Return what a picture's sides have to be divisible by for this pipeline. Units: pixels."""
+    """Return the number of pixels that a picture's sides must be divisible by for this pipeline."""
     config = _config(pipe)
     if getattr(pipe, "unet", None) is not None:
         latents = 2 ** (len(config.block_out_channels) - 1)

@@ -1,4 +1,4 @@
-"""The models of a training without their weights, from their config files alone; to be made in a `FakeTensorMode`."""
+"""Create the models of a training on fake tensors from their config files, inside a `FakeTensorMode`."""
 
 import importlib
 from collections.abc import Mapping
@@ -46,26 +46,26 @@ class FakeModels:
 
     @property
     def context(self) -> ContextEncoding:
-        """The adapter's weighted sum over the LLM's blocks."""
+        """Return the adapter's weighted sum over the LLM's blocks."""
         assert self.adapter.context is not None
         return self.adapter.context
 
     @property
     def family(self) -> families.Family:
-        """The family of the base."""
+        """Return the family of the base."""
         return families.family_of(self.pipe)
 
     @property
     def denoiser(self) -> Any:
-        """The base's U-Net or transformer."""
+        """Return the base's U-Net or transformer."""
         return families.denoiser_of(self.pipe)
 
 
 def fake_models(models: ModelsConfig, dtype: torch.dtype) -> FakeModels:
     """Return the models of a training; LLM and base in `dtype`, the adapter in float32.
 
-    From the Hub come config files only. Of a folder, they are all that has to be there: `config.json` of an LLM;
-    `model_index.json` and each part's `config.json` of a base.
+    Only config files are read or downloaded: `config.json` of an LLM; `model_index.json` and each part's `config.json`
+    of a base.
 
     Raises:
         LLMNotFoundError, PipelineNotFoundError, AdapterNotFoundError: a config cannot be found.
@@ -100,7 +100,7 @@ def _llm(name: str) -> Any:
     check_supported(config, id=name)
     with no_init_weights():
         model: Any = model_kind(config).from_config(config, dtype=torch.get_default_dtype())
-    model.tie_weights()  # an LLM whose head is its embedding has it once
+    model.tie_weights()  # count a shared embedding and head once
     return model
 
 
@@ -120,7 +120,7 @@ def _pipeline(base: str) -> tuple[Any, dict[str, nn.Module]]:
     if kind is None:
         raise UnsupportedPipelineError(f"base {base!r} is a {class_name}, which diffusers does not have")
     models = {name: _built(part, config) for name, (part, config) in parts.items()}
-    pipe = kind.__new__(kind)  # nothing but its class and these parts is looked at
+    pipe = kind.__new__(kind)  # only its class and these parts are used
     inside = {name: model for name, model in models.items() if name in ("unet", "transformer", "vae")}
     vars(pipe).update(inside)
     check_trainable(pipe)
@@ -128,7 +128,7 @@ def _pipeline(base: str) -> tuple[Any, dict[str, nn.Module]]:
 
 
 def _read_parts(source: str) -> tuple[str, dict[str, tuple[Any, Any]]]:
-    """The class's name of a pipeline, and the class and config of each of its models."""
+    """Return the class name of a pipeline, and the class and config of each of its models."""
     from diffusers import DiffusionPipeline
 
     pipeline: Any = DiffusionPipeline
@@ -139,7 +139,7 @@ def _read_parts(source: str) -> tuple[str, dict[str, tuple[Any, Any]]]:
             continue
         kind = _class(*entry)
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-            continue  # schedulers and tokenizers weigh nothing
+            continue  # schedulers and tokenizers have no weights
         if issubclass(kind, PreTrainedModel):
             config_class: Any = kind.config_class
             parts[name] = kind, config_class.from_pretrained(source, subfolder=name).to_dict()
@@ -150,7 +150,7 @@ def _read_parts(source: str) -> tuple[str, dict[str, tuple[Any, Any]]]:
 
 
 def _class(library: str, name: str) -> Any:
-    # Parts that diffusers keeps with one pipeline have that pipeline's name for a library.
+    # For classes inside a diffusers pipeline's package, the library is the name of that package.
     inside = library in ("diffusers", "transformers")
     module = importlib.import_module(library if inside else f"diffusers.pipelines.{library}")
     return getattr(module, name)

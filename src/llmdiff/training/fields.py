@@ -1,4 +1,4 @@
-"""The types of a training configuration's values: what is out of range is refused when the file is read."""
+"""Types of a training configuration's values, with ranges that are checked when the file is read."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +23,7 @@ def _no_truth(value: Any) -> Any:
 
 
 def _place(value: Any) -> Any:
-    # Its type first: a list may name others billions of times.
+    # Check the type first: printing a list with YAML aliases may take forever.
     text = str(value) if isinstance(value, str | Path) else ""
     if is_blank(text) or len(text) > 4096 or not text.isprintable():
         raise ValueError("expected the path of a folder")
@@ -35,7 +35,7 @@ def within(bounds: Bounds) -> Any:
     return Field(ge=bounds.low, le=bounds.high)
 
 
-_NUMBER = BeforeValidator(_no_truth)  # which `true` is not
+_NUMBER = BeforeValidator(_no_truth)  # pydantic accepts `true` as a number
 Whole = Annotated[int, _NUMBER]
 Real = Annotated[float, _NUMBER]
 Steps = Annotated[Whole, within(TRAINING_STEPS)]
@@ -46,12 +46,12 @@ Seed = Annotated[Whole, within(SEED)]
 Share = Annotated[Real, Field(ge=0, le=1)]
 Rate = Annotated[Real, Field(gt=0, le=10)]
 Positive = Annotated[Real, Field(gt=0, le=1e12)]
-# Of a model, a data set, a column: what no name can have is refused before it becomes a path.
+# Name of a model, data set or column, without control characters.
 Name = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Place = Annotated[Path, BeforeValidator(_place)]
 
 
 class Section(BaseModel):
-    """A section of a configuration: every key is known, nothing changes."""
+    """A section of a configuration: frozen, unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -1,4 +1,4 @@
-"""A first training configuration for a folder of pictures: what `llmdiff init` writes."""
+"""Write a first training configuration for a folder of pictures, for `llmdiff init`."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -29,10 +29,10 @@ _MEMORY_SHARE = 0.8
 
 @dataclass(frozen=True, kw_only=True)
 class FirstConfig:
-    """A configuration and what was seen in the folder.
+    """A configuration and a report on the folder.
 
     Fields:
-        text: the YAML file. report: lines for the user.
+        text: the YAML file. report: lines to print.
     """
 
     text: str
@@ -47,7 +47,7 @@ def first_config(pictures: Path, *, base: str, llm: str, out: Path, device: str)
 
     Raises:
         DataError: no sample is good.
-        LLMDiffError: a model's config cannot be found, or LLM and base do not fit each other.
+        LLMDiffError: a model's config cannot be found, or LLM and base cannot be combined.
     """
     own = base == EMBEDDED_NAME
     models: dict[str, Any] = {"llm": llm, "base": base}
@@ -84,7 +84,7 @@ def first_config(pictures: Path, *, base: str, llm: str, out: Path, device: str)
 
 @dataclass(frozen=True, kw_only=True)
 class _Seen:
-    """Fields: `side_px`, the median of the shorter sides; `bad`, how many samples are left out, by reason."""
+    """Fields: `side_px`, the median of the shorter sides; `bad`, numbers of bad samples by reason."""
 
     count: int
     aspects: list[float]
@@ -135,7 +135,7 @@ def _batch_size(draft: dict[str, Any], device: str, samples: int) -> int:
         training = draft["training"] | {"batch_size": batch}
         try:
             plan = make_plan(TrainConfig.model_validate(draft | {"training": training}), samples=samples)
-        except ConfigError:  # of this family a pass cannot be counted
+        except ConfigError:  # a pass of this family cannot be counted
             return 1
         needed.append(sum(plan.memory.values()))
     fitting = (_MEMORY_SHARE * free - needed[0]) / max(1, needed[1] - needed[0]) + 1

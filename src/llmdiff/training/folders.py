@@ -1,4 +1,4 @@
-"""Pictures of a folder, with captions from a metadata file or from a text file beside each picture."""
+"""Read pictures of a folder, with captions from a metadata file or from a text file beside each picture."""
 
 import csv
 import io
@@ -39,7 +39,7 @@ def folder_source(folder: Path) -> TableSource:
 
     if not folder.is_dir():
         raise DataError(
-            f"{folder} is no folder: expected pictures with {_METADATA[0]} or text files beside them"
+            f"{folder} is not a folder: expected pictures with {_METADATA[0]} or text files beside them"
         )
     metadata = [folder / name for name in _METADATA if os.path.lexists(folder / name)]
     if len(metadata) > 1:
@@ -57,7 +57,7 @@ def folder_source(folder: Path) -> TableSource:
 
 
 def _stamp(path: str) -> tuple[int, int] | None:
-    """What differs once a picture is painted over."""
+    """Return the size and modification time of a file, None if it cannot be read."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -90,13 +90,13 @@ def _metadata_rows(metadata: Path) -> Iterator[dict[str, Any]]:
 
 
 def records(metadata: Path, *, needed: str | None) -> Iterator[tuple[int, Any, str | None]]:
-    """Yield the number of every line of a .jsonl or row of a .csv file, what it holds and why it cannot be read.
+    """Yield line number, content and problem (or None) of every line of a .jsonl or row of a .csv file.
 
-    `needed`: a column that every row has to have.
+    `needed` is a required column.
 
     Raises:
         InputFileError: the file cannot be read.
-        DataError: a .csv file lacks the needed column, or one of captions.
+        DataError: a .csv file lacks the required column or a column of captions.
     """
     content = read_bytes(metadata, max_bytes=_MAX_METADATA_BYTES).removeprefix(_BOM)
     return (
@@ -105,10 +105,10 @@ def records(metadata: Path, *, needed: str | None) -> Iterator[tuple[int, Any, s
 
 
 def texts_of(found: Any) -> tuple[list[str], list[str], str | None]:
-    """Return a row's captions, their plain wordings, and what is wrong with the captions.
+    """Return a row's captions, their plain wordings, and a problem or None.
 
     Raises:
-        TypeError, AttributeError: the row is no JSON object.
+        TypeError, AttributeError: the row is not a JSON object.
     """
     captions: Any = next((found[key] for key in CAPTION_KEYS if found.get(key) is not None), [])
     plain: Any = found.get("plain") or []
@@ -118,7 +118,7 @@ def texts_of(found: Any) -> tuple[list[str], list[str], str | None]:
         problem = "caption is not a text"
     elif not all(map(is_whole_text, listed)):
         problem = "caption has half a character (a lone surrogate)"
-    # One column, one type: what is no text is said to be none. A plain one that is none is found by the check.
+    # A table's column has one type: non-texts are reported here as a problem. `check` reports those in `plain`.
     kept = (
         [text if isinstance(text, str) and is_whole_text(text) else "" for text in some]
         for some in (listed, plain if isinstance(plain, list) else [plain])
@@ -127,8 +127,8 @@ def texts_of(found: Any) -> tuple[list[str], list[str], str | None]:
 
 
 def _json_records(content: bytes) -> Iterator[tuple[int, Any, str | None]]:
-    """Yield the number of every line, what it holds (None: no JSON) and why it cannot be read."""
-    # `bytes.splitlines` splits at \n, \r\n and \r; `str.splitlines` at more.
+    """Yield the number, content (None: not JSON) and problem of every line."""
+    # `bytes.splitlines` splits only at \n, \r\n and \r; `str.splitlines` at more characters.
     for number, line in enumerate(content.splitlines(), 1):
         if not line.strip():
             continue
@@ -141,8 +141,8 @@ def _json_records(content: bytes) -> Iterator[tuple[int, Any, str | None]]:
 
 
 def _csv_records(content: bytes, file: str, needed: str | None) -> Iterator[tuple[int, Any, str | None]]:
-    """Yield the number of every row's last line, the row by its columns and why it cannot be read."""
-    # Bytes that are not UTF-8 become lone surrogates, which are refused row by row.
+    """Yield the number of the last line, the values by column and the problem of every row."""
+    # Bytes that are not UTF-8 become lone surrogates, which are reported for each row.
     lines = csv.reader(io.StringIO(content.decode(errors="surrogateescape"), newline=""), strict=True)
     try:
         columns = next(lines, [])

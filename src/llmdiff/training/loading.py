@@ -1,4 +1,4 @@
-"""Batches of training samples, as the denoiser and the conditioning take them."""
+"""Load batches of training samples."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from llmdiff.language.tensor_store import TensorStore
 from llmdiff.training.data import Samples
 from llmdiff.training.denoise import Sizes, encode_pictures
 
-Read = Callable[[list[str]], Any]
-"""Captions => what the frozen reader makes of them."""
+CaptionReader = Callable[[list[str]], Any]
+"""Captions => their reading by the frozen part of a `Stage`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Samples of one shape. Shapes: pictures (B, 3, H, W) in -1..1, or (B, C, h, w) where latents are stored."""
+    """Samples of one shape. Shapes: pictures (B, 3, H, W) in -1..1, or stored latents (B, C, h, w)."""
 
     pictures: Tensor
     sizes: list[Sizes]
@@ -26,15 +26,20 @@ class Batch:
 
 
 class BatchLoader:
-    """Loads samples, and encodes their pictures unless `latents` has them."""
+    """Load samples, and encode their pictures unless `latents` contains them."""
 
     def __init__(self, samples: Samples, vae: Any, latents: TensorStore | None) -> None:
         self._samples, self._vae, self._stored = samples, vae, latents
 
     def load(
-        self, read: Read, indices: Sequence[int], rng: np.random.Generator, *, caption_dropout: float = 0.0
+        self,
+        read: CaptionReader,
+        indices: Sequence[int],
+        rng: np.random.Generator,
+        *,
+        caption_dropout: float = 0.0,
     ) -> Batch:
-        """Return a batch; captions are replaced by the empty one with the probability `caption_dropout`."""
+        """Return a batch; replace captions by the empty one with probability `caption_dropout`."""
         samples = self._samples
         if self._stored is not None:
             texts = [samples.text(index, rng) for index in indices]

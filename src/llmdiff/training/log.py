@@ -1,4 +1,4 @@
-"""The log of a run: means over some steps, one JSON line each, and the same figures for trackers."""
+"""The log of a run: means over several steps, written as JSON lines and to trackers."""
 
 import json
 import resource
@@ -12,14 +12,14 @@ import torch
 from llmdiff.errors import OutputError
 from llmdiff.files import write_whole
 
-# A figure's name => its sum and how many there were.
+# A figure's name => its sum and its count.
 Sums = dict[str, tuple[float, int]]
 
 
 class TrainingLog:
-    """Means of every figure over `every` steps; of a figure that some steps do not have, over those that do.
+    """Means of every figure over those of `every` steps that have it.
 
-    `gather` gives every process the sums of all. Only the main process writes.
+    `gather` returns the sums of all processes. Only the main process writes.
     """
 
     def __init__(
@@ -36,27 +36,27 @@ class TrainingLog:
         self._gather, self._writes, self._track = gather, writes, track
         self._sums: Sums = {}
         self._count, self._step, self._since = 0, first_step, time.monotonic()
-        if writes and path.exists():  # a killed run logged past its last checkpoint
+        if writes and path.exists():  # remove lines that a killed run wrote after its last checkpoint
             write_whole(
                 path,
                 "".join(f"{json.dumps(line)}\n" for line in read_log(path) if line["step"] <= first_step),
             )
 
     def add(self, step: int, figures: Mapping[str, float]) -> None:
-        """Take in a part of a step; returns nothing."""
+        """Add the figures of one part of a step."""
         for name, value in figures.items():
             total, count = self._sums.get(name, (0.0, 0))
             self._sums[name] = (total + value, count + 1)
         self._step = step + 1
 
     def finish_step(self, last: Mapping[str, float], *, samples: int | None) -> None:
-        """End a step; writes a line when there are enough. `last` are figures whose latest value counts."""
+        """End a step, and write a line after every `every` steps. `last` has figures logged by their latest value."""
         self._count += 1
         if self._count == self.every:
             self.flush(last, samples=samples)
 
     def flush(self, last: Mapping[str, float], *, samples: int | None) -> None:
-        """Write what has come in since the last line; returns nothing."""
+        """Write a line for the steps since the last line."""
         if not self._count:
             return
         seconds = max(time.monotonic() - self._since, 1e-9)
@@ -71,7 +71,7 @@ class TrainingLog:
         self._sums, self._count, self._since = {}, 0, time.monotonic()
 
     def write(self, line: Mapping[str, float]) -> None:
-        """Append a line; returns nothing.
+        """Append a line.
 
         Raises:
             OutputError: the disk is full or cannot be written.
@@ -81,7 +81,7 @@ class TrainingLog:
                 file.write(json.dumps({**line, "step": int(line["step"])}) + "\n")
         except OSError as error:
             raise OutputError(
-                f"{self.path} cannot be written ({error}): make room, then run again to go on"
+                f"{self.path} cannot be written ({error}): free disk space, then run again to resume"
             ) from error
         self._track({name: value for name, value in line.items() if name != "step"}, int(line["step"]))
 
@@ -96,7 +96,7 @@ def _means(all_sums: Sequence[Sums]) -> dict[str, float]:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """The lines of a run's log; one that a kill cut off is left out."""
+    """Return the lines of a run's log without an incomplete last line."""
     lines: list[dict[str, float]] = []
     for text in path.read_text().splitlines():
         try:
@@ -107,7 +107,7 @@ def read_log(path: Path) -> list[dict[str, float]]:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """The most memory that tensors on the device, or on a CPU the process, have taken. Units: 10^9 bytes."""
+    """Return the peak memory of tensors on the device, on a CPU that of the process, in 10^9 bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024

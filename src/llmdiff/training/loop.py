@@ -1,4 +1,4 @@
-"""The training loop: seeded by (seed, step, part), so that a run that was killed resumes bit for bit."""
+"""The training loop, seeded by (seed, step, part), so that an interrupted run resumes bit for bit."""
 
 import math
 import time
@@ -27,13 +27,13 @@ from llmdiff.training.resume import RunState
 
 @dataclass(frozen=True, kw_only=True)
 class StepPart:
-    """The part of a step's batch that one process computes in one pass, and all the chance that it may use.
+    """The part of a step's batch that one process computes in one pass, with its random generators.
 
-    A step has `count` parts: as many as passes of all processes together. Its parts see different chance, and the
-    first part of a step sees the same however many there are.
+    A step has `count` parts, the number of passes of all processes together. Each part has other random numbers, and
+    those of the first part do not depend on `count`.
 
     Fields:
-        generator: of random tensors, on the CPU: the same numbers on every device.
+        generator: generator for random tensors, on the CPU, so that all devices get the same numbers.
     """
 
     step: int
@@ -42,7 +42,7 @@ class StepPart:
     generator: torch.Generator
 
     def rng(self, *key: int) -> np.random.Generator:
-        """Return numpy's generator of this part for the use with this key."""
+        """Return this part's numpy generator for a purpose identified by `key`."""
         return np.random.default_rng([*key, self.step, *([self.index] if self.index else [])])
 
 
@@ -51,14 +51,14 @@ Validate = Callable[[int, int], tuple[float, float]]
 
 
 def step_part(seed: int, step: int, index: int = 0, count: int = 1) -> StepPart:
-    """The part of a step: everything random in it comes from (seed, step, index), nothing from before it."""
+    """Return a part of a step, whose random numbers depend only on (seed, step, index)."""
     number = (seed * 1_000_003 + step) * 2_654_435_761 + index * 0x9E3779B97F4A7C15
     generator = torch.Generator().manual_seed(number % (2**63))
     return StepPart(step=step, index=index, count=count, generator=generator)
 
 
 class _Loss(nn.Module):
-    """The loss as a module that owns everything trained, as DDP and FSDP want it."""
+    """The loss as a module that owns all trained modules, as DDP and FSDP require."""
 
     def __init__(self, modules: Mapping[str, nn.Module], step_loss: StepLoss, processes: Processes) -> None:
         super().__init__()
@@ -87,22 +87,31 @@ def train(
     trackers: Sequence[str] = (),
     tracking: Path | None = None,
 ) -> None:
-    """Trains the modules' parameters that require gradients and leaves the averaged weights in the modules.
+    """Train the modules' parameters that require gradients, and leave the averaged weights in the modules.
 
-    `step_loss(part)` gives the loss and figures to log. `lr_scale(name)` gives a parameter's share of the learning
-    rate and of the weight decay, `muon(name)` whether a matrix is updated by Muon. Run again, it resumes from the
-    last checkpoint in `folder`, which all processes have to see; run after the last step, it only loads.
-    `on_sample(step)`, on the main process, and `validate(rank, processes)`, which gives the sum of that process's
-    share of losses and their number, are called with the averaged weights in place. The picture that `on_sample` may
-    return goes to the trackers, whose files are in `tracking`, by default `folder`. `must_match` and what in `config`
-    is not harmless has to be the same when a run resumes; `metadata` is only kept. torch's global seed is set before
-    every pass.
+    A repeated call resumes from the last checkpoint in `folder`; after the last step it only loads the weights.
+    torch's global seed is set before every pass. SIGTERM finishes the current step, saves and raises SystemExit(0).
 
-    SIGTERM ends the step that runs, saves and leaves through SystemExit(0).
+    Args:
+        modules: modules to train by name.
+        step_loss: part of a step => its loss and figures to log.
+        config: settings of the loop.
+        folder: folder of log and checkpoints, visible to all processes.
+        title: name of the run in messages and trackers.
+        lr_scale: parameter name => its factors of learning rate and weight decay.
+        muon: parameter name => whether Muon updates it, if it is a matrix.
+        on_sample: called with the step on the main process, with the averaged weights; a returned picture goes to the
+            trackers.
+        validate: (rank, processes) => sum and number of this process's validation losses, with the averaged weights.
+        must_match: values that must be equal when a run resumes, besides the settings in `config` that change results.
+        metadata: values stored with checkpoints and not compared.
+        samples_per_part: number of samples in a part, to log samples per second.
+        trackers: names of accelerate's trackers.
+        tracking: folder of the trackers' files, by default `folder`.
 
     Raises:
-        DivergedError: the loss is not finite or the gradient explodes, before it has touched the weights; the
-            checkpoint was made by a run with other settings.
+        DivergedError: the loss is not finite or the gradient explodes; the weights are not updated.
+        LLMDiffError: the checkpoint was made with other settings.
         OutputError: a checkpoint or the log cannot be written.
     """
     device = next(parameter.device for module in modules.values() for parameter in module.parameters())
@@ -115,10 +124,10 @@ def train(
         if parameter.requires_grad
     }
     scaler = getattr(processes.accelerator, "scaler", None)
-    # With a scaler, a step may have to be left out, which only a plain optimiser does for all groups alike.
+    # A loss scaler skips steps that overflow, which a fused optimiser does for each group separately.
     optimizer = create_optimizer(parameters, config, lr_scale, muon, fused=scaler is None)
     shares = [group["lr"] for group in optimizer.param_groups]
-    # torch's foreach functions cannot copy shards.
+    # torch's foreach functions do not support sharded tensors.
     ema = EMAModel(parameters.values(), decay=1 - 1 / config.ema_horizon, foreach=not config.sharded)
     parts = config.accumulation_steps * processes.count
     run = RunState(
@@ -204,7 +213,7 @@ def _sample(draw: Callable[[int], Image.Image | None], processes: Processes, ste
 
 
 def _passes(model: Any, processes: Processes, config: LoopConfig, step: int, log: TrainingLog) -> float:
-    """The sum of losses of this process's parts of a step; their gradients are left in the parameters."""
+    """Return the sum of losses of this process's parts of a step, and accumulate their gradients."""
     parts = config.accumulation_steps * processes.count
     value = 0.0
     for turn in range(config.accumulation_steps):
@@ -219,7 +228,7 @@ def _passes(model: Any, processes: Processes, config: LoopConfig, step: int, log
 
 
 def _improved(folder: Path, loss: float, processes: Processes) -> bool:
-    """Whether no checkpoint has a lower validation loss; the main process looks for all, as it writes them too."""
+    """Return whether no checkpoint has a lower validation loss; the main process decides for all processes."""
     best = best_checkpoint(folder) if processes.is_main else None
     return processes.totals([float(processes.is_main and (best is None or loss < best[0]))])[0] > 0
 
@@ -227,23 +236,23 @@ def _improved(folder: Path, loss: float, processes: Processes) -> bool:
 def _check_finite(
     title: str, step: int, loss: float, norm: float, config: LoopConfig, *, scaled: bool
 ) -> None:
-    """Stops before a bad gradient touches the weights, so that every checkpoint is a good one."""
+    """Raise DivergedError before a bad gradient changes the weights, so that every checkpoint is good."""
     if not math.isfinite(loss):
         raise DivergedError(
-            f"{title}: the loss is {loss} at step {step}; the last checkpoint is from before it: lower "
+            f"{title}: the loss is {loss} at step {step}; the last checkpoint is older: lower "
             "learning_rate and run again"
         )
-    # A scaler tries large factors, sees the overflow and leaves the step out.
+    # A loss scaler tries large factors and skips steps with an infinite gradient.
     if not (norm <= config.stop_grad_norm or (scaled and not math.isfinite(norm))):
         raise DivergedError(
             f"{title}: the gradient's norm is {norm:.3g} at step {step}, more than stop_grad_norm "
-            f"{config.stop_grad_norm:.3g}; the last checkpoint is from before it: lower learning_rate and run again"
+            f"{config.stop_grad_norm:.3g}; the last checkpoint is older: lower learning_rate and run again"
         )
 
 
 @contextmanager
 def averaged(ema: EMAModel, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Return a context in which the parameters hold their moving averages."""
+    """Return a context in which the parameters have their moving averages as values."""
     ema.store(parameters.values())
     ema.copy_to(parameters.values())
     try:

@@ -6,17 +6,20 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """How long, how fast and on what to train.
+    """Settings of the training loop.
 
-    Units: `checkpoint_every_s` in seconds, `learning_rate` its maximum, everything else in steps.
+    Fields:
+        learning_rate: the maximum of the schedule.
+        lr_schedule: "trapezoid" keeps the rate constant until it decays over the last `lr_decay_share` of the steps,
+            so that a run can be prolonged.
+        lr_warmup_steps: length of the warm-up, at most `lr_warmup_share` of all steps.
+        ema_horizon: time constant of the exponential moving average. At step n the decay is
+            min(1 - 1/ema_horizon, (1 + n) / (10 + n)), so that the first steps have little weight.
+        accumulation_steps: parts of a step's batch on every process.
+        stop_grad_norm: the run stops if the gradient's norm before clipping exceeds it.
+        sharded: shard parameters, gradients and moments over the processes (FSDP) instead of replicating them (DDP).
 
-    `trapezoid` holds the rate and brings it down over the last `lr_decay_share` of the steps, so that a run can be
-    prolonged without having decayed too early. The warm-up is over after `lr_warmup_share` of the steps, however many
-    `lr_warmup_steps` are. `ema_horizon` is the number of steps over which the exponential
-    moving average forgets; at step n the decay is min(1 - 1/ema_horizon, (1 + n) / (10 + n)), so that early steps
-    are not remembered. A step's batch has `accumulation_steps` parts on every process. A gradient whose norm
-    exceeds `stop_grad_norm` before clipping has exploded, and the run stops. `sharded`: parameters, gradients and
-    moments are shared out among the processes (FSDP) instead of kept by each (DDP).
+    Units: `checkpoint_every_s` in seconds, all other durations in steps.
     """
 
     steps: int

@@ -1,4 +1,4 @@
-"""How long a training takes on the device at hand: a few real steps of it, timed."""
+"""Time a few real training steps on the current device."""
 
 import tempfile
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from llmdiff.training.config import TrainConfig
 from llmdiff.training.log import read_log
 from llmdiff.training.trainer import train_adapter
 
-# The first steps make what is made once.
+# Steps that are not timed: they include work that is done once.
 _WARM_UP = 2
-# Samples that are looked at, in batches: enough that some have one shape, which batches need to be whole.
+# Number of batches of samples to read, so that enough of them have the same shape for whole batches.
 _BATCHES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Real training steps of one process, and the whole training by their median.
+    """Median time of real training steps of one process, and the extrapolated time of the whole training.
 
     Units: seconds, samples, hours, 10^9 bytes. `peak_memory_gb`: of the GPU, or of the process on a CPU.
     """
@@ -31,19 +31,20 @@ class Measured:
     peak_memory_gb: float
 
     def text(self) -> str:
-        """Return it in two sentences."""
+        """Return the result in two sentences."""
         return (
             f"measured on {self.device}, {self.steps} steps of one process: {self.step_s:.3g} s a step, "
             f"{self.samples_per_s:.3g} samples/s, {self.peak_memory_gb:.3g} GB at the peak.\n"
             f"All steps at that rate take {self.training_hours:.3g} hours, without validation, sample pictures, "
-            "filling the store, and what several processes send each other."
+            "filling the store, and communication between processes."
         )
 
 
 def measure(config: TrainConfig, *, steps: int = 10) -> Measured:
-    """Return the time of real training steps, on whole batches of one shape; they train nothing that is kept.
+    """Return the time of real training steps on whole batches of one shape; the trained weights are discarded.
 
-    What the store lacks of the first samples is put there. Without steps on pictures, those from captions are timed.
+    Missing entries of the first samples are added to the store. Without steps on pictures, those from captions are
+    timed.
 
     Raises:
         LLMDiffError: see `train_adapter`.
@@ -62,7 +63,7 @@ def measure(config: TrainConfig, *, steps: int = 10) -> Measured:
                         "steps": 0 if from_captions else steps + _WARM_UP,
                         "log_every": 1,
                         "warm_start_steps": steps + _WARM_UP if from_captions else 0,
-                        # The steps on pictures that follow have the gains fixed.
+                        # Steps on pictures after the stage of gains have fixed gains.
                         "gains": "frozen" if training.gains == "first" else training.gains,
                         "gain_steps": 0,
                         "score_groups": None if training.gains == "first" else training.score_groups,

@@ -1,4 +1,4 @@
-"""AdamW with Muon for the matrices inside a network: fewer steps to the same loss, for one tenth more time a step."""
+"""AdamW with Muon for hidden matrices: fewer steps to the same loss, at 10 % more time for a step."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-# The quintic of the iteration, as published: steepest at zero, so that five rounds bring every singular value near 1.
+# The published quintic iteration: steepest at zero, so that five rounds bring every singular value near 1.
 _A, _B, _C, _ROUNDS = 3.4445, -4.7750, 2.0315, 5
 _MOMENTUM = 0.95
 
@@ -15,15 +15,15 @@ class MuonAdamW(torch.optim.AdamW):
     """AdamW, except in parameter groups with `muon=True`, whose updates are orthogonalised momentum.
 
     Convolutions count as matrices (outputs, inputs x height x width). An update has the root mean square of a
-    typical AdamW update, so both kinds of groups share one learning rate. torch's own Muon takes 2-D parameters
-    only and computes in bfloat16, which CPUs without its instructions do slowly.
+    typical AdamW update, so both kinds of groups share one learning rate. torch's Muon takes only 2-D parameters and
+    computes in bfloat16, which is slow on CPUs without bfloat16 instructions.
 
     Source: Jordan et al. 2024 (Muon); Liu et al. 2025 (arXiv 2502.16982) for the scale of updates and for decay.
     """
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One update of every group; gradients of `muon` groups are used up."""
+        """Update all parameter groups; gradients of `muon` groups are set to None."""
         assert closure is None, "MuonAdamW takes no closure"
         for group in self.param_groups:
             if not group.get("muon"):
@@ -31,8 +31,8 @@ class MuonAdamW(torch.optim.AdamW):
             alike: dict[Any, list[Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    # Small matrices of one shape are orthogonalised together: on a GPU, starting an operation takes
-                    # longer than it does. What is shared out among processes comes one by one.
+                    # Orthogonalise small matrices of one shape together: on a GPU, launches take longer than the
+                    # operations. Sharded matrices are updated one by one.
                     key = id(parameter) if isinstance(parameter, DTensor) else _kind(parameter)
                     alike.setdefault(key, []).append(parameter)
             for parameters in alike.values():
@@ -40,12 +40,12 @@ class MuonAdamW(torch.optim.AdamW):
         return super().step()
 
     def _update(self, parameters: list[Tensor], lr: float, weight_decay: float) -> None:
-        """Updates matrices of one shape; their gradients are used up."""
+        """Update matrices of one shape and set their gradients to None."""
         momenta: list[Tensor] = []
         for parameter in parameters:
             state = self.state[parameter]
             if not state:
-                state["step"] = torch.zeros(())  # AdamW expects one when it loads a state
+                state["step"] = torch.zeros(())  # AdamW expects it when it loads a state
                 state["momentum_buffer"] = torch.zeros_like(parameter)
             state["step"] += 1
             momenta.append(state["momentum_buffer"])
@@ -61,7 +61,7 @@ class MuonAdamW(torch.optim.AdamW):
         torch._foreach_mul_(parameters, 1 - lr * weight_decay)
         torch._foreach_add_(parameters, updates, alpha=-lr * scale)
         for parameter in parameters:
-            parameter.grad = None  # nothing is left for AdamW to do
+            parameter.grad = None  # so that AdamW skips the parameter
 
 
 def _kind(parameter: Tensor) -> tuple[Any, ...]:
@@ -69,7 +69,7 @@ def _kind(parameter: Tensor) -> tuple[Any, ...]:
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """The nearest semi-orthogonal matrix, nearly: same singular vectors, all singular values in about 0.7 to 1.2.
+    """Return an approximation of the nearest semi-orthogonal matrix, with singular values of about 0.7 to 1.2.
 
     Shapes: (M, N) float32, or several (B, M, N); as the result.
     """
@@ -77,8 +77,8 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     x = matrix if wide else matrix.mT
     x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     add_product = torch.addmm if x.ndim == 2 else torch.baddbmm
-    # A round is X => (a + b A + c A^2) X with A = X X^T. The rounds' factors are polynomials of the first A, so
-    # they are multiplied with each other, small as they are, and only their product with X.
+    # A round is X => (a + b A + c A^2) X with A = X X^T. The factors of all rounds are polynomials of the first A and
+    # smaller than X, so they are multiplied with each other first, and their product with X at the end.
     gram = x @ x.mT
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     factors: Tensor | None = None

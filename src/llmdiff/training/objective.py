@@ -1,4 +1,4 @@
-"""What a denoiser is trained to predict, taken from its base's scheduler: epsilon, x_0, v or the flow's velocity.
+"""The prediction target of a denoiser according to its scheduler: epsilon, x_0, v or the flow's velocity.
 
     diffusion:  x_t = sqrt(A_t) x_0 + sqrt(1 - A_t) eps        A_t: the scheduler's cumulative product of alphas
                 epsilon: eps      sample: x_0      v: sqrt(A_t) eps - sqrt(1 - A_t) x_0
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,17 +25,17 @@ BUCKETS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Noised:
-    """Noisy latents and what is to be predicted from them.
+    """Noisy latents and the target of their prediction.
 
-    Shapes: latents, target (B, C, h, w); timesteps (B,), as the denoiser takes them; shares (B,), the timesteps as
-        a share of all, from 0 (clean) to 1; weights (B,) or None where all count alike.
+    Shapes: latents, target (B, C, h, w); timesteps (B,) as the denoiser takes them; shares (B,), the timesteps as
+        shares of the schedule, from 0 (clean) to 1; weights (B,) of the loss, None if all are 1.
     """
 
-    latents: Tensor
-    timesteps: Tensor
-    target: Tensor
-    shares: Tensor
-    weights: Tensor | None
+    latents: Float[Tensor, "B C h w"]
+    timesteps: Float[Tensor, " B"] | Int[Tensor, " B"]
+    target: Float[Tensor, "B C h w"]
+    shares: Float[Tensor, " B"]
+    weights: Float[Tensor, " B"] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +45,10 @@ class Objective:
     Fields:
         steps: T, the number of training timesteps.
         alphas_cumprod: A_t, (T,); None for flow.
-        shift: of a flow's noise levels, s => shift s / (1 + (shift - 1) s).
-        shift_by_rows: the shift for a picture of so many rows of patches, where it grows with the picture; patch, the
-            side of a patch in latents.
-        min_snr_gamma: weighs timesteps by min(SNR, gamma); None weighs all alike.
+        shift: shift of a flow's noise levels, s => shift s / (1 + (shift - 1) s).
+        shift_by_rows: function of the number of rows of patches that returns the shift, if it grows with the picture.
+        patch: side of a patch in latents.
+        min_snr_gamma: weights timesteps by min(SNR, gamma); None gives all the same weight.
 
     Source: Ho et al. 2020 (epsilon); Salimans and Ho 2022 (v); Esser et al. 2024 (arXiv 2403.03206) for flow, its
         logit-normal timesteps and shift; Hang et al. 2023 (arXiv 2303.09556) for min-SNR.
@@ -63,17 +64,17 @@ class Objective:
 
     @classmethod
     def of(cls, scheduler: Any, *, patch: int = 1, min_snr_gamma: float | None = None) -> "Objective":
-        """Return the objective that a diffusers scheduler belongs to; `patch` is the side of the denoiser's patches.
+        """Return the objective of a diffusers scheduler; `patch` is the side of the denoiser's patches in latents.
 
         Raises:
-            ConfigError: a kind of prediction that is not known, or min-SNR for a flow.
+            ConfigError: the prediction type is unknown, or min-SNR is requested for a flow.
         """
         config = scheduler.config
         kind = config.get("prediction_type", "epsilon")
         if type(scheduler).__name__.startswith("FlowMatch") or kind in ("flow_prediction", "flow"):
             if min_snr_gamma is not None:
                 raise ConfigError(
-                    f"min_snr_gamma is {min_snr_gamma}, but the base is a flow, which has no SNR to weigh by: "
+                    f"min_snr_gamma is {min_snr_gamma}, but the base is a flow, for which min-SNR is not defined: "
                     "leave it out"
                 )
             shift = config.get("shift") or config.get("flow_shift") or 1.0
@@ -96,18 +97,23 @@ class Objective:
             min_snr_gamma=min_snr_gamma,
         )
 
-    def noised(self, latents: Tensor, generator: torch.Generator) -> Noised:
+    def noised(self, latents: Float[Tensor, "B C h w"], generator: torch.Generator) -> Noised:
         """Return latents with fresh noise at random timesteps."""
         noise = torch.randn(latents.shape, generator=generator).to(latents)
-        # One timestep from each of B equal slices of the schedule: the same mean, less noise in the gradient.
+        # Stratified: one timestep from each of B equal slices of the schedule, for less noise in the gradient.
         count = len(latents)
         shares = (torch.arange(count) + torch.rand(count, generator=generator)) / count
         if self.kind == "flow":
-            # Logit-normal: most of the learning is at middle noise.
+            # Logit-normal: more timesteps at medium noise.
             shares = torch.sigmoid(torch.special.ndtri(shares.clamp(1e-4, 1 - 1e-4)))
         return self.noised_at(latents, noise, shares)
 
-    def noised_at(self, latents: Tensor, noise: Tensor, shares: Tensor) -> Noised:
+    def noised_at(
+        self,
+        latents: Float[Tensor, "B C h w"],
+        noise: Float[Tensor, "B C h w"],
+        shares: Float[Tensor, " B"],
+    ) -> Noised:
         """Return latents with this noise at these shares of the schedule, (B,) in 0..1."""
         if self.kind == "flow":
             shift = self.shift
@@ -139,19 +145,19 @@ class Objective:
             weights=self._weights(alphas.float()),
         )
 
-    def loss(self, output: Tensor, noised: Noised) -> Tensor:
-        """Return the mean squared error of the prediction, weighed; ()."""
+    def loss(self, output: Float[Tensor, "B C h w"], noised: Noised) -> Float[Tensor, ""]:
+        """Return the weighted mean squared error of the prediction, ()."""
         if noised.weights is None:
             return F.mse_loss(output.float(), noised.target.float())
         return (self.losses(output, noised) * noised.weights).mean()
 
-    def losses(self, output: Tensor, noised: Noised) -> Tensor:
-        """Return every sample's mean squared error, unweighed; (B,)."""
+    def losses(self, output: Float[Tensor, "B C h w"], noised: Noised) -> Float[Tensor, " B"]:
+        """Return every sample's unweighted mean squared error, (B,)."""
         return (output.float() - noised.target.float()).square().flatten(1).mean(1)
 
     @torch.no_grad()
     def figures(self, output: Tensor, noised: Noised) -> dict[str, float]:
-        """Return the unweighed loss in each quarter of the timesteps that the batch reaches, from low to high noise."""
+        """Return the unweighted loss of each quarter of the schedule with samples, from low to high noise."""
         losses = self.losses(output, noised).cpu()
         quarters = (noised.shares * BUCKETS).long().clamp(max=BUCKETS - 1)
         return {
@@ -160,8 +166,8 @@ class Objective:
             if bool((quarters == quarter).any())
         }
 
-    def _weights(self, alphas: Tensor) -> Tensor | None:
-        """min(SNR, gamma) as a weight of x_0's error, in terms of the error of what is predicted; (B,)."""
+    def _weights(self, alphas: Float[Tensor, " B"]) -> Float[Tensor, " B"] | None:
+        """Return the weights of the prediction's error that weight x_0's error by min(SNR, gamma), (B,)."""
         if self.min_snr_gamma is None:
             return None
         snr = alphas / (1 - alphas)
@@ -174,7 +180,7 @@ class Objective:
 
 
 def _growing_shift(config: Any) -> Callable[[int], float]:
-    """Return the shift of a flow's noise levels by the number n of a picture's rows of patches.
+    """Return the shift of a flow's noise levels as a function of n, a picture's number of rows of patches.
 
         exponential: exp(mu), mu linear in n, base_shift at base_image_seq_len and max_shift at max_image_seq_len
         linear:      mu = base_shift + max_shift sqrt(n / base_image_seq_len)
@@ -196,9 +202,9 @@ def validation_losses(
 ) -> tuple[float, float]:
     """Return the sum of losses over samples and noise levels, and their number.
 
-    A batch is its latents, their numbers in the validation set, and the denoiser's output for noised latents. The
-    noise of a sample and its levels depend on its number alone, so runs of any seed, batch size and number of
-    processes can be compared.
+    A batch consists of latents, their indices in the validation set, and a function from noised latents to the
+    denoiser's output. Noise and levels of a sample depend only on its index, so runs with any seed, batch size and
+    number of processes can be compared.
     """
     total, count = 0.0, 0
     for latents, numbers, denoise in batches:
@@ -206,7 +212,7 @@ def validation_losses(
             [torch.randn(latents.shape[1:], generator=_generator(number)) for number in numbers]
         )
         for level in range(levels):
-            # Each sample has its own place in the slice, so all timesteps count.
+            # Every sample has another place in the slice, so all timesteps are covered.
             places = torch.tensor([(level + (number * 0.618034) % 1) / levels for number in numbers])
             noised = objective.noised_at(latents, noise.to(latents), places)
             losses = objective.losses(denoise(noised), noised)

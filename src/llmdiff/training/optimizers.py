@@ -1,4 +1,4 @@
-"""The optimiser of a run, its parameter groups, and the learning rate of every step."""
+"""Create the optimiser of a run with its parameter groups, and compute the learning rate of every step."""
 
 import importlib
 import math
@@ -15,17 +15,17 @@ from llmdiff.training.muon import MuonAdamW
 
 LrScale = Callable[[str], tuple[float, float]]
 
-# The adapter's single numbers, which learn at a rate of their own and are not pulled towards zero.
+# The adapter's scalar parameters, which have a separate learning rate and no weight decay.
 _SCALARS = ("gamma", "kappa", "h_raw", ".a1", ".b1", ".a2", ".b2")
 
 
 def adapter_lr_scale(scalar_share: float) -> LrScale:
-    """Return the rates of an adapter's parameters: gains and gates get `scalar_share` of the learning rate."""
+    """Return the `lr_scale` of an adapter: gains and gates get `scalar_share` of the learning rate, no decay."""
     return lambda name: (scalar_share, 0.0) if name.endswith(_SCALARS) else (1.0, 1.0)
 
 
 def lr_factor(config: LoopConfig, step: int) -> float:
-    """The learning rate of a step as a share of its maximum, between 0 and 1."""
+    """Return the learning rate of a step as a share of its maximum, between 0 and 1."""
     warmup_steps = min(config.lr_warmup_steps, round(config.lr_warmup_share * config.steps))
     if step < warmup_steps:
         return (step + 1) / warmup_steps
@@ -47,17 +47,17 @@ def create_optimizer(
     *,
     fused: bool,
 ) -> torch.optim.Optimizer:
-    """Return the optimiser; `lr_scale(name)` gives a parameter's share of learning rate and weight decay.
+    """Return the optimiser; `lr_scale(name)` gives a parameter's factors of learning rate and weight decay.
 
     Raises:
-        ConfigError: Muon is asked for where it cannot work.
+        ConfigError: Muon is combined with sharding or another optimiser.
         LLMDiffError: the package of 8-bit AdamW is not installed.
     """
     groups = _groups(parameters, config, lr_scale, muon)
     by_muon = any(group["muon"] for group in groups)
     if by_muon and (config.sharded or config.optimizer != "adamw"):
         raise ConfigError(
-            f"muon is asked for with optimizer {config.optimizer!r} and sharded={config.sharded}: it needs whole "
+            f"muon is set with optimizer {config.optimizer!r} and sharded={config.sharded}: it needs whole "
             'matrices and optimizer "adamw"; leave out one of them'
         )
     if config.optimizer == "adamw8bit":
@@ -80,7 +80,7 @@ def _groups(
     for name, parameter in parameters.items():
         share, decay = lr_scale(name)
         matrix = parameter.ndim > 1
-        # Scalars, gains and biases are not pulled towards zero.
+        # No weight decay for scalars, gains and biases.
         grouped.setdefault((share, decay * matrix, matrix and muon(name)), []).append(parameter)
     return [
         {

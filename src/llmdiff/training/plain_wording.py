@@ -1,6 +1,6 @@
-"""Captions in plain words, which the base's own text encoder knows: written by a closed LLM, or by an open one itself.
+"""Rewrite captions in plain words that the base's own text encoder knows, with a closed or an open LLM.
 
-The result is a file of captions with both wordings, see `training.captions`, to be read and mended by people.
+The result is a file of captions with both wordings, see `training.captions`, for people to check and correct.
 """
 
 import json
@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from llmdiff.errors import InputFileError, OutputError
+from llmdiff.errors import ClosedLLMError, InputFileError, OutputError
 from llmdiff.files import check_replaceable, not_writable, read_text, text_lines, write_whole
+from llmdiff.language.chat_completions import checked_answer
+from llmdiff.language.closed_llm import DESCRIBE
 from llmdiff.language.llm import DecoderLLM
-from llmdiff.language.proxy import DESCRIBE, ProxyError, checked_answer
 
 _MAX_BYTES = 2**32
 _MAX_CHARACTERS = 400
@@ -26,18 +27,18 @@ _log = logging.getLogger(__name__)
 
 
 Rewords = Callable[[str], str]
-"""A caption => one plain sentence; raises ProxyError where there is none that can be used."""
+"""A caption => one plain sentence; raises ClosedLLMError if there is no usable one."""
 
 
 def reword_captions(captions: Sequence[str], make: Callable[[], Rewords], out: Path) -> tuple[int, int]:
-    """Append to `out`, a .jsonl file, a line with `text` and `plain` for each caption that has none there.
+    """Append a line with `text` and `plain` to `out`, a .jsonl file, for each caption that it lacks.
 
-    Returns how many lines the file has, and how many captions have no usable plain wording and are left out; run again,
-    those are asked for once more. `make` is called if a caption is missing.
+    Returns the number of lines in the file and the number of captions without usable plain wording. These are left
+    out, and requested again in the next run. `make` is called only if a caption is missing.
 
     Raises:
-        ProxyError: several captions in a row failed.
-        InputFileError: `out` holds something else.
+        ClosedLLMError: several captions in a row failed.
+        InputFileError: `out` has other content.
         OutputError: `out` cannot be written.
     """
     if out.suffix != ".jsonl":
@@ -53,7 +54,7 @@ def reword_captions(captions: Sequence[str], make: Callable[[], Rewords], out: P
                 assert reword is not None
                 try:
                     plain = reword(text)
-                except ProxyError as error:
+                except ClosedLLMError as error:
                     failed, in_a_row = failed + 1, in_a_row + 1
                     _log.warning("no plain wording of %.60r: %s", text, error)
                     if in_a_row == _GIVE_UP_AFTER:
@@ -68,7 +69,7 @@ def reword_captions(captions: Sequence[str], make: Callable[[], Rewords], out: P
 
 
 def llm_rewords(llm: DecoderLLM) -> Rewords:
-    """Return what asks the LLM itself, in its chat format where it has one, and takes its likeliest answer."""
+    """Return a function that rewords captions with an open LLM, by greedy decoding and in its chat format if any."""
     tokenizer: Any = llm.tokenizer
 
     @torch.no_grad()
@@ -91,7 +92,7 @@ def llm_rewords(llm: DecoderLLM) -> Rewords:
             else tokenizer.eos_token_id,
         )
         answer = tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
-        # A base model goes on after its sentence.
+        # A base model continues after its sentence.
         lines = text_lines(answer.strip())
         return checked_answer(lines[0] if lines else "", _MAX_CHARACTERS)
 
@@ -99,7 +100,7 @@ def llm_rewords(llm: DecoderLLM) -> Rewords:
 
 
 def _known(out: Path) -> dict[str, str]:
-    """The captions that have their plain wording; a last line that a kill cut off is taken out of the file."""
+    """Return the captions and plain wordings in the file, and remove an incomplete last line from it."""
     check_replaceable(out)
     content = read_text(out, max_bytes=_MAX_BYTES)
     whole, end, _ = content.rpartition("\n")
@@ -112,7 +113,7 @@ def _known(out: Path) -> dict[str, str]:
             known[found["text"]] = found["plain"]
         except (ValueError, KeyError, TypeError) as error:
             raise InputFileError(
-                f"out {out}, line {number} is not a caption with its plain wording: mend the line, or name another "
+                f"out {out}, line {number} is not a caption with its plain wording: correct the line, or use another "
                 "file"
             ) from error
     return known

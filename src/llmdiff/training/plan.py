@@ -1,7 +1,7 @@
-"""What a training will take, from config files alone: what `llmdiff plan` prints.
+"""Estimate parameters, memory, FLOPs and disk space of a training from config files, for `llmdiff plan`.
 
 Parameters and the bytes of weights, gradients, moments and averages are exact. FLOPs and activations are those of one
-training step, run on fake tensors. Left out: validation, sample pictures, and what an allocator loses.
+training step, run on fake tensors. Validation, sample pictures and the allocator's overhead are not included.
 """
 
 from collections import Counter
@@ -27,21 +27,22 @@ from llmdiff.training.measure import Measured
 from llmdiff.training.plan_steps import count_llm, count_step, count_text_step, counted
 from llmdiff.training.prepare import COMPUTED_IN, set_trainable
 
-# bitsandbytes keeps a float32 scale for every so many numbers of a moment, and small tensors in float32.
+# bitsandbytes keeps a float32 scale for every block of a moment, and small tensors in float32.
 _BLOCK, _SMALL = 256, 4096
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a training takes.
+    """The resources that a training needs.
 
     Fields:
-        trained, frozen: parameters by part.
-        memory: of one process, by what it holds.
-        step_flops: of one pass of one process, by part.
-        cache_bytes_per_sample: what the store holds of a sample, under every setting; cache_bytes: of all samples,
-            under this one.
-        measured: real steps on the device at hand, where that was asked for.
+        trained, frozen: numbers of parameters by part.
+        memory: bytes of one process by content.
+        step_flops: FLOPs of one pass of one process by part.
+        cache_bytes_per_sample: bytes of a sample in the store by setting; cache_bytes: bytes of all samples with the
+            current settings.
+        measured: times of real steps on the current device, if requested.
+
     Units: bytes, FLOPs, samples.
     """
 
@@ -58,11 +59,11 @@ class Plan:
     measured: Measured | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as plain values for JSON."""
+        """Return the plan as plain values for JSON."""
         return asdict(self)
 
     def text(self) -> str:
-        """Return it as tables for people."""
+        """Return the plan as text tables."""
         parts = [
             _table("trained parameters", {**self.trained, "all": sum(self.trained.values())}, "{:,}".format),
             _table("frozen parameters", self.frozen, "{:,}".format),
@@ -88,11 +89,11 @@ class Plan:
 def make_plan(
     config: TrainConfig, *, processes: int = 1, tokens: int = 32, samples: int | None = None
 ) -> Plan:
-    """Return what a training takes; `samples` None: as many as the data's own scenes, else a million.
+    """Return the plan of a training; `samples` None means the number of scenes, or a million for other data.
 
     Raises:
         ConfigError: the shapes inside the denoiser depend on the texts.
-        LLMDiffError: a model's config cannot be found, or LLM and base do not fit each other.
+        LLMDiffError: a model's config cannot be found, or LLM and base cannot be combined.
     """
     training, data = config.training, config.data
     with FakeTensorMode():
@@ -138,7 +139,7 @@ def make_plan(
 
 
 def moments_bytes(adapter: nn.Module, optimizer: str) -> int:
-    """Return the bytes that an optimiser remembers of the trained parameters, counts of steps included."""
+    """Return the bytes of an optimiser's state for the trained parameters, including step counts."""
     total = 0
     for name, one in adapter.named_parameters():
         if not one.requires_grad:
@@ -172,7 +173,7 @@ def scaled(value: float, unit: str) -> str:
 
 
 def _memory(models: FakeModels, config: TrainConfig, processes: int) -> dict[str, int]:
-    """The bytes of one process, activations left out."""
+    """Return the bytes of one process by content, without activations."""
     trained = [one for one in models.adapter.parameters() if one.requires_grad]
     weights: int = 4 * sum(one.numel() for one in trained)
     moments = moments_bytes(models.adapter, config.training.optimizer)
@@ -182,13 +183,13 @@ def _memory(models: FakeModels, config: TrainConfig, processes: int) -> dict[str
         "VAE": module_bytes(models.pipe.vae),
         "text encoders and other parts": sum(map(module_bytes, models.others.values())),
         "adapter": module_bytes(models.adapter),
-        # DDP adds gradients up in buckets of their own.
+        # DDP sums gradients in separate buckets.
         "gradients": weights * (2 if processes > 1 else 1),
         "moments": moments,
         "averages": weights,
     }
     if config.training.sharded and processes > 1:
-        # Weights are whole while a step runs, and gradients until its end.
+        # FSDP gathers weights during a step and shards gradients at its end.
         share = weights // processes
         memory["adapter"] += share
         memory |= {"gradients": weights + share, "moments": moments // processes, "averages": share}
@@ -204,13 +205,13 @@ def _cache(models: FakeModels, config: TrainConfig, latents: tuple[int, ...], to
         "latents": half * channels * height * width,
         "encodings": config.models.routing * states,
         **({} if groups is None else {"grouped scores": group_parts(models.context, groups) * states}),
-        # For comparison; no setting keeps them: x_0, and two updates of every block.
+        # For comparison only: x_0 and two updates of every block, which no setting stores.
         "all block updates": (2 * text.num_hidden_layers + 1) * states,
     }
 
 
 def _trained(adapter: LLMDiffAdapter) -> dict[str, int]:
-    """Trained numbers by the adapter's parts, the branches' by kind."""
+    """Return numbers of trained parameters by part of the adapter, for branches by kind."""
     found: Counter[str] = Counter()
     for name, parameter in adapter.named_parameters():
         if parameter.requires_grad:
@@ -222,7 +223,7 @@ def _trained(adapter: LLMDiffAdapter) -> dict[str, int]:
 
 
 def _side_px(models: FakeModels, config: TrainConfig) -> int:
-    """The side of the square that a training's pictures are cut to."""
+    """Return the side of the square training pictures in pixels."""
     shapes = config.data.shapes(side_multiple_px(models.pipe, models.family))
     return max(1, shapes.resolution_px // shapes.multiple_px) * shapes.multiple_px
 

@@ -1,4 +1,4 @@
-"""What one training step computes and holds, run on fake tensors: FLOPs and activations, for `training.plan`."""
+"""Count FLOPs and activations of one training step on fake tensors, for `training.plan`."""
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -33,7 +33,7 @@ def count_step(
     count, like_gpu = training.batch_size, _autocast(config)
 
     def again(block: Any, *inputs: Any) -> Any:
-        # A backward pass runs outside of modes of functions: what it computes again has to enter them anew.
+        # A backward pass runs outside of function modes: recomputation has to enter the mode again.
         contexts: Any = lambda: (nullcontext(), like_gpu())  # noqa: E731
         return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
 
@@ -52,9 +52,9 @@ def count_step(
 
 
 def count_text_step(models: FakeModels, config: TrainConfig, tokens: int) -> tuple[int, int]:
-    """Return the same of a step from captions alone, in which only the denoiser's text attention runs.
+    """Return the same for a step from captions alone, in which only the denoiser's text attention runs.
 
-    What the base's own text encoder and attention give runs forward only, and is left out.
+    The targets by the base's text encoder and attention are not included; they run forward only.
     """
     count = config.training.batch_size
     text_layers: Mapping[str, Any] = layers.text_layers(models.denoiser)
@@ -74,12 +74,12 @@ def count_text_step(models: FakeModels, config: TrainConfig, tokens: int) -> tup
 
 
 def _count_pass(models: FakeModels, config: TrainConfig, loss: Callable[[], Tensor]) -> tuple[int, int]:
-    """The FLOPs of a pass forward and backward, and its peak of activations."""
+    """Return the FLOPs of a pass, forward and backward, and its peak of activations in bytes."""
     training = config.training
     half, like_gpu = training.precision != "no", _autocast(config)
     trained = [one for one in models.adapter.parameters() if one.requires_grad]
     for parameter in trained:
-        parameter.grad = torch.zeros_like(parameter)  # gradients are counted by themselves
+        parameter.grad = torch.zeros_like(parameter)  # exist before, because gradients are counted separately
 
     def step() -> None:
         with install(models.denoiser, models.adapter), like_gpu():
@@ -87,7 +87,7 @@ def _count_pass(models: FakeModels, config: TrainConfig, loss: Callable[[], Tens
                 value: Any = loss()
             value.backward()
 
-    # One after the other: what counts FLOPs keeps what checkpointing has computed again.
+    # Separate runs: the FLOP counter keeps references to recomputed activations.
     with PeakMemory() as memory:
         step()
     with flop_counter() as flops:
@@ -100,12 +100,12 @@ def _autocast(config: TrainConfig) -> Any:
 
 
 def count_llm(models: FakeModels, texts: int, tokens: int) -> int:
-    """Return the FLOPs of reading texts: each token in its context, and alone."""
+    """Return the FLOPs of encoding texts: each token in its context, and alone."""
     ids = torch.zeros(texts, tokens, dtype=torch.int64)
 
     def read() -> None:
         for some in (ids, ids.reshape(-1, 1)):
-            # With a cache, as when it reads for real; without, it would look for packed texts in the ids.
+            # With a cache, as in real encoding; without one, transformers looks for packed sequences in the ids.
             models.llm.base_model(
                 input_ids=some, past_key_values=DynamicCache(config=models.llm.config), use_cache=True
             )
@@ -114,21 +114,21 @@ def count_llm(models: FakeModels, texts: int, tokens: int) -> int:
 
 
 def counted(act: Callable[[], Any]) -> int:
-    """Return the FLOPs of what a function computes, without gradients."""
+    """Return the FLOPs of a function without gradients."""
     with torch.no_grad(), flop_counter() as flops:
         act()
     return int(flops.get_total_flops())
 
 
 def _encoding(models: FakeModels, config: TrainConfig, tokens: int) -> TextEncoding:
-    """What the adapter gets of the LLM; while gains are learned, their sum is part of the pass."""
+    """Return the adapter's input; if gains are trained, compute it as a sum, which is part of the pass."""
     context, count, groups = models.context, config.training.batch_size, config.training.score_groups
     mask = torch.ones(count, tokens, dtype=torch.bool)
     shape = (count, tokens, context.hidden_size)
     if config.training.gains != "learned":
         return TextEncoding(states=context.for_groups(torch.empty(shape)), token_mask=mask)
     if groups is not None:
-        # As `sum_groups`, which puts every token in its place by the mask's values: fake tensors have none.
+        # Not `sum_groups`, which needs the values of the mask: fake tensors have none.
         parts = torch.empty(count * tokens, group_parts(context, groups), context.hidden_size)
         gains = context.gains()[0][:1].expand(parts.shape[1], *context.gains()[0].shape[1:])
         weighted = "p,npd->nd" if context.routed is None else "pg,npd->ngd"

@@ -1,7 +1,7 @@
-"""Port an adapter to another LLM, from captions alone: a linear map in closed form, then a training from text.
+"""Port an adapter to another LLM from captions alone: a linear map in closed form, then training from text.
 
-The training is `training.warm_start`'s, with the old adapter on the old LLM in the place of the base's text encoder:
-for queries z that the base's attention layers meet, and a caption y,
+The training is that of `training.warm_start`, with the old adapter on the old LLM as target instead of the base's text
+encoder. For queries z from the base's attention layers and a caption y,
 
     loss = mean over layers of  |New(z, c'(y)) - Old(z, c(y))|^2  /  variance of Old(z, c(y))
 
@@ -54,9 +54,9 @@ _CALIBRATION_CAPTIONS, _QUERY_CAPTIONS, _MOST_HELD_OUT, _TOGETHER = 256, 64, 64,
 
 @dataclass(frozen=True, kw_only=True)
 class PortSettings:
-    """How to train after the closed form. `steps` 0: not at all.
+    """Settings of the training after the closed form; with `steps` 0 there is none.
 
-    A tenth of the captions, at most 64, is held out: the map's penalty is chosen on them, and agreement measured.
+    A tenth of the captions, at most 64, is held out to choose the map's penalty and to measure agreement.
     """
 
     steps: int = 300
@@ -68,13 +68,13 @@ class PortSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Ported:
-    """A ported adapter, and how far it agrees with the old one on held-out captions.
+    """A ported adapter and its agreement with the old one on held-out captions.
 
     Fields:
         token_map: the linear map between both LLMs' encodings.
-        closed_form, trained: for every held-out caption, the share of the variance of the layers' outputs that the
-            adapter does not give, mean over layers; None where the family has no layers to compare. They are equal
-            where training made it worse, and the closed form was kept.
+        closed_form, trained: for every held-out caption, the unexplained share of the variance of the layers' outputs,
+            mean over layers; None if the family has no layers to compare. They are equal if training made the
+            agreement worse and the closed form was kept.
     """
 
     controller: LLMController
@@ -91,15 +91,15 @@ def port_adapter(
     out: Path,
     settings: PortSettings | None = None,
 ) -> Ported:
-    """Make an adapter for `llm` that does what the old one does with its own LLM, and write it to `out`.
+    """Create an adapter for `llm` that gives the outputs of the old one with its LLM, and write it to `out`.
 
-    Run again, it goes on from the last checkpoint.
+    A repeated call resumes from the last checkpoint.
 
     Raises:
         AdapterMismatchError: the adapter is for this LLM already, for another pipeline, or reads no LLM's blocks.
-        DataError: too few captions, or none that both LLMs read alike.
+        DataError: there are too few captions, or the LLMs share no characters of them.
         ConfigError: the family has no attention layers to train on captions, and `settings.steps` is not 0.
-        OutputError: `out` cannot be written, or holds something else.
+        OutputError: `out` cannot be written, or has other content.
         LLMDiffError: see `training.loop.train`.
     """
     settings = settings or PortSettings()
@@ -107,12 +107,12 @@ def port_adapter(
     texts = list(dict.fromkeys(text for text in captions if text.strip()))
     if len(texts) < MIN_CAPTIONS:
         raise DataError(
-            f"captions: got {len(texts)} different ones, expected at least {MIN_CAPTIONS}, and better a thousand: add "
+            f"captions: got {len(texts)} different ones, expected at least {MIN_CAPTIONS}, preferably a thousand: add "
             "captions like those that the adapter was trained on"
         )
     work = out / "port"
     if (out / CONFIG_NAME).exists() and not work.is_dir():
-        raise OutputError(f"out {out} holds an adapter that was not ported there: choose another folder")
+        raise OutputError(f"out {out} has an adapter that was not ported there: choose another folder")
     denoiser: Any = families.denoiser_of(pipe)
     denoiser.requires_grad_(False).eval()
     with only_run(work):
@@ -145,8 +145,8 @@ def port_adapter(
                 trained = pair.disagreement(pipe, held, queries)
                 if not np.mean(trained) <= np.mean(closed):
                     _log.warning(
-                        "training took the adapter away from the old one on held-out captions (%.3g unexplained, %.3g "
-                        "before): the closed form is kept; use more captions or a lower learning rate",
+                        "training made the agreement on held-out captions worse (%.3g of the variance unexplained, "
+                        "%.3g before): the closed form is kept; use more captions or a lower learning rate",
                         np.mean(trained), np.mean(closed),
                     )  # fmt: skip
                     fold_map(old.adapter, new, found, metric)
@@ -157,7 +157,7 @@ def port_adapter(
 
 
 def hold_out(captions: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the captions to measure on, a tenth and at most 64, and the others."""
+    """Return the held-out captions, a tenth and at most 64, and the others."""
     order = np.random.default_rng(0).permutation(len(captions))
     count = min(_MOST_HELD_OUT, len(captions) // 10)
     return [captions[i] for i in order[:count]], [captions[i] for i in order[count:]]
@@ -173,7 +173,7 @@ def _train(
     *,
     must_match: dict[str, Any],
 ) -> None:
-    """Train the new adapter until the layers give what they give with the old one; returns nothing."""
+    """Train the new adapter to give the layers' outputs of the old one."""
     adapter, store = pair.new.adapter, pair.stores[1]
     assert adapter.context is not None
     adapter.context.requires_grad_(False)
@@ -183,7 +183,7 @@ def _train(
         return adapter.condition(store.batch([captions[i] for i in indices]))
 
     def choose(rng: np.random.Generator) -> list[int]:
-        # The empty caption, the last, as often as in training: guidance draws with it.
+        # The last caption is the empty one, for guidance, with the usual dropout of training.
         dropped = rng.random(settings.batch_size) < 0.1
         chosen = rng.integers(len(captions), size=settings.batch_size)
         return list(np.where(dropped, len(captions) - 1, chosen))
@@ -215,11 +215,11 @@ def _train(
 
 
 def _check(old: LLMController, llm: DecoderLLM, pipe: Any, settings: PortSettings) -> None:
-    """Refuse what cannot be ported, before anything is computed."""
+    """Check that the adapter can be ported, before any computation."""
     check_fits(pipe, old.adapter)
     if old.adapter.context is None:
         raise AdapterMismatchError(
-            "the adapter reads no LLM's blocks, so there is no LLM to change: expected one that `llmdiff train` made"
+            "the adapter does not read an LLM's blocks: expected an adapter made by `llmdiff train`"
         )
     llm_of(old)
     if old.adapter.context.routed is not None:
@@ -229,7 +229,7 @@ def _check(old: LLMController, llm: DecoderLLM, pipe: Any, settings: PortSetting
         )
     if same_model_name(llm.id, old.llm.id):
         raise AdapterMismatchError(
-            f"llm {llm.id!r} is the adapter's own, expected another: draw with it as it is, or name another LLM"
+            f"llm {llm.id!r} is the LLM of the adapter, expected another one: use the adapter directly, or another LLM"
         )
     if settings.steps and not _trains(pipe):
         raise ConfigError(
@@ -245,7 +245,7 @@ def _trains(pipe: Any) -> bool:
 def _made_from(
     old: LLMController, llm: DecoderLLM, texts: Sequence[str], settings: PortSettings
 ) -> dict[str, Any]:
-    """What has to be as it was for a port to go on."""
+    """Return the values that must be equal when a port resumes."""
     return {
         "adapter": adapter_digest(old.adapter),
         "weights of the old LLM": model_digest(llm_of(old).model),
@@ -257,12 +257,12 @@ def _made_from(
 
 
 def _check_begun(path: Path, made_from: Mapping[str, Any]) -> None:
-    """Keep what a port is made from, and refuse to go on with anything else."""
+    """Save the values that a port depends on, and raise an error if saved ones differ."""
     if path.exists():
         changed = [name for name, value in read_json(path).items() if made_from.get(name) != value]
         if changed:
             raise OutputError(
-                f"out {path.parent.parent} was begun with other {', '.join(changed)}: use another folder"
+                f"out {path.parent.parent} was started with other {', '.join(changed)}: use another folder"
             )
     write_whole(path, json.dumps(dict(made_from), indent=1) + "\n")
 

@@ -1,4 +1,4 @@
-"""What every run needs first, made once and kept: models, checked samples, encodings, latents."""
+"""Load and prepare the inputs of a run: models, checked samples, stored encodings and latents."""
 
 import json
 import logging
@@ -31,9 +31,9 @@ from llmdiff.training.data import Samples, check_samples
 from llmdiff.training.denoise import check_trainable, encode_pictures, side_multiple_px
 from llmdiff.training.warm_start import check_warm_start
 
-LATENT_CHUNK = 256  # pictures that are put on disk together
+LATENT_CHUNK = 256  # number of pictures in one file
 _ENCODED_TOGETHER = 16
-_LATENT_FORMAT = 3  # of what is kept, of how pictures are opened and latents scaled
+_LATENT_FORMAT = 3  # version of the files, of how pictures are opened and of how latents are scaled
 _CALIBRATION_CAPTIONS = 256
 COMPUTED_IN = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingModels:
-    """The models and data of a run, on this process's device; all but the adapter frozen."""
+    """The models and data of a run on this process's device; everything but the adapter is frozen."""
 
     llm: DecoderLLM
     pipe: Any
@@ -51,22 +51,22 @@ class TrainingModels:
 
     @property
     def context(self) -> ContextEncoding:
-        """The adapter's weighted sum over the LLM's blocks; `load_models` refuses adapters without one."""
+        """Return the adapter's weighted sum over the LLM's blocks; `load_models` rejects adapters without one."""
         assert self.adapter.context is not None
         return self.adapter.context
 
     @property
     def family(self) -> families.Family:
-        """The family of the base."""
+        """Return the family of the base."""
         return families.family_of(self.pipe)
 
     @property
     def denoiser(self) -> Any:
-        """The base's U-Net or transformer."""
+        """Return the base's U-Net or transformer."""
         return families.denoiser_of(self.pipe)
 
     def conditioning(self, training: TrainingConfig) -> AdapterConditioning:
-        """Return the LLM and the adapter as what is trained."""
+        """Return the trainer's conditioning by LLM and adapter."""
         return AdapterConditioning(
             self.adapter,
             self.llm,
@@ -81,7 +81,7 @@ def load_models(config: TrainConfig, device: torch.device) -> TrainingModels:
     """Return the models and the checked samples of a run.
 
     Raises:
-        LLMDiffError: a model or the data cannot be loaded, or they do not fit each other.
+        LLMDiffError: a model or the data cannot be loaded, or they cannot be combined.
     """
     dtype = COMPUTED_IN[config.training.precision]
     llm = DecoderLLM.from_pretrained(config.models.llm, device=device, dtype=dtype)
@@ -101,17 +101,18 @@ def load_models(config: TrainConfig, device: torch.device) -> TrainingModels:
     pipe.set_progress_bar_config(disable=True)
     if adapter.context is None:
         raise ConfigError(
-            f"models.start {config.models.start!r} reads no LLM's blocks: train it where it was made"
+            f"models.start {config.models.start!r} does not read an LLM's blocks, so llmdiff train cannot train it: "
+            "use the program that made it"
         )
     set_trainable(adapter, config.training)
     return TrainingModels(llm=llm, pipe=pipe, adapter=adapter, samples=samples)
 
 
 def load_samples(config: TrainConfig, pipe: Any) -> Samples:
-    """Return the good samples of a run's data, checked the first time.
+    """Return the good samples of a run's data; check them on first use.
 
     Raises:
-        DataError: the data cannot be loaded, or too much of it is bad.
+        DataError: the data cannot be loaded, or too many samples are bad.
     """
     store = config.store_folder
     return check_samples(
@@ -124,7 +125,7 @@ def load_samples(config: TrainConfig, pipe: Any) -> Samples:
 
 
 def set_trainable(adapter: LLMDiffAdapter, training: TrainingConfig) -> None:
-    """Freeze what a run does not train of an adapter."""
+    """Freeze the parameters of an adapter that a run does not train."""
     assert adapter.context is not None
     if training.gains == "frozen":
         adapter.context.requires_grad_(False)
@@ -132,12 +133,12 @@ def set_trainable(adapter: LLMDiffAdapter, training: TrainingConfig) -> None:
 
 
 def split(config: TrainConfig, samples: Samples) -> tuple[list[int], NDArray[np.int64]]:
-    """Return which samples are set aside for validation, in a random order, and which are trained on.
+    """Return the samples for validation, in random order, and those for training.
 
-    They are the same whatever the run's seed, so that runs can be compared.
+    The split does not depend on the run's seed, so that runs can be compared.
 
     Raises:
-        ConfigError: less than a batch is left.
+        ConfigError: fewer samples than a batch are left for training.
     """
     order = np.random.default_rng(0).permutation(len(samples))
     held_out = config.validation_count(len(order))
@@ -145,14 +146,14 @@ def split(config: TrainConfig, samples: Samples) -> tuple[list[int], NDArray[np.
 
 
 def captions_of(samples: Samples, indices: Iterable[int]) -> list[tuple[str, str]]:
-    """Return every caption of these samples, and last the empty one, each with its plain wording."""
+    """Return all captions of these samples and at the end the empty one, each with its plain wording."""
     return [*(texts for index in indices for texts in samples.texts(int(index))), ("", "")]
 
 
 def prepare(config: TrainConfig, models: TrainingModels) -> dict[str, int]:
-    """Make what the store lacks, and return how much that was; interrupted, it goes on when run again.
+    """Compute missing entries of the store and return their numbers; an interrupted call can be repeated.
 
-    With `gains: first` that is the scores of the captions that gains learn from: encodings need the gains learned.
+    With `gains: first` captions are stored as scores for the training of gains; encodings need trained gains.
     """
     made = {"captions": 0, "pictures": 0}
     if (store := caption_store(config, models.llm, models.context)) is not None:
@@ -167,14 +168,14 @@ def prepare(config: TrainConfig, models: TrainingModels) -> dict[str, int]:
 
 
 def fill_shown(store: CaptionStore[Any], captions: Sequence[str], title: str) -> int:
-    """Fill a store as `CaptionStore.fill` does, with a progress bar that has this title."""
+    """Fill a store like `CaptionStore.fill`, with a progress bar."""
     missing = [text for chunk in store.missing_chunks(captions) for text in chunk]
     with tqdm(total=len(missing), desc=title, mininterval=2, disable=not missing) as bar:
         return store.fill(missing, progress=bar.update)
 
 
 def captions_to_read(config: TrainConfig, samples: Samples) -> list[str]:
-    """Return the captions that `prepare` puts into the store."""
+    """Return the captions that `prepare` stores."""
     indices: Iterable[int] = range(len(samples))
     if config.training.gains == "first":
         indices = split(config, samples)[1][: config.training.gain_captions]
@@ -182,7 +183,7 @@ def captions_to_read(config: TrainConfig, samples: Samples) -> list[str]:
 
 
 def caption_store(config: TrainConfig, llm: DecoderLLM, context: ContextEncoding) -> CaptionStore[Any] | None:
-    """Return the store that a run's first stage reads captions from, if it has one."""
+    """Return the store of captions for a run's first stage; None if it has none."""
     training = config.training
     if not training.stores_encodings:
         return None
@@ -193,9 +194,9 @@ def caption_store(config: TrainConfig, llm: DecoderLLM, context: ContextEncoding
 
 
 def latent_store(config: TrainConfig, vae: Any, samples: Samples) -> TensorStore:
-    """Return the store of latents for this VAE and this cut of the pictures; names are digests of pictures.
+    """Return the store of latents for this VAE and crop of the pictures; names are digests of pictures.
 
-    A picture that was painted over has none, and one whose caption or name has changed keeps its own.
+    A changed picture has another name; a changed caption or file name does not matter.
     """
     shapes = samples.shapes
     cut = [shapes.resolution_px, shapes.multiple_px, shapes.aspect_buckets, shapes.max_aspect]
@@ -204,7 +205,7 @@ def latent_store(config: TrainConfig, vae: Any, samples: Samples) -> TensorStore
 
 
 def missing_latents(store: TensorStore, samples: Samples) -> list[int]:
-    """Return the samples whose latents are not in the store, of like pictures one."""
+    """Return the samples whose latents are not in the store, one for each different picture."""
     first: dict[str, int] = {}
     for index in range(len(samples)):
         first.setdefault(samples.picture_name(index), index)
@@ -220,8 +221,8 @@ def fill_latents(
     *,
     progress: Callable[[int], object] = lambda done: None,
 ) -> int:
-    """Put the latents of these samples into the store, and return how many those were."""
-    rng = np.random.default_rng(0)  # a centre crop asks for no chance
+    """Store the latents of these samples and return their number."""
+    rng = np.random.default_rng(0)  # not used for a centre crop
     for start in range(0, len(indices), LATENT_CHUNK):
         chunk: dict[str, Tensor] = {}
         alike: dict[int, list[int]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""`llmdiff prepare --workers N`: the store filled by many processes or machines at once."""
+"""Fill the store with many processes or machines at once, for `llmdiff prepare --workers N`."""
 
 import copy
 from collections.abc import Mapping
@@ -29,13 +29,13 @@ from llmdiff.workers.jobs import Job, Workers, run_jobs
 
 
 def prepare_on_workers(config: TrainConfig, models: TrainingModels, workers: Workers) -> dict[str, int]:
-    """Make what the store lacks, and return how much that was; interrupted, it goes on when run again.
+    """Compute missing entries of the store and return their numbers; an interrupted call can be repeated.
 
-    Every worker loads the LLM or the VAE once. What it has made of a few hundred captions or pictures, it writes
-    itself, so all of them have to see the store's folder.
+    Every worker loads the LLM or the VAE once. It writes the results for each few hundred captions or pictures itself,
+    so all workers need access to the store's folder.
 
     Raises:
-        LLMDiffError: a model or the data cannot be had on a worker, a worker was killed, or Ray fails.
+        LLMDiffError: a model or the data cannot be loaded on a worker, a worker was killed, or Ray fails.
     """
     items: list[dict[str, Any]] = []
     keys: dict[str, str] = {}
@@ -62,7 +62,7 @@ def prepare_on_workers(config: TrainConfig, models: TrainingModels, workers: Wor
 class StoreFiller:
     """One worker's models; each is loaded when the first item needs it.
 
-    `keys` are the names of the store's folders: a worker whose models give others would fill a store that nobody reads.
+    `keys` are the expected names of the store's folders; they differ if a worker's models differ.
     """
 
     def __init__(self, config: TrainConfig, keys: Mapping[str, str], context: ContextEncoding) -> None:
@@ -73,7 +73,7 @@ class StoreFiller:
         self._latents: Any = None
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, int]:
-        """Return how much an item has added to the store."""
+        """Process an item and return the number of new entries in the store."""
         if "captions" in item:
             if self._cache is None:
                 self._cache = self._opened_cache()
@@ -86,7 +86,7 @@ class StoreFiller:
     def _opened_cache(self) -> CaptionStore[Any]:
         llm = DecoderLLM.from_pretrained(self._config.models.llm, device=self._device, dtype=self._dtype)
         cache = caption_store(self._config, llm, self._context.to(self._device))
-        assert cache is not None  # it was asked for captions
+        assert cache is not None  # items of captions exist only with a store
         self._check("captions", cache.key)
         return cache
 
@@ -101,6 +101,6 @@ class StoreFiller:
     def _check(self, what: str, key: str) -> None:
         if key != self._keys[what]:
             raise ConfigError(
-                f"a worker's models or data give other {what} than this machine's (store {key}, expected "
+                f"a worker's models or data give different {what} than this machine's (store {key}, expected "
                 f"{self._keys[what]}): give all machines the same models, data and device"
             )

@@ -1,4 +1,4 @@
-"""The processes that train together, through accelerate: who I am, what all agree on, whose gradients are added."""
+"""Training with several processes through accelerate: collectives, gradient synchronisation and trackers."""
 
 import importlib.util
 import re
@@ -25,7 +25,7 @@ from llmdiff.environment import check_extra
 from llmdiff.errors import ConfigError, LLMDiffError
 from llmdiff.training.loop_config import LoopConfig
 
-# One process may prepare data for as long as this while the others wait.
+# Time-out of collectives: one process may prepare data while the others wait.
 _PATIENCE = timedelta(hours=2)
 _TENSORBOARD = "tensorboard"
 
@@ -34,13 +34,13 @@ _T = TypeVar("_T")
 
 
 class Processes:
-    """This process among those that a launcher (`accelerate launch`, `torch.distributed.run`) has started.
+    """This process and the others started by a launcher (`accelerate launch`, `torch.distributed.run`).
 
-    Without a launcher it is the only one, and nothing here changes a bit of what it computes. `tracking` is the folder
-    of the trackers' files.
+    Without a launcher it is the only process, and results are bit for bit those without this class. `tracking` is the
+    folder of the trackers' files.
 
     Raises:
-        ConfigError: a precision that this device does not have.
+        ConfigError: the device does not support the precision.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class Processes:
     ) -> None:
         for name in trackers:
             check_extra("train", name)
-        if config.precision == "fp16" and device.type == "cpu":  # which accelerate would pass over in silence
+        if config.precision == "fp16" and device.type == "cpu":  # accelerate would ignore it silently
             raise ConfigError(
                 'precision "fp16" needs an accelerator, and the device is cpu: use "bf16" or "no"'
             )
-        # accelerate keeps the first run's precision for the whole Python process; a build has several runs.
+        # accelerate keeps the first run's precision for the whole Python process, which may have several runs.
         AcceleratorState._reset_state()
         try:
             self.accelerator = Accelerator(
@@ -63,14 +63,14 @@ class Processes:
                 log_with=list(trackers) or None,
                 project_dir=tracking,
                 kwargs_handlers=[
-                    # Some steps leave parameters out, for instance the noise's where there is none.
+                    # Some steps do not use all parameters, for instance those of the noise without noise.
                     DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False),
                     InitProcessGroupKwargs(timeout=_PATIENCE),
                 ],
             )
         except ValueError as error:
             raise ConfigError(
-                f'precision {config.precision!r} is not to be had on {device.type} ({error}): use "bf16" or "no"'
+                f'precision {config.precision!r} is not available on {device.type} ({error}): use "bf16" or "no"'
             ) from error
         self.device = device
         self.sharded = config.sharded
@@ -81,7 +81,7 @@ class Processes:
         self._model: Any = None
 
     def wrap(self, model: nn.Module) -> Any:
-        """Return the model with its gradients added over all processes, or with its parameters shared out."""
+        """Return the model wrapped for DDP, or for FSDP if sharded."""
         self._model = model
         if self.sharded:
             if not torch.distributed.is_initialized():
@@ -95,7 +95,7 @@ class Processes:
         return self._model
 
     def gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
-        """Return a context for one pass; gradients go between processes in the `last` pass of a step only."""
+        """Return a context for one pass; gradients are synchronised only in the `last` pass of a step."""
         if isinstance(self._model, FSDPModule):
             self._model.set_requires_gradient_sync(last)
             return nullcontext()
@@ -110,17 +110,17 @@ class Processes:
         return summed.tolist()
 
     def gathered(self, value: _T) -> list[_T]:
-        """Return the values of all processes, in their order."""
+        """Return the values of all processes in the order of ranks."""
         if self.count == 1:
             return [value]
         found: list[_T] = gather_object([value])
         return found
 
     def on_main(self, act: Callable[[], None]) -> None:
-        """Let the main process act while the others wait; an error of its own ends all of them.
+        """Run `act` on the main process while the others wait.
 
         Raises:
-            LLMDiffError: what the main process raised, or that it raised.
+            LLMDiffError: `act` raised an error; raised on all processes.
         """
         failure: Exception | None = None
         if self.is_main:
@@ -136,7 +136,7 @@ class Processes:
 
     @contextmanager
     def unsharded(self) -> Iterator[None]:
-        """Return a context in which every process holds all parameters, to draw or to measure with."""
+        """Return a context in which every process has all parameters, for sample pictures and validation."""
         if isinstance(self._model, FSDPModule):
             self._model.unshard()
             try:
@@ -147,7 +147,7 @@ class Processes:
             yield
 
     def start_tracking(self, title: str, config: Mapping[str, Any]) -> None:
-        """Open the trackers with a run of this name; returns nothing."""
+        """Start a run with this name in the trackers."""
         if not self._trackers:
             return
         self.accelerator.init_trackers(re.sub(r"[^\w.-]+", "-", title))
@@ -156,25 +156,25 @@ class Processes:
             for name, value in config.items()
         }
         for tracker in self.accelerator.trackers:
-            if tracker.name == _TENSORBOARD:  # which would make a second run, named after the time, of it
+            if tracker.name == _TENSORBOARD:  # its store_init_configuration would add a second run
                 rows = "\n".join(f"| {name} | {value} |" for name, value in plain.items())
                 tracker.log({"settings": f"| setting | value |\n|---|---|\n{rows}"}, step=0)
             else:
                 tracker.store_init_configuration(plain)
 
     def track(self, figures: Mapping[str, float], step: int) -> None:
-        """Hand figures on to the trackers; returns nothing."""
+        """Log figures in the trackers."""
         if self._trackers:
             self.accelerator.log(dict(figures), step=step)
 
     def track_picture(self, name: str, picture: Image.Image, step: int) -> None:
-        """Hand a picture on to the trackers; returns nothing."""
+        """Log a picture in the trackers."""
         for tracker in self.accelerator.trackers if self._trackers else []:
             form = {"dataformats": "NHWC"} if tracker.name == _TENSORBOARD else {}
             tracker.log_images({name: np.asarray(picture.convert("RGB"))[None]}, step=step, **form)
 
     def stop_tracking(self) -> None:
-        """Close the trackers; returns nothing."""
+        """Close the trackers."""
         for tracker in self.accelerator.trackers if self._trackers else []:
             tracker.finish()
 
@@ -184,17 +184,17 @@ class Processes:
 
 
 def launched_process(device: str | None) -> Any:
-    """Return accelerate's state of this process, with the device that is its own; `device` "cpu" keeps to the CPU."""
+    """Return accelerate's state of this process with its device; `device` "cpu" forces the CPU."""
     return PartialState(cpu=device == "cpu", timeout=_PATIENCE)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Return a tensor with all its shards; all processes have to ask for it."""
+    """Return a tensor with all its shards; all processes have to call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def clipped_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-    """Return the norm of all gradients together, and bring it down to `max_norm` where it is larger."""
+    """Clip the norm of all gradients to `max_norm` and return the norm before clipping."""
     trained = list(parameters)
     grads = [one.grad for one in trained if one.grad is not None]
     norm = full_tensor(nn.utils.get_total_norm(grads))
@@ -210,13 +210,13 @@ def shard_like(value: Tensor, tensor: Tensor) -> Tensor:
 
 
 def installed_trackers() -> list[str]:
-    """Return the trackers that are used unless others are asked for: tensorboard, where it is installed."""
+    """Return the default trackers: tensorboard if it is installed."""
     return [name for name in (_TENSORBOARD,) if importlib.util.find_spec(name) is not None]
 
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Return a context whose value says whether SIGTERM has come; outside the main thread it never does."""
+    """Return a context whose value tells whether SIGTERM was received; outside the main thread it is never set."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set

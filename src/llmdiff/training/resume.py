@@ -1,4 +1,4 @@
-"""All that a run has to remember, saved and put back so that not one bit differs."""
+"""Save and restore the whole state of a run, so that resuming is exact."""
 
 import json
 import logging
@@ -20,8 +20,8 @@ from llmdiff.training.checkpoint import (
 )
 from llmdiff.training.processes import Processes, full_tensor, shard_like
 
-# What a run may go on with changed: it says how long, how often and on what machines, not what is computed. Whatever
-# is not listed here has to be as it was, so a new setting is compared unless somebody decides that it is harmless.
+# Settings that may change when a run resumes, because they do not change results. All others, also new ones, must be
+# equal.
 _HARMLESS = {"steps", "stop_grad_norm", "accumulation_steps", "sharded", "checkpoint_every_s", "keep_last"}
 _HARMLESS |= {"sample_every", "validate_every", "log_every"}
 
@@ -29,10 +29,10 @@ _log = logging.getLogger(__name__)
 
 
 class RunState:
-    """Weights, averages and moments of a run, and where they are kept.
+    """Weights, averages and moments of a run, and the folder of its checkpoints.
 
-    `must_match` are settings that a checkpoint has to agree with, beside those of the loop that are not harmless;
-    `metadata` is kept beside them.
+    `must_match` are values that must equal those of a checkpoint, besides the loop's settings; `metadata` is stored
+    with them and not compared.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class RunState:
         self.must_match, self.metadata = must_match, {"loop": dict(loop), **metadata}
 
     def save(self, step: int, validation_loss: float | None) -> None:
-        """Write a checkpoint on the main process; returns nothing.
+        """Write a checkpoint on the main process.
 
         Raises:
             OutputError: see `save_checkpoint`.
@@ -62,7 +62,7 @@ class RunState:
         tensors: dict[str, Tensor] = {f"weights.{name}": value for name, value in self.parameters.items()}
         tensors |= {f"ema.{name}": value for name, value in self._averages().items()}
         moments, numbers = optimizer_parts(self.optimizer)
-        # Every process takes part in bringing shards together; only one writes.
+        # All processes gather the shards; only the main process writes.
         whole = {name: full_tensor(value) for name, value in (tensors | moments).items()}
         state: dict[str, Any] = {"extra": dict(self.must_match), "metadata": dict(self.metadata)}
         if numbers:
@@ -78,10 +78,10 @@ class RunState:
         )
 
     def resume(self) -> int:
-        """Put the last checkpoint back and return its step, 0 where there is none.
+        """Restore the last checkpoint and return its step, 0 if there is none.
 
         Raises:
-            LLMDiffError: it was made with other settings, or of other parameters.
+            LLMDiffError: the checkpoint was made with other settings or has other parameters.
             CorruptWeightsError: all checkpoints are damaged.
         """
         found = load_checkpoint(self.folder)
@@ -118,7 +118,7 @@ class RunState:
         config = flat(self.metadata.get("config", {}))
         own = {key: value for key, value in config.items() if key.removeprefix("training.") not in self.loop}
         now = json.loads(json.dumps({**own, **self.loop, **self.must_match}))
-        # What a checkpoint does not say of the loop, an old one did not have.
+        # Settings of the loop that a checkpoint lacks did not exist when it was written.
         changed = {
             name: (was.get(name), value)
             for name, value in now.items()
@@ -134,7 +134,7 @@ class RunState:
             )
         if changed and self.processes.is_main:
             said = ", ".join(f"{name} {new!r} instead of {old!r}" for name, (old, new) in changed.items())
-            _log.warning("%s: goes on with %s", self.folder, said)
+            _log.warning("%s: resumes with %s", self.folder, said)
 
     def _check_shapes(self, weights: Mapping[str, Tensor]) -> None:
         was = {name: tuple(value.shape) for name, value in weights.items()}
@@ -143,7 +143,7 @@ class RunState:
         if changed:
             first = changed[0]
             raise LLMDiffError(
-                f"{self.folder}: its checkpoint was made of other parameters, {len(changed)} differ: {first} has "
+                f"{self.folder}: its checkpoint has other parameters, {len(changed)} differ: {first} has "
                 f"shape {was.get(first, 'none')} there and {now.get(first, 'none')} in this run; use another folder"
             )
 

@@ -1,4 +1,4 @@
-"""One sample as a source gives it, and what every source has in common."""
+"""One sample of a source, and the interface of sources."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,15 +15,16 @@ PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One sample as it was found: nothing about it is known to be right.
+    """One unchecked sample.
 
     Fields:
-        captions: texts, None where a column has none, or whatever stood in their place.
-        plain_captions: what the base's own text encoder reads instead of each caption, see `training.warm_start`;
+        captions: texts, None for empty columns, or values of a wrong type.
+        plain_captions: wordings for the base's own text encoder, one for each caption, see `training.warm_start`;
             empty if it reads the captions themselves.
-        content: gives the picture's file, or raises; `decode` gives the picture in it, or raises.
-        size_px: width and height of a picture that is made from its content and always good; None: it is checked.
-        problem: why it cannot be used, where that is known already.
+        content: returns the bytes of the picture's file or raises an exception; `decode` returns the picture in them
+            or raises an exception.
+        size_px: width and height of a generated picture, which needs no check; None for other pictures.
+        problem: the reason if the sample is known to be bad.
     """
 
     key: str
@@ -36,17 +37,17 @@ class Row:
 
     @property
     def texts(self) -> list[Any]:
-        """The captions that are not None, read as prompts are: without invisible characters at their ends."""
+        """Return the captions that are not None, cleaned like prompts: without invisible characters at their ends."""
         return [_cleaned(text) for text in self.captions if text is not None]
 
     @property
     def plain_texts(self) -> list[Any]:
-        """What the base's own text encoder reads instead of each of `texts`."""
+        """Return the plain wordings of `texts` for the base's own text encoder."""
         return [_cleaned(text) for text in self.plain_captions] or self.texts
 
 
 class Source(Protocol):
-    """Samples by number; `fingerprint` changes whenever they may have."""
+    """Samples by index; `fingerprint` changes whenever samples may have changed."""
 
     fingerprint: str
 
@@ -58,7 +59,7 @@ class Source(Protocol):
 
 
 def is_whole_text(text: str) -> bool:
-    """Return whether a text can be written as UTF-8: half a character, a lone surrogate, cannot."""
+    """Return whether a text can be encoded as UTF-8, which is not so for lone surrogates."""
     try:
         clean_text("caption", text)
     except PromptError:
@@ -74,5 +75,5 @@ def _cleaned(text: Any) -> Any:
 
 
 def shown(name: str) -> str:
-    """Return a name that may be no UTF-8 as text that is."""
+    """Return a name with characters escaped that UTF-8 cannot encode."""
     return name.encode("utf-8", "backslashreplace").decode()

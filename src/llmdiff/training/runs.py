@@ -1,4 +1,4 @@
-"""What makes a run the same run when it goes on, and that there is one of it at a time."""
+"""Identify a run when it resumes, and lock its folder."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,17 +15,17 @@ from llmdiff.training.loop_config import LoopConfig
 from llmdiff.training.prepare import TrainingModels
 from llmdiff.training.resume import flat
 
-# What a run may go on with changed, beside what the loop lists: where things lie, how they are read, what is shown.
-# Whatever is not listed is compared, a new setting too.
+# Settings outside the loop that may change when a run resumes: paths, threads, logs. All others, also new ones, are
+# compared.
 _HARMLESS = {"out", "store", "device", "data.path", "data.threads", "data.max_bad_share"}
 _HARMLESS |= {"training.prefetch", "training.gradient_checkpointing"}
 _HARMLESS |= {f"watch.{name}" for name in WatchConfig.model_fields if name != "validation_samples"}
-# The loop compares these itself; of optimisers, it knows one name for two.
+# The loop compares these itself, except the optimiser, for which it has one name for two.
 _OF_THE_LOOP = {f"training.{name}" for name in LoopConfig.__dataclass_fields__ if name != "optimizer"}
 
 
 def identity(config: TrainConfig, models: TrainingModels) -> dict[str, Any]:
-    """Return what has to be as it was for a run to go on: settings, samples, and the models behind its stores."""
+    """Return the values that must be equal when a run resumes: settings, samples, and models behind its stores."""
     told = flat(config.model_dump(mode="json"))
     found = {name: value for name, value in told.items() if name not in _HARMLESS | _OF_THE_LOOP}
     found["samples"] = models.samples.fingerprint
@@ -38,10 +38,10 @@ def identity(config: TrainConfig, models: TrainingModels) -> dict[str, Any]:
 
 @contextmanager
 def only_run(out: Path) -> Iterator[None]:
-    """Return a context in which no other run writes to this folder; what killed ones have left there is swept.
+    """Return a context that locks the folder for one run and removes temporary files of killed ones.
 
     Raises:
-        LLMDiffError: another one does.
+        LLMDiffError: another run uses the folder.
         OutputError: the folder cannot be written.
     """
     lock = FileLock(out / ".lock", timeout=0)
@@ -50,7 +50,7 @@ def only_run(out: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         raise LLMDiffError(
-            f"out {out} is that of a run which has not ended yet: wait for it, or choose another folder"
+            f"out {out} is in use by another run: wait for it, or choose another folder"
         ) from error
     except OSError as error:
         raise not_writable(out, error) from error

@@ -1,4 +1,4 @@
-"""Scenes of the embedded worlds as training data: drawn when they are asked for, so no picture file is needed."""
+"""Scenes of the embedded worlds as training data, drawn on access without picture files."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -11,17 +11,17 @@ from PIL import Image
 from llmdiff.training.rows import Row
 
 Wording = Literal["training", "reworded"]
-"""How captions speak: as those that the base was trained with, or also in other words, each with its plain wording."""
+"""Wording of captions: like the base's training captions, or reworded with those as plain wording."""
 
 Drawing = tuple[str, str, Callable[[], np.ndarray]]
 """A caption, its plain wording, and a function that draws the picture, (side, side, 3) uint8."""
 
 
 class GeneratedSource(ABC):
-    """Scenes by number; the same number is always the same scene and captions.
+    """Scenes by index; an index always gives the same scene and captions.
 
-    A sample's content is its number and a digest of how scenes are drawn: a change of artwork or renderer makes it
-    another sample, whose latents are not in the store yet.
+    A sample's content is its index and a digest of drawn scenes, so that a change of artwork or renderer changes all
+    samples and their latents are encoded again.
     """
 
     def __init__(self, count: int, *, image_size_px: int, wording: Wording, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""The shapes that training pictures are cut to."""
+"""Shapes of training pictures: resize and crop."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +9,7 @@ from PIL import Image
 
 @dataclass(frozen=True, kw_only=True)
 class Shapes:
-    """Which pictures are taken and what becomes of them.
+    """Limits on training pictures, and the buckets that they are cropped to.
 
     Units: pixels. `resolution_px` squared is the area of every bucket, sides are multiples of `multiple_px`.
     """
@@ -23,7 +23,7 @@ class Shapes:
     flip: bool = False
 
     def buckets(self) -> list[tuple[int, int]]:
-        """Return the (height, width) of every bucket, from upright to wide."""
+        """Return the (height, width) of every bucket, from portrait to landscape."""
         step = self.multiple_px
         square = max(step, self.resolution_px // step * step)
         if not self.aspect_buckets:
@@ -39,7 +39,7 @@ class Shapes:
 def cut(
     picture: Image.Image, height: int, width: int, crop: str, rng: np.random.Generator
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """The part of a picture that fills height x width, and its corner (top, left) in the resized picture."""
+    """Resize and crop a picture to height x width; return it and its corner (top, left) in the resized picture."""
     resized = picture.resize(
         resized_size(picture.width, picture.height, height, width), Image.Resampling.LANCZOS
     )
@@ -52,6 +52,6 @@ def cut(
 
 
 def resized_size(width: int, height: int, target_height: int, target_width: int) -> tuple[int, int]:
-    """Return the (width, height) at which a picture just covers the target."""
+    """Return the smallest (width, height) with the picture's aspect that covers the target."""
     scale = max(target_height / height, target_width / width)
     return max(target_width, round(width * scale)), max(target_height, round(height * scale))

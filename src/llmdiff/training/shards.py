@@ -1,4 +1,4 @@
-"""Samples in WebDataset tar shards: a table keeps where each picture is; pictures are read from the shards."""
+"""Samples in WebDataset tar shards: a table stores the offset of each picture, which is read from its shard."""
 
 import json
 import stat
@@ -15,7 +15,7 @@ from llmdiff.training.folders import CAPTION_KEYS
 from llmdiff.training.rows import PICTURE_SUFFIXES, is_whole_text, shown
 from llmdiff.training.sources import TableSource, innermost
 
-_FORMAT = 2  # of the table of places
+_FORMAT = 2  # version of the table of offsets
 _MAX_CAPTION_BYTES = 2**20
 _MAX_SHARDS = 100_000
 _KINDS = tuple(suffix.removeprefix(".") for suffix in PICTURE_SUFFIXES)
@@ -26,12 +26,12 @@ def shards_source(pattern: str, *, cache: Path) -> TableSource:
     """Return the samples of WebDataset tar shards as img2dataset writes them: KEY.jpg and KEY.txt.
 
     The caption is in KEY.txt or KEY.caption, else in KEY.json under `text`, `caption` or `captions`. `pattern` may
-    hold wildcards and brace ranges: `data/{00000..00099}.tar`. A table of places and captions is kept under
-    `cache`. The fingerprint covers the size and modification time of every shard. Nothing after a damaged place in a
-    shard can be found: it counts as one bad sample more.
+    contain wildcards and brace ranges: `data/{00000..00099}.tar`. A table of offsets and captions is kept under
+    `cache`. The fingerprint covers the size and modification time of every shard. The rest of a shard after damaged
+    bytes is not read and counts as one bad sample.
 
     Raises:
-        DataError: there are no such shards, one of a brace range is missing, or one is no tar file.
+        DataError: there are no such shards, one of a brace range is missing, or one is not a tar file.
     """
     check_extra("train", "datasets", "bracex")
     import datasets
@@ -60,7 +60,7 @@ def shards_source(pattern: str, *, cache: Path) -> TableSource:
             cache_dir=str(cache),
             gen_kwargs={"shards": shards, "format": _FORMAT},
         )
-    except Exception as error:  # the library wraps it in its own
+    except Exception as error:  # `datasets` wraps errors in its own classes
         raise DataError(f"shards {pattern!r} cannot be read: {innermost(error)}") from error
     if not len(table):
         raise DataError(f"shards {pattern!r} cannot be read: there are no samples in them")
@@ -86,7 +86,7 @@ def _paths(pattern: str) -> list[str]:
 
 def _rows(shards: Sequence[tuple[str, int, int]], format: int) -> Iterator[dict[str, Any]]:
     for path, size, _ in shards:
-        # Compressed ones cannot be read from the middle.
+        # "r:" rejects compressed shards, which do not allow random access.
         with tarfile.open(path, "r:", errors="backslashreplace") as tar:
             key, parts = "", dict[str, tarfile.TarInfo]()
             for member in _members(tar):
@@ -104,22 +104,22 @@ def _rows(shards: Sequence[tuple[str, int, int]], format: int) -> Iterator[dict[
                     "key": path,
                     "picture": None,
                     "captions": [],
-                    "problem": f"the shard is cut off or damaged at byte {end}: what follows is not used",
+                    "problem": f"the shard is truncated or damaged at byte {end}: the rest is not used",
                 }
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     try:
         while (member := tar.next()) is not None:
-            tar.members.clear()  # type: ignore[attr-defined]  # it would keep millions
+            tar.members.clear()  # type: ignore[attr-defined]  # the list would grow to millions
             if member.isreg() and not member.issparse():
                 yield member
-    except Exception:  # headers break in many ways; `_damaged_at` says where
+    except Exception:  # damaged headers raise many kinds of exceptions; `_damaged_at` finds the position
         return
 
 
 def _damaged_at(tar: tarfile.TarFile, size: int) -> int | None:
-    """Where the shard breaks off; None where its end is marked, by a block of zeros."""
+    """Return the byte at which the shard is damaged; None if it ends with a block of zeros as it should."""
     file: Any = tar.fileobj
     file.seek(tar.offset)
     block = file.read(tarfile.BLOCKSIZE)

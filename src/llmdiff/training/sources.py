@@ -1,4 +1,4 @@
-"""Where pictures and captions come from: tables of the `datasets` library."""
+"""Samples in tables of the `datasets` library."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +11,9 @@ from llmdiff.training.rows import Row
 
 
 class TableSource:
-    """Samples in a table of the `datasets` library, which decodes no picture of them itself.
+    """Samples in a table of the `datasets` library, without its decoding of pictures.
 
-    A picture is a file's content, a path, both as `datasets.Image` keeps them, or a place in a file.
+    A picture is stored as the bytes of a file or as a path (both as in `datasets.Image`), or as an offset in a file.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class TableSource:
         return len(self._table)
 
     def row(self, index: int) -> Row:
-        """Return one sample; of one that cannot be read, why."""
+        """Return one sample, with the reason in `problem` if it cannot be read."""
         try:
             found = self._table[index]
-        except Exception as error:  # pyarrow's, of texts that are no UTF-8
+        except Exception as error:  # pyarrow's, for texts that are not UTF-8
             problem = f"the row cannot be read ({first_line(error)})"
             return Row(key=f"row {index}", captions=[], content=bytes, problem=problem)
         captions: list[Any] = []
@@ -69,17 +69,17 @@ class TableSource:
 def hub_source(
     name: str, *, split: str, image_column: str, caption_columns: Sequence[str], cache: Path
 ) -> TableSource:
-    """Return a data set of the Hub, or a folder that `datasets.load_dataset` can read.
+    """Return the samples of a Hub data set or of a folder that `datasets.load_dataset` can read.
 
     Raises:
-        DataError: it cannot be loaded, or lacks a column.
+        DataError: the data set cannot be loaded or lacks a column.
     """
     check_extra("train", "datasets")
     import datasets
 
     try:
         table = datasets.load_dataset(name, split=split, cache_dir=str(cache))
-    except Exception as error:  # the library raises its own, pyarrow's, fsspec's and the Hub's
+    except Exception as error:  # its own exceptions, and those of pyarrow, fsspec and the Hub
         raise DataError(
             f"data set {name!r} (split {split!r}) cannot be loaded: {innermost(error)}"
         ) from error
@@ -87,7 +87,7 @@ def hub_source(
 
 
 def innermost(error: BaseException) -> str:
-    """Return what began an error: the library's own says only that there was one."""
+    """Return the message of an error's first cause; `datasets` hides it behind general ones."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
     return first_line(error) if isinstance(error, Exception) else type(error).__name__
@@ -102,7 +102,9 @@ def _content(stored: Any) -> bytes:
         return stored
     if isinstance(stored, str):
         return read_bytes(Path(stored), max_bytes=MAX_PICTURE_BYTES)
-    raise InputFileError("no picture" if stored is None else f"no picture but {type(stored).__name__}")
+    raise InputFileError(
+        "no picture" if stored is None else f"expected a picture, got a {type(stored).__name__}"
+    )
 
 
 def _part(path: Path, offset: int, size: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Trains an adapter as a configuration says: what `llmdiff train` does."""
+"""Train an adapter according to a configuration, for `llmdiff train`."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -18,26 +18,26 @@ from llmdiff.training.runs import identity, only_run
 
 
 def train_adapter(config: TrainConfig, *, samples: int | None = None) -> Path:
-    """Train, or go on training, and return the folder of the finished adapter.
+    """Train an adapter, or resume its training, and return the folder of the finished adapter.
 
-    `samples`: only on whole batches of one shape, out of the first so many, to be timed.
+    `samples` limits the training to whole batches of one shape from the first samples, for timing.
 
     Raises:
-        LLMDiffError: see `load_models` and `loop.train`; or the device's memory does not suffice.
+        LLMDiffError: see `load_models` and `loop.train`; or the device runs out of memory.
     """
     try:
         return _train_adapter(config, samples)
     except torch.OutOfMemoryError as error:
         raise LLMDiffError(
             f"not enough memory on the device ({first_line(error)}): lower training.batch_size and raise "
-            "training.accumulation_steps, or set training.gradient_checkpointing; `llmdiff plan` says what a run takes"
+            "training.accumulation_steps, or set training.gradient_checkpointing; `llmdiff plan` estimates the memory"
         ) from error
 
 
 def _train_adapter(config: TrainConfig, samples: int | None) -> Path:
     process = launched_process(config.device)
     with only_run(config.out) if process.is_main_process else nullcontext():
-        # The first process checks and encodes what is not in the store yet; the others then find it there.
+        # The first process checks samples and fills the store before the others use it.
         with process.main_process_first():
             models = load_models(config, process.device)
             models = replace(models, samples=replace(models.samples, rows=models.samples.rows[:samples]))

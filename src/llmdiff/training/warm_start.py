@@ -1,13 +1,13 @@
-"""Training from text alone: without a picture, the adapter learns to say what the base's own encoder says.
+"""Train an adapter from text alone to match the attention outputs of the base's own text encoder.
 
-For queries z that the base's attention layers meet while the base draws from noise, and a caption y,
+For queries z from the base's attention layers, recorded while it draws from noise, and a caption y,
 
     loss = mean over layers of  |TwoBranch(z, c(y)) - Attn(z, base text states(y))|^2  /  variance of the latter
 
-No denoiser runs in a step, only its text attention, on a few positions: a step costs a small part of an image step.
-The adapter then stands where the base's encoder stands on the captions both have seen, and image steps are left for
-what the base's encoder cannot do. Instead of the base's own text, another adapter may be the one to learn from
-(`target`), as when an adapter is ported to another LLM.
+A step runs only the denoiser's text attention, on a few positions, and costs a small part of a step on pictures. The
+adapter then matches the base's encoder on these captions, and steps on pictures can teach it what that encoder cannot
+do. Another adapter may be the target instead of the base's text encoder (`target`), as when an adapter is ported to
+another LLM.
 
 Source: ours. A regression of a frozen layer's outputs, as in FitNets (Romero et al. 2015, arXiv 1412.6550).
 """
@@ -43,21 +43,21 @@ FromCaptions = Callable[[Sequence[int], torch.Generator], Conditioned]
 """Indices of captions => `encoder_hidden_states` and a pooled vector or None; the generator is for noise."""
 
 Target = Callable[[Sequence[int], Mapping[str, Tensor]], tuple[Mapping[str, Tensor], Tensor | None]]
-"""Indices of captions, and a layer's queries by its name => what each layer is to give, and a pooled vector or None."""
+"""Indices of captions, and queries by layer name => target output of each layer, and a pooled vector or None."""
 
 LayerInputs = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
-"""`encoder_hidden_states` and time steps (B,) => what a layer's attention reads of them, and an additive mask
+"""`encoder_hidden_states` and timesteps (B,) => the states that a layer's attention reads, and an additive mask
 (B, 1, T) or None."""
 
 POSITIONS = 16
-"""Image states of each picture and step that are kept as queries."""
+"""Number of image states kept as queries for each picture and step."""
 
 _DRAWN_TOGETHER = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class BaseQueries:
-    """Image states that the base's text attention met while the base drew, and the time steps they belong to.
+    """Image states at the base's text attention, recorded while the base draws, and their timesteps.
 
     Shapes: states[layer] (pictures x steps, positions, width of the layer) float16; timesteps (pictures x steps,).
     """
@@ -79,9 +79,9 @@ def draw_queries(
     seed: int = 0,
     **drawing: Any,
 ) -> BaseQueries:
-    """Return the queries of pictures that the base draws of these captions, from noise to picture in `steps`.
+    """Draw pictures of these captions with the base in `steps` steps and return the recorded queries.
 
-    `drawing` goes to the pipeline: height and width, where its own are not those of the training.
+    `drawing` is passed to the pipeline, such as height and width if the training's differ from its defaults.
 
     Raises:
         UnsupportedPipelineError: the base has no text encoder, or no cross-attention that reads its states.
@@ -138,7 +138,7 @@ def draw_queries(
 
 
 def stored_queries(store: Path, pipe: Any, captions: Sequence[str], **drawing: Any) -> BaseQueries:
-    """Return `draw_queries` of these arguments, drawn once for this base and kept in the store."""
+    """Return the result of `draw_queries` with these arguments, cached in the store for this base."""
     denoiser = families.denoiser_of(pipe)
     drawn_from = json.dumps([model_digest(denoiser), list(captions), drawing], sort_keys=True)
     kept = TensorStore(store / "queries" / sha256(drawn_from.encode()).hexdigest()[:32])
@@ -172,14 +172,27 @@ def warm_start(
     title: str = "warm start",
     must_match: Mapping[str, Any] | None = None,
 ) -> None:
-    """Train what requires gradients in `modules` on captions alone; resumable as `train` is. Returns nothing.
+    """Train the parameters of `modules` that require gradients on captions alone; resumable like `train`.
 
-    In a step, while `installed(denoiser)` lasts, the denoiser's text attention takes what `conditioned` gives for
-    captions by their indices. `choose(rng)` gives the indices of a batch, evenly drawn where it is None; `queries`
-    is called when the first step needs them. `layer_inputs` stands in for what the denoiser would do to
-    `conditioned`'s states on their way to a layer. The base reads `captions`, which may say in plain words what
-    `conditioned` says in others; with a `target`, what that gives for them is learned instead. A pooled vector, where
-    the base has one, is fitted to the target's.
+    Args:
+        pipe: pipeline of the base.
+        modules: modules to train by name.
+        captions: captions for the base's own text encoder, possibly plain wordings of those behind `conditioned`.
+        conditioned: indices of captions => the states that the denoiser's text attention reads inside
+            `installed(denoiser)`.
+        queries: called when the first step needs the queries.
+        config: settings of the loop, see `train`.
+        folder: folder of log and checkpoints.
+        lr_scale: factors of learning rate and weight decay.
+        muon: parameters for Muon.
+        title: name of the run.
+        must_match: values that must be equal when a run resumes.
+        installed: context in which the denoiser reads the states of `conditioned`.
+        batch_size: number of captions in a step.
+        choose: random generator => indices of a batch; None draws them uniformly.
+        target: indices and queries => target outputs; by default those of the base's own text encoder. A pooled
+            vector, if the base has one, is fitted too.
+        layer_inputs: computes the states at a layer from those of `conditioned`, in place of the denoiser.
 
     Raises:
         UnsupportedPipelineError: see `draw_queries`.
@@ -196,7 +209,7 @@ def warm_start(
         indices = [int(i) for i in chosen]
         rows = torch.from_numpy(rng.integers(len(asked()), size=batch_size))
         put = {name: asked().states[name][rows].to(denoiser.device, denoiser.dtype) for name in text_layers}
-        # What is installed may stand inside the base's layers (LoRA): the target answers without it.
+        # Installed modules may change the base's layers (LoRA): compute the target without them.
         with torch.no_grad():
             wanted, wanted_pooled = learn_from(indices, put)
         with installed(denoiser):
@@ -224,7 +237,7 @@ def warm_start(
 
 
 def base_target(pipe: Any, captions: Sequence[str]) -> Target:
-    """Return what the base's own text makes of its layers' queries.
+    """Return the target function of the base: its layers' outputs with its own text encoder.
 
     Raises:
         UnsupportedPipelineError: see `draw_queries`.
@@ -245,7 +258,7 @@ def base_target(pipe: Any, captions: Sequence[str]) -> Target:
 
 
 def unexplained(given: Tensor, wanted: Tensor) -> Tensor:
-    """Return the share of the variance of a layer's wanted output that the given one does not have."""
+    """Return the unexplained share of the variance of a layer's target output: mean squared error / variance."""
     variance = (wanted - wanted.mean((0, 1))).square().mean()
     share: Tensor = (given - wanted).square().mean() / variance.clamp(min=1e-12)
     return share
@@ -261,6 +274,6 @@ def check_warm_start(pipe: Any) -> None:
     reads_text = is_attached(pipe) or has_text_encoder(pipe)
     if family.text_channel != "states" or not reads_text:
         raise UnsupportedPipelineError(
-            f"a warm start needs cross-attention that reads a text encoder's states as they are, and "
-            f"{type(pipe).__name__} ({family.title}) as it is loaded has none: train it on pictures from the start"
+            f"a warm start needs cross-attention that reads a text encoder's states directly, and "
+            f"{type(pipe).__name__} ({family.title}) as loaded has none: train it on pictures from the start"
         )

@@ -1,4 +1,4 @@
-"""YAML as users write it: text stays text, and what is none is one line."""
+"""Parse YAML files of users: `no` and `off` stay text, and errors are one line."""
 
 import re
 from typing import Any
@@ -10,19 +10,19 @@ from llmdiff.errors import ConfigError
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML in which `no`, `off` and the like are text, as in YAML 1.2, and every key stands once."""
+    """A YAML loader in which `no`, `off` and similar words are text, as in YAML 1.2, and duplicate keys are errors."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """Return a mapping.
 
         Raises:
-            ConstructorError: a key is there twice.
+            ConstructorError: a key occurs twice.
         """
         seen: list[Any] = []
         for key, _ in node.value:
             name = self.construct_object(key, deep=True)
             if name in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {short(name)} is there twice")
+                raise yaml.constructor.ConstructorError(None, None, f"the key {short(name)} occurs twice")
             seen.append(name)
         return dict(super().construct_mapping(node, deep=deep))
 
@@ -36,14 +36,14 @@ _Loader.add_implicit_resolver(_TRUTH, re.compile("^(?:true|True|TRUE|false|False
 
 
 def parse_yaml(problem: str, text: str) -> Any:
-    """Return what a YAML text says.
+    """Return the content of a YAML text.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: the text is not valid YAML.
     """
     try:
         return yaml.load(text, Loader=_Loader)
-    # ValueError: a date that there is not, a number of 5,000 digits; TypeError: a key that is a list.
+    # ValueError: an invalid date, or a number of 5,000 digits; TypeError: a list as a key.
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         said = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"{problem} ({said[:300]}): repair it") from error
+        raise ConfigError(f"{problem} ({said[:300]}): correct it") from error

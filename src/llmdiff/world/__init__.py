@@ -1,6 +1,6 @@
-"""The world of the embedded default: what its scenes hold, how they are drawn, what captions say of them.
+"""The world of the embedded default: its scenes, their pictures and their captions.
 
 `things`, `places`, `forms`: the tables in `data/`. `scenes`, `layouts`: scenes as data. `captions`, `phrases`,
-`voices`: their captions. `splits`: what training shows and what is held out. `artwork`, `rendering`, `sheets`:
-pictures. Nothing here knows of models or training.
+`voices`: their captions. `splits`: training scenes and held-out scenes. `artwork`, `rendering`, `sheets`: pictures.
+This package does not depend on models or training.
 """

@@ -24,7 +24,7 @@ _VIEW_BOX = 'viewBox="0 0 72 72"'
 _GROUP = re.compile(r'<g id="(?P<id>[^"]*)"')
 _FILL = re.compile(r'fill="(?!none)[^"]*"|fill:(?!none)[^;"]*')
 _STROKE = re.compile(r'stroke="(?!none)[^"]*"|stroke:(?!none)[^;"]*')
-# A woman doing sports differs from a man by a thin line for her ponytail: it is drawn wider, in brown.
+# In sports, women differ from men by a thin line for the ponytail: draw it wider and in brown.
 _PONYTAIL = re.compile(r' d="M[\d.]+[, ](?P<y>[\d.]+)s[^"]{20,120}"')
 _COLOUR = re.compile(r"#[0-9a-fA-F]+")
 _STROKE_WIDTH = re.compile(r'stroke-width="[^"]*"')
@@ -32,7 +32,7 @@ _STROKE_WIDTH = re.compile(r'stroke-width="[^"]*"')
 
 @lru_cache(maxsize=4096)
 def picture(name: str, style: str, colour: str | None, who: str | None) -> RGBA:
-    """Return a thing's drawing, cut to a square around what is inked.
+    """Return a thing's drawing, cropped to a square around its visible part.
 
     Shapes: (side, side, 4) uint8: red, green, blue, alpha; the side is that of the drawing.
 
@@ -52,13 +52,13 @@ def picture(name: str, style: str, colour: str | None, who: str | None) -> RGBA:
 def sprite(
     name: str, style: str, colour: str | None, who: str | None, side_px: int, upside_down: bool, halo: bool
 ) -> RGBA:
-    """Return a thing's picture at this size; with `halo`, in a thin white border for dark backgrounds.
+    """Return a thing's picture at this size; `halo` adds a thin white border for dark backgrounds.
 
     Shapes: (side_px, side_px, 4) uint8, colours multiplied by alpha.
     """
     image = Image.fromarray(picture(name, style, colour, who)).convert("RGBa")
     resized = np.asarray(image.resize((side_px, side_px), Image.Resampling.LANCZOS))
-    # The filter overshoots: no colour may be more than its alpha.
+    # The resampling filter overshoots: limit colours to alpha.
     array = np.minimum(resized, resized[..., 3:])
     if halo:
         array = _with_halo(array)
@@ -67,7 +67,7 @@ def sprite(
 
 @lru_cache(maxsize=4096)
 def aspect(name: str, style: str, who: str | None) -> float:
-    """Return how many times longer than wide a thing's drawing is, or wider than long: 1 or more."""
+    """Return the ratio of the longer to the shorter side of a thing's drawing, at least 1."""
     alpha = picture(name, style, None, who)[..., 3]
     height, width = (int(np.ptp(np.flatnonzero(alpha.max(axis) > 5))) + 1 for axis in (1, 0))
     return max(height, width) / min(height, width)
@@ -84,7 +84,7 @@ def rasterise(svg: str, side_px: int) -> RGBA:
 
 
 def missing_artwork(what: str) -> LLMDiffError:
-    """Return the error of artwork that is not installed."""
+    """Return the error for artwork that is not installed."""
     return LLMDiffError(
         f"{what} is not installed, which rendering scenes needs: pip install 'llmdiff-adapter[train]'"
     )
@@ -121,7 +121,7 @@ def use_fluent(folder: Path | None) -> None:
 
 
 def fluent_folder() -> Path | None:
-    """Return the folder that `use_fluent` has set."""
+    """Return the folder set by `use_fluent`."""
     return _fluent_folder
 
 
@@ -149,7 +149,7 @@ def _flat_svg(thing: Thing, colour: str | None, who: str | None, *, hair: str) -
     svg = _openmoji(thing.codepoint(who))
     if colour is not None:
         painted = {fill.lower(): _darker(COLOURS[colour], shade) for fill, shade in thing.fills}
-        # All at once: one replacement may be another's original.
+        # All colours in one pass: one's replacement may be another's original.
         svg = _COLOUR.sub(lambda found: painted.get(found[0].lower(), found[0]), svg)
     if who == "woman":
         svg = _with_ponytail(svg, _openmoji(thing.codepoint("man")), hair)
@@ -168,7 +168,7 @@ def _openmoji(codepoint: str) -> str:
 
 
 def _without_colours(svg: str) -> str:
-    """Return OpenMoji's drawing with its colour layers filled white: its black line drawing, not see-through."""
+    """Return OpenMoji's drawing with its colour layers in white: an opaque black line drawing."""
     starts = [match.start() for match in _GROUP.finditer(svg)]
     if not starts:
         return _FILL.sub('fill="#fff"', svg)
@@ -189,7 +189,7 @@ def _like(found: str, what: str, value: str) -> str:
 
 def _with_ponytail(woman: str, man: str, hair: str) -> str:
     """Return the woman's drawing with her ponytail drawn wider, filled with `hair`; the man's drawing has none."""
-    if '<g id="hair">' in woman:  # a portrait, whose hair can be seen
+    if '<g id="hair">' in woman:  # a portrait with visible hair
         return woman
     lines = woman.splitlines()
     found = [(i, _PONYTAIL.search(line)) for i, line in enumerate(lines)]
@@ -204,7 +204,7 @@ def _with_ponytail(woman: str, man: str, hair: str) -> str:
 
 
 def _cut(image: RGBA) -> RGBA:
-    """Return the square around what is inked, see-through where it reaches beyond the image."""
+    """Return the square around the visible part, transparent where it exceeds the image."""
     rows, columns = (np.flatnonzero(image[..., 3].max(axis) > 5) for axis in (1, 0))
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     side = int(max(bottom - top, right - left)) + 2
@@ -223,7 +223,7 @@ def _with_halo(array: RGBA) -> RGBA:
     for rows, columns in ((0, 1), (2, 1), (1, 0), (1, 2)):
         np.maximum(wide, alpha[rows : rows + wide.shape[0], columns : columns + wide.shape[1]], out=wide)
     result = array.astype(np.uint16)
-    # White behind the drawing wherever the wider alpha is.
+    # White behind the drawing within the wider alpha.
     result[..., :3] += (wide - array[..., 3]).astype(np.uint16)[..., None]
     result[..., 3] = wide
     return result.clip(0, 255).astype(np.uint8)

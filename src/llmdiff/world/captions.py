@@ -1,4 +1,4 @@
-"""Captions of scenes: plain or rich ones for training, and those of the evaluation, in words held out."""
+"""Captions of scenes: plain and rich ones for training, and those of the evaluation, with held-out words."""
 
 import random
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ MOST_SENTENCES, LEAST_WORDS, MOST_WORDS, LONG_WORDS = 6, 3, 150, 77
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
-    """A text that asks for a scene, and what it asks for."""
+    """A text that describes a scene, and its requirements."""
 
     text: str
     expected: Expected
 
 
 class _Draft:
-    """A caption in the making: its clause so far, whether that is a noun phrase, and the sentences after it."""
+    """An unfinished caption: its clause, whether the clause is a noun phrase, and the sentences after it."""
 
     def __init__(self, text: str, *, is_phrase: bool) -> None:
         self.text, self.is_phrase = text, is_phrase
@@ -83,11 +83,11 @@ def _core(scene: Scene, phrases: list[Phrase], voice: Voice, rng: random.Random,
     relation: str = scene.relation
     if relation == "spots":
         return _spots(scene, phrases, voice, rng)
-    if relation in ("right", "below"):  # the forms say left and above: a right of b is b left of a
+    if relation in ("right", "below"):  # forms exist for left and above: a right of b is b left of a
         relation, phrases = OPPOSITE[relation], phrases[::-1]
     form = pick(relation, voice.tiers, rng)
     if bare:
-        # "a line drawing of a picture of a cat" says it twice.
+        # Avoid "a line drawing of a picture of a cat".
         bare_forms = [
             form for form in forms(relation, voice.tiers) if form.is_phrase and form.text.startswith("{")
         ]
@@ -124,7 +124,7 @@ def _spots(scene: Scene, phrases: list[Phrase], voice: Voice, rng: random.Random
 
 
 def _say(draft: _Draft, kind: str, voice: Voice, rng: random.Random, **gaps: str) -> None:
-    """Add what a form of this kind says: to the clause, or as a sentence of its own."""
+    """Add a form of this kind to the clause or as a separate sentence."""
     one_clause = not draft.after and not draft.text.endswith("?")
     if one_clause and rng.random() < (0.85 if draft.is_phrase else 0.5):
         draft.wrap(pick(kind, voice.tiers, rng), **gaps)
@@ -159,7 +159,7 @@ def _add_distractors(draft: _Draft, voice: Voice, rng: random.Random) -> None:
         room = len(draft.sentences) < MOST_SENTENCES and words + word_count(text) < MOST_WORDS
         if not room or (wanted <= 0 and not is_short):
             break
-        # Never between what is asked for: "it is a line drawing" would speak of the sentence before.
+        # Only at the start or end: in "it is a line drawing", "it" refers to the sentence before.
         if rng.random() < 0.4:
             draft.before.insert(0, text)
         else:

@@ -1,4 +1,4 @@
-"""The checker of the world: a small detector that reads what a picture shows."""
+"""The checker of the world: a small detector of things in a picture."""
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -24,9 +24,9 @@ OWN_COLOURS = "own"
 TYPICAL_SHARE = 0.3
 
 _PRESENT, _SURE = 0.5, 0.5
-# Two centres nearer than this, or than this share of a thing's length, are one thing.
+# Two centres within this distance, or within this share of a thing's length, are the same thing.
 _NEAR_PX, _NEAR_SHARE = 20.0, 0.4
-# The square that a drawing is put in is a little longer than the drawing, and long drawings get a larger one.
+# A drawing's square is a little longer than the drawing, and larger for long drawings.
 _INKED_SHARE, _STRETCH_POWER, _MOST_STRETCH = 0.985, 0.4, 1.2
 _GROUPS = 8
 _HINT = "train it with: llmdiff-lab build --until checker"
@@ -34,10 +34,10 @@ _HINT = "train it with: llmdiff-lab build --until checker"
 
 @dataclass(frozen=True, kw_only=True)
 class CheckerOutput:
-    """What the network says of pictures.
+    """The network's output for pictures.
 
-    Shapes: presence (B, 16, 16), the logit of a thing's centre in this cell; features (B, W, 16, 16), which
-    `WorldChecker.describe` reads; behind (B, places + backgrounds).
+    Shapes: presence (B, 16, 16), logits of a thing's centre in each cell; features (B, W, 16, 16), the input of
+    `WorldChecker.describe`; behind (B, places + backgrounds), logits of the background.
     """
 
     presence: Tensor
@@ -47,10 +47,10 @@ class CheckerOutput:
 
 @dataclass(frozen=True, kw_only=True)
 class CellOutput:
-    """What the network says of the thing in each of N cells: logits, and where it is.
+    """The network's output for the thing in each of N cells: logits and box.
 
-    Shapes: kinds (N, kinds); colours (N, 9), the last is the thing's own; styles (N, 3); turned (N,);
-    box (N, 4): centre x and y behind the middle of the cell in cells, width and height as
+    Shapes: kinds (N, kinds); colours (N, 9), the last is the thing's natural colours; styles (N, 3); turned (N,);
+    box (N, 4): offset x and y of the centre from the middle of the cell in cells, width and height as
     log(share of the picture / 0.3).
     """
 
@@ -62,12 +62,12 @@ class CellOutput:
 
 
 class WorldChecker(nn.Module):
-    """A centre-point detector: which cells of a 16 x 16 grid hold the centre of a thing, and which thing it is.
+    """A centre-point detector: it finds the cells of a 16 x 16 grid with the centre of a thing, and classifies it.
 
     Fields:
-        world: what it can read: the things, and the styles that it was trained on.
-        kinds: its classes: each thing, and each action once for every one who does it.
-        figures: what was measured of it on real renders, saved with it.
+        world: the things and styles that it was trained on.
+        kinds: its classes: each thing, and each action once for man, woman or both.
+        figures: its accuracy on real renders, saved with it.
 
     Source: Zhou et al. 2019 (CenterNet, arXiv 1904.07850), with one map of presence and the class read at its peaks.
     """
@@ -91,11 +91,11 @@ class WorldChecker(nn.Module):
         self.presence = nn.Conv2d(wide, 1, 1)
         self.cells = nn.Linear(wide, len(self.kinds) + len(COLOURS) + 1 + len(STYLES) + 1 + 4)
         self.behind = nn.Linear(wide, len(places()) + len(BACKGROUNDS))
-        with torch.no_grad():  # nearly all cells hold nothing; starting there saves the first hundred steps
+        with torch.no_grad():  # nearly all cells are empty: starting there saves the first hundred steps
             self.presence.bias.fill_(-5.0)  # type: ignore[union-attr]
 
     def forward(self, images: Tensor) -> CheckerOutput:
-        """Return what the network says of pictures. Shapes: images (B, 3, 128, 128) in -1..1."""
+        """Return the network's output. Shapes: images (B, 3, 128, 128) in -1..1."""
         middle = self.middle(self.fine(self.stem(images)))
         coarse = self.up(self.coarse(middle))
         features = self.join(middle + F.interpolate(coarse, scale_factor=2.0, mode="nearest"))
@@ -106,14 +106,14 @@ class WorldChecker(nn.Module):
         )
 
     def describe(self, features: Tensor) -> CellOutput:
-        """Return what the features of cells say of the things in them. Shapes: features (N, W)."""
+        """Return the description of the things in cells. Shapes: features (N, W)."""
         widths = [len(self.kinds), len(COLOURS) + 1, len(STYLES), 1, 4]
         kinds, colours, styles, turned, box = torch.split(self.cells(features), widths, dim=1)
         return CellOutput(kinds=kinds, colours=colours, styles=styles, turned=turned[:, 0], box=box)
 
     @torch.no_grad()
     def read(self, images: NDArray[np.uint8], *, batch: int = 64) -> list[Reading]:
-        """Return what each picture shows. Shapes: images (N, H, W, 3) uint8."""
+        """Return the contents of each picture. Shapes: images (N, H, W, 3) uint8."""
         device = self.presence.weight.device
         found: list[Reading] = []
         for start in range(0, len(images), batch):
@@ -121,7 +121,7 @@ class WorldChecker(nn.Module):
         return found
 
     def readings(self, output: CheckerOutput) -> list[Reading]:
-        """Return what the network's output says of each picture: one thing at every peak of presence."""
+        """Return the contents of each picture from the network's output: one thing at every peak of presence."""
         behind = [[*places(), *BACKGROUNDS][i] for i in output.behind.argmax(1).tolist()]
         is_place = output.behind.argmax(1) < len(places())
         cells = (output.presence.sigmoid() > _PRESENT).nonzero()
@@ -154,7 +154,7 @@ class WorldChecker(nn.Module):
         """Return a saved checker, ready to read pictures.
 
         Raises:
-            CorruptWeightsError: the folder holds no checker, or a damaged one.
+            CorruptWeightsError: the folder has no checker, or a damaged one.
             ConfigError: the checker was trained on another world than this version's.
         """
 
@@ -173,7 +173,7 @@ class WorldChecker(nn.Module):
         return checker
 
     def _config(self) -> dict[str, Any]:
-        """What must be the same in the version that reads as in the one that trained."""
+        """Return the tables that must be the same when the checker is trained and when it is loaded."""
         return {
             "kinds": [list(kind) for kind in self.kinds],
             "colours": list(COLOURS),
@@ -184,17 +184,17 @@ class WorldChecker(nn.Module):
         }
 
     def _thing(self, row: int, column: int, said: dict[str, NDArray[np.float32]]) -> tuple[SeenThing, float]:
-        """Return the thing whose centre is in a cell, and how long its drawing is, in shares of the picture."""
+        """Return the thing with its centre in a cell, and the length of its drawing as a share of the picture."""
         best = int(said["kinds"].argmax())
         name, who = self.kinds[best]
-        # Who does an action may be uncertain while the action is not.
+        # Sum over persons: who does an action may be uncertain while the action is not.
         sure = sum(share for share, kind in zip(said["kinds"], self.kinds, strict=True) if kind[0] == name)
         dx, dy, width, height = said["box"].tolist()
         longer, shorter = (TYPICAL_SHARE * float(np.exp(f(width, height))) for f in (max, min))
         side = longer / _INKED_SHARE / min((longer / shorter) ** _STRETCH_POWER, _MOST_STRETCH)
         known = all_things()[name]
         style = STYLES[int(said["styles"].argmax())]
-        # A shape has no colour of its own, a line drawing has no colours at all.
+        # A shape always has one of these colours; a line drawing has no colours.
         choices = COLOURS if known.is_shape else (*COLOURS, OWN_COLOURS)
         colour = [*choices][int(said["colours"][: len(choices)].argmax())]
         is_painted = bool(known.colours) and style != "line" and colour != OWN_COLOURS
@@ -213,7 +213,7 @@ class WorldChecker(nn.Module):
 
 
 def to_checker_input(images: NDArray[np.uint8]) -> Tensor:
-    """Return pictures of any size as the checker takes them: (N, H, W, 3) uint8 => (N, 3, 128, 128) in -1..1."""
+    """Return the checker's input for pictures of any size: (N, H, W, 3) uint8 => (N, 3, 128, 128) in -1..1."""
     pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
     if pixels.shape[-2:] != (SCENE_SIZE_PX, SCENE_SIZE_PX):
         size = (SCENE_SIZE_PX, SCENE_SIZE_PX)

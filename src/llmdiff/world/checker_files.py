@@ -36,11 +36,11 @@ def save_checker(checker: nn.Module, folder: Path, config: dict[str, Any]) -> No
 
 
 def load_checker(folder: Path, make: Callable[[Any], _Checker], *, title: str, hint: str) -> _Checker:
-    """Return a saved checker, ready to read pictures. `make` returns an untrained one for a config.
+    """Return a saved checker in eval mode. `make` returns an untrained one for a config.
 
     Raises:
-        CorruptWeightsError: the folder holds no checker, or a damaged one.
-        ConfigError: `make` refuses the config.
+        CorruptWeightsError: the folder has no checker, or a damaged one.
+        ConfigError: `make` rejects the config.
     """
     try:
         config = read_json(folder / CONFIG_NAME)

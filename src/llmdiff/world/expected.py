@@ -1,4 +1,4 @@
-"""What a caption asks for, in a form that a checker can compare with what it sees in a picture."""
+"""Requirements of captions, in a form that a checker compares with the contents of a picture."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -8,7 +8,7 @@ from llmdiff.world.layouts import Relation
 
 @dataclass(frozen=True, kw_only=True)
 class ExpectedThing:
-    """One kind of thing that a caption asks for; None where it leaves something open."""
+    """One kind of thing in a caption; None for properties that the caption leaves open."""
 
     name: str
     count: int = 1
@@ -21,14 +21,14 @@ class ExpectedThing:
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """What a caption asks for: only what it says, so a picture is right if all of this is so.
+    """The requirements of a caption: a picture that meets all of them is right.
 
     Fields:
-        things: in the order of the relation; nothing else may be in the picture.
-        relation: left, right, above, below: the first thing from the second; between: the first between the
-            other two; row, column: from left to right, from top to bottom; spots, corner: see `spot`;
-            None: anywhere.
-        absent: names that must not be seen, of which the caption speaks.
+        things: things in the order of the relation; nothing else may be in the picture.
+        relation: left, right, above, below: position of the first thing relative to the second; between: the first
+            between the other two; row, column: from left to right, from top to bottom; spots, corner: see `spot`;
+            None: any positions.
+        absent: names in the caption of things that must not be in the picture.
     """
 
     things: tuple[ExpectedThing, ...]
@@ -40,7 +40,7 @@ class Expected:
 
     @property
     def counts(self) -> Counter[str]:
-        """How many of each name the picture shows."""
+        """Return the required number of things by name."""
         total: Counter[str] = Counter()
         for thing in self.things:
             total[thing.name] += thing.count
@@ -48,7 +48,7 @@ class Expected:
 
     @property
     def coloured(self) -> Counter[tuple[str, str]]:
-        """How many of each name and colour it shows, of things whose colour is asked for."""
+        """Return the required number of things by name and colour, for things with a required colour."""
         total: Counter[tuple[str, str]] = Counter()
         for thing in self.things:
             if thing.colour is not None:
@@ -56,7 +56,7 @@ class Expected:
         return total
 
     def as_dict(self) -> dict[str, object]:
-        """Return it for JSON, without what is left open."""
+        """Return the requirements for JSON, without open ones."""
         kept = {key: value for key, value in asdict(self).items() if value}
         kept["things"] = [
             {key: value for key, value in asdict(thing).items() if value} for thing in self.things

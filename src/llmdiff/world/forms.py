@@ -12,16 +12,16 @@ Tier = Literal["plain", "rich", "held out"]
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """A sentence with gaps for what it speaks of.
+    """A sentence with gaps.
 
-    Gaps: {a}, {b}, {c} things in the relation's order; {is}, {bis} the verb of a and b; {k} how many things;
+    Gaps: {a}, {b}, {c} things in the relation's order; {is}, {bis} the verb of a and b; {k} number of things;
     {p} a corner or phrase of a place; {x} the caption so far; {c} of a background its colour; {s} a style;
-    {n}, {m} what is absent, with and without article.
+    {n}, {m} absent things, with and without article.
 
     Fields:
-        tier: plain: in the captions of the base too. rich: in longer training captions. held out: never in
-            training.
-        is_phrase: whether it is a noun phrase, which other forms can go on with.
+        tier: "plain": in captions of the base's training too; "rich": in longer training captions; "held out": never
+            in training.
+        is_phrase: whether it is a noun phrase, which other forms can extend.
     """
 
     kind: str
@@ -52,12 +52,12 @@ def all_forms() -> tuple[Form, ...]:
 
 @lru_cache
 def style_phrases(style: str, tiers: tuple[Tier, ...]) -> tuple[str, ...]:
-    """Return what captions of these tiers call a style."""
+    """Return the words for a style in captions of these tiers."""
     row = next(row for row in read_table("styles") if row["name"] == style)
     columns = {"plain": "phrases", "rich": "rich_phrases", "held out": "held_out_phrases"}
     return tuple(phrase for tier in tiers for phrase in parts(row[columns[tier]]))
 
 
 def pick(kind: str, tiers: tuple[Tier, ...], rng: random.Random) -> Form:
-    """Return one of the forms of a kind, of the plain tier where these tiers have none."""
+    """Return a random form of a kind, from the plain tier if these tiers have none."""
     return rng.choice(forms(kind, tiers) or forms(kind, ("plain", "rich")))

@@ -1,4 +1,4 @@
-"""Where the things of a scene stand, so that none hides another and each is large enough to be recognised."""
+"""Positions of the things in a scene, without overlap and large enough to recognise."""
 
 import random
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ from typing import Literal, get_args
 Relation = Literal[
     "alone", "corner", "group", "left", "right", "above", "below", "between", "row", "column", "spots"
 ]
-"""How the things of a scene stand to each other.
+"""Relations between the things of a scene.
 
-alone, corner: one thing, anywhere near the middle or in a corner. group: one to three kinds, several of each,
-anywhere. left, right, above, below: the first thing from the second. between: the first between the second and
-the third. row, column: from left to right, from top to bottom. spots: each in a corner or in the middle.
+alone, corner: one thing, near the middle or in a corner. group: one to three kinds, several of each, anywhere. left,
+right, above, below: position of the first thing relative to the second. between: the first between the second and the
+third. row, column: from left to right, from top to bottom. spots: each in a corner or in the middle.
 """
 RELATIONS: tuple[Relation, ...] = get_args(Relation)
 OPPOSITE: dict[str, str] = {"left": "right", "right": "left", "above": "below", "below": "above"}
@@ -33,7 +33,7 @@ def positions(
 ) -> list[Position]:
     """Return centre x, centre y and side of each thing. Units: shares of the picture's side.
 
-    `things` are sizes and spots, in the order of the relation.
+    `things` are sizes and spots in the order of the relation.
     """
     if relation == "alone":
         side = {"small": 0.38, "large": 0.82}.get(things[0][0] or "", 0.6) + rng.uniform(-0.03, 0.03)
@@ -46,7 +46,7 @@ def positions(
         return _in_cells(len(things), rng)
     if relation in ("left", "right", "above", "below"):
         return _in_pair(relation, [size for size, _ in things], rng)
-    # Three in a line; of "between", the first stands in the middle of the other two.
+    # Three in a line; for "between", the first is in the middle.
     line = [(place, 0.5 + rng.uniform(-0.1, 0.1)) for place in (0.175, 0.5, 0.825)]
     if relation == "between":
         outer = rng.sample((line[0], line[2]), 2)

@@ -1,4 +1,4 @@
-"""Noun phrases of captions: what one kind of thing in a scene is called."""
+"""Noun phrases of captions for one kind of thing in a scene."""
 
 import random
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _DIGIT_SHARE, _SAYS_WHO_SHARE = 0.2, 0.8
 
 @dataclass(frozen=True, kw_only=True)
 class Phrase:
-    """A noun phrase; `says_who`: whether it tells a man from a woman."""
+    """A noun phrase; `says_who`: whether it distinguishes man and woman."""
 
     text: str
     is_plural: bool = False
@@ -26,7 +26,7 @@ class Phrase:
 def phrase(
     placed: Placed, count: int, voice: Voice, rng: random.Random, *, described: bool = False
 ) -> Phrase:
-    """Return what a caption calls `count` things of this kind; `described`, by its held-out description."""
+    """Return a noun phrase for `count` things of this kind; with `described`, the held-out description."""
     thing = placed.thing
     if thing.is_action:
         return _action_phrase(placed, voice, rng)
@@ -40,13 +40,13 @@ def phrase(
     if count > 1:
         number = str(count) if rng.random() < _DIGIT_SHARE else COUNT_WORDS[count]
         return Phrase(text=noun.several(number, before, behind), is_plural=True)
-    # A word without a plural to count with is itself one: grapes, scissors.
+    # Nouns without a countable plural may be plurals themselves: grapes, scissors.
     is_plural = noun.plural is None and noun.text.endswith("s") and not noun.text.endswith(("as", "ss", "us"))
     return Phrase(text=noun.singular(before, behind), is_plural=is_plural)
 
 
 def absent_phrases(names: Sequence[str]) -> tuple[str, str]:
-    """Return things that are not there with their articles ("a cup or a dog") and behind "no" ("cup and no dog")."""
+    """Return absent things with their articles ("a cup or a dog") and for use after "no" ("cup and no dog")."""
     nouns = [all_things()[name].countable for name in names]
     found = [noun for noun in nouns if noun is not None]
     return " or ".join(noun.singular() for noun in found), " and no ".join(noun.text for noun in found)
@@ -63,7 +63,7 @@ def _noun(placed: Placed, count: int, voice: Voice, rng: random.Random) -> Noun:
 
 
 def _fitting(nouns: Sequence[Noun], placed: Placed, count: int) -> Sequence[Noun]:
-    """Return the nouns that a number or a size can stand before: not "two milk", rather not "small milk"."""
+    """Return the nouns that can follow a number or a size: not "two milk", preferably not "small milk"."""
     counted = [noun for noun in nouns if noun.plural is not None]
     return counted if count > 1 or (placed.size and counted) else nouns
 

@@ -1,4 +1,4 @@
-"""The places in which scenes are set: small vector drawings of our own, without anything that has a name here."""
+"""The places of scenes: our own small vector drawings, which contain none of the world's things."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,7 +9,7 @@ from llmdiff.world.things import parts, read_table
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A place and how captions say that something is there; `held_out_phrases` are in no training caption."""
+    """A place and its phrases in captions; `held_out_phrases` are in no training caption."""
 
     name: str
     phrases: tuple[str, ...]
@@ -18,7 +18,7 @@ class Place:
 
     @property
     def svg(self) -> str:
-        """Its drawing."""
+        """Return its drawing as SVG."""
         file = files("llmdiff.world") / "data" / "places" / f"{self.name.replace(' ', '_')}.svg"
         return file.read_text(encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""What a checker reads in a picture, and the comparison of that with what a caption asks for."""
+"""Contents of a picture as a checker reads them, and their comparison with the requirements of a caption."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -30,22 +30,22 @@ FAULTS_OF: dict[str, tuple[Fault, ...]] = {
     "style": ("wrong style",),
     "absent": ("unwanted thing",),
 }
-"""The parts of a verdict, and what can be wrong with each."""
+"""The parts of a verdict, and the possible faults of each."""
 _OF_SINGLE_THINGS = ("wrong person", "wrong colour", "wrong size", "wrong way up", "wrong relation")
-# Half way between the sides of `layouts.positions`: of a thing alone, and of a thing beside another.
+# Midpoints between the sides in `layouts.positions`, for a thing alone and for a thing beside another.
 _SMALL_ALONE, _LARGE_ALONE, _SMALL_OF_TWO, _LARGE_OF_TWO = 0.49, 0.71, 0.355, 0.43
-# A corner or the middle reaches this far; between them lies what is in neither.
+# Limits of corners and middle; things between them are in neither.
 _THIRDS = (0.36, 0.64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeenThing:
-    """One thing that a picture shows. Units: centre and side in shares of the picture's side.
+    """One thing in a picture. Units: centre and side in shares of the picture's side.
 
     Fields:
-        name: "unclear" where something is there, but no class is likelier than all others together.
-        colour: of shapes and of things that can be recoloured; None: its own colours.
-        side: as `Placed.side` has it: without what long drawings are given more.
+        name: "unclear" if no class is likelier than all others together.
+        colour: colour of shapes and recoloured things; None: natural colours.
+        side: the side as in `Placed.side`, without the stretch of long drawings.
     """
 
     name: str
@@ -60,7 +60,7 @@ class SeenThing:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What a picture shows: its things, and the place or the plain background behind them."""
+    """The contents of a picture: its things, and the place or the plain background behind them."""
 
     things: tuple[SeenThing, ...]
     place: str | None = None
@@ -68,21 +68,21 @@ class Reading:
 
     @property
     def style(self) -> str | None:
-        """The style of all its things; None: they differ, or there are none."""
+        """Return the style of all its things; None if they differ or there are none."""
         styles = {thing.style for thing in self.things}
         return styles.pop() if len(styles) == 1 else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Whether a picture shows what its caption asks for.
+    """The comparison of a picture with its caption.
 
     Fields:
-        parts: for every part that the caption asks for, whether it is right. `things`: the names seen are those
-            asked for and no others; `count`: each as often as asked for; `colours`, `size`, `way up`, `person`,
-            `relation`, `place`, `background`, `style`; `absent`: what must not be there is not.
-        faults: what is wrong, in words; of things that are missing, only that.
-        swapped: whether a relation is the opposite of what is asked for.
+        parts: whether each required part is right. `things`: the picture has the required names and no others;
+            `count`: the required number of each; `colours`, `size`, `way up`, `person`, `relation`, `place`,
+            `background`, `style`; `absent`: things that must be absent are.
+        faults: descriptions of faults; for missing things, only that they are missing.
+        swapped: whether a relation is the opposite of the required one.
     """
 
     parts: dict[str, bool]
@@ -91,14 +91,14 @@ class Verdict:
 
     @property
     def exact(self) -> bool:
-        """Whether everything that the caption asks for is right."""
+        """Return whether all required parts are right."""
         return not self.faults
 
 
 def matches(expected: Expected, reading: Reading) -> Verdict:
-    """Return which parts of what a caption asks for a picture shows; what the caption leaves open is not compared.
+    """Compare the contents of a picture with the requirements of a caption, without open properties.
 
-    Nothing but the things asked for may be in the picture, and nothing is upside down without being asked for.
+    Other things, and things upside down that should not be, are faults.
     """
     wanted, seen = expected.counts, Counter(thing.name for thing in reading.things)
     missing, extra = wanted.keys() - seen.keys(), seen.keys() - wanted.keys()
@@ -109,7 +109,9 @@ def matches(expected: Expected, reading: Reading) -> Verdict:
         "extra thing": bool(extra - unwanted),
         "unwanted thing": bool(unwanted),
         "wrong count": any(seen[name] not in (0, count) for name, count in wanted.items()),
-        "wrong person": not _enough(expected, reading, lambda thing: thing.who, _same_person),
+        "wrong person": not _enough(
+            expected, reading, lambda thing: thing.who, lambda seen, who: seen.who == who
+        ),
         "wrong colour": not _enough(expected, reading, lambda thing: thing.colour, _same_colour),
         "wrong size": not _sizes_fit(expected, reading),
         "wrong way up": _turned(expected) != _turned_seen(reading, wanted),
@@ -128,7 +130,7 @@ def matches(expected: Expected, reading: Reading) -> Verdict:
 
 
 def reading_of(scene: Scene) -> Reading:
-    """Return what a perfect checker reads in a render of this scene."""
+    """Return the contents of a render of this scene, as a perfect checker reads them."""
     return Reading(
         things=tuple(
             SeenThing(
@@ -149,7 +151,7 @@ def reading_of(scene: Scene) -> Reading:
 
 
 def expected_of(scene: Scene) -> Expected:
-    """Return everything that a render of this scene shows, as the longest caption could ask for it."""
+    """Return all contents of a render of this scene as requirements."""
     return Expected(
         things=tuple(
             ExpectedThing(
@@ -194,7 +196,7 @@ def _enough(
     attribute: Callable[[ExpectedThing], str | None],
     fits: Callable[[SeenThing, str], bool],
 ) -> bool:
-    """Return whether, of every name and attribute asked for, as many are seen as are asked for."""
+    """Return whether the picture has the required number of things for every name and attribute."""
     wanted: Counter[tuple[str, str]] = Counter()
     for thing in expected.things:
         value = attribute(thing)
@@ -204,10 +206,6 @@ def _enough(
         sum(seen.name == name and fits(seen, value) for seen in reading.things) >= count
         for (name, value), count in wanted.items()
     )
-
-
-def _same_person(seen: SeenThing, who: str) -> bool:
-    return seen.who == who
 
 
 def _same_colour(seen: SeenThing, colour: str) -> bool:
@@ -241,7 +239,7 @@ def _turned_seen(reading: Reading, names: Counter[str]) -> Counter[str]:
 
 
 def _found(expected: Expected, reading: Reading) -> list[list[SeenThing]]:
-    """Return, for each kind of thing asked for, those seen; colours only count where they tell two kinds apart."""
+    """Return the seen things of each required kind; colours matter only if they distinguish two kinds."""
     often = Counter(thing.name for thing in expected.things)
     return [
         [
@@ -255,7 +253,7 @@ def _found(expected: Expected, reading: Reading) -> list[list[SeenThing]]:
 
 
 def _relation(expected: Expected, reading: Reading) -> tuple[bool, bool]:
-    """Return whether the things stand as they should, and whether in exactly the opposite way."""
+    """Return whether the relation is right, and whether it is exactly the opposite."""
     relation, found = expected.relation, _found(expected, reading)
     if relation in (None, "alone", "group"):
         return True, False
@@ -280,7 +278,7 @@ def _in_line(things: Sequence[SeenThing], step: str) -> bool:
 
 
 def _direction(first: SeenThing, second: SeenThing) -> str:
-    """Return where the first stands, seen from the second."""
+    """Return the direction of the first thing from the second."""
     dx, dy = first.x - second.x, first.y - second.y
     if abs(dx) > abs(dy):
         return "left" if dx < 0 else "right"

@@ -1,4 +1,4 @@
-"""Scenes as pixels: sprites over a background, one scene in well under a millisecond, many on all cores."""
+"""Render scenes: sprites over a background, in well under a millisecond per scene, many scenes on all cores."""
 
 import multiprocessing
 import os
@@ -15,7 +15,7 @@ from llmdiff.world.scenes import Placed, Scene
 from llmdiff.world.things import BACKGROUNDS
 
 SCENE_SIZE_PX = 128
-# Flat and thin things look small in a square: they may be wider than `side` by this factor.
+# Largest factor by which flat and thin drawings may exceed `side`, because they look small in a square.
 _MOST_STRETCH = 1.2
 _CHUNK = 64
 
@@ -78,9 +78,9 @@ def render_many(
 
 
 def renderers(workers: int | None = None) -> ProcessPoolExecutor:
-    """Return a pool of processes that render, as many as there are cores unless said.
+    """Return a pool of rendering processes, by default one for each core.
 
-    Keep it open for many batches: each process spends some ten seconds on drawing everything once.
+    Keep it open for many batches: each process needs about ten seconds to render all sprites once.
     """
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

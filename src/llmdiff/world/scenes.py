@@ -1,4 +1,4 @@
-"""Scenes as data: which things stand where, drawn the same way from the same seed and index."""
+"""Scenes as data: things and their positions, reproducible by seed and index."""
 
 import random
 from collections.abc import Callable, Mapping
@@ -37,10 +37,10 @@ class Placed:
     """One thing in a scene. Units: centre and side in shares of the picture's side.
 
     Fields:
-        colour: the colour it is painted in; None leaves its own.
-        size: what a caption says of its size; None: nothing.
-        who: who does an action, where the drawings tell it.
-        spot: the corner or the middle, where the scene's relation is about that.
+        colour: the colour it is painted in; None keeps its natural colours.
+        size: its size in captions; None: not mentioned.
+        who: the person of an action, if the drawings distinguish persons.
+        spot: the corner or the middle, for the relations "corner" and "spots".
     """
 
     name: str
@@ -56,24 +56,24 @@ class Placed:
 
     @property
     def thing(self) -> Thing:
-        """What the tables say about it."""
+        """Return its row of the tables."""
         return all_things()[self.name]
 
     @property
     def kind(self) -> tuple[str, str | None, str | None, bool, str | None, str | None]:
-        """What makes it the same as its neighbour in a group."""
+        """Return the properties that are equal for things of the same kind in a group."""
         return self.name, self.colour, self.size, self.upside_down, self.who, self.spot
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What one picture shows.
+    """The contents of one picture.
 
     Fields:
-        relation: how the things stand to each other; `things` are in its order ("left": the first is left).
-        background: the colour behind, None in a place.
-        place: the name of the place, None before a plain background.
-        absent: things that a caption may say are not there.
+        relation: relation of the things; `things` are in its order ("left": the first is left).
+        background: colour of a plain background, None in a place.
+        place: name of the place, None with a plain background.
+        absent: things that captions may mention as absent.
     """
 
     things: tuple[Placed, ...]
@@ -84,24 +84,24 @@ class Scene:
 
     @property
     def style(self) -> Style:
-        """The style of all its things."""
+        """Return the style of all its things."""
         return self.things[0].style
 
     @property
     def groups(self) -> list[tuple[Placed, int]]:
-        """The kinds of things in their order, each with how many there are."""
+        """Return the kinds of things in order, each with its number."""
         grouped = (list(same) for _, same in groupby(self.things, key=lambda placed: placed.kind))
         return [(same[0], len(same)) for same in grouped]
 
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """What scenes are sampled from: all the tables, or fewer things and styles for a smaller model.
+    """The things and styles that scenes are sampled from: all, or fewer for a smaller model.
 
     Fields:
-        thing_count: how many things; None takes all. First those that people ask for most, in the order of
-            `data/common.tsv`, then the others, every group in turn. Actions and shapes are counted too.
-        styles: the styles that occur; `3d` needs a folder of pictures to be rendered (`artwork.use_fluent`).
+        thing_count: number of things, including actions and shapes; None takes all. The most common things are first,
+            in the order of `data/common.tsv`, then the others, evenly from all groups.
+        styles: the styles of scenes; rendering `3d` needs a folder of pictures (`artwork.use_fluent`).
     """
 
     thing_count: int | None = None
@@ -109,14 +109,14 @@ class World:
 
     @cached_property
     def things(self) -> tuple[Thing, ...]:
-        """The things of this world."""
+        """Return the things of this world."""
         every = tuple(all_things().values())
         if self.thing_count is None:
             return every
         if not 20 <= self.thing_count <= len(every):
             raise ValueError(f"thing_count: got {self.thing_count}, expected 20 to {len(every)}")
         groups = [list(same) for _, same in groupby(every, key=lambda thing: thing.group)]
-        # The shares of a large group's things are spread evenly between those of a small one.
+        # Merge groups evenly by the relative rank of their things.
         ranked = sorted((i / len(same), thing.name) for same in groups for i, thing in enumerate(same))
         common = [row["name"] for row in read_table("common")]
         chosen = list(dict.fromkeys([*common, *(name for _, name in ranked)]))[: self.thing_count]
@@ -124,12 +124,12 @@ class World:
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """The names of its things."""
+        """Return the names of its things."""
         return frozenset(thing.name for thing in self.things)
 
     @cached_property
     def choices(self) -> dict[tuple[Style, str], tuple[Thing, ...]]:
-        """The things of each style that are plain things, actions, shapes or can be painted."""
+        """Return the things of each style by kind: plain things, actions, shapes, things that can be painted."""
         tests: dict[str, Callable[[Thing], bool]] = {
             "thing": lambda thing: not thing.is_action and not thing.is_shape,
             "action": lambda thing: thing.is_action,
@@ -214,7 +214,7 @@ def _distinct(world: World, style: Style, rng: random.Random, count: int) -> lis
 
 
 def _groups(world: World, style: Style, rng: random.Random) -> list[Placed]:
-    """Return two to six things of one kind or of two or three kinds, those of a kind beside each other."""
+    """Return two to six things of one to three kinds, ordered by kind."""
     counts = [rng.randint(2, 6)]
     if rng.random() < 0.5:
         counts = rng.choice(

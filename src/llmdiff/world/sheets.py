@@ -1,4 +1,4 @@
-"""Contact sheets: every thing of the world with its name, or scenes with their captions."""
+"""A contact sheet of the world: every thing and place with its name."""
 
 import textwrap
 from collections.abc import Sequence
@@ -7,20 +7,19 @@ from PIL import Image, ImageDraw, ImageFont
 
 from llmdiff.world.artwork import picture
 from llmdiff.world.places import places
-from llmdiff.world.rendering import backdrop, render
-from llmdiff.world.scenes import Scene
+from llmdiff.world.rendering import backdrop
 from llmdiff.world.things import COLOURS, Style, Thing
 
-_TEXT_PX, _GAP_PX = 11, 6
+_TEXT_PX, _GAP_PX, _LINES = 11, 6, 2
 _COLOUR_NAMES = tuple(COLOURS)
 
 
 def contact_sheet(
     things: Sequence[Thing], *, style: Style = "flat", tile_px: int = 56, columns: int = 16
 ) -> Image.Image:
-    """Return a picture of these things in one style, each with its name, and behind them every place.
+    """Return a picture of these things in one style, each with its name, followed by all places.
 
-    Things that have no drawing in this style are left out; an action is drawn once for man and woman each.
+    Things without a drawing in this style are left out; an action is drawn for man and woman.
 
     Raises:
         LLMDiffError: the artwork or its renderer is not installed.
@@ -36,24 +35,8 @@ def contact_sheet(
             tiles.append((drawn.resize((tile_px, tile_px), Image.Resampling.LANCZOS), name))
     for name in places():
         tiles.append((Image.fromarray(backdrop(name, None, tile_px)).convert("RGBA"), name))
-    return _tiled(tiles, tile_px, columns, lines=2)
 
-
-def scene_sheet(
-    scenes: Sequence[Scene], captions: Sequence[str], *, tile_px: int = 128, columns: int = 8
-) -> Image.Image:
-    """Return a picture of these scenes, each with its caption below."""
-    tiles = [
-        (Image.fromarray(render(scene, tile_px)).convert("RGBA"), text)
-        for scene, text in zip(scenes, captions, strict=True)
-    ]
-    return _tiled(tiles, tile_px, columns, lines=6)
-
-
-def _tiled(
-    tiles: Sequence[tuple[Image.Image, str]], tile_px: int, columns: int, *, lines: int
-) -> Image.Image:
-    width, height = tile_px + _GAP_PX, tile_px + _GAP_PX + lines * _TEXT_PX
+    width, height = tile_px + _GAP_PX, tile_px + _GAP_PX + _LINES * _TEXT_PX
     rows = -(-len(tiles) // columns)
     sheet = Image.new("RGB", (columns * width + _GAP_PX, rows * height + _GAP_PX), "white")
     draw = ImageDraw.Draw(sheet)
@@ -62,6 +45,6 @@ def _tiled(
     for index, (tile, text) in enumerate(tiles):
         x, y = index % columns * width + _GAP_PX, index // columns * height + _GAP_PX
         sheet.paste(tile, (x, y), tile)
-        wrapped = textwrap.wrap(text, letters)[:lines]
+        wrapped = textwrap.wrap(text, letters)[:_LINES]
         draw.multiline_text((x, y + tile_px), "\n".join(wrapped), fill="black", font=font, spacing=1)
     return sheet

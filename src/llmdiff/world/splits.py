@@ -1,4 +1,4 @@
-"""Which scenes training may show, which are held out, and the prompts of every split of the evaluation."""
+"""Training scenes, held-out scenes, and the prompts of every split of the evaluation."""
 
 import random
 from collections.abc import Callable
@@ -35,13 +35,13 @@ SPLIT_MEANINGS: dict[Split, str] = {
     "styles": "a thing in a style in which no training scene shows it",
 }
 _PAIR_SHARE, _COUNT_SHARE, _STYLE_SHARE, _COLOURS_EACH = 0.05, 0.12, 0.12, 2
-# The rarest split's scenes are one of 180 in every world that has any.
+# In every world that has scenes of the rarest split, they are one of 180.
 _MOST_TRIES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """One prompt of the evaluation: its text, what a picture must show, and a scene that does."""
+    """One prompt of the evaluation: its text, its requirements, and a scene that meets them."""
 
     split: Split
     text: str
@@ -51,13 +51,13 @@ class Prompt:
 
 @lru_cache(maxsize=2**18)
 def is_held_out_pair(first: str, second: str) -> bool:
-    """Return whether these two things are kept apart in training (symmetric; fixed for all time by a hash)."""
+    """Return whether these two things never occur together in training (symmetric; determined by a hash)."""
     return first != second and _drawn("pair", *sorted((first, second))) < _PAIR_SHARE
 
 
 @lru_cache
 def is_held_out_colour(name: str, colour: str) -> bool:
-    """Return whether this thing never has this colour in training: two of eight, never the one it has anyway."""
+    """Return whether this thing never has this colour in training: two of eight colours, except its natural one."""
     own = all_things()[name].own_colour
     ranked = sorted((_drawn("colour", name, other), other) for other in COLOURS if other != own)
     return colour in [other for _, other in ranked[:_COLOURS_EACH]]
@@ -76,7 +76,7 @@ def is_held_out_style(name: str, style: str) -> bool:
 
 
 def held_out_parts(scene: Scene) -> set[Split]:
-    """Return which kinds of held-out contents a scene has; training shows those that have none."""
+    """Return the kinds of held-out contents in a scene; training scenes have none."""
     found: set[Split] = set()
     if any(is_held_out_style(placed.name, scene.style) for placed in scene.things):
         found.add("styles")
@@ -102,12 +102,12 @@ def sample_scene(seed: int, index: int, world: World = World()) -> Scene:  # noq
 
 
 def training_caption(scene: Scene, seed: int, index: int, wording: Wording = "rich") -> Caption:
-    """Return a training caption of a scene; another index gives another one of the same scene."""
+    """Return a training caption of a scene; different indices give different captions."""
     return caption(scene, VOICES[wording], random.Random(f"caption {wording} {seed} {index}"))
 
 
 def prompts(split: Split, count: int = 100, *, seed: int = 0, world: World = World()) -> list[Prompt]:  # noqa: B008
-    """Return the prompts of a split, no two alike."""
+    """Return the prompts of a split, without duplicates."""
     found: dict[str, Prompt] = {}
     index = 0
     while len(found) < count:
@@ -122,10 +122,10 @@ def prompts(split: Split, count: int = 100, *, seed: int = 0, world: World = Wor
 
 
 def split_scene(split: Split, world: World, rng: random.Random) -> Scene:
-    """Return a scene for a split: with what it holds out, without what other splits hold out.
+    """Return a scene for a split, with its held-out contents and without those of other splits.
 
     Raises:
-        LLMDiffError: this world has no such scene, as a world of one style has none of the split `styles`.
+        LLMDiffError: this world has no such scene; a world of one style has none of the split `styles`.
     """
     wanted = {split} if split in ("pairs", "colours", "counts", "styles") else set()
     for _ in range(_MOST_TRIES):
@@ -141,7 +141,7 @@ def _few_things(scene: Scene) -> bool:
 
 
 def _two_colours(scene: Scene) -> bool:
-    """Whether two things of different colours stand in a relation: which is which must be told apart."""
+    """Return whether the scene has two things of different colours in a relation."""
     colours = {placed.colour for placed in scene.things}
     return len(scene.things) == 2 and len(colours) == 2 and None not in colours
 

@@ -1,4 +1,4 @@
-"""What a scene can hold: things, people doing something, coloured shapes; read from the tables in `data/`."""
+"""The contents of scenes: things, people doing something, coloured shapes; read from the tables in `data/`."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -42,16 +42,16 @@ SHAPE_SVG: dict[str, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Thing:
-    """One kind of thing that a scene can hold: its drawings and the words for it.
+    """One kind of thing: its drawings and the words for it.
 
-    `names` and `description` occur in training captions; `synonyms` and `held_out_description` never do. Of an
-    action, names are what stands behind "a man": "running"; `codepoints` are those of man, woman and anyone.
+    `names` and `description` occur in training captions; `synonyms` and `held_out_description` never do. Names of an
+    action follow "a man": "running"; its `codepoints` are those of man, woman and anyone.
 
     Fields:
-        styles: the styles in which it can be drawn; always flat.
-        fills: what recolouring replaces: pairs of a colour in the SVG and how bright its replacement is.
-        own_colour: the colour nearest to its own, where it can be recoloured.
-        turns: whether one sees that it stands upside down.
+        styles: the styles in which it can be drawn, always including flat.
+        fills: colours in the SVG that recolouring replaces, each with the brightness of its replacement.
+        own_colour: the colour nearest to its natural one, if it can be recoloured.
+        turns: whether it looks different upside down.
         is_pair: whether two people do the action.
     """
 
@@ -70,27 +70,27 @@ class Thing:
 
     @property
     def is_action(self) -> bool:
-        """Whether this is somebody doing something."""
+        """Return whether this is somebody doing something."""
         return self.group == "actions"
 
     @property
     def is_shape(self) -> bool:
-        """Whether this is a coloured shape."""
+        """Return whether this is a coloured shape."""
         return self.group == "shapes"
 
     @property
     def who(self) -> tuple[Who, ...]:
-        """Who does the action: man and woman, where the drawings tell them apart."""
+        """Return the persons of the action: man and woman, if the drawings distinguish them."""
         return ("man", "woman") if "man" in self.codepoints else ()
 
     @property
     def countable(self) -> Noun | None:
-        """The first name that can be counted."""
+        """Return the first countable name."""
         return next((name for name in self.names if name.plural is not None), None)
 
     @property
     def colours(self) -> tuple[str, ...]:
-        """The colours that a caption can ask for."""
+        """Return the colours that a caption can mention."""
         return tuple(COLOURS) if self.is_shape or self.fills else ()
 
     def codepoint(self, who: str | None = None) -> str:
@@ -100,7 +100,7 @@ class Thing:
 
 @lru_cache
 def all_things() -> dict[str, Thing]:
-    """Return everything the tables hold, by name: things, then actions, then shapes."""
+    """Return everything in the tables by name: things, then actions, then shapes."""
     found = [_thing(row) for row in read_table("things")]
     found += [_action(row) for row in read_table("actions")]
     found += [_shape(name) for name in SHAPE_SVG]
@@ -115,7 +115,7 @@ def read_table(name: str) -> list[dict[str, str]]:
 
 
 def parts(cell: str) -> tuple[str, ...]:
-    """Return the parts of a cell, which semicolons separate."""
+    """Return the parts of a cell, separated by semicolons."""
     return tuple(part.strip() for part in cell.split(";") if part.strip())
 
 

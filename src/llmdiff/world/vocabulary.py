@@ -1,4 +1,4 @@
-"""The words of a world: whether a prompt asks for anything that a pipeline was trained on."""
+"""Compare a prompt with the words of the world that a pipeline was trained on."""
 
 import json
 import re
@@ -14,14 +14,14 @@ from llmdiff.world.scenes import World
 from llmdiff.world.things import COLOURS, STYLES
 
 WORLD_FILE = "world.json"
-"""File in a pipeline's folder that says on which world it was trained."""
+"""File in a pipeline's folder that names the world it was trained on."""
 _WORD = re.compile(r"[^\W\d_]+")
-# A word that this many descriptions use is none that describes: the, that, with.
+# Words in at least this many descriptions are function words: the, that, with.
 _TOO_COMMON = 6
 
 
 def world_of(pipeline_folder: str | Path) -> World | None:
-    """Return the world that a pipeline was trained on; None if its folder does not say."""
+    """Return the world that a pipeline was trained on; None if its folder does not name one."""
     path = Path(pipeline_folder) / WORLD_FILE
     if not path.is_file():
         return None
@@ -30,12 +30,12 @@ def world_of(pipeline_folder: str | Path) -> World | None:
 
 
 def shipped_world() -> World:
-    """Return the world of the weights that the package carries; all of it where there are none of this world."""
+    """Return the world of the packaged weights; the whole world if there are none."""
     return world_of(str(files("llmdiff.world") / "weights" / "pipeline")) or World()
 
 
 def unknown_prompt_notice(prompt: str, world: World) -> str | None:
-    """Return one line that says so if no word of the prompt is about anything in this world, else None.
+    """Return a notice if no word of the prompt belongs to this world, else None.
 
     A name, a synonym, a colour or a place is enough, or two words of descriptions ("the pet that purrs").
     """
@@ -44,14 +44,14 @@ def unknown_prompt_notice(prompt: str, world: World) -> str | None:
         return None
     names = ", ".join(thing.name for thing in world.things[:4])
     return (
-        f"no word of this prompt is one of the world that this pipeline was trained on ({names}, ...), so the "
+        f"no word of this prompt belongs to the world that this pipeline was trained on ({names}, ...), so the "
         "picture will show something else: `llmdiff world` lists what it knows"
     )
 
 
 @lru_cache
 def known_names(world: World) -> frozenset[str]:
-    """Return the words, in lower case, that name things, actions, places or colours of this world."""
+    """Return the lower-case words that name things, actions, places or colours of this world."""
     names = [
         text
         for thing in world.things
@@ -72,7 +72,7 @@ def known_names(world: World) -> frozenset[str]:
 
 @lru_cache
 def _described(world: World) -> frozenset[str]:
-    """Return the words of descriptions that few of them share."""
+    """Return the words that occur in few descriptions."""
     texts = [text for thing in world.things for text in (thing.description, thing.held_out_description)]
     used = Counter(word for text in texts for word in _words([text]))
     return frozenset({word for word, count in used.items() if count < _TOO_COMMON} - _function_words())
@@ -80,7 +80,7 @@ def _described(world: World) -> frozenset[str]:
 
 @lru_cache
 def _function_words() -> frozenset[str]:
-    """Return the words of sentence forms and styles, which prompts about anything have."""
+    """Return the words of sentence forms and styles, which occur in any prompt."""
     tiers = ("plain", "rich", "held out")
     styles = [phrase for style in STYLES for phrase in style_phrases(style, tiers)]
     return frozenset(_words([*(form.text for form in all_forms() if form.kind != "distractor"), *styles]))

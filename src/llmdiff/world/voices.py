@@ -1,4 +1,4 @@
-"""How captions speak: which sentence forms and words they use, in training and in each split."""
+"""Sentence forms and words of captions, in training and in each split."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -6,27 +6,26 @@ from typing import Literal
 from llmdiff.world.forms import Tier
 
 Wording = Literal["plain", "rich"]
-"""How a training caption speaks.
+"""Wording of training captions.
 
-plain: what the base's own text encoder is trained with: short, in plain forms, mostly by first names.
-rich: what the adapter is trained with: also in longer forms, by other names and descriptions, with sentences
-that add nothing and things that are not there.
+plain: for the base's own text encoder: short, in plain forms, mostly with first names.
+rich: for the adapter: also longer forms, other names and descriptions, irrelevant sentences and absent things.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Voice:
-    """Which forms and words captions use.
+    """The forms and words that captions use. Shares are probabilities.
 
     Fields:
-        tiers: of sentence forms; `absent_tiers`, `place_tiers`, `style_tiers`, `distractor_tiers`: of negations,
-            of the words for places and for styles, of sentences that add nothing.
-        other_name_share, description_share: how often a thing goes by another name, by its description.
-        flat_share, background_share: how often a caption says that the style is flat, what the background is.
-        distractors: how many sentences that add nothing, each as likely as it is often here.
-        bare_share: how often a single sentence has neither capital letter nor full stop.
-        describes_one: whether one thing goes by its held-out description.
-        long_share: how often sentences are added until no CLIP encoder can read all of it.
+        tiers: tiers of sentence forms; `absent_tiers`, `place_tiers`, `style_tiers`, `distractor_tiers`: those of
+            negations, words for places, words for styles, and irrelevant sentences.
+        other_name_share, description_share: share of things with another name, with their description.
+        flat_share, background_share: share of captions that mention the flat style, the background.
+        distractors: numbers of irrelevant sentences; one of them is drawn.
+        bare_share: share of single sentences without capital letter and full stop.
+        describes_one: whether one thing has its held-out description.
+        long_share: share of captions that are extended beyond the 77 tokens of CLIP.
     """
 
     tiers: tuple[Tier, ...] = ("plain",)
@@ -62,7 +61,7 @@ RICH = Voice(
     long_share=0.08,
 )
 VOICES: dict[Wording, Voice] = {"plain": PLAIN, "rich": RICH}
-# No descriptions of training, no other names: what is tested is the one held-out thing.
+# No descriptions and other names of training, so that only the held-out part is tested.
 _TESTED = replace(PLAIN, other_name_share=0.0, description_share=0.0)
 SPLIT_VOICES: dict[str, Voice] = {
     "seen": PLAIN,

@@ -20,7 +20,7 @@ _IRREGULAR = {
     "thief": "thieves",
     "woman": "women",
 }
-# Spoken with another first sound than written.
+# Words whose first vowel letter is spoken as a consonant.
 _CONSONANT = ("eu", "one-", "ufo", "uk", "uni", "use", "ute")
 _VOWEL = ("hour", "honest", "heir", "honour")
 _SPELT_VOWEL = re.compile(r"^(?:[AEFHILMNORSX](?=[A-Z.]|$|-)|l\b|x-|m\b)")
@@ -29,10 +29,10 @@ _SPELT_CONSONANT = re.compile(r"^(?:U(?=[A-Z.])|E\.?U)")
 
 @dataclass(frozen=True, kw_only=True)
 class Noun:
-    """One way to name a thing.
+    """One name of a thing.
 
-    `plural` is None where the word has none to count with (bread, scissors). `article` stands before the
-    singular: a, an, the, or nothing.
+    `plural` is None if the noun is not countable (bread, scissors). `article` is that of the singular: a, an, the, or
+    empty.
     """
 
     text: str
@@ -40,7 +40,7 @@ class Noun:
     article: str
 
     def singular(self, before: str = "", behind: str = "") -> str:
-        """Return the noun with its article; adjectives stand `before` it, the rest `behind`."""
+        """Return the noun with its article, adjectives `before` and further words `behind`."""
         words = f"{before}{self.text}"
         article = indefinite_article(words) if self.article in ("a", "an") else self.article
         return f"{article} {words}{behind}".strip()
@@ -53,7 +53,7 @@ class Noun:
 
 
 def noun(text: str, plural: str = "") -> Noun:
-    """Return a noun from a cell of the tables: "the sun" keeps its article, a plural "-" means none."""
+    """Return a noun from a cell of the tables: "the sun" keeps its article; a plural "-" means not countable."""
     article, _, rest = text.partition(" ")
     if article != "the":
         article, rest = "a", text
@@ -63,7 +63,7 @@ def noun(text: str, plural: str = "") -> Noun:
 
 
 def indefinite_article(words: str) -> str:
-    """Return "a" or "an", whichever is spoken before these words."""
+    """Return "a" or "an", according to the pronunciation of these words."""
     if _SPELT_CONSONANT.match(words):
         return "a"
     if _SPELT_VOWEL.match(words):
@@ -95,7 +95,7 @@ def sentence(text: str) -> str:
 
 
 def word_count(text: str) -> int:
-    """Return how many words and punctuation marks a text has: no tokeniser of CLIP's kind makes fewer tokens."""
+    """Return the number of words and punctuation marks of a text, a lower bound of CLIP's number of tokens."""
     return len(re.findall(r"[A-Za-z]+|[0-9]|[^\sA-Za-z0-9]+", text))
 
 

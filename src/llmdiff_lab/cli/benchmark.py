@@ -1,4 +1,4 @@
-"""The verb `llmdiff-lab benchmark`; the work is done elsewhere."""
+"""The verb `llmdiff-lab benchmark`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -101,9 +101,9 @@ def benchmark(
     device: Device = None,
     verbose: Verbose = False,
 ) -> None:
-    """Train every way to condition alike, measure all, write report.html and report.json.
+    """Train and evaluate all rivals under equal conditions; write report.html and report.json.
 
-    Run again, it goes on where it was: nothing that is done is done twice, whenever it was killed.
+    Run again to resume after an interruption.
     """
     set_up(verbose)
     check_extra("benchmark", "matplotlib", "resvg_py", "peft")
@@ -116,7 +116,7 @@ def benchmark(
     from llmdiff_lab.comparison.systems import read_variants
     from llmdiff_lab.comparison.tables import ranking
 
-    # Whatever can be refused is refused before the base is made or its scenes are drawn.
+    # Validate before the base is built or its scenes are drawn.
     writable_folder(out)
     names = [name.strip() for name in (rivals or "").split(",") if name.strip()]
     recipe = Recipe(

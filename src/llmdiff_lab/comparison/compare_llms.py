@@ -50,10 +50,10 @@ def comparison_settings(
     drawing_steps: int = 20,
     guidance_scale: float = 3.0,
 ) -> BenchmarkSettings:
-    """Return the settings of a comparison; what is None is the preset's.
+    """Return the settings of a comparison; None means the preset's value.
 
     Raises:
-        ConfigError: no such preset or system, or a number out of range.
+        ConfigError: the preset or the system is unknown, or a number is out of range.
     """
     made_with = any_preset(preset_name)
     from_text = made_with.adapter_gain_steps + made_with.adapter_warm_steps
@@ -81,20 +81,20 @@ def compare_llms(
     *,
     command: str,
 ) -> dict[str, Any]:
-    """Return the report, after whatever of training and drawing is not yet done; shows progress bars.
+    """Do the missing trainings and drawings, with progress bars, and return the report.
 
-    `settings` hold for every LLM, its `llm` aside; its one rival is what is trained on each. Every LLM is loaded and
-    timed before the first training, so that one which is missing is named at once.
+    `settings` apply to every LLM, except for `llm`; their only rival is trained on each LLM. All LLMs are loaded and
+    timed before the first training, so that a missing one raises an error at once.
 
     Raises:
-        ConfigError: no LLM, two of one name, or `out` has a comparison with other settings.
+        ConfigError: there are no LLMs or two of the same name, or `out` has a comparison with other settings.
         LLMNotFoundError, UnsupportedLLMError: an LLM is not available or not supported.
         OutputError: `out` cannot be written.
     """
     folders = _folders(llms, writable_folder(out) / "llms")
     (system,) = settings.rivals
     if rival(system).needs != "llm":
-        raise ConfigError(f"system {system!r} reads no LLM: there is nothing to compare LLMs with")
+        raise ConfigError(f"system {system!r} does not read an LLM: choose one that does, such as guided")
     sizes = {name: _size_and_speed(name, place, build) for name, place in folders.items()}
     base = Benchmark(build, replace(settings, rivals=(BASE,), seeds=1), out / "base", left_out={})
     base_figures = base.run(command=command)["systems"][BASE]
@@ -128,14 +128,16 @@ def compare_llms(
 
 
 def _folders(llms: Sequence[str], parent: Path) -> dict[str, Path]:
-    """Return a folder for every LLM, by what its name or path ends with."""
+    """Return a folder for every LLM, named after the last part of its name or path."""
     if not llms:
         raise ConfigError("llms: got none, expected names, folders or Hub ids, separated by commas")
     folders: dict[str, Path] = {}
     for name in llms:
         short = re.sub(r"[^\w.-]", "-", Path(name).name) or "llm"
         if parent / short in folders.values():
-            raise ConfigError(f"llms: {name!r} is there twice, or another one ends alike: name each once")
+            raise ConfigError(
+                f"llms: {name!r} is given twice, or another name has the same end: name each once"
+            )
         folders[name] = parent / short
     return folders
 

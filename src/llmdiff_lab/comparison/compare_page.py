@@ -1,7 +1,8 @@
 """A comparison of LLMs as JSON, Markdown, a plot and one HTML page."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from llmdiff.evaluation.tables import markdown_table, percent
@@ -12,7 +13,7 @@ _NAME = "compare-llms"
 
 
 def save_comparison(report: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Return the paths written into `folder`: compare-llms.json, .md, .png and .html.
+    """Write compare-llms.json, .md, .png and .html to `folder` and return their paths.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -35,7 +36,7 @@ def save_comparison(report: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def comparison_tables(report: Mapping[str, Any]) -> str:
-    """Markdown: accuracy by LLM and split, the differences to the base, then sizes and costs."""
+    """Return Markdown tables of accuracy by LLM and split, differences from the base, sizes and costs."""
     return "\n".join(f"**{heading}**\n\n{markdown_table(rows)}\n" for heading, rows in _tables(report))
 
 
@@ -69,7 +70,7 @@ def comparison_figure(report: Mapping[str, Any]) -> Any:
     speed.set(title="encoding one prompt", ylabel="seconds", ylim=(0, 1.1 * max(seconds)))
     for place in (held_out, splits, speed):
         place.set(xlabel="parameters of the LLM, millions", xscale="log")
-        # A logarithmic axis marks powers of ten; LLMs lie between them.
+        # A logarithmic axis has ticks at powers of ten only; label the LLMs' sizes instead.
         place.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
         place.minorticks_off()
         place.margins(x=0.45)
@@ -103,7 +104,7 @@ def _tables(report: Mapping[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:
     ]  # fmt: skip
     for name, row in llms.items():
         cost = row["cost"]
-        figures = [cost["seconds_per_step"], cost["peak_memory_gb"], _mean(row["held_out_loss"])]
+        figures = [cost["seconds_per_step"], cost["peak_memory_gb"], fmean(row["held_out_loss"])]
         rows.append(
             [
                 _short(name),
@@ -121,7 +122,3 @@ def _tables(report: Mapping[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:
 
 def _short(name: str) -> str:
     return Path(name).name
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

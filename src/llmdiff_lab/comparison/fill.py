@@ -1,7 +1,8 @@
-"""Fill a benchmark by several workers; each takes one system with one seed at a time.
+"""Run a benchmark with several workers; each takes one system with one seed at a time.
 
-One small training leaves most of a GPU idle, and of a CPU with many cores. Other seeds of a system wait for its first,
-which chooses the learning rate and reads the captions for all of them. OUT/logs/SYSTEM-seed-N.log has the output.
+A small training uses only a part of a GPU, or of a CPU with many cores. Other seeds of a system wait for its first
+one, which chooses the learning rate and reads the captions for all of them. The output is in
+OUT/logs/SYSTEM-seed-N.log.
 """
 
 import os
@@ -46,7 +47,7 @@ class Recipe:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def benchmark(self) -> Benchmark:
-        """Return the benchmark, ready to run or to go on.
+        """Return the benchmark, to run or resume.
 
         Raises:
             ConfigError, PipelineNotFoundError, OutputError: see `prepare_build` and `prepare_benchmark`.
@@ -63,7 +64,7 @@ class Recipe:
 def fill(recipe: Recipe, plan: Benchmark, workers: Workers) -> None:
     """Train and evaluate all systems of `plan`, which `recipe` made, with a progress bar.
 
-    On SIGTERM every worker saves where it is, then SystemExit(0) is raised.
+    On SIGTERM every worker saves its state, then SystemExit(0) is raised.
 
     Raises:
         LLMDiffError: a system failed, or its worker was killed twice; those that do not depend on it are done.
@@ -83,10 +84,10 @@ def fill(recipe: Recipe, plan: Benchmark, workers: Workers) -> None:
         if failed:
             first, error = next(iter(failed.items()))
             raise LLMDiffError(
-                f"{', '.join(failed)}: not done, {first} says {str(error)!r}; more in {logs}. What does not depend on "
-                "it is done: run again to go on"
+                f"{', '.join(failed)}: failed, {first} with {str(error)!r}; see {logs}. Systems that do not depend on "
+                "it are done: run again to resume"
             )
-    plan.fill()  # measures what was drawn before with other metrics
+    plan.fill()  # computes further metrics on existing pictures
 
 
 def _jobs(plan: Benchmark) -> list[Job]:
@@ -106,7 +107,7 @@ def _jobs(plan: Benchmark) -> list[Job]:
 
 
 class SystemFiller:
-    """Trains and evaluates systems of a benchmark, each with its output in a log of its own."""
+    """Train and evaluate systems of a benchmark, each with its own log file."""
 
     def __init__(self, recipe: Recipe, logs: Path) -> None:
         self._recipe, self._logs = recipe, logs
@@ -125,7 +126,7 @@ class SystemFiller:
             self._benchmark.fill(names, seeds=[seed])
         except LLMDiffError:
             raise
-        except Exception as error:  # whatever it is, systems that do not depend on this one go on
+        except Exception as error:  # any error: systems that do not depend on this one continue
             traceback.print_exc()
             raise LLMDiffError(f"{type(error).__name__}: {first_line(error)}") from error
 

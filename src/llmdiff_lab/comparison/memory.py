@@ -15,7 +15,7 @@ _STATM = Path("/proc/self/statm")
 class PeakMemory:
     """A context that measures the peak of the device's memory, on a CPU that of the whole process.
 
-    On a CPU under Linux the process is looked at ten times a second; elsewhere its peak since it began is taken.
+    On a CPU under Linux the process is sampled ten times a second; on other systems the peak since its start is used.
 
     Fields:
         peak_gb: the peak so far. Units: 10^9 bytes.

@@ -1,4 +1,4 @@
-"""A benchmark's report as one HTML file: pictures and plots inside, nothing comes from elsewhere."""
+"""A benchmark's report as one self-contained HTML file with pictures and plots."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,7 +28,7 @@ _SAMPLES, _SWAPS = 4, 6
 
 
 def benchmark_page(report: Mapping[str, Any], runs: Sequence[Run]) -> str:
-    """Return the page of a report; the pictures are those of every system's first seed."""
+    """Return the page of a report, with pictures of every system's first seed."""
     systems: Mapping[str, Any] = report["systems"]
     ranked = best_first(systems)
     first = {run.system: run for run in reversed(runs)}

@@ -1,4 +1,4 @@
-"""A benchmark's plots, as pictures inside the page."""
+"""A benchmark's plots, as pictures embedded in the page."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ _DASHES = ("-", "--", "-.", ":")
 
 
 def accuracy_plot(systems: Mapping[str, Any]) -> str:
-    """Return bars of held-out accuracy with intervals, best first, as an address that holds the picture."""
+    """Return a data URL of a bar plot of held-out accuracy with intervals, best first."""
     from matplotlib.figure import Figure
 
     ranked = sorted(systems, key=lambda name: systems[name]["held_out"]["mean"])
@@ -33,7 +33,7 @@ def accuracy_plot(systems: Mapping[str, Any]) -> str:
 
 
 def curves_plot(systems: Mapping[str, Any]) -> str | None:
-    """Return every system's losses, the mean of its seeds: from captions, on pictures; None where none was trained."""
+    """Return every system's mean losses over seeds, from captions and on pictures; None if none was trained."""
     from matplotlib.figure import Figure
 
     found = {kind: _mean_curves(systems, kind) for kind in ("text_curves", "curves")}
@@ -41,7 +41,7 @@ def curves_plot(systems: Mapping[str, Any]) -> str | None:
     if not panels:
         return None
     sheet = Figure(figsize=(11, 4.5 * len(panels)), layout="constrained")
-    # A system has one look in both panels.
+    # A system has the same colour and line style in both panels.
     names = list(dict.fromkeys(name for _, curves in panels for name in curves))
     looks = {name: {"color": f"C{i % 10}", "linestyle": _DASHES[i // 10 % 4]} for i, name in enumerate(names)}
     for axes, (title, curves) in zip(sheet.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
@@ -55,7 +55,7 @@ def curves_plot(systems: Mapping[str, Any]) -> str | None:
 
 
 def _mean_curves(systems: Mapping[str, Any], kind: str) -> dict[str, tuple[list[int], list[float]]]:
-    """Return steps and mean losses over seeds, by system; those that have none are left out."""
+    """Return steps and mean losses over seeds by system, without systems that have none."""
     result: dict[str, tuple[list[int], list[float]]] = {}
     for name, system in systems.items():
         curves = [curve for curve in system[kind] if curve]

@@ -37,8 +37,8 @@ def prepare_build(
     the 3D drawings, which only worlds with that style need.
 
     Raises:
-        ConfigError: no such preset.
-        PipelineNotFoundError: "shipped" is asked for, and nothing was shipped.
+        ConfigError: the preset is unknown.
+        PipelineNotFoundError: `begin` is "shipped", but the package has no weights.
     """
     settings = any_preset(name)
     build: Build | WorldBuild
@@ -58,7 +58,7 @@ def prepare_build(
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Which systems are compared, with which readers, and why the others are left out."""
+    """The systems to compare, their readers, and the reasons why others are left out."""
 
     rivals: tuple[str, ...]
     encoder: str | None
@@ -79,7 +79,7 @@ def choose_rivals(
     `variants` may be named too; without names all of them are taken, besides the rivals.
 
     Raises:
-        ConfigError: an unknown system, or one that was named and cannot be run.
+        ConfigError: a named system is unknown or cannot be run.
     """
     variants = dict(variants or {})
     check_names(rivals, variants)
@@ -139,10 +139,10 @@ def prepare_benchmark(
     validation_prompts: int = 20,
     metrics: Sequence[Metric] | None = None,
 ) -> Benchmark:
-    """Return the benchmark, ready to run or to go on; what is None is the preset's; of metrics, `own_metrics`.
+    """Return the benchmark, to run or resume. None means the preset's value, for metrics `own_metrics`.
 
     Raises:
-        ConfigError: a number out of range, or the folder's benchmark was begun with other settings.
+        ConfigError: a number is out of range, or the folder's benchmark has other settings.
         OutputError: `out` cannot be written.
     """
     made_with = build.preset

@@ -1,11 +1,11 @@
-"""How a benchmark treats its systems alike, and where it does not, in sentences for its report."""
+"""Notes on the protocol of a benchmark for its report: equal treatment of systems, and exceptions."""
 
 from llmdiff_lab.comparison.settings import BenchmarkSettings
 from llmdiff_lab.world_build.world_presets import any_preset
 
 
 def protocol_notes(settings: BenchmarkSettings) -> list[str]:
-    """Return how the systems are treated, in sentences."""
+    """Return the notes, one string each."""
     return [
         _training(settings),
         _readers(settings),

@@ -4,8 +4,8 @@ OUT/settings.json
 OUT/runs/   see `trainings`; beside them:
 OUT/runs/SYSTEM/seed-N/evaluation/   pictures, scores and figures, see `evaluate_suite`
 OUT/report.json  OUT/report.md  OUT/report.html
-OUT/runs/SYSTEM/guidance/SCALE/   the same of validation prompts, where guidance is chosen
-OUT/logs/   where several workers share the work, see `fill`
+OUT/runs/SYSTEM/guidance/SCALE/   the same for validation prompts, if guidance is chosen
+OUT/logs/   logs of several workers, see `fill`
 """
 
 import gc
@@ -57,13 +57,13 @@ class Benchmark:
         left_out: Mapping[str, str],
         metrics: Sequence[Metric] = (),
     ) -> None:
-        """Begin or resume the benchmark. `left_out` maps omitted systems to the reason.
+        """Start or resume the benchmark. `left_out` maps omitted systems to the reason.
 
-        `metrics` are measured besides; more may be measured later, where the pictures are still there.
+        `metrics` are additional metrics; more can be added later if the pictures still exist.
 
         Raises:
             OutputError: the folder cannot be written.
-            ConfigError: its benchmark was begun with other settings.
+            ConfigError: its benchmark has other settings.
             MetricError: a metric needs several pictures of a prompt.
         """
         self.metrics = list(metrics)
@@ -83,15 +83,12 @@ class Benchmark:
         return scenes_suite(scene_prompts(self.settings.prompts_per_split, 0, world))
 
     def run(self, *, command: str) -> dict[str, Any]:
-        """Return the report, after whatever of the training and drawing is not yet done: `fill`, then `report`."""
+        """Run `fill`, then return the `report`."""
         self.fill()
         return self.report(command=command)
 
     def fill(self, systems: Collection[str] | None = None, *, seeds: Collection[int] | None = None) -> None:
-        """Train and draw what is not yet done of these systems and seeds, of all where it is None.
-
-        Shows a progress bar.
-        """
+        """Do the missing trainings and drawings of these systems and seeds (None: all), with a progress bar."""
         runs = [
             (name, seed)
             for name, seed in self.runs()
@@ -103,13 +100,13 @@ class Benchmark:
                 self._run(name, seed, bar.update)
 
     def is_drawn(self, name: str, seed: int) -> bool:
-        """Return whether this system's pictures are drawn and looked at."""
+        """Return whether this system's pictures are drawn and scored."""
         return (self.trainings.place(name, seed) / "evaluation" / "report.json").exists()
 
     def report(self, *, command: str, processes: int = 1) -> dict[str, Any]:
-        """Return the report of a benchmark that is done. Also written: report.json, report.md and report.html.
+        """Write report.json, report.md and report.html of a finished benchmark and return the report.
 
-        `processes`: how many trained and drew side by side.
+        `processes` is the number of processes that ran at the same time.
         """
         trainings = self.trainings
         found = [
@@ -143,7 +140,7 @@ class Benchmark:
     def _evaluate(self, name: str, place: Path, seed: int) -> None:
         """Draw and score the missing pictures, and write the report.
 
-        Where the pictures were not kept, what was measured stays, and a warning says what could not be.
+        If the pictures were deleted, existing figures are kept, and a warning names those that cannot be measured.
         """
         metrics: list[Any] = [self._scorer, *self.metrics]
         if (place / "report.json").exists():
@@ -159,10 +156,10 @@ class Benchmark:
         gc.collect()
 
     def _guidance_scale(self, name: str) -> float:
-        """Return the guidance of the settings at which a system draws most validation prompts right.
+        """Return the guidance scale of the settings with the most correct pictures of validation prompts.
 
-        With its first seed; of equal ones the lowest. The validation prompts are of the suite's splits, and none is in
-        the suite.
+        Ties go to the lowest. The pictures are those of the first seed. Validation prompts are from the suite's splits
+        but not in the suite.
         """
         shares: dict[float, float] = {}
         for scale in sorted(self.settings.guidance_scales):
@@ -179,22 +176,20 @@ class Benchmark:
         tested = {row.prompt for row in self._suite.prompts}
         # Twice as many, as some may be in the suite.
         found = [row for row in scene_prompts(2 * count, _VALIDATION_SEED, world) if row.prompt not in tested]
-        rows = [
-            row
-            for split in dict.fromkeys(one.split for one in found)
-            for row in _of_split(found, split)[:count]
-        ]
-        return scenes_suite(rows)
+        by_split: dict[str, list[Any]] = {}
+        for row in found:
+            by_split.setdefault(row.split, []).append(row)
+        return scenes_suite([row for rows in by_split.values() for row in rows[:count]])
 
     def _draw(
         self, name: str, seed: int, suite: PromptSuite, place: Path, guidance_scale: float, metrics: list[Any]
     ) -> None:
-        """Draw and score what is missing of a suite, with the models of one training."""
+        """Draw and score the missing pictures of a suite, with the models of one training."""
         steps = self.settings.drawing_steps
         trained: list[tuple[System, Callable[[], AbstractContextManager[Any]]]] = []
 
         def system(prompts: list[str], seeds: list[int]) -> NDArray[np.uint8]:
-            if not trained:  # pictures that are there need no weights
+            if not trained:  # loaded on first use: existing pictures need no weights
                 pipe, attached = self._trained(name, seed)
                 trained.append((pipeline_system(pipe, steps=steps, guidance_scale=guidance_scale), attached))
             draw, attached = trained[0]
@@ -218,7 +213,3 @@ class Benchmark:
             return pipe, lambda: conditioning.attached(pipe)
         assert isinstance(conditioning, AdapterConditioning)
         return pipe, lambda: conditioning.attached(pipe, scale)
-
-
-def _of_split(rows: Sequence[Any], split: str) -> list[Any]:
-    return [row for row in rows if row.split == split]

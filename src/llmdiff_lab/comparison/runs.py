@@ -14,20 +14,20 @@ from llmdiff.files import read_json
 from llmdiff.training.log import read_log
 
 SEARCH_NAME = "search.json"
-"""Of a system's folder: what its search for a learning rate has found."""
+"""File in a system's folder with the losses of its search for a learning rate."""
 
 EXACT = "scenes"
-"""The figure that says whether a picture is exactly as asked for; `scenes: PART` are those of its parts."""
+"""The figure for exactly correct pictures; `scenes: PART` are the figures of parts."""
 
 IN_FULL = "in full"
-"""In it: the losses of the trainings in full."""
+"""Key in it of the losses of full trainings."""
 
-# Of a training's folder, in the order in which they are trained, see `AdapterTraining`.
+# Subfolders of a training's stages in order, see `AdapterTraining`.
 _STAGES = ("gains", "warm-start", ".")
 _FROM_TEXT = "unexplained"  # the loss of steps on captions alone
 
 Exact = NDArray[np.float64]
-"""Whether a picture is exactly as asked for, (seeds, prompts)."""
+"""Whether pictures are exactly correct, (seeds, prompts)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +35,11 @@ class Run:
     """One system, trained and evaluated with one seed.
 
     Fields:
-        report: of its evaluation. prompts: a line for every prompt, in the suite's order, with its figures.
-        trained: what its training cost. curve: (step, denoising loss).
-        text_curve: (step, what the base's text states leave unexplained), from captions alone; empty without that.
-        training_seconds: of all its steps; None where it is not trained.
-        search: what its system's search for a learning rate found, see `trainings`; empty without one.
+        report: report of its evaluation. prompts: figures of every prompt, in the suite's order.
+        trained: cost of its training. curve: (step, denoising loss).
+        text_curve: (step, unexplained share of variance) of the steps from captions alone, which may be empty.
+        training_seconds: duration of all its steps; None if it is not trained.
+        search: losses of its system's search for a learning rate, see `RateSearch`; empty without one.
         pictures: the folder with a picture of every prompt, NUMBER-0.png.
     """
 
@@ -60,11 +60,11 @@ class Run:
         return [line["tags"][0] for line in self.prompts]
 
     def figure(self, name: str) -> NDArray[np.float64]:
-        """Return a figure of every prompt; NaN where the prompt does not ask for it. Shapes: (prompts,)."""
+        """Return a figure of every prompt; NaN if it does not apply to the prompt. Shapes: (prompts,)."""
         return np.array([line["values"].get(name, np.nan) for line in self.prompts], dtype=np.float64)
 
     def figures(self) -> list[str]:
-        """Return the names of the figures, those of the checker first."""
+        """Return the names of the figures, the checker's first."""
         return list(dict.fromkeys(name for line in self.prompts for name in line["values"]))
 
 
@@ -88,13 +88,13 @@ def read_run(place: Path, system: str, seed: int, *, logs: Path | None = None) -
 
 
 def read_search(folder: Path) -> dict[str, Any]:
-    """Return the losses on held-out scenes by learning rate, "in full" those of trainings in full; empty if none."""
+    """Return the losses on held-out scenes by learning rate, and under "in full" those of full trainings."""
     path = folder / SEARCH_NAME
     return read_json(path) if path.exists() else {}
 
 
 def exact_by_prompt(runs: Sequence[Run]) -> dict[str, Exact]:
-    """Return for every split what one system's runs, one for each seed, have right of its prompts."""
+    """Return for every split which prompts one system's runs (one for each seed) draw exactly right."""
     splits = np.array(runs[0].splits)
     exact = np.stack([run.figure(EXACT) for run in runs])
     return {split: exact[:, splits == split] for split in dict.fromkeys(runs[0].splits)}
@@ -106,7 +106,7 @@ def values_by_prompt(runs: Sequence[Run]) -> dict[str, NDArray[np.float64]]:
 
 
 def metric_names(runs: Sequence[Run]) -> list[str]:
-    """Return the figures that metrics found in every run, besides what the checker reads."""
+    """Return the names of metrics' figures that all runs have, besides the checker's."""
     names = [name for name in runs[0].figures() if name.partition(":")[0] != EXACT]
     return [name for name in names if all(name in run.figures() for run in runs[1:])]
 
@@ -120,7 +120,7 @@ def _logs(training: Path) -> list[list[dict[str, Any]]]:
 def _curve(
     stages: Sequence[Sequence[Mapping[str, Any]]], figure: Callable[[Mapping[str, Any]], float | None]
 ) -> list[tuple[int, float]]:
-    """Return one figure of the stages that have it, one stage after the other."""
+    """Return one figure of the stages that have it, concatenated in order."""
     points: list[tuple[int, float]] = []
     for lines in stages:
         before = points[-1][0] if points else 0
@@ -130,7 +130,7 @@ def _curve(
 
 
 def _seconds(stages: Sequence[Sequence[Mapping[str, Any]]]) -> float | None:
-    """Return every stage's steps at its median speed: what a machine does beside a training comes and goes."""
+    """Return the duration of all stages at their median speeds, which are robust against other load."""
     timed = [[line for line in lines if "steps_per_s" in line] for lines in stages]
     times = [
         lines[-1]["step"] / float(np.median([line["steps_per_s"] for line in lines]))

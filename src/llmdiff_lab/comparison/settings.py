@@ -12,15 +12,15 @@ from llmdiff.files import read_json, write_whole
 from llmdiff_lab.comparison.systems import System, Variant, check_names, check_variants, system_of
 
 _NAME = "settings.json"
-_BASE_TIMESTEPS = 1000  # what the embedded default's scheduler was trained with
+_BASE_TIMESTEPS = 1000  # training timesteps of the embedded default's scheduler
 _GAIN_SHARE = 3 / 17
 PROTOCOL = 2
-"""Raised when systems are treated otherwise, so that figures of two protocols do not meet in one folder.
+"""Version of the protocol; a folder has figures of one version only.
 
-1: a warm-up of 100 steps in every stage, rates searched within those given, LoRA as peft has it.
-2: a warm-up of at most a tenth of a stage, rates searched until the best is between others, LoRA as LaVi-Bridge has it.
+1: warm-up of 100 steps in every stage, learning rates searched within the given ones, peft's LoRA.
+2: warm-up of at most a tenth of a stage, rates searched until the best is between others, LaVi-Bridge's LoRA.
 """
-# A benchmark may be given more of these later, and a reader that it had not.
+# Settings that may get more values later, and readers that may be added.
 _MAY_GROW, _MAY_COME = ("rivals", "seeds", "variants"), ("encoder", "t5")
 
 
@@ -28,21 +28,19 @@ _MAY_GROW, _MAY_COME = ("rivals", "seeds", "variants"), ("encoder", "t5")
 class BenchmarkSettings:
     """All settings that a benchmark's figures depend on, the same for every system.
 
-    `learning_rates` are tried by every rival alike: with the first seed, for `search_steps` steps each; the one
-    with the lowest loss on held-out scenes is taken. With a single one there is no search.
-
-    `variants` are rivals trained for longer, at the learning rate that the rival took, or drawn mixed with the base's
-    own text encoder, without more training; `rivals` names them like rivals.
-
-    `text_steps` come before `steps`, from text alone (`training.warm_start`); base-longer takes them on pictures.
-
-    `guidance_scales` are tried by every system with the first seed on `validation_prompts` prompts of every split that
-    are not in the suite; the one that draws most of them right is taken. Without, all draw at `guidance_scale`.
+    Fields:
+        variants: rivals trained for longer or drawn mixed with the base, which `rivals` may name.
+        learning_rates: rates that every rival tries with the first seed for `search_steps` steps; the one with the
+            lowest loss on held-out scenes is used. A single rate is used without a search.
+        text_steps: steps from captions alone before `steps` (`training.warm_start`); base-longer does them on pictures.
+        guidance_scales: scales that every system tries with the first seed on `validation_prompts` prompts of every
+            split that are not in the suite; the one with the most correct pictures is used. If empty, all systems draw
+            at `guidance_scale`.
 
     Units: `steps`, `text_steps` and `search_steps` in optimiser steps, `drawing_steps` in denoising steps.
 
     Raises:
-        ConfigError: an unknown rival, or a number out of range.
+        ConfigError: a rival is unknown, or a number is out of range.
     """
 
     rivals: tuple[str, ...]
@@ -90,7 +88,7 @@ class BenchmarkSettings:
 
     @property
     def gain_steps(self) -> int:
-        """Return how many of the first steps a rival takes that learns weights for every block of its reader."""
+        """Return the number of first steps in which rivals with weights for every block train these."""
         return round((self.text_steps or self.steps) * _GAIN_SHARE)
 
 
@@ -101,7 +99,7 @@ def plain_settings(settings: BenchmarkSettings) -> dict[str, Any]:
 
 
 def keep_settings(settings: BenchmarkSettings, folder: Path) -> None:
-    """Write the settings into the folder, or compare them with those that are there.
+    """Write the settings to the folder, or compare them with existing ones.
 
     Raises:
         ConfigError: the folder's benchmark was started with other settings.
@@ -112,8 +110,8 @@ def keep_settings(settings: BenchmarkSettings, folder: Path) -> None:
         was = read_json(path)
         if was.get("protocol", 1) != settings.protocol:
             raise ConfigError(
-                f"{folder} has a benchmark of protocol {was.get('protocol', 1)}, this version trains by protocol "
-                f"{settings.protocol}, whose figures do not compare: take another folder; its report stays as it is"
+                f"{folder} has a benchmark of protocol {was.get('protocol', 1)}, but this version uses protocol "
+                f"{settings.protocol}, whose figures are not comparable: use another folder"
             )
         changed = [
             key
@@ -125,6 +123,6 @@ def keep_settings(settings: BenchmarkSettings, folder: Path) -> None:
         if changed:
             raise ConfigError(
                 f"{folder} has a benchmark with {changed[0]} {was.get(changed[0])!r}, this one has "
-                f"{now[changed[0]]!r}: take another folder, or the same value"
+                f"{now[changed[0]]!r}: use another folder, or the same value"
             )
     write_whole(path, json.dumps(now, indent=1) + "\n")

@@ -21,7 +21,7 @@ from llmdiff_lab.comparison.systems import BASE, System
 
 _SEEN = "seen"
 _RELATIONS = ("right", "swapped", "wrong")
-# Ours in a report, which all others are held against: the first of these that it has.
+# Our system in a report, with which all others are compared: the first of these that it has.
 _OURS = ("refined", "guided")
 _SHARED = "{} systems at a time shared the machine: seconds are longer than those of one alone."
 
@@ -34,9 +34,9 @@ def summarise_runs(
     left_out: Mapping[str, str],
     processes: int = 1,
 ) -> dict[str, Any]:
-    """Return the report: figures by system, cost, curves, and how all were treated alike.
+    """Return the report: figures by system, costs, curves, and notes on the protocol.
 
-    `processes`: how many systems ran side by side.
+    `processes` is the number of systems that ran at the same time.
     """
     names = list(dict.fromkeys(run.system for run in runs))
     by_name = {name: [run for run in runs if run.system == name] for name in names}
@@ -77,10 +77,10 @@ def summarise_runs(
 
 
 def differences(ours: Mapping[str, Exact], other: Mapping[str, Exact]) -> dict[str, Any]:
-    """Return ours less the other's: "overall", "held_out" (all splits but seen), each split.
+    """Return our accuracy minus the other's: "overall", "held_out" (all splits but seen), and each split.
 
-    Intervals are over prompts, of the mean over seeds; "over_seeds" holds the one over seeds, each system's first
-    beside the other's first and so on, where there are several. A system of one seed is the same beside all.
+    Intervals are over prompts, for the mean over seeds. With several seeds, "over_seeds" has the interval over seeds,
+    which are paired by index; a system with one seed is compared with every seed.
     """
     chosen = {"overall": list(ours), "held_out": [split for split in ours if split != _SEEN]}
     chosen |= {split: [split] for split in ours}
@@ -165,7 +165,7 @@ def _system(runs: Sequence[Run], system: System) -> dict[str, Any]:
 
 
 def _over_trainings(runs: Sequence[Run], name: str, at: NDArray[np.bool_]) -> dict[str, Any] | None:
-    """Return a figure over the prompts at these places; a share stays within 0 and 1. None: no prompt asks for it."""
+    """Return a figure's interval over these prompts, shares clipped to 0..1; None if it applies to no prompt."""
     rows = [run.figure(name)[at] for run in runs]
     if np.isnan(rows).all():
         return None

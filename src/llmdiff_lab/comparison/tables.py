@@ -1,4 +1,4 @@
-"""A benchmark's report as Markdown tables, the same in its folder and in the documentation."""
+"""A benchmark's report as Markdown tables, for its folder and for the documentation."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -47,7 +47,7 @@ _FEWEST_SYSTEMS = 4
 
 
 def benchmark_tables(report: Mapping[str, Any]) -> str:
-    """Return accuracy, differences, parts and cost of all systems, the best on held-out splits first."""
+    """Return tables of accuracy, differences, parts and costs, with the best system on held-out splits first."""
     systems: Mapping[str, Any] = report["systems"]
     ranked = best_first(systems)
     splits = list(report["suite"]["splits"])
@@ -68,7 +68,7 @@ def benchmark_tables(report: Mapping[str, Any]) -> str:
         rows = [[name, *(_points(gap[part]) for part in parts)] for name, gap in gaps.items()]
         if rows:
             lines += _table(heading, ["", "held out", "all", *splits], rows)
-        # Wider, and few seeds give but a rough one.
+        # These intervals are wider, and only approximate with few seeds.
         rows = [
             [name, *(_points(gap[part].get("over_seeds")) for part in parts)]
             for name, gap in gaps.items()
@@ -102,7 +102,7 @@ def best_first(systems: Mapping[str, Any]) -> list[str]:
 
 
 def ranking(report: Mapping[str, Any]) -> str:
-    """Return the systems with their held-out accuracy in percent, best first, as lines for the screen."""
+    """Return the systems with their held-out accuracy in percent, best first, one per line."""
     rows = [["exact match, %", "held out", "seen"]]
     for name in best_first(report["systems"]):
         system = report["systems"][name]
@@ -114,7 +114,7 @@ def ranking(report: Mapping[str, Any]) -> str:
 def _differences(
     report: Mapping[str, Any], ranked: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, Mapping[str, Any]]]]:
-    """Headings and, by system, differences: of ours to it, of ours trained longer to it, of it to the base."""
+    """Yield headings with differences by system: ours minus it, ours trained longer minus it, it minus the base."""
     systems, over = report["systems"], "points, same prompts, 95 % intervals over prompts"
     above = {name: systems[name]["ours_above"] for name in ranked if "ours_above" in systems[name]}
     yield f"{report['ours']} above the others: {over}", above
@@ -133,7 +133,7 @@ def _differences(
 
 
 def made_with(report: Mapping[str, Any]) -> str:
-    """Return the command, the day and the machine that a report comes from, as one sentence."""
+    """Return the command, the date and the machine of a report as one sentence."""
     return f"Made with `{report['command']}` on {report['date'][:10]}, {machine_of(report)}."
 
 
@@ -154,7 +154,7 @@ def _table(heading: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 
 def accuracy_cells(system: Mapping[str, Any], splits: Sequence[str]) -> list[str]:
-    """Return the accuracy on held-out prompts, on all, and on those of every split, in percent."""
+    """Return the accuracy in percent on held-out prompts, on all prompts, and on every split."""
     found = [system["held_out"], system["overall"], *(system["splits"][split] for split in splits)]
     return [percent(figures) for figures in found]
 
@@ -162,7 +162,7 @@ def accuracy_cells(system: Mapping[str, Any], splits: Sequence[str]) -> list[str
 def part_rows(
     systems: Mapping[str, Any], ranked: Sequence[str], *, intervals: bool = False
 ) -> list[list[str]]:
-    """Return how many parts of prompts and relations are right, in percent, below a head that names them."""
+    """Return a header and the percentages of correct parts and relations by system."""
 
     def cell(figures: Mapping[str, Any]) -> str:
         return percent(figures) if intervals else f"{100 * figures['mean']:.1f}"
@@ -177,13 +177,13 @@ def part_rows(
 
 
 def relation_cells(system: Mapping[str, Any]) -> list[str]:
-    """Return how many relations are right, swapped and wrong, in percent."""
+    """Return the percentages of right, swapped and wrong relations."""
     relation = system.get("relation")
     return [f"{100 * relation[kind]:.1f}" if relation else "-" for kind in RELATIONS]
 
 
 def measured_rows(report: Mapping[str, Any], ranked: Sequence[str]) -> list[list[str]]:
-    """Return a head and a row for every system: every metric's figures, and how far ours is above; or nothing."""
+    """Return a header and the metrics' figures by system, with the difference from ours; empty without metrics."""
     systems = {name: report["systems"][name] for name in ranked}
     rows = metric_rows(systems)
     if rows:
@@ -199,7 +199,7 @@ def measured_rows(report: Mapping[str, Any], ranked: Sequence[str]) -> list[list
 
 
 def cost_rows(systems: Mapping[str, Any], ranked: Sequence[str]) -> list[list[str]]:
-    """Return a head and a row for every system: what its training and drawing cost."""
+    """Return a header and the costs of training and drawing by system."""
     rows = [[
         "system", "trained parameters", "s per step", "s, training", "s per picture", "threads", "peak memory, GB",
         "learning rate", "held-out loss",
@@ -217,7 +217,7 @@ def cost_rows(systems: Mapping[str, Any], ranked: Sequence[str]) -> list[list[st
 
 
 def search_rows(systems: Mapping[str, Any], ranked: Sequence[str]) -> list[list[str]]:
-    """Return a head and a row for every system that searched for its learning rate; nothing where none did."""
+    """Return a header and the losses of learning rates by system; empty without a search."""
     searches = {name: systems[name]["search"] for name in ranked if "search" in systems[name]}
     if not searches:
         return []

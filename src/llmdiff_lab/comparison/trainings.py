@@ -1,15 +1,15 @@
 """Train every system for every seed; resumable after a kill.
 
-RUNS/SYSTEM/seed-N/training/   logs and checkpoints      RUNS/SYSTEM/seed-N/model/   what was trained
-RUNS/SYSTEM/seed-N/trained.json   its cost               RUNS/SYSTEM/search.json   the learning rates that were tried
-RUNS/SYSTEM/readings/   what it reads of the captions, where that is the same for all seeds
+RUNS/SYSTEM/seed-N/training/   logs and checkpoints      RUNS/SYSTEM/seed-N/model/   the trained model
+RUNS/SYSTEM/seed-N/trained.json   its cost               RUNS/SYSTEM/search.json   the losses by learning rate
+RUNS/SYSTEM/readings/   readings of the captions, if they are the same for all seeds
 RUNS/store/   the latents of the captions' pictures, for all systems
 """
 
 import gc
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -30,12 +30,12 @@ from llmdiff.training.data import Samples
 from llmdiff.training.log import read_log
 from llmdiff.training.prepare import fill_latents, latent_store, load_samples, missing_latents
 from llmdiff_lab.comparison.memory import PeakMemory
-from llmdiff_lab.comparison.rates import DIVERGED, beyond, held_out_loss, rates_in
-from llmdiff_lab.comparison.runs import IN_FULL, SEARCH_NAME, read_search
+from llmdiff_lab.comparison.rates import DIVERGED, RateSearch, held_out_loss
 from llmdiff_lab.comparison.settings import BenchmarkSettings
 from llmdiff_lab.comparison.systems import BASE, BASE_LONGER, TITLES, System
 from llmdiff_lab.rivals.encoder import EncoderStates
-from llmdiff_lab.rivals.registry import RivalInputs, create, rival
+from llmdiff_lab.rivals.readings import RivalInputs
+from llmdiff_lab.rivals.registry import create, rival
 from llmdiff_lab.rivals.storage import load_rival, save_rival
 from llmdiff_lab.world_build.build import Build
 from llmdiff_lab.world_build.llm_adapter import adapter_config
@@ -45,9 +45,7 @@ from llmdiff_lab.world_build.world_presets import WorldPreset
 
 _CALIBRATION_CAPTIONS = 256
 WARMUP_SHARE = 0.1
-"""Of every stage, at most, so that short stages too decay to zero."""
-# Of the loss on held-out scenes. Seeds of one system differ by as much.
-_CLEARLY = 1e-3
+"""Largest share of a stage's steps for the warm-up, so that short stages also decay to zero."""
 
 
 class Trainings:
@@ -55,6 +53,9 @@ class Trainings:
 
     def __init__(self, build: Build | WorldBuild, settings: BenchmarkSettings, folder: Path) -> None:
         self.build, self.settings, self.folder = build, settings, folder
+        self.rates = RateSearch(
+            folder, settings.learning_rates, settings.search_steps / settings.steps, self._loss_after
+        )
         self._readers: dict[str, Any] = {}
         self.preset: Preset | WorldPreset = replace(
             build.preset,
@@ -88,7 +89,7 @@ class Trainings:
         return self.folder / name / f"seed-{seed}"
 
     def train(self, name: str, seed: int) -> None:
-        """Train what a system draws with, unless it is trained."""
+        """Train a system if it is not trained yet; a mixture with the base uses the training of its rival."""
         system = self.settings.system(name)
         place = self.place(system.trained, seed)
         if not (place / "trained.json").exists():
@@ -103,12 +104,12 @@ class Trainings:
             write_whole(self.place(name, seed) / "trained.json", (place / "trained.json").read_text())
 
     def logs(self, name: str, seed: int) -> Path:
-        """Return the folder with the logs of a system's training; a mixture with the base has none of its own."""
+        """Return the folder of a system's training logs; a mixture with the base has no logs."""
         system = self.settings.system(name)
         return self.place(name if system.scale else system.trained, seed) / "training"
 
     def longer(self, seed: int) -> StableDiffusionPipeline:
-        """Return the base that was trained on."""
+        """Return the base after its longer training."""
         pipe: StableDiffusionPipeline = load_base_pipeline(
             str(self.place(BASE_LONGER, seed) / "model"), dtype=torch.float32
         )
@@ -123,7 +124,7 @@ class Trainings:
 
     @cached_property
     def _samples(self) -> Samples:
-        """Return the scenes and captions that all rivals are trained on, their latents in the store."""
+        """Return the scenes and captions that all rivals are trained on, with latents in the store."""
         config = self._config(self.preset, self.folder)
         samples, vae = load_samples(config, self.pipe), self.pipe.vae
         store = latent_store(config, vae, samples)
@@ -146,12 +147,12 @@ class Trainings:
         name, searched = system.rival, len(self.settings.learning_rates) > 1
         if searched and system.steps != 1:
             self.train(name, 0)  # its rate, checked in full
-        rate = self._learning_rate(name)
+        rate = self.rates.best(name)
         record = self._train_with(rate, name, place, seed, times=system.steps)
         if searched and seed == 0 and system.steps == 1:
-            self._check_in_full(name, rate, record["held_out_loss"], place)
-            if self._learning_rate(name) != rate:
-                record = self._train_with(self._learning_rate(name), name, place, seed)
+            self.rates.check_in_full(name, rate, record["held_out_loss"], lambda: _discard(place))
+            if self.rates.best(name) != rate:
+                record = self._train_with(self.rates.best(name), name, place, seed)
         write_whole(place / "trained.json", json.dumps(record, indent=1) + "\n")
 
     def _train_with(
@@ -211,68 +212,15 @@ class Trainings:
         speeds = [line["steps_per_s"] for line in lines if "steps_per_s" in line]
         return {
             "trained_parameters": trained,
-            # The median: what a machine does beside the training comes and goes.
+            # The median is robust against other load on the machine.
             "seconds_per_step": float(1 / np.median(speeds)),
             "peak_memory_gb": round(peak_gb, 3),
             "threads": torch.get_num_threads(),
             **more,
         }
 
-    def _learning_rate(self, name: str) -> float:
-        """Return the rate with the lowest loss on held-out scenes after a short training, seed 0.
-
-        The rates of the settings are tried first. While the best is the lowest or the highest of those that were tried,
-        the next one is tried, by the same factor, so that the best is between others. Where a training in full had a
-        clearly lower loss at the next lower rate: that one.
-        """
-        rates = self.settings.learning_rates
-        if len(rates) == 1:
-            return rates[0]
-        share = self.settings.search_steps / self.settings.steps
-        losses = self._searched(name)
-        wanted = list(rates)
-        while wanted:
-            for rate in wanted:
-                if str(rate) not in losses:
-                    losses[str(rate)] = self._tried(name, rate, share=share)
-                    self._keep(name, losses)
-            tried = rates_in(losses)
-            best = min(tried, key=lambda rate: losses[str(rate)])
-            wanted = beyond(best, tried)
-        full: dict[str, float] = losses.get(IN_FULL, {})
-        lower = self._next_lower(name, best)
-        if len(full) == 2 and full[str(best)] - full[str(lower)] > _CLEARLY:
-            return lower
-        return best
-
-    def _check_in_full(self, name: str, rate: float, loss: float, place: Path) -> None:
-        """Try the next lower rate in full where the short trainings took the highest of the settings or a higher one.
-
-        Short trainings favour high rates. Where it is clearly better, what was trained with `rate` is removed from
-        `place`.
-        """
-        losses, lower = self._searched(name), self._next_lower(name, rate)
-        if rate < max(self.settings.learning_rates) or lower == rate or IN_FULL in losses:
-            return
-        found = self._tried(name, lower, share=1.0)
-        if loss - found > _CLEARLY:
-            # Before it is kept: a run that is killed here only trains with `rate` once more.
-            for made in (place / "training", place / "model"):
-                shutil.rmtree(made)
-        self._keep(name, losses | {IN_FULL: {str(rate): loss, str(lower): found}})
-
-    def _next_lower(self, name: str, rate: float) -> float:
-        return max((one for one in rates_in(self._searched(name)) if one < rate), default=rate)
-
-    def _searched(self, name: str) -> dict[str, Any]:
-        """Return the losses by learning rate found so far."""
-        return read_search(self.folder / name)
-
-    def _keep(self, name: str, losses: Mapping[str, Any]) -> None:
-        write_whole(self.folder / name / SEARCH_NAME, json.dumps(losses, indent=1) + "\n")
-
-    def _tried(self, name: str, rate: float, *, share: float) -> float:
-        """Return the loss after a training with this rate for this share of the steps, with the first seed."""
+    def _loss_after(self, name: str, rate: float, share: float) -> float:
+        """Return the loss on held-out scenes after a training with this rate for this share of the steps, seed 0."""
         preset = replace(_scaled(self.preset, share), adapter_lr=rate)
         conditioning = create(name, self._parts(name, 0))
         folder = self.folder / name / "search" / (f"lr-{rate}" + ("-in-full" if share == 1.0 else ""))
@@ -297,7 +245,7 @@ class Trainings:
         )
 
     def _reader(self, kind: str | None) -> dict[str, Any]:
-        """Return the frozen reader of this kind, by the name that `RivalInputs` has for it; loaded once."""
+        """Return the frozen reader of this kind as an argument of `RivalInputs`; load it once."""
         if kind is None:
             return {}
         if kind not in self._readers:
@@ -305,6 +253,11 @@ class Trainings:
             load: Any = DecoderLLM.from_pretrained if kind == "llm" else EncoderStates.from_pretrained
             self._readers[kind] = load(name, device=device)
         return {kind: self._readers[kind]}
+
+
+def _discard(place: Path) -> None:
+    for made in (place / "training", place / "model"):
+        shutil.rmtree(made)
 
 
 def _scaled(preset: Preset | WorldPreset, times: float) -> Preset | WorldPreset:

@@ -1,4 +1,4 @@
-"""Connectors: trained modules whose states the denoiser's own cross-attention reads, as published systems do it."""
+"""Connectors: trained modules whose states the denoiser's own cross-attention reads, as in published systems."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ from llmdiff.errors import AttachError, UnsupportedPipelineError
 from llmdiff.training.conditioning import Conditioning, Stage
 from llmdiff.types import TextEncoding
 
-_HIDDEN = -10_000.0  # as diffusers' U-Net adds to the scores of what it may not see
+_HIDDEN = -10_000.0  # the value that diffusers' U-Net adds to masked attention scores
 
 
 class Connector(nn.Module, ABC):
@@ -58,7 +58,7 @@ class Connector(nn.Module, ABC):
         return False
 
     def lr_share(self, name: str) -> float:
-        """Return the share of the learning rate that the parameter of this name learns at."""
+        """Return the factor of the learning rate for the parameter of this name."""
         return 1.0
 
 
@@ -137,7 +137,7 @@ class ConnectorConditioning(Conditioning):
         return self.connector.uses_muon(name)
 
     def lr_share(self, name: str) -> float:
-        """Return the share of the learning rate that the parameter of this name learns at."""
+        """Return the factor of the learning rate for the parameter of this name."""
         return self.connector.lr_share(name)
 
 

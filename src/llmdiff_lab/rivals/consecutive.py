@@ -1,4 +1,4 @@
-"""The paper's sum with differences of consecutive blocks in place of a token's lone update."""
+"""The paper's sum with differences of consecutive blocks instead of lone updates."""
 
 from collections.abc import Sequence
 
@@ -10,8 +10,8 @@ from llmdiff_lab.rivals.context_only import ContextOnly
 class Consecutive(ContextOnly):
     """c = x_0 + sum_l g_l (u_l - u_{l-1}),   u_{-1} = 0,   u_l = block_l(x_l | causal context) - x_l
 
-    A score is what one block adds beyond the block before it; no block reads a token alone. Without clipping this is
-    `ContextOnly` in other coordinates, with gains g_l - g_{l+1}; scales and clipping are per difference.
+    A score is the difference between the updates of a block and the block before it; no block reads a token alone.
+    Without clipping this is `ContextOnly` with gains g_l - g_{l+1}; scales and clipping are per difference.
 
     Source: a second reading of the score in Dong et al. 2024 (arXiv 2502.04412): its text also fits a difference
         between consecutive denoising steps of the same token.

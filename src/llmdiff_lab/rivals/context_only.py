@@ -1,4 +1,4 @@
-"""Our encoding without the subtraction: context updates only."""
+"""Our encoding without the subtraction: a sum of context updates."""
 
 from collections.abc import Sequence
 

@@ -13,14 +13,14 @@ from llmdiff_lab.rivals.update_sum import UpdateSum
 class DecoderPosterior(UpdateSum):
     """c = x_0 + sum_l g_l u_l,   u_l = block_l(x_l | tokens up to its own, the encoder's states) - x_l
 
-    The decoder reads the prompt that the encoder has read, behind its start token; a token's row is the one that it
-    enters at. The encoder's states take the place of a left context, so nothing is subtracted.
+    The decoder reads its start token and then the same prompt as the encoder. The encoder's states replace the left
+    context, so nothing is subtracted.
 
     Raises:
         ConfigError: the model's decoder is missing.
 
     Source: Dong et al. 2024 (arXiv 2502.04412), which takes the posterior of encoder-decoder LLMs from the decoder's
-        blocks and leaves open what the decoder reads.
+        blocks and does not specify the decoder's input.
     """
 
     def __init__(self, encoder: EncoderStates) -> None:
@@ -40,7 +40,7 @@ class DecoderPosterior(UpdateSum):
         ids, mask = encoder.tokens(prompts)
         states = encoder.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         start = ids.new_full((len(ids), 1), int(decoder.config.decoder_start_token_id))
-        # Padded on the right under a causal mask: no real token sees padding.
+        # Padding is on the right and attention is causal: no real token attends to padding.
         with recorded(self._blocks) as found:
             decoder(
                 input_ids=torch.cat([start, ids], dim=1),

@@ -28,13 +28,13 @@ class LaviBridgeConnector(Connector):
 
     Shapes: h (B, T, D) => (B, T, W).
     Source: Zhao et al. 2024 (arXiv 2403.07860) and the released code (rank 32, dropout 0.1; 4096 -> 2432 -> 768
-        for Llama 2, 1024 -> 896 -> 768 for T5-large; the LLM's LoRA learns at a twentieth of the rate). Differences
-        to the released code: padding is masked, not read; captions are dropped as for every rival of the benchmark,
-        where the release drops none; in steps from captions alone no more than the LoRA in the U-Net's text attention
-        gets gradients, because no other layer runs in them.
+        for Llama 2, 1024 -> 896 -> 768 for T5-large; the LLM's LoRA has a twentieth of the learning rate). Differences
+        from the released code: padding is masked; captions are dropped as for every rival of the benchmark, while the
+        release drops none; in steps from captions alone only the LoRA in the U-Net's text attention gets gradients,
+        because no other layer of the U-Net runs.
 
     Args:
-        lora: where there is LoRA; without any, only the feed-forward stages are trained.
+        lora: models with LoRA; without any, only the feed-forward stages are trained.
     """
 
     keeps = "nothing"
@@ -78,7 +78,7 @@ class LaviBridgeConnector(Connector):
         )
 
     def _last_hidden(self, prompts: Sequence[str]) -> TextEncoding:
-        """The LLM's last states of the kept tokens, with gradients for its LoRA."""
+        """Return the LLM's last states of the kept tokens, with gradients for its LoRA."""
         llm = self.llm
         tokens = llm.tokenize(list(prompts), template=self.template, max_length=self.max_length)
         rows = [ids[real].tolist() for ids, real in zip(tokens.input_ids, tokens.token_mask, strict=True)]
@@ -92,8 +92,8 @@ class LaviBridgeConnector(Connector):
         for b, (run, row) in enumerate(zip(runs, rows, strict=True)):
             ids[b, : len(run)] = torch.tensor(run)
             places[b, 1 : len(row)] = torch.arange(len(run) - len(row) + 1, len(run))
-        # Padded on the right under a causal mask: no real token sees padding.
-        # Without LoRA nothing before the feed-forward stages learns.
+        # Padding is on the right and attention is causal: no real token attends to padding. Without LoRA, no
+        # parameter before the feed-forward stages is trained.
         with (
             lora_in(self.llm_lora, llm.text_model),
             torch.set_grad_enabled(torch.is_grad_enabled() and self.llm_lora is not None),
@@ -109,7 +109,7 @@ class LaviBridgeConnector(Connector):
         return lora_in(self.denoiser_lora, denoiser)
 
     def lr_share(self, name: str) -> float:
-        """Return the share of the learning rate: a twentieth for the LoRA in the LLM."""
+        """Return the factor of the learning rate: 1/20 for the LoRA in the LLM."""
         return LLM_LR_SHARE if ".llm_lora." in name else 1.0
 
     def uses_muon(self, name: str) -> bool:
@@ -118,12 +118,12 @@ class LaviBridgeConnector(Connector):
 
 
 def denoiser_lora(denoiser: nn.Module, *, rank: int = RANK, dropout: float = DROPOUT) -> RemovableLora:
-    """Return new LoRA layers for a U-Net, in the places where LaVi-Bridge has them."""
+    """Return new LoRA layers for the layers of a U-Net that have them in LaVi-Bridge."""
     return RemovableLora(denoiser, layers_within(denoiser, _DENOISER_KINDS), rank=rank, dropout=dropout)
 
 
 def llm_lora(llm: DecoderLLM, *, rank: int = RANK, dropout: float = DROPOUT) -> RemovableLora:
-    """Return new LoRA layers for `llm.text_model`, in the places where LaVi-Bridge has them."""
+    """Return new LoRA layers for the layers of `llm.text_model` that have them in LaVi-Bridge."""
     model = llm.text_model
     # The class is called LlamaAttention, MistralAttention and so on.
     attention = frozenset(

@@ -16,8 +16,8 @@ class LearnedSource(nn.Module, ABC):
     halves: `read`, frozen and done once per caption, and `combine`, which has the weights.
 
     Fields:
-        learns_in_every_step: for more than a few weights. They then learn as long as the adapter does, and captions
-            are read in every step; otherwise they learn in a first stage, on few captions, and stay.
+        learns_in_every_step: train the weights as long as the adapter and read captions in every step, for sources
+            with many weights; otherwise train them in a first stage on few captions and then freeze them.
     """
 
     learns_in_every_step = False

@@ -1,4 +1,4 @@
-"""LoRA layers of peft that can be put into a model and taken out again."""
+"""LoRA layers of peft that can be added to a model and removed again."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,21 +10,21 @@ from llmdiff.environment import check_extra
 
 _NAME = "lavi"
 LLM_LR_SHARE = 1 / 20
-"""Of the learning rate, for LoRA in an LLM: LaVi-Bridge's release trains it with 5e-6, all else with 1e-4."""
+"""Factor of the learning rate for LoRA in an LLM: LaVi-Bridge's release has 5e-6 for it and 1e-4 for the rest."""
 
 
 class RemovableLora(nn.Module):
     """Low-rank updates of a model's linear and convolutional layers: W x + dropout(B A x).
 
     A starts with standard deviation 1 / rank, B with 0. A and B are its parameters; the model's own weights are not.
-    Outside `applied` the model is untouched.
+    Outside `applied` the model is unchanged.
 
     Source: Hu et al. 2021 (arXiv 2106.09685), scale alpha / rank = 1; start and place of the dropout as in the release
         of LaVi-Bridge (arXiv 2403.07860).
     """
 
     def __init__(self, model: nn.Module, names: Iterable[str], *, rank: int, dropout: float) -> None:
-        """`names`: the layers to update, by module name.
+        """Create updates for the layers with these module names.
 
         Raises:
             LLMDiffError: peft is not installed.

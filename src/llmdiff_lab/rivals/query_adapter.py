@@ -1,4 +1,4 @@
-"""The base's own tokens ask an LLM's last states."""
+"""Queries from the base's own tokens attend to an LLM's last states."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,12 +21,12 @@ class QueryAdapterConnector(Connector):
         z = z + SelfAttn(LN(z));   z = z + CrossAttn(LN(z), h);   z = z + W_2 gelu(W_1 LN(z))
         c = LN(W z)
 
-    The result has the rows of the base's own text, padding included, which is what the denoiser was trained on.
+    The result has a row for each token of the base's own text, including padding, as in the denoiser's training.
 
     Shapes: ids (B, S), h (B, T, D) => (B, S, W).
-    Source: Anima (circlestone-labs/Anima), whose adapter asks Qwen3's last states with the T5 ids that its denoiser
-        knows, in six blocks; here CLIP's ids ask, and the denoiser is frozen. No rotary embedding: CLIP's position is a
-        learned one.
+    Source: Anima (circlestone-labs/Anima), whose adapter has six blocks with queries from T5 ids and keys from Qwen3's
+        last states; here the queries are from CLIP's ids, and the denoiser is frozen. No rotary embedding, because
+        CLIP's positions are learned.
     """
 
     keeps = "nothing"

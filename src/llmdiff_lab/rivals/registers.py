@@ -14,11 +14,12 @@ class Registers(AllLayers):
         c_t = W [LN(x_1) ; ... ; LN(x_L)]_t      for the tokens t of the text
         c_t = r_{t mod R}                        for all others
 
-    The text is filled up to a multiple of R rows, and every row is read: registers hold what belongs to no word.
+    The text is padded with registers to a multiple of R rows, and every row is read. Registers can store information
+    that belongs to no word.
 
     Shapes: x (B, T, L * D) => (B, R * ceil(T / R), D); r (R, D).
     Source: LTX-2 (Lightricks/LTX-2), whose text connector flattens all layers of Gemma 3 into one linear layer and puts
-        learned registers (128) in the place of padding, before bidirectional blocks; those are our adapter's refiner.
+        learned registers (128) instead of padding before bidirectional blocks, which here are our adapter's refiner.
     """
 
     learns_in_every_step = True

@@ -1,83 +1,13 @@
-"""All ways to condition that can be compared, by the names of `rivals.yaml`, and how each is made."""
+"""The rivals of `rivals.yaml` by name."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
 
 import torch
-from torch import nn
 
-from llmdiff.adapter import families, layers
-from llmdiff.adapter.adapter import LLMDiffAdapter
-from llmdiff.adapter.layer_groups import layer_groups
 from llmdiff.errors import ConfigError
-from llmdiff.language.blocks import Lone
-from llmdiff.language.llm import DecoderLLM
 from llmdiff.training.conditioning import Conditioning
-from llmdiff_lab.rivals.base_text import BaseTextStates
-from llmdiff_lab.rivals.block_posterior import BlockPosterior
-from llmdiff_lab.rivals.connector import Connector, ConnectorConditioning, check_family
-from llmdiff_lab.rivals.consecutive import Consecutive
-from llmdiff_lab.rivals.context_only import ContextOnly
-from llmdiff_lab.rivals.decoder_posterior import DecoderPosterior
-from llmdiff_lab.rivals.ella import EllaConnector
-from llmdiff_lab.rivals.encoder import EncoderStates
-from llmdiff_lab.rivals.first_states import FirstStates
-from llmdiff_lab.rivals.last_hidden import LastHiddenStates
-from llmdiff_lab.rivals.lavi_bridge import LaviBridgeConnector, denoiser_lora, llm_lora
-from llmdiff_lab.rivals.layer_attention import LayerAttention
-from llmdiff_lab.rivals.layer_weights import LayerWeights
-from llmdiff_lab.rivals.learned_source import LearnedSource
-from llmdiff_lab.rivals.llm4gen import Llm4GenConnector
-from llmdiff_lab.rivals.lora import RemovableLora
-from llmdiff_lab.rivals.norm_average import NormAverageStates
-from llmdiff_lab.rivals.penultimate import PenultimateStates
-from llmdiff_lab.rivals.per_block import PerBlockConnector
-from llmdiff_lab.rivals.query_adapter import QueryAdapterConnector
-from llmdiff_lab.rivals.registers import Registers
-from llmdiff_lab.rivals.routed_mean import RoutedMean
+from llmdiff_lab.rivals.readings import READINGS, Reader, RivalInputs, RivalReading
 from llmdiff_lab.rivals.rows import Group, RivalRow, rival_rows
-from llmdiff_lab.rivals.taps import Taps
-from llmdiff_lab.rivals.two_branch import AdapterConditioning
-
-
-@dataclass(frozen=True, kw_only=True)
-class RivalInputs:
-    """The models and settings that rivals are made from.
-
-    Fields:
-        pipe: the frozen base pipeline. llm, encoder, t5: frozen readers; None where there is none.
-        template: used by everything that reads the LLM. lone: used by our encodings.
-        captions: ordinary captions that set fixed scales; none if saved weights are loaded afterwards.
-        seed: seed of the random weights.
-    """
-
-    pipe: Any
-    llm: DecoderLLM | None = None
-    encoder: EncoderStates | None = None
-    t5: EncoderStates | None = None
-    template: str | None = None
-    lone: Lone = "token+bos"
-    captions: Sequence[str] = ()
-    base_model_id: str | None = None
-    seed: int = 0
-
-
-Reader = Literal["llm", "encoder", "t5"]
-Make = Callable[[RivalInputs, RivalRow], Conditioning]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """A way to read prompts, and how a row's rival is made with it.
-
-    Fields:
-        needs: the frozen reader. takes: the fields of a row that it has a use for.
-    """
-
-    needs: Reader | None
-    takes: frozenset[str]
-    make: Make
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +16,7 @@ class Rival:
 
     name: str
     row: RivalRow
-    reading: Reading
+    reading: RivalReading
 
     @property
     def title(self) -> str:
@@ -95,12 +25,12 @@ class Rival:
 
     @property
     def group(self) -> Group:
-        """Return the group that a report lists it in."""
+        """Return its group in reports."""
         return self.row.group
 
     @property
     def needs(self) -> Reader | None:
-        """Return the frozen reader that it needs."""
+        """Return the name of the frozen reader that it needs."""
         return self.reading.needs
 
 
@@ -122,181 +52,18 @@ def rival(name: str) -> Rival:
     """Return the rival of this name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: the name is unknown.
     """
     if name not in RIVALS:
         raise ConfigError(f"rival is {name!r}, expected one of {', '.join(RIVALS)}")
     return RIVALS[name]
 
 
-def _adapter(parts: RivalInputs, source: Any, row: RivalRow, **context: Any) -> LLMDiffAdapter:
-    context = {"encoding": None, "num_blocks": 0, **context}
-    more = {"sample_prompts": list(parts.captions[:16])} if parts.captions else {}
-    adapter: LLMDiffAdapter = LLMDiffAdapter.create(
-        parts.pipe,
-        llm_id=source.id,
-        hidden_size=source.hidden_size,
-        base_model_id=parts.base_model_id,
-        refiner_layers=row.refiner_layers,
-        routing=_groups(parts, row),
-        routing_form=row.routing_form,
-        **context,
-        **more,
-    )
-    return adapter
-
-
-def _groups(parts: RivalInputs, row: RivalRow) -> int:
-    """Return how many groups of attention layers have states of their own."""
-    count = len(layers.text_layers(families.denoiser_of(parts.pipe)))
-    return min(row.routing, count) if row.routing else count
-
-
-def _reads(needs: Reader | None, make_source: Callable[[RivalInputs, RivalRow], Any], *takes: str) -> Reading:
-    """Return the reading of our adapter on the states of a source."""
-
-    def make(parts: RivalInputs, row: RivalRow) -> Conditioning:
-        source = make_source(parts, row)
-        if isinstance(source, LearnedSource):
-            source.to(next(families.denoiser_of(parts.pipe).parameters()).device)
-            if parts.captions:
-                source.calibrate(parts.captions)
-        return AdapterConditioning(_adapter(parts, source, row), source)
-
-    return Reading(needs=needs, takes=frozenset({"refiner_layers", *takes}), make=make)
-
-
-def _reads_llm(source: Callable[..., Any]) -> Reading:
-    return _reads("llm", lambda parts, row: source(parts.llm, template=parts.template))
-
-
-def _ours(encoding: Literal["guided", "paper"]) -> Reading:
-    def make(parts: RivalInputs, row: RivalRow) -> Conditioning:
-        llm = parts.llm
-        assert llm is not None
-        adapter = _adapter(
-            parts,
-            llm,
-            row,
-            num_blocks=llm.num_blocks,
-            encoding=encoding,
-            lone=row.lone or parts.lone,
-            template=parts.template,
-        )
-        if adapter.context is not None and parts.captions:
-            adapter.context.calibrate(llm, parts.captions)
-        return AdapterConditioning(
-            adapter,
-            llm,
-            learn_gains=row.learn_gains,
-            noise=row.noise,
-            branches=row.branches,
-            denoiser_lora=_denoiser_lora(row, families.denoiser_of(parts.pipe)),
-            llm_lora=llm_lora(llm) if "llm" in row.lora else None,
-        )
-
-    takes = set(RivalRow.model_fields) - {"title", "group", "reading"}
-    return Reading(needs="llm", takes=frozenset(takes), make=make)
-
-
-def _denoiser_lora(row: RivalRow, denoiser: nn.Module) -> RemovableLora | None:
-    return denoiser_lora(denoiser) if "denoiser" in row.lora else None
-
-
-def _connects(
-    make_connector: Callable[[RivalInputs, RivalRow, nn.Module, int], Connector], *takes: str
-) -> Reading:
-    def make(parts: RivalInputs, row: RivalRow) -> Conditioning:
-        check_family(parts.pipe)
-        denoiser = families.denoiser_of(parts.pipe)
-        width = families.text_width(denoiser, families.family_of(parts.pipe))
-        connector = make_connector(parts, row, denoiser, width)
-        return ConnectorConditioning(connector.to(next(denoiser.parameters()).device))
-
-    return Reading(needs="llm", takes=frozenset(takes), make=make)
-
-
-def _ella(parts: RivalInputs, row: RivalRow, denoiser: Any, width: int) -> Connector:
-    channels = int(denoiser.config.block_out_channels[0])
-    assert parts.llm is not None
-    return EllaConnector(parts.llm, width=width, time_channels=channels, template=parts.template)
-
-
-def _lavi(parts: RivalInputs, row: RivalRow, denoiser: nn.Module, width: int) -> Connector:
-    assert parts.llm is not None
-    return LaviBridgeConnector(
-        parts.llm, denoiser, width=width, lora=frozenset(row.lora), template=parts.template
-    )
-
-
-def _llm4gen(parts: RivalInputs, row: RivalRow, denoiser: nn.Module, width: int) -> Connector:
-    assert parts.llm is not None
-    pipe = parts.pipe
-    return Llm4GenConnector(
-        parts.llm,
-        pipe.tokenizer,
-        pipe.text_encoder,
-        denoiser_lora=_denoiser_lora(row, denoiser),
-        template=parts.template,
-    )
-
-
-def _query_adapter(parts: RivalInputs, row: RivalRow, denoiser: nn.Module, width: int) -> Connector:
-    assert parts.llm is not None
-    return QueryAdapterConnector(parts.llm, parts.pipe.tokenizer, width=width, template=parts.template)
-
-
-def _per_block(parts: RivalInputs, row: RivalRow, denoiser: nn.Module, width: int) -> Connector:
-    assert parts.llm is not None
-    # In the order of the forward pass; modules are listed down, up, middle.
-    names = list(layer_groups(texts := layers.text_layers(denoiser), len(texts)))
-    connector = PerBlockConnector(parts.llm, names, width=width, template=parts.template)
-    base = _base_states(parts, row).encode(list(parts.captions[:16]) or ["a photo of a cat"])
-    connector.start(float(base.states[base.token_mask].square().mean().sqrt()))
-    return connector
-
-
-def _base_states(parts: RivalInputs, row: RivalRow) -> BaseTextStates:
-    return BaseTextStates(parts.pipe.tokenizer, parts.pipe.text_encoder)
-
-
-def _routed_mean(parts: RivalInputs, row: RivalRow) -> RoutedMean:
-    assert parts.llm is not None
-    return RoutedMean(parts.llm, groups=_groups(parts, row), template=parts.template)
-
-
-READINGS: dict[str, Reading] = {
-    "base-states": _reads(None, _base_states),
-    "encoder": _reads("encoder", lambda parts, row: parts.encoder),
-    "t5": _reads("t5", lambda parts, row: parts.t5),
-    "t5-blocks": _reads("t5", lambda parts, row: BlockPosterior(cast(EncoderStates, parts.t5))),
-    "t5-decoder-blocks": _reads("t5", lambda parts, row: DecoderPosterior(cast(EncoderStates, parts.t5))),
-    "last-hidden": _reads_llm(LastHiddenStates),
-    "penultimate": _reads_llm(PenultimateStates),
-    "norm-average": _reads_llm(NormAverageStates),
-    "layer-weights": _reads_llm(LayerWeights),
-    "routed-mean": _reads("llm", _routed_mean, "routing"),
-    "layer-attention": _reads_llm(LayerAttention),
-    "taps": _reads_llm(Taps),
-    "registers": _reads_llm(Registers),
-    "first-states": _reads_llm(FirstStates),
-    "context-only": _reads_llm(ContextOnly),
-    "consecutive": _reads_llm(Consecutive),
-    "paper": _ours("paper"),
-    "guided": _ours("guided"),
-    "per-block": _connects(_per_block),
-    "ella": _connects(_ella),
-    "lavi-bridge": _connects(_lavi, "lora"),
-    "llm4gen": _connects(_llm4gen, "lora"),
-    "query-adapter": _connects(_query_adapter),
-}
-
-
 def rival_of(name: str, row: RivalRow) -> Rival:
     """Return the rival of a row.
 
     Raises:
-        ConfigError: its reading is unknown, or has no use for one of its fields.
+        ConfigError: its reading is unknown or does not use one of its fields.
     """
     if row.reading not in READINGS:
         raise ConfigError(
@@ -305,7 +72,7 @@ def rival_of(name: str, row: RivalRow) -> Rival:
     reading = READINGS[row.reading]
     if unused := sorted(row.chosen - reading.takes):
         raise ConfigError(
-            f"rivals.yaml, {name}: {', '.join(unused)} of the reading {row.reading!r} has no meaning: leave it out"
+            f"rivals.yaml, {name}: the reading {row.reading!r} does not use {', '.join(unused)}: leave it out"
         )
     return Rival(name=name, row=row, reading=reading)
 

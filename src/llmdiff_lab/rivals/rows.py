@@ -1,4 +1,4 @@
-"""The rows of `rivals.yaml`: what each rival reads, and what is trained of it."""
+"""The rows of `rivals.yaml`: the reading and the settings of each rival."""
 
 from functools import cache
 from importlib import resources
@@ -17,18 +17,18 @@ Side = Literal["denoiser", "llm"]
 
 
 class RivalRow(Settings):
-    """One rival. A reading refuses fields that it has no use for.
+    """One rival. Fields that its reading does not use are errors.
 
     Fields:
-        title: a short description. group: where a report lists it.
-        reading: what is read, by the names of `registry.READINGS`.
-        refiner_layers: blocks of our adapter's refiner, 0: none.
-        routing: groups of attention layers with states of their own; 0: one for each layer.
-        routing_form: of `RoutedGains`.
-        lora: where LoRA is trained: in the denoiser, in the LLM.
-        lone: what a token alone sees; None: as the benchmark has it.
-        branches: which branches of our adapter attend.
-        learn_gains, noise: whether gains are learned, and noise is added, in training.
+        title: a short description. group: its group in reports.
+        reading: a name in `readings.READINGS`.
+        refiner_layers: number of blocks of our adapter's refiner.
+        routing: number of groups of attention layers with separate states; 0: one for each layer.
+        routing_form: form of `RoutedGains`.
+        lora: models with trained LoRA: "denoiser", "llm".
+        lone: tokens that a lone token attends to; None: the benchmark's setting.
+        branches: branches of our adapter that attend.
+        learn_gains, noise: train gains, and add noise in training.
     """
 
     title: Annotated[str, Field(min_length=1, max_length=200)]
@@ -61,7 +61,7 @@ def rival_rows() -> dict[str, RivalRow]:
         ConfigError: the file is damaged.
     """
     text = resources.files(__package__).joinpath("rivals.yaml").read_text(encoding="utf-8")
-    found = parse_yaml("rivals.yaml is no YAML", text)
+    found = parse_yaml("rivals.yaml is not YAML", text)
     rows: dict[str, RivalRow] = {}
     for name, fields in found.items():
         try:

@@ -9,7 +9,8 @@ from llmdiff.adapter.storage import load_adapter_files, save_adapter_files
 from llmdiff.checks.bounds import short
 from llmdiff.errors import AdapterMismatchError, ConfigError
 from llmdiff.training.conditioning import Conditioning
-from llmdiff_lab.rivals.registry import RivalInputs, create, rival
+from llmdiff_lab.rivals.readings import RivalInputs
+from llmdiff_lab.rivals.registry import create, rival
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +44,11 @@ def load_rival(folder: str | Path, parts: RivalInputs) -> Conditioning:
     """Return a saved rival for this pipeline and reader, ready to attach.
 
     Raises:
-        AdapterNotFoundError: no such folder.
+        AdapterNotFoundError: the folder does not exist.
         CorruptWeightsError: a file is missing or damaged, or the weights are of other shapes: another pipeline's
             or another reader's.
         ConfigError: config.json has an unknown key or lacks one, or `parts` lacks the reader it needs.
-        AdapterMismatchError: it was trained with another reader, template or reading of "alone".
+        AdapterMismatchError: it was trained with another reader, template or `lone`.
     """
     config, read_tensors = load_adapter_files(folder, SavedRival)
     for key, value in config.items():

@@ -1,4 +1,4 @@
-"""The library's adapter as a `Conditioning`, on states of any source, with single parts removed."""
+"""The library's adapter as a `Conditioning` on states of any source, with optional ablations."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -29,11 +29,11 @@ class AdapterConditioning(adapter_conditioning.AdapterConditioning):
     any frozen object with `encode`.
 
     Args:
-        learn_gains: whether the gains g (and k) are trained.
-        noise: whether noise is added in training; without, eps is 0.
+        learn_gains: train the gains g (and k).
+        noise: add noise in training; otherwise eps is 0.
         branches: "pretrained" removes the new branch (a2 = 0), "new" removes the pretrained one (a1 = 0).
         denoiser_lora, llm_lora: LoRA layers trained inside the denoiser or the LLM, which the paper keeps frozen.
-            With `llm_lora` the LLM runs with gradients in every step after the gains are learned; the constant start
+            With `llm_lora` the LLM runs with gradients in every step after the gains are trained; the constant prefix
             of the text (BOS, the template's beginning) is read without LoRA.
 
     Raises:
@@ -53,7 +53,7 @@ class AdapterConditioning(adapter_conditioning.AdapterConditioning):
     ) -> None:
         if llm_lora is not None and adapter.context is None:
             raise ConfigError(
-                "llm_lora needs an adapter with a context encoding; states that are read once do not learn"
+                "llm_lora needs an adapter with a context encoding; states that are read once cannot be trained"
             )
         super().__init__(adapter, source, gains="first" if learn_gains else "frozen", noise=noise)
         self.source = source
@@ -74,7 +74,7 @@ class AdapterConditioning(adapter_conditioning.AdapterConditioning):
     def _remove_branch(self, branches: Branches) -> None:
         for branch in self.branches():
             if branches == "pretrained":
-                # The new branch is not trained, and its output is multiplied by zero.
+                # Freeze the new branch, whose output is multiplied by zero.
                 branch.requires_grad_(False)
                 branch.a2.zero_()
                 branch.a1.requires_grad_(True)
@@ -91,7 +91,7 @@ class AdapterConditioning(adapter_conditioning.AdapterConditioning):
         if self.adapter.context is not None:
             for stage in super().stages():
                 trained = self.llm_lora is not None and stage.name == "main"
-                # Gains differ from seed to seed: what is read with them is of no use to other runs.
+                # Gains depend on the run's seed, so other runs cannot use these readings.
                 yield (
                     self._lora_stage()
                     if trained
@@ -154,14 +154,14 @@ class AdapterConditioning(adapter_conditioning.AdapterConditioning):
                 detach(pipe)
 
     def lr_share(self, name: str) -> float:
-        """Return the share of the learning rate: a twentieth for LoRA in the LLM, as in LaVi-Bridge."""
+        """Return the factor of the learning rate: 1/20 for LoRA in the LLM, as in LaVi-Bridge."""
         return LLM_LR_SHARE if name.startswith("llm_lora.") else 1.0
 
     def _extended(self, denoiser: nn.Module) -> AbstractContextManager[Any]:
         return lora_in(self.denoiser_lora, denoiser)
 
     def _llm_extended(self) -> AbstractContextManager[Any]:
-        """Return a context in which the LLM has its LoRA layers, except for the constant start."""
+        """Return a context in which the LLM has its LoRA layers, except for the constant prefix."""
         if self.llm_lora is None or self.adapter.context is None:
             return nullcontext()
         llm = self.source

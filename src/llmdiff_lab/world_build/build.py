@@ -47,7 +47,7 @@ class Build(StagedBuild):
         self.preset, self.device = settings, device
 
     def run(self, until: str = STAGES[-1]) -> None:
-        """Runs every stage up to and including `until`."""
+        """Run every stage up to and including `until`."""
         for stage in STAGES[: STAGES.index(until) + 1]:
             getattr(self, stage)()
 

@@ -1,4 +1,4 @@
-"""How reliable the world's checker is: on fresh renders of every split, clean and spoilt, and by chance."""
+"""Measure the reliability of the world's checker on new renders of every split, clean and distorted."""
 
 import random
 from collections import Counter
@@ -17,17 +17,17 @@ from llmdiff.world.splits import SPLITS, Split, split_scene
 from llmdiff_lab.world_build.spoiling import mush, spoil, to_uint8
 
 _BATCH, _MOST_CONFUSIONS = 128, 20
-# No prompt of the evaluation is drawn from this stream.
+# Seed stream of the renders, different from that of the evaluation's prompts.
 _STREAM = "checker"
 
 
 def checker_figures(checker: WorldChecker, *, renders: int = 2000, seed: int = 0) -> dict[str, Any]:
-    """Return the shares of fresh renders of all splits that the checker reads exactly, all that they show compared.
+    """Return the shares of new renders of all splits whose contents the checker reads exactly.
 
-    `exact`, and that of scenes of `one or two`, of `three to five` things and of `six`; `splits` and `parts`, each
-    by name; `spoilt`: with the faults of drawn pictures; `shuffled`: compared with another render, the chance
-    level; `nothing`: the share of pictures of nothing in which a thing is seen. `confusions`: which thing was read
-    as which, the most frequent first, with how often; `things read right`: the share of all things.
+    `exact`: all scenes, and those of `one or two`, `three to five` and `six` things; `splits` and `parts`: by name;
+    `spoilt`: distorted like generated pictures; `shuffled`: compared with another render, the chance level;
+    `nothing`: share of empty pictures with a detected thing. `confusions`: pairs of a thing and its wrong reading with
+    their number, the most frequent first; `things read right`: share of all things.
     """
     rng = np.random.default_rng([seed, 10])
     scenes = held_out_scenes(checker.world, renders, seed)
@@ -70,7 +70,7 @@ def checker_figures(checker: WorldChecker, *, renders: int = 2000, seed: int = 0
 
 
 def figures_tables(figures: dict[str, Any], *, markdown: bool = False) -> str:
-    """Return what `checker_figures` has found in percent, and which things were read as which."""
+    """Return tables of the result of `checker_figures` in percent, and of the confusions."""
     rows = [["renders", "read exactly, %"]]
     rows += [[name, _percent(figures[key])] for key, name in _SHOWN.items() if key in figures]
     rows += [[f"split {split}", _percent(share)] for split, share in figures["splits"].items()]
@@ -101,7 +101,7 @@ def _percent(share: float) -> str:
 
 
 def held_out_scenes(world: World, count: int, seed: int) -> list[tuple[Split, Scene]]:
-    """Return new scenes of every split in turn; splits that this world has no scenes for are left out."""
+    """Return new scenes of every split in turn, without splits that this world has no scenes for."""
     splits = [split for split in SPLITS if _can_make(split, world)]
     turns = [splits[index % len(splits)] for index in range(count)]
     return [
@@ -119,7 +119,7 @@ def _can_make(split: Split, world: World) -> bool:
 
 
 def pairs_read(scene: Scene, reading: Reading) -> list[tuple[str, str]]:
-    """Return, for each thing of a scene, its name and that of the thing read where it stands, or "nothing"."""
+    """Return, for each thing of a scene, its name and the name read at its position, or "nothing"."""
     left = list(reading.things)
     pairs = []
     for placed in scene.things:

@@ -103,7 +103,7 @@ def train_on(
     *,
     wording: Wording = "training",
 ) -> None:
-    """Trains a pipeline's denoiser and text encoder, from wherever they are, for the preset's steps."""
+    """Train a pipeline's denoiser and text encoder, from wherever they are, for the preset's steps."""
     unet, text_encoder, tokenizer = pipe.unet.train(), pipe.text_encoder.train(), pipe.tokenizer
     device = unet.device
     pipe.set_progress_bar_config(disable=True)
@@ -171,7 +171,7 @@ def uses_muon(name: str) -> bool:
 def save_samples(
     pipe: StableDiffusionPipeline, data: SceneData, path: Path, *, seed: int, count: int = 24
 ) -> None:
-    """Draws the same captions of every split each time and saves them as one labelled picture."""
+    """Draw the same captions of every split each time and saves them as one labelled picture."""
     rng = np.random.default_rng([seed, 8])
     splits = [SPLITS[i % len(SPLITS)] if i % 2 else "seen" for i in range(count)]
     captions = [caption(data.world.content(split, rng), data.world, rng, split) for split in splits]

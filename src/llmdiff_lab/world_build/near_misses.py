@@ -1,4 +1,4 @@
-"""Scenes that differ from another one in one respect: what a model that judges pictures has to tell apart."""
+"""Scenes that differ from another one in one respect, to train and test models that judge pictures."""
 
 import random
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from llmdiff.world.things import BACKGROUNDS, COLOURS
 
 
 def near_miss(scene: Scene, world: World, rng: random.Random) -> Scene:
-    """Return a scene that differs in one respect: a thing, a colour, a number, a side, or what is behind."""
+    """Return a scene that differs in one respect: a thing, a colour, a number, a side, or the background."""
     changed = rng.choice([change for change in _CHANGES if change(scene, world, rng) is not None])
     other = changed(scene, world, rng)
     assert other is not None
@@ -19,7 +19,7 @@ def near_miss(scene: Scene, world: World, rng: random.Random) -> Scene:
 
 
 def _other_thing(scene: Scene, world: World, rng: random.Random) -> Scene:
-    """Return the scene with another thing in the place of one, or of all of one kind."""
+    """Return the scene with one thing, or all things of one kind, replaced by another."""
     old = rng.choice(scene.things)
     new = old
     present = {placed.name for placed in scene.things}

@@ -44,7 +44,7 @@ def ship(
     preset: Any,
     siglip: ImageTextModel | None = None,
 ) -> int:
-    """Writes pipeline, adapter, checker, siglip if given, card and licence into `folder`; returns the bytes written.
+    """Write pipeline, adapter, checker, siglip if given, card and licence into `folder`; returns the bytes written.
 
     Raises:
         LLMDiffError: the weights are larger than a package may carry; nothing is written then.
@@ -99,7 +99,7 @@ def _card(
 
 
 def forget_local_paths(folder: Path) -> None:
-    """Remove the folder that configs were loaded from; returns nothing."""
+    """Remove the folder that configs were loaded from."""
     for path in folder.rglob("*.json"):
         if path.name not in ("config.json", "model_index.json"):
             continue

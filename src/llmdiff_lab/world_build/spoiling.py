@@ -1,4 +1,4 @@
-"""Spoil renders as a diffusion model and its decoder spoil them: what reads drawn pictures must not mind."""
+"""Distort renders like a diffusion model and its decoder, to train models that read generated pictures."""
 
 import io
 
@@ -16,7 +16,7 @@ _WARP_CELLS, _WARP_PX = 5, 2.0
 def spoil(
     images: NDArray[np.uint8], rng: np.random.Generator, *, clean_share: float = _CLEAN_SHARE
 ) -> Tensor:
-    """Return pictures with the faults of drawn ones; a share of them stays clean.
+    """Return pictures with the faults of generated ones; a share of them stays clean.
 
     Faults: JPEG blocks, bent outlines, lost detail (down and up again), blur, noise, a shift of the colours.
 
@@ -29,16 +29,16 @@ def spoil(
     pixels = clean.clone()
     bent = torch.from_numpy(spoilt & (rng.random(len(images)) < _WARP_SHARE))
     pixels[bent] = _bent(pixels[bent], rng)
-    # One factor for all of a batch's: resizing is done for all at once.
+    # One factor for the whole batch, which is resized at once.
     shrunk = torch.from_numpy(spoilt & (rng.random(len(images)) < _SHRUNK_SHARE))
     pixels[shrunk] = _shrunk(pixels[shrunk], rng.uniform(0.5, 0.9))
     return torch.where(torch.from_numpy(spoilt).view(-1, 1, 1, 1), _faded(pixels, rng), clean)
 
 
 def mush(pixels: Tensor, others: Tensor, rng: np.random.Generator) -> Tensor:
-    """Return pictures of nothing: half mixed with others, or blurred until nothing can be recognised.
+    """Return pictures without recognisable things: mixed with others, or strongly blurred.
 
-    Shapes: pixels, others (N, 3, H, W) in -1..1, as the result.
+    Shapes: pixels, others (N, 3, H, W) in -1..1 => the same.
     """
     reach = pixels.shape[-1] // 8
     kernel = torch.exp(-(torch.arange(-reach, reach + 1).float() ** 2) / (2 * (reach / 2) ** 2))
@@ -50,7 +50,7 @@ def mush(pixels: Tensor, others: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def blur(pixels: Tensor, kernel: Tensor) -> Tensor:
-    """Return pictures blurred down and across. Shapes: (N, 3, H, W), as the result; kernel (K,), K odd."""
+    """Return pictures blurred in both directions. Shapes: (N, 3, H, W) => the same; kernel (K,), K odd."""
     reach = len(kernel) // 2
     rows = kernel.view(1, 1, -1, 1).expand(3, 1, -1, 1)
     padded = F.pad(pixels, (reach, reach, reach, reach), mode="replicate")
@@ -69,7 +69,7 @@ def _jpeg(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint
 
 
 def _bent(pixels: Tensor, rng: np.random.Generator) -> Tensor:
-    """Return pictures whose points are moved by up to two pixels, neighbours alike."""
+    """Return pictures warped smoothly by up to two pixels."""
     if not len(pixels):
         return pixels
     count, size = len(pixels), pixels.shape[-1]

@@ -1,4 +1,4 @@
-"""A build in a folder: stages that run once, record what they were made with, and go on where they were stopped."""
+"""A build in a folder: resumable stages that run once and record their settings."""
 
 import json
 import time
@@ -19,10 +19,10 @@ from llmdiff.training.curves import save_curve
 
 
 class StagedBuild:
-    """The stages of one build; each finished one leaves `done.json` with its figures and its settings.
+    """The stages of one build; each finished one has a `done.json` with its figures and its settings.
 
-    `own_values` says which values of the settings make a stage what it is, by how their names begin (the stage's
-    own name unless said), `shared_values` which ones all stages share. `checker_class` reads pictures of this world.
+    `own_values` maps a stage to the prefixes of the settings that it depends on (default: its own name),
+    `shared_values` are prefixes of settings that all stages depend on. `checker_class` is the class of the checker.
     """
 
     shared_values: ClassVar[tuple[str, ...]] = ("image_size_px", "seed")
@@ -61,7 +61,7 @@ class StagedBuild:
         return (self.folder / name / "done.json").exists()
 
     def load(self, kind: Any, stage: str) -> Any:
-        """Return the model that a stage has saved."""
+        """Return the model saved by a stage."""
         place = self.folder / stage / "model"
         return load_whole(kind, place, what=str(place), use_safetensors=True)
 
@@ -99,11 +99,11 @@ class StagedBuild:
             if value.startswith(begins) and value in was and was[value] != now[value]:
                 raise ConfigError(
                     f"{self.folder / stage} was made with {value} {was[value]!r}, the preset has {now[value]!r}: "
-                    "delete that folder to make it anew, or build in another one"
+                    "delete that folder to build it again, or use another one"
                 )
 
 
 def save_model(model: Any, folder: Path) -> None:
-    """Save a diffusers or transformers object whole or not at all; returns nothing."""
+    """Save a diffusers or transformers object whole or not at all."""
     with whole_folder(folder) as partial:
         model.save_pretrained(partial)

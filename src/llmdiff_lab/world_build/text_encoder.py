@@ -71,7 +71,7 @@ def create_tokenizer(preset: Preset, folder: Path) -> CLIPTokenizer:
 
 
 def train_tokenizer(captions: Iterable[str], vocabulary_size: int, max_tokens: int, folder: Path) -> None:
-    """Write a CLIP tokenizer whose merges come from these captions; returns nothing."""
+    """Write a CLIP tokenizer whose merges come from these captions."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=_END))
     bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(

@@ -1,9 +1,8 @@
-"""Builds the world's models from nothing: `llmdiff-lab build --preset cpu`.
+"""Build the world's models from nothing, for `llmdiff-lab build --preset cpu`.
 
-Stages, each resumable after a kill and skipped once done: vae, scenes, text, latents, denoiser, decoder, checker,
-siglip, adapter. Of `vae`, of `scenes` with `text`, and of `checker`, none waits for another; `siglip` waits for the
-tokenizer alone, `adapter` for the denoiser. Every stage keeps its log, its loss curve and its samples beside its
-weights.
+Stages: vae, scenes, text, latents, denoiser, decoder, checker, siglip, adapter. Each is resumable and skipped once
+done. `vae`, `scenes` with `text`, and `checker` are independent of each other; `siglip` needs only the tokenizer,
+`adapter` the denoiser. Every stage's folder has its log, loss curve and samples besides its weights.
 """
 
 from collections.abc import Callable, Mapping
@@ -79,10 +78,10 @@ class WorldBuild(StagedBuild):
         self._open.close()
 
     def run(self, until: str = STAGES[-1]) -> None:
-        """Run every stage up to and including `until`; returns nothing.
+        """Run every stage up to and including `until`.
 
         Raises:
-            SystemExit: it was stopped; run again, it goes on.
+            SystemExit: the build was stopped; run again to resume.
         """
         for stage in STAGES[: STAGES.index(until) + 1]:
             if self.stopped():
@@ -129,7 +128,7 @@ class WorldBuild(StagedBuild):
         return world_text.create_tokenizer(self.preset, self.folder / "tokenizer")
 
     def text(self) -> CLIPTextModel:
-        """Return the base's text encoder, as trained on captions and maps alone."""
+        """Return the base's text encoder after its training on captions and maps."""
 
         def make() -> dict[str, Any]:
             model = world_text.train_text_encoder(
@@ -178,7 +177,7 @@ class WorldBuild(StagedBuild):
         return pipe.to(self.device)
 
     def decoder(self) -> AutoencoderKL:
-        """Return the autoencoder with its decoder trained on."""
+        """Return the autoencoder after further training of its decoder."""
 
         def make() -> dict[str, Any]:
             folder, pictures = self.folder / "decoder", range(self.preset.vae_images)
@@ -196,7 +195,7 @@ class WorldBuild(StagedBuild):
         return self.load(AutoencoderKL, "decoder").to(self.device)
 
     def checker(self) -> WorldChecker:
-        """Return what reads pictures back."""
+        """Return the checker of pictures."""
 
         def make() -> dict[str, Any]:
             preset, folder = self.preset, self.folder / "checker"
@@ -210,7 +209,7 @@ class WorldBuild(StagedBuild):
                 seed=preset.seed,
                 channels=preset.checker_channels,
                 precision=preset.precision,
-                # A GPU would wait for one process's pictures; a CPU has its own work to do.
+                # One process renders too slowly for a GPU; on a CPU the cores are busy with training.
                 pool=self._pool if self.device.type == "cuda" else None,
             )
             model.figures = checker_figures.checker_figures(model, renders=preset.checker_renders)
@@ -272,7 +271,7 @@ class WorldBuild(StagedBuild):
 
     @cached_property
     def _pool(self) -> ProcessPoolExecutor:
-        """The processes that render, started when they are first needed."""
+        """Return the rendering processes, started on first use."""
         return self._open.enter_context(renderers())
 
     def _psnr_db(self, model: AutoencoderKL, folder: Path) -> float:

@@ -1,4 +1,4 @@
-"""Training of the world's checker: renders of all kinds of scenes, spoilt a little as drawn pictures are."""
+"""Train the world's checker on renders of all kinds of scenes with the distortions of generated pictures."""
 
 import random
 from collections.abc import Sequence
@@ -32,13 +32,13 @@ from llmdiff.world.scenes import Placed, Scene, World, any_scene, laid_out
 from llmdiff.world.things import BACKGROUNDS, COLOURS, STYLES, Style
 from llmdiff_lab.world_build.spoiling import mush, spoil, to_uint8
 
-# A cell within reach of a centre holds it; between reach and margin either answer would do.
+# Cells within the reach of a centre are positive; those between reach and margin are ignored.
 _REACH_PX, _MARGIN_PX = 6.4, 11.0
 _IGNORE = -1
 _MUSH_SHARE = 0.06
 _EVEN_STYLES_SHARE, _TURNED_SHARE = 0.5, 0.12
 _STREAM = 9
-# How many steps' pictures are made ahead: enough for the processes of a large machine.
+# Number of steps whose pictures are rendered in advance, enough for many processes.
 _AHEAD = 32
 
 
@@ -56,11 +56,10 @@ def train_checker(
     pool: ProcessPoolExecutor | None = None,
     checkpoint_every_s: float = 180.0,
 ) -> WorldChecker:
-    """Return a trained checker of this world; run again after a kill or SIGTERM, the training resumes.
+    """Return a trained checker of this world; an interrupted training resumes in the next call.
 
-    The checker learns what is held out from the models as well: it must know all that the evaluation may show.
-    `pool`, from `llmdiff.world.rendering.renderers`, makes the pictures of the next steps meanwhile; they are the
-    same without it.
+    The checker is trained on held-out contents too, because the evaluation may show them. `pool`, from
+    `llmdiff.world.rendering.renderers`, renders the next steps in parallel, with the same results.
     """
     torch.manual_seed(seed)
     checker = WorldChecker(world, channels=channels).to(device)
@@ -90,7 +89,7 @@ def train_checker(
 def training_batch(
     world: World, seed: int, step: int, count: int
 ) -> tuple[list[Scene | None], NDArray[np.uint8]]:
-    """Return the scenes of a step, None for a picture of nothing, and their spoilt pictures.
+    """Return the scenes of a step, None for an empty picture, and their distorted pictures.
 
     Shapes: (count, H, W, 3) uint8.
     """
@@ -104,7 +103,7 @@ def training_batch(
 
 
 class StepBatches:
-    """The batches of all steps; with a pool, those of the next steps are made while one is used."""
+    """The batches of all steps; a pool renders the next ones in advance."""
 
     def __init__(self, world: World, seed: int, count: int, pool: ProcessPoolExecutor | None) -> None:
         self._world, self._seed, self._count, self._pool = world, seed, count, pool
@@ -113,7 +112,7 @@ class StepBatches:
     def of_step(self, step: int) -> tuple[list[Scene | None], NDArray[np.uint8]]:
         """Return the scenes and pictures of a step, as `training_batch` does."""
         if self._pool is None:
-            # Pictures are spoilt in full precision, whatever that of the training.
+            # Distort pictures in full precision, also under autocast.
             with torch.autocast("cpu", enabled=False):
                 return training_batch(self._world, self._seed, step, self._count)
         for later in range(step, step + _AHEAD):
@@ -127,7 +126,7 @@ class StepBatches:
 def _in_worker(
     world: World, seed: int, step: int, count: int
 ) -> tuple[list[Scene | None], NDArray[np.uint8]]:
-    torch.set_num_threads(1)  # the processes share the cores already
+    torch.set_num_threads(1)  # there is a process for each core
     return training_batch(world, seed, step, count)
 
 
@@ -152,11 +151,10 @@ def training_scenes(world: World, rng: random.Random, count: int) -> list[Scene]
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """What the checker should say of a batch of pictures.
+    """The checker's targets for a batch of pictures.
 
-    Shapes: presence (B, 16, 16): 1, 0, or -1 where it does not count; cells (3, N): picture, row and column of
-    each cell that holds a thing; kinds, colours, styles, turned (N,), -1 where nothing is asked; box (N, 4);
-    behind (B,).
+    Shapes: presence (B, 16, 16): 1, 0, or -1 for ignored cells; cells (3, N): picture, row and column of each cell
+    with a thing; kinds, colours, styles, turned (N,), -1 if ignored; box (N, 4); behind (B,).
     """
 
     presence: Tensor
@@ -170,7 +168,7 @@ class Targets:
 
 
 def targets_of(checker: WorldChecker, scenes: Sequence[Scene | None], device: torch.device) -> Targets:
-    """Return the targets of renders of these scenes; None: a picture of nothing."""
+    """Return the targets of renders of these scenes; None is an empty picture."""
     presence = np.zeros((len(scenes), GRID, GRID), dtype=np.int64)
     kind_of = {kind: i for i, kind in enumerate(checker.kinds)}
     colours, behinds = list(COLOURS), [*places(), *BACKGROUNDS]
@@ -220,7 +218,7 @@ def targets_of(checker: WorldChecker, scenes: Sequence[Scene | None], device: to
 
 
 def inked_shares(placed: Placed) -> tuple[float, float]:
-    """Return how much of the square that a thing is drawn in is inked, across and down."""
+    """Return the width and height of a thing's visible part as shares of its square."""
     return _inked(placed.name, placed.style, placed.who)
 
 
@@ -232,7 +230,7 @@ def _inked(name: str, style: str, who: str | None) -> tuple[float, float]:
 
 
 def _uses_muon(name: str) -> bool:
-    """Whether Muon optimises a matrix: those between the first layer and the heads."""
+    """Return whether Muon optimises a matrix: those between the first layer and the heads."""
     return name.split(".")[1] in ("fine", "middle", "coarse", "up", "join")
 
 

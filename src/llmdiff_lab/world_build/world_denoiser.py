@@ -1,4 +1,4 @@
-"""The world's denoiser: a U-Net trained with its text encoder, in Stable Diffusion's own format."""
+"""Train the world's denoiser: a U-Net with its text encoder, in the format of Stable Diffusion."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,9 +24,9 @@ from llmdiff_lab.world_build.world_scenes import SceneSet, map_sizes
 def train_denoiser(
     preset: WorldPreset, scenes: SceneSet, latents: Tensor, pipe: StableDiffusionPipeline, folder: Path
 ) -> None:
-    """Train a pipeline's U-Net, and its text encoder at a smaller rate; returns nothing.
+    """Train a pipeline's U-Net, and its text encoder with a smaller learning rate.
 
-    Shapes: latents (N, C, h, w), those of the scenes.
+    Shapes: latents (N, C, h, w), one for each scene.
     """
     unet, text_encoder = pipe.unet.train(), pipe.text_encoder.train()
     device = unet.device
@@ -50,7 +50,7 @@ def train_denoiser(
         output, logits = denoise(noisy, noised.timesteps, states)
         velocity = objective.loss(output, noised)
         mapped = map_loss(logits, scenes.maps[chosen], sizes)
-        # Its weight falls to 0: in the end only the denoiser's own objective counts.
+        # The weight decays to 0, so that only the denoiser's own objective is left at the end.
         weight = preset.map_weight * (1 - part.step / preset.unet_steps)
         figures = {"velocity": float(velocity.detach()), "map": float(mapped.detach())}
         return velocity + weight * mapped, {**figures, **objective.figures(output, noised)}
@@ -81,7 +81,7 @@ def train_denoiser(
 
 
 def map_loss(logits: Tensor, maps: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """Return the cross-entropy of the maps' layers, mean over cells, summed over layers.
+    """Return the cross-entropy of maps, averaged over cells and summed over layers.
 
     Shapes: logits (B, sum of sizes, S, S); maps (B, layers, S, S) integers; result ().
     """
@@ -91,7 +91,7 @@ def map_loss(logits: Tensor, maps: Tensor, sizes: tuple[int, ...]) -> Tensor:
 
 @torch.no_grad()
 def save_samples(preset: WorldPreset, pipe: StableDiffusionPipeline, path: Path) -> None:
-    """Draw the same prompts each time, half of them seen ones, and save them as one labelled picture."""
+    """Draw a constant set of prompts, half of them from the split "seen", and save them as one labelled picture."""
     others = [split for split in SPLITS if split not in ("seen", "long")]
     seen = prompts("seen", preset.sample_count, world=preset.world)
     texts = [

@@ -1,8 +1,8 @@
-"""The state of a build in a few files of limited size, to go on with it on another machine.
+"""Save the state of a build in a few files of limited size, to resume it on another machine.
 
-A stage that is done comes with its record and its model, in half precision. Of a training that is not done comes the
-moving average of its weights, in half precision: it goes on from there, with fresh moments of the optimiser. What is
-made again in a minute or two, scenes and latents, stays behind.
+A finished stage is saved with its record and its model in half precision. An unfinished training is saved as the
+moving average of its weights in half precision; it resumes with new moments of the optimiser. Scenes and latents are
+not saved, because they can be recreated in a minute or two.
 """
 
 import io
@@ -24,16 +24,16 @@ _RUN_TENSORS, _RUN_STATE = "run.safetensors", "run.json"
 
 
 def pack(build: Path, target: Path, stages: Sequence[str]) -> list[Path]:
-    """Write the state of the build in folder `build`, of these stages, to files in folder `target`; returns them.
+    """Write the state of these stages of the build in folder `build` to folder `target` and return the files.
 
     Raises:
-        LLMDiffError: there is no state, or more than can be carried; nothing is written then.
+        LLMDiffError: there is no state, or it is too large; nothing is written then.
     """
     members = _files(build, build / "tokenizer")
     for stage in stages:
         folder = build / stage
         if stage == "text" and (build / "denoiser" / "done.json").is_file():
-            members |= _files(build, folder, "*.json*")  # the pipeline has the model, trained on
+            members |= _files(build, folder, "*.json*")  # the pipeline has the further trained model
             continue
         if (folder / "done.json").is_file() and stage not in _REMADE:
             members |= _files(build, folder, "*.json*") | _files(build, folder, "model/*")
@@ -42,11 +42,11 @@ def pack(build: Path, target: Path, stages: Sequence[str]) -> list[Path]:
             state, tensors = found
             members |= _files(build, folder, "log.jsonl")
             members[f"{stage}/{_RUN_TENSORS}"] = save(_converted(part(tensors, "ema"), torch.float16))
-            # The moments stay behind, and with them the plain numbers among them.
+            # The optimiser's state is not saved.
             state.pop("optimizer", None)
             members[f"{stage}/{_RUN_STATE}"] = json.dumps(state).encode()
     if not members:
-        raise LLMDiffError(f"{build} holds no state of a build: run `llmdiff-lab build --out {build}` first")
+        raise LLMDiffError(f"{build} has no state of a build: run `llmdiff-lab build --out {build}` first")
     packed = _archive(members)
     if len(packed) > MAX_BYTES:
         raise LLMDiffError(f"the state takes {len(packed):,} bytes, at most {MAX_BYTES:,} can be carried")
@@ -57,13 +57,13 @@ def pack(build: Path, target: Path, stages: Sequence[str]) -> list[Path]:
 
 
 def unpack(source: Path, build: Path) -> None:
-    """Write the state in folder `source` to the build in folder `build`; returns nothing.
+    """Write the state in folder `source` to the build in folder `build`.
 
     Raises:
         ConfigError: there is a build already, or the state is incomplete.
     """
     if build.exists() and any(build.iterdir()):
-        raise ConfigError(f"{build} holds a build already: unpack into a new folder")
+        raise ConfigError(f"{build} has a build already: unpack into a new folder")
     parts = sorted(source.glob("state-*.bin"))
     if not parts or [path.name for path in parts] != [f"state-{i:02d}.bin" for i in range(len(parts))]:
         found = ", ".join(path.name for path in parts) or "no part of a state"
@@ -77,16 +77,16 @@ def unpack(source: Path, build: Path) -> None:
                 if path.name == _RUN_TENSORS:
                     _restore_run(path)
                 else:
-                    # Read whole first: a file may not be written while its tensors are mapped.
+                    # Read all tensors first: a file must not be overwritten while it is memory-mapped.
                     tensors = _converted(load(path.read_bytes()), torch.float32)
-                    path.unlink()  # several names may share the file
+                    path.unlink()  # other hard links to the file keep their content
                     save_file(tensors, path, metadata={"format": "pt"})
     except (tarfile.TarError, EOFError) as error:
         raise ConfigError(f"{source}: the state is incomplete or damaged ({error})") from error
 
 
 def _files(build: Path, folder: Path, pattern: str = "*") -> dict[str, bytes]:
-    """Return these files by their path in the build, weights in half precision."""
+    """Return these files by their path in the build, with weights in half precision."""
     found = {
         str(path.relative_to(build)): path.read_bytes() for path in folder.glob(pattern) if path.is_file()
     }
@@ -123,7 +123,7 @@ def _archive(members: dict[str, bytes]) -> bytes:
     with tarfile.open(fileobj=packed, mode="w") as archive:
         for name, data in sorted(members.items()):
             member, same = tarfile.TarInfo(name), first.setdefault(data, name)
-            if same != name:  # the pipeline's VAE is that of the first stage
+            if same != name:  # the pipeline has the VAE of the first stage
                 member.type, member.linkname = tarfile.LNKTYPE, same
                 archive.addfile(member)
                 continue

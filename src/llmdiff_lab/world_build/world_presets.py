@@ -11,19 +11,19 @@ from llmdiff_lab.world_build.presets import SIMPLE_WORDS, Preset, chosen
 
 @dataclass(frozen=True, kw_only=True)
 class WorldPreset:
-    """Everything that sets one build of the world apart from another.
+    """The settings of a build of the world.
 
     Units: `image_size_px` in pixels; `*_steps` in optimiser steps; `*_lr` is the maximum learning rate.
 
     Fields:
-        things, styles: how much of the world there is; None takes all things.
-        precision: of forward and backward passes; weights are float32.
-        vae_images: how many pictures the VAE is trained on.
-        scenes, captions_each: how many scenes text encoder and denoiser are trained on, with how many captions each.
-        map_weight: weight of the auxiliary loss of what lies where; falls to 0 over the training.
-        sample_every, sample_count: after how many steps how many prompts are drawn, to be looked at.
-        text_captions: how many captions the tokenizer is made from.
-        checker_renders, siglip_renders: how many renders the checker and the SigLIP are measured on.
+        things, styles: number of things and the styles of the world; None takes all things.
+        precision: precision of forward and backward passes; weights are float32.
+        vae_images: number of pictures that train the VAE.
+        scenes, captions_each: number of scenes that train text encoder and denoiser, and of captions for each.
+        map_weight: initial weight of the auxiliary loss on maps; decays to 0 over the training.
+        sample_every, sample_count: interval in steps between sample pictures, and their number.
+        text_captions: number of captions that train the tokenizer.
+        checker_renders, siglip_renders: number of renders that measure the checker and the SigLIP.
         text_lr_share: learning rate of the text encoder while the denoiser is trained, as a share of `unet_lr`.
     """
 
@@ -100,12 +100,12 @@ class WorldPreset:
 
     @property
     def adapter_data(self) -> dict[str, Any]:
-        """The data of the adapter's training, without their number."""
+        """Return the settings of the adapter's data, without the number of scenes."""
         return {"kind": "world", "things": self.things, "styles": self.styles, "wording": "reworded"}
 
     @property
     def world(self) -> World:
-        """What scenes are sampled from."""
+        """Return the world that scenes are sampled from."""
         return World(thing_count=self.things, styles=self.styles)
 
 

@@ -1,4 +1,4 @@
-"""The world's training scenes as tensors: pictures for the VAE; maps, captions and latents for what comes after it.
+"""The world's training scenes as tensors: pictures for the VAE; maps, captions and latents for later stages.
 
 Scenes are not stored: `sample_scene(seed, index)` gives the same one on every machine.
 """
@@ -36,7 +36,7 @@ _HELD_OUT_SPLITS: tuple[Split, ...] = ("pairs", "colours", "counts", "styles")
 
 @dataclass(frozen=True, kw_only=True)
 class SceneSet:
-    """What training scenes show and how captions say it, on the device that trains.
+    """Maps and captions of training scenes on the training device.
 
     Shapes: maps (N, 3, MAP_SIDE, MAP_SIDE) int16, see `scene_map`; ids (N, captions each, T) int16, token ids of
         plain captions.
@@ -49,7 +49,7 @@ class SceneSet:
         return len(self.maps)
 
     def sample(self, count: int, rng: np.random.Generator) -> Tensor:
-        """Return the numbers of random scenes. Shapes: (count,) int64."""
+        """Return the indices of random scenes. Shapes: (count,) int64."""
         return torch.from_numpy(rng.integers(len(self), size=count)).to(self.maps.device)
 
     def captions(self, scenes: Tensor, rng: np.random.Generator) -> Tensor:
@@ -60,21 +60,21 @@ class SceneSet:
 
 @lru_cache
 def map_classes(world: World) -> tuple[tuple[str, str | None], ...]:
-    """Return what a cell of a map can show: a thing, with who does it if it is an action, a place or a background."""
+    """Return the classes of a map's cells: things (actions with their person), places and backgrounds."""
     things = [(thing.name, who) for thing in world.things for who in (thing.who or (None,))]
     return (*things, *((name, "place") for name in places()), *((name, "background") for name in BACKGROUNDS))
 
 
 def map_sizes(world: World) -> tuple[int, int, int]:
-    """Return how many values each of the three layers of a map can have."""
+    """Return the number of values of each of the three layers of a map."""
     return len(map_classes(world)), len(COLOURS) + 1, 2 * len(STYLES) + 1
 
 
 def scene_map(scene: Scene, world: World, size_px: int) -> NDArray[np.int16]:
-    """Return what each cell of a scene shows, in which colour and how.
+    """Return class, colour and style of each cell of a scene.
 
-    Shapes: (3, MAP_SIDE, MAP_SIDE): indices into `map_classes`; 0 for its own colour, else the number of the colour;
-        0 for what is behind, else the number of the style, odd if it stands upright, even if upside down.
+    Shapes: (3, MAP_SIDE, MAP_SIDE): indices into `map_classes`; 0 for natural colours, else the number of the colour;
+        0 for the background, else a number for the style, odd for upright things and even for those upside down.
     """
     index_of = _index_of(world)
     centres = (np.arange(MAP_SIDE) + 0.5) * size_px / MAP_SIDE
@@ -127,7 +127,7 @@ def prepare_scenes(
 
 
 def load_scenes(path: Path, device: torch.device) -> SceneSet:
-    """Return what `prepare_scenes` wrote."""
+    """Return the scenes written by `prepare_scenes`."""
     return SceneSet(**load_file(path, device=str(device)))
 
 
@@ -138,9 +138,9 @@ def prepare_latents(
     folder: Path,
     stopped: Callable[[], bool],
 ) -> bool:
-    """Write the latents of all training scenes to `folder`, in chunks that are kept when it is stopped between them.
+    """Write the latents of all training scenes to `folder` in chunks, and return whether all are finished.
 
-    Returns whether all are there.
+    When `stopped` returns True, finished chunks are kept.
     """
     for start in tqdm(range(0, preset.scenes, _CHUNK), desc="latents", mininterval=5):
         path = folder / f"chunk-{start:08d}.safetensors"
@@ -155,7 +155,7 @@ def prepare_latents(
 
 
 def load_latents(folder: Path, device: torch.device) -> Tensor:
-    """Return what `prepare_latents` wrote. Shapes: (N, C, h, w) float16, scaled."""
+    """Return the scaled latents written by `prepare_latents`. Shapes: (N, C, h, w) float16."""
     chunks = [load_file(path, device=str(device)) for path in sorted(folder.glob("chunk-*.safetensors"))]
     return torch.cat([chunk["latents"] for chunk in chunks])
 
@@ -185,7 +185,7 @@ def _describe(
 
 
 def token_ids(tokenizer_file: Path, texts: Sequence[str], length: int) -> NDArray[np.int16]:
-    """Return ids as CLIPTokenizer gives them, padded and cut to `length`, without the time that it takes to import.
+    """Return the ids of CLIPTokenizer, padded and cut to `length`, without importing transformers, which is slow.
 
     Shapes: (len(texts), length).
     """

@@ -1,4 +1,4 @@
-"""Writes what the package carries of a world, in half precision: base pipeline, and adapter and checker where made."""
+"""Write the packaged weights of a world in half precision: the base pipeline, and adapter and checker if built."""
 
 import json
 import shutil
@@ -52,10 +52,10 @@ nothing by `llmdiff-lab build --preset {preset}` on scenes composed of OpenMoji 
 
 
 def ship_world(pipe: StableDiffusionPipeline, build: Path, folder: Path, preset: WorldPreset) -> int:
-    """Write pipeline, card, licence and what else the build has made into `folder`; returns the bytes of all weights.
+    """Write pipeline, card, licence and other models of the build to `folder` and return the bytes of all weights.
 
     Raises:
-        LLMDiffError: the weights are larger than a package may carry; nothing is written then.
+        LLMDiffError: the weights are too large for the package; nothing is written then.
     """
     with whole_folder(folder) as partial:
         pipe.to(torch.float16).save_pretrained(partial / "pipeline")
@@ -77,7 +77,7 @@ def ship_world(pipe: StableDiffusionPipeline, build: Path, folder: Path, preset:
             for path in partial.rglob("*.safetensors")
         }
         (partial / "README.md").write_text(_card(sizes, preset), encoding="utf-8")
-        # The weights are derived from OpenMoji's drawings, so its licence is theirs too.
+        # The weights are derived from OpenMoji's drawings and have the same licence.
         (partial / "LICENSE").write_text(artwork_licence(), encoding="utf-8")
         size = sum(path.stat().st_size for path in partial.rglob("*.safetensors"))
         if size > MAX_SHIPPED_BYTES:

@@ -1,4 +1,4 @@
-"""A small SigLIP of the world's scenes and captions, trained on renders: the SigLIP score of the embedded default."""
+"""Train a small SigLIP on the world's renders and captions, for the SigLIP score of the embedded default."""
 
 import math
 import random
@@ -33,7 +33,7 @@ from llmdiff_lab.world_build.world_scenes import MAP_SIDE, map_classes, map_size
 _MAP_WEIGHT, _FACT_WEIGHT = 1.0, 0.5
 _STREAM = "siglip"
 _VOICES = (RICH, *SPLIT_VOICES.values())
-# What a caption can say of where a thing is, or of how many there are.
+# Numbers and positions of things in captions.
 _PLACES = (*map(str, range(1, 7)), *OPPOSITE, *SPOTS)
 
 
@@ -46,14 +46,14 @@ class CaptionedScenes:
 
     @property
     def texts(self) -> list[str]:
-        """The captions' texts."""
+        """Return the texts of the captions."""
         return [one.text for one in self.captions]
 
 
 def captioned_scenes(world: World, rng: random.Random, count: int) -> CaptionedScenes:
     """Return scenes of all kinds, each followed by a near miss of it, with captions in all voices.
 
-    A model that judges pictures has to know held-out contents and words too, like the checker.
+    Held-out contents and words are included, as for the checker, because the model has to judge them.
     """
     scenes: list[Scene] = []
     captions: list[Caption] = []
@@ -66,7 +66,7 @@ def captioned_scenes(world: World, rng: random.Random, count: int) -> CaptionedS
 
 
 def fits(shown: CaptionedScenes) -> NDArray[np.bool_]:
-    """Return which captions are true of which scenes: "a cat" is true of every picture of one cat.
+    """Return which captions are true for which scenes: "a cat" is true for every picture of one cat.
 
     Shapes: (N, N), captions by scenes.
     """
@@ -82,7 +82,7 @@ def fits(shown: CaptionedScenes) -> NDArray[np.bool_]:
 
 
 def scene_facts(scenes: Sequence[Scene], world: World) -> Tensor:
-    """Return what is so of things, each fact a class: a thing with its number, its side of a pair, or its spot.
+    """Return the facts of scenes as classes: a thing with its number, its side of a pair, or its spot.
 
     Shapes: (N, facts), 0 or 1.
     """
@@ -111,10 +111,10 @@ def create_siglip(preset: Any, tokenizer: CLIPTokenizer) -> ImageTextModel:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    # A patch for every cell of the maps that the training asks for.
+    # One patch for every cell of the maps in training.
     vision = size | {"image_size": preset.image_size_px, "patch_size": preset.image_size_px // MAP_SIDE}
     model: Any = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
-    with torch.no_grad():  # SigLIP's start, but with the odds of a batch of this size
+    with torch.no_grad():  # SigLIP's initialisation, with the bias for this batch size
         model.logit_scale.fill_(math.log(10))
         model.logit_bias.fill_(-math.log(preset.siglip_batch))
     side = {"height": preset.image_size_px, "width": preset.image_size_px}
@@ -124,12 +124,12 @@ def create_siglip(preset: Any, tokenizer: CLIPTokenizer) -> ImageTextModel:
 def train_siglip(
     preset: WorldPreset, tokenizer: CLIPTokenizer, folder: Path, device: torch.device
 ) -> ImageTextModel:
-    """Return a trained SigLIP of scenes; run again after a kill, the training resumes.
+    """Return a trained SigLIP of scenes; an interrupted training resumes in the next call.
 
     Source: Zhai et al. 2023 (arXiv 2303.15343), its sigmoid loss over all pairs of a batch. Deviations: a caption is
-    right for every scene that shows what it says, not for its own alone; the patches are asked what lies where, and
-    both embeddings, through one linear layer, which thing is where, because small transformers learn that slowly
-    from captions; and pictures are spoilt a little, as drawn ones are.
+    positive for every scene for which it is true, not only for its own; auxiliary losses predict the map from the
+    patches, and the facts from both embeddings through one linear layer, because small transformers learn positions
+    slowly from captions; and pictures are distorted like generated ones.
     """
     torch.manual_seed(preset.seed + 4)
     created = create_siglip(preset, tokenizer)
@@ -138,7 +138,7 @@ def train_siglip(
     sizes = map_sizes(world)
     mapping = nn.Linear(preset.siglip_width, sum(sizes)).to(device)
     telling = nn.Linear(preset.siglip_width, scene_facts([], world).shape[1]).to(device)
-    nn.init.constant_(telling.bias, -math.log(telling.out_features))  # a fact is rare: one to five of all
+    nn.init.constant_(telling.bias, -math.log(telling.out_features))  # a scene has one to five of all facts
 
     def step_loss(part: StepPart) -> tuple[Tensor, dict[str, float]]:
         shown = captioned_scenes(
@@ -180,7 +180,7 @@ def train_siglip(
         config,
         folder,
         title="siglip",
-        # Two single numbers, which have far to go in few steps.
+        # A higher rate for the two scalars, which have to change much in few steps.
         lr_scale=lambda name: (5.0, 0.0) if "logit_" in name else (1.0, 1.0),
         muon=lambda name: ".layers." in name and name.endswith(".weight") and "norm" not in name,
     )
@@ -190,7 +190,7 @@ def train_siglip(
 def sigmoid_loss(logits: Tensor, true: Tensor) -> Tensor:
     """Return SigLIP's loss of a batch.
 
-    Shapes: (N, N) captions by scenes, numbers and whether they belong together; result ().
+    Shapes: logits and true (N, N), captions by scenes; result ().
     Source: Zhai et al. 2023, section 3.2, with `true` in place of the diagonal.
     """
     # -1 / N sum_i sum_j log sigmoid(z_ij (t x_i . y_j + b)),  z_ij = 1 where true, else -1
@@ -198,11 +198,10 @@ def sigmoid_loss(logits: Tensor, true: Tensor) -> Tensor:
 
 
 def held_out_order(trained: ImageTextModel, preset: WorldPreset, count: int = 1200) -> dict[str, float]:
-    """Return the shares of fresh renders and captions that the model puts in the right order; one half is chance.
+    """Return the accuracy of the model in comparisons on held-out renders and captions; chance is one half.
 
-    Of a render and a caption that is true of it, the cosine has to be higher than that of: `near_miss`, the caption
-    of a scene that differs in one respect; `shuffled`, the caption of some other scene; `blurred` and `noised`, the
-    spoilt render.
+    The cosine of a render and a true caption has to be higher than that with: `near_miss`, the caption of a scene that
+    differs in one respect; `shuffled`, the caption of another scene; `blurred` and `noised`, the distorted render.
     """
     rng = np.random.default_rng([preset.seed, 13])
     right: dict[str, list[NDArray[np.bool_]]] = {}
@@ -226,5 +225,5 @@ def held_out_order(trained: ImageTextModel, preset: WorldPreset, count: int = 12
 
 
 def to_pixels(images: NDArray[np.uint8]) -> Tensor:
-    """Return what the image processor makes of pictures of the right size: (N, H, W, 3) => (N, 3, H, W) in -1..1."""
+    """Return the image processor's output for pictures of its size: (N, H, W, 3) => (N, 3, H, W) in -1..1."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,4 +1,4 @@
-"""Runs a build of the world: all of it or one stage, in slices of time, its state carried between machines."""
+"""Run a build of the world, all stages or one, in limited time, with its state moved between machines."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ def run_world_build(
 
     Raises:
         ConfigError: no such preset, stage or device, or a stage was made with other values.
-        SystemExit: the time is up; run again, it goes on.
+        SystemExit: the time is up; run again to resume.
     """
     preset = world_preset(preset_name)
     for option, stage in (("--until", until), ("--only", only)):
@@ -85,7 +85,7 @@ def take_fluent(preset: WorldPreset, folder: Path | None) -> None:
 
 @contextmanager
 def time_limit(minutes: float | None) -> Iterator[Callable[[], bool]]:
-    """Return a context that asks this process to stop after so many minutes, as SIGTERM does."""
+    """Return a context that stops this process after so many minutes, like SIGTERM."""
     timer = threading.Timer((minutes or 0) * 60, os.kill, (os.getpid(), signal.SIGTERM))
     timer.daemon = True
     with stop_requests() as stopped:

@@ -1,4 +1,4 @@
-"""The world's text encoder: CLIP-style, trained contrastively against what lies where in the scenes."""
+"""Train the world's text encoder, contrastively like CLIP, against maps of scenes."""
 
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from llmdiff_lab.world_build.world_scenes import MAP_SIDE, SceneSet, map_sizes
 
 
 class MapTower(nn.Module):
-    """Maps of scenes => embeddings (B, width); it exists to train the text encoder against.
+    """Maps of scenes => embeddings (B, width), the counterpart of the text encoder in its training.
 
-    It reads maps, not pictures: what is learnt from them does not wait for the VAE.
+    It reads maps instead of pictures, so that it does not depend on the VAE.
     """
 
     def __init__(self, sizes: tuple[int, ...], width: int, channels: int = 96) -> None:
@@ -40,14 +40,14 @@ class MapTower(nn.Module):
         )
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Return what the maps show, as one vector each. Shapes: maps (B, 3, MAP_SIDE, MAP_SIDE) integers."""
+        """Return one embedding for each map. Shapes: maps (B, 3, MAP_SIDE, MAP_SIDE) integers => (B, width)."""
         layers = [table(maps[:, i].long()) for i, table in enumerate(self.tables)]
         output: Tensor = self.layers(torch.stack(layers).sum(0).permute(0, 3, 1, 2))
         return output
 
 
 def create_tokenizer(preset: WorldPreset, folder: Path) -> CLIPTokenizer:
-    """Return the CLIP tokenizer, made first from plain training captions if it is not there."""
+    """Return the CLIP tokenizer; create it from plain training captions if it does not exist."""
     if not (folder / "tokenizer_config.json").exists():
         scenes = (sample_scene(preset.seed, index, preset.world) for index in range(preset.text_captions))
         captions = (training_caption(scene, preset.seed, i, "plain").text for i, scene in enumerate(scenes))
@@ -59,7 +59,7 @@ def create_tokenizer(preset: WorldPreset, folder: Path) -> CLIPTokenizer:
 def train_text_encoder(
     preset: WorldPreset, scenes: SceneSet, tokenizer: CLIPTokenizer, folder: Path, device: torch.device
 ) -> CLIPTextModel:
-    """Return a text encoder whose end-of-text state finds its scene among the others of a batch.
+    """Return a text encoder trained to match its end-of-text state with the scene among those of a batch.
 
     Source: Radford et al. 2021 (CLIP), symmetric cross-entropy over the batch.
     """
@@ -73,7 +73,7 @@ def train_text_encoder(
         rng = part.rng(preset.seed, 5)
         chosen = torch.from_numpy(rng.choice(len(scenes), preset.text_batch, replace=False)).to(device)
         ids = scenes.captions(chosen, rng)
-        # States do not see what comes after them: padding beyond the longest caption changes nothing.
+        # Attention is causal, so padding after the longest caption can be cut off.
         ids = ids[:, : int((ids != tokenizer.eos_token_id).sum(1).max()) + 1]
         texts = F.normalize(head.text(encoder(ids).pooler_output).float(), dim=-1)
         shown = F.normalize(tower(scenes.maps[chosen]).float(), dim=-1)
@@ -97,7 +97,7 @@ def train_text_encoder(
 
 
 def caption_lengths(scenes: SceneSet, tokenizer: CLIPTokenizer) -> dict[str, float]:
-    """Return how long captions are, in tokens."""
+    """Return statistics of the captions' lengths in tokens."""
     lengths = (scenes.ids != tokenizer.eos_token_id).sum(-1).flatten().cpu().numpy() + 1
     return {
         "mean_tokens": float(lengths.mean()),

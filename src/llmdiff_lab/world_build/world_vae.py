@@ -1,4 +1,4 @@
-"""The world's VAE: trained on scenes, its decoder refined at the end, its latents those of all that comes after."""
+"""Train the world's VAE on scenes, and refine its decoder at the end of the build."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,9 +53,9 @@ def train_vae(
 def refine_decoder(
     vae: AutoencoderKL, preset: WorldPreset, pictures: NDArray[np.uint8], folder: Path, device: torch.device
 ) -> AutoencoderKL:
-    """Return the VAE with its decoder trained on: its latents, and all that is trained on them, stay as they are.
+    """Return the VAE after further training of its decoder; its latents, and models trained on them, do not change.
 
-    The latents get a little noise, because those that a denoiser draws are never quite right either.
+    A little noise is added to the latents, because generated latents are not exact.
     """
     vae = vae.to(device, memory_format=torch.channels_last).requires_grad_(False)
     vae.decoder.requires_grad_(True).train()
@@ -77,10 +77,7 @@ def refine_decoder(
 
 @torch.no_grad()
 def psnr_db(vae: AutoencoderKL, pictures: NDArray[np.uint8], sheet: Path) -> float:
-    """Return the mean peak signal-to-noise ratio of these pictures; the first ones are saved beside the originals.
-
-    Units: decibel.
-    """
+    """Return the mean peak signal-to-noise ratio of these pictures in decibel; save the first ones with originals."""
     values: list[float] = []
     for start in range(0, len(pictures), 64):
         batch = pictures[start : start + 64]
@@ -97,7 +94,7 @@ def psnr_db(vae: AutoencoderKL, pictures: NDArray[np.uint8], sheet: Path) -> flo
 
 @torch.no_grad()
 def encode_pictures(vae: AutoencoderKL, pictures: NDArray[np.uint8], precision: str) -> Tensor:
-    """Return scaled latents of pictures, posterior means, on the CPU.
+    """Return scaled latents of pictures (posterior means) on the CPU.
 
     Shapes: pictures (N, H, W, 3); result (N, C, h, w) float16.
     """
@@ -112,7 +109,7 @@ def encode_pictures(vae: AutoencoderKL, pictures: NDArray[np.uint8], precision: 
 
 
 def to_images(pictures: Tensor) -> Tensor:
-    """Return pictures as a VAE takes them. Shapes: (N, H, W, 3) uint8; result (N, 3, H, W) in -1..1."""
+    """Return the VAE's input for pictures. Shapes: (N, H, W, 3) uint8 => (N, 3, H, W) in -1..1."""
     return (pictures.float() / 127.5 - 1).permute(0, 3, 1, 2)
 
 
@@ -122,7 +119,7 @@ def _batch(stored: Tensor, rng: np.random.Generator, size: int) -> Tensor:
 
 def _pixel_loss(output: Tensor, images: Tensor) -> tuple[Tensor, dict[str, float]]:
     squared = F.mse_loss(output.float(), images)
-    # The absolute error keeps flat colours and outlines sharp where the squared one alone would blur them.
+    # The absolute error keeps outlines sharp, which the squared error alone would blur.
     loss = squared + 0.5 * F.l1_loss(output.float(), images)
     return loss, {"psnr_db": float(-10 * torch.log10(squared.detach() / 4))}
 
@@ -148,5 +145,5 @@ def _train(
 
 
 def _uses_muon(name: str) -> bool:
-    """Whether a matrix lies between others; the first and the last ones are left to AdamW."""
+    """Return whether Muon optimises a matrix: all but the first and last ones."""
     return not any(part in name for part in ("conv_in", "conv_out", "quant_conv"))

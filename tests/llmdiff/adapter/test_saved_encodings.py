@@ -123,7 +123,7 @@ def test_other_origins_do_not_share_a_folder(
         controller.encode("a dog", noise_seed=3).save(tmp_path / "a")
     controller.encode("a dog", weighted=True).save(tmp_path / "b")
     (tmp_path / "b").rename(tmp_path / "a" / "b")
-    with pytest.raises(ConfigError, match=r"are of different origin .weighted"):
+    with pytest.raises(ConfigError, match=r"have different origins .weighted"):
         SavedEncodings.load(tmp_path / "a")
 
 
@@ -245,7 +245,7 @@ def test_damaged_files_are_refused(
 
 def test_a_place_without_encodings_is_named(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "gone", tmp_path / "gone.safetensors"):
-        with pytest.raises(InputFileError, match="no saved encoding and no folder of any"):
+        with pytest.raises(InputFileError, match="is neither a saved encoding nor a folder with some"):
             SavedEncodings.load(place)
 
 

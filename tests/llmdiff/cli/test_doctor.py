@@ -25,7 +25,7 @@ def test_everything_that_the_tests_run_on_is_found_and_right(tmp_path, monkeypat
         f"torch: {importlib.metadata.version('torch')}",
         "threads for torch",
         "checker: 3 files",
-        "all as their manifest says",
+        "all equal to their manifest",
         f"LLMDIFF_HOME: {tmp_path / 'home'}, 1 files, 2.0 KiB",
         "llm smollm2-135m: in ",
         "(Apache License 2.0)",
@@ -34,7 +34,7 @@ def test_everything_that_the_tests_run_on_is_found_and_right(tmp_path, monkeypat
         "train: installed",
     ):
         assert said in result.stdout
-    assert result.stdout.endswith("all that drawing needs is here\n")
+    assert result.stdout.endswith("everything needed for drawing is installed\n")
 
 
 def test_a_changed_weight_is_named_and_the_exit_status_is_1(tmp_path, monkeypatch):

@@ -24,12 +24,13 @@ from llmdiff.cli import main as cli
 from llmdiff.controller import LLMController
 from llmdiff.drawing.attention_maps import draw_with_maps
 from llmdiff.drawing.draw import DrawingSettings
-from llmdiff.drawing.models import Models, _damage_named, usable_device
+from llmdiff.drawing.models import Models, usable_device
 from llmdiff.drawing.pictures import save_png
 from llmdiff.errors import ConfigError, LLMDiffError, OutputError
 from llmdiff.evaluation.picture_store import PictureJob, PictureStore, draw_missing
 from llmdiff.evaluation.suites.suite import SuitePrompt
 from llmdiff.files import writable_folder, write_whole
+from llmdiff.language.whole_weights import damage_named
 from llmdiff.serving.server import listen
 from llmdiff.serving.settings import ServeSettings
 from llmdiff_lab.cli.main import app as laboratory
@@ -178,7 +179,7 @@ def test_a_home_that_cannot_be_written(home: str, tmp_path: Path, monkeypatch: p
 
 @places
 def test_a_full_disk_is_not_called_damage() -> None:
-    with pytest.raises(OutputError, match="make room on the disk"), _damage_named("adapter 'a'"):
+    with pytest.raises(OutputError, match="free disk space"), damage_named("adapter 'a'"):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
@@ -191,7 +192,7 @@ def test_what_safetensors_says_of_a_full_disk(tmp_path: Path) -> None:
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
     try:
-        with pytest.raises(OutputError, match="make room"), _damage_named("llm 'a'"):
+        with pytest.raises(OutputError, match="free disk space"), damage_named("llm 'a'"):
             save_file({"a": torch.zeros(10_000)}, tmp_path / "a.safetensors")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

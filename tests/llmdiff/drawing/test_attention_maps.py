@@ -14,7 +14,7 @@ from llmdiff.adapter.settings import Control
 from llmdiff.controller import LLMController
 from llmdiff.drawing.attention_maps import draw_with_maps, words_of
 from llmdiff.errors import ConfigError, PromptError
-from llmdiff.language.proxy import ClosedLLM, ProxySettings
+from llmdiff.language.closed_llm import ClosedLLM, ClosedLLMSettings
 from llmdiff.language.rewording import Rewording
 from llmdiff_lab.cli.main import app
 from llmdiff_lab.inspection.attention_plots import save_maps
@@ -115,7 +115,7 @@ def test_the_words_are_those_that_were_encoded(controller, sd_pipe):
             return ("a red apple",) if prompt == "zebra" else ()
 
     plain = draw_with_maps(controller, sd_pipe, "a red apple", steps=1)
-    closed = Answers(ProxySettings(url="http://127.0.0.1:9/v1", model="m"))
+    closed = Answers(ClosedLLMSettings(url="http://127.0.0.1:9/v1", model="m"))
     maps = draw_with_maps(controller, sd_pipe, "zebra", Control(rewording=Rewording(closed=closed)), steps=1)
     assert maps.prompt == "zebra"
     assert maps.words == plain.words

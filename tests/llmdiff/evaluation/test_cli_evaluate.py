@@ -198,14 +198,14 @@ def test_what_cannot_be_is_said_before_anything_is_drawn(
         ((*mine, "--metric", "geneval"), "metric geneval: no model"),
         (
             (*mine, "--official-scores", "llm=none.txt"),
-            "expected SYSTEM=FILE with a file or folder that is there",
+            "expected SYSTEM=FILE with an existing file or folder",
         ),
         (
             (*mine, "--official-scores", f"llm={models}", "--official-scores", f"llm={models}"),
             "official-scores: llm is there twice",
         ),
         ((*mine, "--metric", "fid", "--metric-model", models / "vit"), "--reference"),
-        (("--suite-files", tmp_path), "the suite scenes has prompts and a scorer of its own"),
+        (("--suite-files", tmp_path), "the suite scenes has its own prompts and scorer"),
         (("--reference", tmp_path), "has 0 pictures"),
     ):
         result = evaluate(tmp_path / "out", *arguments)

@@ -4,7 +4,7 @@ import gc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -39,14 +39,22 @@ def kept_places(tokens: PromptTokens, row: int) -> list[int]:
     return [0, *range(len(tokens.prefix_ids) + len(tokens.context_ids[row]), end)]
 
 
-def real(states: BlockStates, row: int) -> BlockStates:
-    """One prompt's real tokens: (T, D), (L, T, D), (L, T, D)."""
+class PromptStates(NamedTuple):
+    """The states of one prompt. Shapes: x0 (T, D); context, lone (L, T, D); input_ids (T,)."""
+
+    x0: Tensor
+    context: Tensor
+    lone: Tensor
+    input_ids: Tensor
+
+
+def real(states: BlockStates, row: int) -> PromptStates:
+    """Return the states of one prompt's real tokens."""
     mask = states.token_mask[row]
-    return BlockStates(
+    return PromptStates(
         x0=states.x0[row][mask],
         context=states.context[:, row][:, mask],
         lone=states.lone[:, row][:, mask],
-        token_mask=mask[mask],
         input_ids=states.input_ids[row][mask],
     )
 

@@ -84,7 +84,7 @@ def test_text_split_into_bytes_encodes(any_llm: DecoderLLM) -> None:
 
 def test_cutting_inside_a_character_is_fine(llama: DecoderLLM) -> None:
     context = ContextEncoding(llama.num_blocks, llama.hidden_size, max_length=4)
-    with pytest.warns(UserWarning, match="were cut, the first 4 kept"):
+    with pytest.warns(UserWarning, match="were cut, the first 4 are used"):
         states = context.encode(llama, BYTES[1]).states
     assert states.shape[1] == 5
     assert bool(states.isfinite().all())

@@ -7,8 +7,8 @@ from llmdiff.controller import LLMController
 from llmdiff.drawing.models import Models
 from llmdiff.errors import ConfigError, PromptError
 from llmdiff.language.blocks import run_blocks
+from llmdiff.language.closed_llm import ClosedLLM, ClosedLLMSettings
 from llmdiff.language.encoding import ContextEncoding
-from llmdiff.language.proxy import ClosedLLM, ProxySettings
 from llmdiff.language.rewording import Rewording, encode_reworded
 
 from .conftest import PROMPTS
@@ -18,7 +18,7 @@ class _Answers(ClosedLLM):
     """A closed LLM whose answers are known beforehand, as if its cache held them."""
 
     def __init__(self, known, **settings):
-        super().__init__(ProxySettings(url="http://127.0.0.1:9/v1", model="m", retries=0, **settings))
+        super().__init__(ClosedLLMSettings(url="http://127.0.0.1:9/v1", model="m", retries=0, **settings))
         self.known = known
 
     def answers(self, prompt):

@@ -30,7 +30,7 @@ def test_the_chat_format_is_kept_up_to_the_prompt() -> None:
 
 def test_refuses_a_format_that_changes_the_words_or_an_instruction_with_the_place() -> None:
     llm = tiny_llm("llama")
-    with pytest.raises(ConfigError, match="expected only what stands before it"):
+    with pytest.raises(ConfigError, match="expected only the text before it"):
         llm.instruction_template("Picture: {prompt}")
     for chat in ("{{ messages[0]['content'] | upper }}", "{{ messages[0]['content'] * 2 }}", "nothing"):
         llm.tokenizer.chat_template = chat

@@ -102,7 +102,7 @@ def test_an_llm_whose_file_is_not_its_own_is_refused(
     rewrite(llm_folder, change)
     refused(
         lambda: DecoderLLM.from_pretrained(llm_folder),
-        f"llm {str(llm_folder)!r} cannot be read whole",
+        f"llm {str(llm_folder)!r} cannot be read completely",
         *words,
     )
 

@@ -42,10 +42,10 @@ def test_base_and_llm_draw_the_bits_of_drawing_alone(studio: Studio, adapter: Pa
     for one, pixels in zip(drawn, expected, strict=True):
         picture = Image.open(io.BytesIO(one.png))
         assert (np.asarray(picture) == pixels).all()
-        assert picture.text == one.facts
-        assert one.facts.items() >= {"prompt": "a red cat", "seed": str(one.seed)}.items()
+        assert picture.text == one.metadata
+        assert one.metadata.items() >= {"prompt": "a red cat", "seed": str(one.seed)}.items()
         # What a picture says of itself draws it again: the base is scale 0.
-        assert float(one.facts["scale"]) == (0.0 if one.system == "base" else 1.0)
+        assert float(one.metadata["scale"]) == (0.0 if one.system == "base" else 1.0)
         # The LLM's pictures come with a map for every word; looking changes no bit of them.
         words = ["a", "red", "cat"] if one.system == "llm" else []
         assert [word for word, _ in one.heat] == words

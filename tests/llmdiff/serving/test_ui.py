@@ -107,10 +107,10 @@ def test_base_and_llm_stand_side_by_side_and_in_the_gallery(visitor: Visitor) ->
     assert [word for _, word in maps] == ["a", "red", "cat"] * 2
     assert all(visitor.store.get(name) for name, _ in maps)
     # The base's picture does not depend on the LLM, so the page names none beside it.
-    base_facts, llm_facts = (visitor.kept[at].own_facts for at in (0, 2))
-    assert set(visitor.kept[2].facts) == set(llm_facts)
-    assert set(llm_facts) - set(base_facts) == {"llm", "adapter", "scale"}
-    for key, value in [*base_facts.items(), *llm_facts.items()]:
+    base_metadata, llm_metadata = (visitor.kept[at].own_metadata for at in (0, 2))
+    assert set(visitor.kept[2].metadata) == set(llm_metadata)
+    assert set(llm_metadata) - set(base_metadata) == {"llm", "adapter", "scale"}
+    for key, value in [*base_metadata.items(), *llm_metadata.items()]:
         row = f'<th scope="row">{key.replace("_", " ")}</th><td>{ui_html.text(value)}</td>'
         assert row in visitor.gallery
     assert visitor.gallery.count('<th scope="row">llm</th>') == 2
@@ -131,10 +131,10 @@ def test_sliders_weigh_the_llms_blocks(visitor: Visitor) -> None:
         return [picture for side in visitor.sides.split("<section")[1:] for picture in visitor.pictures(side)]
 
     base, plain = drawn()
-    assert "block_gains" not in visitor.kept[0].facts
+    assert "block_gains" not in visitor.kept[0].metadata
     same, changed = drawn(early=0.0, late=2.0)
     # A third of the tiny LLM's three blocks is one.
-    assert {one.system: one.facts.get("block_gains") for one in visitor.kept[:2]} == {
+    assert {one.system: one.metadata.get("block_gains") for one in visitor.kept[:2]} == {
         "llm": "0-0=0,1-1=1,2-2=2",
         "base": None,
     }
@@ -145,7 +145,7 @@ def test_sliders_weigh_the_llms_blocks(visitor: Visitor) -> None:
 def test_the_scale_mixes_base_and_llm(visitor: Visitor) -> None:
     def drawn(scale: float) -> list[np.ndarray]:
         visitor.draw(scale=scale)
-        assert {one.system: one.facts["scale"] for one in visitor.kept[:2]} == {
+        assert {one.system: one.metadata["scale"] for one in visitor.kept[:2]} == {
             "llm": str(float(scale)),
             "base": "0.0",
         }

@@ -137,7 +137,7 @@ def test_what_was_checked_is_not_checked_again_unless_something_changed(tmp_path
     assert first.fingerprint == again.fingerprint
     for path in (tmp_path / "data").glob("*.jpg"):
         path.write_bytes(b"")
-    with pytest.raises(DataError, match="was readable before and is not now"):
+    with pytest.raises(DataError, match="has changed since it was checked"):
         again.load(0, np.random.default_rng(0))
     with pytest.raises(DataError, match="60 of 60 samples are bad"):
         check_samples(folder_source(tmp_path / "data"), SHAPES, tmp_path / "checked")

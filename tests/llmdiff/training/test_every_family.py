@@ -208,13 +208,13 @@ def _distilled_hunyuan():
         (BUILDERS["sana-sprint"], "Sana-Sprint: it is distilled from a teacher"),
         (_distilled_hunyuan, r"HunyuanImage 2\.1: it is distilled"),
         (lambda: build("LatentConsistencyModelPipeline", "sd"), "it is distilled"),
-        (_wan_of_two, "Wan: it has a denoiser for high and one for low noise"),
+        (_wan_of_two, "Wan: it has separate denoisers for high and low noise"),
         (lambda: build("AnimateDiffPipeline", "sd"), "its UNetMotionModel takes 4 channels"),
         (
             lambda: build("StableDiffusionXLInstructPix2PixPipeline", "sdxl"),
-            "takes 8 channels, and the VAE makes 4",
+            "takes 8 channels, but the VAE gives 4",
         ),
-        (lambda: build("FluxFillPipeline", "flux"), "takes 12 channels, and the VAE makes 4"),
+        (lambda: build("FluxFillPipeline", "flux"), "takes 12 channels, but the VAE gives 4"),
     ],
 )
 def test_what_cannot_be_trained_on_is_refused_by_name(make, message):

@@ -199,7 +199,7 @@ def test_two_runs_in_one_folder_are_refused(begun, tmp_path):
     settings = changed(begun, tmp_path, training__steps=3)
     with (
         FileLock(tmp_path / "run" / ".lock"),
-        pytest.raises(LLMDiffError, match="a run which has not ended yet"),
+        pytest.raises(LLMDiffError, match="is in use by another run"),
     ):
         train_adapter(settings)
     train_adapter(settings)

@@ -162,7 +162,7 @@ def test_a_damaged_shard_says_where_it_ends(tmp_path, spoilt):
     texts, bad = checked(shards_source(str(path), cache=tmp_path / "cache"), tmp_path)
     whole = [["caption 0"], ["caption 1"], ["caption 2"]]
     assert texts == (whole if spoilt == "no end" else whole[:2])
-    assert "the shard is cut off or damaged at byte" in bad[str(path)]
+    assert "the shard is truncated or damaged at byte" in bad[str(path)]
 
 
 @pytest.mark.hostile("files and folders")

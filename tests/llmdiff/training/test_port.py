@@ -140,7 +140,7 @@ def test_a_port_that_was_stopped_goes_on_to_the_same_bits(sd_pipe, monkeypatch, 
 
 def test_what_cannot_be_ported_is_refused_before_anything_is_written(sd_pipe, sdxl_pipe, tmp_path):
     old, other, out = shaken(build_llm(), sd_pipe), build_llm(id="other"), tmp_path / "new"
-    with pytest.raises(AdapterMismatchError, match="is the adapter's own, expected another"):
+    with pytest.raises(AdapterMismatchError, match="is the LLM of the adapter, expected another one"):
         port_adapter(old, build_llm(id="owner/Tiny-Llama"), sd_pipe, CAPTIONS, out)
     with pytest.raises(AdapterMismatchError, match="use a pipeline of that family"):
         port_adapter(old, other, sdxl_pipe, CAPTIONS, out)
@@ -152,7 +152,7 @@ def test_what_cannot_be_ported_is_refused_before_anything_is_written(sd_pipe, sd
         port_adapter(without, other, sd_pipe, CAPTIONS, out)
     assert not out.exists()
     old.save_pretrained(out)
-    with pytest.raises(OutputError, match="holds an adapter that was not ported there"):
+    with pytest.raises(OutputError, match="has an adapter that was not ported there"):
         port_adapter(old, other, sd_pipe, CAPTIONS, out)
 
 

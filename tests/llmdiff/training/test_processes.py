@@ -136,7 +136,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(runs, undistur
     assert runs.finish(tmp_path, 1, full_at=7) == [1]
     said = (tmp_path / "stderr-0").read_text()
     assert "OutputError: the checkpoint of step 8 cannot be written" in said
-    assert "that of step 7 is intact" in said
+    assert "the one of step 7 is intact" in said
     kept = [step for step, _ in checkpoints(tmp_path)]
     assert kept[-2:] == [6, 7]
     assert len(list((tmp_path / "checkpoints").iterdir())) == len(kept)  # nothing half written is left

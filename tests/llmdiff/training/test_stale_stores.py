@@ -100,7 +100,7 @@ def test_prepare_again_looks_again(own, gone):
     else:
         (data / "04.png").write_bytes(content[:40] + bytes(len(content) - 40))
         os.utime(data / "04.png", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    with pytest.raises(DataError, match=r"was readable before and is not now.*prepare again"):
+    with pytest.raises(DataError, match=r"has changed since it was checked.*prepare again"):
         samples.load(4, np.random.default_rng(0))
     again = load_samples(make(data__max_bad_share=1.0), load_models(make(data__max_bad_share=1.0), CPU).pipe)
     assert (len(again), again.quarantined) == (11, 0 if gone else 1)

@@ -318,8 +318,8 @@ def test_a_new_process_shows_bars_of_work_with_totals_and_no_bars_of_loading(con
         ("data.kind=films", "data.kind is 'films'"),
         ("models.llm=/nowhere", "/nowhere"),
         ("models.base=/nowhere", "base pipeline '/nowhere' is neither a folder"),
-        ("models.routing=2", "models.routing is 2, whose gains start equal, and training.gains is frozen"),
-        ("training.gain_steps=2", "gain_steps are for gains: first, and gains is frozen"),
+        ("models.routing=2", "models.routing is 2, but training.gains is frozen"),
+        ("training.gain_steps=2", "gain_steps is for gains: first, but gains is frozen"),
         ("training.gains=first", "gains: first needs gain_steps above 0 and below steps, got 0"),
         ("watch.validation_samples=11", "are left to train on"),
     ],
@@ -335,7 +335,7 @@ def test_a_file_that_is_no_config_is_said(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(tmp_path / "none.yaml", [])
     (tmp_path / "a.yaml").write_text("[1, 2")
-    with pytest.raises(ConfigError, match="is no YAML"):
+    with pytest.raises(ConfigError, match="is not YAML"):
         load_config(tmp_path / "a.yaml", [])
 
 

@@ -15,7 +15,7 @@ from llmdiff.errors import LLMDiffError
 from llmdiff.world.artwork import aspect, picture, sprite, use_fluent
 from llmdiff.world.rendering import backdrop, render, render_many, renderers, sprite_box
 from llmdiff.world.scenes import Placed, Scene, World
-from llmdiff.world.sheets import contact_sheet, scene_sheet
+from llmdiff.world.sheets import contact_sheet
 from llmdiff.world.splits import sample_scene
 from llmdiff.world.things import BACKGROUNDS, COLOURS, all_things
 
@@ -134,8 +134,6 @@ def test_contact_sheets_show_all(tmp_path) -> None:
     sheet = contact_sheet(WORLD.things, tile_px=32, columns=10)
     assert sheet.width == 10 * 38 + 6
     assert sheet.height > 300
-    scenes = [sample_scene(0, index, WORLD) for index in range(5)]
-    assert scene_sheet(scenes, ["a caption"] * 5, tile_px=32, columns=5).width == 5 * 38 + 6
 
 
 def test_shaded_pictures_come_from_the_folder_of_the_package(tmp_path) -> None:

@@ -62,7 +62,7 @@ def test_every_system_has_figures_intervals_and_costs(done):
     assert report["systems"]["guided"]["splits"]["seen"]["n"] == 2
     assert json.loads((done[0].folder / "report.json").read_text()) == json.loads(json.dumps(report))
     assert report["left_out"]["t5-encoder"] == "no t5 was given"
-    assert report["left_out"]["paper"] == "not asked for"
+    assert report["left_out"]["paper"] == "not selected"
 
 
 def test_parameters_are_counted_of_all_stages(done):
@@ -326,11 +326,11 @@ def test_a_search_goes_on_until_the_best_rate_is_between_others(
 
     monkeypatch.setattr(trainings.Trainings, "_train_on_captions", train)
     monkeypatch.setattr(trainings, "held_out_loss", lambda folder: losses[folder.name.removeprefix("lr-")])
-    assert plan.trainings._learning_rate("base-states") == taken
+    assert plan.trainings.rates.best("base-states") == taken
     found = json.loads((tmp_path / "runs" / "base-states" / "search.json").read_text())
     assert sorted(found) == sorted(losses)
     assert set(tried) <= set(found)
-    assert plan.trainings._learning_rate("base-states") == taken
+    assert plan.trainings.rates.best("base-states") == taken
     assert len(asked) == len(losses)  # what was tried is kept
 
 
@@ -368,7 +368,7 @@ def test_a_folder_of_another_protocol_is_refused(built, tmp_path):
     settings = json.loads((tmp_path / "settings.json").read_text())
     del settings["protocol"]
     (tmp_path / "settings.json").write_text(json.dumps(settings))
-    with pytest.raises(ConfigError, match="has a benchmark of protocol 1, this version trains by protocol 2"):
+    with pytest.raises(ConfigError, match="has a benchmark of protocol 1, this version uses protocol 2"):
         benchmark(built, tmp_path, ["base"], seeds=1)
 
 

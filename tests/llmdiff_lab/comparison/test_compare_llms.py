@@ -108,7 +108,7 @@ def test_what_cannot_be_compared_is_refused_before_any_training(built, llms, tmp
 
     with pytest.raises(ConfigError, match="got none"):
         compare([])
-    with pytest.raises(ConfigError, match="is there twice"):
+    with pytest.raises(ConfigError, match="is given twice"):
         compare([llms[0], llms[0]])
     with pytest.raises(LLMNotFoundError, match="no-such-llm"):
         compare([llms[1], "no-such-llm"])

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from llmdiff.controller import LLMController
 from llmdiff.errors import ConfigError
-from llmdiff.language.proxy import ClosedLLM, ProxySettings
+from llmdiff.language.closed_llm import ClosedLLM, ClosedLLMSettings
 from llmdiff.language.rewording import Rewording
 from llmdiff_lab.cli.main import app
 from llmdiff_lab.inspection.score_plots import save_scores, score_page
@@ -98,7 +98,7 @@ def test_an_answer_is_looked_at_with_the_prompt_before_it(controller):
         def answers(self, prompt):
             return ("a dog",)
 
-    closed = Answers(ProxySettings(url="http://127.0.0.1:9/v1", model="m"))
+    closed = Answers(ClosedLLMSettings(url="http://127.0.0.1:9/v1", model="m"))
     alone = inspect_scores(controller.llm, "a dog", adapter=controller.adapter)
     report = inspect_scores(
         controller.llm, "a red apple", adapter=controller.adapter, rewording=Rewording(closed=closed)

@@ -5,7 +5,7 @@ from tiny.pipelines import build_llm, build_sd
 from tiny.readers import PROMPTS, build_bert, build_t5
 
 from llmdiff_lab.rivals.encoder import EncoderStates
-from llmdiff_lab.rivals.registry import RivalInputs
+from llmdiff_lab.rivals.readings import RivalInputs
 
 
 @pytest.fixture

@@ -92,5 +92,5 @@ def test_states_with_gradients_are_those_without(parts):
 
 def test_states_that_are_read_once_are_refused(parts):
     plain = create("last-hidden", parts)
-    with pytest.raises(ConfigError, match="read once do not learn"):
+    with pytest.raises(ConfigError, match="read once cannot be trained"):
         AdapterConditioning(plain.adapter, plain.source, llm_lora=llm_lora(parts.llm))

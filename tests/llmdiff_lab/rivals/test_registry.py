@@ -219,7 +219,7 @@ def test_lora_in_the_denoiser_begins_as_nothing_and_is_gone_after_drawing(parts,
     ("fields", "message"),
     [
         ({"reading": "tea-leaves"}, "reading is 'tea-leaves', expected one of"),
-        ({"reading": "ella", "refiner_layers": 4}, "refiner_layers of the reading 'ella' has no meaning"),
+        ({"reading": "ella", "refiner_layers": 4}, "the reading 'ella' does not use refiner_layers"),
         ({"reading": "taps", "lora": ["llm"], "noise": False}, "lora, noise of the reading 'taps'"),
     ],
 )

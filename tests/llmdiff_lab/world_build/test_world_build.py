@@ -222,7 +222,7 @@ def test_a_state_that_is_incomplete_or_would_overwrite_is_refused(built, tmp_pat
     monkeypatch.setattr("llmdiff_lab.world_build.world_pack.PART_BYTES", 200_000)
     files = pack(built.folder, tmp_path / "packed", STAGES)
     assert len(files) > 2
-    with pytest.raises(ConfigError, match="holds a build already"):
+    with pytest.raises(ConfigError, match="has a build already"):
         unpack(tmp_path / "packed", built.folder)
     files[-1].unlink()
     with pytest.raises(ConfigError, match="incomplete or damaged"):

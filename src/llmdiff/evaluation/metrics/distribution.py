@@ -68,13 +68,13 @@ def squared_mmd(reference: Features, drawn: Features, kernel: Kernel) -> float:
 
 
 def polynomial_kernel(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """KID's kernel, (x . y / D + 1)^3. Source: Bińkowski et al. 2018 (arXiv 1801.01401), section 3."""
+    """Return KID's kernel, (x . y / D + 1)^3. Source: Bińkowski et al. 2018 (arXiv 1801.01401), section 3."""
     kernel: NDArray[np.float64] = (x @ y.T / x.shape[1] + 1) ** 3
     return kernel
 
 
 def gaussian_kernel(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """CMMD's kernel, exp(-|x - y|^2 / (2 sigma^2)) with sigma = 10. Source: Jayasumana et al. 2024, section 4."""
+    """Return CMMD's kernel, exp(-|x - y|^2 / (2 sigma^2)), sigma = 10. Source: Jayasumana et al. 2024, section 4."""
     squared = (x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2 * x @ y.T
     kernel: NDArray[np.float64] = np.exp(-squared.clip(min=0) / (2 * _CMMD_SIGMA**2))
     return kernel

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from llmdiff.language import ContextEncoding, DecoderLLM
+from llmdiff.language.closed_llm import DESCRIBE, ClosedLLM, ClosedLLMSettings
 from llmdiff.language.packaged import EMBEDDED_NAME, packaged_llm_folder
-from llmdiff.language.proxy import DESCRIBE, ClosedLLM, ProxySettings
 from llmdiff.language.rewording import Rewording, encode_reworded
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(420)]
@@ -41,9 +41,9 @@ def server() -> Iterator[str]:
         yield url
 
 
-def _settings(server: str, **changes: Any) -> ProxySettings:
+def _settings(server: str, **changes: Any) -> ClosedLLMSettings:
     more: dict[str, Any] = {"instruction": SHORT, "max_characters": MAX_CHARACTERS, "timeout_s": 90}
-    return ProxySettings(url=server, model=_model(), **(more | {"budget_s": 120, "retries": 0} | changes))
+    return ClosedLLMSettings(url=server, model=_model(), **(more | {"budget_s": 120, "retries": 0} | changes))
 
 
 def test_a_real_answer_is_kept_and_read_with_the_prompt(server: str, tmp_path: Path) -> None:
@@ -73,6 +73,6 @@ def test_a_model_that_rambles_is_refused_with_a_reason(server: str) -> None:
 
 
 def test_a_model_that_the_server_does_not_have_leaves_the_prompt_alone(server: str) -> None:
-    settings = ProxySettings(url=server, model="no-such/model", timeout_s=60, budget_s=60, retries=0)
+    settings = ClosedLLMSettings(url=server, model="no-such/model", timeout_s=60, budget_s=60, retries=0)
     with pytest.warns(UserWarning, match="no-such/model"):
         assert ClosedLLM(settings).answers("a dog") == ()

@@ -5,14 +5,9 @@ import time
 import pytest
 from closed_endpoint import Endpoint, raw, says
 
-from llmdiff.errors import ConfigError
-from llmdiff.language.proxy import (
-    KEY_VARIABLE,
-    ClosedLLM,
-    ProxyError,
-    ProxySettings,
-    checked_answer,
-)
+from llmdiff.errors import ClosedLLMError, ConfigError
+from llmdiff.language.chat_completions import checked_answer
+from llmdiff.language.closed_llm import KEY_VARIABLE, ClosedLLM, ClosedLLMSettings
 
 SECRET = "sk-not-for-anybody"
 
@@ -32,7 +27,9 @@ def drips(handler):
 
 @pytest.fixture
 def serve(monkeypatch):
-    monkeypatch.setattr("llmdiff.language.proxy.random.uniform", lambda low, high: 0.01)  # shorter back-off
+    monkeypatch.setattr(
+        "llmdiff.language.closed_llm.random.uniform", lambda low, high: 0.01
+    )  # shorter back-off
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
     endpoints = []
 
@@ -47,7 +44,7 @@ def serve(monkeypatch):
 
 def _closed(endpoint, cache=None, **changes):
     settings = {"timeout_s": 2.0, "budget_s": 4.0, "retries": 2} | changes
-    return ClosedLLM(ProxySettings(url=endpoint.url, model="closed-1", **settings), cache)
+    return ClosedLLM(ClosedLLMSettings(url=endpoint.url, model="closed-1", **settings), cache)
 
 
 def test_an_answer_is_asked_for_in_openais_format_and_kept(serve, tmp_path):
@@ -135,13 +132,13 @@ def test_hanging_is_bounded(serve, trouble):
 def test_a_server_that_asks_to_wait_for_long_does_not_hold_anybody(serve):
     endpoint = serve(raw(b"", 429, retry_after="3600"))
     began = time.monotonic()
-    with pytest.raises(ProxyError, match="status 429"):
+    with pytest.raises(ClosedLLMError, match="status 429"):
         _closed(endpoint).answer("a")
     assert time.monotonic() - began < 2.0
 
 
 def test_nobody_there_is_a_warning():
-    closed = ClosedLLM(ProxySettings(url="http://127.0.0.1:9/v1", model="m", retries=0))
+    closed = ClosedLLM(ClosedLLMSettings(url="http://127.0.0.1:9/v1", model="m", retries=0))
     with pytest.warns(UserWarning, match="ConnectError"):
         assert closed.answers("a") == ()
 
@@ -162,9 +159,9 @@ def test_the_key_is_sent_and_nowhere_else(serve, tmp_path, monkeypatch, caplog):
 def test_the_key_does_not_travel_unencrypted(monkeypatch):
     monkeypatch.setenv(KEY_VARIABLE, SECRET)
     with pytest.raises(ConfigError, match="unencrypted") as caught:
-        ClosedLLM(ProxySettings(url="http://models.example/v1", model="m"))
+        ClosedLLM(ClosedLLMSettings(url="http://models.example/v1", model="m"))
     assert SECRET not in str(caught.value)
-    ClosedLLM(ProxySettings(url="https://models.example/v1", model="m"))
+    ClosedLLM(ClosedLLMSettings(url="https://models.example/v1", model="m"))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +169,7 @@ def test_the_key_does_not_travel_unencrypted(monkeypatch):
     [
         ({"url": "ftp://x/v1"}, "reword_url is 'ftp://x/v1'"),
         ({"url": "nonsense"}, "reword_url is 'nonsense'"),
-        ({"url": "https://me:secret@host/v1"}, "reword_url holds a password"),
+        ({"url": "https://me:secret@host/v1"}, "reword_url contains a password"),
         ({"model": " "}, "reword_model is blank"),
         ({"answers": 0}, "answers is 0"),
         ({"budget_s": 0}, "budget_s"),
@@ -180,7 +177,7 @@ def test_the_key_does_not_travel_unencrypted(monkeypatch):
 )
 def test_settings_out_of_range_are_errors_by_name(changes, said):
     with pytest.raises(ConfigError, match=said) as caught:
-        ProxySettings(**({"url": "https://host/v1", "model": "m"} | changes))
+        ClosedLLMSettings(**({"url": "https://host/v1", "model": "m"} | changes))
     assert "secret" not in str(caught.value)
 
 
