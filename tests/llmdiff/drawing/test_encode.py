@@ -95,7 +95,7 @@ def test_encodings_beside_an_llm_and_folders_of_another_origin_are_refused(model
     gone = ("generate", "a cat", "--out", models / "x.png", "--encodings", models / "gone")
     assert "is neither a saved encoding nor a folder with some" in run(models, *gone, exit_code=1).stderr
     (models / "prompts.txt").write_text("\n \n")
-    assert "no prompt" in run(models, "encode", prompts, "--out", folder, exit_code=1).stderr
+    assert "one prompt a line" in run(models, "encode", prompts, "--out", folder, exit_code=1).stderr
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_an_ensemble_is_asked_for_with_answers_that_differ_and_the_prompt_is_kep
 
 
 def test_kept_answers_have_no_mean():
-    with pytest.raises(ConfigError, match="no mean"):
+    with pytest.raises(ConfigError, match="cannot be averaged"):
         Rewording(closed=_Answers({}, answers=2))
 
 

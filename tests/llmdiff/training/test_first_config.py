@@ -74,7 +74,7 @@ def test_a_configuration_is_never_overwritten(pictures):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        ("no folder", "is no folder"),
+        ("no folder", "is not a folder"),
         ("no captions", "no usable sample (20 x no text file with a caption)"),
         ("no pictures", "has no pictures"),
         ("base", "the configs of base '/nowhere' cannot be found"),

@@ -148,7 +148,7 @@ def test_what_cannot_be_ported_is_refused_before_anything_is_written(sd_pipe, sd
         port_adapter(old, other, sd_pipe, [*CAPTIONS[:3]] * 30, out)
     without = shaken(build_llm(), sd_pipe)
     without.adapter.context = None
-    with pytest.raises(AdapterMismatchError, match="reads no LLM's blocks"):
+    with pytest.raises(AdapterMismatchError, match="does not read an LLM's blocks"):
         port_adapter(without, other, sd_pipe, CAPTIONS, out)
     assert not out.exists()
     old.save_pretrained(out)

@@ -112,7 +112,7 @@ def test_what_cannot_be_compared_is_refused_before_any_training(built, llms, tmp
         compare([llms[0], llms[0]])
     with pytest.raises(LLMNotFoundError, match="no-such-llm"):
         compare([llms[1], "no-such-llm"])
-    with pytest.raises(ConfigError, match="'base-states' reads no LLM"):
+    with pytest.raises(ConfigError, match="'base-states' does not read an LLM"):
         compare(llms, BenchmarkSettings(**{**vars(SETTINGS), "rivals": ("base-states",)}))
     assert not list(tmp_path.rglob("runs"))
 

@@ -220,7 +220,7 @@ def test_lora_in_the_denoiser_begins_as_nothing_and_is_gone_after_drawing(parts,
     [
         ({"reading": "tea-leaves"}, "reading is 'tea-leaves', expected one of"),
         ({"reading": "ella", "refiner_layers": 4}, "the reading 'ella' does not use refiner_layers"),
-        ({"reading": "taps", "lora": ["llm"], "noise": False}, "lora, noise of the reading 'taps'"),
+        ({"reading": "taps", "lora": ["llm"], "noise": False}, "the reading 'taps' does not use lora, noise"),
     ],
 )
 def test_a_row_with_fields_that_its_reading_has_no_use_for_is_refused(fields, message):
