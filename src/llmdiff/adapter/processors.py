@@ -1,4 +1,4 @@
-"""The parts shared by all attached attention layers: the new branch and the base class.
+"""The parts shared by all attached layers: the new branch and the base class.
 
 The layer keeps its attention processor. A processor that is set before or while the LLM is attached (attention
 slicing, an IP-Adapter) computes the pretrained branch, and is still set after detaching.
@@ -144,7 +144,7 @@ class AttachedLayer(ABC):
             weights = (*weights, self.branch.to_k.weight, self.branch.to_v.weight)
         stamp = (
             source._version,
-            type(self.attn.processor),
+            type(getattr(self.attn, "processor", None)),
             *((id(weight), -1 if weight.is_inference() else weight._version) for weight in weights),
         )
         kept = self._kept.get(source)

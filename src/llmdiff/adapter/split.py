@@ -6,6 +6,7 @@ that reaches every layer where there is one, else through `SplitText.handed`, wh
 
 import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,13 +44,17 @@ class JointText:
         counts (B,), the rows of each text in a single stream, most the largest of them.
     """
 
-    source: Tensor | None
     llm_states: Tensor
     seen: Tensor | None
+    source: Tensor | None = None
     bias: Tensor | None = None
     lead: int = 0
     counts: Tensor | None = None
     most: int = 0
+
+
+# What is made of a text: the layers' inputs, and the arguments of a call for the base's text where predictions mix.
+_Made = tuple[JointText, dict[str, Any] | None]
 
 
 class SplitText:
@@ -60,7 +65,7 @@ class SplitText:
             alone, None between calls.
         carrier: the module's argument that carries c to the layers: the family's, None where the module has none.
         source: the tensor that came from `encode_prompt`; layers cache what they read by it. None: not to be cached.
-        weights: those that project the text.
+        weights: those of the modules that read the text alone.
 
     Raises:
         AttachError: the module is called without text, or in a way that would lose c.
@@ -93,12 +98,13 @@ class SplitText:
         self.handed: Any = None
         self.source: Tensor | None = None
         self.weights: tuple[Tensor, ...] = ()
-        self._base_call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-        self._joints: list[tuple[tuple[tuple[int, int], ...], list[Tensor], JointText]] = []
+        # Arguments of the call for the base's text, and whether layers may keep what depends on that.
+        self._base_call: tuple[tuple[Any, ...], dict[str, Any], bool] | None = None
+        self._made_before: list[tuple[tuple[tuple[int, int], ...], list[Tensor], _Made]] = []
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy reads other tensors.
-        return {**self.__dict__, "_joints": []}
+        return {**self.__dict__, "_made_before": []}
 
     def before(
         self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -123,7 +129,7 @@ class SplitText:
                 f"gradient checkpointing is on, which computes layers again where {family.title} has no argument to "
                 "give them the LLM's text: call disable_gradient_checkpointing() of the denoiser"
             )
-        parts = self._parts(states)
+        parts, mixed = self._parts(states), None
         if parts is None:
             changed = {family.text_argument: self._base(states)}
             return args, {**kwargs, **changed}
@@ -133,14 +139,19 @@ class SplitText:
                     f"a cache is enabled, and at scale {self.scale:g} the {type(module).__name__} runs twice a step, "
                     "for two texts: call its disable_cache(), or attach with scale 1"
                 )
-            self._base_call = (args, {**kwargs, **self._text_of_base(parts, kwargs)})
-            parts = TextParts(parts.projected, parts.llm_states)
-        self.source = self._certain(module, states)
+            mixed, parts = parts, TextParts(parts.projected, parts.llm_states)
+        keeps = self._keeps(module)
         changed = {family.text_argument: self._rows(parts)}
         if family.text_channel == "projected":
+            self.source = states if keeps else None
             carried: Any = pack_into_mask(parts)
         else:
-            carried = self._joint_once(module, states, parts)
+            joint, theirs = self._made_once(states, lambda: self._made(module, parts, mixed, kwargs))
+            # For a list of texts, a tensor that is made once from all of them.
+            self.source = (joint.llm_states if family.ragged else states) if keeps else None
+            carried = replace(joint, source=self.source)
+            if theirs is not None:
+                self._base_call = (args, {**kwargs, **theirs}, keeps)
             changed |= {name: real_rows(parts.llm_states).long() for name in _MASKS if name in kwargs}
             changed |= {name: None for name in ("attention_mask",) if name in kwargs}
         if self.carrier is None:
@@ -158,9 +169,13 @@ class SplitText:
     def after(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Return the module's output, mixed with that for the base's text if the family mixes predictions."""
         call, self._base_call = self._base_call, None
+        self.source = None
         if call is not None and output is not None:
+            args, kwargs, keeps = call
+            text = kwargs[self.family.text_argument]
             self.handed = "base"
-            output = _mixed(module.forward(*call[0], **call[1]), output, self.scale)
+            self.source = (text if isinstance(text, Tensor) else text[0]) if keeps else None
+            output = _mixed(module.forward(*args, **kwargs), output, self.scale)
         self.handed = self.source = None
         return output
 
@@ -202,7 +217,7 @@ class SplitText:
         masks = {name: real[:, :used].long() for name in _MASKS if name in kwargs}
         return {self.family.text_argument: base[:, :used].contiguous(), **masks}
 
-    def _joint_once(self, module: Any, states: Any, parts: TextParts) -> JointText:
+    def _made_once(self, states: Any, make: Callable[[], _Made]) -> _Made:
         """Return the inputs of the attention layers, made once for a tensor that comes again in every step.
 
         They depend on values of it (whether a row is padding), and reading those makes the host wait for a GPU.
@@ -213,16 +228,18 @@ class SplitText:
             or torch.compiler.is_compiling()
             or any(text.is_inference() for text in given)
         ):
-            return self._joint(module, parts)
+            return make()
         stamp = tuple((id(text), text._version) for text in given)
-        for known, _, joint in self._joints:
+        for known, _, made in self._made_before:
             if known == stamp:
-                # What layers cache, they cache by a source, which is None while a LoRA's strength may change.
-                return replace(joint, source=self.source)
-        joint = self._joint(module, parts)
+                return made
+        made = make()
         # The tensors are kept beside it, so that their ids stay their own.
-        self._joints = [*self._joints[1 - _GUIDED_TEXTS :], (stamp, given, joint)]
-        return joint
+        self._made_before = [*self._made_before[1 - _GUIDED_TEXTS :], (stamp, given, made)]
+        return made
+
+    def _made(self, module: Any, parts: TextParts, mixed: TextParts | None, kwargs: dict[str, Any]) -> _Made:
+        return self._joint(module, parts), None if mixed is None else self._text_of_base(mixed, kwargs)
 
     def _joint(self, module: Any, parts: TextParts) -> JointText:
         real = real_rows(parts.llm_states)
@@ -233,7 +250,6 @@ class SplitText:
             most = int(counts.max())
         registers = getattr(module, "register_tokens", None)
         return JointText(
-            source=self.source,
             llm_states=parts.llm_states,
             seen=seen_by(real),
             bias=None if self.family.mixing == "prediction" else self._bias(parts),
@@ -259,16 +275,16 @@ class SplitText:
             theirs = theirs + math.log1p(-self.scale)
         return torch.cat([as_bias(ours, dtype) + math.log(self.scale), theirs], dim=-1)
 
-    def _certain(self, module: nn.Module, states: Any) -> Tensor | None:
-        """Return the tensor to cache by; None where projected text may change between calls with the same tensor."""
-        if not isinstance(states, Tensor) or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return None
-        projections = [module.get_submodule(name) for name in self.family.text_projections]
+    def _keeps(self, module: nn.Module) -> bool:
+        """Return whether layers may keep what depends on the text alone, until another text comes."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False
+        reads_text = self.family.text_modules(module).values()
         # A LoRA's strength can change between steps.
-        if any(hasattr(part, "base_layer") for projection in projections for part in projection.modules()):
-            return None
-        self.weights = tuple(weight for projection in projections for weight in projection.parameters())
-        return states
+        if any(hasattr(part, "base_layer") for each in reads_text for part in each.modules()):
+            return False
+        self.weights = tuple(weight for each in reads_text for weight in each.parameters())
+        return True
 
 
 def _mixed(base: Any, ours: Any, scale: float) -> Any:
