@@ -159,7 +159,7 @@ class TwoBranchAttention(AttachedLayer):
                 parts = replace(parts, projected=of_group(parts.projected, self.group, self.groups))
         elif self.strict:
             raise AttachError(NO_TEXT)
-        self.read = True
+        self.note_reading()
         if parts is None:
             given = text if pictures is None else (text, pictures)
             if temb is not None:

@@ -72,7 +72,7 @@ class JointTwoBranch(AttachedLayer):
             UnsupportedPipelineError: the layer's processor or attention backend takes no mask, and one is needed.
             AttachError: the layer is called while its denoiser does not run.
         """
-        self.read = True
+        self.note_reading()
         given: Any = self.hook.handed if llm_text is None and self.hook.carrier is None else llm_text
         if given is None and self.hook.carrier is None:
             raise AttachError("an attached layer is called outside its denoiser: detach to use it alone")
@@ -154,6 +154,9 @@ class _RowBias(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = {} if kwargs is None else kwargs
+        if func is Tensor.unflatten:
+            # Compiling torch's Python method of this name within a mode fails.
+            return torch.unflatten(*args, **kwargs)
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
         given = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}

@@ -39,13 +39,15 @@ class TextParts:
 
     Shapes:
         projected (B, T, W), phi(c); llm_states (B, T, D), c; base (B, T, W) and base_real (B, T) bool, or None.
-        With routing, projected and llm_states of all groups side by side, until `of_group` takes one.
+        With routing, projected and llm_states of all groups side by side, until `of_group` takes one. lengths: the
+        numbers of rows of texts that came one by one, each without padding; else None.
     """
 
     projected: Tensor
     llm_states: Tensor
     base: Tensor | None = None
     base_real: Tensor | None = None
+    lengths: tuple[int, ...] | None = None
 
 
 def of_group(states: Tensor, group: int, groups: int) -> Tensor:

@@ -154,6 +154,11 @@ class AttachedLayer(ABC):
         result: _Kept = kept[1]
         return result
 
+    def note_reading(self) -> None:
+        """Set `read`, which drawing asks for; not in a compiled training step, as checkpoints allow no side effect."""
+        if not (torch.is_grad_enabled() and torch.compiler.is_compiling()):
+            self.read = True
+
     @abstractmethod
     def check(self) -> None:
         """Check that the layer's current processor is supported."""

@@ -139,7 +139,7 @@ class SplitText:
                     f"a cache is enabled, and at scale {self.scale:g} the {type(module).__name__} runs twice a step, "
                     "for two texts: call its disable_cache(), or attach with scale 1"
                 )
-            mixed, parts = parts, TextParts(parts.projected, parts.llm_states)
+            mixed, parts = parts, replace(parts, base=None, base_real=None)
         keeps = self._keeps(module)
         changed = {family.text_argument: self._rows(parts)}
         if family.text_channel == "projected":
@@ -188,13 +188,25 @@ class SplitText:
         rows = [split_text(text[None], self.text_width, self.hidden_size, self.groups) for text in states]
         if any(one is None for one in rows):
             return None
-        own = [text[real_rows(text[:, start:width])] for text in states]
-        padded = pad_sequence([text[:, :width] for text in own], batch_first=True)
-        parts = TextParts(mean_of_groups(padded[..., :start], self.groups), padded[..., start:])
+        own = [self._own_rows(text[:, :width], start) for text in states]
+        padded, lengths = pad_sequence(own, batch_first=True), tuple(len(text) for text in own)
+        projected = mean_of_groups(padded[..., :start], self.groups)
+        parts = TextParts(projected, padded[..., start:], lengths=lengths)
         if states[0].shape[-1] == width:
             return parts
         base = pad_sequence([text[text[:, -1] != 0, width:] for text in states], batch_first=True)
-        return TextParts(parts.projected, parts.llm_states, base[..., :-1], base[..., -1] != 0)
+        return replace(parts, base=base[..., :-1], base_real=base[..., -1] != 0)
+
+    def _own_rows(self, text: Tensor, start: int) -> Tensor:
+        """Return a ragged text without padding."""
+        real = real_rows(text[:, start:])
+        if torch.compiler.is_compiling() and not torch.is_grad_enabled() and self.scale == 1:
+            # A number of rows that depends on values would end the graph, and `encode_prompt` returns no padding.
+            torch._assert_async(
+                real.all(), "a text of a compiled denoiser has padding: encode each by itself"
+            )
+            return text
+        return text[real]
 
     def _base(self, states: Any) -> Any:
         if self.family.ragged:
@@ -202,9 +214,9 @@ class SplitText:
         return base_text(states, self.text_width, strict=self.strict)
 
     def _rows(self, parts: TextParts) -> Any:
-        if not self.family.ragged:
+        if parts.lengths is None:
             return rows_of(parts)
-        return [text[real] for text, real in zip(parts.projected, real_rows(parts.llm_states), strict=True)]
+        return [text[:length] for text, length in zip(parts.projected, parts.lengths, strict=True)]
 
     def _text_of_base(self, parts: TextParts, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments with the base's text, for a call of its own."""
@@ -246,8 +258,12 @@ class SplitText:
         counts, most = None, 0
         if self.family.single_stream and self.family.branches:
             multiple = self.family.text_rows_multiple
-            counts = (real.sum(dim=-1) + multiple - 1) // multiple * multiple
-            most = int(counts.max())
+            if parts.lengths is None:
+                lengths, longest = real.sum(dim=-1), int(real.sum(dim=-1).max())
+            else:
+                lengths, longest = torch.tensor(parts.lengths, device=real.device), max(parts.lengths)
+            counts = (lengths + multiple - 1) // multiple * multiple
+            most = -(-longest // multiple) * multiple
         registers = getattr(module, "register_tokens", None)
         return JointText(
             llm_states=parts.llm_states,

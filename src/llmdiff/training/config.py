@@ -57,10 +57,11 @@ class TrainingConfig(Section):
     keeps them from then on. `learned` trains them in every step. With `score_groups: K` scores are stored as K sums
     of neighbouring blocks, which then share a gain; without, `learned` runs the LLM in every step, with all block
     updates of a batch in memory. `prefetch` batches are read and encoded while earlier ones train; 0 makes each when
-    it is needed. It changes no bit. `warm_start_steps` before the first picture bring the adapter to where the base's
-    own text encoder is, from captions alone, see `training.warm_start`; with `steps: 0` no picture follows. On
-    pictures every learning rate is then `lr_share_after_warm_start` of itself. In every stage the warm-up is over
-    after `lr_warmup_share` of its steps.
+    it is needed. It changes no bit. `compile: true` compiles the denoiser with `torch.compile` for the steps on
+    pictures; the name of a backend takes that one. `warm_start_steps` before the first picture bring the adapter to
+    where the base's own text encoder is, from captions alone, see `training.warm_start`; with `steps: 0` no picture
+    follows. On pictures every learning rate is then `lr_share_after_warm_start` of itself. In every stage the warm-up
+    is over after `lr_warmup_share` of its steps.
     """
 
     steps: StepsOrNone
@@ -78,6 +79,7 @@ class TrainingConfig(Section):
     ema_horizon: Annotated[Whole, Field(ge=2, le=TRAINING_STEPS.high)] = 1000
     precision: Literal["no", "bf16", "fp16"] = "no"
     gradient_checkpointing: bool = False
+    compile: bool | Literal["inductor", "aot_eager", "eager", "cudagraphs"] = False
     sharded: bool = False
     gains: Gains = "frozen"
     gain_steps: StepsOrNone = 0
@@ -124,6 +126,19 @@ class TrainingConfig(Section):
         if self.encodings == "online":
             raise ValueError("gains: first stores what it reads: set encodings to store")
         return self
+
+    @model_validator(mode="after")
+    def _compiles_whole_weights(self) -> Self:
+        if self.compile and self.sharded:
+            raise ValueError(
+                "compile and sharded are both set, and weights that are shared out are not compiled: leave one out"
+            )
+        return self
+
+    @property
+    def backend(self) -> str | None:
+        """Return the backend of torch.compile; None: nothing is compiled."""
+        return "inductor" if self.compile is True else self.compile or None
 
     @property
     def stores_encodings(self) -> bool:

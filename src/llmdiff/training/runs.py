@@ -18,7 +18,7 @@ from llmdiff.training.resume import flat
 # What a run may go on with changed, beside what the loop lists: where things lie, how they are read, what is shown.
 # Whatever is not listed is compared, a new setting too.
 _HARMLESS = {"out", "store", "device", "data.path", "data.threads", "data.max_bad_share"}
-_HARMLESS |= {"training.prefetch", "training.gradient_checkpointing"}
+_HARMLESS |= {"training.prefetch", "training.gradient_checkpointing", "training.compile"}
 _HARMLESS |= {f"watch.{name}" for name in WatchConfig.model_fields if name != "validation_samples"}
 # The loop compares these itself; of optimisers, it knows one name for two.
 _OF_THE_LOOP = {f"training.{name}" for name in LoopConfig.__dataclass_fields__ if name != "optimizer"}
