@@ -145,8 +145,8 @@ def rows_of(parts: TextParts) -> Tensor:
 
 def parts_beside(rows: Tensor, carried: Tensor) -> TextParts:
     """Return the parts from projected rows and the packed mask."""
-    llm_states, real = carried[:, 0, :, :-1], carried[:, 0, :, -1] != 0
+    llm_states = carried[:, 0, :, :-1]
     tokens = llm_states.shape[1]
     if rows.shape[1] == tokens:
         return TextParts(rows, llm_states)
-    return TextParts(rows[:, :tokens], llm_states, rows[:, tokens:], real)
+    return TextParts(rows[:, :tokens], llm_states, rows[:, tokens:], carried[:, 0, :, -1] != 0)

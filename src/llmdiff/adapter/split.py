@@ -7,7 +7,7 @@ that reaches every layer where there is one, else through `SplitText.handed`, wh
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from llmdiff.adapter.families import Family
+from llmdiff.adapter.joint_text import JointText
 from llmdiff.adapter.layout import (
     NO_TEXT,
     TextParts,
@@ -32,25 +33,6 @@ KEY = "llm_text"
 # Of one picture: prompt and negative prompt, each in a call of its own or both in one.
 _GUIDED_TEXTS = 2
 _MASKS = ("encoder_hidden_states_mask", "encoder_attention_mask")
-
-
-@dataclass(frozen=True, kw_only=True)
-class JointText:
-    """The text inputs of a joint transformer's attention layers.
-
-    Shapes:
-        llm_states (B, T, D), c; seen (B, 1, 1, T) or None, which rows of c are real; bias (B, 1, 1, rows), what is
-        added to the logits of the text's rows, None where that is nothing; lead, the denoiser's own rows before them;
-        counts (B,), the rows of each text in a single stream, most the largest of them.
-    """
-
-    llm_states: Tensor
-    seen: Tensor | None
-    source: Tensor | None = None
-    bias: Tensor | None = None
-    lead: int = 0
-    counts: Tensor | None = None
-    most: int = 0
 
 
 # What is made of a text: the layers' inputs, and the arguments of a call for the base's text where predictions mix.
