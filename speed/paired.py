@@ -24,10 +24,11 @@ def work(steps: int) -> None:
     """Answers every line of standard input, the name of an act, with its processor time in seconds."""
     import torch
 
-    from llmdiff import LLMController
+    from llmdiff import DecoderLLM, LLMController
 
     torch.set_num_threads(1)
-    controller = LLMController.from_pretrained("openmoji", llm="smollm2-135m")
+    llm = DecoderLLM.from_pretrained("smollm2-135m")
+    controller = LLMController.from_pretrained("openmoji", llm=llm)
     pipe = controller.load_pipeline()
     pipe.set_progress_bar_config(disable=True)
     context = controller.adapter.context
@@ -40,7 +41,7 @@ def work(steps: int) -> None:
     does: dict[str, Callable[[], object]] = dict(
         zip(
             _ACTS,
-            (lambda: draw(1.0), lambda: draw(0.7), lambda: context.encode(controller.llm, list(PROMPTS))),
+            (lambda: draw(1.0), lambda: draw(0.7), lambda: context.encode(llm, list(PROMPTS))),
             strict=True,
         )
     )

@@ -19,10 +19,14 @@ KEYS = {"name", "ratio", "ours", "other", "unit", "machine", "versions"}
         "encoding",
         pytest.param("drawing", marks=pytest.mark.slow),
         pytest.param("training_step", marks=pytest.mark.slow),
+        "one_product",
         pytest.param("launches", marks=pytest.mark.slow),
         pytest.param("true_shapes", marks=pytest.mark.slow),
         # These start processes of their own, which import everything again.
-        *(pytest.param(one, marks=pytest.mark.soak) for one in ("caching", "paired", "startup", "memory", "scaling")),
+        *(
+            pytest.param(one, marks=pytest.mark.soak)
+            for one in ("caching", "paired", "startup", "memory", "scaling")
+        ),
     ],
 )
 def test_it_runs_and_writes_its_records(script, tmp_path, name):
