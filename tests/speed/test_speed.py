@@ -40,6 +40,11 @@ def test_it_runs_and_writes_its_records(script, tmp_path, name):
         assert one["ours"] >= 0
         assert ("holds" in one) == ("aim" in one)
     assert (tmp_path / "scaling.png").exists() == (name == "scaling")
+    if name == "true_shapes":
+        few = {
+            f"draw, {shape}, 64 px, {steps} LCM steps" for shape in ("SD 1.5", "SDXL") for steps in (1, 2, 4)
+        }
+        assert few <= {one["name"] for one in records}
 
 
 def test_sides_warm_up_and_then_take_turns_inside_their_contexts(script):

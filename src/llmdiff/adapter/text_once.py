@@ -23,4 +23,7 @@ class TextOnce(AttachedLayer):
 
     def forward(self, states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the module's output."""
-        return self.kept(self.hook.source, self.hook.weights, lambda: self.original(states, *args, **kwargs))
+        read: Tensor = self.kept(
+            self.hook.source, self.hook.weights, lambda: self.original(states, *args, **kwargs)
+        )
+        return read

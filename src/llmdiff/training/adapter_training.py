@@ -207,15 +207,16 @@ class AdapterTraining:
             return self.objective.loss(output, noised), figures
 
         # A validation and sample pictures would compile the denoiser once more each, for a few calls.
-        @torch.compiler.set_stance("force_eager")
         def validate(rank: int, processes: int) -> tuple[float, float]:
-            return validation_losses(self.objective, self._validation_batches(stage, read, rank, processes))
+            with torch.compiler.set_stance("force_eager"):
+                return validation_losses(
+                    self.objective, self._validation_batches(stage, read, rank, processes)
+                )
 
-        @torch.compiler.set_stance("force_eager")
         def draw(step: int) -> Image.Image | None:
             installed.close()
             try:
-                with on_device(idle, self.denoiser.device):
+                with on_device(idle, self.denoiser.device), torch.compiler.set_stance("force_eager"):
                     return self._draw(step)
             finally:
                 installed.enter_context(self.conditioning.installed(self.denoiser))
