@@ -1,8 +1,8 @@
 """One product for both queries, one for both outputs of an attached layer: python speed/one_product.py
 
-This is not in the library, and here is why. A layer's pretrained attention and the new one read the same image states, so their query weights could be joined, and
-the gated output weights too. Shapes are those of Stable Diffusion 1.5's layers at 512x512, guided, with 24 tokens; one
-thread, in turns, the processor's time.
+This is not in the library, and here is why. A layer's pretrained attention and the new one read the same image states,
+so their query weights could be joined, and the gated output weights too. Shapes are those of Stable Diffusion 1.5's
+layers at 512x512, guided, with 24 tokens; one thread, in turns, the processor's time.
 """
 
 import time
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Record]:
             other=sum(one["other"] * count for one, (count, *_) in layers),
             unit="s of the processor",
             device="cpu",
-            not_in_the_library="all these layers are a few hundredths of a step, so a picture gains less than one part "
+            left_out_because="all these layers are a few hundredths of a step, so a picture gains less than one part "
             "in a hundred; on a GPU 3 launches a layer would go, for copies of frozen weights that LoRAs and "
             "quantisation change",
         )

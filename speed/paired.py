@@ -89,8 +89,16 @@ def main(arguments: Sequence[str] | None = None) -> list[Record]:
                 found[name].append(trees[name](act))
         ours, other = median(found["ours"]), median(found["other"])
         spread = [max(times) / min(times) - 1 for times in found.values()]
-        records.append(record(f"{act}, this tree against another", ours=ours, other=other, unit="s of the processor", device="cpu",
-                              largest_spread=max(spread)))  # fmt: skip
+        records.append(
+            record(
+                f"{act}, this tree against another",
+                ours=ours,
+                other=other,
+                unit="s of the processor",
+                device="cpu",
+                largest_spread=max(spread),
+            )
+        )
     return finish(records, options)
 
 
