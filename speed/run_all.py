@@ -20,7 +20,8 @@ from measuring import Record, table
 from llmdiff.files import write_whole
 
 ROOT = Path(__file__).parents[1]
-BENCHMARKS = ("encoding", "caching", "drawing", "startup", "memory", "training_step", "scaling")
+BENCHMARKS = ("encoding", "caching", "drawing", "launches", "one_product", "startup", "memory", "training_step",
+              "scaling", "paired")  # fmt: skip
 
 
 def commit() -> tuple[str, bool]:
@@ -46,6 +47,7 @@ def measure(name: str, kept: Path, options: argparse.Namespace) -> dict[str, Any
     ]
     line += ["--quick"] if options.quick else []
     line += [] if options.repeats is None else ["--repeats", str(options.repeats)]
+    line += [str(options.against)] if name == "paired" else []
     line += ["--plots", str(options.results)] if name == "scaling" else []
     if not kept.is_file():
         print(f"\n## {name}", flush=True)
@@ -135,7 +137,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options_of.add_argument("--repeats", type=int)
     options_of.add_argument("--kept", type=Path, default=ROOT / "out" / "speed")
     options_of.add_argument("--results", type=Path, default=ROOT / "docs" / "results")
+    options_of.add_argument("--against", type=Path, metavar="TREE", help="another tree, for paired")
     options = options_of.parse_args(arguments)
+    if options.against is None:
+        options.only = [name for name in options.only if name != "paired"]
+        if not options.only:
+            options_of.error("paired needs the other tree: --against TREE")
     revision, changed = commit()
     named = revision + (" with changes" if changed else "")
     folder = (

@@ -14,6 +14,8 @@ _LACKS: Mapping[str, tuple[str, ...]] = {
     "LoRA in the denoiser": ("pixart", "latte"),
     "VAE slicing": (),
     "`torch.compile`": (),
+    # Their denoisers read how long each text is from the values of its mask.
+    "`torch.compile(fullgraph=True)`": ("hunyuan-image", "lumina2"),
 }
 OUTCOMES: Mapping[str, Mapping[str, str]] = {
     feature: {family.name: "-" if family.name in lacks else "yes" for family in FAMILIES}

@@ -19,9 +19,14 @@ KEYS = {"name", "ratio", "ours", "other", "unit", "machine", "versions"}
         "encoding",
         pytest.param("drawing", marks=pytest.mark.slow),
         pytest.param("training_step", marks=pytest.mark.slow),
+        "one_product",
+        pytest.param("launches", marks=pytest.mark.slow),
         pytest.param("true_shapes", marks=pytest.mark.slow),
         # These start processes of their own, which import everything again.
-        *(pytest.param(one, marks=pytest.mark.soak) for one in ("caching", "startup", "memory", "scaling")),
+        *(
+            pytest.param(one, marks=pytest.mark.soak)
+            for one in ("caching", "paired", "startup", "memory", "scaling")
+        ),
     ],
 )
 def test_it_runs_and_writes_its_records(script, tmp_path, name):
@@ -35,6 +40,11 @@ def test_it_runs_and_writes_its_records(script, tmp_path, name):
         assert one["ours"] >= 0
         assert ("holds" in one) == ("aim" in one)
     assert (tmp_path / "scaling.png").exists() == (name == "scaling")
+    if name == "true_shapes":
+        few = {
+            f"draw, {shape}, 64 px, {steps} LCM steps" for shape in ("SD 1.5", "SDXL") for steps in (1, 2, 4)
+        }
+        assert few <= {one["name"] for one in records}
 
 
 def test_sides_warm_up_and_then_take_turns_inside_their_contexts(script):

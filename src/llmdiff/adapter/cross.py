@@ -57,11 +57,15 @@ _WITH_PICTURES = (IPAdapterAttnProcessor, IPAdapterAttnProcessor2_0, IPAdapterXF
 
 @dataclass(frozen=True)
 class LayerTexts:
-    """Keys and values of the texts that a layer reads: phi(c), c if there is a branch, the base's if needed."""
+    """Keys and values of the texts that a layer reads: phi(c), c if there is a branch, the base's if needed.
+
+    gates: a1*exp(b1) and a2*exp(b2) of the branch. They are kept with the keys, as they are the same in every step.
+    """
 
     projected: KeysValues
     llm_states: KeysValues | None
     base: KeysValues | None
+    gates: tuple[Tensor, Tensor] | None = None
 
 
 class TwoBranchAttention(AttachedLayer):
@@ -159,7 +163,7 @@ class TwoBranchAttention(AttachedLayer):
                 parts = replace(parts, projected=of_group(parts.projected, self.group, self.groups))
         elif self.strict:
             raise AttachError(NO_TEXT)
-        self.read = True
+        self.note_reading()
         if parts is None:
             given = text if pictures is None else (text, pictures)
             if temb is not None:
@@ -199,8 +203,8 @@ class TwoBranchAttention(AttachedLayer):
         query = None if self.delegates else heads_of(attn.to_q(hidden_states), attn.heads, attn.norm_q)
         # out = Attn(q^(z), k^(phi(c)), v^(phi(c))) * a1*exp(b1)  +  Attn(q(z), k(c), v(c)) * a2*exp(b2)
         out = self._pretrained(hidden_states, query, texts.projected)
-        if self.branch is not None and texts.llm_states is not None:
-            pretrained_gate, new_gate = self.branch.gates()
+        if self.branch is not None and texts.llm_states is not None and texts.gates is not None:
+            pretrained_gate, new_gate = texts.gates
             new = self.branch.attend(hidden_states, texts.llm_states, norm=attn.norm_q, backend=self.backend)
             out = torch.addcmul(out * pretrained_gate, new, new_gate)
         if self.scale < 1 and texts.base is not None:
@@ -255,18 +259,19 @@ class TwoBranchAttention(AttachedLayer):
 
     def _read(self, parts: TextParts, attention_mask: Tensor | None) -> LayerTexts:
         mask = seen_by(real_rows(parts.llm_states), attention_mask)
-        llm_states = None if self.branch is None else self.branch.read(parts.llm_states, mask)
+        llm_states = None if self.branch is None else self.biased(self.branch.read(parts.llm_states, mask))
+        gates = None if self.branch is None else self.branch.gates()
         if parts.base is None or parts.base_real is None:
-            return LayerTexts(self._pretrained_text(parts.projected, mask), llm_states, None)
+            return LayerTexts(self._pretrained_text(parts.projected, mask), llm_states, None, gates)
         base_mask = seen_by(parts.base_real, attention_mask)
         base = self._pretrained_text(parts.base, base_mask)
         if not self.keep_base_text:
-            return LayerTexts(self._pretrained_text(parts.projected, mask), llm_states, base)
+            return LayerTexts(self._pretrained_text(parts.projected, mask), llm_states, base, gates)
         if mask is not None or base_mask is not None:
             sides = [(mask, parts.llm_states), (base_mask, parts.base)]
             mask = torch.cat([_explicit(side, like) for side, like in sides], dim=-1)
         both = self._pretrained_text(torch.cat([parts.projected, parts.base], dim=1), mask)
-        return LayerTexts(both, llm_states, base)
+        return LayerTexts(both, llm_states, base, gates)
 
     def _pretrained_text(self, states: Tensor, mask: Tensor | None) -> KeysValues:
         attn, states = self.attn, states.contiguous()
@@ -274,7 +279,7 @@ class TwoBranchAttention(AttachedLayer):
             return KeysValues(states, states, mask)
         if getattr(attn, "norm_cross", None):
             states = attn.norm_encoder_hidden_states(states)
-        return KeysValues(*text_keys_values(attn, states), mask)
+        return self.biased(KeysValues(*text_keys_values(attn, states), mask))
 
 
 def _explicit(mask: Tensor | None, like: Tensor) -> Tensor:

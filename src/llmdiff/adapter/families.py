@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from llmdiff.adapter.contract import prompt_contract
-from llmdiff.adapter.family import Family
+from llmdiff.adapter.family import Family, submodule
 from llmdiff.adapter.family_table import FAMILIES
 from llmdiff.errors import UnsupportedPipelineError
 
@@ -95,7 +95,7 @@ def denoiser_of(pipe: Any) -> nn.Module:
     """
     inner, family = _found(pipe)
     for name in family.text_projections:
-        if _submodule(inner, name) is None:
+        if submodule(inner, name) is None:
             raise UnsupportedPipelineError(
                 f"the {type(inner).__name__} has no {name}, which every {family.title} has: load one that has it"
             )
@@ -107,12 +107,6 @@ def is_compiled(pipe: Any) -> bool:
     inner, _ = _found(pipe)
     wrapped = any(hasattr(getattr(pipe, place, None), "_orig_mod") for place in _PLACES)
     return wrapped or any(part._compiled_call_impl is not None for part in inner.modules())
-
-
-def _submodule(module: Any, name: str) -> Any:
-    for part in name.split("."):
-        module = getattr(module, part, None)
-    return module
 
 
 def text_width(denoiser: nn.Module, family: Family) -> int:

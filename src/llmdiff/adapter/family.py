@@ -32,6 +32,7 @@ class Family:
             arguments of the layers. None: no argument reaches every layer, so `SplitText` hands c to them.
         text_argument: the denoiser's argument for the text states.
         text_projections: modules of the denoiser that project text states before the attention layers.
+        text_blocks: lists of blocks of the denoiser that process the projected text alone, without the time step.
         branches: names (with wildcards) of the layers that get a new branch, where their kind does not tell.
         single_stream: names (with wildcards) of joint layers that read text and image as one stream.
         text_first: whether joint attention has the text's rows before the image's.
@@ -58,6 +59,7 @@ class Family:
     carrier: str | None = None
     text_argument: str = "encoder_hidden_states"
     text_projections: tuple[str, ...] = ()
+    text_blocks: tuple[str, ...] = ()
     branches: tuple[str, ...] = ()
     single_stream: tuple[str, ...] = ()
     text_first: bool = True
@@ -81,7 +83,24 @@ class Family:
             if config.get(key) not in values
         ]
 
+    def text_modules(self, denoiser: nn.Module) -> dict[str, nn.Module]:
+        """Return the modules that read nothing but the text, by name; a ControlNet may have some of them only."""
+        blocks = [
+            f"{name}.{number}"
+            for name in self.text_blocks
+            for number, _ in enumerate(submodule(denoiser, name) or ())
+        ]
+        found = {name: submodule(denoiser, name) for name in (*self.text_projections, *blocks)}
+        return {name: module for name, module in found.items() if module is not None}
+
     def patch_of(self, denoiser: nn.Module) -> int:
         """Return p, the side of a patch. Units: latents."""
         config: Any = denoiser.config
         return int(self.latent_patch if isinstance(self.latent_patch, int) else config[self.latent_patch])
+
+
+def submodule(module: Any, name: str) -> Any:
+    """Return a part of a module by its name; None if it has no such part."""
+    for part in name.split("."):
+        module = getattr(module, part, None)
+    return module

@@ -17,6 +17,7 @@ from llmdiff.adapter.layer_groups import layer_groups
 from llmdiff.adapter.layout import NOT_PICKLED
 from llmdiff.adapter.processors import AttachedLayer
 from llmdiff.adapter.split import SplitText
+from llmdiff.adapter.text_once import TextOnce
 from llmdiff.errors import AttachError, UnsupportedPipelineError
 
 
@@ -147,6 +148,9 @@ class Installation:
             present: Any = self.module.get_submodule(name)
         except AttributeError:
             present = None
+        if present is not layer.attn:
+            # A LoRA wraps linear layers that project the text.
+            present = getattr(present, "base_layer", present)
         if present is layer.attn:
             found = [(holder, key) for holder, key in _holders(present) if _owner(holder.get(key)) is layer]
             now = vars(present).get("forward")
@@ -262,6 +266,10 @@ def _install(
     if family.text_channel != "states":
         hook = SplitText(family, module, **shared, text_is_optional=not with_branches)
     attached: dict[str, AttachedLayer] = {}
+    if hook is not None:
+        for name, part in family.text_modules(module).items():
+            # A LoRA's wrapper may go while the LLM is attached.
+            attached[name] = TextOnce(getattr(part, "base_layer", part), hook)
     if family.text_channel == "joint" and hook is not None:
         # Layers without a branch have to mask padding too.
         for name, attn in layers.joint_layers(module, family).items():

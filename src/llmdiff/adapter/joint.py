@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from llmdiff.adapter.joint_text import JointText
 from llmdiff.adapter.layout import of_group
 from llmdiff.adapter.masks import as_bias
 from llmdiff.adapter.processors import AttachedLayer, CrossAttentionBranch, KeysValues
-from llmdiff.adapter.split import JointText, SplitText
+from llmdiff.adapter.split import SplitText
 from llmdiff.errors import AttachError, UnsupportedPipelineError
 
 # Those that torch's attention takes by place.
@@ -72,7 +73,7 @@ class JointTwoBranch(AttachedLayer):
             UnsupportedPipelineError: the layer's processor or attention backend takes no mask, and one is needed.
             AttachError: the layer is called while its denoiser does not run.
         """
-        self.read = True
+        self.note_reading()
         given: Any = self.hook.handed if llm_text is None and self.hook.carrier is None else llm_text
         if given is None and self.hook.carrier is None:
             raise AttachError("an attached layer is called outside its denoiser: detach to use it alone")
@@ -87,7 +88,7 @@ class JointTwoBranch(AttachedLayer):
             result = self.original(*streams, **kwargs)
         elif torch.compiler.is_compiling() and self._hands_mask_on and "kv_cache_mode" not in kwargs:
             # What follows would break the graph in two.
-            mask = _beside_image(given, rows, text_first=self.hook.family.text_first)
+            mask = given.beside_image(rows, text_first=self.hook.family.text_first)
             masked = {"attention_mask": mask} if len(streams) < 3 else {}
             result = self.original(*streams[:2], *((mask, *args[1:]) if args else ()), **{**kwargs, **masked})
         else:
@@ -109,15 +110,16 @@ class JointTwoBranch(AttachedLayer):
         assert self.branch is not None
         branch = self.branch
         image = result[0] if isinstance(result, tuple) else result
-        pretrained_gate, new_gate = branch.gates()
 
-        def read_own() -> KeysValues:
-            return branch.read(of_group(text.llm_states, self.group, self.hook.groups), text.seen)
+        def read_own() -> tuple[KeysValues, Tensor, Tensor]:
+            pretrained_gate, new_gate = branch.gates()
+            own = self.biased(branch.read(of_group(text.llm_states, self.group, self.hook.groups), text.seen))
+            # At scale 1: image * a1*exp(b1) + new * a2*exp(b2); at scale 0: image.
+            return own, 1 + self.scale * (pretrained_gate - 1), self.scale * new_gate
 
-        read = self.kept(text.source, (), read_own)
+        read, pretrained_share, new_share = self.kept(text.source, (), read_own)
         new = branch.attend(states, read, norm=self.attn.norm_q, backend=self.backend)
-        # At scale 1: image * a1*exp(b1) + new * a2*exp(b2); at scale 0: image.
-        mixed = image * (1 + self.scale * (pretrained_gate - 1)) + new * (self.scale * new_gate)
+        mixed = torch.addcmul(image * pretrained_share, new, new_share)
         if alone and text.counts is not None:
             # One stream of image, text and padding: only the image's rows change.
             start = text.counts if self.hook.family.text_first else torch.zeros_like(text.counts)
@@ -130,14 +132,6 @@ class JointTwoBranch(AttachedLayer):
 def _streams(image: Tensor, text: Tensor | None, more: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return a layer's arguments by place; the layers of a single stream have no place for the text."""
     return (image,) if text is None and not more else (image, text, *more)
-
-
-def _beside_image(text: JointText, rows: int, *, text_first: bool) -> Tensor:
-    """Return the bias of all rows of a joint attention: that of the text's rows, and 0 for the image's."""
-    assert text.bias is not None
-    tokens = text.bias.shape[-1]
-    before = text.lead if text_first else rows - tokens
-    return F.pad(text.bias, (before, rows - tokens - before))
 
 
 class _RowBias(TorchFunctionMode):
@@ -154,16 +148,17 @@ class _RowBias(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = {} if kwargs is None else kwargs
+        if func is Tensor.unflatten:
+            # Compiling torch's Python method of this name within a mode fails.
+            return torch.unflatten(*args, **kwargs)
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
         given = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
         bias, query, keys = self.text.bias, given["query"], given["key"].shape[-2]
         assert bias is not None
         if keys >= self.rows and self.done < len(bias):
-            part = _beside_image(self.text, keys, text_first=self.text_first)[
-                self.done : self.done + len(query)
-            ]
-            part = part.to(query.dtype)
+            part = self.text.beside_image(keys, text_first=self.text_first)
+            part = part[self.done : self.done + len(query)].to(query.dtype)
             self.done += len(query)
             theirs = given.get("attn_mask")
             given["attn_mask"] = part if theirs is None else as_bias(theirs, query.dtype) + part

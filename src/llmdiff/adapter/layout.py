@@ -39,13 +39,15 @@ class TextParts:
 
     Shapes:
         projected (B, T, W), phi(c); llm_states (B, T, D), c; base (B, T, W) and base_real (B, T) bool, or None.
-        With routing, projected and llm_states of all groups side by side, until `of_group` takes one.
+        With routing, projected and llm_states of all groups side by side, until `of_group` takes one. lengths: the
+        numbers of rows of texts that came one by one, each without padding; else None.
     """
 
     projected: Tensor
     llm_states: Tensor
     base: Tensor | None = None
     base_real: Tensor | None = None
+    lengths: tuple[int, ...] | None = None
 
 
 def of_group(states: Tensor, group: int, groups: int) -> Tensor:
@@ -143,8 +145,8 @@ def rows_of(parts: TextParts) -> Tensor:
 
 def parts_beside(rows: Tensor, carried: Tensor) -> TextParts:
     """Return the parts from projected rows and the packed mask."""
-    llm_states, real = carried[:, 0, :, :-1], carried[:, 0, :, -1] != 0
+    llm_states = carried[:, 0, :, :-1]
     tokens = llm_states.shape[1]
     if rows.shape[1] == tokens:
         return TextParts(rows, llm_states)
-    return TextParts(rows[:, :tokens], llm_states, rows[:, tokens:], real)
+    return TextParts(rows[:, :tokens], llm_states, rows[:, tokens:], carried[:, 0, :, -1] != 0)

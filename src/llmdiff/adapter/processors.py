@@ -1,4 +1,4 @@
-"""The parts shared by all attached attention layers: the new branch and the base class.
+"""The parts shared by all attached layers: the new branch and the base class.
 
 The layer keeps its attention processor. A processor that is set before or while the LLM is attached (attention
 slicing, an IP-Adapter) computes the pretrained branch, and is still set after detaching.
@@ -7,15 +7,20 @@ slicing, an IP-Adapter) computes the pretrained branch, and is still set after d
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import (
+    AttentionBackendName,
+    _AttentionBackendRegistry,
+    dispatch_attention_fn,
+)
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from llmdiff.adapter.layers import heads_of
+from llmdiff.adapter.masks import as_bias
 
 _Kept = TypeVar("_Kept")
 
@@ -126,7 +131,19 @@ class AttachedLayer(ABC):
     @property
     def backend(self) -> Any:
         """Return the attention backend of the layer's processor, set by `set_attention_backend`."""
-        return getattr(self.attn.processor, "_attention_backend", None)
+        return getattr(getattr(self.attn, "processor", None), "_attention_backend", None)
+
+    @property
+    def reads_bias(self) -> bool:
+        """Return whether torch's own attention computes the layer; other backends take masks of bool only."""
+        backend = self.backend or _AttentionBackendRegistry.get_active_backend()[0]
+        return bool(backend == AttentionBackendName.NATIVE)
+
+    def biased(self, text: KeysValues) -> KeysValues:
+        """Return the text with its mask as a bias, which torch's attention would make of it anew in every call."""
+        if text.mask is None or not self.reads_bias:
+            return text
+        return replace(text, mask=as_bias(text.mask, text.key.dtype))
 
     def kept(self, source: Tensor | None, weights: tuple[Tensor, ...], read: Callable[[], _Kept]) -> _Kept:
         """Return `read()`, cached for as long as the text tensor `source` lives and no weight changes.
@@ -141,10 +158,13 @@ class AttachedLayer(ABC):
         ):
             return read()
         if self.branch is not None:
-            weights = (*weights, self.branch.to_k.weight, self.branch.to_v.weight)
+            branch = self.branch
+            weights = (*weights, branch.to_k.weight, branch.to_v.weight)
+            weights = (*weights, branch.a1, branch.b1, branch.a2, branch.b2)
         stamp = (
             source._version,
-            type(self.attn.processor),
+            type(getattr(self.attn, "processor", None)),
+            self.reads_bias,
             *((id(weight), -1 if weight.is_inference() else weight._version) for weight in weights),
         )
         kept = self._kept.get(source)
@@ -153,6 +173,11 @@ class AttachedLayer(ABC):
             self._kept[source] = kept
         result: _Kept = kept[1]
         return result
+
+    def note_reading(self) -> None:
+        """Set `read`, which drawing asks for; not in a compiled training step, as checkpoints allow no side effect."""
+        if not (torch.is_grad_enabled() and torch.compiler.is_compiling()):
+            self.read = True
 
     @abstractmethod
     def check(self) -> None:

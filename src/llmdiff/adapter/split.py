@@ -6,7 +6,8 @@ that reaches every layer where there is one, else through `SplitText.handed`, wh
 
 import inspect
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from llmdiff.adapter.families import Family
+from llmdiff.adapter.joint_text import JointText
 from llmdiff.adapter.layout import (
     NO_TEXT,
     TextParts,
@@ -33,23 +35,8 @@ _GUIDED_TEXTS = 2
 _MASKS = ("encoder_hidden_states_mask", "encoder_attention_mask")
 
 
-@dataclass(frozen=True, kw_only=True)
-class JointText:
-    """The text inputs of a joint transformer's attention layers.
-
-    Shapes:
-        llm_states (B, T, D), c; seen (B, 1, 1, T) or None, which rows of c are real; bias (B, 1, 1, rows), what is
-        added to the logits of the text's rows, None where that is nothing; lead, the denoiser's own rows before them;
-        counts (B,), the rows of each text in a single stream, most the largest of them.
-    """
-
-    source: Tensor | None
-    llm_states: Tensor
-    seen: Tensor | None
-    bias: Tensor | None = None
-    lead: int = 0
-    counts: Tensor | None = None
-    most: int = 0
+# What is made of a text: the layers' inputs, and the arguments of a call for the base's text where predictions mix.
+_Made = tuple[JointText, dict[str, Any] | None]
 
 
 class SplitText:
@@ -60,7 +47,7 @@ class SplitText:
             alone, None between calls.
         carrier: the module's argument that carries c to the layers: the family's, None where the module has none.
         source: the tensor that came from `encode_prompt`; layers cache what they read by it. None: not to be cached.
-        weights: those that project the text.
+        weights: those of the modules that read the text alone.
 
     Raises:
         AttachError: the module is called without text, or in a way that would lose c.
@@ -93,12 +80,13 @@ class SplitText:
         self.handed: Any = None
         self.source: Tensor | None = None
         self.weights: tuple[Tensor, ...] = ()
-        self._base_call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-        self._joints: list[tuple[tuple[tuple[int, int], ...], list[Tensor], JointText]] = []
+        # Arguments of the call for the base's text, and whether layers may keep what depends on that.
+        self._base_call: tuple[tuple[Any, ...], dict[str, Any], bool] | None = None
+        self._made_before: list[tuple[tuple[tuple[int, int], ...], list[Tensor], _Made]] = []
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy reads other tensors.
-        return {**self.__dict__, "_joints": []}
+        return {**self.__dict__, "_made_before": []}
 
     def before(
         self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -123,7 +111,7 @@ class SplitText:
                 f"gradient checkpointing is on, which computes layers again where {family.title} has no argument to "
                 "give them the LLM's text: call disable_gradient_checkpointing() of the denoiser"
             )
-        parts = self._parts(states)
+        parts, mixed = self._parts(states), None
         if parts is None:
             changed = {family.text_argument: self._base(states)}
             return args, {**kwargs, **changed}
@@ -133,14 +121,19 @@ class SplitText:
                     f"a cache is enabled, and at scale {self.scale:g} the {type(module).__name__} runs twice a step, "
                     "for two texts: call its disable_cache(), or attach with scale 1"
                 )
-            self._base_call = (args, {**kwargs, **self._text_of_base(parts, kwargs)})
-            parts = TextParts(parts.projected, parts.llm_states)
-        self.source = self._certain(module, states)
+            mixed, parts = parts, replace(parts, base=None, base_real=None)
+        keeps = self._keeps(module)
         changed = {family.text_argument: self._rows(parts)}
         if family.text_channel == "projected":
+            self.source = states if keeps else None
             carried: Any = pack_into_mask(parts)
         else:
-            carried = self._joint_once(module, states, parts)
+            joint, theirs = self._made_once(states, lambda: self._made(module, parts, mixed, kwargs))
+            # For a list of texts, a tensor that is made once from all of them.
+            self.source = (joint.llm_states if family.ragged else states) if keeps else None
+            carried = replace(joint, source=self.source)
+            if theirs is not None:
+                self._base_call = (args, {**kwargs, **theirs}, keeps)
             changed |= {name: real_rows(parts.llm_states).long() for name in _MASKS if name in kwargs}
             changed |= {name: None for name in ("attention_mask",) if name in kwargs}
         if self.carrier is None:
@@ -158,9 +151,13 @@ class SplitText:
     def after(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Return the module's output, mixed with that for the base's text if the family mixes predictions."""
         call, self._base_call = self._base_call, None
+        self.source = None
         if call is not None and output is not None:
+            args, kwargs, keeps = call
+            text = kwargs[self.family.text_argument]
             self.handed = "base"
-            output = _mixed(module.forward(*call[0], **call[1]), output, self.scale)
+            self.source = (text if isinstance(text, Tensor) else text[0]) if keeps else None
+            output = _mixed(module.forward(*args, **kwargs), output, self.scale)
         self.handed = self.source = None
         return output
 
@@ -173,13 +170,25 @@ class SplitText:
         rows = [split_text(text[None], self.text_width, self.hidden_size, self.groups) for text in states]
         if any(one is None for one in rows):
             return None
-        own = [text[real_rows(text[:, start:width])] for text in states]
-        padded = pad_sequence([text[:, :width] for text in own], batch_first=True)
-        parts = TextParts(mean_of_groups(padded[..., :start], self.groups), padded[..., start:])
+        own = [self._own_rows(text[:, :width], start) for text in states]
+        padded, lengths = pad_sequence(own, batch_first=True), tuple(len(text) for text in own)
+        projected = mean_of_groups(padded[..., :start], self.groups)
+        parts = TextParts(projected, padded[..., start:], lengths=lengths)
         if states[0].shape[-1] == width:
             return parts
         base = pad_sequence([text[text[:, -1] != 0, width:] for text in states], batch_first=True)
-        return TextParts(parts.projected, parts.llm_states, base[..., :-1], base[..., -1] != 0)
+        return replace(parts, base=base[..., :-1], base_real=base[..., -1] != 0)
+
+    def _own_rows(self, text: Tensor, start: int) -> Tensor:
+        """Return a ragged text without padding."""
+        real = real_rows(text[:, start:])
+        if torch.compiler.is_compiling() and not torch.is_grad_enabled() and self.scale == 1:
+            # A number of rows that depends on values would end the graph, and `encode_prompt` returns no padding.
+            torch._assert_async(
+                real.all(), "a text of a compiled denoiser has padding: encode each by itself"
+            )
+            return text
+        return text[real]
 
     def _base(self, states: Any) -> Any:
         if self.family.ragged:
@@ -187,9 +196,9 @@ class SplitText:
         return base_text(states, self.text_width, strict=self.strict)
 
     def _rows(self, parts: TextParts) -> Any:
-        if not self.family.ragged:
+        if parts.lengths is None:
             return rows_of(parts)
-        return [text[real] for text, real in zip(parts.projected, real_rows(parts.llm_states), strict=True)]
+        return [text[:length] for text, length in zip(parts.projected, parts.lengths, strict=True)]
 
     def _text_of_base(self, parts: TextParts, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments with the base's text, for a call of its own."""
@@ -202,7 +211,7 @@ class SplitText:
         masks = {name: real[:, :used].long() for name in _MASKS if name in kwargs}
         return {self.family.text_argument: base[:, :used].contiguous(), **masks}
 
-    def _joint_once(self, module: Any, states: Any, parts: TextParts) -> JointText:
+    def _made_once(self, states: Any, make: Callable[[], _Made]) -> _Made:
         """Return the inputs of the attention layers, made once for a tensor that comes again in every step.
 
         They depend on values of it (whether a row is padding), and reading those makes the host wait for a GPU.
@@ -213,27 +222,32 @@ class SplitText:
             or torch.compiler.is_compiling()
             or any(text.is_inference() for text in given)
         ):
-            return self._joint(module, parts)
+            return make()
         stamp = tuple((id(text), text._version) for text in given)
-        for known, _, joint in self._joints:
+        for known, _, made in self._made_before:
             if known == stamp:
-                # What layers cache, they cache by a source, which is None while a LoRA's strength may change.
-                return replace(joint, source=self.source)
-        joint = self._joint(module, parts)
+                return made
+        made = make()
         # The tensors are kept beside it, so that their ids stay their own.
-        self._joints = [*self._joints[1 - _GUIDED_TEXTS :], (stamp, given, joint)]
-        return joint
+        self._made_before = [*self._made_before[1 - _GUIDED_TEXTS :], (stamp, given, made)]
+        return made
+
+    def _made(self, module: Any, parts: TextParts, mixed: TextParts | None, kwargs: dict[str, Any]) -> _Made:
+        return self._joint(module, parts), None if mixed is None else self._text_of_base(mixed, kwargs)
 
     def _joint(self, module: Any, parts: TextParts) -> JointText:
         real = real_rows(parts.llm_states)
         counts, most = None, 0
         if self.family.single_stream and self.family.branches:
             multiple = self.family.text_rows_multiple
-            counts = (real.sum(dim=-1) + multiple - 1) // multiple * multiple
-            most = int(counts.max())
+            if parts.lengths is None:
+                lengths, longest = real.sum(dim=-1), int(real.sum(dim=-1).max())
+            else:
+                lengths, longest = torch.tensor(parts.lengths, device=real.device), max(parts.lengths)
+            counts = (lengths + multiple - 1) // multiple * multiple
+            most = -(-longest // multiple) * multiple
         registers = getattr(module, "register_tokens", None)
         return JointText(
-            source=self.source,
             llm_states=parts.llm_states,
             seen=seen_by(real),
             bias=None if self.family.mixing == "prediction" else self._bias(parts),
@@ -259,16 +273,16 @@ class SplitText:
             theirs = theirs + math.log1p(-self.scale)
         return torch.cat([as_bias(ours, dtype) + math.log(self.scale), theirs], dim=-1)
 
-    def _certain(self, module: nn.Module, states: Any) -> Tensor | None:
-        """Return the tensor to cache by; None where projected text may change between calls with the same tensor."""
-        if not isinstance(states, Tensor) or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return None
-        projections = [module.get_submodule(name) for name in self.family.text_projections]
+    def _keeps(self, module: nn.Module) -> bool:
+        """Return whether layers may keep what depends on the text alone, until another text comes."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False
+        reads_text = self.family.text_modules(module).values()
         # A LoRA's strength can change between steps.
-        if any(hasattr(part, "base_layer") for projection in projections for part in projection.modules()):
-            return None
-        self.weights = tuple(weight for projection in projections for weight in projection.parameters())
-        return states
+        if any(hasattr(part, "base_layer") for each in reads_text for part in each.modules()):
+            return False
+        self.weights = tuple(weight for each in reads_text for weight in each.parameters())
+        return True
 
 
 def _mixed(base: Any, ours: Any, scale: float) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmdiff.adapter import families
 from llmdiff.errors import ConfigError
@@ -29,6 +29,7 @@ from llmdiff.training.optimizers import adapter_lr_scale
 from llmdiff.training.prepare import captions_of, fill_shown, latent_store, split
 from llmdiff.training.processes import installed_trackers, launched_process
 from llmdiff.training.sample_sheet import draw_samples
+from llmdiff.training.step_models import compiled, idle_models, on_device
 from llmdiff.training.warm_start import stored_queries, warm_start
 
 WARM_START, _READINGS = "warm-start", "readings"
@@ -205,19 +206,30 @@ class AdapterTraining:
             figures = {**self.conditioning.figures(), **self.objective.figures(output, noised)}
             return self.objective.loss(output, noised), figures
 
+        # A validation and sample pictures would compile the denoiser once more each, for a few calls.
         def validate(rank: int, processes: int) -> tuple[float, float]:
-            return validation_losses(self.objective, self._validation_batches(stage, read, rank, processes))
+            with torch.compiler.set_stance("force_eager"):
+                return validation_losses(
+                    self.objective, self._validation_batches(stage, read, rank, processes)
+                )
 
         def draw(step: int) -> Image.Image | None:
             installed.close()
             try:
-                return draw_samples(config, self.pipe, self.conditioning, step)
+                with on_device(idle, self.denoiser.device), torch.compiler.set_stance("force_eager"):
+                    return draw_samples(config, self.pipe, self.conditioning, step)
             finally:
                 installed.enter_context(self.conditioning.installed(self.denoiser))
 
         trackers = config.watch.trackers
         self.conditioning.train()
-        with closing(batches), ExitStack() as installed:
+        idle = self._idle_models(stage)
+        with (
+            closing(batches),
+            ExitStack() as installed,
+            on_device(idle, torch.device("cpu")),
+            compiled(self.denoiser, training.backend),
+        ):
             installed.enter_context(self.conditioning.installed(self.denoiser))
             train(
                 self.conditioning.modules,
@@ -234,6 +246,13 @@ class AdapterTraining:
                 tracking=config.out / "tensorboard",
                 **self._rates(),
             )
+
+    def _idle_models(self, stage: Stage) -> list[nn.Module]:
+        """Return the base's models that no step on pictures runs: its text encoders, and the VAE of stored latents."""
+        if stage.keeps == "nothing":
+            return []
+        used = [self.denoiser, *self.conditioning.modules.values()]
+        return idle_models(self.pipe, used if self.config.data.store_latents else [*used, self.pipe.vae])
 
     def _rates(self) -> dict[str, Any]:
         """Return the arguments of `train` and `warm_start` for learning rates and optimisers."""

@@ -61,6 +61,7 @@ class TrainingConfig(Section):
         score_groups: store scores as K sums of neighbouring blocks, which share a gain. Without it, "learned" runs
             the LLM in every step, with all block updates of a batch in memory.
         prefetch: number of batches that are read and encoded while earlier ones train; it does not change results.
+        compile: compile the denoiser with `torch.compile` for the steps on pictures; a name selects the backend.
         warm_start_steps: steps from captions alone before the first picture, which train the adapter to match the
             base's own text encoder, see `training.warm_start`. With `steps: 0` no pictures are used.
         lr_share_after_warm_start: factor of the learning rates on pictures after a warm start.
@@ -82,6 +83,7 @@ class TrainingConfig(Section):
     ema_horizon: Annotated[Whole, Field(ge=2, le=TRAINING_STEPS.high)] = 1000
     precision: Literal["no", "bf16", "fp16"] = "no"
     gradient_checkpointing: bool = False
+    compile: bool | Literal["inductor", "aot_eager", "eager", "cudagraphs"] = False
     sharded: bool = False
     gains: Gains = "frozen"
     gain_steps: StepsOrNone = 0
@@ -128,6 +130,19 @@ class TrainingConfig(Section):
         if self.encodings == "online":
             raise ValueError("gains: first needs stored encodings: set encodings to store")
         return self
+
+    @model_validator(mode="after")
+    def _compiles_whole_weights(self) -> Self:
+        if self.compile and self.sharded:
+            raise ValueError(
+                "compile and sharded are both set, and weights that are shared out are not compiled: leave one out"
+            )
+        return self
+
+    @property
+    def backend(self) -> str | None:
+        """Return the backend of torch.compile; None: nothing is compiled."""
+        return "inductor" if self.compile is True else self.compile or None
 
     @property
     def stores_encodings(self) -> bool:

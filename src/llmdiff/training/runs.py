@@ -18,7 +18,7 @@ from llmdiff.training.resume import flat
 # Settings outside the loop that may change when a run resumes: paths, threads, logs. All others, also new ones, are
 # compared.
 _HARMLESS = {"out", "store", "device", "data.path", "data.threads", "data.max_bad_share"}
-_HARMLESS |= {"training.prefetch", "training.gradient_checkpointing"}
+_HARMLESS |= {"training.prefetch", "training.gradient_checkpointing", "training.compile"}
 _HARMLESS |= {f"watch.{name}" for name in WatchConfig.model_fields if name != "validation_samples"}
 # The loop compares these itself, except the optimiser, for which it has one name for two.
 _OF_THE_LOOP = {f"training.{name}" for name in LoopConfig.__dataclass_fields__ if name != "optimizer"}

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch._dynamo.exc import BackendCompilerFailed
 
 from llmdiff.adapter.card import adapter_card
 from llmdiff.errors import LLMDiffError, first_line
@@ -31,6 +32,11 @@ def train_adapter(config: TrainConfig, *, samples: int | None = None) -> Path:
         raise LLMDiffError(
             f"not enough memory on the device ({first_line(error)}): lower training.batch_size and raise "
             "training.accumulation_steps, or set training.gradient_checkpointing; `llmdiff plan` estimates the memory"
+        ) from error
+    except BackendCompilerFailed as error:
+        raise LLMDiffError(
+            f"training.compile is {config.training.compile}, but the backend {config.training.backend} cannot compile "
+            f"the denoiser here ({first_line(error)}): set training.compile to false"
         ) from error
 
 

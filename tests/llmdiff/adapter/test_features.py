@@ -202,19 +202,6 @@ def test_a_refiner_mixes_with_its_second_text_encoder(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["sd", "sdxl", "pixart", "sana", "sd3", "flux", "wan"])
-def test_the_denoiser_is_compiled_as_one_graph(
-    family: str, tiny_llm: Any, make_adapter: Any, draw: Draw
-) -> None:
-    torch._dynamo.reset()
-    pipe = BUILDERS[family]()
-    attach(pipe, tiny_llm, make_adapter(pipe, tiny_llm))
-    expected = draw(pipe)
-    families.denoiser_of(pipe).compile(backend="eager", fullgraph=True)
-    assert (draw(pipe) - expected).abs().max() < 1e-3
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd", "pixart", "sana", "sd3", "flux"])
 def test_prompts_of_other_lengths_compile_nothing_again(
     family: str, tiny_llm: Any, make_adapter: Any, draw: Draw
@@ -233,6 +220,11 @@ def test_prompts_of_other_lengths_compile_nothing_again(
     assert counter.frame_count == frames
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours - theirs).abs().max() < 1e-3
+
+
+def as_one_graph(pipe: Any) -> None:
+    drawn(pipe)  # Z-Image makes the tables of its positions in its first call, outside any graph
+    families.denoiser_of(pipe).compile(backend="eager", fullgraph=True)
 
 
 # Features of a denoiser: what turns each on, and how far the picture may be from the one without.
@@ -264,6 +256,7 @@ FEATURES: dict[str, tuple[Callable[[Any], None], float]] = {
         1e-3,
     ),
     "`torch.compile`": (lambda pipe: families.denoiser_of(pipe).compile(backend="eager"), 1e-3),
+    "`torch.compile(fullgraph=True)`": (as_one_graph, 1e-3),
 }
 
 
