@@ -157,7 +157,7 @@ def test_the_embedded_default_opens_with_a_picture(visit: Any) -> None:
         expect(pictures).to_have_count(2)
         assert pictures.first.evaluate("image => image.decode().then(() => image.naturalWidth)") >= 64
         expect(field(page, "prompt")).to_have_value(OPENING)
-        example = EXAMPLES["Counting"][0]
+        example = EXAMPLES["Words that no caption had"][0]
         page.get_by_text(example).first.click()
         expect(field(page, "prompt")).to_have_value(example)
         page.get_by_text("What this small model knows").click()

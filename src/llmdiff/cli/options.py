@@ -108,7 +108,7 @@ Ray = Annotated[
 
 # Options of the verbs that train and measure on the embedded default: benchmark, compare-llms.
 BenchmarkOut = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where everything goes.")]
-Preset = Annotated[str, typer.Option("--preset", help="The embedded default's: cpu, gpu, test.")]
+Preset = Annotated[str, typer.Option("--preset", help="Preset of the embedded default: cpu, gpu or test.")]
 Build = Annotated[Path | None, typer.Option("--build", help="Folder of its build [in the cache folder].")]
 Begin = Annotated[
     str | None,

@@ -1,4 +1,4 @@
-"""The verb `llmdiff world`: what the embedded default knows; the work is done elsewhere."""
+"""The verb `llmdiff world`: what scenes hold; the work is done elsewhere."""
 
 from itertools import groupby
 from pathlib import Path
@@ -24,14 +24,17 @@ def world(
         typer.Option("--fluent", help="Folder of the npm package @lobehub/fluent-emoji-3d, for style 3d."),
     ] = None,
 ) -> None:
-    """List what the embedded default knows: things by group, colours, backgrounds, places, styles."""
+    """List what the scenes of `llmdiff.world` hold: things by group, colours, backgrounds, places, styles."""
     set_up(verbose=False)
     from llmdiff.drawing.pictures import check_writable, save_png
+    from llmdiff.openmoji.contents import World as ShippedToday
     from llmdiff.world.places import places
+    from llmdiff.world.scenes import World
     from llmdiff.world.things import BACKGROUNDS, COLOURS
     from llmdiff.world.vocabulary import shipped_world
 
-    known = shipped_world()
+    shipped = shipped_world()
+    known = shipped or World()
     things = list(known.things)
     groups = {name: list(same) for name, same in groupby(things, key=lambda thing: thing.group)}
     if group is not None and group not in groups:
@@ -40,6 +43,13 @@ def world(
         check_writable(out)
     if style not in known.styles:
         raise LLMDiffError(f"--style: got {style!r}, expected one of {', '.join(known.styles)}")
+    if shipped is None:
+        names = ", ".join(thing.name for thing in ShippedToday().things)
+        typer.echo(
+            "note: the pipeline that ships today was trained on a smaller world, and of these things knows only "
+            f"{names}",
+            err=True,
+        )
     shown = {group: groups[group]} if group else groups
     for name, same in shown.items():
         typer.echo(f"{name} ({len(same)}): {', '.join(thing.name for thing in same)}")
