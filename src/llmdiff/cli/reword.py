@@ -54,9 +54,7 @@ def reword(
 
         device = usable_device(models.device)
         trust = models.trust_remote_code
-        return llm_rewords(
-            DecoderLLM.from_pretrained(str(llm), device=device, trust_remote_code=trust)
-        )
+        return llm_rewords(DecoderLLM.from_pretrained(str(llm), device=device, trust_remote_code=trust))
 
     place = out or Path(f"{captions.stem}-plain.jsonl")
     count, failed = reword_captions(read_captions(captions), make, place)
