@@ -20,6 +20,7 @@ RESULT_TITLES = {
     "benchmark-refined": "Encodings, each with the refiner",
     "compare-llms": "Several LLMs, the same adapter",
     "denoising": "Is an LLM a diffusion model?",
+    "own-pictures": "What own pictures teach",
     "performance": "Speed and memory",
     "pointing": "The pointing game",
     "probes": "What linear probes recover",

@@ -99,8 +99,8 @@ def shoot(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., None]
 
     def take(page: Any, name: str, **options: Any) -> None:
         png = page.screenshot(animations="disabled", **options)
-        # 128 colours are enough for a page, and a small file.
-        image = Image.open(io.BytesIO(png)).convert("RGB").quantize(128)
+        # 256 colours are enough for a page, and a small file.
+        image = Image.open(io.BytesIO(png)).convert("RGB").quantize(256)
         image.save(folder / f"{name}.png", optimize=True)
         assert (folder / f"{name}.png").stat().st_size < MAX_SCREENSHOT_BYTES
 

@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from tests.llmdiff.serving.conftest import serving
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(1800)]
 
+INJECTED = "a <img src=x onerror=alert(1)> dog"
 PROMPTS = (
-    "a cat to the left of a car",
-    "three bees",
-    "the fruit that keeps the doctor away",
-    "a <img src=x onerror=alert(1)> dog",
-    "a house below a plane",
+    "an automobile to the right of a tortoise",
+    "the reptile that hides in its shell, on a pink background",
+    INJECTED,
+    "looking from left to right: a mushroom, then a house",
+    "what takes off from an airport, above what a forest is made of",
 )
 QUESTIONS = ("alignment", "quality", "details")
 
@@ -68,8 +69,16 @@ def url(study: Path) -> Iterator[str]:
 class Rater:
     """Answers pairs on the page and notes what was chosen between what."""
 
-    def __init__(self, page: Any, pictures: Pictures, *, careless: bool = False) -> None:
+    def __init__(
+        self,
+        page: Any,
+        pictures: Pictures,
+        *,
+        careless: bool = False,
+        take: Callable[[Any], None] | None = None,
+    ) -> None:
         self.page = page
+        self.take = take  # called once, at a pair that can stand in the documentation
         self.pictures = pictures
         self.careless = careless
         self.chosen: list[tuple[str, str]] = []  # (question, system or "tie"), attention checks left out
@@ -85,6 +94,10 @@ class Rater:
                 Path(self.page.locator(f"#{side}").get_attribute("src")).stem for side in ("left", "right")
             ]
             choices = self._decide(*names)
+            shown = self.page.locator("#prompt").inner_text()
+            if self.take is not None and shown != INJECTED and not {*names} & self.pictures.noise:
+                self.take(self.page)
+                self.take = None
             for question, choice in choices.items():
                 if by == "keys":
                     key = {"left": "ArrowLeft", "right": "ArrowRight", "tie": "ArrowDown"}[choice]
@@ -122,13 +135,12 @@ def test_a_whole_study(study: Path, url: str, visit: Any, shoot: Any, tmp_path: 
     page = visit(url)
     expect(page.get_by_role("heading")).to_have_text("Which picture shows it?")
     expect(page.locator("#begin")).to_be_visible()
-    shoot(page, "study-welcome")
+    shoot(page, "study-welcome", clip={"x": 0, "y": 0, "width": 1280, "height": 300})
     page.locator("#begin").click()
-    first = Rater(page, pictures)
+    first = Rater(page, pictures, take=lambda page: shoot(page, "study-pair", full_page=True))
     first.rate(range(1, 3), total)
     expect(page.locator("#rate")).to_have_attribute("aria-busy", "false")
     page.locator("[data-question=alignment] [data-choice=left]").click()
-    shoot(page, "study-pair", full_page=True)
 
     # In the middle the page is loaded again: what was answered is there, what was only chosen is not.
     # Two questions are visible without scrolling.
@@ -152,12 +164,11 @@ def test_a_whole_study(study: Path, url: str, visit: Any, shoot: Any, tmp_path: 
     first.rate(range(5, total + 1), total)
 
     phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
-    second = Rater(visit(url, **phone), pictures)
+    second = Rater(visit(url, **phone), pictures, take=lambda page: shoot(page, "study-phone"))
     second.page.locator("#begin").tap()
     second.rate(range(1, 2), total, by="touch")
     assert second.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     expect(second.page.locator("#keys")).to_be_hidden()
-    shoot(second.page, "study-phone")
     second.rate(range(2, total + 1), total, by="touch")
     careless = Rater(visit(url), pictures, careless=True)
     careless.page.locator("#begin").click()

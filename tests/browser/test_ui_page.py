@@ -118,13 +118,12 @@ def test_pictures_are_drawn_through_the_page(ui: Any, visit: Any, models: Models
     assert (
         words.locator("img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") >= 160
     )
-    shoot(page, "ui-words")
+    shoot(page.locator("#sides"), "ui-words")
 
     ask(page, "two cats", seed=8, steps=2 if steps > 20 else steps, number=2)
     expect(page.locator("#gallery .llmdiff-pictures > figure")).to_have_count(6)
     status(page).to_have_text(DONE)
     expect(page.locator("#gallery .llmdiff-pictures > figure").first).to_contain_text("two cats")
-    shoot(page, "ui", full_page=True)
 
 
 def test_the_keyboard_draws_and_a_seed_can_be_used_again(ui: Any, visit: Any) -> None:
@@ -141,7 +140,7 @@ def test_the_keyboard_draws_and_a_seed_can_be_used_again(ui: Any, visit: Any) ->
     expect(field(page, "seed")).to_have_value(seed)
 
 
-def test_the_embedded_default_opens_with_a_picture(visit: Any) -> None:
+def test_the_embedded_default_opens_with_a_picture(visit: Any, shoot: Any) -> None:
     from playwright.sync_api import expect
 
     if not SHIPPED.is_dir():
@@ -149,7 +148,7 @@ def test_the_embedded_default_opens_with_a_picture(visit: Any) -> None:
     with ExitStack() as running:
         studio = Studio()
         running.callback(studio.close)
-        app = create_ui_app(studio, UiSettings(device="cpu"))
+        app = create_ui_app(studio, UiSettings(base=Models(device="cpu")))
         url, _ = running.enter_context(serving(app))
         running.callback(app.state.end)
         page = visit(url)
@@ -157,12 +156,29 @@ def test_the_embedded_default_opens_with_a_picture(visit: Any) -> None:
         expect(pictures).to_have_count(2)
         assert pictures.first.evaluate("image => image.decode().then(() => image.naturalWidth)") >= 64
         expect(field(page, "prompt")).to_have_value(OPENING)
-        example = EXAMPLES["Counting"][0]
+        example = EXAMPLES["Words that no caption had"][0]
         page.get_by_text(example).first.click()
         expect(field(page, "prompt")).to_have_value(example)
         page.get_by_text("What this small model knows").click()
         page.get_by_text("umbrella", exact=True).click()
         expect(field(page, "prompt")).to_have_value(f"{example} umbrella")
+        page.get_by_role("button", name="Settings").click()
+        field(page, "late-blocks").scroll_into_view_if_needed()
+        shoot(page.locator(".gradio-container"), "ui-settings")
+
+        # Both pictures are side by side and visible without scrolling.
+        for name, side_px in (("ui", (1280, 800)), ("ui-phone", (390, 844))):
+            size = {"width": side_px[0], "height": side_px[1]}
+            for suffix, scheme in (("", "light"), ("-dark", "dark")):
+                page = visit(url, viewport=size, color_scheme=scheme, is_mobile=size["width"] < 500)
+                pictures = page.locator("#sides a > img")
+                expect(pictures).to_have_count(2)
+                for picture in pictures.all():
+                    picture.evaluate("image => image.decode()")
+                base, llm = (picture.bounding_box() for picture in pictures.all())
+                assert (base["y"], base["height"]) == (llm["y"], llm["height"])
+                assert llm["y"] + llm["height"] <= size["height"]
+                shoot(page, f"{name}{suffix}")
 
 
 def test_what_is_wrong_is_said_and_nothing_that_is_typed_runs(ui: Any, visit: Any) -> None:
@@ -217,9 +233,8 @@ def test_the_password(ui: Any, visit: Any, shoot: Any) -> None:
     expect(page.locator("#draw")).to_be_visible()
 
 
-def test_on_a_phone_nothing_sticks_out(ui: Any, visit: Any, shoot: Any) -> None:
+def test_on_a_phone_nothing_sticks_out(ui: Any, visit: Any) -> None:
     page = visit(ui(), viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     ask(page, "a cat", seed=3, steps=4)
     status(page).to_have_text(DONE)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-    shoot(page, "ui-phone")

@@ -82,8 +82,8 @@ def what_is_wrong(error: ValidationError, model: type[BaseModel]) -> str:
     if found["type"] == "extra_forbidden":
         known = list(_inner(model, outer).model_fields)
         near = get_close_matches(str(key)[:80], known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"unknown key {name!r}, known are {', '.join(known)}{hint}"
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        return f"unknown key {name!r}{hint}, known are {', '.join(known)}"
     if found["type"] == "missing":
         return f"{name} is missing: set it"
     reason = found["msg"].removeprefix("Value error, ").replace("Input should be ", "expected ", 1)

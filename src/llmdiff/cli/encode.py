@@ -17,7 +17,10 @@ def encode(
     prompts: Annotated[
         Path, typer.Argument(metavar="PROMPTS.txt", help="One prompt a line.", show_default=False)
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where encodings go, a file each.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FOLDER", help="Where encodings go, a file each [PROMPTS-encodings]."),
+    ] = None,
     negative_prompt: Negative = None,
     batch: Annotated[int, number("--batch", bounds.COUNT, help="Prompts encoded together.")] = 16,
     verbose: Verbose = False,
@@ -32,5 +35,6 @@ def encode(
     from llmdiff.drawing.encode import encode_prompts
     from llmdiff.files import prompt_lines
 
-    for path in encode_prompts(prompt_lines(prompts), negative_prompt or "", models, out, batch=batch):
+    folder = out or Path(f"{prompts.stem}-encodings")
+    for path in encode_prompts(prompt_lines(prompts), negative_prompt or "", models, folder, batch=batch):
         typer.echo(path)

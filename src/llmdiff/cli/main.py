@@ -19,11 +19,11 @@ def _add(verb: Callable[..., None], example: str) -> None:
 
 
 _add(draw.generate, 'llmdiff generate "what takes off from an airport, above what a forest is made of"')
-_add(draw.compare, 'llmdiff compare "three frogs" --number 2 --save-size 256')
+_add(draw.compare, 'llmdiff compare "an automobile to the right of a tortoise" --number 2 --save-size 256')
 _add(draw.batch, "llmdiff batch prompts.txt --out pictures")
 _add(encode.encode, "llmdiff encode prompts.txt --out encodings")
 _add(init.init, "llmdiff init my-pictures")
-_add(reword.reword, "llmdiff reword captions.txt --out pairs.jsonl")
+_add(reword.reword, "llmdiff reword captions.txt --llm smollm2-135m --out pairs.jsonl")
 _add(train.prepare, "llmdiff prepare my-pictures.yaml --workers 2")
 _add(train.train, "llmdiff train my-pictures.yaml training.steps=2000")
 _add(plan.plan, "llmdiff plan my-pictures.yaml --measure")

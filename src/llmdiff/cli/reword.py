@@ -13,15 +13,21 @@ from llmdiff.environment import check_extra
 from llmdiff.errors import ConfigError
 
 
-@takes_models("llm", "device", "trust_remote_code", "reword_url", "reword_model")
+@takes_models("device", "trust_remote_code", "reword_url", "reword_model")
 def reword(
     captions: Annotated[
         Path,
         typer.Argument(metavar="CAPTIONS", help=".txt, one a line, .jsonl or .csv.", show_default=False),
     ],
     out: Annotated[
-        Path, typer.Option("--out", metavar="FILE.jsonl", help="Where captions and plain wordings go.")
-    ],
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE.jsonl", help="Where captions and plain wordings go [CAPTIONS-plain.jsonl]."
+        ),
+    ] = None,
+    llm: Annotated[
+        str | None, typer.Option("--llm", help="LLM that rewords: name, folder, GGUF or Hub id.")
+    ] = None,
     verbose: Verbose = False,
     *,
     models: Models,
@@ -32,7 +38,7 @@ def reword(
     """
     set_up(verbose)
     check_extra("train", "pydantic", "yaml", "datasets")
-    if (models.llm is None) == (models.reword_url is None):
+    if (llm is None) == (models.reword_url is None):
         raise ConfigError(
             "llm, reword_url: expected one of the two: name an LLM, or the address of a closed one and its name there"
         )
@@ -48,10 +54,9 @@ def reword(
 
         device = usable_device(models.device)
         trust = models.trust_remote_code
-        return llm_rewords(
-            DecoderLLM.from_pretrained(str(models.llm), device=device, trust_remote_code=trust)
-        )
+        return llm_rewords(DecoderLLM.from_pretrained(str(llm), device=device, trust_remote_code=trust))
 
-    count, failed = reword_captions(read_captions(captions), make, out)
+    place = out or Path(f"{captions.stem}-plain.jsonl")
+    count, failed = reword_captions(read_captions(captions), make, place)
     left_out = f"; {failed} have no usable plain wording and are left out" if failed else ""
-    typer.echo(f"{count} captions with plain wordings in {out}{left_out}")
+    typer.echo(f"{count} captions with plain wordings in {place}{left_out}")

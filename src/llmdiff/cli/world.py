@@ -22,14 +22,17 @@ def world(
     style: Annotated[str, typer.Option("--style", help="Style of that picture: flat, line, 3d.")] = "flat",
     fluent: Fluent = None,
 ) -> None:
-    """List what the embedded default knows: things by group, colours, backgrounds, places, styles."""
+    """List what the scenes of `llmdiff.world` hold: things by group, colours, backgrounds, places, styles."""
     set_up(verbose=False)
     from llmdiff.drawing.pictures import check_writable, save_png
+    from llmdiff.openmoji.contents import World as ShippedToday
     from llmdiff.world.places import places
+    from llmdiff.world.scenes import World
     from llmdiff.world.things import BACKGROUNDS, COLOURS
     from llmdiff.world.vocabulary import shipped_world
 
-    known = shipped_world()
+    shipped = shipped_world()
+    known = shipped or World()
     things = list(known.things)
     groups = {name: list(same) for name, same in groupby(things, key=lambda thing: thing.group)}
     if group is not None and group not in groups:
@@ -38,6 +41,13 @@ def world(
         check_writable(out)
     if style not in known.styles:
         raise LLMDiffError(f"--style: got {style!r}, expected one of {', '.join(known.styles)}")
+    if shipped is None:
+        names = ", ".join(thing.name for thing in ShippedToday().things)
+        typer.echo(
+            "note: the pipeline that ships today was trained on a smaller world, and of these things knows only "
+            f"{names}",
+            err=True,
+        )
     shown = {group: groups[group]} if group else groups
     for name, same in shown.items():
         typer.echo(f"{name} ({len(same)}): {', '.join(thing.name for thing in same)}")

@@ -86,7 +86,7 @@ def build_page(drawer: Drawer, settings: UiSettings) -> Any:
             stop = gr.Button("Stop", scale=1, min_width=70, elem_id="stop")
         status = gr.HTML(
             ui_html.status(
-                "An example. Write a prompt of your own, or choose one below." if opening else "Ready."
+                "An example. Write a prompt of your own, or choose another example." if opening else "Ready."
             ),
             elem_id="status",
             js_on_load=None,

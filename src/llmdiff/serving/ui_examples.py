@@ -7,17 +7,14 @@ from llmdiff.adapter.base_pipeline import EMBEDDED_NAME
 # Drawn when the page opens.
 OPENING, OPENING_SEED = "what takes off from an airport, above what a forest is made of", 0
 
-# With words of the embedded default's world; each group tests one ability.
+# With words of the embedded default's world; each group tests one ability. From the same seeds the LLM draws them
+# exactly right, and the base's text encoder does not.
 EXAMPLES: Mapping[str, tuple[str, ...]] = {
-    "Counting": ("three bees", "four mushrooms on a green background", "exactly two penguins"),
-    "Binding: which colour is whose": (
-        "a red star to the left of a blue heart",
-        "a yellow circle above a purple square",
-    ),
-    "Relations: what is where": (
-        "a cat to the left of a car",
-        "a house below a plane",
-        "an apple with a crown above it",
+    "Indirect: what is meant, not named": (
+        OPENING,
+        "the animal that croaks by the pond below what sits on the head of a queen",
+        "what astronauts travel in, above the place with a roof, walls and a front door",
+        "the reptile that hides in its shell, on a pink background",
     ),
     "Long sentences": (
         "I would like to see a picture with a pink background, and in its left half there should be a frog, while "
@@ -25,11 +22,8 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "looking from top to bottom: first a ghost, and then, underneath the ghost, a house, and everything behind "
         "the two of them is purple",
     ),
-    "Indirect: what is meant, not named": (
-        "the fruit that keeps the doctor away",
-        "the pet that catches mice to the left of what Santa brings",
-        "what takes off from an airport, above what a forest is made of",
-    ),
+    "Forms of sentences that no caption had": ("looking from left to right: a mushroom, then a house",),
+    "Words that no caption had": ("an automobile to the right of a tortoise",),
 }
 
 

@@ -32,7 +32,7 @@ CSS = """
 .llmdiff-sides .llmdiff-pictures { grid-template-columns: repeat(auto-fill, minmax(min(100%, 13rem), 1fr)); }
 .llmdiff-pictures figure { margin: 0; min-width: 0; }
 .llmdiff-pictures img { width: 100%; image-rendering: pixelated; border-radius: .35rem; display: block;
-  background: #8882; }
+  background: #8882; outline: 1px solid #8886; outline-offset: -1px; }
 .llmdiff-frame { aspect-ratio: 1; border: 1px dashed #8888; border-radius: .35rem; display: flex;
   align-items: center; justify-content: center; opacity: .7; padding: .5rem; text-align: center; }
 .llmdiff-pictures figcaption { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 .6rem;

@@ -62,7 +62,7 @@ def first_config(pictures: Path, *, base: str, llm: str, out: Path, device: str)
     if device != "cpu":
         training["precision"] = "bf16"
     batch = _batch_size(draft, device, seen.count)
-    steps = _steps(seen.count, batch)
+    steps = _steps(seen.count, batch, started="start" in models)
     training |= {
         "steps": steps,
         "batch_size": batch,
@@ -146,7 +146,7 @@ def _batch_size(draft: dict[str, Any], device: str, samples: int) -> int:
     return batch
 
 
-def _steps(samples: int, batch: int) -> int:
-    """Return the number of steps: 100 epochs of few pictures, 3 of very many."""
-    epochs = 100 if samples <= 200 else max(3, 20_000 / samples)
-    return max(200, 100 * round(samples * epochs / batch / 100))
+def _steps(samples: int, batch: int, *, started: bool) -> int:
+    """Return the number of steps: 100 epochs of few pictures, 20 from a trained adapter, 3 of very many."""
+    epochs = min(20 if started else 100, max(3, 20_000 / samples))
+    return max(100 if started else 200, 100 * round(samples * epochs / batch / 100))

@@ -32,10 +32,12 @@ class Measured:
 
     def text(self) -> str:
         """Return the result in two sentences."""
+        hours = self.training_hours
+        time = f"{hours:.3g} hours" if hours >= 1 else f"{60 * hours:.3g} minutes"
         return (
             f"measured on {self.device}, {self.steps} steps of one process: {self.step_s:.3g} s a step, "
             f"{self.samples_per_s:.3g} samples/s, {self.peak_memory_gb:.3g} GB at the peak.\n"
-            f"All steps at that rate take {self.training_hours:.3g} hours, without validation, sample pictures, "
+            f"All steps at that rate take {time}, without validation, sample pictures, "
             "filling the store, and communication between processes."
         )
 

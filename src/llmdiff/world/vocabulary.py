@@ -29,9 +29,9 @@ def world_of(pipeline_folder: str | Path) -> World | None:
     return World(thing_count=saved["thing_count"], styles=tuple(saved["styles"]))
 
 
-def shipped_world() -> World:
-    """Return the world of the packaged weights; the whole world if there are none."""
-    return world_of(str(files("llmdiff.world") / "weights" / "pipeline")) or World()
+def shipped_world() -> World | None:
+    """Return the world of the packaged weights; None if they are of another one."""
+    return world_of(str(files("llmdiff.world") / "weights" / "pipeline"))
 
 
 def unknown_prompt_notice(prompt: str, world: World) -> str | None:

@@ -33,7 +33,8 @@ class Stage(StrEnum):
 
 def build(
     preset: Annotated[
-        str, typer.Option("--preset", help="cpu, gpu or test; openmoji-cpu: the world that ships today.")
+        str,
+        typer.Option("--preset", help="cpu, gpu or test; openmoji-cpu builds the models that ship today."),
     ] = "cpu",
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FOLDER", help="Where to build [in the cache folder].")

@@ -59,6 +59,7 @@ def test_the_embedded_default_goes_on_from_the_shipped_adapter(pictures):
     assert done.exit_code == 0, done.output
     config = load_config(pictures.parent / "here.yaml", [])
     assert config.models.start == config.models.base == "openmoji"
+    assert config.training.steps == 100  # 20 epochs: measured, more teach no more and lose what it knew
     assert not config.data.aspect_buckets
 
 

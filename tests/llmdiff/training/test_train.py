@@ -310,7 +310,10 @@ def test_a_new_process_shows_bars_of_work_with_totals_and_no_bars_of_loading(con
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("training.stepps=3", "unknown key 'training.stepps', known are steps, batch_size"),
+        (
+            "training.stepps=3",
+            "unknown key 'training.stepps' (did you mean 'steps'?), known are steps, batch_size",
+        ),
         ("colour=red", "unknown key 'colour', known are out, store"),
         ("training.steps=0", "steps is 0, and warm_start_steps too: set steps"),
         ("data.flip=true", "store_latents keeps one cut of each picture"),

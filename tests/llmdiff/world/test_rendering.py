@@ -18,6 +18,7 @@ from llmdiff.world.scenes import Placed, Scene, World
 from llmdiff.world.sheets import contact_sheet
 from llmdiff.world.splits import sample_scene
 from llmdiff.world.things import BACKGROUNDS, COLOURS, all_things
+from llmdiff.world.vocabulary import shipped_world
 
 WORLD = World(thing_count=60, styles=("flat", "line"))
 
@@ -161,6 +162,8 @@ def test_the_verb_lists_everything_and_writes_a_sheet(tmp_path) -> None:
     run = CliRunner().invoke
     listed = run(app, ["world"])
     assert listed.exit_code == 0
+    # What the models in the package know, if that is less, is said apart from the list.
+    assert ("knows only car, plane, sailboat" in listed.stderr) == (shipped_world() is None)
     for words in (
         "animals (",
         "actions (",
