@@ -39,7 +39,8 @@ def folder_source(folder: Path) -> TableSource:
 
     if not folder.is_dir():
         raise DataError(
-            f"{folder} is not a folder: expected one with pictures and {' or '.join(_METADATA)} or text files beside them"
+            f"{folder} is not a folder: expected one with pictures and {' or '.join(_METADATA)}, or text files beside "
+            "the pictures"
         )
     metadata = [folder / name for name in _METADATA if os.path.lexists(folder / name)]
     if len(metadata) > 1:
