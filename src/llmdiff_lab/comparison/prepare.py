@@ -30,11 +30,11 @@ _OWN_METRICS = ("siglip", "fid", "cmmd")
 def prepare_build(
     name: str, folder: Path | None, begin: str | None, device: torch.device, *, fluent: Path | None = None
 ) -> Build | WorldBuild:
-    """Return a build whose base and checker are there, made if need be.
+    """Return a build with a base and a checker; build them if necessary.
 
-    `begin` is "shipped", or a folder that the build's `--ship` wrote: base and checker come from there. None: the
-    shipped ones for the preset they were made with, and for others everything from nothing. `fluent` is the folder of
-    the 3D drawings, which only worlds with that style need.
+    `begin` takes base and checker from "shipped" or from a folder written by the build's `--ship`. With None, the
+    shipped ones are used for their own preset, and those of other presets are built. `fluent` is the folder of the 3D
+    drawings, for worlds with that style.
 
     Raises:
         ConfigError: the preset is unknown.
@@ -74,7 +74,7 @@ def choose_rivals(
     t5: str | None = None,
     variants: Mapping[str, Variant] | None = None,
 ) -> Choice:
-    """Return the named systems, or all that can be run. `encoder` None: MiniLM, where its package is installed.
+    """Return the named systems, or all that can be run. `encoder` None: MiniLM if its package is installed.
 
     `variants` may be named too; without names all of them are taken, besides the rivals.
 
@@ -104,7 +104,7 @@ def choose_rivals(
         encoder=encoder,
         t5=t5,
         variants={name: one for name, one in variants.items() if name in chosen},
-        left_out={name: missing.get(name, "not asked for") for name in SYSTEMS if name not in chosen},
+        left_out={name: missing.get(name, "not selected") for name in SYSTEMS if name not in chosen},
     )
 
 

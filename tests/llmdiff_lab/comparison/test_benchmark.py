@@ -368,7 +368,7 @@ def test_a_folder_of_another_protocol_is_refused(built, tmp_path):
     settings = json.loads((tmp_path / "settings.json").read_text())
     del settings["protocol"]
     (tmp_path / "settings.json").write_text(json.dumps(settings))
-    with pytest.raises(ConfigError, match="has a benchmark of protocol 1, this version uses protocol 2"):
+    with pytest.raises(ConfigError, match="has a benchmark of protocol 1, but this version uses protocol 2"):
         benchmark(built, tmp_path, ["base"], seeds=1)
 
 

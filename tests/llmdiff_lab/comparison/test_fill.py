@@ -80,7 +80,7 @@ def test_a_system_that_fails_is_named_and_the_others_are_done(built, llm_folder,
     (tmp_path / "runs" / "base-states").mkdir(parents=True)
     (tmp_path / "runs" / "base-states" / "seed-0").write_text("in the way")
     with pytest.raises(
-        LLMDiffError, match=r"^base-states-seed-0: not done, base-states-seed-0 says .*run again"
+        LLMDiffError, match=r"^base-states-seed-0: failed, base-states-seed-0 with .*run again"
     ):
         fill(asked, plan, Workers(count=2))
     assert (tmp_path / "runs" / "last-hidden" / "seed-1" / "evaluation" / "report.json").exists()
