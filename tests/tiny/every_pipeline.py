@@ -87,6 +87,10 @@ ASKED: dict[str, Any] = {
 # The classes that are accepted and drawn with in the tests, by family.
 ACCEPTED: dict[str, tuple[str, ...]] = {
     "auraflow": ("AuraFlowPipeline",),
+    "chroma": (
+        "ChromaImg2ImgPipeline",
+        "ChromaPipeline",
+    ),
     "cogview4": (
         "CogView4ControlPipeline",
         "CogView4Pipeline",

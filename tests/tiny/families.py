@@ -6,6 +6,8 @@ import torch
 from diffusers import (
     AutoencoderDC,
     AutoencoderKL,
+    ChromaPipeline,
+    ChromaTransformer2DModel,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
@@ -189,6 +191,32 @@ def build_flux() -> FluxPipeline:
     return pipe
 
 
+def build_chroma() -> ChromaPipeline:
+    torch.manual_seed(20)
+    transformer = ChromaTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=24,
+        axes_dims_rope=(4, 4, 8),
+        approximator_num_channels=16,
+        approximator_hidden_dim=16,
+        approximator_layers=1,
+    )
+    pipe = ChromaPipeline(
+        transformer=transformer.eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=flow_vae(),
+        text_encoder=t5_text(),
+        tokenizer=word_tokenizer(),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 # A builder for every row of `families.FAMILIES`, and what its pipelines need to draw at this size.
 BUILDERS: dict[str, Any] = {
     "sd": build_sd,
@@ -197,6 +225,7 @@ BUILDERS: dict[str, Any] = {
     "sana": build_sana,
     "sd3": build_sd3,
     "flux": build_flux,
+    "chroma": build_chroma,
     **MORE_BUILDERS,
 }
 # Names of the families that `llmdiff train` trains adapters for.
@@ -210,6 +239,7 @@ DRAW_OPTIONS: dict[str, dict[str, Any]] = {
         "width": 32,
     },
     "FluxPipeline": {"height": 16, "width": 16},
+    "ChromaPipeline": {"height": 16, "width": 16, "max_sequence_length": 24},
     **MORE_OPTIONS,
 }
 

@@ -423,7 +423,7 @@ def build_hunyuan_image() -> HunyuanImagePipeline:
         scheduler=FlowMatchEulerDiscreteScheduler(),
         guider=AdaptiveProjectedMixGuidance(),
     )
-    pipe.tokenizer_max_length, pipe.prompt_template_encode_start_idx = 24, 4
+    pipe.tokenizer_max_length, pipe.prompt_template_encode_start_idx = 48, 4
     return _quiet(pipe)
 
 

@@ -38,10 +38,16 @@ class Family:
         text_first: whether joint attention has the text's rows before the image's.
         text_rows_multiple: the number that a single stream pads the rows of each text to a multiple of.
         mixing: where a scale below 1 mixes LLM and base: in the "attention", or their "prediction", for denoisers
-            that give text rows a position or let them attend to each other; these take twice the time.
+            that give text rows a position or let them attend to each other, or that read the base's padding by a mask
+            of their own; these take twice the time.
+        masks_padding: whether the denoiser gets a mask of its text, or no padding at all, and so leaves padding out by
+            itself. Else joint attention leaves it out by a bias.
         base_reads_padding: whether the base reads the padding of its text, whatever mask `encode_prompt` returns.
         ragged: whether latents and text states are lists of tensors, one for each prompt.
         side_divisor_px: the divisor that its pipelines require of height and width, besides the VAE's factor.
+        guided_by: what says how much the negative prompt counts: the argument "guidance_scale", the argument
+            "true_cfg_scale", or the pipeline's "guider".
+        guided_above: the value of that argument above which the negative prompt is read.
         latent_patch: the side of a patch in latents: a number, or a key of the denoiser's config. 1 for PixArt,
             whose pipelines draw the nearest size that fits and resize it to the requested one.
     """
@@ -65,8 +71,11 @@ class Family:
     text_first: bool = True
     text_rows_multiple: int = 1
     mixing: Literal["attention", "prediction"] = "attention"
+    masks_padding: bool = False
     base_reads_padding: bool = False
     ragged: bool = False
+    guided_by: Literal["guidance_scale", "true_cfg_scale", "guider"] = "guidance_scale"
+    guided_above: float = 1.0
     side_divisor_px: int = 8
     latent_patch: int | Literal["patch_size"] = 1
 

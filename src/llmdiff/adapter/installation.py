@@ -278,7 +278,8 @@ def _install(
                 branches.get(name),
                 hook=hook,
                 single_stream=layers.is_named(name, family.single_stream),
-                scale=scale,
+                # Where predictions are mixed, the LLM's is that at scale 1.
+                scale=1.0 if family.mixing == "prediction" else scale,
                 group=groups.get(name, 0),
             )
     else:

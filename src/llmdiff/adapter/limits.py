@@ -1,11 +1,11 @@
 """Check before drawing what a pipeline supports: sizes, steps, and negative prompts."""
 
+import inspect
 import math
 import warnings
 from typing import Any
 
 from llmdiff.adapter import families
-from llmdiff.adapter.contract import prompt_contract
 from llmdiff.errors import ConfigError
 
 # Beyond this multiple of the size that it was trained for, a denoiser repeats its subject.
@@ -77,26 +77,28 @@ def check_steps(pipe: Any, steps: int, *, name: str = "steps") -> None:
 
 
 def warn_of_unread_negative(pipe: Any, guidance_scale: float) -> None:
-    """Warn if a negative prompt has no effect."""
+    """Warn if a negative prompt has no effect in a pipeline whose call takes one."""
     family = families.family_of(pipe)
-    if not prompt_contract(pipe).encodes_negative:
-        warnings.warn(
-            f"negative_prompt changes nothing: {family.title} is guided without one; leave it out, or in Python call "
-            "the pipeline with true_cfg_scale above 1",
-            stacklevel=2,
-        )
-    elif guidance_scale <= 1:
-        warnings.warn(
-            f"negative_prompt changes nothing at guidance_scale {guidance_scale:g}: choose a scale above 1, or leave "
-            "the negative prompt out",
-            stacklevel=2,
-        )
+    by, above = family.guided_by, family.guided_above
+    taken = inspect.signature(type(pipe).__call__).parameters
+    if "negative_prompt" not in taken:
+        return
+    why = ""
+    if by == "guider":
+        if not pipe.guider._enabled or pipe.guider.num_conditions == 1:
+            why = ": the pipeline's guider reads none; give the pipeline another guider"
+    elif by != "guidance_scale":
+        own = taken[by].default
+        if own <= above:
+            why = (
+                f": {family.title} reads it at a {by} above {above:g}, and has {own:g}; in Python, pass {by}"
+            )
+    elif guidance_scale <= above:
+        why = f" at guidance_scale {guidance_scale:g}: choose a scale above {above:g}"
     elif _config(pipe).get("time_cond_proj_dim") is not None:
-        warnings.warn(
-            "negative_prompt changes nothing: this denoiser has learned its guidance, and is not guided by prompts; "
-            "leave it out",
-            stacklevel=2,
-        )
+        why = ": this denoiser has learned its guidance; use its base model for guidance by prompts"
+    if why:
+        warnings.warn(f"negative_prompt changes nothing{why}, or leave the negative prompt out", stacklevel=2)
 
 
 def _config(pipe: Any) -> Any:

@@ -207,9 +207,19 @@ class SplitText:
         assert real is not None
         if self.family.ragged:
             return {self.family.text_argument: [text[seen] for text, seen in zip(base, real, strict=True)]}
-        used = int(real.any(dim=0).nonzero().max()) + 1 if bool(real.any()) else 1
-        masks = {name: real[:, :used].long() for name in _MASKS if name in kwargs}
-        return {self.family.text_argument: base[:, :used].contiguous(), **masks}
+        joint_mask = kwargs.get("attention_mask")
+        # Where one mask is for text and image (Chroma), the base reads the rows of its padding too: all rows but the
+        # zeros that make its text as long as the LLM's.
+        read = real if joint_mask is None else real | real_rows(base)
+        used = int(read.any(dim=0).nonzero().max()) + 1 if bool(read.any()) else 1
+        changed = {name: real[:, :used].long() for name in _MASKS if name in kwargs}
+        if joint_mask is not None:
+            image = joint_mask[:, parts.llm_states.shape[1] :].to(base)
+            changed["attention_mask"] = torch.cat([real[:, :used].to(base), image], dim=1)
+        if kwargs.get("txt_ids") is not None:
+            # Text has no position there, so that rows differ in nothing.
+            changed["txt_ids"] = kwargs["txt_ids"][:1].expand(used, -1)
+        return {self.family.text_argument: base[:, :used].contiguous(), **changed}
 
     def _made_once(self, states: Any, make: Callable[[], _Made]) -> _Made:
         """Return the inputs of the attention layers, made once for a tensor that comes again in every step.
@@ -250,7 +260,7 @@ class SplitText:
         return JointText(
             llm_states=parts.llm_states,
             seen=seen_by(real),
-            bias=None if self.family.mixing == "prediction" else self._bias(parts),
+            bias=None if self.family.masks_padding else self._bias(parts),
             lead=0 if registers is None else registers.shape[1],
             counts=counts,
             most=most,

@@ -37,9 +37,9 @@ def attached(pipe: Any, tiny_llm: Any, adapter: LLMDiffAdapter) -> Any:
 
 
 def guided(pipe: Any, negative: Any) -> dict[str, Any]:
-    """Arguments for guidance against this negative prompt: Flux and Qwen-Image name their own scale for it."""
-    scale = {"true_cfg_scale": 4.0} if families.family_of(pipe).name in ("flux", "qwen-image") else {}
-    return {"negative_prompt": negative, **scale}
+    """Arguments for guidance against this negative prompt."""
+    by = families.family_of(pipe).guided_by
+    return {"negative_prompt": negative, **({} if by == "guider" else {by: 4.0})}
 
 
 def test_attach_draw_detach_restores_objects_and_bits(
@@ -139,6 +139,31 @@ def test_kept_base_text_is_read_and_never_padded_into_a_picture(
     alone = draw(pipe)
     assert (alone - without).abs().max() > 1e-5
     assert (draw(pipe, ["a cat", LONG])[0] - alone[0]).abs().max() < max(2e-3, float(base))
+
+
+@pytest.mark.parametrize("name", [row.name for row in FAMILIES if row.mixing == "prediction"])
+def test_a_mixed_prediction_is_the_mean_of_both(
+    name: str, tiny_llm: Any, make_adapter: Any, draw: Draw
+) -> None:
+    pipe = BUILDERS[name]()
+    adapter = make_adapter(pipe, tiny_llm)
+    # The LLM's text is then longer than the base's, and for the short prompt shorter.
+    options = {"max_sequence_length": 6} if name == "chroma" else {}
+    for prompt in ("a cat", LONG):
+        predicted = {}
+        for scale in (0.0, 0.25, 1.0):
+            attach(pipe, tiny_llm, adapter, scale=scale)
+            outputs: list[Any] = []
+            handle = families.denoiser_of(pipe).register_forward_hook(
+                lambda module, args, output, outputs=outputs: outputs.append(output[0])
+            )
+            draw(pipe, prompt, **options)
+            handle.remove()
+            detach(pipe)
+            predicted[scale] = outputs[0][0] if isinstance(outputs[0], list) else outputs[0]
+        expected = 0.75 * predicted[0.0] + 0.25 * predicted[1.0]
+        assert (predicted[0.0] - predicted[1.0]).abs().max() > 1e-4
+        assert torch.allclose(predicted[0.25], expected, atol=1e-6)
 
 
 def test_gradients_reach_the_adapter_and_nothing_else(

@@ -1,16 +1,28 @@
 """Sizes, steps and negative prompts: what a pipeline cannot draw is refused or told of before anything is drawn."""
 
+import inspect
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from diffusers.guiders import AdaptiveProjectedMixGuidance
 from PIL import Image
-from tiny.families import BUILDERS, flow_vae
+from tiny.every_pipeline import config_of
+from tiny.families import BUILDERS, DRAW_OPTIONS, drawn, flow_vae
 from tiny.pipelines import tiny_vae
 from typer.testing import CliRunner
 
-from llmdiff.adapter.limits import check_steps, fitted_size_px, own_size_px, side_multiple_px
+from llmdiff.adapter.limits import (
+    check_steps,
+    fitted_size_px,
+    own_size_px,
+    side_multiple_px,
+    warn_of_unread_negative,
+)
 from llmdiff.cli.main import app
 from llmdiff.controller import LLMController
 from llmdiff.drawing.draw import DrawingSettings, draw
@@ -102,7 +114,7 @@ def test_much_larger_than_trained_is_told_of_once() -> None:
     [
         ("sd", 1.0, "changes nothing at guidance_scale 1: choose a scale above 1"),
         ("sd3", 0.0, "changes nothing at guidance_scale 0"),
-        ("flux", 3.5, "changes nothing: Flux is guided without one"),
+        ("flux", 3.5, "Flux reads it at a true_cfg_scale above 1, and has 1; in Python, pass true_cfg_scale"),
     ],
 )
 def test_a_negative_prompt_that_changes_nothing_is_told_of(family: str, scale: float, message: str) -> None:
@@ -115,10 +127,47 @@ def test_a_negative_prompt_that_changes_nothing_is_told_of(family: str, scale: f
     assert one.tobytes() == other.tobytes()
 
 
-def test_a_negative_prompt_that_counts_is_not_told_of() -> None:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", "negative_prompt")
-        draw(BUILDERS["sd"](), settings(negative_prompt="green"), 3)
+def distilled(family: str) -> Any:
+    """A pipeline whose guider or denoiser says that no negative prompt is read."""
+    pipe = BUILDERS[family]()
+    if family == "hunyuan-image":
+        pipe.register_modules(guider=AdaptiveProjectedMixGuidance(enabled=False))
+    else:
+        pipe.unet = type(pipe.unet)(**{**config_of(pipe.unet), "time_cond_proj_dim": 8}).eval()
+    return pipe
+
+
+READ = [(family, scale, BUILDERS[family]) for family in BUILDERS for scale in (0.0, 0.5, 1.0, 4.0)]
+READ += [(family, 4.0, partial(distilled, family)) for family in ("hunyuan-image", "sd")]
+
+
+@pytest.mark.parametrize(("family", "scale", "make"), READ)
+def test_just_the_negative_prompts_that_change_nothing_are_told_of(
+    family: str, scale: float, make: Callable[[], Any]
+) -> None:
+    pipe = make()
+    options = {
+        "height": 32,
+        "width": 32,
+        **DRAW_OPTIONS.get(type(pipe).__name__, {}),
+        "guidance_scale": scale,
+    }
+    wanted = inspect.signature(type(pipe).__call__).parameters
+    options = {name: value for name, value in options.items() if name in wanted}
+    if "negative_prompt" not in wanted:
+        # `pictures` says so of every such class.
+        assert family in ("sana-sprint", "flux2")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            warn_of_unread_negative(pipe, scale)
+        return
+    one, other = (drawn(pipe, negative_prompt=text, **options) for text in ("green apple", "two blue dog"))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        warn_of_unread_negative(pipe, scale)
+    assert ["negative_prompt changes nothing" in str(one.message) for one in told] == (
+        [True] if torch.equal(one, other) else []
+    )
 
 
 @pytest.mark.hostile(SIZES)
@@ -169,9 +218,9 @@ def test_batch_with_one_side_draws_once(adapter: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cat\n")
     command = ["batch", str(prompts), "--out", str(tmp_path / "out"), "--steps", "1", "--height", "24"]
-    for drawn in (1, 0):
+    for written in (1, 0):
         ran = CliRunner().invoke(app, [*command, "--adapter", str(adapter), "--device", "cpu"])
         assert ran.exit_code == 0, ran.output
-        assert ran.stdout.count(".png") == drawn
+        assert ran.stdout.count(".png") == written
     with Image.open(tmp_path / "out" / "000000.png") as image:
         assert image.size == (16, 24)

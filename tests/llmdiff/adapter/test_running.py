@@ -148,7 +148,8 @@ TAKEN = {
     "wan": ["UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler"],
     # They set their own sigmas, which Heun's does not take.
     **dict.fromkeys(
-        ("flux", "ltx", "cogview4", "qwen-image", "flux2", "hunyuan-image", "lumina2", "z-image"), FLOW[::2]
+        ("flux", "chroma", "ltx", "cogview4", "qwen-image", "flux2", "hunyuan-image", "lumina2", "z-image"),
+        FLOW[::2],
     ),
 }
 CASES = [(family.name, name) for family in FAMILIES for name in TAKEN.get(family.name, FLOW)]

@@ -131,6 +131,7 @@ FOREIGN = [name for name in dir(diffusers) if name.endswith("Pipeline") and name
 NEAREST = [
     "StableDiffusionInstructPix2PixPipeline",
     "StableDiffusionLatentUpscalePipeline",
+    "HunyuanDiTPipeline",
     "ZImageOmniPipeline",
     "IFPipeline",
     "HiDreamImagePipeline",

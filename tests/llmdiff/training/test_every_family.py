@@ -46,9 +46,8 @@ def _draw(pipe, latents, monkeypatch, **more):
         "height": latents.shape[2] * latent_side_px(pipe.vae),
         "width": latents.shape[3] * latent_side_px(pipe.vae),
     }
-    unguided = 0.0 if families.family_of(pipe).name == "z-image" else 1.0
     asked = {
-        "guidance_scale": unguided,
+        "guidance_scale": families.family_of(pipe).guided_above,
         "enable_temporal_attentions": False,
         **DRAW_OPTIONS.get(type(pipe).__name__, {}),
         **side,
@@ -69,7 +68,7 @@ def _as_pipeline_takes(pipe, latents):
     """Latents as diffusers' own methods put them for this pipeline."""
     count, channels, height, width = latents.shape
     name = families.family_of(pipe).name
-    if name in ("flux", "qwen-image"):
+    if name in ("flux", "chroma", "qwen-image"):
         return pipe._pack_latents(latents, count, channels, height, width)
     if name == "flux2":
         return pipe._patchify_latents(latents)
