@@ -85,7 +85,9 @@ def warn_of_unread_negative(pipe: Any, guidance_scale: float) -> None:
         return
     why = ""
     if by == "guider":
-        if not pipe.guider._enabled or pipe.guider.num_conditions == 1:
+        # Distilled pipelines have no guider; the second one is for prompts with quoted text.
+        guiders = [one for one in (pipe.guider, getattr(pipe, "ocr_guider", None)) if one is not None]
+        if not any(one._enabled and one.num_conditions > 1 for one in guiders):
             why = ": the pipeline's guider reads none; give the pipeline another guider"
     elif by != "guidance_scale":
         own = taken[by].default

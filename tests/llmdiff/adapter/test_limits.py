@@ -127,11 +127,11 @@ def test_a_negative_prompt_that_changes_nothing_is_told_of(family: str, scale: f
     assert one.tobytes() == other.tobytes()
 
 
-def distilled(family: str) -> Any:
+def distilled(family: str, guider: Any = None) -> Any:
     """A pipeline whose guider or denoiser says that no negative prompt is read."""
     pipe = BUILDERS[family]()
     if family == "hunyuan-image":
-        pipe.register_modules(guider=AdaptiveProjectedMixGuidance(enabled=False))
+        pipe.register_modules(guider=guider, ocr_guider=guider)
     else:
         pipe.unet = type(pipe.unet)(**{**config_of(pipe.unet), "time_cond_proj_dim": 8}).eval()
     return pipe
@@ -139,6 +139,9 @@ def distilled(family: str) -> Any:
 
 READ = [(family, scale, BUILDERS[family]) for family in BUILDERS for scale in (0.0, 0.5, 1.0, 4.0)]
 READ += [(family, 4.0, partial(distilled, family)) for family in ("hunyuan-image", "sd")]
+READ += [
+    ("hunyuan-image", 4.0, partial(distilled, "hunyuan-image", AdaptiveProjectedMixGuidance(enabled=False)))
+]
 
 
 @pytest.mark.parametrize(("family", "scale", "make"), READ)
