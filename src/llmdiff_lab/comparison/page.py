@@ -59,7 +59,7 @@ def benchmark_page(report: Mapping[str, Any], runs: Sequence[Run]) -> str:
         search=search_rows(systems, ranked),
         search_heading=SEARCH_HEADING,
         search_note=SEARCH_NOTE,
-        predicted=prediction_rows(systems),
+        predicted=prediction_rows(report),
         prediction_heading=PREDICTION_HEADING,
         prediction_note=PREDICTION_NOTE,
         curves_plot=curves_plot(systems),

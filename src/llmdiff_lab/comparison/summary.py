@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from llmdiff.environment import provenance
 from llmdiff.evaluation.figures import metric_differences, metric_figures
-from llmdiff.evaluation.statistics import over_trainings, paired_difference
+from llmdiff.evaluation.statistics import over_trainings, paired_difference, rank_correlation
 from llmdiff.evaluation.suites.scenes import PARTS
 from llmdiff_lab.comparison.protocol_notes import protocol_notes
 from llmdiff_lab.comparison.runs import EXACT, Exact, Run, exact_by_prompt, metric_names, values_by_prompt
@@ -20,6 +20,7 @@ from llmdiff_lab.comparison.settings import BenchmarkSettings, plain_settings
 from llmdiff_lab.comparison.systems import BASE, System
 
 _SEEN = "seen"
+_FEWEST_SYSTEMS = 4
 _RELATIONS = ("right", "swapped", "wrong")
 # Our system in a report, with which all others are compared: the first of these that it has.
 _OURS = ("refined", "guided")
@@ -58,6 +59,7 @@ def summarise_runs(
     first = runs[0].report
     return {
         "systems": systems,
+        "prediction": predictions(systems),
         "ours": ours,
         "suite": {
             "name": first["suite"]["name"],
@@ -99,6 +101,33 @@ def _difference(ours: Exact, other: Exact) -> dict[str, Any]:
     if len(seeds) == 1:
         gaps = ours.mean(1) - other.mean(1)
         found["over_seeds"] = asdict(over_trainings(list(gaps[:, None])))
+    return found
+
+
+def predictions(systems: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the rank correlation of losses with the held-out accuracy over systems, by the loss.
+
+    Every training counts once: systems that draw mixed with the base are left out. A loss of too few systems is left
+    out, too.
+    """
+    losses: dict[str, dict[str, float]] = {
+        "loss from captions alone": {
+            name: float(np.mean([curve[-1][1] for curve in system["text_curves"]]))
+            for name, system in systems.items()
+            if system.get("text_curves") and all(system["text_curves"])
+        },
+        "loss on held-out scenes, after all steps": {
+            name: float(np.mean(system["held_out_loss"]))
+            for name, system in systems.items()
+            if system.get("held_out_loss")
+        },
+    }
+    found = {}
+    for loss, values in losses.items():
+        names = [name for name in values if "scale" not in systems[name] and "@" not in name]
+        accuracies = [systems[name]["held_out"]["mean"] for name in names]
+        if len(names) >= _FEWEST_SYSTEMS and len(set(accuracies)) > 1:
+            found[loss] = asdict(rank_correlation([values[name] for name in names], accuracies))
     return found
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from llmdiff.evaluation.statistics import rank_correlation
 from llmdiff.evaluation.suites.scenes import PARTS
 from llmdiff.evaluation.tables import (
     failure_notes,
@@ -43,7 +42,6 @@ PREDICTION_NOTE = (
     "systems. -1: the lower the loss, the better the pictures, without exception. The loss from captions needs no "
     "picture at all: it is the last one of the steps from captions alone, before any step on pictures."
 )
-_FEWEST_SYSTEMS = 4
 
 
 def benchmark_tables(report: Mapping[str, Any]) -> str:
@@ -86,7 +84,7 @@ def benchmark_tables(report: Mapping[str, Any]) -> str:
     searched = search_rows(systems, ranked)
     if searched:
         lines += [*_table(SEARCH_HEADING, searched[0], searched[1:]), "", SEARCH_NOTE]
-    predicted = prediction_rows(systems)
+    predicted = prediction_rows(report)
     if predicted:
         lines += [*_table(PREDICTION_HEADING, predicted[0], predicted[1:]), "", PREDICTION_NOTE]
     if report["left_out"]:
@@ -233,32 +231,15 @@ def search_rows(systems: Mapping[str, Any], ranked: Sequence[str]) -> list[list[
     return rows
 
 
-def prediction_rows(systems: Mapping[str, Any]) -> list[list[str]]:
-    """Return a head and a row for every loss that may tell a system's accuracy; nothing for too few systems.
-
-    Each training counts once: systems that draw mixed with the base are left out.
-    """
-    losses: dict[str, dict[str, float]] = {
-        "loss from captions alone": {
-            name: sum(curve[-1][1] for curve in system["text_curves"]) / len(system["text_curves"])
-            for name, system in systems.items()
-            if system["text_curves"] and all(system["text_curves"])
-        },
-        "loss on held-out scenes, after all steps": {
-            name: sum(system["held_out_loss"]) / len(system["held_out_loss"])
-            for name, system in systems.items()
-            if system.get("held_out_loss")
-        },
-    }
+def prediction_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """Return a head and a row for every loss of `predictions`; nothing if there are too few systems."""
+    found = report.get("prediction") or {}
+    if not found:
+        return []
     rows = [["loss", "rank correlation with held-out accuracy", "systems"]]
-    for title, found in losses.items():
-        names = [name for name in found if "scale" not in systems[name] and "@" not in name]
-        accuracies = [systems[name]["held_out"]["mean"] for name in names]
-        if len(names) < _FEWEST_SYSTEMS or len(set(accuracies)) == 1:
-            continue
-        rho = rank_correlation([found[name] for name in names], accuracies)
-        rows.append([title, f"{rho.mean:.2f} [{rho.low:.2f}, {rho.high:.2f}]", str(rho.n)])
-    return rows if len(rows) > 1 else []
+    for loss, rho in found.items():
+        rows.append([loss, f"{rho['mean']:.2f} [{rho['low']:.2f}, {rho['high']:.2f}]", str(rho["n"])])
+    return rows
 
 
 def _short(value: float | None) -> str:

@@ -202,7 +202,7 @@ def test_what_cannot_be_is_said_before_anything_is_drawn(
         ),
         (
             (*mine, "--official-scores", f"llm={models}", "--official-scores", f"llm={models}"),
-            "official-scores: llm is there twice",
+            "official-scores: llm is given twice",
         ),
         ((*mine, "--metric", "fid", "--metric-model", models / "vit"), "--reference"),
         (("--suite-files", tmp_path), "the suite scenes has its own prompts and scorer"),

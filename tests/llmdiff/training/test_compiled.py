@@ -67,7 +67,7 @@ def test_what_cannot_be_compiled_is_named(config, monkeypatch):
 def test_models_that_no_step_runs_leave_the_device(config, monkeypatch, changes, resting):
     pipes, held, in_steps, in_samples = [], [], [], []
     true_move, true_idle = step_models.on_device, step_models.idle_models
-    true_figures, true_draw = AdapterConditioning.figures, adapter_training.AdapterTraining._draw
+    true_figures, true_draw = AdapterConditioning.figures, adapter_training.draw_samples
 
     @contextmanager
     def moved(models, device):
@@ -87,14 +87,14 @@ def test_models_that_no_step_runs_leave_the_device(config, monkeypatch, changes,
         in_steps.append([(named(models), device) for models, device in held] if pipes else [])
         return true_figures(self)
 
-    def draw(self, step):
+    def draw(*given):
         in_samples.append([(named(models), device) for models, device in held] if pipes else [])
-        return true_draw(self, step)
+        return true_draw(*given)
 
     monkeypatch.setattr(adapter_training, "on_device", moved)
     monkeypatch.setattr(adapter_training, "idle_models", idle)
     monkeypatch.setattr(AdapterConditioning, "figures", figures)
-    monkeypatch.setattr(adapter_training.AdapterTraining, "_draw", draw)
+    monkeypatch.setattr(adapter_training, "draw_samples", draw)
     train_adapter(config(**changes))
     cpu = torch.device("cpu")
     rest = [(resting, cpu)] if resting else []

@@ -134,7 +134,7 @@ def test_a_port_that_was_stopped_goes_on_to_the_same_bits(sd_pipe, monkeypatch, 
     monkeypatch.undo()
     again = port_adapter(old, llm, sd_pipe, CAPTIONS, tmp_path / "cut", settings).controller.adapter
     assert all(torch.equal(one, again.state_dict()[name]) for name, one in whole.state_dict().items())
-    with pytest.raises(OutputError, match="was begun with other captions"):
+    with pytest.raises(OutputError, match="was started with other captions"):
         port_adapter(old, llm, sd_pipe, CAPTIONS[1:], tmp_path / "cut", settings)
 
 

@@ -78,6 +78,6 @@ def test_a_worker_whose_llm_is_another_one_is_refused(config, make_llm, tmp_path
     other = ContextEncoding(context.num_blocks, context.hidden_size, clip=2.0)
     other.load_state_dict(context.state_dict())
     filler = StoreFiller(settings, {"captions": caption_store(settings, parts.llm, context).key}, other)
-    with pytest.raises(ConfigError, match=r"other captions than this machine's"):
+    with pytest.raises(ConfigError, match=r"different captions than this machine's"):
         filler({"captions": ["a cat"]})
     assert not list((tmp_path / "store" / "encodings").rglob("*.safetensors"))

@@ -180,7 +180,7 @@ def test_a_warm_start_comes_first_and_resumes_bit_for_bit(config, monkeypatch, i
     cold = _weights(train_adapter(config("cold", watch__prompts=[])))
     assert not torch.equal(cold["phi.weight"], whole["phi.weight"])
 
-    interrupt(4, ContextEncoding, "noised")  # once a step
+    interrupt(4, ContextEncoding, "add_noise")  # once a step
     with pytest.raises(KeyboardInterrupt):
         train_adapter(config("cut", **changes))
     assert not (tmp_path / "cut" / "log.jsonl").exists()

@@ -15,8 +15,8 @@ from llmdiff_lab.comparison.page import benchmark_page
 from llmdiff_lab.comparison.plots import curves_plot
 from llmdiff_lab.comparison.runs import Run, read_run
 from llmdiff_lab.comparison.settings import BenchmarkSettings
-from llmdiff_lab.comparison.summary import summarise_runs
-from llmdiff_lab.comparison.tables import OVER_SEEDS, benchmark_tables, prediction_rows, ranking
+from llmdiff_lab.comparison.summary import predictions, summarise_runs
+from llmdiff_lab.comparison.tables import OVER_SEEDS, benchmark_tables, ranking
 
 PROMPTS = [("seen", "a car"), ("pairs", "a cat left of a dog"), ("pairs", "a bee above a cup")]
 SETTINGS = BenchmarkSettings(
@@ -303,6 +303,7 @@ def test_without_a_search_there_is_no_table_of_rates(runs):
 
 
 def test_losses_are_correlated_with_accuracy_where_there_are_enough_systems(report):
+    assert report["prediction"] == {}
     assert "without drawing" not in benchmark_tables(report)
     first = report["systems"]["guided"]
 
@@ -314,8 +315,8 @@ def test_losses_are_correlated_with_accuracy_where_there_are_enough_systems(repo
     systems = {f"one-{i}": system(0.5 + i / 10, 1.0 - i / 10) for i in range(4)}
     # The most accurate one has the highest loss, but it is drawn with the first one's training.
     systems |= {"one-0-mixed": {**system(0.99, 9.0), "scale": 0.7}, "base": report["systems"]["base"]}
-    head, row = prediction_rows(systems)
-    assert row == ["loss from captions alone", "-1.00 [-1.00, -1.00]", "4"]
-    assert len(head) == 3
-    shown = benchmark_tables({**report, "systems": report["systems"] | systems, "left_out": {}})
-    assert "| loss from captions alone | -0." in shown or "| loss from captions alone | -1." in shown
+    found = predictions(systems)
+    assert list(found) == ["loss from captions alone"]
+    assert found["loss from captions alone"]["mean"] == pytest.approx(-1)
+    shown = benchmark_tables({**report, "prediction": found})
+    assert "| loss from captions alone | -1.00 [-1.00, -1.00] | 4 |" in shown
