@@ -19,6 +19,9 @@ PAGE = ROOT / "docs" / "how-to" / "pipelines.md"
 
 _EVERY = tuple(family.name for family in FAMILIES)
 _UNETS = ("sd", "sdxl")
+# Families whose text encoders diffusers loads LoRA into, and those with an IP-Adapter beside the U-Nets.
+_TEXT_LORA = (*_UNETS, "sd3", "flux", "chroma")
+_JOINT_IP_ADAPTERS = ("sd3", "flux", "chroma")
 
 # Trained weights that the tests load, and families whose tests have passed on an accelerator.
 REAL_WEIGHTS: Mapping[str, str] = {"sd": "the embedded default"}
@@ -160,8 +163,9 @@ CHECKS: tuple[FamilyCheck, ...] = (
         title="LoRA of a text encoder",
         what="acts with `keep_base_text`, and only then",
         module="test_companions",
-        test="test_lora_of_a_text_encoder_needs_the_base_text",
-        families=_UNETS,
+        test="test_lora_of_a_text_encoder_acts_with_the_base_text_only",
+        families=_TEXT_LORA,
+        others=lambda family: "not in diffusers",
     ),
     FamilyCheck(
         title="IP-Adapter",
@@ -169,6 +173,7 @@ CHECKS: tuple[FamilyCheck, ...] = (
         module="test_companions",
         test="test_an_ip_adapter_on_top",
         families=_UNETS,
+        others=lambda family: "load, scale" if family in _JOINT_IP_ADAPTERS else "not in diffusers",
     ),
     FamilyCheck(
         title="`callback_on_step_end`",
@@ -176,6 +181,7 @@ CHECKS: tuple[FamilyCheck, ...] = (
         module="test_companions",
         test="test_schedulers_and_callbacks",
         families=_UNETS,
+        others=lambda family: "not in diffusers" if family == "pixart" else "reads and changes latents",
     ),
     FamilyCheck(
         title="attention slicing",

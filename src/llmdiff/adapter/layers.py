@@ -9,10 +9,17 @@ from torch import Tensor, nn
 from llmdiff.adapter.families import Family, family_named, family_of_denoiser, text_width
 from llmdiff.errors import AdapterMismatchError
 
+_IMAGE_PROMPTS = ("image_proj", "encoder_hid_proj")
+"""Modules that an IP-Adapter adds to a denoiser; their attention reads pictures."""
+
 
 def attention_layers(denoiser: nn.Module) -> dict[str, nn.Module]:
-    """Return every attention layer, by its module name and in module order."""
-    return {name: module for name, module in denoiser.named_modules() if hasattr(module, "set_processor")}
+    """Return every attention layer, by its module name and in module order, without those of an IP-Adapter."""
+    return {
+        name: module
+        for name, module in denoiser.named_modules()
+        if hasattr(module, "set_processor") and name.partition(".")[0] not in _IMAGE_PROMPTS
+    }
 
 
 def text_layers(denoiser: nn.Module) -> dict[str, nn.Module]:
