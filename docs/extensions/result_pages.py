@@ -18,6 +18,7 @@ RESULT_TITLES = {
     "benchmark": "Ways to condition, trained alike",
     "benchmark-parts": "Ours with single parts removed",
     "benchmark-refined": "Encodings, each with the refiner",
+    "blocks": "Which of the LLM's blocks count",
     "compare-llms": "Several LLMs, the same adapter",
     "denoising": "Is an LLM a diffusion model?",
     "own-pictures": "What own pictures teach",
@@ -46,7 +47,9 @@ def result_page(path: Path) -> str:
     lines = [f"# {title_of(path)}", ""]
     source = f"[`docs/results/{path.name}`](../results/{path.name})"
     end = ["", f"All that was recorded: {source}.", ""]
-    if "claims" in record or "entries" in record:  # of speed: their scripts wrote the pages
+    if (
+        "claims" in record or "entries" in record or "without" in record
+    ):  # a text beside the record is the page
         return "\n".join([*lines, _beside(path), *end])
     if kind_of(record) == "benchmark":
         lines += opening(record)

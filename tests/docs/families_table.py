@@ -162,7 +162,7 @@ CHECKS: tuple[FamilyCheck, ...] = (
     FamilyCheck(
         title="LoRA of a text encoder",
         what="acts with `keep_base_text`, and only then",
-        module="test_companions",
+        module="test_companions_of_families",
         test="test_lora_of_a_text_encoder_acts_with_the_base_text_only",
         families=_TEXT_LORA,
         others=lambda family: "not in diffusers",

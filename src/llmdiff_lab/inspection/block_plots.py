@@ -6,6 +6,8 @@ from typing import Any
 from llmdiff.evaluation.tables import percent, text_table
 from llmdiff_lab.inspection.figure_files import figure_bytes, json_text, save_all
 
+_PICTURE = "![Learned weights, accuracy without each block, and accuracy with each block alone](blocks.png)"
+
 
 def save_blocks(report: dict[str, Any], folder: Path) -> list[Path]:
     """Write blocks.json, blocks.md, blocks.png and blocks.svg into `folder`; return their paths.
@@ -16,7 +18,7 @@ def save_blocks(report: dict[str, Any], folder: Path) -> list[Path]:
     figure = block_figure(report)
     contents: dict[str, str | bytes] = {
         "blocks.json": json_text(report),
-        "blocks.md": f"Made with `{report['command']}`\n\n{block_table(report, markdown=True)}\n",
+        "blocks.md": f"Made with `{report['command']}`\n\n{_PICTURE}\n\n{block_table(report, markdown=True)}\n",
         "blocks.png": figure_bytes(figure),
         "blocks.svg": figure_bytes(figure, "svg"),
     }
@@ -60,8 +62,8 @@ def block_figure(report: dict[str, Any]) -> Any:
     _bars(places[-2], report["without"], "accuracy without a block, minus that with all", "points")
     places[-2].axhline(0, color="gray", linewidth=0.5)
     _bars(places[-1], report["alone"], "accuracy with one block alone", "%")
-    for name, style in (("all", "--"), ("none", ":")):
-        places[-1].axhline(100 * report[name]["mean"], color="gray", linestyle=style, label=f"{name} blocks")
+    for name, style, label in (("all", "--", "all blocks"), ("none", ":", "no block")):
+        places[-1].axhline(100 * report[name]["mean"], color="gray", linestyle=style, label=label)
     places[-1].legend(fontsize=8)
     return figure
 
