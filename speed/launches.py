@@ -5,6 +5,7 @@ for a picture is not counted. A launch is an operator that is not a view, so the
 but for attention, which is one operator here. Small pictures on a GPU take as long as their launches.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,23 +26,26 @@ _FREE = ("empty", "_unsafe_view", "detach", "lift_fresh", "alias")
 
 
 class Launches(TorchDispatchMode):
-    """Counts the launches of a denoiser's latest call."""
+    """Count the launches of each call of a denoiser, by the operator."""
 
     def __init__(self, denoiser: Any) -> None:
         super().__init__()
-        self.count = 0
-        denoiser.register_forward_pre_hook(self._begin, prepend=True)
-        denoiser.register_forward_hook(self._end)
+        self.calls: list[Counter[str]] = []
+        self.handles = [
+            denoiser.register_forward_pre_hook(self._begin, prepend=True),
+            denoiser.register_forward_hook(self._end),
+        ]
 
     def _begin(self, *_: Any) -> None:
-        self.count = 0
+        self.calls.append(Counter())
         self.__enter__()
 
     def _end(self, *_: Any) -> None:
         self.__exit__(None, None, None)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += not func.is_view and not any(name in str(func) for name in _FREE)
+        if not func.is_view and not any(name in str(func) for name in _FREE):
+            self.calls[-1][func.overloadpacket.__name__] += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -65,10 +69,10 @@ def measure(shape: Shape) -> Record:
     nothing = {"negative_prompt": None} if shape.masked else {}
     draw: Callable[..., Any] = lambda **text: pipe(**text, **call, output_type="latent")  # noqa: E731
     draw(**embeddings(shape, "cpu", torch.float32, quick=True), **nothing)
-    base = launches.count
+    base = launches.calls[-1].total()
     with controller.attached(pipe, 1.0):
         draw(prompt=PROMPTS[1])
-    ours = launches.count
+    ours = launches.calls[-1].total()
     return record(f"launches, {shape.title}", ours=ours, other=base, unit="a step", device="cpu")
 
 

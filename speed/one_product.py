@@ -7,11 +7,10 @@ layers at 512x512, guided, with 24 tokens; one thread, in turns, the processor's
 
 import time
 from collections.abc import Callable, Sequence
-from statistics import median
 
 import torch
 import torch.nn.functional as F
-from measuring import Record, finish, parser, record
+from measuring import Record, finish, interleaved, parser, record
 from torch import Tensor, nn
 
 # Layers, states of the image and their width.
@@ -51,16 +50,11 @@ def sides(rows: int, width: int) -> dict[str, Callable[[], Tensor]]:
 def measure(rows: int, width: int, repeats: int) -> Record:
     acts = sides(rows, width)
     assert torch.allclose(acts["joined"](), acts["separate"](), atol=1e-4)
-    found: dict[str, list[float]] = {name: [] for name in acts}
-    for turn in range(repeats):
-        for name in sorted(acts, reverse=bool(turn % 2)):
-            began = time.process_time()
-            acts[name]()
-            found[name].append(time.process_time() - began)
+    seconds = interleaved(acts, repeats=repeats, clock=time.process_time)
     return record(
         f"one product for both queries and one for both outputs, {rows} states of {width}",
-        ours=median(found["joined"]),
-        other=median(found["separate"]),
+        ours=seconds["joined"],
+        other=seconds["separate"],
         unit="s of the processor",
         device="cpu",
     )

@@ -74,7 +74,12 @@ def worker(tree: Path, steps: int) -> Callable[[str], float]:
 def main(arguments: Sequence[str] | None = None) -> list[Record]:
     options_of = parser(__doc__ or "")
     options_of.add_argument("tree", type=Path, nargs="?", default=TREE, help="the other tree [this one]")
-    options_of.add_argument("--work", type=int, metavar="STEPS", help="what the processes are started with")
+    options_of.add_argument(
+        "--work",
+        type=int,
+        metavar="STEPS",
+        help="answer questions on standard input",
+    )
     options = options_of.parse_args(arguments)
     if options.work is not None:
         work(options.work)

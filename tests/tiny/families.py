@@ -165,19 +165,21 @@ def build_sd3() -> StableDiffusion3Pipeline:
     return pipe
 
 
+_FLUX_SIZES: dict[str, Any] = {
+    "patch_size": 1,
+    "in_channels": 16,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 24,
+    "axes_dims_rope": (4, 4, 8),
+}
+
+
 def build_flux() -> FluxPipeline:
     torch.manual_seed(7)
-    transformer = FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=24,
-        pooled_projection_dim=20,
-        axes_dims_rope=(4, 4, 8),
-    )
+    transformer = FluxTransformer2DModel(**_FLUX_SIZES, pooled_projection_dim=20)
     pipe = FluxPipeline(
         transformer=transformer.eval(),
         scheduler=FlowMatchEulerDiscreteScheduler(),
@@ -194,14 +196,7 @@ def build_flux() -> FluxPipeline:
 def build_chroma() -> ChromaPipeline:
     torch.manual_seed(20)
     transformer = ChromaTransformer2DModel(
-        patch_size=1,
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=24,
-        axes_dims_rope=(4, 4, 8),
+        **_FLUX_SIZES,
         approximator_num_channels=16,
         approximator_hidden_dim=16,
         approximator_layers=1,

@@ -251,7 +251,8 @@ class SplitText:
         if self.family.single_stream and self.family.branches:
             multiple = self.family.text_rows_multiple
             if parts.lengths is None:
-                lengths, longest = real.sum(dim=-1), int(real.sum(dim=-1).max())
+                lengths = real.sum(dim=-1)
+                longest = int(lengths.max())
             else:
                 lengths, longest = torch.tensor(parts.lengths, device=real.device), max(parts.lengths)
             counts = (lengths + multiple - 1) // multiple * multiple

@@ -10,6 +10,7 @@ import typer
 from llmdiff.checks import bounds
 from llmdiff.cli.models import takes_models
 from llmdiff.cli.options import (
+    Checker,
     Guidance,
     MetricModels,
     MetricNames,
@@ -72,7 +73,7 @@ def evaluate(
     steps: Steps = 20,
     guidance_scale: Guidance = 3.0,
     seed: Annotated[int, number("--seed", bounds.SEED, help="Seed of the suite.")] = 0,
-    checker: Annotated[str, typer.Option("--checker", help="Folder of the checker of scenes.")] = "openmoji",
+    checker: Checker = "openmoji",
     verbose: Verbose = False,
     *,
     models: Models,

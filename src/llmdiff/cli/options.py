@@ -109,6 +109,7 @@ Ray = Annotated[
 # Options of the verbs that train and measure on the embedded default: benchmark, compare-llms.
 BenchmarkOut = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where everything goes.")]
 Preset = Annotated[str, typer.Option("--preset", help="openmoji-cpu: of the shipped world; or cpu, gpu.")]
+Checker = Annotated[str, typer.Option("--checker", help="Folder of the checker of scenes.")]
 Fluent = Annotated[
     Path | None,
     typer.Option("--fluent", help="Folder of the npm package @lobehub/fluent-emoji-3d, for style 3d."),

@@ -7,7 +7,7 @@ import typer
 
 from llmdiff.checks import bounds
 from llmdiff.cli.models import takes_models
-from llmdiff.cli.options import Verbose, number
+from llmdiff.cli.options import Checker, Verbose, number
 from llmdiff.cli.output import set_up
 from llmdiff.drawing.models import Models, load, usable_device
 from llmdiff.environment import check_extra
@@ -41,9 +41,7 @@ def port(
             help="Prompts of every split to draw with both adapters and compare by --checker.",
         ),
     ] = 0,
-    checker: Annotated[
-        str, typer.Option("--checker", help="Folder of the checker of scenes.")
-    ] = _SCENES_CHECKER,
+    checker: Checker = _SCENES_CHECKER,
     verbose: Verbose = False,
     *,
     models: Models,

@@ -12,6 +12,7 @@ from llmdiff.checks.bounds import Bounds
 from llmdiff.cli.help_text import HelpfulGroup
 from llmdiff.cli.models import takes_models
 from llmdiff.cli.options import (
+    Checker,
     Guidance,
     Steps,
     Verb,
@@ -221,7 +222,7 @@ def blocks(
     steps: Steps = 20,
     guidance_scale: Guidance = 3.0,
     seed: Annotated[int, number("--seed", bounds.SEED, help="Seed of the prompts.")] = 0,
-    checker: Annotated[str, typer.Option("--checker", help="What reads pictures: a folder.")] = "openmoji",
+    checker: Checker = "openmoji",
     verbose: Verbose = False,
     *,
     models: Models,

@@ -14,7 +14,7 @@ from llmdiff.evaluation.metrics.loading import EMBEDDED_NAME, load_metric
 from llmdiff.language.gguf import llmdiff_home
 from llmdiff_lab.comparison.run import Benchmark
 from llmdiff_lab.comparison.settings import BenchmarkSettings
-from llmdiff_lab.comparison.systems import SYSTEMS, Variant, check_names, system_of
+from llmdiff_lab.comparison.systems import SYSTEMS, Variant, system_of
 from llmdiff_lab.rivals.encoder import chosen_encoder
 from llmdiff_lab.rivals.registry import RIVALS
 from llmdiff_lab.world_build.build import Build
@@ -82,18 +82,17 @@ def choose_rivals(
         ConfigError: a named system is unknown or cannot be run.
     """
     variants = dict(variants or {})
-    check_names(rivals, variants)
+    systems = [system_of(name, variants) for name in rivals]
     encoder = chosen_encoder(encoder)
     missing = {
         name: f"no {row.needs} was given"
         for name, row in RIVALS.items()
         if {"encoder": encoder, "t5": t5}.get(row.needs or "", "") is None
     }
-    for name in rivals:
-        read = system_of(name, variants).rival
-        if read in missing:
+    for one in systems:
+        if one.rival in missing:
             raise ConfigError(
-                f"rival {name!r} cannot be run: {missing[read]}; give one, or leave the rival out"
+                f"rival {one.name!r} cannot be run: {missing[one.rival]}; give one, or leave the rival out"
             )
     chosen = tuple(dict.fromkeys(rivals)) or (
         *(name for name in SYSTEMS if name not in missing),

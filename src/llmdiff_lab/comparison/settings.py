@@ -9,7 +9,7 @@ from typing import Any
 from llmdiff.checks.bounds import COUNT, GUIDANCE
 from llmdiff.errors import ConfigError
 from llmdiff.files import read_json, write_whole
-from llmdiff_lab.comparison.systems import System, Variant, check_names, check_variants, system_of
+from llmdiff_lab.comparison.systems import System, Variant, check_variants, system_of
 
 _NAME = "settings.json"
 _BASE_TIMESTEPS = 1000  # training timesteps of the embedded default's scheduler
@@ -65,7 +65,8 @@ class BenchmarkSettings:
 
     def __post_init__(self) -> None:
         check_variants(self.variants)
-        check_names(self.rivals, self.variants)
+        for name in self.rivals:
+            self.system(name)
         for key in ("seeds", "steps", "batch", "captions", "prompts_per_split", "drawing_steps"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key} is {getattr(self, key)}, expected at least 1")

@@ -1,6 +1,6 @@
 """The systems of a benchmark: the base, rivals, and rivals trained for longer or drawn mixed with the base."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -129,13 +129,3 @@ def system_of(name: str, variants: Mapping[str, Variant]) -> System:
     if name not in SYSTEMS:
         raise ConfigError(f"rivals: got {name!r}, expected some of {', '.join((*SYSTEMS, *variants))}")
     return System(name=name, rival=name)
-
-
-def check_names(names: Iterable[str], variants: Mapping[str, Variant]) -> None:
-    """Check that these are names of systems.
-
-    Raises:
-        ConfigError: one is not.
-    """
-    for name in names:
-        system_of(name, variants)

@@ -100,8 +100,9 @@ class Trainings:
             else:
                 self._train_rival(system, place, seed)
             gc.collect()
-        if system.trained != name:
-            write_whole(self.place(name, seed) / "trained.json", (place / "trained.json").read_text())
+        own = self.place(name, seed) / "trained.json"
+        if not own.exists():
+            write_whole(own, (place / "trained.json").read_text())
 
     def logs(self, name: str, seed: int) -> Path:
         """Return the folder of a system's training logs; a mixture with the base has no logs."""

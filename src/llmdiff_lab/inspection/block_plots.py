@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from llmdiff.evaluation.tables import percent, text_table
-from llmdiff_lab.inspection.figure_files import figure_bytes, json_text, save_all
+from llmdiff_lab.inspection.figure_files import save_record
 
 _PICTURE = "![Learned weights, accuracy without each block, and accuracy with each block alone](blocks.png)"
 
@@ -15,14 +15,8 @@ def save_blocks(report: dict[str, Any], folder: Path) -> list[Path]:
     Raises:
         OutputError: the folder cannot be written.
     """
-    figure = block_figure(report)
-    contents: dict[str, str | bytes] = {
-        "blocks.json": json_text(report),
-        "blocks.md": f"Made with `{report['command']}`\n\n{_PICTURE}\n\n{block_table(report, markdown=True)}\n",
-        "blocks.png": figure_bytes(figure),
-        "blocks.svg": figure_bytes(figure, "svg"),
-    }
-    return save_all(folder, contents)
+    text = f"Made with `{report['command']}`\n\n{_PICTURE}\n\n{block_table(report, markdown=True)}\n"
+    return save_record("blocks", report, text, block_figure(report), folder)
 
 
 def block_table(report: dict[str, Any], *, markdown: bool = False) -> str:

@@ -31,6 +31,21 @@ def json_text(record: Any) -> str:
     return json.dumps(record, indent=1) + "\n"
 
 
+def save_record(name: str, record: Any, text: str, figure: Any, folder: Path) -> list[Path]:
+    """Write NAME.json, NAME.md, NAME.png and NAME.svg into the folder; return their paths.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    contents: dict[str, str | bytes] = {
+        f"{name}.json": json_text(record),
+        f"{name}.md": text,
+        f"{name}.png": figure_bytes(figure),
+        f"{name}.svg": figure_bytes(figure, "svg"),
+    }
+    return save_all(folder, contents)
+
+
 def save_all(folder: Path, contents: Mapping[str, str | bytes]) -> list[Path]:
     """Write files by name into the folder; return their paths.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llmdiff.evaluation.tables import markdown_table, percent
-from llmdiff_lab.inspection.figure_files import figure_bytes, json_text, save_all
+from llmdiff_lab.inspection.figure_files import save_record
 
 KINDS = {
     "objects": "every thing by name and in its place",
@@ -24,14 +24,7 @@ def save_probes(record: Mapping[str, Any], folder: Path) -> list[Path]:
     Raises:
         OutputError: the folder cannot be written.
     """
-    figure = probe_figure(record)
-    contents: dict[str, str | bytes] = {
-        "probes.json": json_text(record),
-        "probes.md": probe_tables(record),
-        "probes.png": figure_bytes(figure),
-        "probes.svg": figure_bytes(figure, "svg"),
-    }
-    return save_all(folder, contents)
+    return save_record("probes", record, probe_tables(record), probe_figure(record), folder)
 
 
 def probe_tables(record: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """What depends on the text alone is computed once for a picture, not in every step."""
 
 import inspect
-from collections import Counter
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,7 +12,6 @@ from peft import LoraConfig
 from tiny.families import BUILDERS, drawn
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmdiff.adapter import attach, detach, families
 
@@ -65,37 +65,16 @@ def drawn_of(pipe: Any) -> Tensor:
     return drawn(pipe, _PROMPTS, steps=_STEPS, **{key: value for key, value in more.items() if key in wanted})
 
 
-class Launches(TorchDispatchMode):
-    """Count the operators of a denoiser's calls, one count for each call."""
-
-    def __init__(self, denoiser: torch.nn.Module) -> None:
-        super().__init__()
-        self.calls: list[Counter[str]] = []
-        self.handles = [
-            denoiser.register_forward_pre_hook(self.begin, prepend=True),
-            denoiser.register_forward_hook(self.end),
-        ]
-
-    def begin(self, *_: Any) -> None:
-        self.calls.append(Counter())
-        self.__enter__()
-
-    def end(self, *_: Any) -> None:
-        self.__exit__(None, None, None)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls[-1][func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("family", ["sd", "pixart", "sana", "sd3"])
-def test_gates_and_masks_are_ready_after_the_first_step(family: str, tiny_llm: Any) -> None:
-    pipe = BUILDERS[family]()
+def test_gates_and_masks_are_ready_after_the_first_step(
+    family: str, tiny_llm: Any, script: Callable[[str], ModuleType]
+) -> None:
+    pipe, count = BUILDERS[family](), script("launches").Launches
     counts = []
     for attached in (False, True):
         if attached:
             attach(pipe, tiny_llm, build_adapter(pipe, tiny_llm))
-        launches = Launches(families.denoiser_of(pipe))
+        launches = count(families.denoiser_of(pipe))
         drawn_of(pipe)
         for handle in launches.handles:
             handle.remove()
