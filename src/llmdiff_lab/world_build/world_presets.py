@@ -59,7 +59,7 @@ class WorldPreset:
     unet_channels: tuple[int, ...] = (96, 192, 256)
     unet_layers_per_block: int = 1
     unet_head_width: int = 32
-    unet_steps: int = 7_000
+    unet_steps: int = 4_100
     unet_batch: int = 64
     unet_lr: float = 8e-4
     unet_ema_horizon: int = 1_000
