@@ -113,7 +113,7 @@ def test_pictures_are_drawn_through_the_page(ui: Any, visit: Any, models: Models
 
     words = page.locator("#sides [data-system=llm] .llmdiff-words")
     order_words = order.prompt.split()
-    words.get_by_text("Where each word is looked at").click()
+    words.get_by_text("Attention to each word").click()
     expect(words.locator("figcaption")).to_have_text(order_words)
     assert (
         words.locator("img").first.evaluate("image => image.decode().then(() => image.naturalWidth)") >= 160
@@ -156,7 +156,7 @@ def test_the_embedded_default_opens_with_a_picture(visit: Any, shoot: Any) -> No
         expect(pictures).to_have_count(2)
         assert pictures.first.evaluate("image => image.decode().then(() => image.naturalWidth)") >= 64
         expect(field(page, "prompt")).to_have_value(OPENING)
-        example = EXAMPLES["Words that no caption had"][0]
+        example = EXAMPLES["New words (in no training caption)"][0]
         page.get_by_text(example).first.click()
         expect(field(page, "prompt")).to_have_value(example)
         page.get_by_text("What this small model knows").click()

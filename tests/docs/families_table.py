@@ -1,4 +1,4 @@
-"""The tables of what is tested per family in docs/how-to/pipelines.md: `python tests/docs/families_table.py`."""
+"""The tables of families and of what is tested with each: `python tests/docs/families_table.py` writes them."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -16,6 +16,7 @@ from llmdiff.adapter.families import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "how-to" / "pipelines.md"
+TESTED = ROOT / "docs" / "reference" / "pipelines-tested.md"
 
 _EVERY = tuple(family.name for family in FAMILIES)
 _UNETS = ("sd", "sdxl")
@@ -28,9 +29,9 @@ REAL_WEIGHTS: Mapping[str, str] = {"sd": "the embedded default"}
 ON_ACCELERATOR: tuple[str, ...] = ("sd", "sdxl", "pixart", "sana", "sd3", "flux")
 
 _CHANNELS = {
-    "states": "the paper's two branches",
-    "projected": "the paper's two branches; phi(c) passes the denoiser's own text projection",
-    "joint": "our extension: phi(c) is the text stream, a second attention reads c from the image stream",
+    "states": "two branches",
+    "projected": "two branches, behind the text projection",
+    "joint": "joint attention",
 }
 
 
@@ -127,7 +128,7 @@ CHECKS: tuple[FamilyCheck, ...] = (
     ),
     FamilyCheck(
         title="every pipeline",
-        what="each class of the table above draws, and draws the base again once detached",
+        what="each pipeline class draws, and draws the base again once detached",
         module="test_pipelines_of_families",
         test="test_the_pipeline_draws",
     ),
@@ -223,29 +224,31 @@ CHECKS: tuple[FamilyCheck, ...] = (
 
 
 def families_table() -> str:
-    """Return the table of the families, one row each: how the LLM gets in, and how much is tested."""
-    header = [
-        "family",
-        "pipelines",
-        "how the LLM gets in",
-        "trained by",
-        "tiny random",
-        "real weights",
-        "GPU",
-    ]
+    """Return the table of the families, one row each: how the LLM's text is read, and what has been run."""
     rows = (
         [
             family.title,
-            ", ".join(name.removesuffix("Pipeline") for name in ACCEPTED[family.name]),
-            _CHANNELS[family.text_channel] + ("; pooled vector from the LLM" if family.pooled_width else ""),
+            _CHANNELS[family.text_channel] + (", pooled vector" if family.pooled_width else ""),
             "`llmdiff train`" if family.objective else "a loop of your own",
-            f"{sum(family.name in check.families for check in CHECKS)} of {len(CHECKS)} checks",
             REAL_WEIGHTS.get(family.name, "no"),
             "yes" if family.name in ON_ACCELERATOR else "no",
         ]
         for family in FAMILIES
     )
-    return markdown_table(header, rows)
+    return markdown_table(["family", "how the LLM's text is read", "training", "real weights", "GPU"], rows)
+
+
+def classes_table() -> str:
+    """Return the table of the pipeline classes of every family, and how many checks are run with it."""
+    rows = (
+        [
+            family.title,
+            ", ".join(name.removesuffix("Pipeline") for name in ACCEPTED[family.name]),
+            f"{sum(family.name in check.families for check in CHECKS)} of {len(CHECKS)}",
+        ]
+        for family in FAMILIES
+    )
+    return markdown_table(["family", "pipelines", "checks"], rows)
 
 
 def checks_table() -> str:
@@ -269,10 +272,12 @@ def features_table() -> str:
     return markdown_table(header, rows)
 
 
-def parts() -> dict[str, str]:
-    """Return what the page has between its marks."""
-    return {"families": families_table(), "features": features_table(), "checks": checks_table()}
+def parts() -> dict[Path, dict[str, str]]:
+    """Return what each page has between its marks."""
+    tested = {"classes": classes_table(), "features": features_table(), "checks": checks_table()}
+    return {PAGE: {"families": families_table()}, TESTED: tested}
 
 
 if __name__ == "__main__":
-    write(PAGE, parts())
+    for page, tables in parts().items():
+        write(page, tables)

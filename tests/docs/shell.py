@@ -52,6 +52,8 @@ def check_command(words: list[str]) -> None:
             assert {word for word in rest if "=" not in word} <= set(targets), f"no target among {rest}"
         case "pip", ["install", *inner]:
             _check_requirements([word for word in inner if not word.startswith("-")])
+        case "source", [".venv/bin/activate"]:
+            pass
         case "curl", [url, *inner]:
             _check_request(url, inner)
         case name, _:

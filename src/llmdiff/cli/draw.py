@@ -48,11 +48,11 @@ Out = Annotated[
 ]
 OutFolder = Annotated[
     Path | None,
-    typer.Option("--out", metavar="FOLDER", help="Where pictures go: 000000.png ... [PROMPTS-pictures]."),
+    typer.Option("--out", metavar="FOLDER", help="Folder for 000000.png, ... [PROMPTS-pictures]."),
 ]
 Seed = Annotated[int | None, number("--seed", bounds.SEED, help="Seed of the first picture [random].")]
-BatchSeed = Annotated[int, number("--seed", bounds.SEED, help="Of every prompt's first picture.")]
-BatchNumber = Annotated[int, number("--number", bounds.NUMBER, help="Pictures of every prompt.")]
+BatchSeed = Annotated[int, number("--seed", bounds.SEED, help="Seed of every prompt's first picture.")]
+BatchNumber = Annotated[int, number("--number", bounds.NUMBER, help="Number of pictures of every prompt.")]
 SaveSize = Annotated[
     int | None,
     number("--save-size", bounds.SIDE_PX, help="Enlarge smaller pictures to this shorter side when saving."),

@@ -19,7 +19,7 @@ def encode(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FOLDER", help="Where encodings go, a file each [PROMPTS-encodings]."),
+        typer.Option("--out", metavar="FOLDER", help="Folder, one file a prompt [PROMPTS-encodings]."),
     ] = None,
     negative_prompt: Negative = None,
     batch: Annotated[int, number("--batch", bounds.COUNT, help="Prompts encoded together.")] = 16,

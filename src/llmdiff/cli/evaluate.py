@@ -33,7 +33,7 @@ Many = list[str] | None
 @takes_models()
 def evaluate(
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FOLDER", help="Where the report goes [evaluation-SUITE].")
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Folder for the report [evaluation-SUITE].")
     ] = None,
     suite: Annotated[
         str,
@@ -45,15 +45,15 @@ def evaluate(
         ),
     ] = _SCENES,
     suite_files: Annotated[
-        Path | None, typer.Option("--suite-files", metavar="PATH", help="A benchmark's official prompts.")
+        Path | None, typer.Option("--suite-files", metavar="PATH", help="File or folder of its prompts.")
     ] = None,
     prompts: Annotated[
         int | None,
-        number("--prompts", bounds.COUNT, help="Prompts of every split or tag [scenes: 100; else all]."),
+        number("--prompts", bounds.COUNT, help="Prompts of each split or tag [scenes: 100; else all]."),
     ] = None,
     images_per_prompt: Annotated[
         int | None,
-        number("--images-per-prompt", bounds.NUMBER, help="Pictures of each [the suite's own number]."),
+        number("--images-per-prompt", bounds.NUMBER, help="Pictures a prompt [the suite's own number]."),
     ] = None,
     metric: MetricNames = None,
     metric_model: MetricModels = None,

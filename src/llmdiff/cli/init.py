@@ -13,12 +13,12 @@ from llmdiff.errors import ConfigError
 
 def init(
     pictures: Annotated[
-        Path, typer.Argument(metavar="PICTURES", help="Folder with captions.", show_default=False)
+        Path, typer.Argument(metavar="PICTURES", help="Folder of pictures with captions.", show_default=False)
     ],
     base: Annotated[str, typer.Option("--base", help="Pipeline to control.")] = "openmoji",
     llm: Annotated[str, typer.Option("--llm", help="LLM that controls it.")] = "smollm2-135m",
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="CONFIG.yaml", help="Where to write [PICTURES.yaml].")
+        Path | None, typer.Option("--out", metavar="CONFIG.yaml", help="File to write [PICTURES.yaml].")
     ] = None,
     device: Device = None,
     verbose: Verbose = False,

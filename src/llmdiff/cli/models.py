@@ -21,18 +21,19 @@ def _models(
         str, typer.Option("--adapter", help="A trained adapter: name, folder or Hub id.")
     ] = "openmoji",
     llm: Annotated[
-        str | None, typer.Option("--llm", help="Name, folder, GGUF or Hub id [the adapter's own].")
+        str | None, typer.Option("--llm", help="LLM: name, folder, GGUF or Hub id [the adapter's own].")
     ] = None,
     encodings: Annotated[
         str | None,
         typer.Option("--encodings", help="File or folder of `llmdiff encode`: no LLM is loaded."),
     ] = None,
     pipeline: Annotated[
-        str | None, typer.Option("--pipeline", help="Folder or Hub id [the adapter's own].")
+        str | None, typer.Option("--pipeline", help="Pipeline: folder or Hub id [the adapter's own].")
     ] = None,
     scale: Scale = None,
     keep_base_text: Annotated[
-        bool, typer.Option("--keep-base-text", help="Let the pretrained branch read the base's text too.")
+        bool,
+        typer.Option("--keep-base-text", help="Let the pretrained attention also read the base's own text."),
     ] = False,
     weighted: Annotated[
         bool, typer.Option("--weighted", help="Read (word:1.3) in a prompt as a weight for the LLM.")
@@ -56,12 +57,12 @@ def _models(
     ] = None,
     reword_model: Annotated[
         str | None,
-        typer.Option("--reword-model", help="Its name there. The key, if any: $LLMDIFF_REWORD_API_KEY."),
+        typer.Option("--reword-model", help="Name of the closed LLM. Its API key: $LLMDIFF_REWORD_API_KEY."),
     ] = None,
     reword_answers: Annotated[
         int,
         number(
-            "--reword-answers", bounds.ANSWERS, help="Number of its answers, whose encodings are averaged."
+            "--reword-answers", bounds.ANSWERS, help="Number of its answers; their encodings are averaged."
         ),
     ] = 1,
 ) -> Models:

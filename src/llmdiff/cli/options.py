@@ -78,9 +78,11 @@ class Dtype(StrEnum):
 
 
 Steps = Annotated[int, number("--steps", bounds.STEPS, help="Denoising steps.")]
-Guidance = Annotated[float, number("--guidance-scale", bounds.GUIDANCE, help="Classifier-free guidance.")]
+Guidance = Annotated[
+    float, number("--guidance-scale", bounds.GUIDANCE, help="How closely to follow the prompt.")
+]
 Negative = Annotated[str | None, typer.Option("--negative-prompt", help="Negative prompt: what not to draw.")]
-Number = Annotated[int, number("--number", bounds.NUMBER, help="Pictures to draw, from seeds in a row.")]
+Number = Annotated[int, number("--number", bounds.NUMBER, help="Number of pictures, from consecutive seeds.")]
 Height = Annotated[int | None, number("--height", bounds.SIDE_PX, help="Pixels [the pipeline's own].")]
 Width = Annotated[int | None, number("--width", bounds.SIDE_PX, help="Pixels [the pipeline's own].")]
 MetricNames = Annotated[
@@ -90,7 +92,7 @@ MetricNames = Annotated[
 MetricModels = Annotated[
     list[str] | None,
     typer.Option(
-        "--metric-model", metavar="PATH", help="Its model, folder or Hub id: one for each --metric."
+        "--metric-model", metavar="PATH", help="Model of the metric, folder or Hub id: one for each --metric."
     ),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps [an accelerator, else cpu].")]
@@ -102,26 +104,27 @@ Processes = Annotated[
         "--workers", bounds.PROCESSES, help="Processes that share the work [with --ray: on its machines]."
     ),
 ]
-Ray = Annotated[
-    bool, typer.Option("--ray", help="Workers of the Ray cluster of $RAY_ADDRESS; without, here.")
-]
+Ray = Annotated[bool, typer.Option("--ray", help="Run the workers on the Ray cluster of $RAY_ADDRESS.")]
 
 # Options of the verbs that train and measure on the embedded default: benchmark, compare-llms.
-BenchmarkOut = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where everything goes.")]
-Preset = Annotated[str, typer.Option("--preset", help="openmoji-cpu: of the shipped world; or cpu, gpu.")]
-Checker = Annotated[str, typer.Option("--checker", help="Folder of the checker of scenes.")]
+BenchmarkOut = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder for all files.")]
+Preset = Annotated[str, typer.Option("--preset", help="openmoji-cpu (the shipped world), cpu or gpu.")]
+Checker = Annotated[str, typer.Option("--checker", help="Folder of the checker that reads the pictures.")]
 Fluent = Annotated[
     Path | None,
     typer.Option("--fluent", help="Folder of the npm package @lobehub/fluent-emoji-3d, for style 3d."),
 ]
-Build = Annotated[Path | None, typer.Option("--build", help="Folder of its build [in the cache folder].")]
+Build = Annotated[
+    Path | None, typer.Option("--build", help="Folder of the preset's build [in the cache folder].")
+]
 Begin = Annotated[
     str | None,
     typer.Option("--from", help='Base and checker: "shipped" or a folder [shipped, if of the preset].'),
 ]
-Batch = Annotated[int | None, number("--batch", bounds.COUNT, help="Captions a step [the preset's].")]
+Batch = Annotated[int | None, number("--batch", bounds.COUNT, help="Captions in a step [the preset's].")]
 Captions = Annotated[
-    int | None, number("--captions", bounds.TRAINING_STEPS, help="Of training [the preset's].")
+    int | None,
+    number("--captions", bounds.TRAINING_STEPS, help="Number of training captions [the preset's]."),
 ]
 Prompts = Annotated[int, number("--prompts", bounds.COUNT, help="Prompts of every split.")]
 DrawingSteps = Annotated[int, number("--drawing-steps", bounds.STEPS, help="Denoising steps.")]

@@ -15,15 +15,15 @@ from llmdiff.environment import check_extra
 def plan(
     config: Config,
     changes: Changes = None,
-    processes: Annotated[int, number("--processes", bounds.COUNT, help="GPUs that train together.")] = 1,
+    processes: Annotated[int, number("--processes", bounds.COUNT, help="Number of GPUs.")] = 1,
     tokens: Annotated[int, number("--tokens", bounds.COUNT, help="Tokens of a caption, BOS included.")] = 32,
     samples: Annotated[
         int | None,
-        number("--samples", bounds.SAMPLES, help="Samples that the store is for [the scenes, or a million]."),
+        number("--samples", bounds.SAMPLES, help="Samples in the store [the scenes, or a million]."),
     ] = None,
     measure: Annotated[
         bool,
-        typer.Option("--measure", help="Time a few training steps here and extrapolate."),
+        typer.Option("--measure", help="Time a few training steps on this machine and extrapolate."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     verbose: Verbose = False,

@@ -23,22 +23,22 @@ def port(
         Path,
         typer.Option("--captions", metavar="FILE", help="Captions: .txt, one a line, or .jsonl or .csv."),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the new adapter goes.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder for the new adapter.")],
     steps: Annotated[
         int,
-        number("--steps", bounds.TRAINING_STEPS_OR_NONE, help="Training steps after the closed form."),
+        number("--steps", bounds.TRAINING_STEPS_OR_NONE, help="Training steps after the linear map."),
     ] = 300,
-    batch_size: Annotated[int, number("--batch-size", bounds.COUNT, help="Captions of a step.")] = 16,
+    batch_size: Annotated[int, number("--batch-size", bounds.COUNT, help="Captions in a step.")] = 16,
     learning_rate: Annotated[
-        float, number("--learning-rate", bounds.LEARNING_RATE, help="Its maximum.")
+        float, number("--learning-rate", bounds.LEARNING_RATE, help="Highest learning rate.")
     ] = 3e-4,
-    seed: Annotated[int, number("--seed", bounds.SEED, help="Of the training and of the prompts.")] = 0,
+    seed: Annotated[int, number("--seed", bounds.SEED, help="Seed of the training and the prompts.")] = 0,
     prompts: Annotated[
         int,
         number(
             "--prompts",
             bounds.COUNT_OR_NONE,
-            help="Prompts of every split to draw with both adapters and compare by --checker.",
+            help="Prompts of every split to draw with both adapters and score with --checker.",
         ),
     ] = 0,
     checker: Checker = _SCENES_CHECKER,

@@ -22,7 +22,7 @@ def reword(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="FILE.jsonl", help="Where captions and plain wordings go [CAPTIONS-plain.jsonl]."
+            "--out", metavar="FILE.jsonl", help="File for captions and plain wordings [CAPTIONS-plain.jsonl]."
         ),
     ] = None,
     llm: Annotated[
@@ -32,7 +32,7 @@ def reword(
     *,
     models: Models,
 ) -> None:
-    """Write a plain wording of every caption, by an LLM (--llm) or a closed one (--reword-url).
+    """Write a plain wording of every caption, with an LLM (--llm) or a closed LLM (--reword-url).
 
     `llmdiff train` with data.kind captions reads the file. Run again to continue.
     """

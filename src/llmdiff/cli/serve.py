@@ -40,32 +40,34 @@ def serve(
     token_file: TokenFile = None,
     max_batch: Annotated[
         int | None,
-        number("--max-batch", Bounds(1, 64), help="Pictures in one pass [1 on a CPU: exact; else 8]."),
+        number("--max-batch", Bounds(1, 64), help="Largest batch [1 on a CPU; else 8]."),
     ] = None,
-    queue_size: Annotated[int, number("--queue-size", bounds.COUNT, help="Requests that may wait.")] = 8,
+    queue_size: Annotated[
+        int, number("--queue-size", bounds.COUNT, help="Number of requests that may wait.")
+    ] = 8,
     timeout_s: Annotated[
-        float, number("--timeout", Bounds(1.0, 86_400.0), help="Seconds for a request.")
+        float, number("--timeout", Bounds(1.0, 86_400.0), help="Longest time for a request, in seconds.")
     ] = 300,
-    max_body_kb: Annotated[int, number("--max-body-kb", Bounds(1, 2**20), help="Size of a request.")] = 256,
+    max_body_kb: Annotated[
+        int, number("--max-body-kb", Bounds(1, 2**20), help="Largest size of a request.")
+    ] = 256,
     max_pixels: Annotated[
         int | None,
-        number("--max-pixels", Bounds(64, 2**28), help="Of a picture [four times the pipeline's own]."),
+        number("--max-pixels", Bounds(64, 2**28), help="Largest picture [four times the pipeline's own]."),
     ] = None,
     public_url: Annotated[
-        str | None, typer.Option("--public-url", help="Where clients reach the server [as they say].")
+        str | None, typer.Option("--public-url", help="Address for clients [the one they use].")
     ] = None,
     model_alias: Annotated[
         list[str] | None,
-        typer.Option(
-            "--model-alias", metavar="NAME", help="Another name that clients may ask for; repeated."
-        ),
+        typer.Option("--model-alias", metavar="NAME", help="Another name for the model; may be repeated."),
     ] = None,
     size_policy: Annotated[
         SizePolicy,
-        typer.Option("--size-policy", help="Draw the requested size, or the nearest of its own."),
+        typer.Option("--size-policy", help="The requested size, or the nearest one."),
     ] = SizePolicy.strict,
     max_upload_mb: Annotated[
-        int, number("--max-upload-mb", Bounds(1, 1024), help="Size of a request with a picture.")
+        int, number("--max-upload-mb", Bounds(1, 1024), help="Largest size of a request with a picture.")
     ] = 32,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts to the log.")] = False,
     verbose: Verbose = False,

@@ -11,11 +11,13 @@ from llmdiff.cli.output import set_up
 from llmdiff.environment import check_extra
 from llmdiff.workers.jobs import Workers
 
-Config = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="See configs/.", show_default=False)]
+Config = Annotated[
+    Path, typer.Argument(metavar="CONFIG.yaml", help="Configuration; see configs/.", show_default=False)
+]
 Changes = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[SECTION.KEY=VALUE ...]", help="Values other than the file's.", show_default=False
+        metavar="[SECTION.KEY=VALUE ...]", help="Values that replace those of the file.", show_default=False
     ),
 ]
 

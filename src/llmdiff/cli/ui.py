@@ -30,13 +30,15 @@ def ui(
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, number("--port", bounds.PORT, help="Port; 0 takes a free one.")] = 7860,
     password: Annotated[
-        bool, typer.Option("--password", help="Ask here for a password that visitors must know.")
+        bool, typer.Option("--password", help="Ask for a password now; visitors must enter it.")
     ] = False,
     password_file: Annotated[
         Path | None,
-        typer.Option("--password-file", help="File with that password [$LLMDIFF_PASSWORD; none]."),
+        typer.Option("--password-file", help="File with the visitors' password [$LLMDIFF_PASSWORD; none]."),
     ] = None,
-    queue_size: Annotated[int, number("--queue-size", bounds.COUNT, help="Drawings that may wait.")] = 8,
+    queue_size: Annotated[
+        int, number("--queue-size", bounds.COUNT, help="Number of drawings that may wait.")
+    ] = 8,
     adapter: Annotated[
         list[str] | None,
         typer.Option(

@@ -14,15 +14,15 @@ from llmdiff.errors import LLMDiffError
 
 def world(
     group: Annotated[
-        str | None, typer.Option("--group", help="Only one group of things, for example animals.")
+        str | None, typer.Option("--group", help="List one group of things only, for example animals.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Also write a picture of all of them there, a PNG file.")
+        Path | None, typer.Option("--out", help="Also write a picture of all of them to this PNG file.")
     ] = None,
     style: Annotated[str, typer.Option("--style", help="Style of that picture: flat, line, 3d.")] = "flat",
     fluent: Fluent = None,
 ) -> None:
-    """List what the scenes of `llmdiff.world` hold: things by group, colours, backgrounds, places, styles."""
+    """List what the scenes of `llmdiff.world` contain: things by group, colours, backgrounds, places, styles."""
     set_up(verbose=False)
     from llmdiff.drawing.pictures import check_writable, save_png
     from llmdiff.openmoji.contents import World as ShippedToday

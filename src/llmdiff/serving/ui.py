@@ -19,8 +19,8 @@ _OWN = "the adapter's own"
 _STORE_BYTES = 256 * 1024 * 1024
 _LIFETIME_S = 6 * 3600.0
 _INTRODUCTION = (
-    "# LLMDiff\nOne prompt, one seed, one diffusion model: read by its own text encoder, and by a decoder-only "
-    "LLM."
+    "# LLMDiff\nEvery prompt is drawn twice from the same seed: with the pipeline's own text encoder, and with an LLM "
+    "in control."
 )
 
 
@@ -73,7 +73,7 @@ def build_page(drawer: Drawer, settings: UiSettings) -> Any:
             # With one line, Enter draws; Shift+Enter begins a new line.
             prompt = gr.Textbox(
                 label="Prompt",
-                placeholder="What shall be drawn?",
+                placeholder="Describe a picture.",
                 lines=1,
                 max_lines=6,
                 max_length=MAX_PROMPT,
@@ -86,7 +86,9 @@ def build_page(drawer: Drawer, settings: UiSettings) -> Any:
             stop = gr.Button("Stop", scale=1, min_width=70, elem_id="stop")
         status = gr.HTML(
             ui_html.status(
-                "An example. Write a prompt of your own, or choose another example." if opening else "Ready."
+                "This is an example. Write your own prompt, or choose another example."
+                if opening
+                else "Ready."
             ),
             elem_id="status",
             js_on_load=None,
@@ -153,7 +155,7 @@ def _settings_inputs(gr: Any, settings: UiSettings) -> tuple[list[Any], Any]:
             )
             seed = gr.Textbox(
                 label="Seed",
-                info="Empty: a new one for every drawing.",
+                info="Empty: a new seed for every drawing.",
                 max_length=19,
                 min_width=160,
                 elem_id="seed",
@@ -166,7 +168,7 @@ def _settings_inputs(gr: Any, settings: UiSettings) -> tuple[list[Any], Any]:
                 1,
                 step=1,
                 label="Number",
-                info="Pictures, from consecutive seeds.",
+                info="Number of pictures, from consecutive seeds.",
                 min_width=200,
                 elem_id="number",
             )
@@ -230,6 +232,6 @@ def _settings_inputs(gr: Any, settings: UiSettings) -> tuple[list[Any], Any]:
 def _queue_words(queue_size: int) -> str:
     drawings = "drawing" if queue_size == 1 else "drawings"
     return (
-        f"One drawing at a time; up to {queue_size} {drawings} may wait in line. When the line is full, the page "
-        "says so: try again a little later."
+        f"One drawing is made at a time; up to {queue_size} {drawings} may wait in line. If the line is full, the page "
+        "says so: try again later."
     )

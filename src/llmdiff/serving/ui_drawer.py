@@ -89,7 +89,7 @@ class Drawer:
             yield _change(ui_html.error(str(error)))
         except Exception as error:
             log("drawing failed", level=40, error=error)
-            yield _change(ui_html.error("Something went wrong; the server's log has it."))
+            yield _change(ui_html.error("Something went wrong. The server's log has the details."))
 
     def _shown(
         self, order: DrawingSettings, models: Models, earlier: Sequence[Shown]

@@ -10,7 +10,7 @@ OPENING, OPENING_SEED = "what takes off from an airport, above what a forest is 
 # With words of the embedded default's world; each group tests one ability. From the same seeds the LLM draws them
 # exactly right, and the base's text encoder does not.
 EXAMPLES: Mapping[str, tuple[str, ...]] = {
-    "Indirect: what is meant, not named": (
+    "Things that are described, not named": (
         OPENING,
         "the animal that croaks by the pond below what sits on the head of a queen",
         "what astronauts travel in, above the place with a roof, walls and a front door",
@@ -22,8 +22,8 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "looking from top to bottom: first a ghost, and then, underneath the ghost, a house, and everything behind "
         "the two of them is purple",
     ),
-    "Forms of sentences that no caption had": ("looking from left to right: a mushroom, then a house",),
-    "Words that no caption had": ("an automobile to the right of a tortoise",),
+    "New sentence forms (in no training caption)": ("looking from left to right: a mushroom, then a house",),
+    "New words (in no training caption)": ("an automobile to the right of a tortoise",),
 }
 
 

@@ -118,7 +118,7 @@ def nothing_yet() -> str:
 def gallery(pictures: Sequence[Shown]) -> str:
     """Return all pictures of a session, each with its prompt."""
     if not pictures:
-        return hint("Pictures that you draw gather here until you leave the page.")
+        return hint("Your pictures appear here until you leave the page.")
     return _part("gallery", TITLES, pictures)
 
 

@@ -34,32 +34,36 @@ from llmdiff.workers.jobs import Workers
 def benchmark(
     out: BenchmarkOut,
     rivals: Annotated[
-        str | None, typer.Option("--rivals", help="Which, separated by commas [all that can be run].")
+        str | None, typer.Option("--rivals", help="Rivals, separated by commas [all that can run].")
     ] = None,
     systems: Annotated[
         Path | None,
         typer.Option(
             "--systems",
-            help="YAML of rivals to train longer or draw mixed: NAME: {rival: , steps: , scale: }.",
+            help="YAML file of rivals with other steps or scales: NAME: {rival: , steps: , scale: }.",
         ),
     ] = None,
-    seeds: Annotated[int, number("--seeds", Bounds(1, 1000), help="Trainings of every rival.")] = 3,
+    seeds: Annotated[int, number("--seeds", Bounds(1, 1000), help="Number of trainings of every rival.")] = 3,
     preset: Preset = "openmoji-cpu",
     build: Build = None,
     begin: Begin = None,
     fluent: Fluent = None,
-    llm: Annotated[str | None, typer.Option("--llm", help="Name, folder or Hub id [the preset's].")] = None,
+    llm: Annotated[
+        str | None, typer.Option("--llm", help="LLM: name, folder or Hub id [the preset's].")
+    ] = None,
     encoder: Annotated[
         str | None, typer.Option("--encoder", help="Encoder-only: folder or Hub id [minilm, if installed].")
     ] = None,
-    t5: Annotated[str | None, typer.Option("--t5", help="Of the T5 family: folder or Hub id [none].")] = None,
+    t5: Annotated[
+        str | None, typer.Option("--t5", help="Model of the T5 family: folder or Hub id [none].")
+    ] = None,
     steps: Annotated[
-        int | None, number("--steps", bounds.TRAINING_STEPS, help="Of training [the preset's].")
+        int | None, number("--steps", bounds.TRAINING_STEPS, help="Steps on pictures [the preset's].")
     ] = None,
     text_steps: Annotated[
         int,
         number(
-            "--text-steps", bounds.TRAINING_STEPS_OR_NONE, help="Steps before these, from captions alone."
+            "--text-steps", bounds.TRAINING_STEPS_OR_NONE, help="Steps from captions alone, before --steps."
         ),
     ] = 0,
     batch: Batch = None,
@@ -69,7 +73,7 @@ def benchmark(
         number(
             "--learning-rate",
             bounds.LEARNING_RATE,
-            help="May be repeated: every rival tries all [the preset's].",
+            help="May be repeated; every rival tries all [the preset's].",
         ),
     ] = None,
     search_steps: Annotated[
@@ -77,7 +81,7 @@ def benchmark(
         number(
             "--search-steps",
             bounds.TRAINING_STEPS_OR_NONE,
-            help="Steps for each learning rate that is tried.",
+            help="Steps to try each learning rate.",
         ),
     ] = 0,
     prompts: Prompts = 100,
@@ -88,11 +92,11 @@ def benchmark(
         number(
             "--try-guidance",
             bounds.GUIDANCE,
-            help="May be repeated: every system takes its best on validation prompts.",
+            help="May be repeated; every system uses its best on validation prompts.",
         ),
     ] = None,
     validation_prompts: Annotated[
-        int, number("--validation-prompts", bounds.COUNT, help="Of every split, for --try-guidance.")
+        int, number("--validation-prompts", bounds.COUNT, help="Prompts a split for --try-guidance.")
     ] = 20,
     metric: MetricNames = None,
     metric_model: MetricModels = None,

@@ -49,10 +49,10 @@ def build(
     ] = None,
     pack: Annotated[
         Path | None,
-        typer.Option("--pack", metavar="FOLDER", help="Write the build's state there, in files of 16 MiB."),
+        typer.Option("--pack", metavar="FOLDER", help="Write the state here, in files of 16 MiB."),
     ] = None,
     unpack: Annotated[
-        Path | None, typer.Option("--unpack", metavar="FOLDER", help="Take the state from there first.")
+        Path | None, typer.Option("--unpack", metavar="FOLDER", help="First read the state from here.")
     ] = None,
     fluent: Fluent = None,
     begin: Annotated[

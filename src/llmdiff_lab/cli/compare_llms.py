@@ -30,10 +30,8 @@ def compare_llms(
     llms: Annotated[
         str, typer.Option("--llms", help="Names, folders, GGUF files or Hub ids, separated by commas.")
     ] = "smollm2-135m,gemma3-270m",
-    system: Annotated[
-        str, typer.Option("--system", help="The rival to train on each; it must read an LLM.")
-    ] = "guided",
-    seeds: Annotated[int, number("--seeds", Bounds(1, 1000), help="Trainings on every LLM.")] = 1,
+    system: Annotated[str, typer.Option("--system", help="Rival to train on each LLM.")] = "guided",
+    seeds: Annotated[int, number("--seeds", Bounds(1, 1000), help="Number of trainings on every LLM.")] = 1,
     preset: Preset = "openmoji-cpu",
     build: Build = None,
     begin: Begin = None,

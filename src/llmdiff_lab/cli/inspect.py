@@ -41,7 +41,7 @@ class Lone(StrEnum):
 
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt to look at.", show_default=False)]
-Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where to write.")]
+Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder for the results.")]
 
 
 @app.command(cls=Verb, epilog='llmdiff-lab inspect scores "a cat to the left of a dog"')
@@ -51,14 +51,14 @@ def scores(
     out: Out = Path("scores"),
     adapter: Annotated[
         str | None,
-        typer.Option("--adapter", help="Take its LLM and learned weights: name, folder or Hub id."),
+        typer.Option("--adapter", help="Adapter whose LLM and weights to use: name, folder or Hub id."),
     ] = None,
     llm: Annotated[
         str | None, typer.Option("--llm", help="An LLM: name, folder, GGUF or Hub id [the adapter's own].")
     ] = None,
-    lone: Annotated[Lone, typer.Option("--lone", help="What a lone token sees, without an adapter.")] = (
-        Lone.with_bos
-    ),
+    lone: Annotated[
+        Lone, typer.Option("--lone", help="What a lone token attends to, without an adapter.")
+    ] = Lone.with_bos,
     verbose: Verbose = False,
     *,
     models: Models,
@@ -137,7 +137,7 @@ def denoising(
         list[str],
         typer.Option(
             "--model",
-            help="A model: name, folder or Hub id, of any kind; may be repeated.",
+            help="Any language model: name, folder or Hub id; may be repeated.",
             show_default=False,
         ),
     ],
@@ -145,7 +145,7 @@ def denoising(
     texts: Annotated[
         Path | None, typer.Option("--texts", help="A file of texts, one a line [captions of emoji scenes].")
     ] = None,
-    number: Annotated[int, number("--number", Bounds(20, 1_000_000), help="How many texts.")] = 1000,
+    number: Annotated[int, number("--number", Bounds(20, 1_000_000), help="Number of texts.")] = 1000,
     verbose: Verbose = False,
 ) -> None:
     """Show how the states of decoder-only, encoder-only and encoder-decoder models approach their final ones."""
@@ -169,21 +169,23 @@ def denoising(
 @app.command(cls=Verb, epilog="llmdiff-lab inspect probes --captions 500")
 def probes(
     out: Out = Path("probes"),
-    llm: Annotated[str, typer.Option("--llm", help="Name, folder, GGUF or Hub id.")] = "smollm2-135m",
+    llm: Annotated[str, typer.Option("--llm", help="LLM: name, folder, GGUF or Hub id.")] = "smollm2-135m",
     encoder: Annotated[
         str | None,
         typer.Option(
             "--encoder", help='Sentence encoder: "none", folder or Hub id [minilm, where installed].'
         ),
     ] = None,
-    captions: Annotated[int, number("--captions", bounds.COUNT, help="To train each probe on.")] = 1500,
-    tests: Annotated[int, number("--tests", bounds.COUNT, help="Captions of every split.")] = 150,
-    steps: Annotated[int, number("--steps", bounds.TRAINING_STEPS, help="Of training each probe.")] = 600,
-    lone: Annotated[Lone, typer.Option("--lone", help="What a token alone sees.")] = Lone.with_bos,
+    captions: Annotated[int, number("--captions", bounds.COUNT, help="Training captions.")] = 1500,
+    tests: Annotated[int, number("--tests", bounds.COUNT, help="Test captions of every split.")] = 150,
+    steps: Annotated[
+        int, number("--steps", bounds.TRAINING_STEPS, help="Training steps of each probe.")
+    ] = 600,
+    lone: Annotated[Lone, typer.Option("--lone", help="What a lone token attends to.")] = Lone.with_bos,
     template: Annotated[
-        str | None, typer.Option("--template", help="What the LLM reads, with {prompt} in it [the caption].")
+        str | None, typer.Option("--template", help="The LLM's text, with {prompt} in it [{prompt}].")
     ] = None,
-    seed: Annotated[int, number("--seed", bounds.SEED, help="Of captions and probes.")] = 0,
+    seed: Annotated[int, number("--seed", bounds.SEED, help="Seed of captions and probes.")] = 0,
     verbose: Verbose = False,
 ) -> None:
     """Show what linear probes recover of captions from scores, the last layer, all layers and an encoder.
@@ -218,7 +220,7 @@ def probes(
 @takes_models()
 def blocks(
     out: Out = Path("blocks"),
-    prompts: Annotated[int, number("--prompts", bounds.COUNT, help="Of every split.")] = 10,
+    prompts: Annotated[int, number("--prompts", bounds.COUNT, help="Prompts of every split.")] = 10,
     steps: Steps = 20,
     guidance_scale: Guidance = 3.0,
     seed: Annotated[int, number("--seed", bounds.SEED, help="Seed of the prompts.")] = 0,

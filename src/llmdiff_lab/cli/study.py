@@ -47,11 +47,11 @@ def create(
     ],
     title: Annotated[str, typer.Option("--title", help="Heading of the page.")] = "Which picture is better?",
     question: Annotated[
-        list[Question] | None, typer.Option("--question", help="What to ask; may be repeated [all].")
+        list[Question] | None, typer.Option("--question", help="Question to ask; may be repeated [all].")
     ] = None,
     ties: Annotated[bool, typer.Option("--ties/--no-ties", help='Allow "no difference".')] = True,
     pairs_per_rater: Annotated[
-        int | None, number("--pairs-per-rater", bounds.COUNT, help="Pairs that one person sees [all].")
+        int | None, number("--pairs-per-rater", bounds.COUNT, help="Number of pairs for each rater [all].")
     ] = None,
     check_every: Annotated[
         int,
@@ -86,9 +86,9 @@ def serve(
     study: Study,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, number("--port", bounds.PORT, help="Port; 0 takes a free one.")] = 8001,
-    max_raters: Annotated[int, number("--max-raters", bounds.COUNT, help="People who may take part.")] = 1000,
+    max_raters: Annotated[int, number("--max-raters", bounds.COUNT, help="Largest number of raters.")] = 1000,
     public_url: Annotated[
-        str | None, typer.Option("--public-url", help="Where raters reach the page, if behind a proxy.")
+        str | None, typer.Option("--public-url", help="The page's address for raters, if behind a proxy.")
     ] = None,
 ) -> None:
     """Serve the study's page and store the raters' answers."""
@@ -101,7 +101,7 @@ def serve(
 @app.command(cls=Verb, epilog="llmdiff-lab study report study --out study-report")
 def report(
     study: Study,
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the report goes.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder for the report.")],
     max_failed_checks: Annotated[
         int, number("--max-failed-checks", bounds.COUNT_OR_NONE, help="Leave out raters who fail more.")
     ] = 0,

@@ -103,7 +103,7 @@ def test_base_and_llm_stand_side_by_side_and_in_the_gallery(visitor: Visitor) ->
     assert "seed 6" in base
     # The LLM's words have maps, each fetched like a picture.
     assert "llmdiff-heat" not in base
-    maps = re.findall(r'<img src="pictures/([^"]+)\.png" alt="Where (\w+) is looked at"', llm)
+    maps = re.findall(r'<img src="pictures/([^"]+)\.png" alt="Attention to (\w+)"', llm)
     assert [word for _, word in maps] == ["a", "red", "cat"] * 2
     assert all(visitor.store.get(name) for name, _ in maps)
     # The base's picture does not depend on the LLM, so the page names none beside it.
