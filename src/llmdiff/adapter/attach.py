@@ -2,7 +2,6 @@
 
 import warnings
 import weakref
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -13,12 +12,7 @@ from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.base_encoder import has_text_encoder
 from llmdiff.adapter.decoding import watch_decoding
 from llmdiff.adapter.gain_settings import check_layers_of
-from llmdiff.adapter.installation import (
-    Installation,
-    install,
-    install_control,
-    installation_on,
-)
+from llmdiff.adapter.installation import Installation, InstallSettings, install, installation_on
 from llmdiff.adapter.prompts import LLMEncodePrompt
 from llmdiff.adapter.settings import Control, as_control
 from llmdiff.adapter.texts import check_context
@@ -96,9 +90,7 @@ def attach(
     family, denoiser = families.family_of(pipe), families.denoiser_of(pipe)
     check_fits(pipe, adapter)
     check_llm(llm, adapter, strict=control.strict)
-    check_context(
-        adapter, weighted=control.weighted, rewording=control.rewording, block_gains=control.block_gains
-    )
+    check_context(adapter, control)
     scales = control.layer_scale or {}
     check_layers_of(scales, family, layers.text_layers(denoiser))
     if control.keep_base_text and family.mixing == "prediction":
@@ -116,13 +108,23 @@ def attach(
         )
     parts: list[Installation] = []
     if scale > 0:
-        settings = {"scale": scale, "keep_base_text": control.keep_base_text, "layer_scale": dict(scales)}
-        new = []
+        settings = (scale, control.keep_base_text, dict(scales))
+        new: list[Installation] = []
         try:
-            for module, make in _modules(pipe, denoiser):
-                part, fresh = _join_or(module, adapter, settings, make)
+            for module, is_controlnet in _modules(pipe, denoiser):
+                part = _shared_installation(module, adapter, settings)
+                if part is None:
+                    part = install(
+                        module,
+                        adapter,
+                        scale=scale,
+                        keep_base_text=control.keep_base_text,
+                        layer_scale=scales,
+                        strict=True,
+                        is_controlnet=is_controlnet,
+                    )
+                    new.append(part)
                 parts.append(part)
-                new += [part] if fresh else []
         except BaseException:
             for part in new:
                 part.restore()
@@ -147,22 +149,16 @@ def attach(
             raise
 
 
-def _modules(pipe: Any, denoiser: nn.Module) -> list[tuple[nn.Module, Callable[..., Installation]]]:
-    """Return the modules of a pipeline that read the text, the denoiser first, each with what installs layers on it."""
-    found: list[tuple[nn.Module, Callable[..., Installation]]] = [(denoiser, _install_strict)]
+def _modules(pipe: Any, denoiser: nn.Module) -> list[tuple[nn.Module, bool]]:
+    """Return the modules of a pipeline that read the text, the denoiser first, and whether each is a ControlNet."""
     # Wan 2.2 has a second denoiser of the same kind for the last steps.
-    second = getattr(pipe, "transformer_2", None)
+    second, controlnet = getattr(pipe, "transformer_2", None), getattr(pipe, "controlnet", None)
+    found = [(denoiser, False)]
     if isinstance(second, nn.Module):
-        found.append((getattr(second, "_orig_mod", second), _install_strict))
-    controlnet = getattr(pipe, "controlnet", None)
+        found.append((second, False))
     if isinstance(controlnet, nn.Module):
-        nets = list(getattr(controlnet, "nets", [controlnet]))
-        found += [(getattr(net, "_orig_mod", net), install_control) for net in nets]
-    return found
-
-
-def _install_strict(module: nn.Module, adapter: LLMDiffAdapter, **settings: Any) -> Installation:
-    return install(module, adapter, strict=True, **settings)
+        found += [(net, True) for net in getattr(controlnet, "nets", [controlnet])]
+    return [(getattr(module, "_orig_mod", module), is_controlnet) for module, is_controlnet in found]
 
 
 def own_scale(adapter: LLMDiffAdapter) -> float:
@@ -184,7 +180,7 @@ def detach(pipe: Any) -> None:
     attached: LLMEncodePrompt = vars(pipe)["encode_prompt"]
     leaving = [part for part in attached.parts if not _other_users(part, pipe)]
     for part in leaving:
-        part.check_removable()
+        part.places()  # raises an error while nothing is removed yet
     for part in leaving:
         part.restore()
     if attached.decoding is not None:
@@ -274,22 +270,23 @@ def check_llm(llm: TextSource | None, adapter: LLMDiffAdapter, *, strict: bool =
     warnings.warn(f"{message}: right only if both are the same model", stacklevel=3)
 
 
-def _join_or(
-    module: nn.Module,
-    adapter: LLMDiffAdapter,
-    settings: dict[str, Any],
-    make: Callable[..., Installation],
-) -> tuple[Installation, bool]:
-    """Return the module's installation if its settings match, else a new one; and whether it is new."""
+def _shared_installation(
+    module: nn.Module, adapter: LLMDiffAdapter, settings: InstallSettings
+) -> Installation | None:
+    """Return the installation that another pipeline has put on the module; None if a new one is needed.
+
+    Raises:
+        AttachError: it has another adapter or other settings.
+    """
     present = installation_on(module)
-    if present is not None and present.users and not _other_users(present, None):
+    if present is None or not present.users:
+        return None
+    if not _other_users(present, None):
         # Every pipeline that it was made for is gone.
         present.restore()
-        present = None
-    if present is None or not present.users:
-        return make(module, adapter, **settings), True
-    if present.adapter is adapter and present.settings == tuple(settings.values()):
-        return present, False
+        return None
+    if present.adapter is adapter and present.settings == settings:
+        return present
     raise AttachError(
         f"the {type(module).__name__} already carries another adapter or other settings, for a pipeline that "
         "shares its denoiser: detach that one first, or attach the same adapter with the same settings"

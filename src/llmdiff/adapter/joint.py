@@ -113,11 +113,13 @@ class JointTwoBranch(AttachedLayer):
 
         def read_own() -> tuple[KeysValues, Tensor, Tensor]:
             pretrained_gate, new_gate = branch.gates()
-            own = self.biased(branch.read(of_group(text.llm_states, self.group, self.hook.groups), text.seen))
+            own = self.biased(
+                branch.read(of_group(text.llm_states, self.group, self.hook.layout.groups), text.seen)
+            )
             # At scale 1: image * a1*exp(b1) + new * a2*exp(b2); at scale 0: image.
             return own, 1 + self.scale * (pretrained_gate - 1), self.scale * new_gate
 
-        read, pretrained_share, new_share = self.kept(text.source, (), read_own)
+        read, pretrained_share, new_share = self.kept(self.hook.source, (), read_own)
         new = branch.attend(states, read, norm=self.attn.norm_q, backend=self.backend)
         mixed = torch.addcmul(image * pretrained_share, new, new_share)
         if alone and text.counts is not None:

@@ -7,7 +7,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from llmdiff.adapter.cross import TwoBranchAttention
-from llmdiff.adapter.layout import beside_base
+from llmdiff.adapter.layout import TextLayout, beside_base
 from llmdiff.adapter.processors import CrossAttentionBranch
 
 QUERY, WIDTH, HIDDEN, HEADS, HEAD = 12, 10, 14, 2, 4
@@ -36,7 +36,7 @@ def branch() -> CrossAttentionBranch:
 def attached(attn: Attention, *, original: Any = None, **more: Any) -> TwoBranchAttention:
     if original is not None:
         attn.set_processor(original)
-    return TwoBranchAttention(attn, branch(), text_width=WIDTH, hidden_size=HIDDEN, **more)
+    return TwoBranchAttention(attn, branch(), layout=TextLayout(width=WIDTH, hidden_size=HIDDEN), **more)
 
 
 def explicit_attention(image: Tensor, text: Tensor, real: Tensor, q: Any, k: Any, v: Any, out: Any) -> Tensor:
