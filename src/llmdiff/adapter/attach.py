@@ -29,17 +29,14 @@ class TextSource(Protocol):
     @property
     def id(self) -> str:
         """Return the name that an adapter stores."""
-        ...
 
     @property
     def hidden_size(self) -> int:
         """Return D, the width of its states."""
-        ...
 
     @property
     def num_blocks(self) -> int:
         """Return L, the number of blocks; 0 if its states are not a sum over blocks."""
-        ...
 
 
 @keywords_of(Control)
@@ -98,8 +95,7 @@ def attach(
             f"keep_base_text is True, but {family.title} gives every text row a position or lets them attend to each "
             "other, so the base's tokens cannot stand beside the LLM's: use a scale below 1, which mixes predictions"
         )
-    mixes = scale < 1 or any(one < 1 for one in scales.values())
-    if (mixes or control.keep_base_text) and not has_text_encoder(pipe):
+    if control.reads_base and not has_text_encoder(pipe):
         what = f"scale {scale:g}" if scale < 1 else "layer_scale"
         what = "keep_base_text=True" if control.keep_base_text and scale > 0 else what
         raise ConfigError(

@@ -55,11 +55,7 @@ def _pairs(name: str, text: str, form: str) -> Iterator[tuple[str, float]]:
 
 
 def check_block_gains(gains: Mapping[int, float]) -> None:
-    """Check the factors of blocks.
-
-    Raises:
-        ConfigError: a key is not a block's number, or a factor is out of range.
-    """
+    """Raise a ConfigError unless the keys are blocks' numbers and the factors are in range."""
     for block, gain in gains.items():
         if not isinstance(block, int) or isinstance(block, bool) or block < 0:
             raise ConfigError(f"block_gains has the block {short(block)}, expected its number, from 0")
@@ -67,11 +63,7 @@ def check_block_gains(gains: Mapping[int, float]) -> None:
 
 
 def check_layer_scale(scales: Mapping[str, float]) -> None:
-    """Check the scales of layers.
-
-    Raises:
-        ConfigError: a key is not a text, or a scale is out of range.
-    """
+    """Raise a ConfigError unless the keys are texts and the scales are in range."""
     for pattern, scale in scales.items():
         if not isinstance(pattern, str):
             raise ConfigError(f"layer_scale has the layers {short(pattern)}, expected a name with wildcards")
@@ -79,11 +71,7 @@ def check_layer_scale(scales: Mapping[str, float]) -> None:
 
 
 def check_blocks(gains: Mapping[int, float], num_blocks: int) -> None:
-    """Check that the LLM has these blocks.
-
-    Raises:
-        ConfigError: it has fewer.
-    """
+    """Raise a ConfigError unless the LLM has these blocks."""
     if gains and max(gains) >= num_blocks:
         raise ConfigError(
             f"block_gains has the block {max(gains)}, expected 0 to {num_blocks - 1}: the LLM has {num_blocks} blocks"
@@ -91,11 +79,7 @@ def check_blocks(gains: Mapping[int, float], num_blocks: int) -> None:
 
 
 def check_layers_of(scales: Mapping[str, float], family: Family, layers: Collection[str]) -> None:
-    """Check that the layers of a family's denoiser can have scales of their own, and that every pattern names one.
-
-    Raises:
-        ConfigError: the layers share one text, or a pattern names none.
-    """
+    """Raise a ConfigError unless layers of this family can have own scales and every pattern names one."""
     if scales and (family.text_channel == "joint" or family.mixing == "prediction"):
         raise ConfigError(
             f"layer_scale is given, but the layers of {family.title} share one text with the picture: use scale, or "

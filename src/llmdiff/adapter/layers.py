@@ -78,11 +78,7 @@ def layer_table(denoiser: nn.Module) -> dict[str, dict[str, int | bool]]:
 
 
 def check_layers(denoiser: nn.Module, config: Any) -> None:
-    """Check that an adapter of this config was made for a denoiser like this one.
-
-    Raises:
-        AdapterMismatchError: the width or the layers differ.
-    """
+    """Raise an AdapterMismatchError unless an adapter of this config was made for a denoiser like this one."""
     width = text_width(denoiser, family_named(config.family))
     remedy = f"use a pipeline like the adapter's own base, {config.base_model_id!r}"
     if width != config.text_width:

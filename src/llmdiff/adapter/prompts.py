@@ -64,10 +64,7 @@ class LLMEncodePrompt(CopiedNotPickled):
         phi = adapter.phi
         self.layout = TextLayout(width=phi.out_features, hidden_size=phi.in_features, groups=adapter.groups)
         self.control = control
-        assert control.scale is not None  # `attach` resolves None to the adapter's own
-        self.scale: float = control.scale
-        scales = (control.scale, *(control.layer_scale or {}).values())
-        self.reads_base = min(scales) < 1 or control.keep_base_text
+        self.reads_base = control.reads_base
         self.replaced = replaced
         self.decoding = decoding
         self.__signature__ = inspect.signature(self.base)
@@ -138,11 +135,7 @@ class LLMEncodePrompt(CopiedNotPickled):
         return self._returned(parts, device, denoiser.dtype, copies or 1)
 
     def check_read(self) -> None:
-        """Check that the denoiser has read the text that was encoded last.
-
-        Raises:
-            AttachError: it was not read, so the picture does not depend on the LLM.
-        """
+        """Raise an AttachError unless the denoiser has read the text that was encoded last."""
         if self.parts and not any(part.read for part in self.parts if part.draws):
             name = type(self.pipe).__name__
             raise AttachError(
@@ -251,6 +244,7 @@ class LLMEncodePrompt(CopiedNotPickled):
                 do_classifier_free_guidance="negative" in texts,
             )
         base = self._base_parts(arguments)
+        scale: Any = self.control.scale
         for name in texts:
             ours, theirs, pooled_name = parts.get(name), base.get(name), f"{name}_pooled"
             if ours is None or theirs is None:
@@ -261,7 +255,7 @@ class LLMEncodePrompt(CopiedNotPickled):
             parts[name] = beside_base(ours, theirs.to(ours), mask)
             pooled, base_pooled = parts.get(pooled_name), base.get(pooled_name)
             if pooled is not None and base_pooled is not None:
-                parts[pooled_name] = torch.lerp(base_pooled.to(pooled), pooled, self.scale)
+                parts[pooled_name] = torch.lerp(base_pooled.to(pooled), pooled, scale)
         parts.update({name: base[name] for name in ("second", "second_mask") if name in base})
 
     def _check_embeds(self, given: dict[str, Any]) -> None:

@@ -84,11 +84,7 @@ class SavedConfig(AdapterSettings):
 
 
 def check_counts(config: Mapping[str, Any], names: Collection[str]) -> None:
-    """Check by the weights' names, before building the modules, that their numbers match the config.
-
-    Raises:
-        CorruptWeightsError: they differ: the weights belong to another adapter.
-    """
+    """Raise a CorruptWeightsError unless the weights' names fit the config's numbers, before modules are built."""
     asked = {
         "refiner_layers": int(config.get("refiner_layers", 0)),
         "cross_attention": len(config["cross_attention"]),

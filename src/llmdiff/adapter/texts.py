@@ -167,11 +167,7 @@ def encode_parts(
 
 
 def check_second_prompts(second_prompts: Sequence[str], given: Mapping[str, Any]) -> None:
-    """Check that no argument holds another prompt for a second text encoder.
-
-    Raises:
-        PromptError: one does.
-    """
+    """Raise a PromptError if an argument holds another prompt for a second text encoder."""
     for name in second_prompts:
         first = name.rpartition("_")[0]
         if given.get(name) is not None and given[name] != given.get(first):

@@ -293,11 +293,7 @@ class ContextEncoding(nn.Module):
         return update * scale_factors(update, scale, self.clip)
 
     def check_llm(self, llm: DecoderLLM) -> None:
-        """Check that the LLM has the sizes of this encoding.
-
-        Raises:
-            AdapterMismatchError: it has another number or width of blocks.
-        """
+        """Raise an AdapterMismatchError unless the LLM has the number and width of blocks of this encoding."""
         self._check_sizes(llm.num_blocks, llm.hidden_size, f"llm {llm.id!r}")
 
     def _check_sizes(self, num_blocks: int, hidden_size: int, what: str) -> None:

@@ -198,11 +198,7 @@ def _mask_of_texts(given: Tensor, queries: int, keys: int) -> Tensor:
 
 
 def first_of(out: Any) -> Tensor:
-    """Return the states in a block's output, which may be a tuple.
-
-    Raises:
-        ValueError: the output has several states for each token.
-    """
+    """Return the states in a block's output, which may be a tuple; a ValueError if each token has several."""
     several = isinstance(out, (tuple, list))
     states = out[0] if several else out
     others = [part.shape for part in (out[1:] if several else ()) if isinstance(part, Tensor)]

@@ -133,11 +133,7 @@ class ReadingTrial:
         return True
 
     def require(self, one: TrialStates, other: TrialStates, what: str) -> None:
-        """Check that two sets of updates agree.
-
-        Raises:
-            UnsupportedLLMError: they do not; the message contains `what`.
-        """
+        """Raise an UnsupportedLLMError with the text `what` unless two sets of updates agree."""
         if not self.agree(one, other):
             raise ReadsDifferently(f"{self.id} ({type(self._llm.model).__name__}) {what}; {EXPECTED}")
 

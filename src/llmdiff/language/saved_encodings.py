@@ -173,11 +173,7 @@ class SavedEncodings:
         return TextEncoding(states=states, token_mask=torch.arange(states.shape[1]) < lengths[:, None])
 
     def check_adapter(self, adapter: Any) -> None:
-        """Check that the encodings were made for this adapter.
-
-        Raises:
-            AdapterMismatchError: they were made for another one.
-        """
+        """Raise an AdapterMismatchError unless the encodings were made for this adapter."""
         template = template_of(adapter)
         if self.origin.template != template:
             raise AdapterMismatchError(
@@ -191,11 +187,7 @@ class SavedEncodings:
             )
 
     def check_origin(self, origin: EncodingOrigin) -> None:
-        """Check that the encodings are of this origin.
-
-        Raises:
-            ConfigError: another LLM, dtype, adapter or setting made them.
-        """
+        """Raise a ConfigError unless the encodings are of this LLM, dtype, adapter and settings."""
         different = self.origin.difference(origin)
         if different is not None:
             raise ConfigError(

@@ -95,11 +95,7 @@ def _check(trial: ReadingTrial, bos: int, words: list[int]) -> Reading:
 
 
 def _check_masks(trial: ReadingTrial, ids: list[int]) -> None:
-    """Check that a mask hides all other tokens from each token, and shows it a distant BOS.
-
-    Raises:
-        UnsupportedLLMError: a masked token depends on another one, or BOS has no effect.
-    """
+    """Raise an UnsupportedLLMError unless a mask hides all other tokens from each token, but not a distant BOS."""
 
     def on_block(
         index: int, block: nn.Module, x: Tensor, out: Tensor, kwargs: dict[str, Any], _: Any

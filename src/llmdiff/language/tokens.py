@@ -73,11 +73,7 @@ class PromptTemplate:
 
 
 def checked_template(template: str) -> str:
-    """Return the template if it is valid.
-
-    Raises:
-        ConfigError: the template does not contain `{prompt}` once or twice.
-    """
+    """Return the template; raise a ConfigError unless it contains `{prompt}` once or twice."""
     PromptTemplate.parse(template)
     return template
 
