@@ -187,9 +187,7 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         tensors = {}
         for name, tensor in self.state_dict().items():
             keep = dtype is None or name.startswith("context.") or not tensor.is_floating_point()
-            tensors[name] = (
-                tensor.detach().cpu().contiguous() if keep else tensor.detach().to("cpu", dtype).contiguous()
-            )
+            tensors[name] = tensor.detach().to("cpu", None if keep else dtype).contiguous()
         config = {name: value for name, value in self.config.items() if not name.startswith("_")}
         config = {"_class_name": type(self).__name__, **config}
         save_adapter_files(Path(save_directory), config, tensors, card=card)

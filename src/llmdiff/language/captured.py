@@ -9,7 +9,6 @@ pass is used.
 """
 
 import logging
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -158,7 +157,7 @@ def captured_sum(
         return None
     # Buffers kept for later passes must not be inference tensors, which can be written only in inference mode.
     with one_pass_at_a_time, torch.cuda.device(llm.device), torch.inference_mode(False), torch.no_grad():
-        graph = _graphs_of(llm).graph(context, llm, bucket, rows, prefix_ids)
+        graph = _all_graphs.setdefault(llm, _Graphs()).graph(context, llm, bucket, rows, prefix_ids)
         if graph is None:
             return None
         c, sums = graph(bucket.rows.run_ids, bucket.weights(weights))
@@ -222,13 +221,8 @@ class _Graphs:
         return graph
 
 
+# Used under `one_pass_at_a_time`.
 _all_graphs: "WeakKeyDictionary[DecoderLLM, _Graphs]" = WeakKeyDictionary()
-_making = threading.Lock()
-
-
-def _graphs_of(llm: DecoderLLM) -> _Graphs:
-    with _making:
-        return _all_graphs.setdefault(llm, _Graphs())
 
 
 def _worth_it(

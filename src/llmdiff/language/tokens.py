@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from llmdiff.checks.bounds import short
 from llmdiff.errors import ConfigError, PromptError, UnsupportedLLMError
@@ -61,15 +62,13 @@ class PromptTemplate:
         """
         if template is None:
             return cls()
-        parts = template.split(PLACEHOLDER)
-        if len(parts) == 2:
-            return cls(before=parts[0], after=parts[1])
-        if len(parts) == 3:
-            return cls(before=parts[0], between=parts[1], after=parts[2])
-        raise ConfigError(
-            f"template {short(template)} contains {PLACEHOLDER} {len(parts) - 1} times, expected once or twice; "
-            f'write for example "Picture: {PLACEHOLDER}"'
-        )
+        before, *more = template.split(PLACEHOLDER)
+        if len(more) not in (1, 2):
+            raise ConfigError(
+                f"template {short(template)} contains {PLACEHOLDER} {len(more)} times, expected once or twice; "
+                f'write for example "Picture: {PLACEHOLDER}"'
+            )
+        return cls(before=before, between=more[0] if len(more) == 2 else None, after=more[-1])
 
 
 def checked_template(template: str) -> str:
@@ -170,7 +169,7 @@ def tokenize(
 
     context: list[tuple[int, ...]] = []
     kept: list[list[int]] = []
-    weights: list[list[float]] = []
+    weights: list[Tensor] = []
     everything: list[list[int]] = []
     for i, prompt in enumerate(rows):
         text = parse_weights(prompt) if weighted else WeightedText.plain(prompt)
@@ -186,21 +185,15 @@ def tokenize(
             own_ids, own_weights = _weighted_ids(tokenizer, between_blank, text)
             own_ids = own_ids[:limit]
         kept.append([bos, *own_ids, *after_ids])
-        weights.append([1.0, *own_weights[:limit]])
+        weights.append(torch.tensor([1.0, *own_weights[:limit], *[1.0] * len(after_ids)]))
 
     _warn_of_unknown(tokenizer, everything)
 
-    width = max(len(ids) for ids in kept)
-    input_ids = torch.zeros(len(kept), width, dtype=torch.int64)
-    token_mask = torch.zeros(len(kept), width, dtype=torch.bool)
-    token_weights = torch.ones(len(kept), width)
-    for b, ids in enumerate(kept):
-        input_ids[b, : len(ids)] = torch.tensor(ids)
-        token_mask[b, : len(ids)] = True
-        token_weights[b, : len(weights[b])] = torch.tensor(weights[b])
+    lengths = torch.tensor([len(ids) for ids in kept])
+    token_weights = pad_sequence(weights, batch_first=True, padding_value=1.0)
     return PromptTokens(
-        input_ids=input_ids,
-        token_mask=token_mask,
+        input_ids=pad_sequence([torch.tensor(ids) for ids in kept], batch_first=True),
+        token_mask=torch.arange(int(lengths.max())) < lengths[:, None],
         prefix_ids=tuple(prefix),
         context_ids=tuple(context),
         weights=None if bool((token_weights == 1).all()) else token_weights,
