@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from llmdiff.adapter.manifest import MANIFEST_NAME, check_manifest
 from llmdiff.errors import (
@@ -18,7 +17,7 @@ from llmdiff.errors import (
     UnsupportedPipelineError,
     first_line,
 )
-from llmdiff.language.whole_weights import hide_loading_bars, load_whole
+from llmdiff.language.whole_weights import damage_named, hide_loading_bars, load_whole
 
 EMBEDDED_NAME = "openmoji"
 # diffusion_pytorch_model.fp16.safetensors, model.fp16-00001-of-00002.safetensors
@@ -52,13 +51,10 @@ def load_base_pipeline(base: str, *, dtype: torch.dtype, text_encoders: bool = T
             _folder(source, text_encoders=text_encoders), dtype=dtype, base=base, text_encoders=text_encoders
         )
         hide_loading_bars()
-        pipe = load(source, dtype=dtype, use_safetensors=True, **parts)
+        with damage_named(f"pipeline {base!r}"):
+            pipe = load(source, dtype=dtype, use_safetensors=True, **parts)
     except CorruptWeightsError:
         raise
-    except SafetensorError as error:
-        raise CorruptWeightsError(
-            f"pipeline {base!r} has a weight file that is truncated or damaged ({error}): download it again"
-        ) from error
     except (OSError, ValueError) as error:
         reason = first_line(error)
         # diffusers has no exception classes for these two.

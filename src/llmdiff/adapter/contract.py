@@ -51,20 +51,14 @@ class PromptContract:
         return "negative" in self.returns
 
 
-def prompt_contract(pipe: Any) -> PromptContract:
-    """Return what the `encode_prompt` of a pipeline takes and returns.
+@cache
+def prompt_contract(kind: type) -> PromptContract:
+    """Return what the `encode_prompt` of a pipeline class takes and returns.
 
     Raises:
         UnsupportedPipelineError: the class has no `encode_prompt`, or it returns something that has no
             counterpart in an LLM's text states.
     """
-    kind: Any = type(pipe)
-    return class_contract(kind)
-
-
-@cache
-def class_contract(kind: Any) -> PromptContract:
-    """Return what the `encode_prompt` of a pipeline class takes and returns, see `prompt_contract`."""
     refused = f"pipe is a {kind.__name__}, which LLMDiff cannot control"
     method: Any = getattr(kind, "encode_prompt", None)
     if method is None:

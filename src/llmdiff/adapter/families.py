@@ -26,7 +26,7 @@ def family_of(pipe: Any) -> Family:
 
 def _found(pipe: Any) -> tuple[nn.Module, Family]:
     kind = type(pipe)
-    pooled = "positive_pooled" in prompt_contract(pipe).returns
+    pooled = "positive_pooled" in prompt_contract(kind).returns
     refused = f"pipe is a {kind.__name__}, which LLMDiff cannot control"
     reasons = []
     for place in _PLACES:

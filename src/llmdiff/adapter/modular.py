@@ -10,7 +10,7 @@ from diffusers.modular_pipelines import InputParam, ModularPipelineBlocks, Outpu
 from llmdiff.adapter import families
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.attach import TextSource, check_llm
-from llmdiff.adapter.contract import class_contract
+from llmdiff.adapter.contract import prompt_contract
 from llmdiff.adapter.installation import installation_on
 from llmdiff.adapter.settings import Control
 from llmdiff.adapter.texts import (
@@ -69,7 +69,7 @@ class LLMTextStep(ModularPipelineBlocks):  # type: ignore[misc, unused-ignore]
         check_llm(llm, adapter, strict=strict)
         self.control = Control(weighted=weighted)
         check_context(adapter, self.control)
-        self.contract = class_contract(_PIPELINES[self.family.name])
+        self.contract = prompt_contract(_PIPELINES[self.family.name])
         self.llm = llm
         self.adapter = adapter
         super().__init__()

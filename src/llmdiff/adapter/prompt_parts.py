@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from llmdiff.adapter.layout import pad_rows, real_rows
 
@@ -40,13 +39,6 @@ def learned_tokens(pipe: Any) -> list[str]:
         return []
     special = set(tokenizer.all_special_tokens)
     return [token for token in tokenizer.get_added_vocab() if token not in special]
-
-
-def padded_texts(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return texts of different lengths as one tensor, and its mask."""
-    lengths = torch.tensor([len(text) for text in texts])
-    states = pad_sequence(texts, batch_first=True)
-    return states, torch.arange(states.shape[1])[None] < lengths[:, None]
 
 
 def pad_alike(parts: Parts, *, in_steps: bool) -> None:

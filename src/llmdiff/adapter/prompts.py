@@ -19,7 +19,6 @@ from llmdiff.adapter.prompt_parts import (
     learned_tokens,
     no_second_text,
     pad_alike,
-    padded_texts,
 )
 from llmdiff.adapter.settings import Control
 from llmdiff.adapter.texts import (
@@ -30,6 +29,7 @@ from llmdiff.adapter.texts import (
     prompt_texts,
 )
 from llmdiff.errors import AttachError, PromptError
+from llmdiff.language.rows import padded_batch
 
 _EMBEDS = ("prompt_embeds", "negative_prompt_embeds")
 _SIDES = ("positive", "negative")
@@ -60,7 +60,7 @@ class LLMEncodePrompt(CopiedNotPickled):
         # The installations on the modules that read the text, the denoiser's first; none at scale 0.
         self.parts = parts
         self.family = family
-        self.contract = prompt_contract(pipe)
+        self.contract = prompt_contract(type(pipe))
         phi = adapter.phi
         self.layout = TextLayout(width=phi.out_features, hidden_size=phi.in_features, groups=adapter.groups)
         self.control = control
@@ -251,7 +251,7 @@ class LLMEncodePrompt(CopiedNotPickled):
                 continue
             mask = None if self.family.base_reads_padding else base.get(f"{name}_mask")
             if self.family.ragged:
-                theirs, mask = padded_texts(theirs)
+                theirs, mask = padded_batch(theirs)
             parts[name] = beside_base(ours, theirs.to(ours), mask)
             pooled, base_pooled = parts.get(pooled_name), base.get(pooled_name)
             if pooled is not None and base_pooled is not None:

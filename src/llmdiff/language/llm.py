@@ -21,10 +21,10 @@ from llmdiff.language.support import (
     text_model,
     whatever_fails_is_unsupported,
 )
-from llmdiff.language.templates import INSTRUCTION, instruction_template
-from llmdiff.language.tokens import PromptTokens, first_token_id, tokenize
+from llmdiff.language.tokens import PLACEHOLDER, PromptTokens, first_token_id, tokenize
 from llmdiff.types import BlockStates, TextEncoding
 
+INSTRUCTION = "Describe the picture in simple words: which object is where, and what is it called? Picture: "
 _MAX_REMEMBERED_PREFIXES = 8
 
 
@@ -233,12 +233,31 @@ class DecoderLLM:
         return TextEncoding(states=last[0], token_mask=tokens.token_mask.to(last[0].device))
 
     def instruction_template(self, instruction: str = INSTRUCTION) -> str:
-        """Return a template with the instruction in the LLM's chat format.
+        """Return the instruction and `{prompt}` as a user's turn in the LLM's chat format, up to `{prompt}`.
 
-        An LLM without a chat format gets the instruction alone. Pass the result as `template`; it is stored with
-        the adapter.
+        Pass the result as `template`; it is stored with the adapter. An LLM without a chat format gets the
+        instruction alone. Text that the format puts after the user's words is left out, because its tokens would be
+        kept and say nothing about the prompt. A date in the format (Llama 3) stays the day of this call.
+
+        Raises:
+            ConfigError: the instruction contains `{prompt}`, or the chat format changes the user's words.
         """
-        return instruction_template(self.tokenizer, instruction)
+        if PLACEHOLDER in instruction:
+            raise ConfigError(
+                f"instruction {instruction!r} contains {PLACEHOLDER}, expected only the text before it; pass the "
+                "whole text as the template instead"
+            )
+        words, tokenizer = f"{instruction}{PLACEHOLDER}", self.tokenizer
+        if not getattr(tokenizer, "chat_template", None):
+            return words
+        chat = str(tokenizer.apply_chat_template([{"role": "user", "content": words}], tokenize=False))
+        before, found, _ = chat.partition(PLACEHOLDER)
+        if not found or chat.count(PLACEHOLDER) != 1 or not before.endswith(instruction):
+            raise ConfigError(
+                f"the chat format of {getattr(tokenizer, 'name_or_path', '')!r} does not show the user's words as "
+                "they are; write the template by hand"
+            )
+        return f"{before}{PLACEHOLDER}"
 
     def forget_prefixes(self) -> None:
         """Drop the cached states of prefixes; call it after weights or device change."""

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 from weakref import ReferenceType, ref
 
-import torch
-from torch.nn.utils.rnn import pad_sequence
-
 from llmdiff.checks.bounds import short
 from llmdiff.errors import AdapterMismatchError, ConfigError, InputFileError, PromptError
 from llmdiff.language.digests import adapter_digest, llm_digest
 from llmdiff.language.encoding_files import EncodingOrigin, read_encoding, read_header, write_encoding
+from llmdiff.language.rows import padded_batch
 from llmdiff.types import TextEncoding
 
 _SUFFIX = ".safetensors"
@@ -168,9 +166,8 @@ class SavedEncodings:
                 f"loaded{hint}: encode it first, or load the LLM"
             )
         rows = [read_encoding(self._paths[prompt], self.origin)["states"] for prompt in prompts]
-        lengths = torch.tensor([len(row) for row in rows])
-        states = pad_sequence(rows, batch_first=True)
-        return TextEncoding(states=states, token_mask=torch.arange(states.shape[1]) < lengths[:, None])
+        states, mask = padded_batch(rows)
+        return TextEncoding(states=states, token_mask=mask)
 
     def check_adapter(self, adapter: Any) -> None:
         """Raise an AdapterMismatchError unless the encodings were made for this adapter."""

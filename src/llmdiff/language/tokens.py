@@ -189,11 +189,12 @@ def tokenize(
 
     _warn_of_unknown(tokenizer, everything)
 
+    input_ids = pad_sequence([torch.tensor(ids) for ids in kept], batch_first=True)
     lengths = torch.tensor([len(ids) for ids in kept])
     token_weights = pad_sequence(weights, batch_first=True, padding_value=1.0)
     return PromptTokens(
-        input_ids=pad_sequence([torch.tensor(ids) for ids in kept], batch_first=True),
-        token_mask=torch.arange(int(lengths.max())) < lengths[:, None],
+        input_ids=input_ids,
+        token_mask=torch.arange(input_ids.shape[1]) < lengths[:, None],
         prefix_ids=tuple(prefix),
         context_ids=tuple(context),
         weights=None if bool((token_weights == 1).all()) else token_weights,

@@ -37,18 +37,13 @@ def load_whole(
         CorruptWeightsError: a weight is missing, unread, of another shape or on the meta device, or a file is
             damaged.
     """
-    from safetensors import SafetensorError
-
     hide_loading_bars()
     if not _is_diffusers(kind):
         # transformers then lists mismatched weights in its report instead of raising an error without names.
         options["ignore_mismatched_sizes"] = True
     try:
-        model, report = kind.from_pretrained(source, output_loading_info=True, **options)
-    except SafetensorError as error:
-        raise CorruptWeightsError(
-            f"{what}: a weight file is truncated or damaged ({error}); download or convert it again"
-        ) from error
+        with damage_named(what):
+            model, report = kind.from_pretrained(source, output_loading_info=True, **options)
     except ValueError as error:
         found = _WRONG_SHAPE.search(str(error))
         if found is None:
