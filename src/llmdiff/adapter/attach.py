@@ -2,6 +2,7 @@
 
 import warnings
 import weakref
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.base_encoder import has_text_encoder
 from llmdiff.adapter.decoding import watch_decoding
 from llmdiff.adapter.gain_settings import check_layers_of
-from llmdiff.adapter.installation import Installation, InstallSettings, install, installation_on
+from llmdiff.adapter.installation import Installation, install, installation_on
 from llmdiff.adapter.prompts import LLMEncodePrompt
 from llmdiff.adapter.settings import Control, as_control
 from llmdiff.adapter.texts import check_context
@@ -54,12 +55,9 @@ def attach(
     `scale` from 0 to 1 mixes the base's text encoder with the LLM in every attention layer that reads text:
     0 is the base pipeline, bit for bit; 1 is the LLM alone, as in the paper; None is the adapter's own scale, 1
     unless its author chose another. `keep_base_text` lets the pretrained branch of every such layer attend to the
-    base encoder's tokens and phi(c) in one softmax, so that a LoRA's trigger words keep their effect. With
-    `weighted`, `(word:1.3)` in a prompt weighs the word for the LLM, see `ContextEncoding`; the base's text
-    encoder reads the prompt without the weight. `block_gains` multiplies what blocks of the LLM add, `layer_scale`
-    gives layers scales of their own, see `Control`. With `rewording`, a closed LLM rewords every prompt first. The
-    pipeline's weights, and the files that its `save_pretrained` writes, are unchanged. An adapter without a context
-    encoding takes its states from `llm.encode(prompts) -> TextEncoding`.
+    base encoder's tokens and phi(c) in one softmax, so that a LoRA's trigger words keep their effect. The base's text
+    encoder reads prompts without weights. The pipeline's weights, and the files that its `save_pretrained` writes,
+    are unchanged. An adapter without a context encoding takes its states from `llm.encode(prompts) -> TextEncoding`.
 
     Attach a pipeline that shares its denoiser with an attached one (`from_pipe`) by the same call, with
     the same adapter and settings; until then it refuses to draw. A ControlNet's cross-attention reads
@@ -102,47 +100,37 @@ def attach(
             f"{what} needs the base's own text encoder, but pipe.text_encoder is None: load it "
             "(load_pipeline(text_encoders=True)), or attach with scale=1.0 and keep_base_text=False, the LLM alone"
         )
-    parts: list[Installation] = []
-    if scale > 0:
-        settings = (scale, control.keep_base_text, dict(scales))
-        new: list[Installation] = []
-        try:
-            for module, is_controlnet in _modules(pipe, denoiser):
-                part = _shared_installation(module, adapter, settings)
-                if part is None:
-                    part = install(
-                        module,
-                        adapter,
-                        scale=scale,
-                        keep_base_text=control.keep_base_text,
-                        layer_scale=scales,
-                        strict=True,
-                        is_controlnet=is_controlnet,
-                    )
-                    new.append(part)
-                parts.append(part)
-        except BaseException:
-            for part in new:
-                part.restore()
-            raise
-        for part in parts:
-            part.users.append(weakref.ref(pipe))
-    pipe.encode_prompt = LLMEncodePrompt(
-        pipe,
-        llm,
-        adapter,
-        parts,
-        family=family,
-        control=control,
-        replaced=vars(pipe).get("encode_prompt"),
-        decoding=watch_decoding(pipe),
-    )
+    parts = _installed(pipe, denoiser, adapter, control) if scale > 0 else []
+    pipe.encode_prompt = LLMEncodePrompt(pipe, llm, adapter, parts, control, decoding=watch_decoding(pipe))
     if parts and not type(pipe).__module__.startswith("diffusers."):
         try:
             check_by_drawing(pipe)
         except BaseException:
             detach(pipe)
             raise
+
+
+def _installed(
+    pipe: Any, denoiser: nn.Module, adapter: LLMDiffAdapter, control: Control
+) -> list[Installation]:
+    """Return the installations on the pipeline's modules: those of another pipeline that shares them, or new ones."""
+    settings: dict[str, Any] = {
+        "scale": control.scale,
+        "keep_base_text": control.keep_base_text,
+        "layer_scale": dict(control.layer_scale or {}),
+    }
+    parts = []
+    with ExitStack() as undo:
+        for module, is_controlnet in _modules(pipe, denoiser):
+            part = _shared_installation(module, adapter, settings)
+            if part is None:
+                part = install(module, adapter, **settings, strict=True, is_controlnet=is_controlnet)
+                undo.enter_context(part)
+            parts.append(part)
+        undo.pop_all()
+    for part in parts:
+        part.users.append(weakref.ref(pipe))
+    return parts
 
 
 def _modules(pipe: Any, denoiser: nn.Module) -> list[tuple[nn.Module, bool]]:
@@ -267,7 +255,7 @@ def check_llm(llm: TextSource | None, adapter: LLMDiffAdapter, *, strict: bool =
 
 
 def _shared_installation(
-    module: nn.Module, adapter: LLMDiffAdapter, settings: InstallSettings
+    module: nn.Module, adapter: LLMDiffAdapter, settings: dict[str, Any]
 ) -> Installation | None:
     """Return the installation that another pipeline has put on the module; None if a new one is needed.
 

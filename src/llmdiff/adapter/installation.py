@@ -19,9 +19,6 @@ from llmdiff.adapter.split import SplitText
 from llmdiff.adapter.text_once import TextOnce
 from llmdiff.errors import AttachError, UnsupportedPipelineError
 
-InstallSettings = tuple[float, bool, dict[str, float]]
-"""`scale`, `keep_base_text` and `layer_scale` of an installation."""
-
 
 class Installation(CopiedNotPickled):
     """The attached layers of a module; a context manager that removes them on exit.
@@ -30,6 +27,7 @@ class Installation(CopiedNotPickled):
         module: the denoiser or ControlNet.
         layers: the replacements of the forwards, by the attention layers' names.
         hook: what takes the text apart before the module projects it; None where the layers get it as it is.
+        settings: its `scale`, `keep_base_text` and `layer_scale`.
         users: weak references to the pipelines that share this installation; empty after a direct `install`.
     """
 
@@ -40,7 +38,7 @@ class Installation(CopiedNotPickled):
         hook: SplitText | None,
         *,
         adapter: LLMDiffAdapter,
-        settings: InstallSettings,
+        settings: Mapping[str, Any],
     ) -> None:
         self.module = module
         self.layers = dict(attached)
@@ -221,7 +219,7 @@ def install(
                 scale=scale_of_layer(name, layer_scale, scale),
             )
     # Nothing above has changed the module, and nothing below can fail.
-    settings = (scale, keep_base_text, dict(layer_scale))
+    settings = {"scale": scale, "keep_base_text": keep_base_text, "layer_scale": dict(layer_scale)}
     return Installation(module, attached, hook, adapter=adapter, settings=settings)
 
 

@@ -77,13 +77,11 @@ class JointTwoBranch(AttachedLayer):
         given: Any = self.hook.handed if llm_text is None and self.hook.carrier is None else llm_text
         if given is None and self.hook.carrier is None:
             raise AttachError("an attached layer is called outside its denoiser: detach to use it alone")
-        two_streams = encoder_hidden_states is not None and encoder_hidden_states is not hidden_states
-        if not isinstance(given, JointText) or not (two_streams or self.single_stream):
-            return self.original(*_streams(hidden_states, encoder_hidden_states, args), **kwargs)
-        rows = hidden_states.shape[1]
-        if two_streams and encoder_hidden_states is not None:
-            rows += encoder_hidden_states.shape[1]
+        text = None if encoder_hidden_states is hidden_states else encoder_hidden_states
         streams = _streams(hidden_states, encoder_hidden_states, args)
+        if not isinstance(given, JointText) or (text is None and not self.single_stream):
+            return self.original(*streams, **kwargs)
+        rows = hidden_states.shape[1] + (0 if text is None else text.shape[1])
         if given.bias is None:
             result = self.original(*streams, **kwargs)
         elif torch.compiler.is_compiling() and self._hands_mask_on and "kv_cache_mode" not in kwargs:
@@ -104,7 +102,7 @@ class JointTwoBranch(AttachedLayer):
                 )
         if self.branch is None:
             return result
-        return self._with_new_branch(hidden_states, result, given, alone=not two_streams)
+        return self._with_new_branch(hidden_states, result, given, alone=text is None)
 
     def _with_new_branch(self, states: Tensor, result: Any, text: JointText, *, alone: bool) -> Any:
         assert self.branch is not None

@@ -146,10 +146,11 @@ class LLMTextStep(ModularPipelineBlocks):  # type: ignore[misc, unused-ignore]
                 f"the pipeline's {name} does not carry the adapter of its text step: call the pipeline inside "
                 f'"with install(pipe.{name}, adapter, strict=True):"'
             )
-        if installation.settings != (1.0, False, {}):
+        settings = installation.settings
+        if settings != {"scale": 1.0, "keep_base_text": False, "layer_scale": {}}:
             raise AttachError(
-                f"the adapter is installed with scale={installation.settings[0]:g} and keep_base_text="
-                f"{installation.settings[1]}, or with layer_scale, which need the base's text encoder, and this "
+                f"the adapter is installed with scale={settings['scale']:g} and keep_base_text="
+                f"{settings['keep_base_text']}, or with layer_scale, which need the base's text encoder, and this "
                 "pipeline has none: install it without them"
             )
         installation.prepare(torch.device(components._execution_device), denoiser.dtype)

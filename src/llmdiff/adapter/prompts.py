@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.contract import prompt_contract
-from llmdiff.adapter.families import Family, denoiser_of, is_compiled
+from llmdiff.adapter.families import denoiser_of, family_of, is_compiled
 from llmdiff.adapter.layout import CopiedNotPickled, TextLayout, beside_base, mark_base, real_rows
 from llmdiff.adapter.prompt_parts import (
     Parts,
@@ -48,24 +48,23 @@ class LLMEncodePrompt(CopiedNotPickled):
         llm: Any,
         adapter: LLMDiffAdapter,
         parts: list[Any],
-        *,
-        family: Family,
         control: Control,
-        replaced: Any,
-        decoding: Any = None,
+        *,
+        decoding: Any,
     ) -> None:
         self.pipe = pipe
         self.llm = llm
         self.adapter = adapter
         # The installations on the modules that read the text, the denoiser's first; none at scale 0.
         self.parts = parts
-        self.family = family
+        self.family = family_of(pipe)
         self.contract = prompt_contract(type(pipe))
         phi = adapter.phi
         self.layout = TextLayout(width=phi.out_features, hidden_size=phi.in_features, groups=adapter.groups)
         self.control = control
         self.reads_base = control.reads_base
-        self.replaced = replaced
+        # An `encode_prompt` of the instance's own, and the handle of the hook on the VAE; `detach` needs both.
+        self.replaced = vars(pipe).get("encode_prompt")
         self.decoding = decoding
         self.__signature__ = inspect.signature(self.base)
 

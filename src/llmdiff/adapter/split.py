@@ -65,8 +65,8 @@ class SplitText:
         self.handed: Any = None
         self.source: Tensor | None = None
         self.weights: tuple[Tensor, ...] = ()
-        # Arguments of the call for the base's text, and whether layers may keep what depends on that.
-        self._base_call: tuple[tuple[Any, ...], dict[str, Any], bool] | None = None
+        # Arguments of the call for the base's text, and the `source` of that call.
+        self._base_call: tuple[tuple[Any, ...], dict[str, Any], Tensor | None] | None = None
         self._made_before: list[tuple[tuple[tuple[int, int], ...], list[Tensor], _Made]] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -87,11 +87,8 @@ class SplitText:
             if self.layout.strict and not self.text_is_optional:
                 raise AttachError(NO_TEXT)
             return args, kwargs
-        if (
-            self.carrier is None
-            and torch.is_grad_enabled()
-            and getattr(module, "gradient_checkpointing", False)
-        ):
+        checkpointed = torch.is_grad_enabled() and getattr(module, "gradient_checkpointing", False)
+        if checkpointed and self.carrier is None:
             raise AttachError(
                 f"gradient checkpointing is on, which computes layers again where {family.title} has no argument to "
                 "give them the LLM's text: call disable_gradient_checkpointing() of the denoiser"
@@ -143,7 +140,9 @@ class SplitText:
         # For a list of texts, a tensor that is made once from all of them.
         self.source = (text.llm_states if self.family.ragged else states) if keeps else None
         if theirs is not None:
-            self._base_call = (args, {**kwargs, **theirs}, keeps)
+            base = theirs[self.family.text_argument]
+            source = base[0] if self.family.ragged else base
+            self._base_call = (args, {**kwargs, **theirs}, source if keeps else None)
         changed = {self.family.text_argument: _rows(parts)}
         changed |= {name: real_rows(parts.llm_states).long() for name in _MASKS if name in kwargs}
         if "attention_mask" in kwargs:
@@ -162,10 +161,8 @@ class SplitText:
         call, self._base_call = self._base_call, None
         self.source = None
         if call is not None and output is not None:
-            args, kwargs, keeps = call
-            text = kwargs[self.family.text_argument]
+            args, kwargs, self.source = call
             self.handed = "base"
-            self.source = (text if isinstance(text, Tensor) else text[0]) if keeps else None
             output = _mixed(module.forward(*args, **kwargs), output, self.scale)
         self.handed = self.source = None
         return output

@@ -59,9 +59,6 @@ class ContextEncoding(nn.Module):
         scales and the clipping are ours.
     """
 
-    gamma: nn.Parameter
-    h_raw: nn.Parameter
-    kappa: nn.Parameter | None
     x0_scale: Tensor
     score_scale: Tensor
     lone_scale: Tensor
@@ -84,8 +81,7 @@ class ContextEncoding(nn.Module):
         if settings.encoding is None:
             raise ConfigError('encoding is None, expected "guided" or "paper"')
         self.settings = settings
-        self.num_blocks = num_blocks
-        self.hidden_size = hidden_size
+        self.num_blocks, self.hidden_size = num_blocks, hidden_size
         self.encoding: Encoding = settings.encoding
         self.lone: Lone = settings.lone
         self.template = settings.template

@@ -172,7 +172,7 @@ class DecoderLLM:
         Raises:
             PromptError: there are no prompts, one is not a string, the number of contexts differs, or a weight is
                 out of range. An empty prompt is allowed and gives BOS alone.
-            ConfigError: the template lacks `{prompt}`, or `max_length` is below 1.
+            ConfigError: the template lacks `{prompt}` or is too long for the LLM, or `max_length` is below 1.
         """
         return tokenize(
             self.tokenizer,

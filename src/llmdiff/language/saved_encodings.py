@@ -93,6 +93,8 @@ class SavedEncodings:
         self._paths = dict(paths)
         self._place = place
         self.origin = origin
+        # The attributes of the LLM that adapters are checked against.
+        self.id, self.hidden_size, self.num_blocks = origin.llm, origin.hidden_size, origin.num_blocks
 
     @classmethod
     def load(cls, place: str | Path) -> "SavedEncodings":
@@ -122,21 +124,6 @@ class SavedEncodings:
             paths[prompt] = path
         assert first is not None
         return cls(paths, first, place=place)
-
-    @property
-    def id(self) -> str:
-        """Return the name of the LLM that made the encodings."""
-        return self.origin.llm
-
-    @property
-    def hidden_size(self) -> int:
-        """Return D, the width of the states."""
-        return self.origin.hidden_size
-
-    @property
-    def num_blocks(self) -> int:
-        """Return L, the number of blocks of the LLM that made the encodings."""
-        return self.origin.num_blocks
 
     @property
     def prompts(self) -> list[str]:

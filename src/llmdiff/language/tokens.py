@@ -119,24 +119,12 @@ def tokenize(
     weighted: bool = False,
     contexts: Sequence[str] | None = None,
 ) -> PromptTokens:
-    """Return the tokens of the prompts inside the template, padded on the right.
+    """Return the tokens of the prompts inside the template, see `DecoderLLM.tokenize`.
 
-    `contexts`, one for each prompt, are put on a separate line before the prompt. The prompt's tokens attend to them,
-    but they are not kept.
-
-    With `weighted`, `(word:1.3)` is read as a weight, see `parse_weights`; otherwise as text.
-
-    The name of a special token ("</s>") is plain text in a prompt and that token in the template.
-
-    Each piece of text is tokenised separately, so that the constant part has the same tokens for every prompt. Blanks
-    at the end of a piece are moved to the prompt after it, because tokenizers join a word with the blank before it.
-
-    Shapes:
-        result.input_ids: (B, T), T = the longest row, at least 1 (BOS).
-    Raises:
-        PromptError: there are no prompts, one is not a string, the number of contexts differs, or a weight is out
-            of range.
-        ConfigError: the template lacks `{prompt}` or is too long for the LLM, or max_length is below 1.
+    The name of a special token ("</s>") is plain text in a prompt and that token in the template. A context is put on
+    a separate line before its prompt. Each piece of text is tokenised separately, so that the constant part has the
+    same tokens for every prompt. Blanks at the end of a piece are moved to the prompt after it, because tokenizers
+    join a word with the blank before it.
     """
     rows = checked_prompts(prompts)
     if max_length < 1:
