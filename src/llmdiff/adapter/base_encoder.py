@@ -35,7 +35,7 @@ def has_text_encoder(pipe: Any) -> bool:
 
 def encode_with_base(pipe: Any, prompts: Sequence[str]) -> BaseTexts:
     """Return the base's own encoding of prompts, whether or not an LLM is attached."""
-    contract = prompt_contract(type(pipe))
+    contract = prompt_contract(pipe.__class__)
     # With offloading, `pipe.device` is where the idle models are, which may be the meta device.
     arguments: dict[str, Any] = {"prompt": list(prompts), "device": pipe._execution_device}
     if contract.copies is not None:

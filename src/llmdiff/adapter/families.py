@@ -25,7 +25,7 @@ def family_of(pipe: Any) -> Family:
 
 
 def _found(pipe: Any) -> tuple[nn.Module, Family]:
-    kind = type(pipe)
+    kind: Any = type(pipe)
     pooled = "positive_pooled" in prompt_contract(kind).returns
     refused = f"pipe is a {kind.__name__}, which LLMDiff cannot control"
     reasons = []

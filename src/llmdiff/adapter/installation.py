@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from llmdiff.adapter import families, layers
 from llmdiff.adapter.adapter import LLMDiffAdapter
@@ -16,7 +16,6 @@ from llmdiff.adapter.layer_groups import layer_groups
 from llmdiff.adapter.layout import CopiedNotPickled, TextLayout
 from llmdiff.adapter.processors import AttachedLayer
 from llmdiff.adapter.split import SplitText
-from llmdiff.adapter.text_once import TextOnce
 from llmdiff.errors import AttachError, UnsupportedPipelineError
 
 
@@ -142,6 +141,24 @@ class Installation(CopiedNotPickled):
 
     def __exit__(self, *exception: object) -> None:
         self.restore()
+
+
+class TextOnce(AttachedLayer):
+    """A projection or block that reads nothing but the text; its output is kept while the text is the same.
+
+    diffusers calls it in every step. A call outside the denoiser, or with gradients, is the module's own.
+    """
+
+    def __init__(self, module: nn.Module, hook: SplitText) -> None:
+        super().__init__(module, None, scale=1.0)
+        self.hook = hook
+
+    def forward(self, states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the module's output."""
+        read: Tensor = self.kept(
+            self.hook.source, self.hook.weights, lambda: self.original(states, *args, **kwargs)
+        )
+        return read
 
 
 def install(

@@ -172,9 +172,8 @@ class AttachedLayer(ABC):
         if not (torch.is_grad_enabled() and torch.compiler.is_compiling()):
             self.read = True
 
-    @abstractmethod
-    def check(self) -> None:
-        """Check that the layer's current processor is supported."""
+    def check(self) -> None:  # noqa: B027
+        """Check that the layer's current processor is supported; by default all are."""
 
     @abstractmethod
     def forward(self, *args: Any, **kwargs: Any) -> Any:

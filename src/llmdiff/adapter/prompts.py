@@ -58,7 +58,7 @@ class LLMEncodePrompt(CopiedNotPickled):
         # The installations on the modules that read the text, the denoiser's first; none at scale 0.
         self.parts = parts
         self.family = family_of(pipe)
-        self.contract = prompt_contract(type(pipe))
+        self.contract = prompt_contract(pipe.__class__)
         phi = adapter.phi
         self.layout = TextLayout(width=phi.out_features, hidden_size=phi.in_features, groups=adapter.groups)
         self.control = control

@@ -18,12 +18,11 @@ from transformers.cache_utils import Cache, DynamicCache
 from llmdiff.errors import UnsupportedLLMError
 from llmdiff.language.finite import FiniteWatch, non_finite_error
 from llmdiff.language.hooks import BlockCall, on_every_block
-from llmdiff.language.lone_calls import JoinedCall, call_alone
+from llmdiff.language.lone_calls import LONES as LONES
+from llmdiff.language.lone_calls import JoinedCall, Reading, call_alone
+from llmdiff.language.lone_calls import Lone as Lone
 from llmdiff.language.placement import Placement
 from llmdiff.language.prefix import PrefixStates, fixed_caches
-from llmdiff.language.readings import LONES as LONES
-from llmdiff.language.readings import Lone as Lone
-from llmdiff.language.readings import Reading
 from llmdiff.language.rows import TokenRows
 from llmdiff.language.tokens import PromptTokens
 

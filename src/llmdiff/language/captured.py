@@ -21,8 +21,7 @@ from llmdiff.errors import first_line
 from llmdiff.language.blocks import one_pass_at_a_time
 from llmdiff.language.finite import FiniteWatch
 from llmdiff.language.llm import DecoderLLM
-from llmdiff.language.lone_calls import JoinedCall
-from llmdiff.language.readings import Lone
+from llmdiff.language.lone_calls import JoinedCall, Lone
 from llmdiff.language.rows import SharedInputs, TokenRows
 
 _log = logging.getLogger(__name__)

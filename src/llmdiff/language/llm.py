@@ -10,9 +10,9 @@ from torch import Tensor
 from llmdiff.errors import ConfigError
 from llmdiff.language.blocks import Lone, run_blocks, run_prefix
 from llmdiff.language.loading import load_llm
+from llmdiff.language.lone_calls import Reading
 from llmdiff.language.placement import Placement
 from llmdiff.language.prefix import PrefixStates
-from llmdiff.language.readings import Reading
 from llmdiff.language.self_check import check_reading
 from llmdiff.language.support import (
     check_supported,

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from llmdiff.errors import UnsupportedLLMError
 from llmdiff.language.blocks import BlockwiseLLM, run_plainly, run_rows
+from llmdiff.language.lone_calls import LONES, Lone, LoneCalls, Reading
 from llmdiff.language.prefix import PrefixStates
-from llmdiff.language.readings import LONES, Lone, LoneCalls, Reading
 from llmdiff.language.rows import TokenRows
 from llmdiff.language.support import EXPECTED
 from llmdiff.language.tokens import PromptTokens, first_token_id

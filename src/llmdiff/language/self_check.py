@@ -15,10 +15,9 @@ from transformers.cache_utils import Cache
 
 from llmdiff.errors import ConfigError, CorruptWeightsError, UnsupportedLLMError
 from llmdiff.language.blocks import BlockwiseLLM, run_plainly, run_prefix
-from llmdiff.language.lone_calls import MAX_KEYS, call_masked
+from llmdiff.language.lone_calls import LONE_CALLS, LONES, MAX_KEYS, Reading, call_masked
 from llmdiff.language.prefix import FixedPrefixLayer
 from llmdiff.language.reading_trial import ReadingTrial, ReadsDifferently, TrialStates
-from llmdiff.language.readings import LONE_CALLS, LONES, Reading
 from llmdiff.language.support import whatever_fails_is_unsupported
 from llmdiff.language.tokens import first_token_id
 

@@ -9,7 +9,7 @@ from tiny.waits import Waits
 from llmdiff.language import ContextEncoding, DecoderLLM
 from llmdiff.language.captured import BUCKETS, Bucket
 from llmdiff.language.finite import FiniteWatch
-from llmdiff.language.readings import LONES
+from llmdiff.language.lone_calls import LONES
 from llmdiff.language.rows import TokenRows
 
 from .conftest import PROMPTS, tiny_llm
