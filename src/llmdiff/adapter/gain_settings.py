@@ -1,5 +1,6 @@
 """Gains of blocks and scales of layers that are chosen while drawing: parsed, checked and resolved."""
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from fnmatch import fnmatchcase
 
@@ -7,7 +8,8 @@ from llmdiff.adapter.family import Family
 from llmdiff.checks.bounds import BLOCK_GAIN, SCALE, short
 from llmdiff.errors import ConfigError
 
-_MOST = 100_000
+# A block's number, or the first and the last of a range.
+_BLOCKS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
 
 
 def parse_block_gains(text: str) -> dict[int, float]:
@@ -18,15 +20,12 @@ def parse_block_gains(text: str) -> dict[int, float]:
     """
     gains: dict[int, float] = {}
     for blocks, value in _pairs("block_gains", text, 'as in "0-9=0.5,20=2"'):
-        first, dash, last = blocks.partition("-")
-        ends = (first, last if dash else first)
-        if not all(end.isascii() and end.isdigit() and int(end) < _MOST for end in ends) or int(
-            ends[0]
-        ) > int(ends[1]):
+        match = _BLOCKS.fullmatch(blocks)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
             raise ConfigError(
                 f"block_gains has the blocks {short(blocks)}, expected a number or a range: 3, or 0-9"
             )
-        gains |= dict.fromkeys(range(int(ends[0]), int(ends[1]) + 1), value)
+        gains |= dict.fromkeys(range(int(match[1]), int(match[2] or match[1]) + 1), value)
     check_block_gains(gains)
     return gains
 

@@ -81,8 +81,14 @@ class SavedConfig(AdapterSettings):
         return self
 
 
-def check_counts(config: Mapping[str, Any], names: Collection[str]) -> None:
-    """Raise a CorruptWeightsError unless the weights' names fit the config's numbers, before modules are built."""
+def check_saved(config: Mapping[str, Any], names: Collection[str]) -> None:
+    """Check a config and that the weights' names fit its numbers, before modules are built.
+
+    Raises:
+        ConfigError: a field is unknown, missing or out of range.
+        CorruptWeightsError: the weights belong to another adapter.
+    """
+    SavedConfig(**config)
     asked = {
         "refiner_layers": int(config.get("refiner_layers", 0)),
         "cross_attention": len(config["cross_attention"]),

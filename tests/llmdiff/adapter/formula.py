@@ -33,10 +33,13 @@ def branch() -> CrossAttentionBranch:
     return made
 
 
-def attached(attn: Attention, *, original: Any = None, **more: Any) -> TwoBranchAttention:
+def attached(
+    attn: Attention, *, original: Any = None, strict: bool = False, **more: Any
+) -> TwoBranchAttention:
     if original is not None:
         attn.set_processor(original)
-    return TwoBranchAttention(attn, branch(), layout=TextLayout(width=WIDTH, hidden_size=HIDDEN), **more)
+    layout = TextLayout(width=WIDTH, hidden_size=HIDDEN, strict=strict)
+    return TwoBranchAttention(attn, branch(), layout=layout, **more)
 
 
 def explicit_attention(image: Tensor, text: Tensor, real: Tensor, q: Any, k: Any, v: Any, out: Any) -> Tensor:
