@@ -44,10 +44,8 @@ class Installation(CopiedNotPickled):
         self.adapter = adapter
         self.settings = settings
         self.users: list[weakref.ref[Any]] = []
-        self.replaced: dict[str, Any] = {}
-        for name, layer in self.layers.items():
-            self.replaced[name] = vars(layer.attn).get("forward")
-            layer.replaced = self.replaced[name]
+        for layer in self.layers.values():
+            layer.replaced = vars(layer.attn).get("forward")
             layer.installation = self
             layer.attn.forward = layer.forward
         self.hook = hook
@@ -97,7 +95,7 @@ class Installation(CopiedNotPickled):
             AttachError: something else has replaced a layer's forward; nothing is removed.
         """
         for name, found in self.places().items():
-            attn, before = self.layers[name].attn, self.replaced[name]
+            attn, before = self.layers[name].attn, self.layers[name].replaced
             for holder, key in found:
                 if before is not None:
                     holder[key] = before
@@ -130,7 +128,7 @@ class Installation(CopiedNotPickled):
             found = [(holder, key) for holder, key in _holders(present) if _owner(holder.get(key)) is layer]
             now = vars(present).get("forward")
             own = now is None or getattr(now, "__func__", None) is type(present).forward
-            if found or own or now is self.replaced[name]:
+            if found or own or now is layer.replaced:
                 return found
         raise AttachError(
             f"the forward of {name} was replaced while the LLM was attached: undo that, then detach"

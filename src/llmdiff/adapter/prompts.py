@@ -146,12 +146,10 @@ class LLMEncodePrompt(CopiedNotPickled):
         """Return the call's arguments by name, without those that the pipeline ignores."""
         bound = self.__signature__.bind(*args, **kwargs)
         bound.apply_defaults()
-        kinds = {name: row.kind for name, row in self.__signature__.parameters.items()}
-        given = {
-            name: value
-            for name, value in bound.arguments.items()
-            if kinds[name] is not inspect.Parameter.VAR_KEYWORD
-        }
+        given = dict(bound.arguments)
+        for name, row in self.__signature__.parameters.items():
+            if row.kind is row.VAR_KEYWORD:
+                del given[name]
         width = self.layout.width
         for name in _EMBEDS:
             embeds = given.get(name)

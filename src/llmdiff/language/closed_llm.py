@@ -139,7 +139,6 @@ class ClosedLLM:
         deadline = time.monotonic() + settings.budget_s
         reason = ""
         for attempt in range(settings.retries + 1):
-            wait_s: float = min(2.0**attempt, 8.0) * random.uniform(0.5, 1.0)
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 break
@@ -154,13 +153,11 @@ class ClosedLLM:
                 return checked_answer(content, settings.max_characters)
             except RefusedAnswer as error:
                 reason = str(error)
-                if not error.retryable:
-                    break
-                wait_s = max(wait_s, error.wait_s)
-            if attempt < settings.retries and time.monotonic() + wait_s < deadline:
-                time.sleep(wait_s)
-            elif attempt < settings.retries:
+                wait_s = max(min(2.0**attempt, 8.0) * random.uniform(0.5, 1.0), error.wait_s)
+                last = not error.retryable or attempt == settings.retries
+            if last or time.monotonic() + wait_s >= deadline:
                 break
+            time.sleep(wait_s)
         raise ClosedLLMError(
             f"reword_url {settings.url!r}: no answer from {settings.model!r} ({reason or 'out of time'})"
         )
