@@ -116,7 +116,7 @@ class LLMEncodePrompt(CopiedNotPickled):
         texts, count = self._texts(given, guided=guided)
         device = torch.device(given.get("device") or self.pipe._execution_device)
         for part in self.parts:
-            part.prepare(device, denoiser.dtype)
+            part.prepare(device, self.parts[0].module.dtype)
         parts = {
             "positive": embeds,
             "negative": given.get("negative_prompt_embeds"),
@@ -131,7 +131,7 @@ class LLMEncodePrompt(CopiedNotPickled):
         # A ragged family reads each text as long as it is.
         pad_alike(parts, in_steps=is_compiled(self.pipe) and not self.family.ragged)
         copies = given.get(self.contract.copies) if self.contract.copies else None
-        return self._returned(parts, device, denoiser.dtype, copies or 1)
+        return self._returned(parts, device, copies or 1)
 
     def check_read(self) -> None:
         """Raise an AttachError unless the denoiser has read the text that was encoded last."""
@@ -196,9 +196,8 @@ class LLMEncodePrompt(CopiedNotPickled):
                 parts[name] = mark_base(parts[name])
         return tuple(parts[name] for name in self.contract.returns)
 
-    def _returned(
-        self, parts: Parts, device: torch.device, dtype: torch.dtype, copies: int
-    ) -> tuple[Any, ...]:
+    def _returned(self, parts: Parts, device: torch.device, copies: int) -> tuple[Any, ...]:
+        denoiser = self.parts[0].module
         start, end = self.layout.ends
         for name in _SIDES:
             states = parts.get(name)
@@ -207,10 +206,10 @@ class LLMEncodePrompt(CopiedNotPickled):
                 parts[f"{name}_mask"] = real_rows(states[..., start:end]).long()
         wants_second = "second" in self.contract.returns and parts.get("second") is None
         if wants_second and parts["positive"] is not None:
-            parts["second"], parts["second_mask"] = no_second_text(parts["positive"], self.parts[0].module)
+            parts["second"], parts["second_mask"] = no_second_text(parts["positive"], denoiser)
         for name, part in parts.items():
             if part is not None:
-                part = part.to(device, dtype if part.is_floating_point() else part.dtype)
+                part = part.to(device, denoiser.dtype if part.is_floating_point() else part.dtype)
                 parts[name] = part.repeat_interleave(copies, dim=0)
         prepare = getattr(self.pipe, "_prepare_text_ids", None)
         for name in _SIDES:

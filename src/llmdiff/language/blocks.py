@@ -26,7 +26,8 @@ from llmdiff.language.prefix import PrefixStates, fixed_caches
 from llmdiff.language.rows import TokenRows
 from llmdiff.language.tokens import PromptTokens
 
-Visit = Callable[[int, Tensor, Tensor, Tensor | None], None]
+Visit = Callable[[int, Tensor, Tensor, Any], None]
+"""Called with l, x_l, u_l and v_l, which is None where no lone updates are asked for."""
 
 # Threads share the modules that hooks are registered on: two passes at once would see each other's blocks.
 one_pass_at_a_time = threading.RLock()

@@ -218,8 +218,7 @@ class ContextEncoding(nn.Module):
         total: list[Tensor] = []
         factors = block_gains or {}
 
-        def add(index: int, x: Tensor, u: Tensor, v: Tensor | None) -> None:
-            assert v is not None
+        def add(index: int, x: Tensor, u: Tensor, v: Tensor) -> None:
             if index == 0:
                 total.append(self.for_groups(x / self.x0_scale.to(x.device)))
             total[0] += self.contribution(index, u, v, weights=weights, factor=factors.get(index))

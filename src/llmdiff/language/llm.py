@@ -205,8 +205,7 @@ class DecoderLLM:
         context: list[Tensor] = []
         alone: list[Tensor] = []
 
-        def keep(index: int, x: Tensor, u: Tensor, v: Tensor | None) -> None:
-            assert v is not None
+        def keep(index: int, x: Tensor, u: Tensor, v: Tensor) -> None:
             context.append(u)
             alone.append(v)
 
