@@ -149,30 +149,14 @@ class TwoBranchAttention(AttachedLayer):
             return result
 
         self.note_reading()
-        attn = self.attn
-        # The steps around the attention are those of AttnProcessor2_0.
-        residual = hidden_states
-        framed = _is_framed(attn)
-        if framed and attn.spatial_norm is not None:
-            hidden_states = attn.spatial_norm(hidden_states, temb)
-        image_shape = hidden_states.shape
-        if hidden_states.ndim == 4:
-            hidden_states = hidden_states.flatten(2).transpose(1, 2)
-        if framed and attn.group_norm is not None:
-            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
-
         source, mask = (text, attention_mask) if self.hook is None else (self.hook.source, None)
-        out = self._two_branches(hidden_states, self._texts(source, parts, mask))
-        if pictures is not None:
-            out = out + self._pictures(hidden_states, pictures, kwargs)
+        texts = self._texts(source, parts, mask)
 
-        if len(image_shape) == 4:
-            out = out.transpose(-1, -2).reshape(image_shape)
-        if framed and attn.residual_connection:
-            out = out + residual
-        if framed and attn.rescale_output_factor != 1:
-            out = out / attn.rescale_output_factor
-        return out
+        def attend(states: Tensor) -> Tensor:
+            out = self._two_branches(states, texts)
+            return out if pictures is None else out + self._pictures(states, pictures, kwargs)
+
+        return _framed(self.attn, hidden_states, temb, attend)
 
     def _parts(self, text: Any, attention_mask: Tensor | None) -> TextParts | None:
         """Return the layer's phi(c) and c, and the base's text beside them; None if the base's text comes alone."""
@@ -282,6 +266,28 @@ def _explicit(mask: Tensor | None, like: Tensor) -> Tensor:
     if mask is not None:
         return mask
     return torch.ones(like.shape[0], 1, 1, like.shape[1], dtype=torch.bool, device=like.device)
+
+
+def _framed(
+    attn: Any, hidden_states: Tensor, temb: Tensor | None, attend: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Return an attention's output with the steps that AttnProcessor2_0 has before and after it."""
+    residual, framed = hidden_states, _is_framed(attn)
+    if framed and attn.spatial_norm is not None:
+        hidden_states = attn.spatial_norm(hidden_states, temb)
+    image_shape = hidden_states.shape
+    if hidden_states.ndim == 4:
+        hidden_states = hidden_states.flatten(2).transpose(1, 2)
+    if framed and attn.group_norm is not None:
+        hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+    out = attend(hidden_states)
+    if len(image_shape) == 4:
+        out = out.transpose(-1, -2).reshape(image_shape)
+    if framed and attn.residual_connection:
+        out = out + residual
+    if framed and attn.rescale_output_factor != 1:
+        out = out / attn.rescale_output_factor
+    return out
 
 
 def _is_framed(attn: Any) -> bool:
