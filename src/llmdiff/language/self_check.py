@@ -95,22 +95,21 @@ def _check(trial: ReadingTrial, bos: int, words: list[int]) -> Reading:
 
 def _check_masks(trial: ReadingTrial, ids: list[int]) -> None:
     """Raise an UnsupportedLLMError unless a mask hides all other tokens from each token, but not a distant BOS."""
+    nowhere, even, odd = slice(0, 0), slice(0, None, 2), slice(1, None, 2)
 
     def on_block(
         index: int, block: nn.Module, x: Tensor, out: Tensor, kwargs: dict[str, Any], _: Any
     ) -> None:
-        def alone(changed: slice | None = None, *, sees_bos: bool) -> Tensor:
+        def alone(changed: slice = nowhere, *, sees_bos: bool) -> Tensor:
             handed = {name: value for name, value in kwargs.items() if isinstance(value, Mapping)}
-            states, given = (
-                (x, handed) if changed is None else (_changed(x, changed), _changed(handed, changed))
-            )
+            states, given = _changed(x, changed), _changed(handed, changed)
             update = call_masked(block, states, {**kwargs, **given}, sees_bos=sees_bos) - states
             return update[0].float()
 
-        for kept, others in ((slice(0, None, 2), slice(1, None, 2)), (slice(1, None, 2), slice(0, None, 2))):
+        for kept, others in ((even, odd), (odd, even)):
             one, other = (
                 TrialStates(inputs=[x[0, kept].float()], updates=[alone(changed, sees_bos=False)[kept]])
-                for changed in (None, others)
+                for changed in (nowhere, others)
             )
             trial.require(other, one, "reads a token alone differently beside other tokens")
         if torch.equal(alone(slice(0, 1), sees_bos=True)[-1], alone(sees_bos=True)[-1]):
