@@ -113,11 +113,7 @@ def encode_texts(
 
 def _check_as_saved(encodings: SavedEncodings, control: Control, generator: torch.Generator | None) -> None:
     """Raise a ConfigError if a call asks for something that saved encodings were not made with."""
-    asked = {
-        "rewording": control.rewording,
-        "noise_seed": generator,
-        "block_gains": control.block_gains,
-    }
+    asked = {"rewording": control.rewording, "noise_seed": generator, "block_gains": control.block_gains}
     for name, given in asked.items():
         if given:
             raise ConfigError(
