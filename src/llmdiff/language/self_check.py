@@ -103,8 +103,9 @@ def _check_masks(trial: ReadingTrial, ids: list[int]) -> None:
         def alone(changed: slice = nowhere, *, sees_bos: bool) -> Tensor:
             handed = {name: value for name, value in kwargs.items() if isinstance(value, Mapping)}
             states, given = _changed(x, changed), _changed(handed, changed)
-            update = call_masked(block, states, {**kwargs, **given}, sees_bos=sees_bos) - states
-            return update[0].float()
+            found = call_masked(block, states, {**kwargs, **given}, sees_bos=sees_bos)
+            update: Tensor = (found - states)[0].float()
+            return update
 
         for kept, others in ((even, odd), (odd, even)):
             one, other = (
