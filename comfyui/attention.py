@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmdiff.adapter.layers import heads_of, merge_heads
-from llmdiff.adapter.layout import TextParts, real_rows, split_text
+from llmdiff.adapter.layout import TextLayout, TextParts, real_rows
 from llmdiff.adapter.masks import seen_by
 from llmdiff.adapter.processors import CrossAttentionBranch
 from llmdiff.errors import AttachError, ConfigError
@@ -111,7 +111,7 @@ class TextAttention:
                 "the text is changed by another extension before LLMDiff reads it: put Apply LLMDiff before that node"
             )
         try:
-            parts = split_text(context, self.text_width, self.hidden_size)
+            parts = TextLayout(width=self.text_width, hidden_size=self.hidden_size).split(context)
         except ValueError as error:
             raise AttachError(
                 f"{error}: use the same adapter in LLMDiff Encode and in Apply LLMDiff"

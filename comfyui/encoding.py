@@ -13,6 +13,7 @@ from llmdiff import DecoderLLM
 from llmdiff.adapter import LLMDiffAdapter
 from llmdiff.adapter.attach import check_llm
 from llmdiff.adapter.layout import beside_base
+from llmdiff.adapter.settings import Control
 from llmdiff.adapter.texts import encode_texts
 from llmdiff.controller import adapter_source
 from llmdiff.errors import AttachError
@@ -179,7 +180,7 @@ def _encoded(
     llm = source.get()
     check_llm(llm, loaded.adapter, strict=strict)
     memory.free_memory(memory.module_size(llm.model), llm.device)
-    encoding = encode_texts(loaded.adapter, llm, [text], weighted=weighted)
+    encoding = encode_texts(loaded.adapter, llm, [text], Control(weighted=weighted))
     return encoding, conditioned(loaded, encoding)
 
 

@@ -183,9 +183,8 @@ class LLMController:
         texts = prompt_texts("prompts", prompts, may_be_blank=True, weighted=weighted)
         # On the CPU, so that a seed gives the same noise on every machine.
         generator = None if noise_seed is None else torch.Generator().manual_seed(noise_seed)
-        encoding = encode_texts(
-            self.adapter, self.llm, texts, weighted=weighted, generator=generator, rewording=rewording
-        )
+        control = Control(weighted=weighted, rewording=rewording)
+        encoding = encode_texts(self.adapter, self.llm, texts, control, generator=generator)
         return EncodedPrompts.of(
             encoding,
             texts,

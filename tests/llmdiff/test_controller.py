@@ -11,7 +11,7 @@ import torch
 
 import llmdiff
 from llmdiff import LLMController
-from llmdiff.adapter.base_pipeline import _loader
+from llmdiff.adapter.base_pipeline import _index, _loader
 from llmdiff.adapter.manifest import MANIFEST_NAME, write_manifest_of_all
 from llmdiff.errors import (
     AdapterMismatchError,
@@ -235,7 +235,7 @@ def test_a_folder_that_names_a_known_class_is_loaded_by_it(
 ) -> None:
     if saved is not None:
         (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": saved}))
-    assert _loader(tmp_path).__self__.__name__ == loaded_by
+    assert _loader(_index(tmp_path)).__self__.__name__ == loaded_by
 
 
 def test_the_embedded_default_that_was_not_built_says_how(

@@ -1,6 +1,6 @@
 """LLMDiffAdapter: all trained parameters, from the text encoding to the second attention branches."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from llmdiff.adapter import families, layers
 from llmdiff.adapter.processors import CrossAttentionBranch
 from llmdiff.adapter.refiner import TokenRefiner, inside_width
-from llmdiff.adapter.saved_config import SavedConfig, check_counts
+from llmdiff.adapter.saved_config import SavedConfig, check_saved
 from llmdiff.adapter.settings import AdapterSettings
 from llmdiff.adapter.starting import init_from_base
 from llmdiff.adapter.storage import ReadTensors, load_adapter_files, save_adapter_files
@@ -187,9 +187,7 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         tensors = {}
         for name, tensor in self.state_dict().items():
             keep = dtype is None or name.startswith("context.") or not tensor.is_floating_point()
-            tensors[name] = (
-                tensor.detach().cpu().contiguous() if keep else tensor.detach().to("cpu", dtype).contiguous()
-            )
+            tensors[name] = tensor.detach().to("cpu", None if keep else dtype).contiguous()
         config = {name: value for name, value in self.config.items() if not name.startswith("_")}
         config = {"_class_name": type(self).__name__, **config}
         save_adapter_files(Path(save_directory), config, tensors, card=card)
@@ -228,12 +226,7 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         cls, name_or_path: str | Path, *, revision: str | None = None
     ) -> tuple[dict[str, Any], ReadTensors]:
         """Return a saved adapter's validated arguments and a function that reads its tensors."""
-
-        def check(config: dict[str, Any], names: Collection[str]) -> None:
-            SavedConfig(**config)
-            check_counts(config, names)
-
-        return load_adapter_files(name_or_path, cls, revision=revision, check=check)
+        return load_adapter_files(name_or_path, cls, revision=revision, check=check_saved)
 
 
 def uses_muon(name: str) -> bool:

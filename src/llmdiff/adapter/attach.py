@@ -2,7 +2,7 @@
 
 import warnings
 import weakref
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -13,12 +13,7 @@ from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.base_encoder import has_text_encoder
 from llmdiff.adapter.decoding import watch_decoding
 from llmdiff.adapter.gain_settings import check_layers_of
-from llmdiff.adapter.installation import (
-    Installation,
-    install,
-    install_control,
-    installation_on,
-)
+from llmdiff.adapter.installation import Installation, install, installation_on
 from llmdiff.adapter.prompts import LLMEncodePrompt
 from llmdiff.adapter.settings import Control, as_control
 from llmdiff.adapter.texts import check_context
@@ -35,17 +30,14 @@ class TextSource(Protocol):
     @property
     def id(self) -> str:
         """Return the name that an adapter stores."""
-        ...
 
     @property
     def hidden_size(self) -> int:
         """Return D, the width of its states."""
-        ...
 
     @property
     def num_blocks(self) -> int:
         """Return L, the number of blocks; 0 if its states are not a sum over blocks."""
-        ...
 
 
 @keywords_of(Control)
@@ -63,12 +55,9 @@ def attach(
     `scale` from 0 to 1 mixes the base's text encoder with the LLM in every attention layer that reads text:
     0 is the base pipeline, bit for bit; 1 is the LLM alone, as in the paper; None is the adapter's own scale, 1
     unless its author chose another. `keep_base_text` lets the pretrained branch of every such layer attend to the
-    base encoder's tokens and phi(c) in one softmax, so that a LoRA's trigger words keep their effect. With
-    `weighted`, `(word:1.3)` in a prompt weighs the word for the LLM, see `ContextEncoding`; the base's text
-    encoder reads the prompt without the weight. `block_gains` multiplies what blocks of the LLM add, `layer_scale`
-    gives layers scales of their own, see `Control`. With `rewording`, a closed LLM rewords every prompt first. The
-    pipeline's weights, and the files that its `save_pretrained` writes, are unchanged. An adapter without a context
-    encoding takes its states from `llm.encode(prompts) -> TextEncoding`.
+    base encoder's tokens and phi(c) in one softmax, so that a LoRA's trigger words keep their effect. The base's text
+    encoder reads prompts without weights. The pipeline's weights, and the files that its `save_pretrained` writes,
+    are unchanged. An adapter without a context encoding takes its states from `llm.encode(prompts) -> TextEncoding`.
 
     Attach a pipeline that shares its denoiser with an attached one (`from_pipe`) by the same call, with
     the same adapter and settings; until then it refuses to draw. A ControlNet's cross-attention reads
@@ -96,9 +85,7 @@ def attach(
     family, denoiser = families.family_of(pipe), families.denoiser_of(pipe)
     check_fits(pipe, adapter)
     check_llm(llm, adapter, strict=control.strict)
-    check_context(
-        adapter, weighted=control.weighted, rewording=control.rewording, block_gains=control.block_gains
-    )
+    check_context(adapter, control)
     scales = control.layer_scale or {}
     check_layers_of(scales, family, layers.text_layers(denoiser))
     if control.keep_base_text and family.mixing == "prediction":
@@ -106,39 +93,15 @@ def attach(
             f"keep_base_text is True, but {family.title} gives every text row a position or lets them attend to each "
             "other, so the base's tokens cannot stand beside the LLM's: use a scale below 1, which mixes predictions"
         )
-    mixes = scale < 1 or any(one < 1 for one in scales.values())
-    if (mixes or control.keep_base_text) and not has_text_encoder(pipe):
+    if control.reads_base and not has_text_encoder(pipe):
         what = f"scale {scale:g}" if scale < 1 else "layer_scale"
         what = "keep_base_text=True" if control.keep_base_text and scale > 0 else what
         raise ConfigError(
             f"{what} needs the base's own text encoder, but pipe.text_encoder is None: load it "
             "(load_pipeline(text_encoders=True)), or attach with scale=1.0 and keep_base_text=False, the LLM alone"
         )
-    parts: list[Installation] = []
-    if scale > 0:
-        settings = {"scale": scale, "keep_base_text": control.keep_base_text, "layer_scale": dict(scales)}
-        new = []
-        try:
-            for module, make in _modules(pipe, denoiser):
-                part, fresh = _join_or(module, adapter, settings, make)
-                parts.append(part)
-                new += [part] if fresh else []
-        except BaseException:
-            for part in new:
-                part.restore()
-            raise
-        for part in parts:
-            part.users.append(weakref.ref(pipe))
-    pipe.encode_prompt = LLMEncodePrompt(
-        pipe,
-        llm,
-        adapter,
-        parts,
-        family=family,
-        control=control,
-        replaced=vars(pipe).get("encode_prompt"),
-        decoding=watch_decoding(pipe),
-    )
+    parts = _installed(pipe, denoiser, adapter, control) if scale > 0 else []
+    pipe.encode_prompt = LLMEncodePrompt(pipe, llm, adapter, parts, control, decoding=watch_decoding(pipe))
     if parts and not type(pipe).__module__.startswith("diffusers."):
         try:
             check_by_drawing(pipe)
@@ -147,22 +110,39 @@ def attach(
             raise
 
 
-def _modules(pipe: Any, denoiser: nn.Module) -> list[tuple[nn.Module, Callable[..., Installation]]]:
-    """Return the modules of a pipeline that read the text, the denoiser first, each with what installs layers on it."""
-    found: list[tuple[nn.Module, Callable[..., Installation]]] = [(denoiser, _install_strict)]
+def _installed(
+    pipe: Any, denoiser: nn.Module, adapter: LLMDiffAdapter, control: Control
+) -> list[Installation]:
+    """Return the installations on the pipeline's modules: those of another pipeline that shares them, or new ones."""
+    settings: dict[str, Any] = {
+        "scale": control.scale,
+        "keep_base_text": control.keep_base_text,
+        "layer_scale": dict(control.layer_scale or {}),
+    }
+    parts = []
+    with ExitStack() as undo:
+        for module, is_controlnet in _modules(pipe, denoiser):
+            part = _shared_installation(module, adapter, settings)
+            if part is None:
+                part = install(module, adapter, **settings, strict=True, is_controlnet=is_controlnet)
+                undo.enter_context(part)
+            parts.append(part)
+        undo.pop_all()
+    for part in parts:
+        part.users.append(weakref.ref(pipe))
+    return parts
+
+
+def _modules(pipe: Any, denoiser: nn.Module) -> list[tuple[nn.Module, bool]]:
+    """Return the modules of a pipeline that read the text, the denoiser first, and whether each is a ControlNet."""
     # Wan 2.2 has a second denoiser of the same kind for the last steps.
-    second = getattr(pipe, "transformer_2", None)
+    second, controlnet = getattr(pipe, "transformer_2", None), getattr(pipe, "controlnet", None)
+    found = [(denoiser, False)]
     if isinstance(second, nn.Module):
-        found.append((getattr(second, "_orig_mod", second), _install_strict))
-    controlnet = getattr(pipe, "controlnet", None)
+        found.append((second, False))
     if isinstance(controlnet, nn.Module):
-        nets = list(getattr(controlnet, "nets", [controlnet]))
-        found += [(getattr(net, "_orig_mod", net), install_control) for net in nets]
-    return found
-
-
-def _install_strict(module: nn.Module, adapter: LLMDiffAdapter, **settings: Any) -> Installation:
-    return install(module, adapter, strict=True, **settings)
+        found += [(net, True) for net in getattr(controlnet, "nets", [controlnet])]
+    return [(getattr(module, "_orig_mod", module), is_controlnet) for module, is_controlnet in found]
 
 
 def own_scale(adapter: LLMDiffAdapter) -> float:
@@ -184,7 +164,7 @@ def detach(pipe: Any) -> None:
     attached: LLMEncodePrompt = vars(pipe)["encode_prompt"]
     leaving = [part for part in attached.parts if not _other_users(part, pipe)]
     for part in leaving:
-        part.check_removable()
+        part.places()  # raises an error while nothing is removed yet
     for part in leaving:
         part.restore()
     if attached.decoding is not None:
@@ -274,22 +254,23 @@ def check_llm(llm: TextSource | None, adapter: LLMDiffAdapter, *, strict: bool =
     warnings.warn(f"{message}: right only if both are the same model", stacklevel=3)
 
 
-def _join_or(
-    module: nn.Module,
-    adapter: LLMDiffAdapter,
-    settings: dict[str, Any],
-    make: Callable[..., Installation],
-) -> tuple[Installation, bool]:
-    """Return the module's installation if its settings match, else a new one; and whether it is new."""
+def _shared_installation(
+    module: nn.Module, adapter: LLMDiffAdapter, settings: dict[str, Any]
+) -> Installation | None:
+    """Return the installation that another pipeline has put on the module; None if a new one is needed.
+
+    Raises:
+        AttachError: it has another adapter or other settings.
+    """
     present = installation_on(module)
-    if present is not None and present.users and not _other_users(present, None):
+    if present is None or not present.users:
+        return None
+    if not _other_users(present, None):
         # Every pipeline that it was made for is gone.
         present.restore()
-        present = None
-    if present is None or not present.users:
-        return make(module, adapter, **settings), True
-    if present.adapter is adapter and present.settings == tuple(settings.values()):
-        return present, False
+        return None
+    if present.adapter is adapter and present.settings == settings:
+        return present
     raise AttachError(
         f"the {type(module).__name__} already carries another adapter or other settings, for a pipeline that "
         "shares its denoiser: detach that one first, or attach the same adapter with the same settings"

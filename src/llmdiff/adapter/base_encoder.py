@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from llmdiff.adapter.contract import prompt_contract
 from llmdiff.adapter.families import family_of
+from llmdiff.language.rows import padded_batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +35,7 @@ def has_text_encoder(pipe: Any) -> bool:
 
 def encode_with_base(pipe: Any, prompts: Sequence[str]) -> BaseTexts:
     """Return the base's own encoding of prompts, whether or not an LLM is attached."""
-    contract = prompt_contract(pipe)
+    contract = prompt_contract(pipe.__class__)
     # With offloading, `pipe.device` is where the idle models are, which may be the meta device.
     arguments: dict[str, Any] = {"prompt": list(prompts), "device": pipe._execution_device}
     if contract.copies is not None:
@@ -53,6 +52,5 @@ def encode_with_base(pipe: Any, prompts: Sequence[str]) -> BaseTexts:
     if family_of(pipe).base_reads_padding:
         mask = None
     if isinstance(states, list):
-        mask = pad_sequence([torch.ones(len(text)) for text in states], batch_first=True)
-        states = pad_sequence(states, batch_first=True)
+        states, mask = padded_batch(states)
     return BaseTexts(states=states, mask=mask, pooled=parts.get("positive_pooled"))

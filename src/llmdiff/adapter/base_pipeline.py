@@ -2,12 +2,12 @@
 
 import json
 import re
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from llmdiff.adapter.manifest import MANIFEST_NAME, check_manifest
 from llmdiff.errors import (
@@ -17,7 +17,7 @@ from llmdiff.errors import (
     UnsupportedPipelineError,
     first_line,
 )
-from llmdiff.language.whole_weights import hide_loading_bars, load_whole
+from llmdiff.language.whole_weights import damage_named, hide_loading_bars, load_whole
 
 EMBEDDED_NAME = "openmoji"
 # diffusion_pytorch_model.fp16.safetensors, model.fp16-00001-of-00002.safetensors
@@ -46,18 +46,15 @@ def load_base_pipeline(base: str, *, dtype: torch.dtype, text_encoders: bool = T
             "from_single_file and attach to that, or save it with save_pretrained"
         )
     try:
-        load, source = _loader(place), place if place.is_dir() else base
+        load, source = _loader(_index(place)), place if place.is_dir() else base
         parts = _whole_parts(
             _folder(source, text_encoders=text_encoders), dtype=dtype, base=base, text_encoders=text_encoders
         )
         hide_loading_bars()
-        pipe = load(source, dtype=dtype, use_safetensors=True, **parts)
+        with damage_named(f"pipeline {base!r}"):
+            pipe = load(source, dtype=dtype, use_safetensors=True, **parts)
     except CorruptWeightsError:
         raise
-    except SafetensorError as error:
-        raise CorruptWeightsError(
-            f"pipeline {base!r} has a weight file that is truncated or damaged ({error}): download it again"
-        ) from error
     except (OSError, ValueError) as error:
         reason = first_line(error)
         # diffusers has no exception classes for these two.
@@ -105,7 +102,10 @@ def _whole_parts(folder: Path, *, dtype: torch.dtype, base: str, text_encoders: 
     Models that the pipeline was saved without, or that are left out, are None.
     """
     parts: dict[str, Any] = {}
-    for name, (library, class_name) in _index(folder).items():
+    for name, pair in _index(folder).items():
+        if name.startswith("_") or not isinstance(pair, list) or len(pair) != 2:
+            continue
+        library, class_name = pair
         kind = _model_class(library, class_name)
         if class_name is None or (name in _TEXT_ENCODERS and not text_encoders):
             parts[name] = None
@@ -143,29 +143,23 @@ def _model_class(library: Any, name: Any) -> Any:
     return kind if isinstance(kind, type) and issubclass(kind, models) else None
 
 
-def _index(folder: Path) -> dict[str, tuple[Any, Any]]:
-    """Return the library and class of each component of a pipeline folder; empty if it cannot be read."""
+def _index(folder: Path) -> dict[str, Any]:
+    """Return the index of a pipeline folder: [library, class] of each component; empty if it cannot be read."""
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        pairs = {name: pair for name, pair in index.items() if not name.startswith("_")}
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError):
         return {}
-    return {
-        name: (pair[0], pair[1]) for name, pair in pairs.items() if isinstance(pair, list) and len(pair) == 2
-    }
+    return index if isinstance(index, dict) else {}
 
 
-def _loader(place: Path) -> Any:
-    """Return the `from_pretrained` of the class that the folder names if it is a text-to-image pipeline.
+def _loader(index: Mapping[str, Any]) -> Any:
+    """Return the `from_pretrained` of the class that the index names if it is a text-to-image pipeline.
 
     Otherwise return that of `AutoPipelineForText2Image`, whose import of all pipelines takes seconds.
     """
     import diffusers
 
-    try:
-        name = json.loads((place / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError):
-        name = None
+    name = index.get("_class_name")
     kind = getattr(diffusers, name, None) if isinstance(name, str) and not _OTHER_TASK.search(name) else None
     chosen: Any = kind if hasattr(kind, "encode_prompt") else diffusers.AutoPipelineForText2Image
     return chosen.from_pretrained

@@ -32,7 +32,7 @@ def adapter_card(
 
     config: Any = adapter.config
     llm, base = source_name(config.llm_id), source_name(config.base_model_id)
-    family = next(row.title for row in families.FAMILIES if row.name == config.family)
+    family = families.family_named(config.family).title
     models = [
         name for name in (config.base_model_id, config.llm_id) if _HUB_ID.match(name) and not is_local(name)
     ]
@@ -43,6 +43,7 @@ def adapter_card(
         base_model=models or None,
         license=license,
     )
+    routing = f"{config.routing}, {config.routing_form}"
     parameters = sum(parameter.numel() for parameter in adapter.parameters())
     rows = [
         ("LLM", llm),
@@ -52,7 +53,7 @@ def adapter_card(
         ("layers with a second branch", str(len(adapter.branches))),
         ("parameters", f"{parameters:,}"),
         ("text encoding", f"`{config.encoding}`, alone means `{config.lone}`"),
-        ("groups of layers with gains of their own", _routing(config)),
+        ("groups of layers with gains of their own", "none" if config.routing == 1 else routing),
         ("refiner", _refiner(adapter)),
         ("template", f"`{config.template!r}`" if config.template else "none"),
         ("default scale", f"{config.scale:g} (1: the LLM alone)"),
@@ -134,10 +135,6 @@ def _local_note(config: Any) -> str:
         "base": "Its base pipeline is not at the Hub: load it yourself and pass it to `controller.attached`.",
     }
     return "\n" + " ".join(notes[what] for what in local) + "\n"
-
-
-def _routing(config: Any) -> str:
-    return "none" if config.routing == 1 else f"{config.routing}, {config.routing_form}"
 
 
 def _refiner(adapter: LLMDiffAdapter) -> str:

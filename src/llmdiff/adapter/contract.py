@@ -6,29 +6,17 @@ import re
 import textwrap
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 from llmdiff.errors import UnsupportedPipelineError
 
-Part = Literal[
-    "positive",
-    "negative",
-    "positive_pooled",
-    "negative_pooled",
-    "positive_mask",
-    "negative_mask",
-    "text_ids",
-    "negative_text_ids",
-    "second",
-    "second_mask",
-]
 # The names of diffusers' variables, without "negative_".
-_PARTS: dict[str, tuple[Part, Part]] = {
+_PARTS = {
     "prompt_embeds": ("positive", "negative"),
     "pooled_prompt_embeds": ("positive_pooled", "negative_pooled"),
     "prompt_attention_mask": ("positive_mask", "negative_mask"),
     "prompt_embeds_mask": ("positive_mask", "negative_mask"),
-    "text_ids": ("text_ids", "negative_text_ids"),
+    "text_ids": ("positive_ids", "negative_ids"),
     "prompt_embeds_2": ("second", "second"),
     "prompt_embeds_mask_2": ("second_mask", "second_mask"),
 }
@@ -45,13 +33,14 @@ class PromptContract:
     """What a pipeline's `encode_prompt` takes and returns.
 
     Fields:
-        returns: the parts of its result, in order.
+        returns: the parts of its result, in order: "positive", "negative", each also with "_pooled", "_mask" or "_ids";
+            "second" and "second_mask".
         second_prompts: arguments for further text encoders, all replaced by the LLM.
         copies: the argument with the number of pictures per prompt; None if the pipeline repeats by itself.
         parameters: the names of all arguments.
     """
 
-    returns: tuple[Part, ...]
+    returns: tuple[str, ...]
     second_prompts: tuple[str, ...]
     copies: str | None
     parameters: frozenset[str]
@@ -62,20 +51,14 @@ class PromptContract:
         return "negative" in self.returns
 
 
-def prompt_contract(pipe: Any) -> PromptContract:
-    """Return what the `encode_prompt` of a pipeline takes and returns.
+@cache
+def prompt_contract(kind: type) -> PromptContract:
+    """Return what the `encode_prompt` of a pipeline class takes and returns.
 
     Raises:
         UnsupportedPipelineError: the class has no `encode_prompt`, or it returns something that has no
             counterpart in an LLM's text states.
     """
-    kind: Any = type(pipe)
-    return class_contract(kind)
-
-
-@cache
-def class_contract(kind: Any) -> PromptContract:
-    """Return what the `encode_prompt` of a pipeline class takes and returns, see `prompt_contract`."""
     refused = f"pipe is a {kind.__name__}, which LLMDiff cannot control"
     method: Any = getattr(kind, "encode_prompt", None)
     if method is None:
@@ -107,7 +90,7 @@ def class_contract(kind: Any) -> PromptContract:
     )
 
 
-def _part(name: str) -> Part | None:
+def _part(name: str) -> str | None:
     negative, name = name.startswith("negative_"), name.removeprefix("negative_")
     found = _PARTS.get(name)
     return None if found is None else found[negative]

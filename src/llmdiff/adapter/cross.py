@@ -28,12 +28,11 @@ from llmdiff.adapter.layers import heads_of, text_keys_values
 from llmdiff.adapter.layout import (
     NO_TEXT,
     PACKED_MASK_NDIM,
+    TextLayout,
     TextParts,
-    base_text,
     of_group,
     parts_beside,
     real_rows,
-    split_text,
 )
 from llmdiff.adapter.masks import as_bias, seen_by
 from llmdiff.adapter.processors import AttachedLayer, CrossAttentionBranch, KeysValues, attention
@@ -92,22 +91,17 @@ class TwoBranchAttention(AttachedLayer):
         attn: Any,
         branch: CrossAttentionBranch | None,
         *,
-        text_width: int,
-        hidden_size: int,
+        layout: TextLayout,
         group: int = 0,
-        groups: int = 1,
         hook: SplitText | None = None,
         scale: float = 1.0,
         keep_base_text: bool = False,
-        strict: bool = False,
     ) -> None:
         super().__init__(attn, branch, scale=scale)
-        self.text_width = text_width
-        self.hidden_size = hidden_size
-        self.group, self.groups = group, groups
+        self.layout = layout
+        self.group = group
         self.hook = hook
         self.keep_base_text = keep_base_text
-        self.strict = strict
         # Called with the layer, its image states (B, N, C) and its texts, before each attention.
         self.watch: Callable[[TwoBranchAttention, Tensor, LayerTexts], None] | None = None
         self.check()
@@ -116,11 +110,7 @@ class TwoBranchAttention(AttachedLayer):
         return {**super().__getstate__(), "watch": None}
 
     def check(self) -> None:
-        """Check that the layer's current processor is supported.
-
-        Raises:
-            UnsupportedPipelineError: it is not supported.
-        """
+        """Raise an UnsupportedPipelineError unless the layer's current processor is supported."""
         attn, kind = self.attn, type(self.attn.processor)
         if kind not in _COMPUTED_HERE + _DELEGATED + _WITH_PICTURES:
             known = ", ".join(row.__name__ for row in _COMPUTED_HERE + _DELEGATED + _WITH_PICTURES)
@@ -147,54 +137,45 @@ class TwoBranchAttention(AttachedLayer):
         text, pictures = encoder_hidden_states, None
         if isinstance(text, tuple):
             text, pictures = text
-        parts = None
-        source = text
-        if self.hook is not None:
-            # The denoiser has projected the text states, and c arrives in the mask or beside it, see `SplitText`.
-            source = self.hook.source
-            carried = attention_mask if self.hook.carrier else self._handed(self.hook, text)
-            if isinstance(carried, Tensor) and carried.ndim == PACKED_MASK_NDIM:
-                parts, attention_mask = parts_beside(text, carried), None
-        elif text is not None:
-            parts = split_text(text, self.text_width, self.hidden_size, self.groups)
-            if parts is None:
-                text = base_text(text, self.text_width, strict=self.strict)
-            else:
-                parts = replace(parts, projected=of_group(parts.projected, self.group, self.groups))
-        elif self.strict:
-            raise AttachError(NO_TEXT)
-        self.note_reading()
+        parts = self._parts(text, attention_mask)
         if parts is None:
+            if self.hook is None and text is not None:
+                text = self.layout.base(text)
+            self.note_reading()
             given = text if pictures is None else (text, pictures)
             if temb is not None:
                 kwargs["temb"] = temb
             result: Tensor = self.original(hidden_states, given, attention_mask, *more, **kwargs)
             return result
 
-        parts = replace(parts, llm_states=of_group(parts.llm_states, self.group, self.groups))
-        attn = self.attn
-        # The steps around the attention are those of AttnProcessor2_0.
-        residual = hidden_states
-        framed = _is_framed(attn)
-        if framed and attn.spatial_norm is not None:
-            hidden_states = attn.spatial_norm(hidden_states, temb)
-        image_shape = hidden_states.shape
-        if hidden_states.ndim == 4:
-            hidden_states = hidden_states.flatten(2).transpose(1, 2)
-        if framed and attn.group_norm is not None:
-            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+        self.note_reading()
+        source, mask = (text, attention_mask) if self.hook is None else (self.hook.source, None)
+        texts = self._texts(source, parts, mask)
 
-        out = self._two_branches(hidden_states, self._texts(source, parts, attention_mask))
-        if pictures is not None:
-            out = out + self._pictures(hidden_states, pictures, kwargs)
+        def attend(states: Tensor) -> Tensor:
+            out = self._two_branches(states, texts)
+            return out if pictures is None else out + self._pictures(states, pictures, kwargs)
 
-        if len(image_shape) == 4:
-            out = out.transpose(-1, -2).reshape(image_shape)
-        if framed and attn.residual_connection:
-            out = out + residual
-        if framed and attn.rescale_output_factor != 1:
-            out = out / attn.rescale_output_factor
-        return out
+        return _framed(self.attn, hidden_states, temb, attend)
+
+    def _parts(self, text: Any, attention_mask: Tensor | None) -> TextParts | None:
+        """Return the layer's phi(c) and c, and the base's text beside them; None if the base's text comes alone."""
+        group, groups = self.group, self.layout.groups
+        if self.hook is not None:
+            # The denoiser has projected the text states, and c arrives in the mask or beside it, see `SplitText`.
+            carried = attention_mask if self.hook.carrier else self._handed(self.hook, text)
+            if not isinstance(carried, Tensor) or carried.ndim != PACKED_MASK_NDIM:
+                return None
+            parts = parts_beside(text, carried)
+            return replace(parts, llm_states=of_group(parts.llm_states, group, groups))
+        if text is None and self.layout.strict:
+            raise AttachError(NO_TEXT)
+        found = None if text is None else self.layout.split(text)
+        return found and replace(
+            found,
+            projected=of_group(found.projected, group, groups),
+            llm_states=of_group(found.llm_states, group, groups),
+        )
 
     def _two_branches(self, hidden_states: Tensor, texts: LayerTexts) -> Tensor:
         attn = self.attn
@@ -261,17 +242,16 @@ class TwoBranchAttention(AttachedLayer):
         mask = seen_by(real_rows(parts.llm_states), attention_mask)
         llm_states = None if self.branch is None else self.biased(self.branch.read(parts.llm_states, mask))
         gates = None if self.branch is None else self.branch.gates()
-        if parts.base is None or parts.base_real is None:
-            return LayerTexts(self._pretrained_text(parts.projected, mask), llm_states, None, gates)
-        base_mask = seen_by(parts.base_real, attention_mask)
-        base = self._pretrained_text(parts.base, base_mask)
-        if not self.keep_base_text:
-            return LayerTexts(self._pretrained_text(parts.projected, mask), llm_states, base, gates)
-        if mask is not None or base_mask is not None:
-            sides = [(mask, parts.llm_states), (base_mask, parts.base)]
-            mask = torch.cat([_explicit(side, like) for side, like in sides], dim=-1)
-        both = self._pretrained_text(torch.cat([parts.projected, parts.base], dim=1), mask)
-        return LayerTexts(both, llm_states, base, gates)
+        projected, base = parts.projected, None
+        if parts.base is not None and parts.base_real is not None:
+            base_mask = seen_by(parts.base_real, attention_mask)
+            base = self._pretrained_text(parts.base, base_mask)
+            if self.keep_base_text:
+                projected = torch.cat([projected, parts.base], dim=1)
+                if mask is not None or base_mask is not None:
+                    sides = [(mask, parts.llm_states), (base_mask, parts.base)]
+                    mask = torch.cat([_explicit(side, like) for side, like in sides], dim=-1)
+        return LayerTexts(self._pretrained_text(projected, mask), llm_states, base, gates)
 
     def _pretrained_text(self, states: Tensor, mask: Tensor | None) -> KeysValues:
         attn, states = self.attn, states.contiguous()
@@ -286,6 +266,28 @@ def _explicit(mask: Tensor | None, like: Tensor) -> Tensor:
     if mask is not None:
         return mask
     return torch.ones(like.shape[0], 1, 1, like.shape[1], dtype=torch.bool, device=like.device)
+
+
+def _framed(
+    attn: Any, hidden_states: Tensor, temb: Tensor | None, attend: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Return an attention's output with the steps that AttnProcessor2_0 has before and after it."""
+    residual, framed = hidden_states, _is_framed(attn)
+    if framed and attn.spatial_norm is not None:
+        hidden_states = attn.spatial_norm(hidden_states, temb)
+    image_shape = hidden_states.shape
+    if hidden_states.ndim == 4:
+        hidden_states = hidden_states.flatten(2).transpose(1, 2)
+    if framed and attn.group_norm is not None:
+        hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+    out = attend(hidden_states)
+    if len(image_shape) == 4:
+        out = out.transpose(-1, -2).reshape(image_shape)
+    if framed and attn.residual_connection:
+        out = out + residual
+    if framed and attn.rescale_output_factor != 1:
+        out = out / attn.rescale_output_factor
+    return out
 
 
 def _is_framed(attn: Any) -> bool:

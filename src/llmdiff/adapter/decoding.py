@@ -26,11 +26,7 @@ def watch_decoding(pipe: Any) -> RemovableHandle | None:
 
 @contextmanager
 def decoding_checked(pipe: Any) -> Iterator[None]:
-    """Return a context in which decoding a picture that is not finite raises an error.
-
-    Raises:
-        NonFinitePictureError: a decoded picture holds NaN or infinity.
-    """
+    """Return a context in which decoding a picture that is not finite raises a NonFinitePictureError."""
     handle = watch_decoding(pipe)
     try:
         yield

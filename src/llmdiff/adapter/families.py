@@ -6,21 +6,10 @@ from typing import Any
 from torch import nn
 
 from llmdiff.adapter.contract import prompt_contract
-from llmdiff.adapter.family import Family, submodule
-from llmdiff.adapter.family_table import FAMILIES
+from llmdiff.adapter.family import Family as Family
+from llmdiff.adapter.family import submodule
+from llmdiff.adapter.family_table import FAMILIES as FAMILIES
 from llmdiff.errors import UnsupportedPipelineError
-
-__all__ = [
-    "FAMILIES",
-    "Family",
-    "denoiser_of",
-    "family_named",
-    "family_of",
-    "family_of_denoiser",
-    "is_compiled",
-    "pooled_width",
-    "text_width",
-]
 
 _PLACES = ("transformer", "unet")
 
@@ -36,8 +25,8 @@ def family_of(pipe: Any) -> Family:
 
 
 def _found(pipe: Any) -> tuple[nn.Module, Family]:
-    kind = type(pipe)
-    pooled = "positive_pooled" in prompt_contract(pipe).returns
+    kind: Any = type(pipe)
+    pooled = "positive_pooled" in prompt_contract(kind).returns
     refused = f"pipe is a {kind.__name__}, which LLMDiff cannot control"
     reasons = []
     for place in _PLACES:
@@ -51,17 +40,17 @@ def _found(pipe: Any) -> tuple[nn.Module, Family]:
             continue
         # torch.compile wraps the module and prefixes every layer's name; return the wrapped module.
         inner: nn.Module = getattr(module, "_orig_mod", module)
-        for family in FAMILIES:
-            if family.is_of_class(inner) and not family.unlike(inner):
-                if pooled and family.pooled_width is None:
-                    raise UnsupportedPipelineError(
-                        f"{refused}: it wants a pooled vector of its text, which adapters for {family.title} do not "
-                        "make; use another pipeline of these models"
-                    )
-                return inner, family
+        family = family_of_denoiser(inner)
+        if family is not None:
+            if pooled and family.pooled_width is None:
+                raise UnsupportedPipelineError(
+                    f"{refused}: it wants a pooled vector of its text, which adapters for {family.title} do not "
+                    "make; use another pipeline of these models"
+                )
+            return inner, family
         near = [family for family in FAMILIES if family.is_of_class(inner)]
         if near:
-            found = " or ".join(f"{', '.join(family.unlike(inner))}" for family in near)
+            found = " or ".join(", ".join(family.unlike(inner)) for family in near)
             reasons.append(
                 f"pipe.{place} has {found}, which no family does that has a {type(inner).__name__} "
                 f"({', '.join(family.title for family in near)})"
@@ -80,10 +69,7 @@ def family_named(name: str) -> Family:
 
 def family_of_denoiser(denoiser: nn.Module) -> Family | None:
     """Return the family of a U-Net or transformer; None for other modules, such as ControlNets."""
-    return next(
-        (row for row in FAMILIES if row.is_of_class(denoiser) and not row.unlike(denoiser)),
-        None,
-    )
+    return next((row for row in FAMILIES if row.is_of_class(denoiser) and not row.unlike(denoiser)), None)
 
 
 def denoiser_of(pipe: Any) -> nn.Module:
@@ -118,14 +104,12 @@ def text_width(denoiser: nn.Module, family: Family) -> int:
             f"the denoiser is no {family.title}: its config has no {family.text_width}; use a pipeline of that "
             "family"
         )
-    if not isinstance(width, int):
-        widths = set(width)
-        if len(widths) != 1:
-            raise UnsupportedPipelineError(
-                f"the denoiser's {family.text_width} is {width}, expected one width for all blocks"
-            )
-        width = widths.pop()
-    return int(width)
+    widths = {width} if isinstance(width, int) else set(width)
+    if len(widths) != 1:
+        raise UnsupportedPipelineError(
+            f"the denoiser's {family.text_width} is {width}, expected one width for all blocks"
+        )
+    return int(widths.pop())
 
 
 def pooled_width(denoiser: nn.Module, family: Family, pipe: Any = None) -> int | None:

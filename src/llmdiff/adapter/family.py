@@ -56,7 +56,7 @@ class Family:
     title: str
     denoisers: tuple[str, ...]
     config: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    objective: Literal["scheduler", "flow"] | None
+    objective: Literal["scheduler", "flow"] | None = "flow"
     latents: Literal["pictures", "videos", "patches"] = "pictures"
     time: Literal["steps", "noise", "picture"] = "steps"
     text_width: str
@@ -76,7 +76,7 @@ class Family:
     ragged: bool = False
     guided_by: Literal["guidance_scale", "true_cfg_scale", "guider"] = "guidance_scale"
     guided_above: float = 1.0
-    side_divisor_px: int = 8
+    side_divisor_px: int = 1
     latent_patch: int | Literal["patch_size"] = 1
 
     def is_of_class(self, denoiser: nn.Module) -> bool:

@@ -1,5 +1,6 @@
 """Gains of blocks and scales of layers that are chosen while drawing: parsed, checked and resolved."""
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from fnmatch import fnmatchcase
 
@@ -7,7 +8,8 @@ from llmdiff.adapter.family import Family
 from llmdiff.checks.bounds import BLOCK_GAIN, SCALE, short
 from llmdiff.errors import ConfigError
 
-_MOST = 100_000
+# A block's number, or the first and the last of a range.
+_BLOCKS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
 
 
 def parse_block_gains(text: str) -> dict[int, float]:
@@ -18,15 +20,12 @@ def parse_block_gains(text: str) -> dict[int, float]:
     """
     gains: dict[int, float] = {}
     for blocks, value in _pairs("block_gains", text, 'as in "0-9=0.5,20=2"'):
-        first, dash, last = blocks.partition("-")
-        ends = (first, last if dash else first)
-        if not all(end.isascii() and end.isdigit() and int(end) < _MOST for end in ends) or int(
-            ends[0]
-        ) > int(ends[1]):
+        match = _BLOCKS.fullmatch(blocks)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
             raise ConfigError(
                 f"block_gains has the blocks {short(blocks)}, expected a number or a range: 3, or 0-9"
             )
-        gains |= dict.fromkeys(range(int(ends[0]), int(ends[1]) + 1), value)
+        gains |= dict.fromkeys(range(int(match[1]), int(match[2] or match[1]) + 1), value)
     check_block_gains(gains)
     return gains
 
@@ -55,11 +54,7 @@ def _pairs(name: str, text: str, form: str) -> Iterator[tuple[str, float]]:
 
 
 def check_block_gains(gains: Mapping[int, float]) -> None:
-    """Check the factors of blocks.
-
-    Raises:
-        ConfigError: a key is not a block's number, or a factor is out of range.
-    """
+    """Raise a ConfigError unless the keys are blocks' numbers and the factors are in range."""
     for block, gain in gains.items():
         if not isinstance(block, int) or isinstance(block, bool) or block < 0:
             raise ConfigError(f"block_gains has the block {short(block)}, expected its number, from 0")
@@ -67,11 +62,7 @@ def check_block_gains(gains: Mapping[int, float]) -> None:
 
 
 def check_layer_scale(scales: Mapping[str, float]) -> None:
-    """Check the scales of layers.
-
-    Raises:
-        ConfigError: a key is not a text, or a scale is out of range.
-    """
+    """Raise a ConfigError unless the keys are texts and the scales are in range."""
     for pattern, scale in scales.items():
         if not isinstance(pattern, str):
             raise ConfigError(f"layer_scale has the layers {short(pattern)}, expected a name with wildcards")
@@ -79,11 +70,7 @@ def check_layer_scale(scales: Mapping[str, float]) -> None:
 
 
 def check_blocks(gains: Mapping[int, float], num_blocks: int) -> None:
-    """Check that the LLM has these blocks.
-
-    Raises:
-        ConfigError: it has fewer.
-    """
+    """Raise a ConfigError unless the LLM has these blocks."""
     if gains and max(gains) >= num_blocks:
         raise ConfigError(
             f"block_gains has the block {max(gains)}, expected 0 to {num_blocks - 1}: the LLM has {num_blocks} blocks"
@@ -91,11 +78,7 @@ def check_blocks(gains: Mapping[int, float], num_blocks: int) -> None:
 
 
 def check_layers_of(scales: Mapping[str, float], family: Family, layers: Collection[str]) -> None:
-    """Check that the layers of a family's denoiser can have scales of their own, and that every pattern names one.
-
-    Raises:
-        ConfigError: the layers share one text, or a pattern names none.
-    """
+    """Raise a ConfigError unless layers of this family can have own scales and every pattern names one."""
     if scales and (family.text_channel == "joint" or family.mixing == "prediction"):
         raise ConfigError(
             f"layer_scale is given, but the layers of {family.title} share one text with the picture: use scale, or "

@@ -1,12 +1,11 @@
 """Install two-branch forwards on the attention layers of a denoiser or ControlNet, and remove them again."""
 
-import copy
 import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from llmdiff.adapter import families, layers
 from llmdiff.adapter.adapter import LLMDiffAdapter
@@ -14,19 +13,20 @@ from llmdiff.adapter.cross import TwoBranchAttention
 from llmdiff.adapter.gain_settings import scale_of_layer
 from llmdiff.adapter.joint import JointTwoBranch
 from llmdiff.adapter.layer_groups import layer_groups
-from llmdiff.adapter.layout import NOT_PICKLED
+from llmdiff.adapter.layout import CopiedNotPickled, TextLayout
 from llmdiff.adapter.processors import AttachedLayer
 from llmdiff.adapter.split import SplitText
-from llmdiff.adapter.text_once import TextOnce
 from llmdiff.errors import AttachError, UnsupportedPipelineError
 
 
-class Installation:
+class Installation(CopiedNotPickled):
     """The attached layers of a module; a context manager that removes them on exit.
 
     Fields:
         module: the denoiser or ControlNet.
         layers: the replacements of the forwards, by the attention layers' names.
+        hook: what takes the text apart before the module projects it; None where the layers get it as it is.
+        settings: its `scale`, `keep_base_text` and `layer_scale`.
         users: weak references to the pipelines that share this installation; empty after a direct `install`.
     """
 
@@ -37,19 +37,15 @@ class Installation:
         hook: SplitText | None,
         *,
         adapter: LLMDiffAdapter,
-        scale: float,
-        keep_base_text: bool,
-        layer_scale: Mapping[str, float],
+        settings: Mapping[str, Any],
     ) -> None:
         self.module = module
         self.layers = dict(attached)
         self.adapter = adapter
-        self.settings = (scale, keep_base_text, dict(layer_scale))
+        self.settings = settings
         self.users: list[weakref.ref[Any]] = []
-        self.replaced: dict[str, Any] = {}
-        for name, layer in self.layers.items():
-            self.replaced[name] = vars(layer.attn).get("forward")
-            layer.replaced = self.replaced[name]
+        for layer in self.layers.values():
+            layer.replaced = vars(layer.attn).get("forward")
             layer.installation = self
             layer.attn.forward = layer.forward
         self.hook = hook
@@ -59,15 +55,6 @@ class Installation:
                 module.register_forward_pre_hook(hook.before, with_kwargs=True),
                 module.register_forward_hook(hook.after, with_kwargs=True, always_call=True),
             ]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        twin = object.__new__(type(self))
-        memo[id(self)] = twin
-        twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
-        return twin
-
-    def __reduce__(self) -> Any:
-        raise AttachError(NOT_PICKLED)
 
     @property
     def draws(self) -> bool:
@@ -84,43 +71,22 @@ class Installation:
         for layer in self.layers.values():
             layer.read = False
 
-    def place(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move every branch to this device and dtype."""
-        for layer in self.layers.values():
-            layer.place(device, dtype)
-
-    def check(self) -> None:
-        """Check that every layer still has our forward and a supported processor.
+    def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Check every layer, then bring its branch to this device and dtype.
 
         Raises:
-            AttachError: something else has replaced a layer or its forward.
+            AttachError: a layer or its forward was replaced, or has its own forward again.
             UnsupportedPipelineError: a layer has a processor of an unknown kind.
         """
-        self.check_in_place()
-        for layer in self.layers.values():
-            layer.check()
-
-    def check_in_place(self) -> None:
-        """Check that every layer still has our forward.
-
-        Raises:
-            AttachError: something else has replaced a layer or its forward.
-        """
-        for name in self.layers:
-            if not self._places(name):
+        for name, found in self.places().items():
+            if not found:
                 raise AttachError(
                     f"{name} has its own forward again while the LLM is attached (disable_cache puts back the one from "
                     "before enable_cache): detach, then attach again"
                 )
-
-    def check_removable(self) -> None:
-        """Check that `restore` can remove every forward.
-
-        Raises:
-            AttachError: something else has replaced a layer or its forward.
-        """
-        for name in self.layers:
-            self._places(name)
+            self.layers[name].check()
+        for layer in self.layers.values():
+            layer.place(device, dtype)
 
     def restore(self) -> None:
         """Remove the forwards; the module is restored to the same objects.
@@ -128,9 +94,8 @@ class Installation:
         Raises:
             AttachError: something else has replaced a layer's forward; nothing is removed.
         """
-        places = {name: self._places(name) for name in self.layers}
-        for name, found in places.items():
-            attn, before = self.layers[name].attn, self.replaced[name]
+        for name, found in self.places().items():
+            attn, before = self.layers[name].attn, self.layers[name].replaced
             for holder, key in found:
                 if before is not None:
                     holder[key] = before
@@ -141,9 +106,17 @@ class Installation:
         for handle in self._handles:
             handle.remove()
 
-    def _places(self, name: str) -> list[tuple[dict[str, Any], str]]:
-        """Return where our forward is; empty if the layer has its own again, as after diffusers' `disable_cache`."""
-        layer = self.layers[name]
+    def places(self) -> dict[str, list[tuple[dict[str, Any], str]]]:
+        """Return where the forward of each layer is.
+
+        A layer that has its own forward again, as after diffusers' `disable_cache`, has no place.
+
+        Raises:
+            AttachError: something else has replaced a layer or its forward, so `restore` cannot remove it.
+        """
+        return {name: self._places_of(name, layer) for name, layer in self.layers.items()}
+
+    def _places_of(self, name: str, layer: AttachedLayer) -> list[tuple[dict[str, Any], str]]:
         try:
             present: Any = self.module.get_submodule(name)
         except AttributeError:
@@ -155,15 +128,11 @@ class Installation:
             found = [(holder, key) for holder, key in _holders(present) if _owner(holder.get(key)) is layer]
             now = vars(present).get("forward")
             own = now is None or getattr(now, "__func__", None) is type(present).forward
-            if found or own or now is self.replaced[name]:
+            if found or own or now is layer.replaced:
                 return found
         raise AttachError(
             f"the forward of {name} was replaced while the LLM was attached: undo that, then detach"
         )
-
-    def __call__(self) -> None:
-        """Remove the forwards."""
-        self.restore()
 
     def __enter__(self) -> Self:
         return self
@@ -172,101 +141,73 @@ class Installation:
         self.restore()
 
 
+class TextOnce(AttachedLayer):
+    """A projection or block that reads nothing but the text; its output is kept while the text is the same.
+
+    diffusers calls it in every step. A call outside the denoiser, or with gradients, is the module's own.
+    """
+
+    def __init__(self, module: nn.Module, hook: SplitText) -> None:
+        super().__init__(module, None, scale=1.0)
+        self.hook = hook
+
+    def forward(self, states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the module's output."""
+        read: Tensor = self.kept(
+            self.hook.source, self.hook.weights, lambda: self.original(states, *args, **kwargs)
+        )
+        return read
+
+
 def install(
-    denoiser: nn.Module,
+    module: nn.Module,
     adapter: LLMDiffAdapter,
     *,
     scale: float = 1.0,
     keep_base_text: bool = False,
     layer_scale: Mapping[str, float] | None = None,
     strict: bool = False,
+    is_controlnet: bool = False,
 ) -> Installation:
     """Install two-branch attention and return the installation; call its `restore()`, or use it in a `with`.
 
     The denoiser then takes `adapter.condition(...)[0]` as `encoder_hidden_states`. The branches are the
     adapter's own modules, so gradients reach its parameters. With `strict`, text states of the base's width
-    raise an error instead of being passed on.
+    raise an error instead of being passed on. A ControlNet gets no branches: it reads phi(c), padding masked.
 
     Raises:
         AdapterMismatchError: the adapter was made for another denoiser.
-        AttachError: the denoiser already carries an adapter.
-        UnsupportedPipelineError: a layer has a processor of another extension.
-    """
-    layers.check_layers(denoiser, adapter.config)
-    return _install(
-        denoiser,
-        adapter,
-        scale=scale,
-        keep_base_text=keep_base_text,
-        layer_scale=layer_scale or {},
-        strict=strict,
-        with_branches=True,
-    )
-
-
-def install_control(
-    controlnet: nn.Module,
-    adapter: LLMDiffAdapter,
-    *,
-    scale: float,
-    keep_base_text: bool,
-    layer_scale: Mapping[str, float],
-) -> Installation:
-    """Install layers on a ControlNet and return the installation: it reads phi(c), padding masked.
-
-    Raises:
-        AttachError: the ControlNet already carries an adapter.
+        AttachError: the module already carries an adapter.
         UnsupportedPipelineError: a layer has a processor of another extension, or ControlNets of the family are not
             supported.
     """
     config: Any = adapter.config
     family = families.family_named(config.family)
-    if family.ragged:
+    if not is_controlnet:
+        layers.check_layers(module, config)
+    elif family.ragged:
         raise UnsupportedPipelineError(
-            f"pipe.controlnet is a {type(controlnet).__name__}, which reads the text through modules of its "
+            f"pipe.controlnet is a {type(module).__name__}, which reads the text through modules of its "
             f"{family.title} denoiser, so the LLM's text cannot be taken apart for it: use a pipeline without one"
         )
-    return _install(
-        controlnet,
-        adapter,
-        scale=scale,
-        keep_base_text=keep_base_text,
-        layer_scale=layer_scale,
-        strict=True,
-        with_branches=False,
+    if installation_on(module) is not None:
+        raise AttachError(
+            f"the {type(module).__name__} already carries an adapter (attached to this pipeline, or to one "
+            "that shares its denoiser): detach that first"
+        )
+    layout = TextLayout(
+        width=config.text_width, hidden_size=config.hidden_size, groups=config.routing, strict=strict
     )
-
-
-def _install(
-    module: nn.Module,
-    adapter: LLMDiffAdapter,
-    *,
-    scale: float,
-    keep_base_text: bool,
-    layer_scale: Mapping[str, float],
-    strict: bool,
-    with_branches: bool,
-) -> Installation:
-    config: Any = adapter.config
-    family = families.family_named(config.family)
-    _check_free(module)
-    shared: dict[str, Any] = {
-        "text_width": config.text_width,
-        "hidden_size": config.hidden_size,
-        "groups": config.routing,
-        "scale": scale,
-        "keep_base_text": keep_base_text,
-        "strict": strict,
-    }
+    shared: dict[str, Any] = {"layout": layout, "keep_base_text": keep_base_text}
+    layer_scale = layer_scale or {}
     # A ControlNet's layers have the names of those that they copy; others read the first group's c.
     groups = layer_groups(config.cross_attention, config.routing)
-    text_layers: Mapping[str, Any] = layers.text_layers(module)
-    branches = {name: adapter.branch(name) for name in text_layers} if with_branches else {}
+    text_layers = layers.text_layers(module)
+    branches = {} if is_controlnet else {name: adapter.branch(name) for name in text_layers}
     hook = None
-    if family.text_channel != "states":
-        hook = SplitText(family, module, **shared, text_is_optional=not with_branches)
     attached: dict[str, AttachedLayer] = {}
-    if hook is not None:
+    if family.text_channel != "states":
+        hook = SplitText(family, module, **shared, scale=scale, text_is_optional=is_controlnet)
         for name, part in family.text_modules(module).items():
             # A LoRA's wrapper may go while the LLM is attached.
             attached[name] = TextOnce(getattr(part, "base_layer", part), hook)
@@ -287,20 +228,14 @@ def _install(
             attached[name] = TwoBranchAttention(
                 attn,
                 branches.get(name),
+                **shared,
                 hook=hook,
                 group=groups.get(name, 0),
-                **{**shared, "scale": scale_of_layer(name, layer_scale, scale)},
+                scale=scale_of_layer(name, layer_scale, scale),
             )
     # Nothing above has changed the module, and nothing below can fail.
-    return Installation(
-        module,
-        attached,
-        hook,
-        adapter=adapter,
-        scale=scale,
-        keep_base_text=keep_base_text,
-        layer_scale=layer_scale,
-    )
+    settings = {"scale": scale, "keep_base_text": keep_base_text, "layer_scale": dict(layer_scale)}
+    return Installation(module, attached, hook, adapter=adapter, settings=settings)
 
 
 def installation_on(module: nn.Module) -> Installation | None:
@@ -325,11 +260,3 @@ def _holders(attn: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
 
 def _owner(forward: Any) -> Any:
     return getattr(forward, "__self__", None)
-
-
-def _check_free(module: nn.Module) -> None:
-    if installation_on(module) is not None:
-        raise AttachError(
-            f"the {type(module).__name__} already carries an adapter (attached to this pipeline, or to one "
-            "that shares its denoiser): detach that first"
-        )

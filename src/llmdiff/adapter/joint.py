@@ -77,13 +77,11 @@ class JointTwoBranch(AttachedLayer):
         given: Any = self.hook.handed if llm_text is None and self.hook.carrier is None else llm_text
         if given is None and self.hook.carrier is None:
             raise AttachError("an attached layer is called outside its denoiser: detach to use it alone")
-        two_streams = encoder_hidden_states is not None and encoder_hidden_states is not hidden_states
-        if not isinstance(given, JointText) or not (two_streams or self.single_stream):
-            return self.original(*_streams(hidden_states, encoder_hidden_states, args), **kwargs)
-        rows = hidden_states.shape[1]
-        if two_streams and encoder_hidden_states is not None:
-            rows += encoder_hidden_states.shape[1]
+        text = None if encoder_hidden_states is hidden_states else encoder_hidden_states
         streams = _streams(hidden_states, encoder_hidden_states, args)
+        if not isinstance(given, JointText) or (text is None and not self.single_stream):
+            return self.original(*streams, **kwargs)
+        rows = hidden_states.shape[1] + (0 if text is None else text.shape[1])
         if given.bias is None:
             result = self.original(*streams, **kwargs)
         elif torch.compiler.is_compiling() and self._hands_mask_on and "kv_cache_mode" not in kwargs:
@@ -104,7 +102,7 @@ class JointTwoBranch(AttachedLayer):
                 )
         if self.branch is None:
             return result
-        return self._with_new_branch(hidden_states, result, given, alone=not two_streams)
+        return self._with_new_branch(hidden_states, result, given, alone=text is None)
 
     def _with_new_branch(self, states: Tensor, result: Any, text: JointText, *, alone: bool) -> Any:
         assert self.branch is not None
@@ -113,11 +111,13 @@ class JointTwoBranch(AttachedLayer):
 
         def read_own() -> tuple[KeysValues, Tensor, Tensor]:
             pretrained_gate, new_gate = branch.gates()
-            own = self.biased(branch.read(of_group(text.llm_states, self.group, self.hook.groups), text.seen))
+            own = self.biased(
+                branch.read(of_group(text.llm_states, self.group, self.hook.layout.groups), text.seen)
+            )
             # At scale 1: image * a1*exp(b1) + new * a2*exp(b2); at scale 0: image.
             return own, 1 + self.scale * (pretrained_gate - 1), self.scale * new_gate
 
-        read, pretrained_share, new_share = self.kept(text.source, (), read_own)
+        read, pretrained_share, new_share = self.kept(self.hook.source, (), read_own)
         new = branch.attend(states, read, norm=self.attn.norm_q, backend=self.backend)
         mixed = torch.addcmul(image * pretrained_share, new, new_share)
         if alone and text.counts is not None:

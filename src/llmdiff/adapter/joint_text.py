@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, field
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from llmdiff.adapter.masks import may_keep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,6 @@ class JointText:
 
     llm_states: Tensor
     seen: Tensor | None
-    source: Tensor | None = None
     bias: Tensor | None = None
     lead: int = 0
     counts: Tensor | None = None
@@ -37,6 +37,6 @@ class JointText:
             tokens = self.bias.shape[-1]
             before = self.lead if text_first else rows - tokens
             found = F.pad(self.bias, (before, rows - tokens - before))
-            if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            if may_keep():
                 self._beside[rows] = found
         return found

@@ -22,7 +22,7 @@ def attention_layers(denoiser: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def text_layers(denoiser: nn.Module) -> dict[str, nn.Module]:
+def text_layers(denoiser: nn.Module) -> dict[str, Any]:
     """Return every attention layer that reads the text, by its name.
 
     These are cross-attention layers, joint attention layers with projections of the text stream, and those that the
@@ -63,7 +63,7 @@ def layer_table(denoiser: nn.Module) -> dict[str, dict[str, int | bool]]:
     Shapes:
         query_dim: width of the image states; inner_dim: heads times head width; out_dim: width of the output.
     """
-    layers: list[tuple[str, Any]] = list(text_layers(denoiser).items())
+    layers: dict[str, Any] = text_layers(denoiser)
     return {
         name: {
             "query_dim": attn.to_q.in_features,
@@ -73,16 +73,12 @@ def layer_table(denoiser: nn.Module) -> dict[str, dict[str, int | bool]]:
             "query_bias": attn.to_q.bias is not None,
             "out_bias": attn.to_out[0].bias is not None,
         }
-        for name, attn in layers
+        for name, attn in layers.items()
     }
 
 
 def check_layers(denoiser: nn.Module, config: Any) -> None:
-    """Check that an adapter of this config was made for a denoiser like this one.
-
-    Raises:
-        AdapterMismatchError: the width or the layers differ.
-    """
+    """Raise an AdapterMismatchError unless an adapter of this config was made for a denoiser like this one."""
     width = text_width(denoiser, family_named(config.family))
     remedy = f"use a pipeline like the adapter's own base, {config.base_model_id!r}"
     if width != config.text_width:

@@ -15,7 +15,9 @@ length with zero rows, and no separate mask is needed. The base's states may hol
 (Stable Diffusion 3 without its T5), so they have an extra column that is 1 in real rows.
 """
 
+import copy
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -27,10 +29,22 @@ NO_TEXT = (
     "the denoiser is under LLM control, but this pipeline calls it without the text of encode_prompt: detach, or use "
     "a pipeline that attach accepts"
 )
-NOT_PICKLED = (
-    "a pipeline or denoiser with an LLM attached cannot be pickled: detach first, or use copy.deepcopy or "
-    "save_pretrained"
-)
+
+
+class CopiedNotPickled:
+    """What attaching leaves on a pipeline or denoiser: it is copied together with them, and never pickled."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        return twin
+
+    def __reduce__(self) -> Any:
+        raise AttachError(
+            "a pipeline or denoiser with an LLM attached cannot be pickled: detach first, or use copy.deepcopy or "
+            "save_pretrained"
+        )
 
 
 @dataclass(frozen=True)
@@ -60,41 +74,56 @@ def mean_of_groups(states: Tensor, groups: int) -> Tensor:
     return states if groups == 1 else states.reshape(*states.shape[:-1], groups, -1).mean(dim=-2)
 
 
-def split_text(states: Tensor, width: int, hidden_size: int, groups: int = 1) -> TextParts | None:
-    """Return the parts of a tensor from an attached `encode_prompt`; None if it holds only the base's states.
+@dataclass(frozen=True, kw_only=True)
+class TextLayout:
+    """The widths W and D of a module's text states and their number of groups d.
 
-    Raises:
-        ValueError: the width matches none of the layouts.
+    With `strict`, the base's states are accepted only from an attached `encode_prompt`.
     """
-    found = states.shape[-1]
-    if found in (width, width + 1):
-        return None
-    start, end = groups * width, groups * (width + hidden_size)
-    if found not in (end, end + width + 1):
-        raise ValueError(
-            f"encoder_hidden_states has width {found}, expected {width} (the base's states), "
-            f"{end} or {end + width + 1} (from the attached encode_prompt)"
-        )
-    projected, llm_states = states[..., :start], states[..., start:end]
-    if found == end:
-        return TextParts(projected, llm_states)
-    return TextParts(projected, llm_states, states[..., end:-1], states[..., -1] != 0)
 
+    width: int
+    hidden_size: int
+    groups: int = 1
+    strict: bool = False
 
-def base_text(states: Tensor, width: int, *, strict: bool) -> Tensor:
-    """Return the base's states (B, T, W) from a tensor that holds nothing else.
+    @property
+    def ends(self) -> tuple[int, int]:
+        """Return where all groups' phi(c) and all groups' c end: d W and d (W + D)."""
+        return self.groups * self.width, self.groups * (self.width + self.hidden_size)
 
-    Raises:
-        AttachError: with `strict`, the states are not from an attached `encode_prompt`: a pipeline that only
-            shares the denoiser would silently draw without the LLM.
-    """
-    if strict and states.shape[-1] == width:
-        raise AttachError(
-            "the denoiser is under LLM control, but this pipeline is not (from_pipe shares the denoiser only): "
-            "attach the same adapter with the same scale to this pipeline too, or detach the other one"
-        )
-    # Contiguous: matrix products of a slice sum in another order than in the base pipeline.
-    return states[..., :width].contiguous()
+    def split(self, states: Tensor) -> TextParts | None:
+        """Return the parts of a tensor from an attached `encode_prompt`; None if it holds only the base's states.
+
+        Raises:
+            ValueError: the width matches none of the layouts.
+        """
+        found, width, (start, end) = states.shape[-1], self.width, self.ends
+        if found in (width, width + 1):
+            return None
+        if found not in (end, end + width + 1):
+            raise ValueError(
+                f"encoder_hidden_states has width {found}, expected {width} (the base's states), "
+                f"{end} or {end + width + 1} (from the attached encode_prompt)"
+            )
+        projected, llm_states = states[..., :start], states[..., start:end]
+        if found == end:
+            return TextParts(projected, llm_states)
+        return TextParts(projected, llm_states, states[..., end:-1], states[..., -1] != 0)
+
+    def base(self, states: Tensor) -> Tensor:
+        """Return the base's states (B, T, W) from a tensor that holds nothing else.
+
+        Raises:
+            AttachError: with `strict`, the states are not from an attached `encode_prompt`: a pipeline that only
+                shares the denoiser would silently draw without the LLM.
+        """
+        if self.strict and states.shape[-1] == self.width:
+            raise AttachError(
+                "the denoiser is under LLM control, but this pipeline is not (from_pipe shares the denoiser only): "
+                "attach the same adapter with the same scale to this pipeline too, or detach the other one"
+            )
+        # Contiguous: matrix products of a slice sum in another order than in the base pipeline.
+        return states[..., : self.width].contiguous()
 
 
 def mark_base(states: Tensor) -> Tensor:
@@ -130,17 +159,9 @@ PACKED_MASK_NDIM = 4
 
 def pack_into_mask(parts: TextParts) -> Tensor:
     """Pack c into an attention mask, (B, 1, T, D + 1); the last column is 1 where a base row is real."""
-    real = (
-        parts.llm_states.new_zeros(parts.llm_states.shape[:2])
-        if parts.base_real is None
-        else parts.base_real.to(parts.llm_states)
-    )
-    return torch.cat([parts.llm_states, real[..., None]], dim=-1)[:, None]
-
-
-def rows_of(parts: TextParts) -> Tensor:
-    """Return the rows that the denoiser projects: phi(c), followed by the base's states if there are any."""
-    return parts.projected if parts.base is None else torch.cat([parts.projected, parts.base], dim=1)
+    c = parts.llm_states
+    real = c.new_zeros(c.shape[:2]) if parts.base_real is None else parts.base_real.to(c)
+    return torch.cat([c, real[..., None]], dim=-1)[:, None]
 
 
 def parts_beside(rows: Tensor, carried: Tensor) -> TextParts:

@@ -63,11 +63,7 @@ def fitted_size_px(pipe: Any, height_px: int | None, width_px: int | None) -> tu
 
 
 def check_steps(pipe: Any, steps: int, *, name: str = "steps") -> None:
-    """Check that the pipeline's scheduler has at least this many steps.
-
-    Raises:
-        ConfigError: it was trained with fewer.
-    """
+    """Raise a ConfigError unless the pipeline's scheduler was trained with at least this many steps."""
     trained = pipe.scheduler.config.get("num_train_timesteps")
     if trained is not None and steps > trained:
         raise ConfigError(

@@ -4,6 +4,11 @@ import torch
 from torch import Tensor
 
 
+def may_keep() -> bool:
+    """Return whether a tensor's values may be read and results kept: without gradients, and not while compiling."""
+    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
 def seen_by(real: Tensor, attention_mask: Tensor | None = None) -> Tensor | None:
     """Return the attention mask, (B, 1, 1, T): bool, or a bias if the caller gives a mask; None if all is seen."""
     # A prompt without tokens attends to its zero rows: a softmax over nothing would be NaN.
@@ -12,7 +17,7 @@ def seen_by(real: Tensor, attention_mask: Tensor | None = None) -> Tensor | None
         theirs = attention_mask.view(attention_mask.shape[0], 1, -1, real.shape[1])
         return as_bias(seen, attention_mask.dtype) + theirs
     # Reading a tensor's value synchronises the GPU: do so only if the result is cached for a whole generation.
-    if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and bool(seen.all()):
+    if may_keep() and bool(seen.all()):
         return None
     return seen
 

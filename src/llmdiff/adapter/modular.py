@@ -10,8 +10,9 @@ from diffusers.modular_pipelines import InputParam, ModularPipelineBlocks, Outpu
 from llmdiff.adapter import families
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.attach import TextSource, check_llm
-from llmdiff.adapter.contract import Part, class_contract
+from llmdiff.adapter.contract import prompt_contract
 from llmdiff.adapter.installation import installation_on
+from llmdiff.adapter.settings import Control
 from llmdiff.adapter.texts import (
     check_context,
     check_second_prompts,
@@ -27,7 +28,7 @@ _PIPELINES: dict[str, Any] = {
     "sd3": StableDiffusion3Pipeline,
     "flux": FluxPipeline,
 }
-_NAMES: dict[Part, str] = {
+_NAMES = {
     "positive": "prompt_embeds",
     "negative": "negative_prompt_embeds",
     "positive_pooled": "pooled_prompt_embeds",
@@ -66,11 +67,11 @@ class LLMTextStep(ModularPipelineBlocks):  # type: ignore[misc, unused-ignore]
                 f"{known}: attach it to a pipeline instead"
             )
         check_llm(llm, adapter, strict=strict)
-        check_context(adapter, weighted=weighted, rewording=None)
-        self.contract = class_contract(_PIPELINES[self.family.name])
+        self.control = Control(weighted=weighted)
+        check_context(adapter, self.control)
+        self.contract = prompt_contract(_PIPELINES[self.family.name])
         self.llm = llm
         self.adapter = adapter
-        self.weighted = weighted
         super().__init__()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LLMTextStep":
@@ -122,12 +123,12 @@ class LLMTextStep(ModularPipelineBlocks):  # type: ignore[misc, unused-ignore]
             "prompt",
             given["prompt"],
             may_be_blank=not self.contract.encodes_negative,
-            weighted=self.weighted,
+            weighted=self.control.weighted,
         )
-        negative = None
+        texts = {"positive": positive}
         if self.contract.encodes_negative:
-            negative = negative_texts(given["negative_prompt"], len(positive))
-        parts = encode_parts(self.llm, self.adapter, positive, negative, weighted=self.weighted)
+            texts["negative"] = negative_texts(given["negative_prompt"], len(positive))
+        parts = encode_parts(self.llm, self.adapter, texts, self.control)
         for part, name in _NAMES.items():
             states = parts.get(part)
             if states is not None:
@@ -145,12 +146,12 @@ class LLMTextStep(ModularPipelineBlocks):  # type: ignore[misc, unused-ignore]
                 f"the pipeline's {name} does not carry the adapter of its text step: call the pipeline inside "
                 f'"with install(pipe.{name}, adapter, strict=True):"'
             )
-        if installation.settings != (1.0, False, {}):
+        settings = installation.settings
+        if settings != {"scale": 1.0, "keep_base_text": False, "layer_scale": {}}:
             raise AttachError(
-                f"the adapter is installed with scale={installation.settings[0]:g} and keep_base_text="
-                f"{installation.settings[1]}, or with layer_scale, which need the base's text encoder, and this "
+                f"the adapter is installed with scale={settings['scale']:g} and keep_base_text="
+                f"{settings['keep_base_text']}, or with layer_scale, which need the base's text encoder, and this "
                 "pipeline has none: install it without them"
             )
-        installation.check()
-        installation.place(torch.device(components._execution_device), denoiser.dtype)
+        installation.prepare(torch.device(components._execution_device), denoiser.dtype)
         return denoiser

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from llmdiff.adapter.layers import heads_of
-from llmdiff.adapter.masks import as_bias
+from llmdiff.adapter.masks import as_bias, may_keep
 
 _Kept = TypeVar("_Kept")
 
@@ -65,10 +65,8 @@ class CrossAttentionBranch(nn.Module):
         self.to_v = nn.Linear(hidden_size, inner_dim, bias=False)
         self.to_out = nn.Linear(inner_dim, out_dim, bias=out_bias)
         # Shape (1,): FSDP cannot shard a tensor without dimensions.
-        self.a1 = nn.Parameter(torch.ones(1))
-        self.b1 = nn.Parameter(torch.zeros(1))
-        self.a2 = nn.Parameter(torch.ones(1))
-        self.b2 = nn.Parameter(torch.zeros(1))
+        self.a1, self.b1 = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1))
+        self.a2, self.b2 = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1))
 
     def gates(self) -> tuple[Tensor, Tensor]:
         """Return (a1*exp(b1), a2*exp(b2)): the weights of the pretrained and of the new half, each ()."""
@@ -150,17 +148,12 @@ class AttachedLayer(ABC):
 
         Nothing is cached without a source, for inference tensors, which have no version counter, and with gradients.
         """
-        if (
-            source is None
-            or torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
-            or source.is_inference()
-        ):
+        if source is None or not may_keep() or source.is_inference():
             return read()
         if self.branch is not None:
             branch = self.branch
-            weights = (*weights, branch.to_k.weight, branch.to_v.weight)
-            weights = (*weights, branch.a1, branch.b1, branch.a2, branch.b2)
+            own = (branch.to_k.weight, branch.to_v.weight, branch.a1, branch.b1, branch.a2, branch.b2)
+            weights = (*weights, *own)
         stamp = (
             source._version,
             type(getattr(self.attn, "processor", None)),
@@ -179,9 +172,8 @@ class AttachedLayer(ABC):
         if not (torch.is_grad_enabled() and torch.compiler.is_compiling()):
             self.read = True
 
-    @abstractmethod
-    def check(self) -> None:
-        """Check that the layer's current processor is supported."""
+    def check(self) -> None:  # noqa: B027
+        """Check that the layer's current processor is supported; by default all are."""
 
     @abstractmethod
     def forward(self, *args: Any, **kwargs: Any) -> Any:

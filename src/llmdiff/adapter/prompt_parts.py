@@ -4,21 +4,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from llmdiff.adapter.contract import Part
 from llmdiff.adapter.layout import pad_rows, real_rows
 
-Parts = dict[Part, Any]
+Parts = dict[str, Any]
+"""What `encode_prompt` returns, by the names of `PromptContract.returns`."""
+
 _COMPILED_TOKENS = 64
 
 
-def as_list(states: Tensor | None, width: int, hidden_size: int) -> list[Tensor]:
-    """Return every prompt's rows without padding; an empty list for no prompts, as ragged families have it."""
+def as_list(states: Tensor | None, start: int, end: int) -> list[Tensor]:
+    """Return every prompt's rows without padding; an empty list for no prompts, as ragged families have it.
+
+    c is in the columns from `start` to `end`.
+    """
     if states is None:
         return []
-    real = real_rows(states[..., width : width + hidden_size])
-    if states.shape[-1] > width + hidden_size:
+    real = real_rows(states[..., start:end])
+    if states.shape[-1] > end:
         real = real | (states[..., -1] != 0)
     return [text[rows] for text, rows in zip(states, real, strict=True)]
 
@@ -38,17 +41,10 @@ def learned_tokens(pipe: Any) -> list[str]:
     return [token for token in tokenizer.get_added_vocab() if token not in special]
 
 
-def padded_texts(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return texts of different lengths as one tensor, and its mask."""
-    lengths = torch.tensor([len(text) for text in texts])
-    states = pad_sequence(texts, batch_first=True)
-    return states, torch.arange(states.shape[1])[None] < lengths[:, None]
-
-
 def pad_alike(parts: Parts, *, in_steps: bool) -> None:
     """Pad positive and negative texts to one length; with `in_steps` to the next multiple of 64 tokens."""
     # The attention layers treat zero rows as padding, so prompts can be padded to one length.
-    sides: list[Part] = [name for name in ("positive", "negative") if parts.get(name) is not None]
+    sides = [name for name in ("positive", "negative") if parts.get(name) is not None]
     tokens = max((parts[name].shape[1] for name in sides), default=0)
     if in_steps:
         # A compiled denoiser compiles again for a text of another length.

@@ -1,25 +1,24 @@
 """The `encode_prompt` of a pipeline under LLM control."""
 
-import copy
 import inspect
 import warnings
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from llmdiff.adapter.adapter import LLMDiffAdapter
-from llmdiff.adapter.contract import Part, prompt_contract
-from llmdiff.adapter.families import Family, denoiser_of, is_compiled
-from llmdiff.adapter.layout import NOT_PICKLED, beside_base, mark_base, real_rows
+from llmdiff.adapter.contract import prompt_contract
+from llmdiff.adapter.families import denoiser_of, family_of, is_compiled
+from llmdiff.adapter.layout import CopiedNotPickled, TextLayout, beside_base, mark_base, real_rows
 from llmdiff.adapter.prompt_parts import (
     Parts,
     as_list,
     learned_tokens,
     no_second_text,
     pad_alike,
-    padded_texts,
 )
 from llmdiff.adapter.settings import Control
 from llmdiff.adapter.texts import (
@@ -30,14 +29,13 @@ from llmdiff.adapter.texts import (
     prompt_texts,
 )
 from llmdiff.errors import AttachError, PromptError
+from llmdiff.language.rows import padded_batch
 
 _EMBEDS = ("prompt_embeds", "negative_prompt_embeds")
-_STATES: tuple[Part, ...] = ("positive", "negative")
-_MASKS: tuple[tuple[Part, Part], ...] = (("positive", "positive_mask"), ("negative", "negative_mask"))
-_IDS: tuple[tuple[Part, Part], ...] = (("positive", "text_ids"), ("negative", "negative_text_ids"))
+_SIDES = ("positive", "negative")
 
 
-class LLMEncodePrompt:
+class LLMEncodePrompt(CopiedNotPickled):
     """Replacement of a pipeline's `encode_prompt`: same arguments, same return types, the LLM's states.
 
     It is stored in the pipeline's `__dict__` and holds the whole state of the attachment, so a deep copy of the
@@ -50,26 +48,23 @@ class LLMEncodePrompt:
         llm: Any,
         adapter: LLMDiffAdapter,
         parts: list[Any],
-        *,
-        family: Family,
         control: Control,
-        replaced: Any,
-        decoding: Any = None,
+        *,
+        decoding: Any,
     ) -> None:
         self.pipe = pipe
         self.llm = llm
         self.adapter = adapter
         # The installations on the modules that read the text, the denoiser's first; none at scale 0.
         self.parts = parts
-        self.family = family
-        self.contract = prompt_contract(pipe)
+        self.family = family_of(pipe)
+        self.contract = prompt_contract(pipe.__class__)
+        phi = adapter.phi
+        self.layout = TextLayout(width=phi.out_features, hidden_size=phi.in_features, groups=adapter.groups)
         self.control = control
-        assert control.scale is not None  # `attach` resolves None to the adapter's own
-        self.scale: float = control.scale
-        scales = (control.scale, *(control.layer_scale or {}).values())
-        self.reads_base = min(scales) < 1 or control.keep_base_text
-        self.weighted = control.weighted
-        self.replaced = replaced
+        self.reads_base = control.reads_base
+        # An `encode_prompt` of the instance's own, and the handle of the hook on the VAE; `detach` needs both.
+        self.replaced = vars(pipe).get("encode_prompt")
         self.decoding = decoding
         self.__signature__ = inspect.signature(self.base)
 
@@ -78,24 +73,13 @@ class LLMEncodePrompt:
         """Return the `encode_prompt` that this one replaces."""
         return type(self.pipe).encode_prompt.__get__(self.pipe) if self.replaced is None else self.replaced
 
-    @property
-    def _widths(self) -> tuple[int, int]:
-        """Return the widths of phi(c) and c, those of all groups together."""
-        phi, groups = self.adapter.phi, self.adapter.groups
-        return groups * phi.out_features, groups * phi.in_features
-
     def __deepcopy__(self, memo: dict[int, Any]) -> "LLMEncodePrompt":
         for shared in (self.llm, self.control, self.__signature__, self.contract, self.family):
             memo[id(shared)] = shared
-        twin = object.__new__(type(self))
-        memo[id(self)] = twin
-        twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        twin = super().__deepcopy__(memo)
         for part in twin.parts:
             part.users.append(weakref.ref(twin.pipe))
         return twin
-
-    def __reduce__(self) -> Any:
-        raise AttachError(NOT_PICKLED)
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Return the outputs of the pipeline's `encode_prompt`, with rows of [phi(c) ; c] as text states.
@@ -110,87 +94,47 @@ class LLMEncodePrompt:
             AttachError: an attached layer was replaced while attached.
         """
         given = self._arguments(args, kwargs)
-        if self.parts and denoiser_of(self.pipe) is not self.parts[0].module:
-            raise AttachError(
-                f"the {type(self.parts[0].module).__name__} of this {type(self.pipe).__name__} was replaced while the "
-                "LLM was attached: detach, then attach again"
-            )
         if not self.parts:
             return tuple(self.base(**self._as_base_reads(given)))
+        denoiser = self.parts[0].module
+        if denoiser_of(self.pipe) is not denoiser:
+            raise AttachError(
+                f"the {type(denoiser).__name__} of this {type(self.pipe).__name__} was replaced while the "
+                "LLM was attached: detach, then attach again"
+            )
         for part in self.parts:
             part.forget_reading()
         embeds: Any = given.get("prompt_embeds")
         if self.family.ragged and embeds is not None:
             return embeds, given.get("negative_prompt_embeds") or []
         self._check_embeds(given)
-        if embeds is not None and embeds.shape[-1] == self.adapter.phi.out_features:
-            warnings.warn(
-                "prompt_embeds is of the base's text encoder, so the base draws this picture without the LLM: pass the "
-                "prompt as text, or what this pipeline's encode_prompt returns",
-                stacklevel=2,
-            )
-            parts = self._base_parts(given)
-            for name in _STATES:
-                states = parts.get(name)
-                parts[name] = None if states is None else mark_base(states)
-            return tuple(parts[name] for name in self.contract.returns)
+        if embeds is not None and embeds.shape[-1] == self.layout.width:
+            return self._without_llm(given)
         self._check_arguments(given)
 
-        if given.get("prompt") is None and embeds is None and not self.contract.encodes_negative:
-            # HunyuanImage's "no negative prompt".
-            given["prompt"] = [""] * given.get("batch_size", 1)
         guided = bool(given.get("do_classifier_free_guidance", True)) and self.contract.encodes_negative
-        positive = None
-        if embeds is None:
-            # If the negative prompt has a call of its own, an empty one means "no negative prompt".
-            positive = prompt_texts(
-                "prompt",
-                given.get("prompt"),
-                may_be_blank=not self.contract.encodes_negative,
-                weighted=self.weighted,
-            )
-        count = len(positive) if positive is not None else len(embeds)
-        negative = None
-        if guided and given.get("negative_prompt_embeds") is None:
-            negative = negative_texts(given.get("negative_prompt"), count)
-        denoiser = self.parts[0].module
+        texts, count = self._texts(given, guided=guided)
         device = torch.device(given.get("device") or self.pipe._execution_device)
         for part in self.parts:
-            part.check()
-            part.place(device, denoiser.dtype)
-
+            part.prepare(device, self.parts[0].module.dtype)
         parts = {
             "positive": embeds,
             "negative": given.get("negative_prompt_embeds"),
             "positive_pooled": given.get("pooled_prompt_embeds"),
             "negative_pooled": given.get("negative_pooled_prompt_embeds"),
+            **encode_parts(self.llm, self.adapter, texts, self.control),
         }
-        parts.update(
-            encode_parts(
-                self.llm,
-                self.adapter,
-                positive,
-                negative,
-                weighted=self.weighted,
-                rewording=self.control.rewording,
-                block_gains=self.control.block_gains,
-            )
-        )
-        if self.reads_base and (positive is not None or negative is not None):
-            self._add_base(parts, given, positive, negative, count)
+        if self.reads_base and texts:
+            self._add_base(parts, given, texts, count)
         if not guided:
             parts["negative"] = parts["negative_pooled"] = None
         # A ragged family reads each text as long as it is.
         pad_alike(parts, in_steps=is_compiled(self.pipe) and not self.family.ragged)
         copies = given.get(self.contract.copies) if self.contract.copies else None
-        return self._returned(parts, device, denoiser.dtype, copies or 1)
+        return self._returned(parts, device, copies or 1)
 
     def check_read(self) -> None:
-        """Check that the denoiser has read the text that was encoded last.
-
-        Raises:
-            AttachError: it was not read, so the picture does not depend on the LLM.
-        """
+        """Raise an AttachError unless the denoiser has read the text that was encoded last."""
         if self.parts and not any(part.read for part in self.parts if part.draws):
             name = type(self.pipe).__name__
             raise AttachError(
@@ -202,108 +146,117 @@ class LLMEncodePrompt:
         """Return the call's arguments by name, without those that the pipeline ignores."""
         bound = self.__signature__.bind(*args, **kwargs)
         bound.apply_defaults()
-        kinds = {name: row.kind for name, row in self.__signature__.parameters.items()}
-        given = {
-            name: value
-            for name, value in bound.arguments.items()
-            if kinds[name] is not inspect.Parameter.VAR_KEYWORD
-        }
-        width = self.adapter.phi.out_features
+        given = dict(bound.arguments)
+        for name, row in self.__signature__.parameters.items():
+            if row.kind is row.VAR_KEYWORD:
+                del given[name]
+        width = self.layout.width
         for name in _EMBEDS:
             embeds = given.get(name)
             if isinstance(embeds, Tensor) and embeds.shape[-1] == width + 1:
                 given[name] = embeds[..., :width]
         return given
 
+    def _texts(self, given: dict[str, Any], *, guided: bool) -> tuple[dict[str, list[str]], int]:
+        """Return the texts to encode, "positive" and "negative", and the number of prompts."""
+        prompt, embeds = given.get("prompt"), given.get("prompt_embeds")
+        # If the negative prompt has a call of its own, an empty one means "no negative prompt".
+        alone = not self.contract.encodes_negative
+        if prompt is None and alone:
+            prompt = [""] * given.get("batch_size", 1)  # HunyuanImage's
+        texts = {}
+        if embeds is None:
+            weighted = self.control.weighted
+            texts["positive"] = prompt_texts("prompt", prompt, may_be_blank=alone, weighted=weighted)
+        count = len(texts["positive"] if embeds is None else embeds)
+        if guided and given.get("negative_prompt_embeds") is None:
+            texts["negative"] = negative_texts(given.get("negative_prompt"), count)
+        return texts, count
+
     def _as_base_reads(self, given: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments as the base's text encoder reads them."""
         prompts = {"prompt", "negative_prompt", *self.contract.second_prompts} & set(given)
-        return {
-            **given,
-            **{name: plain_text(given[name], weighted=self.weighted) for name in prompts},
-        }
+        plain = {name: plain_text(given[name], weighted=self.control.weighted) for name in prompts}
+        return {**given, **plain}
 
     def _base_parts(self, given: dict[str, Any]) -> Parts:
         result = self.base(**self._as_base_reads(given))
         return dict(zip(self.contract.returns, result, strict=True))
 
-    def _returned(
-        self, parts: Parts, device: torch.device, dtype: torch.dtype, copies: int
-    ) -> tuple[Any, ...]:
-        width, hidden_size = self._widths
-        for name, mask_name in _MASKS:
+    def _without_llm(self, given: dict[str, Any]) -> tuple[Any, ...]:
+        """Return what the base encodes, marked as its own, and warn about it."""
+        warnings.warn(
+            "prompt_embeds is of the base's text encoder, so the base draws this picture without the LLM: pass the "
+            "prompt as text, or what this pipeline's encode_prompt returns",
+            stacklevel=3,
+        )
+        parts = self._base_parts(given)
+        for name in _SIDES:
+            if parts.get(name) is not None:
+                parts[name] = mark_base(parts[name])
+        return tuple(parts[name] for name in self.contract.returns)
+
+    def _returned(self, parts: Parts, device: torch.device, copies: int) -> tuple[Any, ...]:
+        denoiser = self.parts[0].module
+        start, end = self.layout.ends
+        for name in _SIDES:
             states = parts.get(name)
             if states is not None:
                 # Pipelines with masks pass these on; the layers themselves recognise padding by zero rows.
-                parts[mask_name] = real_rows(states[..., width : width + hidden_size]).long()
-        if (
-            "second" in self.contract.returns
-            and parts.get("second") is None
-            and parts["positive"] is not None
-        ):
-            parts["second"], parts["second_mask"] = no_second_text(parts["positive"], self.parts[0].module)
-        parts = {
-            name: None
-            if part is None
-            else part.to(device, dtype if part.is_floating_point() else part.dtype).repeat_interleave(
-                copies, dim=0
-            )
-            for name, part in parts.items()
-        }
+                parts[f"{name}_mask"] = real_rows(states[..., start:end]).long()
+        wants_second = "second" in self.contract.returns and parts.get("second") is None
+        if wants_second and parts["positive"] is not None:
+            parts["second"], parts["second_mask"] = no_second_text(parts["positive"], denoiser)
+        for name, part in parts.items():
+            if part is not None:
+                part = part.to(device, denoiser.dtype if part.is_floating_point() else part.dtype)
+                parts[name] = part.repeat_interleave(copies, dim=0)
         prepare = getattr(self.pipe, "_prepare_text_ids", None)
-        for name, ids_name in _IDS:
-            states = parts.get(name)
+        for name in _SIDES:
+            states, ids_name = parts.get(name), f"{name}_ids"
             if states is not None and ids_name in self.contract.returns:
                 # Text tokens have no position in the image: Flux's position ids for them are all zero. Where they
                 # are counted (FLUX.2), the pipeline counts them.
                 ids = states.new_zeros(states.shape[1], 3) if prepare is None else prepare(states)
                 parts[ids_name] = ids.to(device)
         if self.family.ragged:
-            return tuple(as_list(parts.get(name), width, hidden_size) for name in self.contract.returns)
+            return tuple(as_list(parts.get(name), start, end) for name in self.contract.returns)
         return tuple(parts.get(name) for name in self.contract.returns)
 
     def _add_base(
-        self,
-        parts: Parts,
-        given: dict[str, Any],
-        positive: list[str] | None,
-        negative: list[str] | None,
-        count: int,
+        self, parts: Parts, given: dict[str, Any], texts: Mapping[str, list[str]], count: int
     ) -> None:
         """Append the base's own text states to every row that was encoded from text: [phi(c) ; c ; base]."""
         arguments = dict(given)
         unused = {name for name in given if "prompt_embeds" in name or name.endswith("prompt_attention_mask")}
         arguments.update(dict.fromkeys(unused | (set(self.contract.second_prompts) & set(given))))
-        arguments["prompt"] = positive or [""] * count
+        arguments["prompt"] = texts.get("positive", [""] * count)
         if self.contract.copies is not None:
             arguments[self.contract.copies] = 1
         if self.contract.encodes_negative:
             arguments.update(
                 # Keep None: some pipelines then use zeros instead of an encoded "".
-                negative_prompt=None if given.get("negative_prompt") is None else negative,
-                do_classifier_free_guidance=negative is not None,
+                negative_prompt=None if given.get("negative_prompt") is None else texts.get("negative"),
+                do_classifier_free_guidance="negative" in texts,
             )
         base = self._base_parts(arguments)
-        sides: tuple[tuple[Part, Part, Part, list[str] | None], ...] = (
-            ("positive", "positive_pooled", "positive_mask", positive),
-            ("negative", "negative_pooled", "negative_mask", negative),
-        )
-        for name, pooled_name, mask_name, texts in sides:
-            ours, theirs = parts.get(name), base.get(name)
-            if texts is None or ours is None or theirs is None:
+        scale: Any = self.control.scale
+        for name in texts:
+            ours, theirs, pooled_name = parts.get(name), base.get(name), f"{name}_pooled"
+            if ours is None or theirs is None:
                 continue
-            mask = None if self.family.base_reads_padding else base.get(mask_name)
+            mask = None if self.family.base_reads_padding else base.get(f"{name}_mask")
             if self.family.ragged:
-                theirs, mask = padded_texts(theirs)
+                theirs, mask = padded_batch(theirs)
             parts[name] = beside_base(ours, theirs.to(ours), mask)
             pooled, base_pooled = parts.get(pooled_name), base.get(pooled_name)
             if pooled is not None and base_pooled is not None:
-                parts[pooled_name] = torch.lerp(base_pooled.to(pooled), pooled, self.scale)
+                parts[pooled_name] = torch.lerp(base_pooled.to(pooled), pooled, scale)
         parts.update({name: base[name] for name in ("second", "second_mask") if name in base})
 
     def _check_embeds(self, given: dict[str, Any]) -> None:
-        width = self.adapter.phi.out_features
-        ours = sum(self._widths) + (width + 1 if self.reads_base else 0)
+        width = self.layout.width
+        ours = self.layout.ends[1] + (width + 1 if self.reads_base else 0)
         first = given.get("prompt_embeds")
         base = first is not None and first.shape[-1] == width
         for name in _EMBEDS:

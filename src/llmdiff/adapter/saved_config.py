@@ -22,13 +22,11 @@ def _layer_name(name: str) -> str:
     return name
 
 
-def _one_of(*choices: object) -> AfterValidator:
-    def check(value: object) -> object:
-        if value not in choices:
-            raise ValueError(f"expected one of {', '.join(map(repr, choices))}")
-        return value
-
-    return AfterValidator(check)
+def _known_family(name: str) -> str:
+    known = [row.name for row in FAMILIES]
+    if name not in known:
+        raise ValueError(f"expected one of {', '.join(map(repr, known))}")
+    return name
 
 
 # A folder or a Hub id; characters that are invalid in both are refused before the name is used as a path.
@@ -61,7 +59,7 @@ class SavedConfig(AdapterSettings):
     llm_id: Name
     num_blocks: Annotated[int, Field(ge=0, le=_MAX_BLOCKS)]
     hidden_size: Width
-    family: Annotated[str, _one_of(*(row.name for row in FAMILIES))]
+    family: Annotated[str, AfterValidator(_known_family)]
     base_model_id: Name
     text_width: Width
     pooled_width: Width | None
@@ -83,12 +81,14 @@ class SavedConfig(AdapterSettings):
         return self
 
 
-def check_counts(config: Mapping[str, Any], names: Collection[str]) -> None:
-    """Check by the weights' names, before building the modules, that their numbers match the config.
+def check_saved(config: Mapping[str, Any], names: Collection[str]) -> None:
+    """Check a config and that the weights' names fit its numbers, before modules are built.
 
     Raises:
-        CorruptWeightsError: they differ: the weights belong to another adapter.
+        ConfigError: a field is unknown, missing or out of range.
+        CorruptWeightsError: the weights belong to another adapter.
     """
+    SavedConfig(**config)
     asked = {
         "refiner_layers": int(config.get("refiner_layers", 0)),
         "cross_attention": len(config["cross_attention"]),

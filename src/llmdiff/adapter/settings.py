@@ -76,6 +76,12 @@ class Control:
             )
 
     @property
+    def reads_base(self) -> bool:
+        """Return whether the base's text encoder is read too; `scale` is a number."""
+        assert self.scale is not None
+        return self.keep_base_text or min(self.scale, *(self.layer_scale or {}).values(), 1.0) < 1
+
+    @property
     def base(self) -> "Control":
         """Return the control that leaves the pipeline to its base's text encoder."""
         return replace(self, scale=0.0, layer_scale=None)

@@ -16,17 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llmdiff.adapter.families import Family
 from llmdiff.adapter.joint_text import JointText
-from llmdiff.adapter.layout import (
-    NO_TEXT,
-    TextParts,
-    base_text,
-    mean_of_groups,
-    pack_into_mask,
-    real_rows,
-    rows_of,
-    split_text,
-)
-from llmdiff.adapter.masks import as_bias, seen_by
+from llmdiff.adapter.layout import NO_TEXT, TextLayout, TextParts, mean_of_groups, pack_into_mask, real_rows
+from llmdiff.adapter.masks import as_bias, may_keep, seen_by
 from llmdiff.errors import AttachError
 
 KEY = "llm_text"
@@ -58,30 +49,24 @@ class SplitText:
         family: Family,
         module: nn.Module,
         *,
-        text_width: int,
-        hidden_size: int,
-        groups: int = 1,
+        layout: TextLayout,
         scale: float,
         keep_base_text: bool,
-        strict: bool,
         text_is_optional: bool = False,
     ) -> None:
         self.family = family
         # Qwen-Image's ControlNet names its argument unlike the denoiser, and reads nothing of it.
         takes = inspect.signature(type(module).forward).parameters
         self.carrier = family.carrier if family.carrier in takes else None
-        self.text_width = text_width
-        self.hidden_size = hidden_size
-        self.groups = groups
+        self.layout = layout
         self.scale = scale
         self.keep_base_text = keep_base_text
-        self.strict = strict
         self.text_is_optional = text_is_optional
         self.handed: Any = None
         self.source: Tensor | None = None
         self.weights: tuple[Tensor, ...] = ()
-        # Arguments of the call for the base's text, and whether layers may keep what depends on that.
-        self._base_call: tuple[tuple[Any, ...], dict[str, Any], bool] | None = None
+        # Arguments of the call for the base's text, and the `source` of that call.
+        self._base_call: tuple[tuple[Any, ...], dict[str, Any], Tensor | None] | None = None
         self._made_before: list[tuple[tuple[tuple[int, int], ...], list[Tensor], _Made]] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -99,80 +84,100 @@ class SplitText:
         states = kwargs.get(family.text_argument)
         self.handed, self.source, self._base_call = "base", None, None
         if states is None:
-            if self.strict and not self.text_is_optional:
+            if self.layout.strict and not self.text_is_optional:
                 raise AttachError(NO_TEXT)
             return args, kwargs
-        if (
-            self.carrier is None
-            and torch.is_grad_enabled()
-            and getattr(module, "gradient_checkpointing", False)
-        ):
+        checkpointed = torch.is_grad_enabled() and getattr(module, "gradient_checkpointing", False)
+        if checkpointed and self.carrier is None:
             raise AttachError(
                 f"gradient checkpointing is on, which computes layers again where {family.title} has no argument to "
                 "give them the LLM's text: call disable_gradient_checkpointing() of the denoiser"
             )
-        parts, mixed = self._parts(states), None
+        parts = self._parts(states)
         if parts is None:
-            changed = {family.text_argument: self._base(states)}
-            return args, {**kwargs, **changed}
-        if family.mixing == "prediction" and parts.base is not None:
+            base = [self.layout.base(text) for text in states] if family.ragged else self.layout.base(states)
+            return args, {**kwargs, family.text_argument: base}
+        keeps = self._keeps(module)
+        if family.text_channel == "projected":
+            self.source = states if keeps else None
+            return args, {**kwargs, **self._projected(parts)}
+        return args, {**kwargs, **self._joint(module, states, parts, args, kwargs, keeps=keeps)}
+
+    def _projected(self, parts: TextParts) -> dict[str, Any]:
+        """Return the arguments for rows that the denoiser projects; c is handed to the layers as a mask."""
+        carried = pack_into_mask(parts)
+        if self.carrier is None:
+            self.handed = carried
+            return {self.family.text_argument: _rows(parts)}
+        # The given mask is redundant: padding rows of c are zero.
+        return {self.family.text_argument: _rows(parts), self.carrier: carried}
+
+    def _joint(
+        self,
+        module: Any,
+        states: Any,
+        parts: TextParts,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        keeps: bool,
+    ) -> dict[str, Any]:
+        """Return the arguments for joint layers; c is handed to them as a `JointText`."""
+        mixed = None
+        if self.family.mixing == "prediction" and parts.base is not None:
             if getattr(module, "is_cache_enabled", False):
                 raise AttachError(
                     f"a cache is enabled, and at scale {self.scale:g} the {type(module).__name__} runs twice a step, "
                     "for two texts: call its disable_cache(), or attach with scale 1"
                 )
             mixed, parts = parts, replace(parts, base=None, base_real=None)
-        keeps = self._keeps(module)
-        changed = {family.text_argument: self._rows(parts)}
-        if family.text_channel == "projected":
-            self.source = states if keeps else None
-            carried: Any = pack_into_mask(parts)
-        else:
-            joint, theirs = self._made_once(states, lambda: self._made(module, parts, mixed, kwargs))
-            # For a list of texts, a tensor that is made once from all of them.
-            self.source = (joint.llm_states if family.ragged else states) if keeps else None
-            carried = replace(joint, source=self.source)
-            if theirs is not None:
-                self._base_call = (args, {**kwargs, **theirs}, keeps)
-            changed |= {name: real_rows(parts.llm_states).long() for name in _MASKS if name in kwargs}
-            changed |= {name: None for name in ("attention_mask",) if name in kwargs}
+
+        def make() -> _Made:
+            text = self._joint_text(module, parts)
+            return text, None if mixed is None else self._text_of_base(mixed, kwargs)
+
+        text, theirs = self._made_once(states, make)
+        # For a list of texts, a tensor that is made once from all of them.
+        self.source = (text.llm_states if self.family.ragged else states) if keeps else None
+        if theirs is not None:
+            base = theirs[self.family.text_argument]
+            source = base[0] if self.family.ragged else base
+            self._base_call = (args, {**kwargs, **theirs}, source if keeps else None)
+        changed = {self.family.text_argument: _rows(parts)}
+        changed |= {name: real_rows(parts.llm_states).long() for name in _MASKS if name in kwargs}
+        if "attention_mask" in kwargs:
+            changed["attention_mask"] = None
         if self.carrier is None:
-            self.handed = carried
-        elif family.text_channel == "projected":
-            # The given mask is redundant: padding rows of c are zero.
-            changed[self.carrier] = carried
+            self.handed = text
         else:
-            changed[self.carrier] = {**(kwargs.get(self.carrier) or {}), KEY: carried}
+            changed[self.carrier] = {**(kwargs.get(self.carrier) or {}), KEY: text}
         ids = kwargs.get("txt_ids")
         if ids is not None and parts.base is not None:
             changed["txt_ids"] = torch.cat([ids, ids], dim=-2)
-        return args, {**kwargs, **changed}
+        return changed
 
     def after(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Return the module's output, mixed with that for the base's text if the family mixes predictions."""
         call, self._base_call = self._base_call, None
         self.source = None
         if call is not None and output is not None:
-            args, kwargs, keeps = call
-            text = kwargs[self.family.text_argument]
+            args, kwargs, self.source = call
             self.handed = "base"
-            self.source = (text if isinstance(text, Tensor) else text[0]) if keeps else None
             output = _mixed(module.forward(*args, **kwargs), output, self.scale)
         self.handed = self.source = None
         return output
 
     def _parts(self, states: Any) -> TextParts | None:
         """Return the parts; with routing, the denoiser reads the mean of all groups' phi(c) as its one text."""
-        start, width = self.groups * self.text_width, self.groups * (self.text_width + self.hidden_size)
+        groups, (start, width) = self.layout.groups, self.layout.ends
         if not self.family.ragged:
-            found = split_text(states, self.text_width, self.hidden_size, self.groups)
-            return found and replace(found, projected=mean_of_groups(found.projected, self.groups))
-        rows = [split_text(text[None], self.text_width, self.hidden_size, self.groups) for text in states]
-        if any(one is None for one in rows):
+            found = self.layout.split(states)
+            return found and replace(found, projected=mean_of_groups(found.projected, groups))
+        if any(self.layout.split(text) is None for text in states):
             return None
         own = [self._own_rows(text[:, :width], start) for text in states]
         padded, lengths = pad_sequence(own, batch_first=True), tuple(len(text) for text in own)
-        projected = mean_of_groups(padded[..., :start], self.groups)
+        projected = mean_of_groups(padded[..., :start], groups)
         parts = TextParts(projected, padded[..., start:], lengths=lengths)
         if states[0].shape[-1] == width:
             return parts
@@ -189,16 +194,6 @@ class SplitText:
             )
             return text
         return text[real]
-
-    def _base(self, states: Any) -> Any:
-        if self.family.ragged:
-            return [base_text(text, self.text_width, strict=self.strict) for text in states]
-        return base_text(states, self.text_width, strict=self.strict)
-
-    def _rows(self, parts: TextParts) -> Any:
-        if parts.lengths is None:
-            return rows_of(parts)
-        return [text[:length] for text, length in zip(parts.projected, parts.lengths, strict=True)]
 
     def _text_of_base(self, parts: TextParts, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments with the base's text, for a call of its own."""
@@ -227,11 +222,7 @@ class SplitText:
         They depend on values of it (whether a row is padding), and reading those makes the host wait for a GPU.
         """
         given = states if isinstance(states, list) else [states]
-        if (
-            torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
-            or any(text.is_inference() for text in given)
-        ):
+        if not may_keep() or any(text.is_inference() for text in given):
             return make()
         stamp = tuple((id(text), text._version) for text in given)
         for known, _, made in self._made_before:
@@ -242,10 +233,7 @@ class SplitText:
         self._made_before = [*self._made_before[1 - _GUIDED_TEXTS :], (stamp, given, made)]
         return made
 
-    def _made(self, module: Any, parts: TextParts, mixed: TextParts | None, kwargs: dict[str, Any]) -> _Made:
-        return self._joint(module, parts), None if mixed is None else self._text_of_base(mixed, kwargs)
-
-    def _joint(self, module: Any, parts: TextParts) -> JointText:
+    def _joint_text(self, module: Any, parts: TextParts) -> JointText:
         real = real_rows(parts.llm_states)
         counts, most = None, 0
         if self.family.single_stream and self.family.branches:
@@ -276,9 +264,7 @@ class SplitText:
         dtype = parts.llm_states.dtype
         ours = real_rows(parts.llm_states)[:, None, None]
         if parts.base is None or parts.base_real is None:
-            if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and bool(ours.all()):
-                return None
-            return as_bias(ours, dtype)
+            return None if may_keep() and bool(ours.all()) else as_bias(ours, dtype)
         theirs = as_bias(parts.base_real[:, None, None], dtype)
         if not self.keep_base_text:
             theirs = theirs + math.log1p(-self.scale)
@@ -286,7 +272,7 @@ class SplitText:
 
     def _keeps(self, module: nn.Module) -> bool:
         """Return whether layers may keep what depends on the text alone, until another text comes."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if not may_keep():
             return False
         reads_text = self.family.text_modules(module).values()
         # A LoRA's strength can change between steps.
@@ -294,6 +280,13 @@ class SplitText:
             return False
         self.weights = tuple(weight for each in reads_text for weight in each.parameters())
         return True
+
+
+def _rows(parts: TextParts) -> Any:
+    """Return the rows that the denoiser processes: phi(c), followed by the base's states if there are any."""
+    if parts.lengths is not None:
+        return [text[:length] for text, length in zip(parts.projected, parts.lengths, strict=True)]
+    return parts.projected if parts.base is None else torch.cat([parts.projected, parts.base], dim=1)
 
 
 def _mixed(base: Any, ours: Any, scale: float) -> Any:

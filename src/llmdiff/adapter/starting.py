@@ -2,37 +2,21 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llmdiff.adapter import families, layers
 from llmdiff.adapter.base_encoder import encode_with_base, has_text_encoder
-from llmdiff.adapter.processors import CrossAttentionBranch
 from llmdiff.adapter.true_weights import in_accepted_dtype, place_of, weight_and_bias
-
-
-class NewAdapter(Protocol):
-    """The parts of an adapter that have a size to start with, see `LLMDiffAdapter`."""
-
-    norm: nn.LayerNorm
-    phi: nn.Linear
-    pooled: nn.Linear | None
-
-    def branch(self, layer: str) -> CrossAttentionBranch:
-        """Return the branch of the attention layer with this module name."""
 
 
 @torch.no_grad()
 def init_from_base(
-    adapter: NewAdapter,
-    pipe: Any,
-    family: families.Family,
-    denoiser: Any,
-    prompts: Sequence[str],
+    adapter: Any, pipe: Any, family: families.Family, denoiser: Any, prompts: Sequence[str]
 ) -> None:
-    """Initialise the weights of a new adapter, see `LLMDiffAdapter.create`."""
+    """Initialise the weights of a new `LLMDiffAdapter`, see `LLMDiffAdapter.create`."""
     states, pooled = _base_text(pipe, prompts)
     # norm(c) has an rms of 1 per token, so weights of std s give an output of rms s * sqrt(D).
     one_unit = adapter.norm.normalized_shape[0] ** -0.5

@@ -5,7 +5,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +92,7 @@ def load_adapter_files(
     `check` is called with the config and the tensors' names before anything is built from them.
 
     Raises:
-        AdapterNotFoundError: see `LLMDiffAdapter.from_pretrained`.
-        CorruptWeightsError: see `LLMDiffAdapter.from_pretrained`.
-        ConfigError: see `LLMDiffAdapter.from_pretrained`.
+        AdapterNotFoundError, CorruptWeightsError, ConfigError: see `LLMDiffAdapter.from_pretrained`.
     """
     folder = _folder(name_or_path, revision)
     check_manifest(folder, [CONFIG_NAME, WEIGHTS_NAME])
@@ -120,21 +120,20 @@ def load_adapter_files(
         check(config, _headers(weights))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-
-    def read_tensors(shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-        return _read_tensors(weights, shapes)
-
-    return config, read_tensors
+    return config, partial(_read_tensors, weights)
 
 
 def _headers(path: Path) -> dict[str, tuple[torch.Size, str]]:
     """Return every tensor's shape and type, from the file's header alone."""
+    with _unreadable_named(path), safe_open(path, framework="pt") as file:
+        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {name: (torch.Size(part.get_shape()), str(part.get_dtype())) for name, part in parts.items()}
+
+
+@contextmanager
+def _unreadable_named(path: Path) -> Iterator[None]:
     try:
-        with safe_open(path, framework="pt") as file:
-            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {
-                name: (torch.Size(part.get_shape()), str(part.get_dtype())) for name, part in parts.items()
-            }
+        yield
     except (OSError, SafetensorError) as error:
         raise CorruptWeightsError(
             f"{path} is not a readable safetensors file ({error}): download it again"
@@ -159,12 +158,8 @@ def _read_tensors(path: Path, shapes: Mapping[str, torch.Size]) -> dict[str, Ten
             raise CorruptWeightsError(
                 f"{path} has {name!r} in {kind}, expected one of {', '.join(_KINDS)}: save the adapter again"
             )
-    try:
+    with _unreadable_named(path):
         tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CorruptWeightsError(
-            f"{path} is not a readable safetensors file ({error}): download it again"
-        ) from error
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise CorruptWeightsError(

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 
 from llmdiff.adapter.adapter import LLMDiffAdapter
-from llmdiff.adapter.contract import Part
 from llmdiff.adapter.gain_settings import check_blocks
 from llmdiff.adapter.prompt_parts import Parts
+from llmdiff.adapter.settings import Control
 from llmdiff.errors import ConfigError, PromptError
 from llmdiff.files import clean_text, is_blank
-from llmdiff.language.rewording import Rewording, encode_reworded
+from llmdiff.language.rewording import encode_reworded
 from llmdiff.language.saved_encodings import SavedEncodings
 from llmdiff.language.weights import parse_weights
 from llmdiff.types import TextEncoding
@@ -78,29 +78,31 @@ def encode_texts(
     adapter: LLMDiffAdapter,
     llm: Any,
     texts: Sequence[str],
+    control: Control,
     *,
-    weighted: bool = False,
     generator: torch.Generator | None = None,
-    rewording: Rewording | None = None,
     reword: Collection[str] | None = None,
-    block_gains: Mapping[int, float] | None = None,
 ) -> TextEncoding:
     """Return the text encoding, from the adapter's context encoding, else from `llm.encode`, as of saved encodings.
 
-    `weighted`, `generator` and `block_gains` are those of `ContextEncoding.encode`. With `rewording`, a closed LLM
-    rewords the texts, or those in `reword`.
+    `generator` draws noise, see `ContextEncoding.encode`. `reword` are the texts that `control.rewording` rewords;
+    None: all of them.
 
     Raises:
-        ConfigError: `weighted`, `rewording`, `generator` or `block_gains` is given for an adapter without a context
-            encoding, or the LLM has no such block.
+        ConfigError: the control or the noise needs a context encoding that the adapter has not, or an LLM where the
+            encodings are saved ones.
     """
-    check_context(adapter, weighted=weighted, rewording=rewording, block_gains=block_gains)
-    how: dict[str, Any] = {"weighted": weighted, "generator": generator, "block_gains": block_gains}
+    check_context(adapter, control)
     if isinstance(llm, SavedEncodings):
-        _check_as_saved(llm, rewording=rewording, **how)
+        _check_as_saved(llm, control, generator)
         return llm.encode(texts)
-    if adapter.context is not None and rewording is not None:
-        return encode_reworded(adapter.context, llm, texts, rewording, reword=reword, **how)
+    how: dict[str, Any] = {
+        "weighted": control.weighted,
+        "generator": generator,
+        "block_gains": control.block_gains,
+    }
+    if adapter.context is not None and control.rewording is not None:
+        return encode_reworded(adapter.context, llm, texts, control.rewording, reword=reword, **how)
     if adapter.context is not None:
         return adapter.context.encode(llm, list(texts), **how)
     if generator is not None:
@@ -109,109 +111,59 @@ def encode_texts(
     return encoding
 
 
-def _check_as_saved(
-    encodings: SavedEncodings,
-    *,
-    weighted: bool,
-    generator: torch.Generator | None,
-    rewording: Rewording | None,
-    block_gains: Mapping[int, float] | None,
-) -> None:
-    """Check that a call asks for nothing that saved encodings were not made with.
-
-    Raises:
-        ConfigError: it does.
-    """
-    for name, given in (("rewording", rewording), ("noise_seed", generator), ("block_gains", block_gains)):
+def _check_as_saved(encodings: SavedEncodings, control: Control, generator: torch.Generator | None) -> None:
+    """Raise a ConfigError if a call asks for something that saved encodings were not made with."""
+    asked = {"rewording": control.rewording, "noise_seed": generator, "block_gains": control.block_gains}
+    for name, given in asked.items():
         if given:
             raise ConfigError(
                 f"{name} is given with saved encodings, which are made already: leave it out, or load the LLM"
             )
-    if weighted != encodings.origin.weighted:
+    if control.weighted != encodings.origin.weighted:
         raise ConfigError(
-            f"weighted is {weighted}, but the encodings were saved with weighted={encodings.origin.weighted}: attach "
-            "with the same, or encode the prompts again"
+            f"weighted is {control.weighted}, but the encodings were saved with weighted={encodings.origin.weighted}: "
+            "attach with the same, or encode the prompts again"
         )
 
 
-def check_context(
-    adapter: LLMDiffAdapter,
-    *,
-    weighted: bool,
-    rewording: Rewording | None,
-    block_gains: Mapping[int, float] | None = None,
-) -> None:
-    """Check that the adapter has a context encoding if one is needed.
-
-    Raises:
-        ConfigError: it has none, so there are no scores to weigh and no LLM that reads an answer; or the LLM lacks a
-            block.
-    """
-    if block_gains and adapter.context is None:
-        raise ConfigError(
-            "block_gains is given, but the adapter's states are no sum over blocks: leave it out"
-        )
+def check_context(adapter: LLMDiffAdapter, control: Control) -> None:
+    """Raise a ConfigError if the control needs a context encoding that the adapter has not, or a block it lacks."""
     if adapter.context is not None:
-        check_blocks(block_gains or {}, adapter.context.num_blocks)
-    if weighted and adapter.context is None:
-        raise ConfigError(
-            "weighted is True, but the adapter's states have no scores to weigh: leave weighted out"
-        )
-    if rewording is not None and adapter.context is None:
-        raise ConfigError(
-            "rewording is given, but the adapter's states come from no LLM that reads an answer: leave it out"
-        )
+        check_blocks(control.block_gains or {}, adapter.context.num_blocks)
+        return
+    for name, given, why in (
+        ("block_gains", control.block_gains, "are no sum over blocks"),
+        ("weighted", control.weighted, "have no scores to weigh"),
+        ("rewording", control.rewording, "come from no LLM that reads an answer"),
+    ):
+        if given:
+            raise ConfigError(f"{name} is given, but the adapter's states {why}: leave {name} out")
 
 
 def encode_parts(
-    llm: Any,
-    adapter: LLMDiffAdapter,
-    positive: list[str] | None,
-    negative: list[str] | None,
-    *,
-    weighted: bool,
-    rewording: Rewording | None = None,
-    block_gains: Mapping[int, float] | None = None,
+    llm: Any, adapter: LLMDiffAdapter, texts: Mapping[str, list[str]], control: Control
 ) -> Parts:
-    """Return the text states and pooled vectors of prompts and negative prompts; None: there are none.
+    """Return the text states and pooled vectors of the prompts ("positive") and negative prompts ("negative").
 
     Shapes:
         states (B, T, W + D), one T for all; pooled (B, pooled width) or None.
     """
-    texts = list(dict.fromkeys([*(positive or []), *(negative or [])]))
-    if not texts:
+    distinct = list(dict.fromkeys(text for side in texts.values() for text in side))
+    if not distinct:
         return {}
-    # Encode every distinct text once, in one pass: negative prompts mostly repeat. Negative prompts are not
-    # reworded.
-    encoding = encode_texts(
-        adapter,
-        llm,
-        texts,
-        weighted=weighted,
-        rewording=rewording,
-        reword=frozenset(positive or ()),
-        block_gains=block_gains,
-    )
-    states, pooled = adapter.condition(encoding)
+    # Encode every distinct text once, in one pass: negative prompts mostly repeat. They are not reworded.
+    reword = frozenset(texts.get("positive", ()))
+    states, pooled = adapter.condition(encode_texts(adapter, llm, distinct, control, reword=reword))
     parts: Parts = {}
-    sides: tuple[tuple[Part, Part, list[str] | None], ...] = (
-        ("positive", "positive_pooled", positive),
-        ("negative", "negative_pooled", negative),
-    )
-    for name, pooled_name, wanted in sides:
-        if wanted is not None:
-            rows = [texts.index(text) for text in wanted]
-            parts[name] = states[rows]
-            parts[pooled_name] = None if pooled is None else pooled[rows]
+    for name, side in texts.items():
+        rows = [distinct.index(text) for text in side]
+        parts[name] = states[rows]
+        parts[f"{name}_pooled"] = None if pooled is None else pooled[rows]
     return parts
 
 
 def check_second_prompts(second_prompts: Sequence[str], given: Mapping[str, Any]) -> None:
-    """Check that no argument holds another prompt for a second text encoder.
-
-    Raises:
-        PromptError: one does.
-    """
+    """Raise a PromptError if an argument holds another prompt for a second text encoder."""
     for name in second_prompts:
         first = name.rpartition("_")[0]
         if given.get(name) is not None and given[name] != given.get(first):

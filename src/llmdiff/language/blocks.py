@@ -7,7 +7,8 @@ Source: Dong et al. 2024 (arXiv 2502.04412), blocks as denoising steps of every 
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -17,16 +18,16 @@ from transformers.cache_utils import Cache, DynamicCache
 from llmdiff.errors import UnsupportedLLMError
 from llmdiff.language.finite import FiniteWatch, non_finite_error
 from llmdiff.language.hooks import BlockCall, on_every_block
-from llmdiff.language.lone_calls import JoinedCall, call_alone
+from llmdiff.language.lone_calls import LONES as LONES
+from llmdiff.language.lone_calls import JoinedCall, Reading, call_alone
+from llmdiff.language.lone_calls import Lone as Lone
 from llmdiff.language.placement import Placement
 from llmdiff.language.prefix import PrefixStates, fixed_caches
-from llmdiff.language.readings import LONES as LONES
-from llmdiff.language.readings import Lone as Lone
-from llmdiff.language.readings import Reading
 from llmdiff.language.rows import TokenRows
 from llmdiff.language.tokens import PromptTokens
 
-Visit = Callable[[int, Tensor, Tensor, Tensor | None], None]
+Visit = Callable[[int, Tensor, Tensor, Any], None]
+"""Called with l, x_l, u_l and v_l, which is None where no lone updates are asked for."""
 
 # Threads share the modules that hooks are registered on: two passes at once would see each other's blocks.
 one_pass_at_a_time = threading.RLock()
@@ -90,18 +91,9 @@ def run_blocks(
     def padded(index: int, x: Tensor, u: Tensor, v: Tensor | None) -> None:
         visit(index, rows.padded(x), rows.padded(u), None if v is None else rows.padded(v))
 
-    def last(states: Tensor) -> None:
-        assert on_last_hidden_state is not None
-        on_last_hidden_state(rows.padded(states))
-
-    x0 = run_rows(
-        llm,
-        rows,
-        tokens.prefix_ids,
-        lone=lone,
-        visit=padded,
-        on_last_hidden_state=None if on_last_hidden_state is None else last,
-    )
+    take = on_last_hidden_state
+    last = None if take is None else lambda states: take(rows.padded(states))
+    x0 = run_rows(llm, rows, tokens.prefix_ids, lone=lone, visit=padded, on_last_hidden_state=last)
     return rows.padded(x0)
 
 
@@ -123,13 +115,11 @@ def run_rows(
     Shapes:
         x_l, u_l, v_l, the last state, result: (N + 1, D) float32, the words and then BOS, see `TokenRows`.
     """
-    own = FiniteWatch(llm.num_blocks + 1, llm.device) if watch is None else None
-    watch = watch or own
-    assert watch is not None
-    with one_pass_at_a_time, llm.placement.in_use(), torch.autocast(llm.device.type, enabled=False):
+    seen = watch or FiniteWatch(llm.num_blocks + 1, llm.device)
+    x0: list[Tensor] = []
+    with _alone_on_device(llm):
         prefix = llm.prefix_states(prefix_ids)
         bos_updates = prefix.bos_outputs - prefix.bos_inputs
-        x0: list[Tensor] = []
 
         def hand_out(index: int, x: Tensor, u: Tensor, v: Tensor | None) -> None:
             x_l = _with_bos(x, prefix.bos_inputs[index])
@@ -137,58 +127,61 @@ def run_rows(
                 x0.append(x_l)
             u_l = _with_bos(u, bos_updates[index])
             v_l = None if v is None else _with_bos(v, bos_updates[index])
-            watch.see(index, u_l, v_l)  # a non-finite x_l makes these differences non-finite too
+            seen.see(index, u_l, v_l)  # a non-finite x_l makes these differences non-finite too
             visit(index, x_l, u_l, v_l)
 
-        if rows.words == 0:  # every prompt is empty: the prefix has all states
+        if rows.words:
+            last = _run_words(llm, rows, prefix_ids, prefix, lone, hand_out)
+        else:  # every prompt is empty: the prefix has all states
             nothing = prefix.bos_inputs.new_zeros(0, prefix.bos_inputs.shape[1])
             for index in range(llm.num_blocks):
                 hand_out(index, nothing, nothing, None if lone is None else nothing)
             last = prefix.bos_last.new_zeros(0, len(prefix.bos_last))  # its width may differ (OPT)
-        else:
-            sees_bos = lone == "token+bos"
-            whole = llm.reading.whole_texts
-            run = rows.behind(prefix_ids) if whole else rows
-            joins = lone in llm.reading.joined
-            joined = JoinedCall.of(llm, rows, len(prefix_ids), sees_bos=sees_bos) if joins else None
-
-            def on_block(
-                index: int,
-                block: nn.Module,
-                x: Tensor,
-                out: Tensor,
-                kwargs: dict[str, Any],
-                lone_out: Tensor | None,
-            ) -> None:
-                v = None
-                x_l = run.of_run(x).float()
-                if lone is not None:
-                    if lone_out is None:
-                        lone_out = call_alone(
-                            block,
-                            x,
-                            kwargs,
-                            run,
-                            lone_calls=llm.reading.lone_calls,
-                            sees_bos=sees_bos,
-                            bos_cache=prefix.bos_cache,
-                        )
-                    v = lone_out.float() - x_l
-                hand_out(index, x_l, run.of_run(out).float() - x_l, v)
-
-            with on_every_block(llm.blocks, on_block, joined):
-                # Padding is on the right and attention is causal: no real token attends to padding.
-                result = _call(llm, run.run_ids, prefix.cache)
-            last = run.of_run(result.last_hidden_state).float()
         if on_last_hidden_state is not None:
             states = _with_bos(last, prefix.bos_last)
-            watch.see(llm.num_blocks, states)
+            seen.see(llm.num_blocks, states)
             on_last_hidden_state(states)
-        bad_step = None if own is None else own.first_bad_step()
+        bad_step = seen.first_bad_step() if watch is None else None
         if bad_step is not None:
             step = "the final norm" if bad_step == llm.num_blocks else f"block {bad_step}"
             raise non_finite_error(step, llm.placement.named_weights(), id=llm.id, dtype=llm.dtype)
     return x0[0]
+
+
+def _run_words(
+    llm: BlockwiseLLM,
+    rows: TokenRows,
+    prefix_ids: tuple[int, ...],
+    prefix: PrefixStates,
+    lone: Lone | None,
+    hand_out: Visit,
+) -> Tensor:
+    """Run the model on the words, hand out their states at every block, and return their last states.
+
+    Shapes: all states (N, D) float32, N words; the last states after the final norm.
+    """
+    reading, sees_bos = llm.reading, lone == "token+bos"
+    run = rows.behind(prefix_ids) if reading.whole_texts else rows
+    joined = None
+    if lone in reading.joined:
+        joined = JoinedCall.of(llm, rows, len(prefix_ids), sees_bos=sees_bos)
+
+    def on_block(
+        index: int, block: nn.Module, x: Tensor, out: Tensor, kwargs: dict[str, Any], lone_out: Tensor | None
+    ) -> None:
+        v = None
+        x_l = run.of_run(x).float()
+        if lone is not None:
+            if lone_out is None:
+                how: dict[str, Any] = {"lone_calls": reading.lone_calls, "bos_cache": prefix.bos_cache}
+                lone_out = call_alone(block, x, kwargs, run, sees_bos=sees_bos, **how)
+            v = lone_out.float() - x_l
+        hand_out(index, x_l, run.of_run(out).float() - x_l, v)
+
+    with on_every_block(llm.blocks, on_block, joined):
+        # Padding is on the right and attention is causal: no real token attends to padding.
+        result = _call(llm, run.run_ids, prefix.cache)
+    return run.of_run(result.last_hidden_state).float()
 
 
 @torch.no_grad()
@@ -237,14 +230,16 @@ def run_plainly(
             raise ValueError(f"blocks take states of shape {tuple(x.shape)}, expected one for each token")
         found.append((keep(x).to(llm.device), keep(out).to(llm.device)))
 
-    with (
-        one_pass_at_a_time,
-        llm.placement.in_use(),
-        torch.autocast(llm.device.type, enabled=False),
-        on_every_block(llm.blocks, on_block or keep_states),
-    ):
+    with _alone_on_device(llm), on_every_block(llm.blocks, on_block or keep_states):
         result = _call(llm, ids.to(llm.device), cache)
     return found, keep(result.last_hidden_state)
+
+
+@contextmanager
+def _alone_on_device(llm: BlockwiseLLM) -> Iterator[None]:
+    """Return a context of one pass: no other pass at once, the weights on the device, and no autocast."""
+    with one_pass_at_a_time, llm.placement.in_use(), torch.autocast(llm.device.type, enabled=False):
+        yield
 
 
 def _call(llm: BlockwiseLLM, ids: Tensor, cache: Cache | None) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor
 from llmdiff.language.digests import model_digest, tokenizer_digest
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
+from llmdiff.language.rows import padded_batch
 from llmdiff.language.score_groups import GroupedScores, encode_groups
 from llmdiff.language.tensor_store import TensorStore
 from llmdiff.types import TextEncoding
@@ -71,16 +72,14 @@ class CaptionStore(ABC, Generic[_Reading]):
     def batch(self, captions: Sequence[str]) -> _Reading:
         """Return the entries of captions as one batch, padded on the right; read missing ones first."""
         self.fill(captions)
-        rows = [self.store.get(_name(text)) for text in captions]
-        lengths = torch.tensor([len(row) for row in rows])
-        return self._join(rows, torch.arange(int(lengths.max())) < lengths[:, None])
+        return self._join([self.store.get(_name(text)) for text in captions])
 
     @abstractmethod
     def _split(self, reading: _Reading) -> Sequence[Tensor]:
         """Return one tensor for each caption, (tokens, ...)."""
 
     @abstractmethod
-    def _join(self, rows: list[Tensor], token_mask: Tensor) -> _Reading:
+    def _join(self, rows: list[Tensor]) -> _Reading:
         """Return the batch of one tensor for each caption."""
 
 
@@ -93,9 +92,9 @@ class EncodingStore(CaptionStore[TextEncoding]):
     def _split(self, reading: TextEncoding) -> Sequence[Tensor]:
         return [states[mask] for states, mask in zip(reading.states, reading.token_mask, strict=True)]
 
-    def _join(self, rows: list[Tensor], token_mask: Tensor) -> TextEncoding:
-        states = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).float()
-        return TextEncoding(states=states, token_mask=token_mask)
+    def _join(self, rows: list[Tensor]) -> TextEncoding:
+        states, mask = padded_batch(rows)
+        return TextEncoding(states=states.float(), token_mask=mask)
 
 
 class ScoreStore(CaptionStore[GroupedScores]):
@@ -107,8 +106,9 @@ class ScoreStore(CaptionStore[GroupedScores]):
     def _split(self, reading: GroupedScores) -> Sequence[Tensor]:
         return torch.split(reading.parts, reading.token_mask.sum(1).tolist())
 
-    def _join(self, rows: list[Tensor], token_mask: Tensor) -> GroupedScores:
-        return GroupedScores(parts=torch.cat(rows), token_mask=token_mask)
+    def _join(self, rows: list[Tensor]) -> GroupedScores:
+        mask = padded_batch([row[:, 0, 0] for row in rows])[1]
+        return GroupedScores(parts=torch.cat(rows), token_mask=mask)
 
 
 class EncodingCache(EncodingStore):

@@ -66,8 +66,7 @@ def measure_scales(
             tokens = llm.tokenize(ordered[start : start + _BATCH], template=template, max_length=max_length)
             words = tokens.token_mask & (tokens.token_mask.cumsum(1) > 1)
 
-            def measure(index: int, x: Tensor, u: Tensor, v: Tensor | None, words: Tensor = words) -> None:
-                assert v is not None
+            def measure(index: int, x: Tensor, u: Tensor, v: Tensor, words: Tensor = words) -> None:
                 real = words.to(x.device)
                 if index == 0:
                     x0.append(norms(x[real]))

@@ -9,7 +9,6 @@ pass is used.
 """
 
 import logging
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -22,8 +21,7 @@ from llmdiff.errors import first_line
 from llmdiff.language.blocks import one_pass_at_a_time
 from llmdiff.language.finite import FiniteWatch
 from llmdiff.language.llm import DecoderLLM
-from llmdiff.language.lone_calls import JoinedCall
-from llmdiff.language.readings import Lone
+from llmdiff.language.lone_calls import JoinedCall, Lone
 from llmdiff.language.rows import SharedInputs, TokenRows
 
 _log = logging.getLogger(__name__)
@@ -62,36 +60,51 @@ class BlockSum(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Bucket:
-    """A pass over texts padded to a bucket's length, in which padding counts as words.
+    """A pass over texts padded to one of the lengths, in which padding counts as words.
 
     Fields:
         rows: R texts of S tokens each, N = R * S words.
         places: (n,), indices of the real words among the N.
     """
 
+    context: BlockSum
+    llm: DecoderLLM
+    prefix_ids: tuple[int, ...]
     rows: TokenRows
     places: Tensor
 
     @classmethod
-    def of(cls, rows: TokenRows) -> "Bucket | None":
-        """Return the bucket of a pass; None if it has no words or its texts are too long."""
+    def of(
+        cls, context: BlockSum, llm: DecoderLLM, rows: TokenRows, prefix_ids: tuple[int, ...]
+    ) -> "Bucket | None":
+        """Return the bucket of a pass that can be captured; None if it has to run eagerly.
+
+        It can be captured if lone tokens and text share calls, the weights stay on the device, and the padded texts
+        fit into the LLM's positions.
+        """
         texts, steps = rows.run_ids.shape
         length = next((length for length in BUCKETS if length >= steps), None)
         if rows.words == 0 or length is None:
             return None
-        device = rows.run_ids.device
-        padded = torch.nn.functional.pad(rows.run_ids, (0, length - steps))
-        everywhere = torch.arange(texts * length, device=device)
-        own = TokenRows(
-            run_ids=padded,
+        if context.lone not in llm.reading.joined or not llm.placement.stays:
+            return None
+        if llm.max_positions is not None and len(prefix_ids) + length > llm.max_positions:
+            return None
+        if any(one.device != llm.device for one in context.state_dict().values()):
+            return None
+        everywhere = torch.arange(texts * length, device=rows.run_ids.device)
+        padded = TokenRows(
+            run_ids=torch.nn.functional.pad(rows.run_ids, (0, length - steps)),
             run_places=everywhere,
             token_places=everywhere,  # not used: the result is not padded into a batch
             rows=everywhere,
             batch=texts,
             width=length,
         )
+        if JoinedCall.of(llm, padded, len(prefix_ids), sees_bos=context.lone == "token+bos") is None:
+            return None
         places = rows.run_places.div(steps, rounding_mode="floor") * length + rows.run_places % steps
-        return cls(rows=own, places=places)
+        return cls(context=context, llm=llm, prefix_ids=prefix_ids, rows=padded, places=places)
 
     def weights(self, weights: Tensor | None) -> Tensor:
         """Return weights with 1 for padding: (n + 1, 1) or None => (N + 1, 1)."""
@@ -104,40 +117,14 @@ class Bucket:
         """Return the rows of real words and of BOS: (N + 1, D) => (n + 1, D)."""
         return torch.cat([c.index_select(0, self.places), c[-1:]])
 
-    def read(
-        self,
-        context: BlockSum,
-        llm: DecoderLLM,
-        prefix_ids: tuple[int, ...],
-        ids: Tensor,
-        weights: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    def read(self, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Return c of all N words and BOS, (N + 1, D), and the sums of `FiniteWatch`, without synchronising.
 
         `ids` (R, S) replace the token ids of `rows`.
         """
-        watch = FiniteWatch(llm.num_blocks + 1, llm.device)
+        watch = FiniteWatch(self.llm.num_blocks + 1, self.llm.device)
         rows = replace(self.rows, run_ids=ids, _shared=SharedInputs())  # shared inputs belong to one pass
-        return context.sum_rows(llm, rows, prefix_ids, weights, watch), watch.sums
-
-
-def bucket_of(
-    context: BlockSum, llm: DecoderLLM, rows: TokenRows, prefix_ids: tuple[int, ...]
-) -> Bucket | None:
-    """Return the bucket of a pass that can be captured; None if it has to run eagerly.
-
-    It can be captured if lone tokens and text share calls, the weights stay on the device, and the padded texts fit
-    into the LLM's positions.
-    """
-    bucket = Bucket.of(rows)
-    if bucket is None or context.lone not in llm.reading.joined or not llm.placement.stays:
-        return None
-    if llm.max_positions is not None and len(prefix_ids) + bucket.rows.width > llm.max_positions:
-        return None
-    if any(one.device != llm.device for one in context.state_dict().values()):
-        return None
-    joined = JoinedCall.of(llm, bucket.rows, len(prefix_ids), sees_bos=context.lone == "token+bos")
-    return None if joined is None else bucket
+        return self.context.sum_rows(self.llm, rows, self.prefix_ids, weights, watch), watch.sums
 
 
 def captured_sum(
@@ -153,12 +140,12 @@ def captured_sum(
     """
     if llm.device.type != "cuda" or not llm.captures:
         return None
-    bucket = bucket_of(context, llm, rows, prefix_ids)
+    bucket = Bucket.of(context, llm, rows, prefix_ids)
     if bucket is None:
         return None
     # Buffers kept for later passes must not be inference tensors, which can be written only in inference mode.
     with one_pass_at_a_time, torch.cuda.device(llm.device), torch.inference_mode(False), torch.no_grad():
-        graph = _graphs_of(llm).graph(context, llm, bucket, rows, prefix_ids)
+        graph = _all_graphs.setdefault(llm, _Graphs()).graph(bucket, rows)
         if graph is None:
             return None
         c, sums = graph(bucket.rows.run_ids, bucket.weights(weights))
@@ -168,18 +155,19 @@ def captured_sum(
 class _Graph:
     """A captured pass with its input and output buffers."""
 
-    def __init__(self, read: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], ids: Tensor, weights: Tensor):
-        self._ids, self._weights = ids.clone(), weights.clone()
+    def __init__(self, bucket: Bucket) -> None:
+        self._ids, self._weights = bucket.rows.run_ids.clone(), bucket.weights(None)
+        device = self._ids.device
         cuda: Any = torch.cuda  # parts of it have no types
-        side = cuda.Stream(ids.device)
-        side.wait_stream(torch.cuda.current_stream(ids.device))
+        side = cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             for _ in range(2):  # warm-up: libraries select kernels and allocate memory before the capture
-                read(self._ids, self._weights)
-        torch.cuda.current_stream(ids.device).wait_stream(side)
+                bucket.read(self._ids, self._weights)
+        torch.cuda.current_stream(device).wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._c, self._sums = read(self._ids, self._weights)
+            self._c, self._sums = bucket.read(self._ids, self._weights)
 
     def __call__(self, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         self._ids.copy_(ids)
@@ -195,20 +183,14 @@ class _Graphs:
         self._seen: dict[Any, int] = {}
         self._made: dict[Any, tuple[object, _Graph | None]] = {}
 
-    def graph(
-        self,
-        context: BlockSum,
-        llm: DecoderLLM,
-        bucket: Bucket,
-        rows: TokenRows,
-        prefix_ids: tuple[int, ...],
-    ) -> _Graph | None:
+    def graph(self, bucket: Bucket, rows: TokenRows) -> _Graph | None:
         """Return the graph for a pass of this size; None if the size is not repeated or the graph is not faster."""
+        context, prefix_ids = bucket.context, bucket.prefix_ids
         # A graph reads from these addresses.
         weights = tuple(one.data_ptr() for one in context.state_dict().values())
         key = (prefix_ids, tuple(bucket.rows.run_ids.shape), weights, context.clip, context.lone)
         # Moving the LLM's weights drops its cached prefixes, which a graph reads from.
-        prefix = llm.prefix_states(prefix_ids)
+        prefix = bucket.llm.prefix_states(prefix_ids)
         made_for, graph = self._made.get(key, (None, None))
         if made_for is prefix:
             return graph
@@ -217,42 +199,28 @@ class _Graphs:
             return None
         if len(self._made) >= _MAX_GRAPHS:
             del self._made[next(iter(self._made))]
-        graph = _worth_it(context, llm, bucket, rows, prefix_ids)
+        graph = _worth_it(bucket, rows)
         self._made[key] = (prefix, graph)
         return graph
 
 
+# Used under `one_pass_at_a_time`.
 _all_graphs: "WeakKeyDictionary[DecoderLLM, _Graphs]" = WeakKeyDictionary()
-_making = threading.Lock()
 
 
-def _graphs_of(llm: DecoderLLM) -> _Graphs:
-    with _making:
-        return _all_graphs.setdefault(llm, _Graphs())
-
-
-def _worth_it(
-    context: BlockSum,
-    llm: DecoderLLM,
-    bucket: Bucket,
-    rows: TokenRows,
-    prefix_ids: tuple[int, ...],
-) -> _Graph | None:
-    """Return a graph of the pass if it equals the eager pass and is faster, else None; log the decision."""
+def _worth_it(bucket: Bucket, rows: TokenRows) -> _Graph | None:
+    """Return a graph of the pass if it equals the eager pass over `rows` and is faster, else None; log the decision."""
+    llm = bucket.llm
     texts, steps = bucket.rows.run_ids.shape
     what = f"{llm.id}: {texts} x {steps} tokens are read"
     ones = bucket.weights(None)
 
     def eager() -> Tensor:
-        return context.sum_rows(llm, rows, prefix_ids, None)
+        return bucket.context.sum_rows(llm, rows, bucket.prefix_ids, None)
 
     try:
         expected = eager()
-        graph = _Graph(
-            lambda ids, weights: bucket.read(context, llm, prefix_ids, ids, weights),
-            bucket.rows.run_ids,
-            ones,
-        )
+        graph = _Graph(bucket)
         found = bucket.real(graph(bucket.rows.run_ids, ones)[0])
         apart = float((found - expected).norm() / expected.norm())
         if not apart <= _TOLERANCE.get(llm.dtype, _COARSE_TOLERANCE):

@@ -17,10 +17,12 @@ import time
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import httpx2
+from pydantic import Field, model_validator
 
+from llmdiff.checks.validation import Settings
 from llmdiff.errors import ClosedLLMError, ConfigError, LLMDiffError
 from llmdiff.files import write_whole
 from llmdiff.language.chat_completions import RefusedAnswer, checked_answer, request_answer
@@ -35,8 +37,7 @@ DESCRIBE = (
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClosedLLMSettings:
+class ClosedLLMSettings(Settings):
     """Address and model of a closed LLM, with limits for its answers.
 
     Fields:
@@ -54,40 +55,30 @@ class ClosedLLMSettings:
     url: str
     model: str
     instruction: str = DESCRIBE
-    answers: int = 1
-    timeout_s: float = 30.0
-    budget_s: float = 60.0
-    retries: int = 3
-    max_characters: int = 400
+    answers: Annotated[int, Field(ge=1)] = 1
+    timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    budget_s: Annotated[float, Field(gt=0)] = 60.0
+    retries: Annotated[int, Field(ge=0)] = 3
+    max_characters: Annotated[int, Field(ge=1)] = 400
     temperature: float = 0.0
     seed: int = 0
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _names_an_address(self) -> Self:
+        wrong = f"reword_url is {self.url!r}, expected an address like https://host/v1"
         try:
             parts = httpx2.URL(self.url)
         except httpx2.InvalidURL as error:
-            raise ConfigError(
-                f"reword_url is {self.url!r}, expected an address like https://host/v1 ({error})"
-            ) from error
+            raise ValueError(f"{wrong} ({error})") from error
         if parts.scheme not in ("http", "https") or not parts.host:
-            raise ConfigError(f"reword_url is {self.url!r}, expected an address like https://host/v1")
+            raise ValueError(wrong)
         if parts.userinfo:
-            raise ConfigError(
+            raise ValueError(
                 f"reword_url contains a password: put the key into ${KEY_VARIABLE} and leave it out of the address"
             )
         if not self.model.strip():
-            raise ConfigError("reword_model is blank, expected the name of a model that the address serves")
-        for name, value, least in (
-            ("answers", self.answers, 1),
-            ("retries", self.retries, 0),
-            ("max_characters", self.max_characters, 1),
-        ):
-            if value < least:
-                raise ConfigError(f"{name} is {value}, expected at least {least}")
-        if min(self.timeout_s, self.budget_s) <= 0:
-            raise ConfigError(
-                f"timeout_s, budget_s are {self.timeout_s}, {self.budget_s}, expected more than 0"
-            )
+            raise ValueError("reword_model is blank, expected the name of a model that the address serves")
+        return self
 
 
 @dataclass
@@ -108,7 +99,7 @@ class ClosedLLM:
     _known: dict[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        if self._key and not self._is_private(httpx2.URL(self.settings.url)):
+        if self._key and not _is_private(httpx2.URL(self.settings.url)):
             raise ConfigError(
                 f"reword_url {self.settings.url!r} would send the key of ${KEY_VARIABLE} unencrypted: use https, or "
                 "unset it"
@@ -148,7 +139,6 @@ class ClosedLLM:
         deadline = time.monotonic() + settings.budget_s
         reason = ""
         for attempt in range(settings.retries + 1):
-            wait_s: float = min(2.0**attempt, 8.0) * random.uniform(0.5, 1.0)
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 break
@@ -163,13 +153,11 @@ class ClosedLLM:
                 return checked_answer(content, settings.max_characters)
             except RefusedAnswer as error:
                 reason = str(error)
-                if not error.retryable:
-                    break
-                wait_s = max(wait_s, error.wait_s)
-            if attempt < settings.retries and time.monotonic() + wait_s < deadline:
-                time.sleep(wait_s)
-            elif attempt < settings.retries:
+                wait_s = max(min(2.0**attempt, 8.0) * random.uniform(0.5, 1.0), error.wait_s)
+                last = not error.retryable or attempt == settings.retries
+            if last or time.monotonic() + wait_s >= deadline:
                 break
+            time.sleep(wait_s)
         raise ClosedLLMError(
             f"reword_url {settings.url!r}: no answer from {settings.model!r} ({reason or 'out of time'})"
         )
@@ -190,16 +178,8 @@ class ClosedLLM:
 
     def _cache_key(self, prompt: str, number: int) -> str:
         settings = self.settings
-        asked = [
-            settings.url,
-            settings.model,
-            settings.instruction,
-            settings.max_characters,
-            settings.temperature,
-            settings.seed,
-            number,
-            prompt,
-        ]
+        asked = [settings.url, settings.model, settings.instruction, settings.max_characters]
+        asked += [settings.temperature, settings.seed, number, prompt]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
     def _load(self, key: str) -> str | None:
@@ -220,12 +200,12 @@ class ClosedLLM:
         except LLMDiffError as error:
             _log.warning("answers are not saved: %s", error)
 
-    @staticmethod
-    def _is_private(url: httpx2.URL) -> bool:
-        """Return whether requests are encrypted or stay on this machine."""
-        if url.scheme == "https" or url.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(url.host).is_loopback
-        except ValueError:
-            return False
+
+def _is_private(url: httpx2.URL) -> bool:
+    """Return whether requests are encrypted or stay on this machine."""
+    if url.scheme == "https" or url.host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(url.host).is_loopback
+    except ValueError:
+        return False

@@ -59,9 +59,6 @@ class ContextEncoding(nn.Module):
         scales and the clipping are ours.
     """
 
-    gamma: nn.Parameter
-    h_raw: nn.Parameter
-    kappa: nn.Parameter | None
     x0_scale: Tensor
     score_scale: Tensor
     lone_scale: Tensor
@@ -84,8 +81,7 @@ class ContextEncoding(nn.Module):
         if settings.encoding is None:
             raise ConfigError('encoding is None, expected "guided" or "paper"')
         self.settings = settings
-        self.num_blocks = num_blocks
-        self.hidden_size = hidden_size
+        self.num_blocks, self.hidden_size = num_blocks, hidden_size
         self.encoding: Encoding = settings.encoding
         self.lone: Lone = settings.lone
         self.template = settings.template
@@ -222,8 +218,7 @@ class ContextEncoding(nn.Module):
         total: list[Tensor] = []
         factors = block_gains or {}
 
-        def add(index: int, x: Tensor, u: Tensor, v: Tensor | None) -> None:
-            assert v is not None
+        def add(index: int, x: Tensor, u: Tensor, v: Tensor) -> None:
             if index == 0:
                 total.append(self.for_groups(x / self.x0_scale.to(x.device)))
             total[0] += self.contribution(index, u, v, weights=weights, factor=factors.get(index))
@@ -293,11 +288,7 @@ class ContextEncoding(nn.Module):
         return update * scale_factors(update, scale, self.clip)
 
     def check_llm(self, llm: DecoderLLM) -> None:
-        """Check that the LLM has the sizes of this encoding.
-
-        Raises:
-            AdapterMismatchError: it has another number or width of blocks.
-        """
+        """Raise an AdapterMismatchError unless the LLM has the number and width of blocks of this encoding."""
         self._check_sizes(llm.num_blocks, llm.hidden_size, f"llm {llm.id!r}")
 
     def _check_sizes(self, num_blocks: int, hidden_size: int, what: str) -> None:

@@ -52,11 +52,7 @@ class EncodingOrigin:
 
     @classmethod
     def of_text(cls, header: Mapping[str, str]) -> "EncodingOrigin":
-        """Return the origin in a safetensors header.
-
-        Raises:
-            KeyError, ValueError: a field is missing or has another type.
-        """
+        """Return the origin in a safetensors header; a missing or invalid field raises a KeyError or ValueError."""
         found: dict[str, Any] = {one.name: header[one.name] for one in fields(cls)}
         found["hidden_size"], found["num_blocks"] = int(found["hidden_size"]), int(found["num_blocks"])
         found["weighted"] = {"True": True, "False": False}[found["weighted"]]

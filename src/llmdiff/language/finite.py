@@ -43,11 +43,8 @@ def non_finite_error(
                 "training diverged; use another copy of the LLM"
             )
     kind = str(dtype).removeprefix("torch.")
-    remedy = (
-        "load it with dtype=torch.bfloat16" if dtype == torch.float16 else "load it with dtype=torch.float32"
-    )
-    if dtype == torch.float32:
-        remedy = "use another LLM"
+    remedies = {torch.float16: "load it with dtype=torch.bfloat16", torch.float32: "use another LLM"}
+    remedy = remedies.get(dtype, "load it with dtype=torch.float32")
     return ConfigError(
         f"llm {id!r} computes NaN or infinite states in {step} in {kind}, though its weights are finite: "
         f"{remedy}"

@@ -63,13 +63,13 @@ def convert_gguf(path: Path, folder: Path, *, source_sha256: str) -> Path:
     The folder is renamed into place at the end: a killed process leaves no partial folder, and two processes may
     convert at once without a lock (the first to finish wins). A damaged folder is replaced.
     """
-    _check_readable(path)
+    reader = _reader(path)
     _log.info("converting %s to safetensors in %s (once)", path, folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     sweep(folder.parent, idle_s=IDLE_S, patterns=(".gguf-*",))
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _write_safetensors(path, temporary)
+        _write_safetensors(path, reader, temporary)
         files = {file.name: file_sha256(file) for file in sorted(temporary.iterdir())}
         manifest = {"source": path.name, "source_sha256": source_sha256, "whole": True, "files": files}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2))
@@ -88,11 +88,11 @@ def convert_gguf(path: Path, folder: Path, *, source_sha256: str) -> Path:
     return folder
 
 
-def _check_readable(path: Path) -> None:
+def _reader(path: Path) -> Any:
     from gguf import GGUFReader
 
     try:
-        GGUFReader(path)
+        return GGUFReader(path)
     except Exception as error:  # damage makes the reader fail with any kind of exception
         raise CorruptWeightsError(
             f"{path} is not a readable GGUF file ({first_line(error)}): it is "
@@ -100,7 +100,7 @@ def _check_readable(path: Path) -> None:
         ) from error
 
 
-def _write_safetensors(path: Path, folder: Path) -> None:
+def _write_safetensors(path: Path, reader: Any, folder: Path) -> None:
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)
@@ -115,7 +115,7 @@ def _write_safetensors(path: Path, folder: Path) -> None:
             dtype=torch.float16,
             quantization_config=GgufConfig(dequantize=True),
         )
-        _check_all_read(path, model)
+        _check_all_read(path, reader, model)
     except (ValueError, NotImplementedError, KeyError) as error:
         raise UnsupportedLLMError(
             f"{path}: transformers cannot read this GGUF ({first_line(error)}); pass the LLM as a "
@@ -139,13 +139,11 @@ def _write_safetensors(path: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _check_all_read(path: Path, model: Any) -> None:
+def _check_all_read(path: Path, reader: Any, model: Any) -> None:
     """Raise CorruptWeightsError if transformers ignored tensors of the file; it drops unknown names silently."""
-    from gguf import GGUFReader
     from transformers import modeling_gguf_pytorch_utils
 
     theirs: Any = modeling_gguf_pytorch_utils
-    reader = GGUFReader(path)
     architecture = theirs.read_field(reader, "general.architecture")[0]
     processor = theirs.TENSOR_PROCESSORS.get(architecture, theirs.TensorProcessor)
     known = theirs.get_gguf_hf_weights_map(model, processor(config=model.config.to_dict()))

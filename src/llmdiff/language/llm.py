@@ -10,9 +10,9 @@ from torch import Tensor
 from llmdiff.errors import ConfigError
 from llmdiff.language.blocks import Lone, run_blocks, run_prefix
 from llmdiff.language.loading import load_llm
+from llmdiff.language.lone_calls import Reading
 from llmdiff.language.placement import Placement
 from llmdiff.language.prefix import PrefixStates
-from llmdiff.language.readings import Reading
 from llmdiff.language.self_check import check_reading
 from llmdiff.language.support import (
     check_supported,
@@ -21,10 +21,10 @@ from llmdiff.language.support import (
     text_model,
     whatever_fails_is_unsupported,
 )
-from llmdiff.language.templates import INSTRUCTION, instruction_template
-from llmdiff.language.tokens import PromptTokens, first_token_id, tokenize
+from llmdiff.language.tokens import PLACEHOLDER, PromptTokens, first_token_id, tokenize
 from llmdiff.types import BlockStates, TextEncoding
 
+INSTRUCTION = "Describe the picture in simple words: which object is where, and what is it called? Picture: "
 _MAX_REMEMBERED_PREFIXES = 8
 
 
@@ -172,7 +172,7 @@ class DecoderLLM:
         Raises:
             PromptError: there are no prompts, one is not a string, the number of contexts differs, or a weight is
                 out of range. An empty prompt is allowed and gives BOS alone.
-            ConfigError: the template lacks `{prompt}`, or `max_length` is below 1.
+            ConfigError: the template lacks `{prompt}` or is too long for the LLM, or `max_length` is below 1.
         """
         return tokenize(
             self.tokenizer,
@@ -205,8 +205,7 @@ class DecoderLLM:
         context: list[Tensor] = []
         alone: list[Tensor] = []
 
-        def keep(index: int, x: Tensor, u: Tensor, v: Tensor | None) -> None:
-            assert v is not None
+        def keep(index: int, x: Tensor, u: Tensor, v: Tensor) -> None:
             context.append(u)
             alone.append(v)
 
@@ -233,12 +232,31 @@ class DecoderLLM:
         return TextEncoding(states=last[0], token_mask=tokens.token_mask.to(last[0].device))
 
     def instruction_template(self, instruction: str = INSTRUCTION) -> str:
-        """Return a template with the instruction in the LLM's chat format.
+        """Return the instruction and `{prompt}` as a user's turn in the LLM's chat format, up to `{prompt}`.
 
-        An LLM without a chat format gets the instruction alone. Pass the result as `template`; it is stored with
-        the adapter.
+        Pass the result as `template`; it is stored with the adapter. An LLM without a chat format gets the
+        instruction alone. Text that the format puts after the user's words is left out, because its tokens would be
+        kept and say nothing about the prompt. A date in the format (Llama 3) stays the day of this call.
+
+        Raises:
+            ConfigError: the instruction contains `{prompt}`, or the chat format changes the user's words.
         """
-        return instruction_template(self.tokenizer, instruction)
+        if PLACEHOLDER in instruction:
+            raise ConfigError(
+                f"instruction {instruction!r} contains {PLACEHOLDER}, expected only the text before it; pass the "
+                "whole text as the template instead"
+            )
+        words, tokenizer = f"{instruction}{PLACEHOLDER}", self.tokenizer
+        if not getattr(tokenizer, "chat_template", None):
+            return words
+        chat = str(tokenizer.apply_chat_template([{"role": "user", "content": words}], tokenize=False))
+        before, found, _ = chat.partition(PLACEHOLDER)
+        if not found or chat.count(PLACEHOLDER) != 1 or not before.endswith(instruction):
+            raise ConfigError(
+                f"the chat format of {getattr(tokenizer, 'name_or_path', '')!r} does not show the user's words as "
+                "they are; write the template by hand"
+            )
+        return f"{before}{PLACEHOLDER}"
 
     def forget_prefixes(self) -> None:
         """Drop the cached states of prefixes; call it after weights or device change."""

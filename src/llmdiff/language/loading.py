@@ -92,8 +92,10 @@ def load_llm(
             raise CorruptWeightsError(
                 f"{llm_id}: its weights cannot be read ({first_line(error)}); download or convert it again"
             ) from error
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        reason = kind + first_line(error)
         raise UnsupportedLLMError(
-            f"{llm_id}: transformers cannot load it as a causal language model ({_reason(error)}); "
+            f"{llm_id}: transformers cannot load it as a causal language model ({reason}); "
             "expected a decoder-only LLM"
         ) from error
     return (model if quantized else model.to(device)), tokenizer, llm_id
@@ -108,13 +110,6 @@ def _tokenizer_source(source: str, llm_id: str) -> str:
     if not beside.is_dir():
         raise LLMNotFoundError(_not_found(llm_id, 'no tokenizer in it or in a folder "tokenizer" beside it'))
     return str(beside)
-
-
-def _reason(error: Exception) -> str:
-    """Return the first line of an error, with the exception's class unless it is a ValueError."""
-    return (
-        first_line(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {first_line(error)}"
-    )
 
 
 def _local_source(llm_id: str, *, revision: str | None) -> str | Path:

@@ -1,14 +1,21 @@
-"""Call a block on single tokens: in one call with the text, so that its weights are read once, or separately."""
+"""Call a block on lone tokens: in one call with the text, so that its weights are read once, or separately."""
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from llmdiff.language.readings import LoneCalls
 from llmdiff.language.rows import SharedInputs, TokenRows
+
+Lone = Literal["token", "token+bos"]
+LONES: tuple[Lone, ...] = get_args(Lone)
+
+LoneCalls = Literal["cached", "masked", "sequences"]
+# Ordered by cost, the cheapest first.
+LONE_CALLS: tuple[LoneCalls, ...] = get_args(LoneCalls)
 
 # Names of the argument for the attention mask.
 _MASKS = ("attention_mask", "mask", "causal_mask")
@@ -20,6 +27,30 @@ _WITH_MASKS = ("sdpa", "eager")
 _MAX_TOKENS = 768
 # Attention is dense over text and lone tokens: in one long text it costs more than is saved.
 MAX_KEYS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How the blocks of an LLM are called, found by trial when it is loaded.
+
+    Fields:
+        lone_calls: how a block is called on lone tokens.
+            "cached": one token per call, with the keys and values of BOS if it attends to BOS. All texts share the
+            keys and values of their constant prefix. For attention whose arguments have a row for each token.
+            "masked": the whole text again, under a mask that hides the other tokens. For attention with other
+            arguments from outside the block: ALiBi biases, keys and values of another block.
+            "sequences": every token as a separate text, after BOS if it attends to BOS, from an initial state. For
+            blocks with a recurrent state: recurrence, linear attention, convolutions.
+        joined: values of `lone` that may be computed in one call with the text, whatever its length.
+    """
+
+    lone_calls: LoneCalls = "cached"
+    joined: frozenset[Lone] = frozenset()
+
+    @property
+    def whole_texts(self) -> bool:
+        """Return whether every text is run from its first token, because its prefix cannot be cached."""
+        return self.lone_calls != "cached"
 
 
 class JoinedCall:
@@ -91,12 +122,9 @@ class JoinedCall:
             visible[:, :, steps:, 0] = True
         if text is None:
             return visible
-        if text.dtype == torch.bool:
-            visible[:, :, :steps, :behind] = text
-            return visible
-        added = text.new_zeros(visible.shape).masked_fill_(~visible, torch.finfo(text.dtype).min)
-        added[:, :, :steps, :behind] = text
-        return added
+        mask = visible if text.dtype == torch.bool else _added(visible, text)
+        mask[:, :, :steps, :behind] = text
+        return mask
 
 
 def call_alone(
@@ -148,10 +176,9 @@ def call_alone(
 
     words = rows.of_run(x).unsqueeze(1)
     states = torch.cat([x[:1, :1].expand_as(words), words], dim=1) if starts else words
+    given = {name: alone(name, value) for name, value in kwargs.items()}
     # forward, not __call__: the hooks of the running pass are registered on the block.
-    return first_of(block.forward(states, **{name: alone(name, value) for name, value in kwargs.items()}))[
-        :, -1
-    ]
+    return first_of(block.forward(states, **given))[:, -1]
 
 
 def call_masked(block: nn.Module, x: Tensor, kwargs: dict[str, Any], *, sees_bos: bool) -> Tensor:
@@ -187,22 +214,21 @@ def call_masked(block: nn.Module, x: Tensor, kwargs: dict[str, Any], *, sees_bos
 
 def _mask_of_texts(given: Tensor, queries: int, keys: int) -> Tensor:
     """Return a causal mask for short texts in the convention (bool or additive) of the mask `given`."""
-    visible = torch.ones(queries, keys, dtype=torch.bool, device=given.device).tril(keys - queries)[
-        None, None
-    ]
+    visible = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=given.device).tril(keys - queries)
     if given.dtype == torch.bool:
         # The entry of the first token for itself means "visible"; a window may hide earlier ones.
         own = given.shape[-1] - given.shape[-2]
         return visible == given[:1, :1, :1, own : own + 1]
-    return given.new_zeros(visible.shape).masked_fill_(~visible, torch.finfo(given.dtype).min)
+    return _added(visible, given)
+
+
+def _added(visible: Tensor, like: Tensor) -> Tensor:
+    """Return a mask of bool as one that is added to the logits."""
+    return like.new_zeros(visible.shape).masked_fill_(~visible, torch.finfo(like.dtype).min)
 
 
 def first_of(out: Any) -> Tensor:
-    """Return the states in a block's output, which may be a tuple.
-
-    Raises:
-        ValueError: the output has several states for each token.
-    """
+    """Return the states in a block's output, which may be a tuple; a ValueError if each token has several."""
     several = isinstance(out, (tuple, list))
     states = out[0] if several else out
     others = [part.shape for part in (out[1:] if several else ()) if isinstance(part, Tensor)]

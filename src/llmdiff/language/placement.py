@@ -30,9 +30,7 @@ class Placement:
     @property
     def device(self) -> torch.device:
         """Return the device that the LLM computes on."""
-        if self._free_after_encoding or self._kept_on_cpu is not None:
-            return self._device
-        return _embedding_device(self._model)
+        return _embedding_device(self._model) if self.stays else self._device
 
     @property
     def stays(self) -> bool:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from llmdiff.errors import UnsupportedLLMError
 from llmdiff.language.blocks import BlockwiseLLM, run_plainly, run_rows
+from llmdiff.language.lone_calls import LONES, Lone, LoneCalls, Reading
 from llmdiff.language.prefix import PrefixStates
-from llmdiff.language.readings import LONES, Lone, LoneCalls, Reading
-from llmdiff.language.rows import TokenRows
+from llmdiff.language.rows import TokenRows, padded_batch
 from llmdiff.language.support import EXPECTED
 from llmdiff.language.tokens import PromptTokens, first_token_id
 
@@ -101,11 +101,7 @@ class ReadingTrial:
     ) -> TrialStates:
         """Run a batch of texts behind a prefix (BOS by default) as an encoding does."""
         self.reading = Reading(lone_calls=self.lone_calls, joined=frozenset(LONES if joined else ()))
-        ids = torch.zeros(len(texts), 1 + max(map(len, texts)), dtype=torch.int64)
-        mask = torch.zeros(ids.shape, dtype=torch.bool)
-        for row, text in enumerate(texts):
-            ids[row, 1 : 1 + len(text)] = torch.tensor(text)
-            mask[row, : 1 + len(text)] = True
+        ids, mask = padded_batch([torch.tensor([0, *text]) for text in texts])  # the prefix has BOS
         tokens = PromptTokens(
             input_ids=ids,
             token_mask=mask,
@@ -114,8 +110,7 @@ class ReadingTrial:
         )
         found = TrialStates()
 
-        def keep(index: int, x: Tensor, u: Tensor, v: Tensor | None) -> None:
-            assert v is not None
+        def keep(index: int, x: Tensor, u: Tensor, v: Tensor) -> None:
             for kept, value in ((found.inputs, x), (found.updates, u), (found.alone, v)):
                 kept.append(value[:-1])  # BOS is last
 
@@ -133,11 +128,7 @@ class ReadingTrial:
         return True
 
     def require(self, one: TrialStates, other: TrialStates, what: str) -> None:
-        """Check that two sets of updates agree.
-
-        Raises:
-            UnsupportedLLMError: they do not; the message contains `what`.
-        """
+        """Raise an UnsupportedLLMError with the text `what` unless two sets of updates agree."""
         if not self.agree(one, other):
             raise ReadsDifferently(f"{self.id} ({type(self._llm.model).__name__}) {what}; {EXPECTED}")
 

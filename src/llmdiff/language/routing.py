@@ -25,9 +25,6 @@ class RoutedGains(nn.Module):
         for each block of the denoiser is better than one mixture for all.
     """
 
-    gamma: nn.Parameter
-    kappa: nn.Parameter | None
-
     def __init__(self, num_blocks: int, groups: int, *, form: RoutingForm, guided: bool) -> None:
         super().__init__()
         self.groups, self.form = groups, form

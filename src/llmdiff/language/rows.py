@@ -1,16 +1,27 @@
 """Convert the tokens of one pass between rows without padding and a padded batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeGuard
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from llmdiff.language.tokens import PromptTokens
 
 # Blocks share few tensors: a mask or two, a rotary table or two, position ids.
 _MAX_SHARED = 8
+
+
+def padded_batch(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return tensors of different lengths as one, padded with 0 on the right, and its mask on the CPU.
+
+    Shapes: (T_b, ...) for each of B rows => (B, T, ...), (B, T) bool.
+    """
+    lengths = torch.tensor([len(row) for row in rows])
+    states = pad_sequence(list(rows), batch_first=True)
+    return states, torch.arange(states.shape[1]) < lengths[:, None]
 
 
 class SharedInputs:

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 from weakref import ReferenceType, ref
 
-import torch
-from torch.nn.utils.rnn import pad_sequence
-
 from llmdiff.checks.bounds import short
 from llmdiff.errors import AdapterMismatchError, ConfigError, InputFileError, PromptError
 from llmdiff.language.digests import adapter_digest, llm_digest
 from llmdiff.language.encoding_files import EncodingOrigin, read_encoding, read_header, write_encoding
+from llmdiff.language.rows import padded_batch
 from llmdiff.types import TextEncoding
 
 _SUFFIX = ".safetensors"
@@ -95,6 +93,8 @@ class SavedEncodings:
         self._paths = dict(paths)
         self._place = place
         self.origin = origin
+        # The attributes of the LLM that adapters are checked against.
+        self.id, self.hidden_size, self.num_blocks = origin.llm, origin.hidden_size, origin.num_blocks
 
     @classmethod
     def load(cls, place: str | Path) -> "SavedEncodings":
@@ -126,21 +126,6 @@ class SavedEncodings:
         return cls(paths, first, place=place)
 
     @property
-    def id(self) -> str:
-        """Return the name of the LLM that made the encodings."""
-        return self.origin.llm
-
-    @property
-    def hidden_size(self) -> int:
-        """Return D, the width of the states."""
-        return self.origin.hidden_size
-
-    @property
-    def num_blocks(self) -> int:
-        """Return L, the number of blocks of the LLM that made the encodings."""
-        return self.origin.num_blocks
-
-    @property
     def prompts(self) -> list[str]:
         """Return the prompts in the order of their files."""
         return list(self._paths)
@@ -168,16 +153,11 @@ class SavedEncodings:
                 f"loaded{hint}: encode it first, or load the LLM"
             )
         rows = [read_encoding(self._paths[prompt], self.origin)["states"] for prompt in prompts]
-        lengths = torch.tensor([len(row) for row in rows])
-        states = pad_sequence(rows, batch_first=True)
-        return TextEncoding(states=states, token_mask=torch.arange(states.shape[1]) < lengths[:, None])
+        states, mask = padded_batch(rows)
+        return TextEncoding(states=states, token_mask=mask)
 
     def check_adapter(self, adapter: Any) -> None:
-        """Check that the encodings were made for this adapter.
-
-        Raises:
-            AdapterMismatchError: they were made for another one.
-        """
+        """Raise an AdapterMismatchError unless the encodings were made for this adapter."""
         template = template_of(adapter)
         if self.origin.template != template:
             raise AdapterMismatchError(
@@ -191,11 +171,7 @@ class SavedEncodings:
             )
 
     def check_origin(self, origin: EncodingOrigin) -> None:
-        """Check that the encodings are of this origin.
-
-        Raises:
-            ConfigError: another LLM, dtype, adapter or setting made them.
-        """
+        """Raise a ConfigError unless the encodings are of this LLM, dtype, adapter and settings."""
         different = self.origin.difference(origin)
         if different is not None:
             raise ConfigError(

@@ -66,8 +66,7 @@ def encode_groups(
     rows = TokenRows.of(tokens, llm.device)
     parts = torch.zeros(rows.words + 1, group_parts(context, groups), context.hidden_size, device=mask.device)
 
-    def add(index: int, x: Tensor, u: Tensor, v: Tensor | None) -> None:
-        assert v is not None
+    def add(index: int, x: Tensor, u: Tensor, v: Tensor) -> None:
         if index == 0:
             parts[:, 0] = (x / context.x0_scale.to(x.device)).to(parts)
         group = 1 + group_of(index, context.num_blocks, groups)

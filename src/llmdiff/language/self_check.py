@@ -15,10 +15,9 @@ from transformers.cache_utils import Cache
 
 from llmdiff.errors import ConfigError, CorruptWeightsError, UnsupportedLLMError
 from llmdiff.language.blocks import BlockwiseLLM, run_plainly, run_prefix
-from llmdiff.language.lone_calls import MAX_KEYS, call_masked
+from llmdiff.language.lone_calls import LONE_CALLS, LONES, MAX_KEYS, Reading, call_masked
 from llmdiff.language.prefix import FixedPrefixLayer
 from llmdiff.language.reading_trial import ReadingTrial, ReadsDifferently, TrialStates
-from llmdiff.language.readings import LONE_CALLS, LONES, Reading
 from llmdiff.language.support import whatever_fails_is_unsupported
 from llmdiff.language.tokens import first_token_id
 
@@ -95,27 +94,23 @@ def _check(trial: ReadingTrial, bos: int, words: list[int]) -> Reading:
 
 
 def _check_masks(trial: ReadingTrial, ids: list[int]) -> None:
-    """Check that a mask hides all other tokens from each token, and shows it a distant BOS.
-
-    Raises:
-        UnsupportedLLMError: a masked token depends on another one, or BOS has no effect.
-    """
+    """Raise an UnsupportedLLMError unless a mask hides all other tokens from each token, but not a distant BOS."""
+    nowhere, even, odd = slice(0, 0), slice(0, None, 2), slice(1, None, 2)
 
     def on_block(
         index: int, block: nn.Module, x: Tensor, out: Tensor, kwargs: dict[str, Any], _: Any
     ) -> None:
-        def alone(changed: slice | None = None, *, sees_bos: bool) -> Tensor:
+        def alone(changed: slice = nowhere, *, sees_bos: bool) -> Tensor:
             handed = {name: value for name, value in kwargs.items() if isinstance(value, Mapping)}
-            states, given = (
-                (x, handed) if changed is None else (_changed(x, changed), _changed(handed, changed))
-            )
-            update = call_masked(block, states, {**kwargs, **given}, sees_bos=sees_bos) - states
-            return update[0].float()
+            states, given = _changed(x, changed), _changed(handed, changed)
+            found = call_masked(block, states, {**kwargs, **given}, sees_bos=sees_bos)
+            update: Tensor = (found - states)[0].float()
+            return update
 
-        for kept, others in ((slice(0, None, 2), slice(1, None, 2)), (slice(1, None, 2), slice(0, None, 2))):
+        for kept, others in ((even, odd), (odd, even)):
             one, other = (
                 TrialStates(inputs=[x[0, kept].float()], updates=[alone(changed, sees_bos=False)[kept]])
-                for changed in (None, others)
+                for changed in (nowhere, others)
             )
             trial.require(other, one, "reads a token alone differently beside other tokens")
         if torch.equal(alone(slice(0, 1), sees_bos=True)[-1], alone(sees_bos=True)[-1]):

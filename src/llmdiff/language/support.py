@@ -19,11 +19,7 @@ EXPECTED = "expected a decoder-only LLM with causal blocks, each callable on a t
 
 
 def check_supported(config: Any, *, id: str) -> None:
-    """Check by its configuration that a model is not an encoder.
-
-    Raises:
-        UnsupportedLLMError: the configuration is that of an encoder-only or encoder-decoder model.
-    """
+    """Raise an UnsupportedLLMError if the configuration is that of an encoder or encoder-decoder model."""
     kind = getattr(config, "model_type", type(config).__name__)
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedLLMError(f"{id} is an encoder-decoder model ({kind}); expected a decoder-only LLM")
@@ -42,11 +38,7 @@ def model_kind(config: Any) -> Any:
 
 @contextmanager
 def whatever_fails_is_unsupported(model: Any, *, id: str) -> Iterator[None]:
-    """Turn any error of a model class inside the `with` into an `UnsupportedLLMError` that names the model.
-
-    Raises:
-        UnsupportedLLMError: an exception other than `LLMDiffError` and lack of memory was raised.
-    """
+    """Turn errors inside the `with`, but not lack of memory, into an UnsupportedLLMError that names the model."""
     try:
         yield
     except (LLMDiffError, torch.OutOfMemoryError, MemoryError):

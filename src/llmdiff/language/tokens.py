@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from llmdiff.checks.bounds import short
 from llmdiff.errors import ConfigError, PromptError, UnsupportedLLMError
@@ -61,23 +62,17 @@ class PromptTemplate:
         """
         if template is None:
             return cls()
-        parts = template.split(PLACEHOLDER)
-        if len(parts) == 2:
-            return cls(before=parts[0], after=parts[1])
-        if len(parts) == 3:
-            return cls(before=parts[0], between=parts[1], after=parts[2])
-        raise ConfigError(
-            f"template {short(template)} contains {PLACEHOLDER} {len(parts) - 1} times, expected once or twice; "
-            f'write for example "Picture: {PLACEHOLDER}"'
-        )
+        before, *more = template.split(PLACEHOLDER)
+        if len(more) not in (1, 2):
+            raise ConfigError(
+                f"template {short(template)} contains {PLACEHOLDER} {len(more)} times, expected once or twice; "
+                f'write for example "Picture: {PLACEHOLDER}"'
+            )
+        return cls(before=before, between=more[0] if len(more) == 2 else None, after=more[-1])
 
 
 def checked_template(template: str) -> str:
-    """Return the template if it is valid.
-
-    Raises:
-        ConfigError: the template does not contain `{prompt}` once or twice.
-    """
+    """Return the template; raise a ConfigError unless it contains `{prompt}` once or twice."""
     PromptTemplate.parse(template)
     return template
 
@@ -124,24 +119,12 @@ def tokenize(
     weighted: bool = False,
     contexts: Sequence[str] | None = None,
 ) -> PromptTokens:
-    """Return the tokens of the prompts inside the template, padded on the right.
+    """Return the tokens of the prompts inside the template, see `DecoderLLM.tokenize`.
 
-    `contexts`, one for each prompt, are put on a separate line before the prompt. The prompt's tokens attend to them,
-    but they are not kept.
-
-    With `weighted`, `(word:1.3)` is read as a weight, see `parse_weights`; otherwise as text.
-
-    The name of a special token ("</s>") is plain text in a prompt and that token in the template.
-
-    Each piece of text is tokenised separately, so that the constant part has the same tokens for every prompt. Blanks
-    at the end of a piece are moved to the prompt after it, because tokenizers join a word with the blank before it.
-
-    Shapes:
-        result.input_ids: (B, T), T = the longest row, at least 1 (BOS).
-    Raises:
-        PromptError: there are no prompts, one is not a string, the number of contexts differs, or a weight is out
-            of range.
-        ConfigError: the template lacks `{prompt}` or is too long for the LLM, or max_length is below 1.
+    The name of a special token ("</s>") is plain text in a prompt and that token in the template. A context is put on
+    a separate line before its prompt. Each piece of text is tokenised separately, so that the constant part has the
+    same tokens for every prompt. Blanks at the end of a piece are moved to the prompt after it, because tokenizers
+    join a word with the blank before it.
     """
     rows = checked_prompts(prompts)
     if max_length < 1:
@@ -174,7 +157,7 @@ def tokenize(
 
     context: list[tuple[int, ...]] = []
     kept: list[list[int]] = []
-    weights: list[list[float]] = []
+    weights: list[Tensor] = []
     everything: list[list[int]] = []
     for i, prompt in enumerate(rows):
         text = parse_weights(prompt) if weighted else WeightedText.plain(prompt)
@@ -190,21 +173,16 @@ def tokenize(
             own_ids, own_weights = _weighted_ids(tokenizer, between_blank, text)
             own_ids = own_ids[:limit]
         kept.append([bos, *own_ids, *after_ids])
-        weights.append([1.0, *own_weights[:limit]])
+        weights.append(torch.tensor([1.0, *own_weights[:limit], *[1.0] * len(after_ids)]))
 
     _warn_of_unknown(tokenizer, everything)
 
-    width = max(len(ids) for ids in kept)
-    input_ids = torch.zeros(len(kept), width, dtype=torch.int64)
-    token_mask = torch.zeros(len(kept), width, dtype=torch.bool)
-    token_weights = torch.ones(len(kept), width)
-    for b, ids in enumerate(kept):
-        input_ids[b, : len(ids)] = torch.tensor(ids)
-        token_mask[b, : len(ids)] = True
-        token_weights[b, : len(weights[b])] = torch.tensor(weights[b])
+    input_ids = pad_sequence([torch.tensor(ids) for ids in kept], batch_first=True)
+    lengths = torch.tensor([len(ids) for ids in kept])
+    token_weights = pad_sequence(weights, batch_first=True, padding_value=1.0)
     return PromptTokens(
         input_ids=input_ids,
-        token_mask=token_mask,
+        token_mask=torch.arange(input_ids.shape[1]) < lengths[:, None],
         prefix_ids=tuple(prefix),
         context_ids=tuple(context),
         weights=None if bool((token_weights == 1).all()) else token_weights,

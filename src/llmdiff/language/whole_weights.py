@@ -37,18 +37,13 @@ def load_whole(
         CorruptWeightsError: a weight is missing, unread, of another shape or on the meta device, or a file is
             damaged.
     """
-    from safetensors import SafetensorError
-
     hide_loading_bars()
     if not _is_diffusers(kind):
         # transformers then lists mismatched weights in its report instead of raising an error without names.
         options["ignore_mismatched_sizes"] = True
     try:
-        model, report = kind.from_pretrained(source, output_loading_info=True, **options)
-    except SafetensorError as error:
-        raise CorruptWeightsError(
-            f"{what}: a weight file is truncated or damaged ({error}); download or convert it again"
-        ) from error
+        with damage_named(what):
+            model, report = kind.from_pretrained(source, output_loading_info=True, **options)
     except ValueError as error:
         found = _WRONG_SHAPE.search(str(error))
         if found is None:
@@ -103,11 +98,7 @@ def hide_loading_bars() -> None:
 def check_report(
     model: Any, report: Any, *, what: str, unused: Collection[str] = (), head_runs: bool = True
 ) -> None:
-    """Check the loading report of a model of transformers or diffusers; see `load_whole`.
-
-    Raises:
-        CorruptWeightsError: the report lists faults; the message names some of the weights.
-    """
+    """Raise a CorruptWeightsError if the loading report of a model has faults; see `load_whole`."""
     missing = set(report["missing_keys"])
     unread = set(report["unexpected_keys"])
     shapes = {
@@ -131,11 +122,7 @@ def check_report(
 
 
 def check_faults(faults: Mapping[str, Iterable[str]], *, what: str) -> None:
-    """Check that no weight has a fault; `faults` maps each kind of fault to names of weights.
-
-    Raises:
-        CorruptWeightsError: there are faults; the message gives their number and a few names for each kind.
-    """
+    """Raise a CorruptWeightsError if `faults`, which maps kinds of faults to names of weights, has any."""
     found = []
     for fault, names in faults.items():
         listed = sorted(name for name in names if not _NO_WEIGHT.search(name))

@@ -7,7 +7,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from llmdiff.adapter.cross import TwoBranchAttention
-from llmdiff.adapter.layout import beside_base
+from llmdiff.adapter.layout import TextLayout, beside_base
 from llmdiff.adapter.processors import CrossAttentionBranch
 
 QUERY, WIDTH, HIDDEN, HEADS, HEAD = 12, 10, 14, 2, 4
@@ -33,10 +33,13 @@ def branch() -> CrossAttentionBranch:
     return made
 
 
-def attached(attn: Attention, *, original: Any = None, **more: Any) -> TwoBranchAttention:
+def attached(
+    attn: Attention, *, original: Any = None, strict: bool = False, **more: Any
+) -> TwoBranchAttention:
     if original is not None:
         attn.set_processor(original)
-    return TwoBranchAttention(attn, branch(), text_width=WIDTH, hidden_size=HIDDEN, **more)
+    layout = TextLayout(width=WIDTH, hidden_size=HIDDEN, strict=strict)
+    return TwoBranchAttention(attn, branch(), layout=layout, **more)
 
 
 def explicit_attention(image: Tensor, text: Tensor, real: Tensor, q: Any, k: Any, v: Any, out: Any) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from llmdiff.adapter.families import family_named
 from llmdiff.adapter.joint import JointTwoBranch
+from llmdiff.adapter.layout import TextLayout
 from llmdiff.adapter.processors import CrossAttentionBranch
 from llmdiff.adapter.split import JointText, SplitText
 
@@ -68,17 +69,10 @@ def test_two_streams_match_the_formula(family: str, processor: Any, scale: float
     llm_states = torch.randn(2, TEXT, HIDDEN).masked_fill(~REAL[..., None], 0)
     weight = torch.tensor([0.5, 1.0, 1.0, 2.0])  # of a text row in the softmax
     bias = weight.log().masked_fill(~REAL, float("-inf"))[:, None, None]
-    hook = SplitText(
-        family_named(family),
-        attn,
-        text_width=WIDTH,
-        hidden_size=HIDDEN,
-        scale=scale,
-        keep_base_text=False,
-        strict=False,
-    )
+    layout = TextLayout(width=WIDTH, hidden_size=HIDDEN)
+    hook = SplitText(family_named(family), attn, layout=layout, scale=scale, keep_base_text=False)
     ours = JointTwoBranch(attn, made, hook=hook, single_stream=False, scale=scale)
-    given = JointText(source=None, llm_states=llm_states, seen=REAL[:, None, None], bias=bias)
+    given = JointText(llm_states=llm_states, seen=REAL[:, None, None], bias=bias)
     hook.handed = given
     image_out, text_out = ours.forward(image, text, llm_text=given)
     for row in range(2):
@@ -104,13 +98,10 @@ def test_one_stream_changes_in_the_rows_of_the_image_alone(family: str) -> None:
     counts = torch.tensor([4, 2])
     stream = torch.randn(2, IMAGE + 4, WIDTH)  # [text ; image ; padding], or [image ; text ; padding]
     llm_states = torch.randn(2, TEXT, HIDDEN).masked_fill(~REAL[..., None], 0)
-    hook = SplitText(
-        row, attn, text_width=WIDTH, hidden_size=HIDDEN, scale=1.0, keep_base_text=False, strict=False
-    )
+    layout = TextLayout(width=WIDTH, hidden_size=HIDDEN)
+    hook = SplitText(row, attn, layout=layout, scale=1.0, keep_base_text=False)
     ours = JointTwoBranch(attn, made, hook=hook, single_stream=True)
-    hook.handed = JointText(
-        source=None, llm_states=llm_states, seen=REAL[:, None, None], counts=counts, most=4
-    )
+    hook.handed = JointText(llm_states=llm_states, seen=REAL[:, None, None], counts=counts, most=4)
     found, plain = ours.forward(stream), attn(stream)
     for one in range(2):
         start = int(counts[one]) if row.text_first else 0

@@ -13,6 +13,7 @@ from diffusers.models.attention_processor import (
 )
 
 from llmdiff.adapter.cross import TwoBranchAttention
+from llmdiff.adapter.layout import TextLayout
 from llmdiff.errors import AttachError, UnsupportedPipelineError
 
 from .formula import (
@@ -162,7 +163,7 @@ def test_kept_base_text_is_more_keys_for_the_pretrained_branch() -> None:
 
 def test_without_a_branch_the_layer_sees_the_aligned_text_only() -> None:
     attn = layer()
-    ours = TwoBranchAttention(attn, None, text_width=WIDTH, hidden_size=HIDDEN)
+    ours = TwoBranchAttention(attn, None, layout=TextLayout(width=WIDTH, hidden_size=HIDDEN))
     image, (text, real) = torch.randn(2, 6, QUERY), padded_text(5, 2)
     with torch.no_grad():
         expected = explicit_attention(

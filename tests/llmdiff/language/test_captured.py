@@ -7,9 +7,9 @@ import torch
 from tiny.waits import Waits
 
 from llmdiff.language import ContextEncoding, DecoderLLM
-from llmdiff.language.captured import BUCKETS, Bucket, bucket_of
+from llmdiff.language.captured import BUCKETS, Bucket
 from llmdiff.language.finite import FiniteWatch
-from llmdiff.language.readings import LONES
+from llmdiff.language.lone_calls import LONES
 from llmdiff.language.rows import TokenRows
 
 from .conftest import PROMPTS, tiny_llm
@@ -32,11 +32,11 @@ def read(context: ContextEncoding, llm: DecoderLLM, prompts: list[str], *, weigh
     )
     rows = TokenRows.of(tokens, llm.device)
     weights = None if tokens.weights is None else rows.of_tokens(tokens.weights)[:, None]
-    bucket = bucket_of(context, llm, rows, tokens.prefix_ids)
+    bucket = Bucket.of(context, llm, rows, tokens.prefix_ids)
     if bucket is None:
         return None
     with torch.no_grad():
-        c, sums = bucket.read(context, llm, tokens.prefix_ids, bucket.rows.run_ids, bucket.weights(weights))
+        c, sums = bucket.read(bucket.rows.run_ids, bucket.weights(weights))
         assert bool(sums.isfinite().all())
         return bucket.real(c), context.sum_rows(llm, rows, tokens.prefix_ids, weights)
 
@@ -76,7 +76,7 @@ def test_a_pass_never_waits_for_the_device(any_llm: DecoderLLM) -> None:
     tokens = any_llm.tokenize(PROMPTS)
     rows = TokenRows.of(tokens, any_llm.device)
     any_llm.prefix_states(tokens.prefix_ids)
-    bucket = bucket_of(context, any_llm, rows, tokens.prefix_ids)
+    bucket = Bucket.of(context, any_llm, rows, tokens.prefix_ids)
     with torch.no_grad(), Waits() as waits:
         context.sum_rows(
             any_llm, rows, tokens.prefix_ids, None, FiniteWatch(any_llm.num_blocks + 1, any_llm.device)
@@ -84,15 +84,15 @@ def test_a_pass_never_waits_for_the_device(any_llm: DecoderLLM) -> None:
     if any_llm.reading.lone_calls == "cached":  # the others run models' own code for recurrence and routing
         assert bucket is not None
         with torch.no_grad(), waits:
-            bucket.read(context, any_llm, tokens.prefix_ids, bucket.rows.run_ids, bucket.weights(None))
+            bucket.read(bucket.rows.run_ids, bucket.weights(None))
         assert not waits.found, waits.found
 
 
 def test_one_bucket_serves_several_lengths(llama: DecoderLLM) -> None:
-    shapes = set()
+    shapes, context = set(), context_for(llama)
     for words in (1, 3, 5, BUCKETS[0] + 1):
         tokens = llama.tokenize(" ".join(["a"] * words))
-        bucket = Bucket.of(TokenRows.of(tokens, llama.device))
+        bucket = Bucket.of(context, llama, TokenRows.of(tokens, llama.device), tokens.prefix_ids)
         assert bucket is not None
         shapes.add(tuple(bucket.rows.run_ids.shape))
     assert shapes <= {(1, BUCKETS[0]), (1, BUCKETS[1]), (1, BUCKETS[2])}
@@ -105,7 +105,7 @@ def test_what_is_read_eagerly() -> None:
 
     def has_bucket(prompts: str | list[str]) -> bool:
         tokens = llm.tokenize(prompts)
-        return bucket_of(context, llm, TokenRows.of(tokens, llm.device), tokens.prefix_ids) is not None
+        return Bucket.of(context, llm, TokenRows.of(tokens, llm.device), tokens.prefix_ids) is not None
 
     assert has_bucket("a red cat")
     assert not has_bucket("")
@@ -113,6 +113,6 @@ def test_what_is_read_eagerly() -> None:
     assert not has_bucket(["two blue stars above a big dog in the snow"] * 60)
     short = tiny_llm("llama", max_position_embeddings=8)
     tokens = short.tokenize("cat")
-    assert bucket_of(context_for(short), short, TokenRows.of(tokens, short.device), tokens.prefix_ids) is None
+    assert Bucket.of(context_for(short), short, TokenRows.of(tokens, short.device), tokens.prefix_ids) is None
     llm.free_after_encoding = True
     assert not has_bucket("a red cat")
