@@ -79,9 +79,6 @@ def serve_study(
         log_as_json()
         say_listening(listener, "study at")
         run_server(app, listener, grace_s=_GRACE_S)
-    except KeyboardInterrupt:
-        # uvicorn re-raises the signal after shutdown; there is nothing left to interrupt.
-        pass
     finally:
         app.state.store.close()
 
