@@ -54,7 +54,7 @@ def create_study_app(folder: str | Path, *, max_raters: int = 1000, public_url: 
     app.state.store = store
     install_error_handlers(app)
     _install_study_errors(app)
-    _install_page(app, store)
+    _install_page(app)
     _install_api(app, store, Path(folder) / PICTURES_NAME, max_raters)
     app.add_middleware(
         RequestGuard,
@@ -83,7 +83,7 @@ def serve_study(
         app.state.store.close()
 
 
-def _install_page(app: FastAPI, store: StudyStore) -> None:
+def _install_page(app: FastAPI) -> None:
     text = (files("llmdiff_lab") / "study" / "study_page.html").read_text(encoding="utf-8")
     # The page is static: data reaches it as JSON only, and is set as text. So its script and style are allowed by
     # their hashes, and nothing else runs.
