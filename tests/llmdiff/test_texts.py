@@ -18,7 +18,7 @@ from llmdiff.evaluation.suites.dpg_bench import DPGBench
 from llmdiff.evaluation.suites.own import read_own
 from llmdiff.files import clean_text, is_blank, prompt_lines, read_text, text_lines
 from llmdiff.language.chat_completions import checked_answer
-from llmdiff.serving.settings import read_token
+from llmdiff.serving.settings import read_secret
 from llmdiff.training.config import load_config
 
 NO_LINE_ENDS = ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e"]
@@ -75,7 +75,7 @@ def test_a_byte_order_mark_changes_no_file(tmp_path: Path) -> None:
     assert read_own(tmp_path / "own.txt").prompts[0].prompt == "a cat"
     assert read_own(tmp_path / "own.jsonl").prompts[0].prompt == "a cat"
     assert prompt_lines(tmp_path / "own.txt") == ["a cat"]
-    assert read_token(tmp_path / "token", None) == "secret-token"
+    assert read_secret("token", tmp_path / "token", None) == "secret-token"
 
 
 @pytest.mark.hostile("texts")
@@ -91,7 +91,7 @@ def test_a_suite_with_a_bad_prompt_names_it(tmp_path: Path, prompt: str) -> None
 def test_files_that_are_no_texts_are_refused_and_never_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo.txt")
     (tmp_path / "latin.txt").write_bytes("a café\n".encode("latin-1"))
-    readers: list[Any] = [read_text, prompt_lines, read_own, lambda path: read_token(path, None)]
+    readers: list[Any] = [read_text, prompt_lines, read_own, lambda path: read_secret("token", path, None)]
     readers += [lambda path: load_config(path, [])]
     for name in ("fifo.txt", "latin.txt", "none.txt"):
         for read in readers:

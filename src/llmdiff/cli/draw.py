@@ -1,9 +1,8 @@
 """The verbs `llmdiff generate`, `llmdiff compare` and `llmdiff batch`, and their block of options."""
 
 from collections.abc import Callable, Iterator
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -32,13 +31,6 @@ if TYPE_CHECKING:
 Draw = Callable[["DrawingSettings", Models, Path], Iterator[Path]]
 
 
-class SaveFilter(StrEnum):
-    """How `--save-size` enlarges."""
-
-    lanczos = "lanczos"
-    nearest = "nearest"
-
-
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)]
 Prompts = Annotated[
     Path, typer.Argument(metavar="PROMPTS.txt", help="One prompt a line.", show_default=False)
@@ -57,7 +49,9 @@ SaveSize = Annotated[
     int | None,
     number("--save-size", bounds.SIDE_PX, help="Enlarge smaller pictures to this shorter side when saving."),
 ]
-Enlarging = Annotated[SaveFilter, typer.Option("--save-filter", help="How --save-size enlarges.")]
+Enlarging = Annotated[
+    Literal["lanczos", "nearest"], typer.Option("--save-filter", help="How --save-size enlarges.")
+]
 
 
 def _drawing(
@@ -67,7 +61,7 @@ def _drawing(
     height: Height = None,
     width: Width = None,
     save_size: SaveSize = None,
-    save_filter: Enlarging = SaveFilter.lanczos,
+    save_filter: Enlarging = "lanczos",
 ) -> dict[str, Any]:
     from llmdiff.drawing.saving import SaveSize
 
@@ -77,7 +71,7 @@ def _drawing(
         "negative_prompt": negative_prompt,
         "height_px": height,
         "width_px": width,
-        "save_size": None if save_size is None else SaveSize(save_size, save_filter.value),
+        "save_size": None if save_size is None else SaveSize(save_size, save_filter),
     }
 
 

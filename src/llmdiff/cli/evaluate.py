@@ -83,6 +83,7 @@ def evaluate(
     Run again in the same folder to continue after an interruption.
     """
     set_up(verbose)
+    from llmdiff.evaluation.metrics.reference import read_reference
     from llmdiff.evaluation.report import evaluate_suite
     from llmdiff.evaluation.suites.scenes import suite_of_pipeline
     from llmdiff.evaluation.systems import controller_systems, models_systems
@@ -93,9 +94,10 @@ def evaluate(
     out = out or Path(f"evaluation-{Path(suite).stem}")
     # Validate all arguments before drawing, which takes minutes.
     if suite == _SCENES:
-        chosen = _scenes(checker, place, suite_files, reference, official_scores)
+        chosen = _scenes(checker, place, suite_files, official_scores)
     else:
-        chosen = _suite_parts(suite, suite_files, reference, official_scores) | {"prompts_per_tag": prompts}
+        chosen = _suite_parts(suite, suite_files, official_scores) | {"prompts_per_tag": prompts}
+    pictures = None if reference is None else read_reference(reference)
     writable_folder(out)
     measured = [*chosen.pop("scorers", []), *_metrics(metric or [], metric_model or [], place)]
     chosen_workers = Workers(count=workers, ray=ray)
@@ -110,6 +112,7 @@ def evaluate(
         out=out,
         images_per_prompt=images_per_prompt,
         metrics=measured,
+        reference=pictures,
         workers=chosen_workers,
         make_systems=partial(models_systems, replace(models, device=place), **drawing),
         device=place,
@@ -128,14 +131,7 @@ def evaluate(
     typer.echo(out / "report.md")
 
 
-def _scenes(
-    checker: str,
-    device: str,
-    files: Path | None,
-    reference: Path | None,
-    official: Many,
-) -> dict[str, Any]:
-    from llmdiff.evaluation.metrics.reference import read_reference
+def _scenes(checker: str, device: str, files: Path | None, official: Many) -> dict[str, Any]:
     from llmdiff.evaluation.suites.scenes import SceneScorer, load_checker
 
     for name, value in {"suite-files": files, "official-scores": official}.items():
@@ -144,14 +140,10 @@ def _scenes(
                 f"{name} is given, but the suite scenes has its own prompts and scorer: leave it out, or choose "
                 "another --suite"
             )
-    return {
-        "scorers": [SceneScorer(load_checker(checker).to(device))],
-        "reference": None if reference is None else read_reference(reference),
-    }
+    return {"scorers": [SceneScorer(load_checker(checker).to(device))]}
 
 
-def _suite_parts(suite: str, files: Path | None, reference: Path | None, official: Many) -> dict[str, Any]:
-    from llmdiff.evaluation.metrics.reference import read_reference
+def _suite_parts(suite: str, files: Path | None, official: Many) -> dict[str, Any]:
     from llmdiff.evaluation.suites.benchmarks import read_suite
 
     pairs = [one.partition("=") for one in official or []]
@@ -164,7 +156,6 @@ def _suite_parts(suite: str, files: Path | None, reference: Path | None, officia
             raise ConfigError(f"official-scores: {name} is given twice, expected one for each system")
     return {
         "suite": read_suite(suite, files),
-        "reference": None if reference is None else read_reference(reference),
         "official_scores": {name: Path(path) for name, _, path in pairs},
     }
 

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,14 +66,6 @@ def _check_text(name: str, value: str) -> None:
         raise ConfigError(f"{name} is {short(value)}: too long for a name, expected a shorter one")
     if any(letter < " " or letter == "\x7f" for letter in value):
         raise ConfigError(f"{name} is {short(value)}: expected a name without control characters")
-
-
-class Dtype(StrEnum):
-    """The dtype of the models."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 Steps = Annotated[int, number("--steps", bounds.STEPS, help="Denoising steps.")]

@@ -13,8 +13,6 @@ from llmdiff.drawing.models import Models, load, usable_device
 from llmdiff.environment import check_extra
 from llmdiff.files import writable_folder
 
-_SCENES_CHECKER = "openmoji"
-
 
 @takes_models("adapter", "pipeline", "device", "trust_remote_code")
 def port(
@@ -41,7 +39,7 @@ def port(
             help="Prompts of every split to draw with both adapters and score with --checker.",
         ),
     ] = 0,
-    checker: Checker = _SCENES_CHECKER,
+    checker: Checker = "openmoji",
     verbose: Verbose = False,
     *,
     models: Models,
@@ -53,6 +51,7 @@ def port(
     set_up(verbose)
     check_extra("train", "pydantic", "yaml", "datasets")
     from llmdiff.evaluation.statistics import bootstrap_mean
+    from llmdiff.evaluation.suites.scenes import SceneScorer, load_checker
     from llmdiff.language.llm import DecoderLLM
     from llmdiff.training.captions import read_captions
     from llmdiff.training.port import PortSettings, port_adapter
@@ -60,7 +59,7 @@ def port(
     texts = read_captions(captions)
     writable_folder(out)
     device = usable_device(models.device)
-    scorer = _scorer(checker, device) if prompts else None
+    scorer = SceneScorer(load_checker(checker).to(device)) if prompts else None
     old, pipe = load(models)
     pipe.set_progress_bar_config(disable=True)
     new = DecoderLLM.from_pretrained(llm, device=device, trust_remote_code=models.trust_remote_code)
@@ -79,12 +78,6 @@ def port(
             )
     if scorer is not None:
         _compare_pictures(old, ported.controller, pipe, scorer, out, prompts, seed)
-
-
-def _scorer(checker: str, device: str) -> Any:
-    from llmdiff.evaluation.suites.scenes import SceneScorer, load_checker
-
-    return SceneScorer(load_checker(checker).to(device))
 
 
 def _compare_pictures(old: Any, new: Any, pipe: Any, scorer: Any, out: Path, prompts: int, seed: int) -> None:

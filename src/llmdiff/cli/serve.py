@@ -2,30 +2,18 @@
 
 import os
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from llmdiff.checks import bounds
 from llmdiff.checks.bounds import Bounds
 from llmdiff.cli.models import takes_models
-from llmdiff.cli.options import (
-    Verbose,
-    number,
-)
+from llmdiff.cli.options import Verbose, number
 from llmdiff.cli.output import set_up
 from llmdiff.drawing.models import Models, usable_device
 from llmdiff.environment import check_extra
-
-
-class SizePolicy(StrEnum):
-    """How requests for other sizes than the pipeline's own are handled."""
-
-    strict = "strict"
-    nearest = "nearest"
-
 
 TokenFile = Annotated[
     Path | None,
@@ -63,9 +51,9 @@ def serve(
         typer.Option("--model-alias", metavar="NAME", help="Another name for the model; may be repeated."),
     ] = None,
     size_policy: Annotated[
-        SizePolicy,
+        Literal["strict", "nearest"],
         typer.Option("--size-policy", help="The requested size, or the nearest one."),
-    ] = SizePolicy.strict,
+    ] = "strict",
     max_upload_mb: Annotated[
         int, number("--max-upload-mb", Bounds(1, 1024), help="Largest size of a request with a picture.")
     ] = 32,
@@ -78,13 +66,12 @@ def serve(
     set_up(verbose)
     check_extra("serve", "uvicorn", "fastapi", "prometheus_client", "python_multipart")
     from llmdiff.serving.server import serve_images
-    from llmdiff.serving.settings import ServeSettings, read_token
+    from llmdiff.serving.settings import ServeSettings, read_secret
 
-    token = read_token(token_file, os.environ.get("LLMDIFF_TOKEN"))
     place = usable_device(models.device)
     settings = ServeSettings(
         model_id=Path(models.adapter).name if Path(models.adapter).is_dir() else models.adapter,
-        token=token,
+        token=read_secret("token", token_file, os.environ.get("LLMDIFF_TOKEN")),
         max_batch=max_batch or (1 if place == "cpu" else 8),
         queue_size=queue_size,
         timeout_s=timeout_s,
@@ -93,7 +80,7 @@ def serve(
         log_prompts=log_prompts,
         public_url=public_url,
         model_aliases=tuple(model_alias or ()),
-        size_policy=size_policy.value,
+        size_policy=size_policy,
         max_upload_bytes=max_upload_mb * 2**20,
     )
     serve_images(replace(models, device=place), settings, host=host, port=port)

@@ -60,7 +60,7 @@ def ui(
     """Open a page to draw on: base text encoder and LLM side by side, step by step. Ctrl-C ends it."""
     set_up(verbose)
     check_extra("ui", "gradio", "uvicorn", "fastapi", "prometheus_client")
-    from llmdiff.serving.settings import UiSettings, read_password
+    from llmdiff.serving.settings import UiSettings, read_secret
     from llmdiff.serving.ui_server import serve_ui
 
     # A log line per request would hide the address.
@@ -73,7 +73,7 @@ def ui(
         llms=tuple(llm or ()),
         pipelines=tuple(pipeline or ()),
         base=replace(models, device=usable_device(models.device)),
-        password=asked or read_password(password_file, os.environ.get("LLMDIFF_PASSWORD")),
+        password=asked or read_secret("password", password_file, os.environ.get("LLMDIFF_PASSWORD")),
         queue_size=queue_size,
     )
     serve_ui(settings, host=host, port=port, on_start=lambda url: typer.echo(f"{url} (Ctrl-C ends it)"))

@@ -1,10 +1,10 @@
 """Previews of a picture between the denoising steps."""
 
-import io
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from llmdiff.drawing.pictures import png_bytes
 from llmdiff.errors import NonFinitePictureError
 
 if TYPE_CHECKING:
@@ -37,9 +37,8 @@ class Previewer:
         try:
             image = _decoded(self._pipe, clean_estimate(self._pipe.scheduler, timestep, before, latents))
         except NonFinitePictureError:
-            image = (
-                None  # an estimate may overflow although the picture, which is checked at the end, does not
-            )
+            # An estimate may overflow although the picture, which is checked at the end, does not.
+            image = None
         took = self._clock() - began
         self._not_before = self._clock() + took * (1 - _SHARE) / _SHARE
         return image
@@ -73,6 +72,4 @@ def _decoded(pipe: Any, latents: "Tensor") -> bytes:
         pixels = pipe.vae.decode(scaled.to(pipe.vae.dtype), return_dict=False)[0]
     image: Image = pipe.image_processor.postprocess(pixels, output_type="pil")[0]
     image.thumbnail((_MAX_SIDE_PX, _MAX_SIDE_PX))
-    file = io.BytesIO()
-    image.save(file, format="PNG")
-    return file.getvalue()
+    return png_bytes(image, {})

@@ -55,12 +55,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-    except (
-        OSError,
-        OverflowError,
-        TypeError,
-        ValueError,
-    ) as error:  # TypeError: an invalid name
+    except (OSError, OverflowError, TypeError, ValueError) as error:  # TypeError: an invalid name
         listener.close()
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(
@@ -107,7 +102,9 @@ def run_server(
     )
     server = GentleServer(config, on_closing, on_giving_up)
     on_server(server)
-    server.run(sockets=[listener])
+    # After shutdown uvicorn re-raises the signal; there is nothing left to interrupt.
+    with suppress(KeyboardInterrupt):
+        server.run(sockets=[listener])
 
 
 def serve_images(models: Models, settings: ServeSettings, *, host: str, port: int) -> None:
@@ -138,15 +135,13 @@ def serve_images(models: Models, settings: ServeSettings, *, host: str, port: in
     if settings.token is None and address not in ("127.0.0.1", "::1"):
         log("no token is set: anyone who can reach this address can draw", level=30, host=address)
     say_listening(listener, "docs at")
-    # After shutdown uvicorn re-raises the signal; there is nothing left to interrupt.
-    with suppress(KeyboardInterrupt):
-        run_server(
-            app,
-            listener,
-            grace_s=settings.timeout_s,
-            on_closing=close,
-            on_giving_up=service.batcher.abandon_all,
-            on_server=servers.append,
-        )
+    run_server(
+        app,
+        listener,
+        grace_s=settings.timeout_s,
+        on_closing=close,
+        on_giving_up=service.batcher.abandon_all,
+        on_server=servers.append,
+    )
     if service.failure is not None:
         raise service.failure

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from llmdiff.drawing.models import Models
 from llmdiff.errors import ConfigError, InputFileError
@@ -66,16 +67,8 @@ class ServeSettings:
         return own_hosts(self.public_url)
 
     def __post_init__(self) -> None:
-        for name in (
-            "max_batch",
-            "queue_size",
-            "max_body_bytes",
-            "max_steps",
-            "url_store_bytes",
-            "max_upload_bytes",
-        ):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
+        _check_positive(self, "max_batch", "queue_size", "max_body_bytes", "max_steps")
+        _check_positive(self, "url_store_bytes", "max_upload_bytes")
         for name in ("timeout_s", "body_timeout_s", "url_lifetime_s"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected a finite number above 0")
@@ -117,9 +110,7 @@ class UiSettings:
     def __post_init__(self) -> None:
         if not self.adapters:
             raise ConfigError("adapters is empty, expected at least one: name an adapter")
-        for name in ("queue_size", "max_number", "max_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
+        _check_positive(self, "queue_size", "max_number", "max_steps")
         if self.password is not None and len(self.password) < 8:
             # Never the password itself: errors are logged.
             raise ConfigError(
@@ -146,37 +137,30 @@ class UiSettings:
         )
 
 
-def read_token(path: Path | None, value: str | None) -> str | None:
-    """Return the token from the file, else the value; None for neither.
+def _check_positive(settings: ServeSettings | UiSettings, *names: str) -> None:
+    for name in names:
+        if getattr(settings, name) < 1:
+            raise ConfigError(f"{name} is {getattr(settings, name)}, expected at least 1")
+
+
+def read_secret(name: Literal["token", "password"], path: Path | None, value: str | None) -> str | None:
+    """Return the secret from the file, else the value; None for neither.
 
     From a file or the environment, never an argument, which other users of the machine can see.
 
     Raises:
-        ConfigError: the file cannot be read, or the token is blank.
+        ConfigError: the file cannot be read, or the secret is blank.
     """
-    return _read_secret("token", "key", path, value)
-
-
-def read_password(path: Path | None, value: str | None) -> str | None:
-    """Return the password from the file, else the value; None for neither.
-
-    Raises:
-        ConfigError: the file cannot be read, or the password is blank.
-    """
-    return _read_secret("password", "password", path, value)
-
-
-def _read_secret(name: str, word: str, path: Path | None, value: str | None) -> str | None:
     if path is not None:
         try:
             value = read_text(path, max_bytes=_MAX_SECRET_BYTES)
         except InputFileError as error:
             raise ConfigError(
-                f"{name}_file {path} cannot be read ({error}): write the {word} to it"
+                f"{name}_file {path} cannot be read ({error}): write the {name} to it"
             ) from error
     if value is None:
         return None
     if is_blank(value):
         # A blank one would leave the server unprotected.
-        raise ConfigError(f"{name} is blank, expected a {word}: set one, or leave it out")
+        raise ConfigError(f"{name} is blank: set one, or leave it out")
     return value.strip()

@@ -148,6 +148,13 @@ def _last_seed(kept: list[ui_html.Shown]) -> str:
 
 def _settings_inputs(gr: Any, settings: UiSettings) -> tuple[list[Any], Any]:
     """Add the settings; return them in the order of `Drawer.draw`, and the button that keeps the last seed."""
+
+    def slider(
+        label: str, info: str, low: float, high: float, value: float, *, step: float = 0.1, id: str = ""
+    ) -> Any:
+        place = {"min_width": 200, "elem_id": id or label.lower()}
+        return gr.Slider(low, high, value, step=step, label=label, info=info, **place)
+
     with gr.Accordion("Settings", open=False):
         with gr.Row():
             negative = gr.Textbox(
@@ -162,58 +169,18 @@ def _settings_inputs(gr: Any, settings: UiSettings) -> tuple[list[Any], Any]:
             )
             again = gr.Button("Use the last seed again", size="sm", min_width=120, elem_id="again")
         with gr.Row():
-            number = gr.Slider(
-                1,
-                settings.max_number,
-                1,
-                step=1,
-                label="Number",
-                info="Number of pictures, from consecutive seeds.",
-                min_width=200,
-                elem_id="number",
+            number = slider(
+                "Number", "Number of pictures, from consecutive seeds.", 1, settings.max_number, 1, step=1
             )
-            steps = gr.Slider(
-                1,
-                settings.max_steps,
-                20,
-                step=1,
-                label="Steps",
-                info="Denoising steps.",
-                min_width=200,
-                elem_id="steps",
-            )
-            guidance = gr.Slider(
-                0,
-                20,
-                3,
-                step=0.1,
-                label="Guidance scale",
-                info="How closely to follow the prompt.",
-                min_width=200,
-                elem_id="guidance",
-            )
-            scale = gr.Slider(
-                0,
-                1,
-                scale_of(settings.first_models),
-                step=0.05,
-                label="Scale of the LLM",
-                info="0: the base alone, 1: the LLM alone.",
-                min_width=200,
-                elem_id="scale",
-            )
+            steps = slider("Steps", "Denoising steps.", 1, settings.max_steps, 20, step=1)
+            guidance = slider("Guidance scale", "How closely to follow the prompt.", 0, 20, 3, id="guidance")
+            own = scale_of(settings.first_models)
+            ends = "0: the base alone, 1: the LLM alone."
+            scale = slider("Scale of the LLM", ends, 0, 1, own, step=0.05, id="scale")
         with gr.Row():
+            factor = "Factor of what the LLM's {} blocks add; 1: as trained."
             thirds = [
-                gr.Slider(
-                    0,
-                    2,
-                    1,
-                    step=0.1,
-                    label=f"{name} blocks",
-                    info=f"Factor of what the LLM's {name.lower()} blocks add; 1: as trained.",
-                    min_width=200,
-                    elem_id=f"{name.lower()}-blocks",
-                )
+                slider(f"{name} blocks", factor.format(name.lower()), 0, 2, 1, id=f"{name.lower()}-blocks")
                 for name in ("Early", "Middle", "Late")
             ]
     choices = len(settings.adapters + settings.llms + settings.pipelines)

@@ -97,8 +97,7 @@ def serve_ui(settings: UiSettings, *, host: str, port: int, on_start: Callable[[
 
         run_server(app, listener, grace_s=_GRACE_S, on_closing=close)
     except KeyboardInterrupt:
-        # After shutdown uvicorn re-raises the signal; there is nothing left to interrupt.
-        pass
+        pass  # while the models load
     finally:
         studio.close()
         listener.close()

@@ -1,8 +1,7 @@
 """The verb `llmdiff-lab build`."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,18 +16,7 @@ _OLD = "openmoji-"
 _MINUTES = Bounds(0.01, 10_000.0)
 
 
-class Stage(StrEnum):
-    """The build's stages."""
-
-    vae = "vae"
-    scenes = "scenes"
-    text = "text"
-    latents = "latents"
-    denoiser = "denoiser"
-    decoder = "decoder"
-    checker = "checker"
-    adapter = "adapter"
-    siglip = "siglip"
+Stage = Literal["vae", "scenes", "text", "latents", "denoiser", "decoder", "checker", "adapter", "siglip"]
 
 
 def build(
@@ -76,10 +64,8 @@ def build(
             )
         from llmdiff_lab.world_build import build as openmoji
 
-        last = (until or Stage.siglip).value
-        openmoji.run_build(
-            preset, out, until=last, only=only and only.value, begin=begin, ship_to=ship, device=device
-        )
+        last = until or "siglip"
+        openmoji.run_build(preset, out, until=last, only=only, begin=begin, ship_to=ship, device=device)
         return
     if begin is not None:
         raise ConfigError(f"--from: got preset {preset!r}, expected one that begins with {_OLD}")
@@ -88,8 +74,8 @@ def build(
     world_slices.run_world_build(
         preset,
         out,
-        until=until and until.value,
-        only=only and only.value,
+        until=until,
+        only=only,
         minutes=minutes,
         pack_to=pack,
         unpack_from=unpack,

@@ -1,9 +1,8 @@
 """The verbs of `llmdiff-lab inspect`."""
 
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,14 +10,7 @@ from llmdiff.checks import bounds
 from llmdiff.checks.bounds import Bounds
 from llmdiff.cli.help_text import HelpfulGroup
 from llmdiff.cli.models import takes_models
-from llmdiff.cli.options import (
-    Checker,
-    Guidance,
-    Steps,
-    Verb,
-    Verbose,
-    number,
-)
+from llmdiff.cli.options import Checker, Guidance, Steps, Verb, Verbose, number
 from llmdiff.cli.output import set_up
 from llmdiff.drawing.models import Models, load, load_controller, usable_device
 from llmdiff.environment import check_extra
@@ -33,13 +25,7 @@ app = typer.Typer(
 )
 
 
-class Lone(StrEnum):
-    """The tokens that a lone token attends to."""
-
-    token = "token"
-    with_bos = "token+bos"
-
-
+Lone = Literal["token", "token+bos"]
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt to look at.", show_default=False)]
 Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder for the results.")]
 
@@ -57,8 +43,8 @@ def scores(
         str | None, typer.Option("--llm", help="An LLM: name, folder, GGUF or Hub id [the adapter's own].")
     ] = None,
     lone: Annotated[
-        Lone, typer.Option("--lone", help="What a lone token attends to, without an adapter.")
-    ] = Lone.with_bos,
+        Lone, typer.Option("--lone", help="What a lone token sees, without an adapter.")
+    ] = "token+bos",
     verbose: Verbose = False,
     *,
     models: Models,
@@ -87,7 +73,7 @@ def scores(
             dtype=getattr(torch, models.dtype),
             trust_remote_code=models.trust_remote_code,
         )
-        report = inspect_scores(alone, prompt, lone=lone.value, rewording=rewording)
+        report = inspect_scores(alone, prompt, lone=lone, rewording=rewording)
     else:
         models = replace(models, adapter=adapter or "openmoji", llm=llm)
         controller = load_controller(models, device=place)
@@ -176,12 +162,10 @@ def probes(
             "--encoder", help='Sentence encoder: "none", folder or Hub id [minilm, where installed].'
         ),
     ] = None,
-    captions: Annotated[int, number("--captions", bounds.COUNT, help="Training captions.")] = 1500,
-    tests: Annotated[int, number("--tests", bounds.COUNT, help="Test captions of every split.")] = 150,
-    steps: Annotated[
-        int, number("--steps", bounds.TRAINING_STEPS, help="Training steps of each probe.")
-    ] = 600,
-    lone: Annotated[Lone, typer.Option("--lone", help="What a lone token attends to.")] = Lone.with_bos,
+    captions: Annotated[int, number("--captions", bounds.COUNT, help="To train each probe on.")] = 1500,
+    tests: Annotated[int, number("--tests", bounds.COUNT, help="Captions of every split.")] = 150,
+    steps: Annotated[int, number("--steps", bounds.TRAINING_STEPS, help="Of training each probe.")] = 600,
+    lone: Annotated[Lone, typer.Option("--lone", help="What a token alone sees.")] = "token+bos",
     template: Annotated[
         str | None, typer.Option("--template", help="The LLM's text, with {prompt} in it [{prompt}].")
     ] = None,
@@ -207,7 +191,7 @@ def probes(
         captions=captions,
         tests=tests,
         steps=steps,
-        lone=lone.value,
+        lone=lone,
         template=template,
         seed=seed,
     )

@@ -54,7 +54,7 @@ def create_study_app(folder: str | Path, *, max_raters: int = 1000, public_url: 
     app.state.store = store
     install_error_handlers(app)
     _install_study_errors(app)
-    _install_page(app, store)
+    _install_page(app)
     _install_api(app, store, Path(folder) / PICTURES_NAME, max_raters)
     app.add_middleware(
         RequestGuard,
@@ -79,14 +79,11 @@ def serve_study(
         log_as_json()
         say_listening(listener, "study at")
         run_server(app, listener, grace_s=_GRACE_S)
-    except KeyboardInterrupt:
-        # uvicorn re-raises the signal after shutdown; there is nothing left to interrupt.
-        pass
     finally:
         app.state.store.close()
 
 
-def _install_page(app: FastAPI, store: StudyStore) -> None:
+def _install_page(app: FastAPI) -> None:
     text = (files("llmdiff_lab") / "study" / "study_page.html").read_text(encoding="utf-8")
     # The page is static: data reaches it as JSON only, and is set as text. So its script and style are allowed by
     # their hashes, and nothing else runs.

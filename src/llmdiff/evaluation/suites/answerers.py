@@ -22,7 +22,7 @@ from llmdiff.evaluation.metrics.kinds import Pictures
 from llmdiff.evaluation.metrics.models import load_model, load_part
 
 _BATCH = 32
-_YES, _NO = (("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No"))
+YES, _NO = (("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No"))
 _ONE_WORD = "Answer in one word."
 
 
@@ -79,7 +79,7 @@ class _FirstToken:
     def yes(self, pictures: Pictures, questions: Sequence[str]) -> NDArray[np.float64]:
         """See `Answerer.yes`."""
         found = self._distribution(pictures, questions)
-        yes, no = (found[:, self._first_tokens(words)].sum(1) for words in (_YES, _NO))
+        yes, no = (found[:, self._first_tokens(words)].sum(1) for words in (YES, _NO))
         shares: NDArray[np.float64] = yes / (yes + no)
         return shares
 
@@ -104,7 +104,7 @@ class _FirstToken:
         return found
 
     def _check_yes_and_no(self) -> None:
-        yes, no = (set(self._first_tokens(words)) for words in (_YES, _NO))
+        yes, no = (set(self._first_tokens(words)) for words in (YES, _NO))
         if yes & no:
             raise MetricError(
                 f"metric model {self.model_id!r}: its tokenizer does not tell 'yes' from 'no' by their first token"

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmdiff.errors import ConfigError
+from llmdiff.evaluation.suites.answerers import YES
 from llmdiff.evaluation.suites.benchmark import Benchmark, CategorySums, OfficialScores, Results, Rows
 from llmdiff.evaluation.suites.formats import json_lines
 from llmdiff.evaluation.suites.questions import Question, QuestionScorer, questions_of, sum_answers
 from llmdiff.evaluation.suites.suite import SuitePrompt
 from llmdiff.files import parse_json, read_text, write_whole
 
-_YES = ("yes", "Yes", " yes", " Yes")
 _NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -104,7 +104,7 @@ def _forms(question: str, answer: str) -> tuple[str, ...]:
     if not question.startswith("How many"):
         if answer.lower() != "yes":
             raise ValueError(f"answer {answer!r} to {question!r}, expected yes")
-        return _YES
+        return YES
     word = answer.lower()
     forms = [word, word.capitalize()]
     if word in _NUMBERS:
