@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,13 +17,12 @@ from torch import Tensor, nn
 
 from llmdiff.adapter import families
 from llmdiff.errors import ConfigError
-from llmdiff.training.batches import Epochs, Prefetcher
+from llmdiff.training.batches import Batch, BatchLoader, CaptionReader, Epochs, Prefetcher
 from llmdiff.training.checkpoint import checkpoints
 from llmdiff.training.conditioning import Conditioned, Conditioning, Stage
 from llmdiff.training.config import TrainConfig
 from llmdiff.training.data import Samples
-from llmdiff.training.denoise import Sizes, denoise
-from llmdiff.training.loading import Batch, BatchLoader, CaptionReader
+from llmdiff.training.denoise import denoise
 from llmdiff.training.loop import StepPart, train
 from llmdiff.training.objective import Noised, Objective, validation_losses
 from llmdiff.training.optimizers import adapter_lr_scale
@@ -69,12 +69,13 @@ class AdapterTraining:
         self.must_match, self.readings = must_match, readings or config.store_folder
         self.trained: dict[str, int] = {}
         self.denoiser = cast(Any, families.denoiser_of(pipe))
-        self.family = families.family_of(pipe)
+        family = families.family_of(pipe)
+        self.denoise = partial(denoise, self.denoiser, family)
         if config.training.gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
         self.objective = Objective.of(
             pipe.scheduler,
-            patch=self.family.patch_of(self.denoiser),
+            patch=family.patch_of(self.denoiser),
             min_snr_gamma=config.training.min_snr_gamma,
         )
         self.validation, self.kept = split(config, samples)
@@ -136,11 +137,6 @@ class AdapterTraining:
         captions = captions_of(self.samples, samples)
         plain = [plain for _, plain in captions]
 
-        def choose(rng: np.random.Generator) -> list[int]:
-            dropped = rng.random(training.batch_size) < training.caption_dropout
-            chosen = rng.integers(len(captions), size=training.batch_size)
-            return list(np.where(dropped, len(captions) - 1, chosen))  # the last caption is the empty one
-
         def conditioned(indices: Sequence[int], generator: torch.Generator) -> Conditioned:
             return stage.condition(read([captions[i][0] for i in indices]), generator)
 
@@ -165,7 +161,7 @@ class AdapterTraining:
             folder,
             installed=self.conditioning.installed,
             batch_size=training.batch_size,
-            choose=choose,
+            caption_dropout=training.caption_dropout,  # the last caption is the empty one
             layer_inputs=self.conditioning.layer_inputs,
             title=f"{self.config.out.name}, {stage.name} from captions",
             must_match=self.must_match,
@@ -202,7 +198,7 @@ class AdapterTraining:
             latents = self.loader.latents(batch)
             conditioned = stage.condition(batch.reading, part.generator)
             noised = self.objective.noised(latents, part.generator)
-            output = self._denoise(noised.latents, noised.timesteps, conditioned, batch.sizes)
+            output = self.denoise(noised.latents, noised.timesteps, *conditioned, batch.sizes)
             figures = {**self.conditioning.figures(), **self.objective.figures(output, noised)}
             return self.objective.loss(output, noised), figures
 
@@ -268,11 +264,6 @@ class AdapterTraining:
             "muon": lambda name: training.optimizer == "muon" and self.conditioning.uses_muon(name),
         }
 
-    def _denoise(
-        self, latents: Tensor, timesteps: Tensor, conditioned: Conditioned, sizes: list[Sizes]
-    ) -> Tensor:
-        return denoise(self.denoiser, self.family, latents, timesteps, *conditioned, sizes)
-
     def _validation_batches(
         self, stage: Stage, read: CaptionReader, rank: int, processes: int
     ) -> Iterator[Any]:
@@ -292,7 +283,7 @@ class AdapterTraining:
                 def predict(
                     noised: Noised, conditioned: Conditioned = conditioned, batch: Batch = batch
                 ) -> Tensor:
-                    return self._denoise(noised.latents, noised.timesteps, conditioned, batch.sizes)
+                    return self.denoise(noised.latents, noised.timesteps, *conditioned, batch.sizes)
 
                 yield self.loader.latents(batch), part, predict
 

@@ -6,18 +6,20 @@ FOLDER/checkpoints/step-00001000/    checkpoint.safetensors  checkpoint.json  ma
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llmdiff.adapter.manifest import check_manifest, write_manifest
-from llmdiff.errors import CorruptWeightsError, OutputError
-from llmdiff.files import delete_folder, sweep, whole_folder
+from llmdiff.errors import CorruptWeightsError, LLMDiffError, OutputError
+from llmdiff.files import delete_folder, not_writable, sweep, whole_folder
 
 _TENSORS, _STATE = "checkpoint.safetensors", "checkpoint.json"
 _NAME = re.compile(r"step-(\d+)")
@@ -99,6 +101,31 @@ def best_checkpoint(folder: Path) -> tuple[float, Path] | None:
         if isinstance(loss, float | int):
             measured.append((loss, place))
     return min(measured, default=None)
+
+
+@contextmanager
+def only_run(out: Path) -> Iterator[None]:
+    """Return a context that locks the folder for one run and removes temporary files of killed ones.
+
+    Raises:
+        LLMDiffError: another run uses the folder.
+        OutputError: the folder cannot be written.
+    """
+    lock = FileLock(out / ".lock", timeout=0)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise LLMDiffError(
+            f"out {out} is in use by another run: wait for it, or choose another folder"
+        ) from error
+    except OSError as error:
+        raise not_writable(out, error) from error
+    try:
+        sweep(out)
+        yield
+    finally:
+        lock.release()
 
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

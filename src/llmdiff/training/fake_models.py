@@ -1,6 +1,5 @@
 """Create the models of a training on fake tensors from their config files, inside a `FakeTensorMode`."""
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from transformers.initialization import no_init_weights
 
 from llmdiff.adapter import families, layers
 from llmdiff.adapter.adapter import LLMDiffAdapter
-from llmdiff.adapter.base_pipeline import EMBEDDED_NAME, packaged
+from llmdiff.adapter.base_pipeline import EMBEDDED_NAME, model_class, packaged
 from llmdiff.adapter.settings import AdapterSettings
 from llmdiff.errors import (
     AdapterNotFoundError,
@@ -105,21 +104,24 @@ def _llm(name: str) -> Any:
 
 
 def _pipeline(base: str) -> tuple[Any, dict[str, nn.Module]]:
+    import diffusers
+
     place = packaged("pipeline", PipelineNotFoundError) if base == EMBEDDED_NAME else Path(base)
     source = str(place) if place.is_dir() else base
+    pipeline: Any = diffusers.DiffusionPipeline
     try:
-        class_name, parts = _read_parts(source)
+        index = dict(pipeline.load_config(source))
+        configs = {name: _config(source, name, entry) for name, entry in index.items()}
     except (OSError, ValueError) as error:
         raise PipelineNotFoundError(
             f"the configs of base {base!r} cannot be found ({first_line(error)}): pass a folder with "
             "model_index.json and each part's config.json instead, models.base=FOLDER"
         ) from error
-    import diffusers
-
+    class_name = str(index["_class_name"])
     kind: Any = getattr(diffusers, class_name, None)
     if kind is None:
         raise UnsupportedPipelineError(f"base {base!r} is a {class_name}, which diffusers does not have")
-    models = {name: _built(part, config) for name, (part, config) in parts.items()}
+    models = {name: _built(*found) for name, found in configs.items() if found is not None}
     pipe = kind.__new__(kind)  # only its class and these parts are used
     inside = {name: model for name, model in models.items() if name in ("unet", "transformer", "vae")}
     vars(pipe).update(inside)
@@ -127,41 +129,23 @@ def _pipeline(base: str) -> tuple[Any, dict[str, nn.Module]]:
     return pipe, {name: model for name, model in models.items() if name not in inside}
 
 
-def _read_parts(source: str) -> tuple[str, dict[str, tuple[Any, Any]]]:
-    """Return the class name of a pipeline, and the class and config of each of its models."""
-    from diffusers import DiffusionPipeline
-
-    pipeline: Any = DiffusionPipeline
-    index = dict(pipeline.load_config(source))
-    parts: dict[str, tuple[Any, Any]] = {}
-    for name, entry in index.items():
-        if name.startswith("_") or not isinstance(entry, list | tuple) or entry[0] is None:
-            continue
-        kind = _class(*entry)
-        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-            continue  # schedulers and tokenizers have no weights
-        if issubclass(kind, PreTrainedModel):
-            config_class: Any = kind.config_class
-            parts[name] = kind, config_class.from_pretrained(source, subfolder=name).to_dict()
-        else:
-            loads: Any = kind
-            parts[name] = kind, dict(loads.load_config(source, subfolder=name))
-    return str(index["_class_name"]), parts
-
-
-def _class(library: str, name: str) -> Any:
-    # For classes inside a diffusers pipeline's package, the library is the name of that package.
-    inside = library in ("diffusers", "transformers")
-    module = importlib.import_module(library if inside else f"diffusers.pipelines.{library}")
-    return getattr(module, name)
-
-
-def _built(kind: Any, config: Mapping[str, Any]) -> Any:
+def _config(source: str, name: str, entry: Any) -> tuple[Any, Any] | None:
+    """Return the class and the config of a pipeline's part; None if it is no model."""
+    if name.startswith("_") or not isinstance(entry, list | tuple) or entry[0] is None:
+        return None
+    kind = model_class(*entry)
+    if kind is None:
+        return None  # schedulers and tokenizers have no weights
     if issubclass(kind, PreTrainedModel):
-        config_class: Any = kind.config_class
+        return kind, kind.config_class.from_pretrained(source, subfolder=name)
+    return kind, dict(kind.load_config(source, subfolder=name))
+
+
+def _built(kind: Any, config: Any) -> Any:
+    if issubclass(kind, PreTrainedModel):
         with no_init_weights():
-            return kind(config_class(**config))
-    return kind.from_config(dict(config))
+            return kind(config)
+    return kind.from_config(config)
 
 
 def _adapter(models: ModelsConfig, llm: Any, pipe: Any) -> LLMDiffAdapter:

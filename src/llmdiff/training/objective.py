@@ -208,9 +208,8 @@ def validation_losses(
     """
     total, count = 0.0, 0
     for latents, numbers, denoise in batches:
-        noise = torch.stack(
-            [torch.randn(latents.shape[1:], generator=_generator(number)) for number in numbers]
-        )
+        generators = [torch.Generator().manual_seed(0x5EED + number) for number in numbers]
+        noise = torch.stack([torch.randn(latents.shape[1:], generator=one) for one in generators])
         for level in range(levels):
             # Every sample has another place in the slice, so all timesteps are covered.
             places = torch.tensor([(level + (number * 0.618034) % 1) / levels for number in numbers])
@@ -218,7 +217,3 @@ def validation_losses(
             losses = objective.losses(denoise(noised), noised)
             total, count = total + float(losses.sum()), count + len(losses)
     return total, float(count)
-
-
-def _generator(number: int) -> torch.Generator:
-    return torch.Generator().manual_seed(0x5EED + number)

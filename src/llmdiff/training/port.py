@@ -34,6 +34,7 @@ from llmdiff.language.digests import adapter_digest, model_digest
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.language.loading import same_model_name
 from llmdiff.training.adapter_pair import AdapterPair, layer_outputs, llm_of
+from llmdiff.training.checkpoint import only_run
 from llmdiff.training.closed_form import (
     Moments,
     TokenMap,
@@ -44,7 +45,6 @@ from llmdiff.training.closed_form import (
 )
 from llmdiff.training.conditioning import Conditioned
 from llmdiff.training.loop_config import LoopConfig
-from llmdiff.training.runs import only_run
 from llmdiff.training.warm_start import BaseQueries, stored_queries, warm_start
 
 MIN_CAPTIONS = 20
@@ -182,12 +182,6 @@ def _train(
     def conditioned(indices: Sequence[int], generator: torch.Generator) -> Conditioned:
         return adapter.condition(store.batch([captions[i] for i in indices]))
 
-    def choose(rng: np.random.Generator) -> list[int]:
-        # The last caption is the empty one, for guidance, with the usual dropout of training.
-        dropped = rng.random(settings.batch_size) < 0.1
-        chosen = rng.integers(len(captions), size=settings.batch_size)
-        return list(np.where(dropped, len(captions) - 1, chosen))
-
     warm_start(
         pipe,
         {"adapter": adapter},
@@ -206,7 +200,7 @@ def _train(
         work,
         installed=lambda denoiser: install(denoiser, adapter),
         batch_size=settings.batch_size,
-        choose=choose,
+        caption_dropout=0.1,  # the last caption is the empty one, for guidance
         target=layer_outputs(pair.old.adapter, pair.stores[0], pipe, captions),
         title=f"port to {pair.new.llm.id}",
         must_match=must_match,

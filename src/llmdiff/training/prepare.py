@@ -55,16 +55,6 @@ class TrainingModels:
         assert self.adapter.context is not None
         return self.adapter.context
 
-    @property
-    def family(self) -> families.Family:
-        """Return the family of the base."""
-        return families.family_of(self.pipe)
-
-    @property
-    def denoiser(self) -> Any:
-        """Return the base's U-Net or transformer."""
-        return families.denoiser_of(self.pipe)
-
     def conditioning(self, training: TrainingConfig) -> AdapterConditioning:
         """Return the trainer's conditioning by LLM and adapter."""
         return AdapterConditioning(

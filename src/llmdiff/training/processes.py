@@ -111,10 +111,7 @@ class Processes:
 
     def gathered(self, value: _T) -> list[_T]:
         """Return the values of all processes in the order of ranks."""
-        if self.count == 1:
-            return [value]
-        found: list[_T] = gather_object([value])
-        return found
+        return list(gather_object([value]))
 
     def on_main(self, act: Callable[[], None]) -> None:
         """Run `act` on the main process while the others wait.

@@ -149,10 +149,6 @@ def stored_queries(store: Path, pipe: Any, captions: Sequence[str], **drawing: A
     return BaseQueries(states={name: kept.get(name) for name in names}, timesteps=kept.get("timesteps"))
 
 
-def _as_they_are(states: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor | None]:
-    return states, None
-
-
 def warm_start(
     pipe: Any,
     modules: Mapping[str, nn.Module],
@@ -164,9 +160,9 @@ def warm_start(
     *,
     installed: Callable[[nn.Module], AbstractContextManager[Any]],
     batch_size: int,
-    choose: Callable[[np.random.Generator], Sequence[int]] | None = None,
+    caption_dropout: float = 0.0,
     target: Target | None = None,
-    layer_inputs: LayerInputs = _as_they_are,
+    layer_inputs: LayerInputs = lambda states, timesteps: (states, None),
     lr_scale: LrScale = lambda name: (1.0, 1.0),
     muon: Callable[[str], bool] = lambda name: False,
     title: str = "warm start",
@@ -174,25 +170,11 @@ def warm_start(
 ) -> None:
     """Train the parameters of `modules` that require gradients on captions alone; resumable like `train`.
 
-    Args:
-        pipe: pipeline of the base.
-        modules: modules to train by name.
-        captions: captions for the base's own text encoder, possibly plain wordings of those behind `conditioned`.
-        conditioned: indices of captions => the states that the denoiser's text attention reads inside
-            `installed(denoiser)`.
-        queries: called when the first step needs the queries.
-        config: settings of the loop, see `train`.
-        folder: folder of log and checkpoints.
-        lr_scale: factors of learning rate and weight decay.
-        muon: parameters for Muon.
-        title: name of the run.
-        must_match: values that must be equal when a run resumes.
-        installed: context in which the denoiser reads the states of `conditioned`.
-        batch_size: number of captions in a step.
-        choose: random generator => indices of a batch; None draws them uniformly.
-        target: indices and queries => target outputs; by default those of the base's own text encoder. A pooled
-            vector, if the base has one, is fitted too.
-        layer_inputs: computes the states at a layer from those of `conditioned`, in place of the denoiser.
+    `captions` are for the base's own text encoder, and may be plain wordings of those behind `conditioned`, which
+    gives the states that the denoiser's text attention reads inside `installed(denoiser)`. With probability
+    `caption_dropout` the last caption replaces a random one. `queries` is called when the first step needs them.
+    `target` gives the outputs to match, by default those of the base's own text encoder; a pooled vector, if the base
+    has one, is fitted too. `layer_inputs` computes the states at a layer in place of the denoiser.
 
     Raises:
         UnsupportedPipelineError: see `draw_queries`.
@@ -205,8 +187,9 @@ def warm_start(
 
     def step_loss(part: StepPart) -> tuple[Tensor, Mapping[str, float]]:
         rng = part.rng(config.seed, 15)
-        chosen = rng.integers(len(captions), size=batch_size) if choose is None else choose(rng)
-        indices = [int(i) for i in chosen]
+        dropped = rng.random(batch_size) < caption_dropout
+        chosen = rng.integers(len(captions), size=batch_size)
+        indices = np.where(dropped, len(captions) - 1, chosen).tolist()
         rows = torch.from_numpy(rng.integers(len(asked()), size=batch_size))
         put = {name: asked().states[name][rows].to(denoiser.device, denoiser.dtype) for name in text_layers}
         # Installed modules may change the base's layers (LoRA): compute the target without them.

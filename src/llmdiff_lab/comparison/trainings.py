@@ -76,7 +76,7 @@ class Trainings:
     def prepare(self, systems: Sequence[str]) -> None:
         """Draw the scenes and load the readers that trainings of these systems need."""
         rivals = [self.settings.system(name).rival for name in systems]
-        needs = {rival(name).needs for name in rivals if name not in TITLES}
+        needs = {rival(name).reading.needs for name in rivals if name not in TITLES}
         if BASE_LONGER in systems:
             self.build.prepare_longer()
         if set(systems) - {BASE, BASE_LONGER}:
@@ -242,7 +242,7 @@ class Trainings:
             captions=captions,
             base_model_id="openmoji",
             seed=preset.seed + seed + 3,
-            **self._reader(rival(name).needs),
+            **self._reader(rival(name).reading.needs),
         )
 
     def _reader(self, kind: str | None) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import torch
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
-from llmdiff.language.llm import DecoderLLM
 from llmdiff.types import TextEncoding
 from llmdiff_lab.rivals.connector import Connector
 from llmdiff_lab.rivals.last_hidden import LastHiddenStates
@@ -31,24 +30,21 @@ class EllaConnector(Connector):
 
     def __init__(
         self,
-        llm: DecoderLLM,
+        source: LastHiddenStates,
         *,
         width: int,
         time_channels: int,
         layers: int = 6,
         heads: int = 8,
         queries: int = 64,
-        template: str | None = None,
-        max_length: int = 512,
     ) -> None:
         super().__init__()
-        self.source = LastHiddenStates(llm, template=template, max_length=max_length)
-        self.id = llm.id
+        self.source, self.id = source, source.id
         self.position = Timesteps(time_channels, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(time_channels, width, act_fn="silu")
         self.queries = nn.Parameter(torch.randn(queries, width) * width**-0.5)
         self.time_in = nn.Linear(width, width)
-        self.proj_in = nn.Linear(llm.hidden_size, width)
+        self.proj_in = nn.Linear(source.hidden_size, width)
         self.blocks = nn.ModuleList(_ResamplerBlock(width, heads) for _ in range(layers))
 
     def read(self, prompts: Sequence[str]) -> TextEncoding:

@@ -6,8 +6,8 @@ import torch
 
 from llmdiff.errors import ConfigError
 from llmdiff.training.conditioning import Conditioning
-from llmdiff_lab.rivals.readings import READINGS, Reader, RivalInputs, RivalReading
-from llmdiff_lab.rivals.rows import Group, RivalRow, rival_rows
+from llmdiff_lab.rivals.readings import READINGS, RivalInputs, RivalReading
+from llmdiff_lab.rivals.rows import RivalRow, rival_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,21 +18,6 @@ class Rival:
     row: RivalRow
     reading: RivalReading
 
-    @property
-    def title(self) -> str:
-        """Return a short description."""
-        return self.row.title
-
-    @property
-    def group(self) -> Group:
-        """Return its group in reports."""
-        return self.row.group
-
-    @property
-    def needs(self) -> Reader | None:
-        """Return the name of the frozen reader that it needs."""
-        return self.reading.needs
-
 
 def create(name: str, parts: RivalInputs) -> Conditioning:
     """Return an untrained rival by name; torch's global random state does not change.
@@ -41,8 +26,9 @@ def create(name: str, parts: RivalInputs) -> Conditioning:
         ConfigError: the name is unknown, or `parts` lacks the reader it needs.
     """
     found = rival(name)
-    if found.needs is not None and getattr(parts, found.needs) is None:
-        raise ConfigError(f"rival {name!r} needs {found.needs}, which is None: load one and pass it")
+    needs = found.reading.needs
+    if needs is not None and getattr(parts, needs) is None:
+        raise ConfigError(f"rival {name!r} needs {needs}, which is None: load one and pass it")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(parts.seed)
         return found.reading.make(parts, found.row)

@@ -66,16 +66,20 @@ def test_the_layers_come_to_give_what_the_base_gives(pipe, make_llm, tmp_path):
 
 
 def test_the_first_loss_is_what_the_layers_outputs_say(sd_pipe, make_llm, tmp_path):
-    llm, chosen = make_llm(), [0, 1, 2, 3]
-    _run(sd_pipe, llm, tmp_path, 1, choose=lambda rng: chosen)
+    llm = make_llm()
+    _run(sd_pipe, llm, tmp_path, 1, caption_dropout=0.5)
     figure = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])["unexplained"]
 
+    rng = np.random.default_rng([0, 15, 0])
+    dropped = rng.random(4) < 0.5
+    chosen = [4 if drop else i for drop, i in zip(dropped, rng.integers(5, size=4), strict=True)]
+    assert 0 < dropped.sum() < 4
     torch.manual_seed(3)
     fresh = LLMController.create(llm, sd_pipe, calibration_prompts=CAPTIONS[:-1]).adapter
     base = sd_pipe.encode_prompt([CAPTIONS[i] for i in chosen], "cpu", 1, False)[0]
     states, _ = fresh.condition(fresh.context.encode(llm, [CAPTIONS[i] for i in chosen]))
     queries = draw_queries(sd_pipe, CAPTIONS, steps=2, positions=4)
-    rows = np.random.default_rng([0, 15, 0]).integers(len(queries), size=4)
+    rows = rng.integers(len(queries), size=4)
     shares = []
     for name, attn in layers.text_layers(sd_pipe.unet).items():
         z = queries.states[name][rows].float()
