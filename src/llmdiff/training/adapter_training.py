@@ -1,7 +1,6 @@
 """Train in stages: select the captions and pictures of each step and compute its loss."""
 
 import shutil
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
@@ -267,25 +266,19 @@ class AdapterTraining:
     def _validation_batches(
         self, stage: Stage, read: CaptionReader, rank: int, processes: int
     ) -> Iterator[Any]:
-        size = self.config.training.batch_size
-        by_bucket: dict[int, list[int]] = defaultdict(list)
-        for number in range(rank, len(self.validation), processes):
-            by_bucket[int(self.samples.rows[self.validation[number], 3])].append(number)
-        for numbers in by_bucket.values():
-            for start in range(0, len(numbers), size):
-                part = numbers[start : start + size]
-                # Without autocast, as in the loader's threads: it cannot stack stored float16 with float32.
-                with torch.autocast(self.denoiser.device.type, enabled=False):
-                    indices = [self.validation[number] for number in part]
-                    batch = self.loader.load(read, indices, np.random.default_rng(0))
-                conditioned = stage.condition(batch.reading, None)
+        numbers = {self.validation[n]: n for n in range(rank, len(self.validation), processes)}
+        for indices in self.samples.batches(numbers, self.config.training.batch_size):
+            # Without autocast, as in the loader's threads: it cannot stack stored float16 with float32.
+            with torch.autocast(self.denoiser.device.type, enabled=False):
+                batch = self.loader.load(read, indices, np.random.default_rng(0))
+            conditioned = stage.condition(batch.reading, None)
 
-                def predict(
-                    noised: Noised, conditioned: Conditioned = conditioned, batch: Batch = batch
-                ) -> Tensor:
-                    return self.denoise(noised.latents, noised.timesteps, *conditioned, batch.sizes)
+            def predict(
+                noised: Noised, conditioned: Conditioned = conditioned, batch: Batch = batch
+            ) -> Tensor:
+                return self.denoise(noised.latents, noised.timesteps, *conditioned, batch.sizes)
 
-                yield self.loader.latents(batch), part, predict
+            yield self.loader.latents(batch), [numbers[index] for index in indices], predict
 
 
 def _is_trained(folder: Path, steps: int) -> bool:

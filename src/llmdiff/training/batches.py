@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -19,46 +19,34 @@ CaptionReader = Callable[[list[str]], Any]
 """Captions => their reading by the frozen part of a `Stage`."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Epochs:
     """Batches of samples of one bucket each, in an order that depends on seed and epoch only.
 
     Every epoch has every sample exactly once, so the last batch of a bucket may be a smaller one.
     """
 
-    rows: Tensor
-    batch_size: int
-    seed: int
-    _members: list[np.ndarray] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        buckets = self.rows[:, 3].numpy()
-        members = [np.flatnonzero(buckets == bucket) for bucket in np.unique(buckets)]
-        object.__setattr__(self, "_members", members)
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Return the number of batches in every epoch."""
-        return sum(-(-len(members) // self.batch_size) for members in self._members)
+    def __init__(self, *, rows: Tensor, batch_size: int, seed: int) -> None:
+        self._batch_size, self._seed = batch_size, seed
+        buckets = rows[:, 3].numpy()
+        self._members = [np.flatnonzero(buckets == bucket) for bucket in np.unique(buckets)]
+        self.batches_per_epoch = sum(-(-len(members) // batch_size) for members in self._members)
+        self._last: tuple[int, list[list[int]]] = -1, []
 
     def batch(self, number: int) -> list[int]:
         """Return the samples of a batch, counted from the first of epoch 0."""
         epoch, place = divmod(number, self.batches_per_epoch)
-        return self._epoch(epoch)[place]
-
-    def _epoch(self, epoch: int) -> list[list[int]]:
-        kept: tuple[int, list[list[int]]] | None = self.__dict__.get("_kept")
-        if kept is None or kept[0] != epoch:
-            rng = np.random.default_rng([self.seed, 13, epoch])
+        last, batches = self._last
+        if last != epoch:
+            rng = np.random.default_rng([self._seed, 13, epoch])
             shuffled = [rng.permutation(members) for members in self._members]
             batches = [
-                part[start : start + self.batch_size].tolist()
+                part[start : start + self._batch_size].tolist()
                 for part in shuffled
-                for start in range(0, len(part), self.batch_size)
+                for start in range(0, len(part), self._batch_size)
             ]
-            kept = epoch, [batches[place] for place in rng.permutation(len(batches))]
-            object.__setattr__(self, "_kept", kept)
-        return kept[1]
+            batches = [batches[place] for place in rng.permutation(len(batches))]
+            self._last = epoch, batches
+        return batches[place]
 
 
 class Prefetcher(Generic[T]):

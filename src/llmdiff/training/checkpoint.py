@@ -43,7 +43,7 @@ def save_checkpoint(
     Raises:
         OutputError: the disk is full or cannot be written; older checkpoints are unchanged.
     """
-    target = _folder_of(folder, step)
+    target = folder / "checkpoints" / f"step-{step:08d}"
     try:
         with whole_folder(target) as partial:
             whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -154,10 +154,6 @@ def restore_optimizer(
         index, key = name.split(".", 1)
         states.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _folder_of(folder: Path, step: int) -> Path:
-    return folder / "checkpoints" / f"step-{step:08d}"
 
 
 def _read(path: Path) -> dict[str, Any]:

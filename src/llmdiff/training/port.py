@@ -281,11 +281,7 @@ def _save(ported: Ported, old: LLMController, out: Path, settings: PortSettings,
         "llm": ported.controller.llm.id,
         "captions": captions,
         "settings": asdict(settings),
-        "map": {
-            "tokens": ported.token_map.tokens,
-            "ridge": ported.token_map.ridge,
-            "unexplained": ported.token_map.unexplained,
-        },
+        "map": {name: getattr(ported.token_map, name) for name in ("tokens", "ridge", "unexplained")},
         "unexplained_closed_form": ported.closed_form,
         "unexplained": ported.trained,
     }

@@ -27,7 +27,7 @@ from llmdiff_lab.comparison.runs import Exact, exact_by_prompt, read_run
 from llmdiff_lab.comparison.settings import BenchmarkSettings, plain_settings, settings_like
 from llmdiff_lab.comparison.summary import differences, hardware
 from llmdiff_lab.comparison.systems import BASE
-from llmdiff_lab.rivals.registry import rival
+from llmdiff_lab.rivals.registry import reader_of
 from llmdiff_lab.world_build.build import Build
 from llmdiff_lab.world_build.presets import Preset
 from llmdiff_lab.world_build.world import WorldBuild
@@ -81,7 +81,7 @@ def compare_llms(
     """
     folders = _folders(llms, writable_folder(out) / "llms")
     (system,) = settings.rivals
-    if rival(system).reading.needs != "llm":
+    if reader_of(system) != "llm":
         raise ConfigError(f"system {system!r} does not read an LLM: choose one that does, such as guided")
     sizes = {name: _size_and_speed(name, place, build) for name, place in folders.items()}
     base = Benchmark(build, replace(settings, rivals=(BASE,), seeds=1), out / "base", left_out={})

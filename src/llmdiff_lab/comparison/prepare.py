@@ -17,7 +17,7 @@ from llmdiff_lab.comparison.run import Benchmark
 from llmdiff_lab.comparison.settings import settings_like
 from llmdiff_lab.comparison.systems import SYSTEMS, Variant, system_of
 from llmdiff_lab.rivals.encoder import chosen_encoder
-from llmdiff_lab.rivals.registry import RIVALS
+from llmdiff_lab.rivals.registry import RIVALS, reader_of
 from llmdiff_lab.world_build.build import Build
 from llmdiff_lab.world_build.presets import CPU
 from llmdiff_lab.world_build.world import WorldBuild
@@ -86,9 +86,9 @@ def choose_rivals(
     systems = [system_of(name, variants) for name in rivals]
     encoder = chosen_encoder(encoder)
     missing = {
-        name: f"no {row.reading.needs} was given"
-        for name, row in RIVALS.items()
-        if {"encoder": encoder, "t5": t5}.get(row.reading.needs or "", "") is None
+        name: f"no {reader_of(name)} was given"
+        for name in RIVALS
+        if {"encoder": encoder, "t5": t5}.get(reader_of(name) or "", "") is None
     }
     for one in systems:
         if one.rival in missing:

@@ -97,7 +97,10 @@ class Benchmark:
         with tqdm(total=2 * len(runs), desc="benchmark", unit="part") as bar:
             for name, seed in runs:
                 bar.set_postfix_str(f"{name}, seed {seed}")
-                self._run(name, seed, bar.update)
+                self.trainings.train(name, seed)
+                bar.update()
+                self._evaluate(name, self.trainings.place(name, seed) / "evaluation", seed)
+                bar.update()
 
     def is_drawn(self, name: str, seed: int) -> bool:
         """Return whether this system's pictures are drawn and scored."""
@@ -130,13 +133,6 @@ class Benchmark:
             if name != BASE or seed == 0
         ]
 
-    def _run(self, name: str, seed: int, done: Callable[[int], object]) -> None:
-        place = self.trainings.place(name, seed)
-        self.trainings.train(name, seed)
-        done(1)
-        self._evaluate(name, place / "evaluation", seed)
-        done(1)
-
     def _evaluate(self, name: str, place: Path, seed: int) -> None:
         """Draw and score the missing pictures, and write the report.
 
@@ -151,8 +147,7 @@ class Benchmark:
                 _log.warning("%s: pictures of %s were not kept, %s cannot be measured", place, name, missing)
             if not missing or not kept:
                 return
-        guidance_scale = self._guidance_scale(name)
-        self._draw(name, seed, self._suite, place, guidance_scale, metrics)
+        self._draw(name, seed, self._suite, place, self._guidance_scale(name), metrics)
         gc.collect()
 
     def _guidance_scale(self, name: str) -> float:

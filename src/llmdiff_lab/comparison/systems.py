@@ -52,7 +52,7 @@ class System:
     @property
     def title(self) -> str:
         """Return a short description."""
-        title = TITLES[self.rival] if self.rival in TITLES else RIVALS[self.rival].row.title
+        title = TITLES[self.rival] if self.rival in TITLES else RIVALS[self.rival].title
         if self.steps != 1:
             title += f"; trained for {self.steps:g} times as many steps"
         return title if self.scale is None else f"{title}; drawn at scale {self.scale:g}"
@@ -60,7 +60,7 @@ class System:
     @property
     def group(self) -> str:
         """Return the group of systems that it belongs to."""
-        return "base" if self.rival in TITLES else RIVALS[self.rival].row.group
+        return "base" if self.rival in TITLES else RIVALS[self.rival].group
 
     def is_longer(self, rival: str) -> bool:
         """Return whether it is this rival, trained for other than the settings' steps, and drawn alone."""
@@ -110,7 +110,7 @@ def check_variants(variants: Mapping[str, Variant]) -> None:
             raise ConfigError(
                 f"system {name!r} is {one.rival} itself: give it steps other than 1, or a scale"
             )
-        if one.scale is not None and RIVALS[one.rival].row.group == "published":
+        if one.scale is not None and RIVALS[one.rival].group == "published":
             raise ConfigError(
                 f"system {name!r}: scale {one.scale:g} is given, but our adapter does not read {one.rival}: leave the "
                 "scale out"

@@ -29,17 +29,6 @@ class LLMStates:
         x0 = run_blocks(self.llm, tokens, lone=None, visit=lambda index, x, u, _: visit(index, x, u))
         return tokens.token_mask.to(x0.device)
 
-    def entering(self, block: int, prompts: Sequence[str]) -> TextEncoding:
-        """Return x_l, what enters block l. Shapes: (B, T, D), (B, T); padding rows are 0."""
-        kept: list[Tensor] = []
-
-        def keep(index: int, x: Tensor, u: Tensor) -> None:
-            if index == block:
-                kept.append(x)
-
-        mask = self.read(prompts, keep)
-        return TextEncoding(states=kept[0], token_mask=mask)
-
     def normed_outputs(self, blocks: Sequence[int], prompts: Sequence[str]) -> TextEncoding:
         """Return LN(x_{l+1}) of these blocks l side by side. Shapes: (B, T, n * D), (B, T); padding rows are 0."""
         outputs: dict[int, Tensor] = {}
@@ -57,27 +46,30 @@ def layer_normed(states: Tensor) -> Tensor:
     return F.layer_norm(states, states.shape[-1:])
 
 
-class FirstStates(LLMStates):
-    """c = x_0, the states that enter the first block: words without context.
+class EnteringStates(LLMStates):
+    """The states that enter one block: c = x_l.
 
-    Source: ours, an ablation of c = x_0 + sum_l g_l s_l.
+    l = 0, words without context, is an ablation of c = x_0 + sum_l g_l s_l. l = L - 1 is the penultimate layer,
+    transformers' `hidden_states[-2]`; the adapter normalises.
+
+    Source: ours (l = 0); Saharia et al. 2022 (arXiv 2205.11487) and later pipelines take a text encoder's second-last
+        layer, because the last one is specialised to predict the next token.
     """
+
+    def __init__(self, llm: DecoderLLM, *, block: int, template: str | None = None) -> None:
+        super().__init__(llm, template=template)
+        self.block = block % llm.num_blocks
 
     def encode(self, prompts: Sequence[str]) -> TextEncoding:
         """Return the states of the prompts. Shapes: (B, T, D), (B, T); padding rows are 0."""
-        return self.entering(0, prompts)
+        kept: list[Tensor] = []
 
+        def keep(index: int, x: Tensor, u: Tensor) -> None:
+            if index == self.block:
+                kept.append(x)
 
-class PenultimateStates(LLMStates):
-    """The states that enter the LLM's last block: c = x_{L-1}, transformers' `hidden_states[-2]`.
-
-    Source: Saharia et al. 2022 (arXiv 2205.11487) and later pipelines take a text encoder's second-last layer,
-        because the last one is specialised to predict the next token. The adapter normalises.
-    """
-
-    def encode(self, prompts: Sequence[str]) -> TextEncoding:
-        """Return the states of the prompts. Shapes: (B, T, D), (B, T); padding rows are 0."""
-        return self.entering(self.llm.num_blocks - 1, prompts)
+        mask = self.read(prompts, keep)
+        return TextEncoding(states=kept[0], token_mask=mask)
 
 
 class Taps(LLMStates):

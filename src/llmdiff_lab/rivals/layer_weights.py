@@ -20,9 +20,6 @@ class AllLayers(LearnedSource):
         self.id, self.hidden_size, self.layer_count = llm.id, llm.hidden_size, llm.num_blocks
         self._source = LLMStates(llm, template=template)
 
-    def calibrate(self, prompts: Sequence[str]) -> None:
-        """Do nothing: every layer is normalised per token."""
-
     def read(self, prompts: Sequence[str]) -> TextEncoding:
         """Return all blocks' normalised outputs side by side. Shapes: (B, T, L * D), (B, T)."""
         return self._source.normed_outputs(range(self.layer_count), prompts)

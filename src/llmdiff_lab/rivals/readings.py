@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 from torch import nn
@@ -13,7 +14,7 @@ from llmdiff.language.blocks import Lone
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.training.conditioning import Conditioning
 from llmdiff_lab.rivals.base_text import BaseTextStates
-from llmdiff_lab.rivals.block_inputs import FirstStates, PenultimateStates, Taps
+from llmdiff_lab.rivals.block_inputs import EnteringStates, Taps
 from llmdiff_lab.rivals.connector import Connector, ConnectorConditioning, check_family
 from llmdiff_lab.rivals.ella import EllaConnector
 from llmdiff_lab.rivals.encoder import EncoderStates
@@ -199,7 +200,7 @@ READINGS: dict[str, RivalReading] = {
     "t5-blocks": _reads("t5", lambda parts, row: BlockPosterior(cast(EncoderStates, parts.t5))),
     "t5-decoder-blocks": _reads("t5", lambda parts, row: DecoderPosterior(cast(EncoderStates, parts.t5))),
     "last-hidden": _reads_llm(LastHiddenStates),
-    "penultimate": _reads_llm(PenultimateStates),
+    "penultimate": _reads_llm(partial(EnteringStates, block=-1)),
     "norm-average": _reads_llm(NormAverageStates),
     "layer-weights": _reads_llm(LayerWeights),
     "routed-mean": _reads(
@@ -212,7 +213,7 @@ READINGS: dict[str, RivalReading] = {
     "layer-attention": _reads_llm(LayerAttention),
     "taps": _reads_llm(Taps),
     "registers": _reads_llm(Registers),
-    "first-states": _reads_llm(FirstStates),
+    "first-states": _reads_llm(partial(EnteringStates, block=0)),
     "context-only": _reads_llm(ContextOnly),
     "consecutive": _reads_llm(Consecutive),
     "paper": _ours("paper"),

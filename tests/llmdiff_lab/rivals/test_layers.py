@@ -1,10 +1,12 @@
 """Sources that read an LLM's layers, against transformers' own hidden states of the same tokens."""
 
+from functools import partial
+
 import pytest
 import torch
 from tiny.readers import PROMPTS, layer_outputs, normed
 
-from llmdiff_lab.rivals.block_inputs import FirstStates, PenultimateStates, Taps
+from llmdiff_lab.rivals.block_inputs import EnteringStates, Taps
 from llmdiff_lab.rivals.last_hidden import LastHiddenStates
 from llmdiff_lab.rivals.layer_weights import LayerAttention, LayerWeights, Registers
 from llmdiff_lab.rivals.norm_average import NormAverageStates
@@ -15,8 +17,8 @@ from llmdiff_lab.rivals.update_sum import Consecutive, ContextOnly
     ("make", "expected"),
     [
         (LastHiddenStates, lambda x, last: last),
-        (PenultimateStates, lambda x, last: x[-2]),
-        (FirstStates, lambda x, last: x[0]),
+        (partial(EnteringStates, block=-1), lambda x, last: x[-2]),
+        (partial(EnteringStates, block=0), lambda x, last: x[0]),
         (NormAverageStates, lambda x, last: sum(normed(one) for one in x[1:]) / (len(x) - 1)),
     ],
 )
