@@ -144,7 +144,7 @@ class AdapterTraining:
         self.conditioning.train()
         warm_start(
             self.pipe,
-            self.conditioning.modules,
+            self.conditioning,
             plain,
             conditioned,
             lambda: stored_queries(
@@ -158,10 +158,8 @@ class AdapterTraining:
             # Not sharded: without the denoiser's activations every process has memory for all parameters.
             replace(training.loop(self.config.watch), steps=steps, sharded=False),
             folder,
-            installed=self.conditioning.installed,
             batch_size=training.batch_size,
             caption_dropout=training.caption_dropout,  # the last caption is the empty one
-            layer_inputs=self.conditioning.layer_inputs,
             title=f"{self.config.out.name}, {stage.name} from captions",
             must_match=self.must_match,
             **self._rates(),

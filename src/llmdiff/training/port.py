@@ -24,7 +24,6 @@ from tqdm.auto import tqdm
 from llmdiff.adapter import families
 from llmdiff.adapter.attach import check_fits
 from llmdiff.adapter.card import adapter_card, source_name
-from llmdiff.adapter.installation import install
 from llmdiff.adapter.storage import CONFIG_NAME
 from llmdiff.controller import LLMController
 from llmdiff.errors import AdapterMismatchError, ConfigError, DataError, OutputError
@@ -33,6 +32,7 @@ from llmdiff.language.cache import EncodingCache
 from llmdiff.language.digests import adapter_digest, model_digest
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.language.loading import same_model_name
+from llmdiff.training.adapter_conditioning import AdapterConditioning
 from llmdiff.training.adapter_pair import AdapterPair, layer_outputs, llm_of
 from llmdiff.training.checkpoint import only_run
 from llmdiff.training.closed_form import (
@@ -184,7 +184,7 @@ def _train(
 
     warm_start(
         pipe,
-        {"adapter": adapter},
+        AdapterConditioning(adapter, pair.new.llm),
         captions,
         conditioned,
         lambda: queries,
@@ -198,7 +198,6 @@ def _train(
             log_every=10,
         ),
         work,
-        installed=lambda denoiser: install(denoiser, adapter),
         batch_size=settings.batch_size,
         caption_dropout=0.1,  # the last caption is the empty one, for guidance
         target=layer_outputs(pair.old.adapter, pair.stores[0], pipe, captions),

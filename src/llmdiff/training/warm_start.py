@@ -15,7 +15,6 @@ Source: ours. A regression of a frozen layer's outputs, as in FitNets (Romero et
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -24,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
@@ -34,7 +33,7 @@ from llmdiff.adapter.base_encoder import encode_with_base, has_text_encoder
 from llmdiff.errors import UnsupportedPipelineError
 from llmdiff.language.digests import model_digest
 from llmdiff.language.tensor_store import TensorStore
-from llmdiff.training.conditioning import Conditioned
+from llmdiff.training.conditioning import Conditioned, Conditioning
 from llmdiff.training.loop import StepPart, train
 from llmdiff.training.loop_config import LoopConfig
 from llmdiff.training.optimizers import LrScale
@@ -44,10 +43,6 @@ FromCaptions = Callable[[Sequence[int], torch.Generator], Conditioned]
 
 Target = Callable[[Sequence[int], Mapping[str, Tensor]], tuple[Mapping[str, Tensor], Tensor | None]]
 """Indices of captions, and queries by layer name => target output of each layer, and a pooled vector or None."""
-
-LayerInputs = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
-"""`encoder_hidden_states` and timesteps (B,) => the states that a layer's attention reads, and an additive mask
-(B, 1, T) or None."""
 
 POSITIONS = 16
 """Number of image states kept as queries for each picture and step."""
@@ -151,30 +146,28 @@ def stored_queries(store: Path, pipe: Any, captions: Sequence[str], **drawing: A
 
 def warm_start(
     pipe: Any,
-    modules: Mapping[str, nn.Module],
+    conditioning: Conditioning,
     captions: Sequence[str],
     conditioned: FromCaptions,
     queries: Callable[[], BaseQueries],
     config: LoopConfig,
     folder: Path,
     *,
-    installed: Callable[[nn.Module], AbstractContextManager[Any]],
     batch_size: int,
     caption_dropout: float = 0.0,
     target: Target | None = None,
-    layer_inputs: LayerInputs = lambda states, timesteps: (states, None),
     lr_scale: LrScale = lambda name: (1.0, 1.0),
     muon: Callable[[str], bool] = lambda name: False,
     title: str = "warm start",
     must_match: Mapping[str, Any] | None = None,
 ) -> None:
-    """Train the parameters of `modules` that require gradients on captions alone; resumable like `train`.
+    """Train the parameters of `conditioning` that require gradients on captions alone; resumable like `train`.
 
     `captions` are for the base's own text encoder, and may be plain wordings of those behind `conditioned`, which
-    gives the states that the denoiser's text attention reads inside `installed(denoiser)`. With probability
+    gives the states that the denoiser's text attention reads while the conditioning is installed. With probability
     `caption_dropout` the last caption replaces a random one. `queries` is called when the first step needs them.
     `target` gives the outputs to match, by default those of the base's own text encoder; a pooled vector, if the base
-    has one, is fitted too. `layer_inputs` computes the states at a layer in place of the denoiser.
+    has one, is fitted too.
 
     Raises:
         UnsupportedPipelineError: see `draw_queries`.
@@ -195,9 +188,9 @@ def warm_start(
         # Installed modules may change the base's layers (LoRA): compute the target without them.
         with torch.no_grad():
             wanted, wanted_pooled = learn_from(indices, put)
-        with installed(denoiser):
+        with conditioning.installed(denoiser):
             states, pooled = conditioned(indices, part.generator)
-            read, mask = layer_inputs(states, asked().timesteps[rows].to(states.device))
+            read, mask = conditioning.layer_inputs(states, asked().timesteps[rows].to(states.device))
             seen = {
                 "encoder_hidden_states": read.to(denoiser.device, denoiser.dtype),
                 "attention_mask": None if mask is None else mask.to(denoiser.device, denoiser.dtype),
@@ -215,7 +208,14 @@ def warm_start(
         return loss, figures
 
     train(
-        modules, step_loss, config, folder, title=title, lr_scale=lr_scale, muon=muon, must_match=must_match
+        conditioning.modules,
+        step_loss,
+        config,
+        folder,
+        title=title,
+        lr_scale=lr_scale,
+        muon=muon,
+        must_match=must_match,
     )
 
 

@@ -13,6 +13,7 @@ from llmdiff.adapter.installation import install
 from llmdiff.controller import LLMController
 from llmdiff.errors import UnsupportedPipelineError
 from llmdiff.language.cache import EncodingCache
+from llmdiff.training.adapter_conditioning import AdapterConditioning
 from llmdiff.training.loop_config import LoopConfig
 from llmdiff.training.warm_start import draw_queries, stored_queries, warm_start
 
@@ -27,13 +28,12 @@ def _run(pipe, llm, folder, steps, **more):
     kept = EncodingCache(folder / "store", llm, adapter.context)
     warm_start(
         pipe,
-        {"adapter": adapter},
+        AdapterConditioning(adapter, llm),
         CAPTIONS,
         lambda indices, generator: adapter.condition(kept.batch([CAPTIONS[index] for index in indices])),
         cache(lambda: draw_queries(pipe, CAPTIONS, steps=2, positions=4)),
         LoopConfig(steps=steps, learning_rate=1e-2, lr_warmup_steps=1, log_every=10, ema_horizon=5),
         folder,
-        installed=lambda denoiser: install(denoiser, adapter),
         batch_size=4,
         **more,
     )
