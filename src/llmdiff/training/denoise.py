@@ -38,7 +38,8 @@ def check_trainable(pipe: Any, *, checkpointing: bool = False) -> None:
         UnsupportedPipelineError: its denoiser is not trained to denoise latents of pictures, or it has two.
         ConfigError: the denoiser has no argument that passes the text to recomputed layers.
     """
-    family, config = family_of(pipe), denoiser_of(pipe).config
+    family, denoiser = family_of(pipe), denoiser_of(pipe)
+    config: Any = denoiser.config
     if checkpointing and family.carrier is None and family.text_channel != "states":
         raise ConfigError(
             f"training.gradient_checkpointing is true, which recomputes layers, and {family.title} has no argument "
@@ -55,8 +56,8 @@ def check_trainable(pipe: Any, *, checkpointing: bool = False) -> None:
             family,
             "it has separate denoisers for high and low noise; use a base with a single denoiser",
         )
-    patch = family.patch_of(denoiser_of(pipe)) if family.latents == "patches" else 1
-    kind, taken = type(denoiser_of(pipe)), int(config.in_channels) // patch**2
+    patch = family.patch_of(denoiser) if family.latents == "patches" else 1
+    kind, taken = type(denoiser), int(config.in_channels) // patch**2
     made = int(pipe.vae.config.get("latent_channels") or pipe.vae.config.z_dim)
     if family.denoisers[0] not in {parent.__name__ for parent in kind.__mro__} or taken != made:
         raise _untrainable(
@@ -253,7 +254,7 @@ def latent_side_px(vae: Any) -> int:
 
 def side_multiple_px(pipe: Any, family: Family) -> int:
     """Return the number of pixels that a picture's sides must be divisible by for this pipeline."""
-    config = denoiser_of(pipe).config
+    config: Any = denoiser_of(pipe).config
     if getattr(pipe, "unet", None) is not None:
         latents = 2 ** (len(config.block_out_channels) - 1)
     else:
