@@ -254,7 +254,8 @@ def _saved_config(models: Models) -> dict[str, Any]:
     from llmdiff.adapter.adapter import LLMDiffAdapter
     from llmdiff.controller import adapter_source
 
-    return LLMDiffAdapter.saved_config(adapter_source(models.adapter))[0]
+    config, _ = LLMDiffAdapter.saved_config(adapter_source(models.adapter))
+    return dict(config)
 
 
 def usable_device(name: str | None) -> str:

@@ -18,6 +18,7 @@ from llmdiff.adapter.texts import negative_texts, prompt_texts
 from llmdiff.errors import AttachError, UnsupportedPipelineError
 from llmdiff.training.conditioning import Conditioning, Stage
 from llmdiff.types import TextEncoding
+from llmdiff_lab.rivals.last_hidden import LastHiddenStates
 
 _HIDDEN = -10_000.0  # the value that diffusers' U-Net adds to masked attention scores
 
@@ -29,13 +30,16 @@ class Connector(nn.Module, ABC):
     drawing; `at_step` is trained and computed at every time step.
 
     Fields:
-        id: the name of the reader.
+        source: the frozen LLM that it reads. id: its name.
         layers: attention layers that each read their own slice of the states' width; empty if all read all of it.
     """
 
-    id: str
     layers: tuple[str, ...] = ()
     keeps: Literal["encodings", "nothing"] = "encodings"
+
+    def __init__(self, source: LastHiddenStates) -> None:
+        super().__init__()
+        self.source, self.id = source, source.id
 
     @abstractmethod
     def read(self, prompts: Sequence[str]) -> Any:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.types import TextEncoding
-from llmdiff_lab.rivals.block_inputs import LLMStates
 from llmdiff_lab.rivals.connector import Connector
+from llmdiff_lab.rivals.last_hidden import LastHiddenStates
 from llmdiff_lab.rivals.lora import LLM_LR_SHARE, RemovableLora, layers_within, lora_in
 
 RANK, DROPOUT = 32, 0.1
@@ -42,14 +42,13 @@ class LaviBridgeConnector(Connector):
 
     def __init__(
         self,
-        source: LLMStates,
+        source: LastHiddenStates,
         denoiser: nn.Module,
         *,
         width: int,
         lora: Collection[Literal["denoiser", "llm"]] = ("denoiser", "llm"),
     ) -> None:
-        super().__init__()
-        self.source, self.id = source, source.id
+        super().__init__(source)
         middle = (source.hidden_size + width) // 2
         self.norm1, self.norm2 = nn.LayerNorm(source.hidden_size), nn.LayerNorm(middle)
         self.ff1 = _FeedForward(source.hidden_size, middle)

@@ -40,8 +40,7 @@ class Llm4GenConnector(Connector):
         heads: int = 8,
         denoiser_lora: RemovableLora | None = None,
     ) -> None:
-        super().__init__()
-        self.source, self.id = source, source.id
+        super().__init__(source)
         self.denoiser_lora = denoiser_lora
         self.clip = (tokenizer, text_encoder)  # in a tuple, so that it is not registered as a submodule
         self.hidden_size, self.heads = source.hidden_size, heads

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from llmdiff.types import TextEncoding
-from llmdiff_lab.rivals.block_inputs import LLMStates
 from llmdiff_lab.rivals.connector import Connector
+from llmdiff_lab.rivals.last_hidden import LastHiddenStates
 
 
 class PerBlockConnector(Connector):
@@ -24,9 +24,8 @@ class PerBlockConnector(Connector):
         small LLMs.
     """
 
-    def __init__(self, source: LLMStates, layers: Sequence[str], *, width: int) -> None:
-        super().__init__()
-        self.source, self.id = source, source.id
+    def __init__(self, source: LastHiddenStates, layers: Sequence[str], *, width: int) -> None:
+        super().__init__(source)
         self.layers = tuple(layers)
         blocks, count = source.llm.num_blocks, len(layers)
         # b(i) as an index from 0.

@@ -12,6 +12,8 @@ from llmdiff_lab.rivals.base_text import padded_ids
 from llmdiff_lab.rivals.connector import Connector
 from llmdiff_lab.rivals.last_hidden import LastHiddenStates
 
+_BLOCKS = 6
+
 
 class QueryAdapterConnector(Connector):
     """Learned embeddings of the base tokenizer's ids attend to each other and to the LLM's states, block by block:
@@ -30,20 +32,13 @@ class QueryAdapterConnector(Connector):
 
     keeps = "nothing"
 
-    def __init__(
-        self,
-        source: LastHiddenStates,
-        tokenizer: Any,
-        *,
-        width: int,
-        blocks: int = 6,
-    ) -> None:
-        super().__init__()
-        self.source, self.id, self.tokenizer = source, source.id, tokenizer
+    def __init__(self, source: LastHiddenStates, tokenizer: Any, *, width: int) -> None:
+        super().__init__(source)
+        self.tokenizer = tokenizer
         self.embedding = nn.Embedding(len(tokenizer), width)
         self.position = nn.Parameter(torch.zeros(int(tokenizer.model_max_length), width))
         self.norm_llm = nn.LayerNorm(source.hidden_size)
-        self.blocks = nn.ModuleList(_Block(width, source.hidden_size) for _ in range(blocks))
+        self.blocks = nn.ModuleList(_Block(width, source.hidden_size) for _ in range(_BLOCKS))
         self.out, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
         nn.init.normal_(self.embedding.weight, std=0.02)
 

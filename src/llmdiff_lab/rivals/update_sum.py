@@ -21,11 +21,11 @@ class UpdateSum(LearnedSource):
     Gains, scales and clipping are those of `ContextEncoding`, so that only the subtraction differs.
     """
 
-    def __init__(self, id: str, num_updates: int, hidden_size: int, *, clip: float = 3.0) -> None:
+    def __init__(self, id: str, num_updates: int, hidden_size: int) -> None:
         super().__init__()
         self.id = id
         self.hidden_size = hidden_size
-        self.context = ContextEncoding(num_updates, hidden_size, encoding="paper", clip=clip)
+        self.context = ContextEncoding(num_updates, hidden_size, encoding="paper", clip=3.0)
         self.context.h_raw.requires_grad_(False)  # no noise is drawn
 
     @abstractmethod
