@@ -1,6 +1,7 @@
 """Create the models of a training on fake tensors from their config files, inside a `FakeTensorMode`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from llmdiff.adapter import families, layers
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.base_pipeline import EMBEDDED_NAME, model_class, packaged
 from llmdiff.adapter.settings import AdapterSettings
+from llmdiff.controller import adapter_source
 from llmdiff.errors import (
     AdapterNotFoundError,
+    LLMDiffError,
     LLMNotFoundError,
     PipelineNotFoundError,
     UnsupportedPipelineError,
@@ -82,6 +85,16 @@ def fake_models(models: ModelsConfig, dtype: torch.dtype) -> FakeModels:
     return FakeModels(llm=llm, pipe=pipe, others=others, adapter=_adapter(models, llm, pipe).train())
 
 
+@contextmanager
+def _reading(error: type[LLMDiffError], what: str, files: str, setting: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as cause:
+        raise error(
+            f"the {what} cannot be found ({first_line(cause)}): pass a folder with {files} instead, {setting}=FOLDER"
+        ) from cause
+
+
 def _llm(name: str) -> Any:
     source: str | Path = name
     if name in PACKAGED:
@@ -89,13 +102,8 @@ def _llm(name: str) -> Any:
         source = folder if (folder / "config.json").is_file() else packaged_llm_folder(name)
     elif name.endswith(".gguf"):
         source = gguf_llm_folder(Path(name))
-    try:
+    with _reading(LLMNotFoundError, f"config of llm {name!r}", "its config.json", "models.llm"):
         config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise LLMNotFoundError(
-            f"the config of llm {name!r} cannot be found ({first_line(error)}): pass a folder with its "
-            "config.json instead, models.llm=FOLDER"
-        ) from error
     check_supported(config, id=name)
     with no_init_weights():
         model: Any = model_kind(config).from_config(config, dtype=torch.get_default_dtype())
@@ -106,17 +114,12 @@ def _llm(name: str) -> Any:
 def _pipeline(base: str) -> tuple[Any, dict[str, nn.Module]]:
     import diffusers
 
-    place = packaged("pipeline", PipelineNotFoundError) if base == EMBEDDED_NAME else Path(base)
-    source = str(place) if place.is_dir() else base
+    source = str(packaged("pipeline", PipelineNotFoundError)) if base == EMBEDDED_NAME else base
     pipeline: Any = diffusers.DiffusionPipeline
-    try:
+    files = "model_index.json and each part's config.json"
+    with _reading(PipelineNotFoundError, f"configs of base {base!r}", files, "models.base"):
         index = dict(pipeline.load_config(source))
         configs = {name: _config(source, name, entry) for name, entry in index.items()}
-    except (OSError, ValueError) as error:
-        raise PipelineNotFoundError(
-            f"the configs of base {base!r} cannot be found ({first_line(error)}): pass a folder with "
-            "model_index.json and each part's config.json instead, models.base=FOLDER"
-        ) from error
     class_name = str(index["_class_name"])
     kind: Any = getattr(diffusers, class_name, None)
     if kind is None:
@@ -151,17 +154,10 @@ def _built(kind: Any, config: Any) -> Any:
 def _adapter(models: ModelsConfig, llm: Any, pipe: Any) -> LLMDiffAdapter:
     make: Any = LLMDiffAdapter
     if models.start is not None:
-        folder = (
-            packaged("adapter", AdapterNotFoundError) if models.start == EMBEDDED_NAME else Path(models.start)
-        )
-        source = str(folder) if folder.is_dir() else models.start
-        try:
+        source = str(adapter_source(models.start))
+        what = f"config of adapter {models.start!r}"
+        with _reading(AdapterNotFoundError, what, "its config.json", "models.start"):
             found = dict(make.load_config(source))
-        except (OSError, ValueError) as error:
-            raise AdapterNotFoundError(
-                f"the config of adapter {models.start!r} cannot be found ({first_line(error)}): pass a folder with "
-                "its config.json instead, models.start=FOLDER"
-            ) from error
         config = {name: value for name, value in found.items() if not name.startswith("_")}
     else:
         family, denoiser = families.family_of(pipe), families.denoiser_of(pipe)
