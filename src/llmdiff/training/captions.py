@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -61,12 +62,10 @@ def captions_source(path: Path, *, side_px: int) -> CaptionSource:
             f"captions {path} has none: expected a caption on each line, in .jsonl and .csv as "
             f"{' or '.join(CAPTION_KEYS)}"
         )
-    size_px = side_px, side_px
+    made = partial(Row, content=bytes, size_px=(side_px, side_px))
     return CaptionSource(
         [
-            Row(
-                key=key, captions=texts, plain_captions=plain, problem=problem, content=bytes, size_px=size_px
-            )
+            made(key=key, captions=texts, plain_captions=plain, problem=problem)
             for key, texts, plain, problem in found
         ]
     )

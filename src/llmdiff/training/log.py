@@ -25,13 +25,10 @@ class TrainingLog:
         self._processes = processes
         self._sums: Sums = {}
         self._count, self._step, self._since = 0, first_step, time.monotonic()
-        if (
-            processes.is_main and path.exists()
-        ):  # remove lines that a killed run wrote after its last checkpoint
-            write_whole(
-                path,
-                "".join(f"{json.dumps(line)}\n" for line in read_log(path) if line["step"] <= first_step),
-            )
+        if processes.is_main and path.exists():
+            # Remove lines that a killed run wrote after its last checkpoint.
+            kept = [json.dumps(line) for line in read_log(path) if line["step"] <= first_step]
+            write_whole(path, "".join(f"{line}\n" for line in kept))
 
     def add(self, step: int, figures: Mapping[str, float]) -> None:
         """Add the figures of one part of a step."""
