@@ -105,14 +105,14 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
         record["runs"]["0"] = {"exact_match": measured("openmoji", rows, chosen.steps, folder / "before")}
         for count in map(int, chosen.pictures.split(",")):
             write_folder(folder / f"{count}", count)
-            found = first_config(
+            text, _ = first_config(
                 folder / f"{count}",
                 base="openmoji",
                 llm="smollm2-135m",
                 out=folder / f"run-{count}",
                 device="cpu",
             )
-            config = TrainConfig.model_validate(yaml.safe_load(found.text) | {"device": "cpu"})
+            config = TrainConfig.model_validate(yaml.safe_load(text) | {"device": "cpu"})
             if chosen.training_steps is not None:
                 training = config.training.model_copy(update={"steps": chosen.training_steps})
                 config = config.model_copy(update={"training": training})

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llmdiff.adapter.families import denoiser_of, family_of
 from llmdiff.adapter.installation import install
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
@@ -109,6 +110,7 @@ def read_padded(llm: DecoderLLM, context: ContextEncoding, texts: list[str]) -> 
 def train_plainly(config: TrainConfig, parts: TrainingModels) -> tuple[list[float], list[float]]:
     """Return the losses and seconds of every step of the plain loop."""
     training, adapter = config.training, parts.adapter
+    denoiser, family = denoiser_of(parts.pipe), family_of(parts.pipe)
     objective = Objective.of(parts.pipe.scheduler)
     epochs = Epochs(rows=parts.samples.rows, batch_size=training.batch_size, seed=training.seed)
     trained = [one for one in adapter.parameters() if one.requires_grad]
@@ -119,7 +121,7 @@ def train_plainly(config: TrainConfig, parts: TrainingModels) -> tuple[list[floa
     optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, 0.99))
     losses: list[float] = []
     seconds: list[float] = []
-    with install(parts.denoiser, adapter):
+    with install(denoiser, adapter):
         for step in range(training.steps):
             began = time.monotonic()
             rng = np.random.default_rng([training.seed, 14, step])
@@ -130,9 +132,7 @@ def train_plainly(config: TrainConfig, parts: TrainingModels) -> tuple[list[floa
             states, pooled = adapter.condition(encoding)
             noised = objective.noised(latents, step_part(training.seed, step).generator)
             sizes = [size for _, _, size in loaded]
-            output = denoise(
-                parts.denoiser, parts.family, noised.latents, noised.timesteps, states, pooled, sizes
-            )
+            output = denoise(denoiser, family, noised.latents, noised.timesteps, states, pooled, sizes)
             loss = objective.loss(output, noised)
             loss.backward()
             nn.utils.clip_grad_norm_(trained, training.max_grad_norm)

@@ -86,13 +86,13 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("nested too deep") from error
 
 
-def read_json(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> Any:
+def read_json(path: Path) -> Any:
     """Return the value of a JSON file.
 
     Raises:
         InputFileError: see `read_text`, or the file is not JSON.
     """
-    text = read_text(path, max_bytes=max_bytes)
+    text = read_text(path)
     try:
         return parse_json(text)
     except ValueError as error:

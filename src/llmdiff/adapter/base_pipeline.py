@@ -106,7 +106,7 @@ def _whole_parts(folder: Path, *, dtype: torch.dtype, base: str, text_encoders: 
         if name.startswith("_") or not isinstance(pair, list) or len(pair) != 2:
             continue
         library, class_name = pair
-        kind = _model_class(library, class_name)
+        kind = model_class(library, class_name)
         if class_name is None or (name in _TEXT_ENCODERS and not text_encoders):
             parts[name] = None
         elif kind is not None:
@@ -130,7 +130,7 @@ def _variant(folder: Path) -> dict[str, Any]:
     return {"variant": found.pop()} if alone else {}
 
 
-def _model_class(library: Any, name: Any) -> Any:
+def model_class(library: Any, name: Any) -> Any:
     """Return the class of a pipeline's component if it is a model, else None; diffusers reports invalid names."""
     import diffusers
     import transformers

@@ -37,7 +37,9 @@ def init(
     if path.exists():
         raise ConfigError(f"out is {path}, which exists: delete it or pass another --out")
     name = path.stem
-    found = first_config(pictures, base=base, llm=llm, out=Path("runs") / name, device=usable_device(device))
-    write_whole(path, f"# Train an adapter on {pictures}:\n#\n#   llmdiff train {path}\n\n{found.text}")
-    typer.echo("\n".join(found.report))
+    text, report = first_config(
+        pictures, base=base, llm=llm, out=Path("runs") / name, device=usable_device(device)
+    )
+    write_whole(path, f"# Train an adapter on {pictures}:\n#\n#   llmdiff train {path}\n\n{text}")
+    typer.echo("\n".join(report))
     typer.echo(f"{path}\nnext: llmdiff train {path}")

@@ -34,7 +34,7 @@ def plan(
     """
     set_up(verbose)
     check_extra("train", "pydantic", "yaml", "datasets")
-    from dataclasses import replace
+    from dataclasses import asdict, replace
 
     from llmdiff.training.config import load_config
     from llmdiff.training.measure import measure as time_steps
@@ -44,4 +44,4 @@ def plan(
     found = make_plan(settings, processes=processes, tokens=tokens, samples=samples)
     if measure:
         found = replace(found, measured=time_steps(settings))
-    typer.echo(json.dumps(found.as_dict(), indent=1) if as_json else found.text())
+    typer.echo(json.dumps(asdict(found), indent=1) if as_json else found.text())

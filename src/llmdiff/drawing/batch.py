@@ -17,13 +17,7 @@ from llmdiff.files import prompt_lines
 from llmdiff.workers.jobs import HERE, Job, Workers, run_jobs
 
 # The metadata that determines a picture, besides the models' digests and versions.
-_SAME = (
-    "prompt",
-    "negative_prompt",
-    "seed",
-    "steps",
-    "guidance_scale",
-)
+_SAME = ("prompt", "negative_prompt", "seed", "steps", "guidance_scale")
 
 
 def read_prompts(path: Path) -> list[str]:

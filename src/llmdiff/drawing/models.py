@@ -193,19 +193,17 @@ def load_controller(models: Models, *, device: str) -> "LLMController":
         "dtype": getattr(torch, models.dtype),
         "trust_remote_code": models.trust_remote_code,
     }
+    llm: Any = None
     if models.encodings is not None:
-        encodings = SavedEncodings.load(models.encodings)
-        with damage_named(f"adapter {models.adapter!r}"):
-            # The LLM was chosen when the prompts were encoded.
-            return LLMController.from_pretrained(models.adapter, llm=encodings, strict=False, device=device)
-    if models.llm is None:
-        with damage_named(f"adapter {models.adapter!r}"):
-            return LLMController.from_pretrained(models.adapter, **how)
-    with damage_named(f"llm {models.llm!r}"):
-        llm = DecoderLLM.from_pretrained(models.llm, **how)
+        llm = SavedEncodings.load(models.encodings)
+    elif models.llm is not None:
+        with damage_named(f"llm {models.llm!r}"):
+            llm = DecoderLLM.from_pretrained(models.llm, **how)
+    if llm is not None:
+        # A user's LLM only has to have the right sizes, else warn; that of encodings was chosen with the prompts.
+        how = {"device": device, "strict": False}
     with damage_named(f"adapter {models.adapter!r}"):
-        # An LLM that the user chose only has to have the right sizes: warn instead of raising.
-        return LLMController.from_pretrained(models.adapter, llm=llm, strict=False, device=device)
+        return LLMController.from_pretrained(models.adapter, llm=llm, **how)
 
 
 def _rewording(models: Models) -> "Rewording | None":
@@ -234,13 +232,7 @@ def scale_of(models: Models) -> float:
         AdapterNotFoundError: there is no such adapter.
         CorruptWeightsError: it is damaged.
     """
-    if models.scale is not None:
-        return models.scale
-    from llmdiff.adapter.adapter import LLMDiffAdapter
-    from llmdiff.controller import adapter_source
-
-    config, _ = LLMDiffAdapter.saved_config(adapter_source(models.adapter))
-    return float(config.get("scale", 1.0))
+    return float(_saved_config(models).get("scale", 1.0)) if models.scale is None else models.scale
 
 
 def gains_of_thirds(models: Models, thirds: Sequence[float]) -> str | None:
@@ -250,16 +242,20 @@ def gains_of_thirds(models: Models, thirds: Sequence[float]) -> str | None:
         AdapterNotFoundError: there is no such adapter.
         CorruptWeightsError: it is damaged.
     """
-    from llmdiff.adapter.adapter import LLMDiffAdapter
-    from llmdiff.controller import adapter_source
-
     if all(factor == 1 for factor in thirds):
         return None
-    config, _ = LLMDiffAdapter.saved_config(adapter_source(models.adapter))
-    count = int(config["num_blocks"])
+    count = int(_saved_config(models)["num_blocks"])
     ends = [count * part // len(thirds) for part in range(len(thirds) + 1)]
     parts = zip(ends[:-1], ends[1:], thirds, strict=True)
     return ",".join(f"{start}-{end - 1}={factor:g}" for start, end, factor in parts if end > start)
+
+
+def _saved_config(models: Models) -> dict[str, Any]:
+    from llmdiff.adapter.adapter import LLMDiffAdapter
+    from llmdiff.controller import adapter_source
+
+    config, _ = LLMDiffAdapter.saved_config(adapter_source(models.adapter))
+    return dict(config)
 
 
 def usable_device(name: str | None) -> str:

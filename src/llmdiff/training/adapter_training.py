@@ -1,10 +1,10 @@
 """Train in stages: select the captions and pictures of each step and compute its loss."""
 
 import shutil
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,13 +16,12 @@ from torch import Tensor, nn
 
 from llmdiff.adapter import families
 from llmdiff.errors import ConfigError
-from llmdiff.training.batches import Epochs, Prefetcher
+from llmdiff.training.batches import Batch, BatchLoader, CaptionReader, Epochs, Prefetcher
 from llmdiff.training.checkpoint import checkpoints
 from llmdiff.training.conditioning import Conditioned, Conditioning, Stage
 from llmdiff.training.config import TrainConfig
 from llmdiff.training.data import Samples
-from llmdiff.training.denoise import Sizes, denoise
-from llmdiff.training.loading import Batch, BatchLoader, CaptionReader
+from llmdiff.training.denoise import denoise
 from llmdiff.training.loop import StepPart, train
 from llmdiff.training.objective import Noised, Objective, validation_losses
 from llmdiff.training.optimizers import adapter_lr_scale
@@ -69,12 +68,13 @@ class AdapterTraining:
         self.must_match, self.readings = must_match, readings or config.store_folder
         self.trained: dict[str, int] = {}
         self.denoiser = cast(Any, families.denoiser_of(pipe))
-        self.family = families.family_of(pipe)
+        family = families.family_of(pipe)
+        self.denoise = partial(denoise, self.denoiser, family)
         if config.training.gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
         self.objective = Objective.of(
             pipe.scheduler,
-            patch=self.family.patch_of(self.denoiser),
+            patch=family.patch_of(self.denoiser),
             min_snr_gamma=config.training.min_snr_gamma,
         )
         self.validation, self.kept = split(config, samples)
@@ -136,11 +136,6 @@ class AdapterTraining:
         captions = captions_of(self.samples, samples)
         plain = [plain for _, plain in captions]
 
-        def choose(rng: np.random.Generator) -> list[int]:
-            dropped = rng.random(training.batch_size) < training.caption_dropout
-            chosen = rng.integers(len(captions), size=training.batch_size)
-            return list(np.where(dropped, len(captions) - 1, chosen))  # the last caption is the empty one
-
         def conditioned(indices: Sequence[int], generator: torch.Generator) -> Conditioned:
             return stage.condition(read([captions[i][0] for i in indices]), generator)
 
@@ -149,7 +144,7 @@ class AdapterTraining:
         self.conditioning.train()
         warm_start(
             self.pipe,
-            self.conditioning.modules,
+            self.conditioning,
             plain,
             conditioned,
             lambda: stored_queries(
@@ -163,10 +158,8 @@ class AdapterTraining:
             # Not sharded: without the denoiser's activations every process has memory for all parameters.
             replace(training.loop(self.config.watch), steps=steps, sharded=False),
             folder,
-            installed=self.conditioning.installed,
             batch_size=training.batch_size,
-            choose=choose,
-            layer_inputs=self.conditioning.layer_inputs,
+            caption_dropout=training.caption_dropout,  # the last caption is the empty one
             title=f"{self.config.out.name}, {stage.name} from captions",
             must_match=self.must_match,
             **self._rates(),
@@ -202,7 +195,7 @@ class AdapterTraining:
             latents = self.loader.latents(batch)
             conditioned = stage.condition(batch.reading, part.generator)
             noised = self.objective.noised(latents, part.generator)
-            output = self._denoise(noised.latents, noised.timesteps, conditioned, batch.sizes)
+            output = self.denoise(noised.latents, noised.timesteps, *conditioned, batch.sizes)
             figures = {**self.conditioning.figures(), **self.objective.figures(output, noised)}
             return self.objective.loss(output, noised), figures
 
@@ -268,33 +261,22 @@ class AdapterTraining:
             "muon": lambda name: training.optimizer == "muon" and self.conditioning.uses_muon(name),
         }
 
-    def _denoise(
-        self, latents: Tensor, timesteps: Tensor, conditioned: Conditioned, sizes: list[Sizes]
-    ) -> Tensor:
-        return denoise(self.denoiser, self.family, latents, timesteps, *conditioned, sizes)
-
     def _validation_batches(
         self, stage: Stage, read: CaptionReader, rank: int, processes: int
     ) -> Iterator[Any]:
-        size = self.config.training.batch_size
-        by_bucket: dict[int, list[int]] = defaultdict(list)
-        for number in range(rank, len(self.validation), processes):
-            by_bucket[int(self.samples.rows[self.validation[number], 3])].append(number)
-        for numbers in by_bucket.values():
-            for start in range(0, len(numbers), size):
-                part = numbers[start : start + size]
-                # Without autocast, as in the loader's threads: it cannot stack stored float16 with float32.
-                with torch.autocast(self.denoiser.device.type, enabled=False):
-                    indices = [self.validation[number] for number in part]
-                    batch = self.loader.load(read, indices, np.random.default_rng(0))
-                conditioned = stage.condition(batch.reading, None)
+        numbers = {self.validation[n]: n for n in range(rank, len(self.validation), processes)}
+        for indices in self.samples.batches(numbers, self.config.training.batch_size):
+            # Without autocast, as in the loader's threads: it cannot stack stored float16 with float32.
+            with torch.autocast(self.denoiser.device.type, enabled=False):
+                batch = self.loader.load(read, indices, np.random.default_rng(0))
+            conditioned = stage.condition(batch.reading, None)
 
-                def predict(
-                    noised: Noised, conditioned: Conditioned = conditioned, batch: Batch = batch
-                ) -> Tensor:
-                    return self._denoise(noised.latents, noised.timesteps, conditioned, batch.sizes)
+            def predict(
+                noised: Noised, conditioned: Conditioned = conditioned, batch: Batch = batch
+            ) -> Tensor:
+                return self.denoise(noised.latents, noised.timesteps, *conditioned, batch.sizes)
 
-                yield self.loader.latents(batch), part, predict
+            yield self.loader.latents(batch), [numbers[index] for index in indices], predict
 
 
 def _is_trained(folder: Path, steps: int) -> bool:

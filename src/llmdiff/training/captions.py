@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,29 +15,19 @@ SUFFIXES = (".txt", ".jsonl", ".csv")
 
 
 class CaptionSource:
-    """Captions by index, as samples whose pictures are empty files of the training's size.
+    """Captions by index, as samples whose pictures are empty files of the training's size."""
 
-    `rows` has for each sample its key, captions, plain wordings and a problem or None.
-    """
-
-    def __init__(self, rows: Sequence[tuple[str, list[str], list[str], str | None]], *, side_px: int) -> None:
-        self.rows, self.side_px = rows, side_px
-        self.fingerprint = sha256(json.dumps(rows).encode()).hexdigest()
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+        told = [(row.key, row.captions, row.plain_captions, row.problem) for row in rows]
+        self.fingerprint = sha256(json.dumps(told).encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def row(self, index: int) -> Row:
         """Return one row."""
-        key, captions, plain, problem = self.rows[index]
-        return Row(
-            key=key,
-            captions=captions,
-            plain_captions=plain,
-            content=bytes,
-            size_px=(self.side_px, self.side_px),
-            problem=problem,
-        )
+        return self.rows[index]
 
 
 def captions_source(path: Path, *, side_px: int) -> CaptionSource:
@@ -53,25 +44,31 @@ def captions_source(path: Path, *, side_px: int) -> CaptionSource:
         raise InputFileError(
             f"captions {path} ends in {path.suffix!r}, expected a file that ends in one of {', '.join(SUFFIXES)}"
         )
-    rows: list[tuple[str, list[str], list[str], str | None]] = []
+    found: list[tuple[str, list[str], list[str], str | None]] = []
     if path.suffix == ".txt":
         lines = enumerate(text_lines(read_text(path)), 1)
-        rows = [(f"line {number}", [line], [], None) for number, line in lines if not is_blank(line)]
+        found = [(f"line {number}", [line], [], None) for number, line in lines if not is_blank(line)]
     else:
-        for number, found, problem in records(path, needed=None):
+        for number, content, problem in records(path, needed=None):
             texts: tuple[list[str], list[str], str | None] = ([], [], problem)
             if problem is None:
                 try:
-                    texts = texts_of(found)
+                    texts = texts_of(content)
                 except (TypeError, AttributeError):
                     texts = ([], [], "not a JSON object")
-            rows.append((f"line {number}", *texts))
-    if not rows:
+            found.append((f"line {number}", *texts))
+    if not found:
         raise DataError(
             f"captions {path} has none: expected a caption on each line, in .jsonl and .csv as "
             f"{' or '.join(CAPTION_KEYS)}"
         )
-    return CaptionSource(rows, side_px=side_px)
+    made = partial(Row, content=bytes, size_px=(side_px, side_px))
+    return CaptionSource(
+        [
+            made(key=key, captions=texts, plain_captions=plain, problem=problem)
+            for key, texts, plain, problem in found
+        ]
+    )
 
 
 def read_captions(path: Path) -> list[str]:
@@ -80,10 +77,8 @@ def read_captions(path: Path) -> list[str]:
     Raises:
         InputFileError, DataError: see `captions_source`; or a row cannot be used.
     """
-    source = captions_source(path, side_px=1)
     texts: list[str] = []
-    for index in range(len(source)):
-        row = source.row(index)
+    for row in captions_source(path, side_px=1).rows:
         problem = row.problem or ("no caption" if not any(map(str.strip, row.texts)) else None)
         if problem is not None:
             raise DataError(f"captions {path}, {row.key}: {problem}: correct or remove the line")

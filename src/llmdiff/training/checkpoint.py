@@ -6,18 +6,20 @@ FOLDER/checkpoints/step-00001000/    checkpoint.safetensors  checkpoint.json  ma
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llmdiff.adapter.manifest import check_manifest, write_manifest
-from llmdiff.errors import CorruptWeightsError, OutputError
-from llmdiff.files import delete_folder, sweep, whole_folder
+from llmdiff.errors import CorruptWeightsError, LLMDiffError, OutputError
+from llmdiff.files import delete_folder, not_writable, sweep, whole_folder
 
 _TENSORS, _STATE = "checkpoint.safetensors", "checkpoint.json"
 _NAME = re.compile(r"step-(\d+)")
@@ -41,7 +43,7 @@ def save_checkpoint(
     Raises:
         OutputError: the disk is full or cannot be written; older checkpoints are unchanged.
     """
-    target = _folder_of(folder, step)
+    target = folder / "checkpoints" / f"step-{step:08d}"
     try:
         with whole_folder(target) as partial:
             whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -101,6 +103,31 @@ def best_checkpoint(folder: Path) -> tuple[float, Path] | None:
     return min(measured, default=None)
 
 
+@contextmanager
+def only_run(out: Path) -> Iterator[None]:
+    """Return a context that locks the folder for one run and removes temporary files of killed ones.
+
+    Raises:
+        LLMDiffError: another run uses the folder.
+        OutputError: the folder cannot be written.
+    """
+    lock = FileLock(out / ".lock", timeout=0)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise LLMDiffError(
+            f"out {out} is in use by another run: wait for it, or choose another folder"
+        ) from error
+    except OSError as error:
+        raise not_writable(out, error) from error
+    try:
+        sweep(out)
+        yield
+    finally:
+        lock.release()
+
+
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the tensors whose names start with `prefix.`, without that prefix."""
     return {
@@ -127,10 +154,6 @@ def restore_optimizer(
         index, key = name.split(".", 1)
         states.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _folder_of(folder: Path, step: int) -> Path:
-    return folder / "checkpoints" / f"step-{step:08d}"
 
 
 def _read(path: Path) -> dict[str, Any]:

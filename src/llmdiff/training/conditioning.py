@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from llmdiff.language.cache import CaptionStore, EncodingStore, ScoreStore
+from llmdiff.training.checkpoint import part
 
 Conditioned = tuple[Tensor, Tensor | None]
 """`encoder_hidden_states` for diffusers, and a pooled vector or None."""
@@ -119,5 +120,4 @@ class Conditioning(ABC):
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Load all saved tensors."""
         for prefix, module in self.modules.items():
-            named = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")}
-            module.load_state_dict({name.removeprefix(f"{prefix}."): one for name, one in named.items()})
+            module.load_state_dict(part(tensors, prefix))

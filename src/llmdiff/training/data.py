@@ -6,7 +6,8 @@ Bad samples are listed in a quarantine file with their reasons; they are never r
 import json
 import re
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +33,7 @@ from llmdiff.training.shapes import Shapes, cut, resized_size
 _SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
 _SEEN_BEFORE_STOPPING = 1000
 _FORMAT = 2  # version of the stored checks and of how pictures are opened
+_Good = tuple[tuple[int, int, int, int], bytes]  # a row of `Samples.rows`, and its digests
 _GOOD, _QUARANTINE = "good.safetensors", "quarantine.jsonl"
 
 
@@ -58,6 +60,15 @@ class Samples:
     def fingerprint(self) -> str:
         """Return the SHA-256 of all pictures and captions; paths and times do not matter."""
         return sha256(self.digests.numpy().tobytes()).hexdigest()
+
+    def batches(self, indices: Iterable[int], size: int) -> Iterator[list[int]]:
+        """Yield these samples in batches of at most `size`, each of one bucket."""
+        alike: dict[int, list[int]] = defaultdict(list)
+        for index in indices:
+            alike[int(self.rows[index, 3])].append(index)
+        for found in alike.values():
+            for start in range(0, len(found), size):
+                yield found[start : start + size]
 
     def picture_name(self, index: int) -> str:
         """Return a unique name of a picture: a digest of its content."""
@@ -142,10 +153,10 @@ def check_samples(
     return Samples(source=source, shapes=shapes, quarantined=quarantined, place=place, **found)
 
 
-def _keep(place: Path, good: "list[_Good]", bad: list[dict[str, str]]) -> None:
+def _keep(place: Path, good: list[_Good], bad: list[dict[str, str]]) -> None:
     with whole_folder(place) as partial:
-        rows = torch.tensor([one.row for one in good], dtype=torch.int64).reshape(-1, 4)
-        digests = np.frombuffer(b"".join(one.digests for one in good), np.uint8).reshape(-1, 2, 32)
+        rows = torch.tensor([row for row, _ in good], dtype=torch.int64).reshape(-1, 4)
+        digests = np.frombuffer(b"".join(digests for _, digests in good), np.uint8).reshape(-1, 2, 32)
         save_file({"rows": rows, "digests": torch.from_numpy(digests.copy())}, partial / _GOOD)
         (partial / _QUARANTINE).write_text("".join(f"{json.dumps(line)}\n" for line in bad))
         write_manifest(partial, [_GOOD, _QUARANTINE])
@@ -222,12 +233,6 @@ def _why_no_picture(error: Exception) -> str:
     return "picture is damaged" if error.__cause__ is not None else first_line(error)
 
 
-@dataclass(frozen=True)
-class _Good:
-    row: tuple[int, int, int, int]
-    digests: bytes
-
-
 def _checked(
     source: Source, shapes: Shapes, max_bad_share: float, threads: int
 ) -> tuple[list[_Good], list[dict[str, str]]]:
@@ -244,7 +249,7 @@ def _checked(
         for number, key, found in pool.map(look, range(len(source)), chunksize=16):
             if found.reason is None:
                 bucket = int(np.abs(aspects - np.log(found.width / found.height)).argmin())
-                good.append(_Good((number, found.width, found.height, bucket), found.digests))
+                good.append(((number, found.width, found.height, bucket), found.digests))
             else:
                 bad.append({"key": key, "reason": found.reason})
                 reasons[found.reason] += 1

@@ -1,5 +1,6 @@
 """The section `data` of a training configuration: where pictures and captions come from."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -91,12 +92,5 @@ class DataConfig(Section):
 
     def shapes(self, multiple_px: int) -> Shapes:
         """Return the shapes of training pictures, with sides that are multiples of `multiple_px`."""
-        return Shapes(
-            resolution_px=self.resolution_px,
-            multiple_px=self.multiple_px or multiple_px,
-            aspect_buckets=self.aspect_buckets,
-            max_aspect=self.max_aspect,
-            min_side_px=self.min_side_px,
-            crop=self.crop,
-            flip=self.flip,
-        )
+        own = {field.name: getattr(self, field.name) for field in fields(Shapes)}
+        return Shapes(**own | {"multiple_px": self.multiple_px or multiple_px})

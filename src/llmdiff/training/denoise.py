@@ -38,7 +38,8 @@ def check_trainable(pipe: Any, *, checkpointing: bool = False) -> None:
         UnsupportedPipelineError: its denoiser is not trained to denoise latents of pictures, or it has two.
         ConfigError: the denoiser has no argument that passes the text to recomputed layers.
     """
-    family, config = family_of(pipe), _config(pipe)
+    family, denoiser = family_of(pipe), denoiser_of(pipe)
+    config: Any = denoiser.config
     if checkpointing and family.carrier is None and family.text_channel != "states":
         raise ConfigError(
             f"training.gradient_checkpointing is true, which recomputes layers, and {family.title} has no argument "
@@ -55,7 +56,9 @@ def check_trainable(pipe: Any, *, checkpointing: bool = False) -> None:
             family,
             "it has separate denoisers for high and low noise; use a base with a single denoiser",
         )
-    kind, taken, made = type(denoiser_of(pipe)), _channels(pipe, family), _vae_channels(pipe.vae)
+    patch = family.patch_of(denoiser) if family.latents == "patches" else 1
+    kind, taken = type(denoiser), int(config.in_channels) // patch**2
+    made = int(pipe.vae.config.get("latent_channels") or pipe.vae.config.z_dim)
     if family.denoisers[0] not in {parent.__name__ for parent in kind.__mro__} or taken != made:
         raise _untrainable(
             family,
@@ -69,15 +72,6 @@ def _untrainable(family: Family, why: str) -> UnsupportedPipelineError:
         f"llmdiff train cannot train on this base of the family {family.title}: {why}. Adapters still attach to it and "
         "can be trained in your own loop"
     )
-
-
-def _channels(pipe: Any, family: Family) -> int:
-    patch = family.patch_of(denoiser_of(pipe)) if family.latents == "patches" else 1
-    return int(_config(pipe).in_channels) // patch**2
-
-
-def _vae_channels(vae: Any) -> int:
-    return int(vae.config.get("latent_channels") or vae.config.z_dim)
 
 
 def denoise(
@@ -260,14 +254,10 @@ def latent_side_px(vae: Any) -> int:
 
 def side_multiple_px(pipe: Any, family: Family) -> int:
     """Return the number of pixels that a picture's sides must be divisible by for this pipeline."""
-    config = _config(pipe)
+    config: Any = denoiser_of(pipe).config
     if getattr(pipe, "unet", None) is not None:
         latents = 2 ** (len(config.block_out_channels) - 1)
     else:
         inside = config.get("patch_size", 1)
         latents = max(inside if isinstance(inside, int) else inside[-1], family.patch_of(denoiser_of(pipe)))
     return math.lcm(family.side_divisor_px, latent_side_px(pipe.vae) * latents)
-
-
-def _config(pipe: Any) -> Any:
-    return denoiser_of(pipe).config

@@ -1,7 +1,7 @@
 """Create the models of a training on fake tensors from their config files, inside a `FakeTensorMode`."""
 
-import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ from transformers.initialization import no_init_weights
 
 from llmdiff.adapter import families, layers
 from llmdiff.adapter.adapter import LLMDiffAdapter
-from llmdiff.adapter.base_pipeline import EMBEDDED_NAME, packaged
+from llmdiff.adapter.base_pipeline import EMBEDDED_NAME, model_class, packaged
 from llmdiff.adapter.settings import AdapterSettings
+from llmdiff.controller import adapter_source
 from llmdiff.errors import (
     AdapterNotFoundError,
+    LLMDiffError,
     LLMNotFoundError,
     PipelineNotFoundError,
     UnsupportedPipelineError,
@@ -83,6 +85,16 @@ def fake_models(models: ModelsConfig, dtype: torch.dtype) -> FakeModels:
     return FakeModels(llm=llm, pipe=pipe, others=others, adapter=_adapter(models, llm, pipe).train())
 
 
+@contextmanager
+def _reading(error: type[LLMDiffError], what: str, files: str, setting: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as cause:
+        raise error(
+            f"the {what} cannot be found ({first_line(cause)}): pass a folder with {files} instead, {setting}=FOLDER"
+        ) from cause
+
+
 def _llm(name: str) -> Any:
     source: str | Path = name
     if name in PACKAGED:
@@ -90,13 +102,8 @@ def _llm(name: str) -> Any:
         source = folder if (folder / "config.json").is_file() else packaged_llm_folder(name)
     elif name.endswith(".gguf"):
         source = gguf_llm_folder(Path(name))
-    try:
+    with _reading(LLMNotFoundError, f"config of llm {name!r}", "its config.json", "models.llm"):
         config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise LLMNotFoundError(
-            f"the config of llm {name!r} cannot be found ({first_line(error)}): pass a folder with its "
-            "config.json instead, models.llm=FOLDER"
-        ) from error
     check_supported(config, id=name)
     with no_init_weights():
         model: Any = model_kind(config).from_config(config, dtype=torch.get_default_dtype())
@@ -105,21 +112,19 @@ def _llm(name: str) -> Any:
 
 
 def _pipeline(base: str) -> tuple[Any, dict[str, nn.Module]]:
-    place = packaged("pipeline", PipelineNotFoundError) if base == EMBEDDED_NAME else Path(base)
-    source = str(place) if place.is_dir() else base
-    try:
-        class_name, parts = _read_parts(source)
-    except (OSError, ValueError) as error:
-        raise PipelineNotFoundError(
-            f"the configs of base {base!r} cannot be found ({first_line(error)}): pass a folder with "
-            "model_index.json and each part's config.json instead, models.base=FOLDER"
-        ) from error
     import diffusers
 
+    source = str(packaged("pipeline", PipelineNotFoundError)) if base == EMBEDDED_NAME else base
+    pipeline: Any = diffusers.DiffusionPipeline
+    files = "model_index.json and each part's config.json"
+    with _reading(PipelineNotFoundError, f"configs of base {base!r}", files, "models.base"):
+        index = dict(pipeline.load_config(source))
+        configs = {name: _config(source, name, entry) for name, entry in index.items()}
+    class_name = str(index["_class_name"])
     kind: Any = getattr(diffusers, class_name, None)
     if kind is None:
         raise UnsupportedPipelineError(f"base {base!r} is a {class_name}, which diffusers does not have")
-    models = {name: _built(part, config) for name, (part, config) in parts.items()}
+    models = {name: _built(*found) for name, found in configs.items() if found is not None}
     pipe = kind.__new__(kind)  # only its class and these parts are used
     inside = {name: model for name, model in models.items() if name in ("unet", "transformer", "vae")}
     vars(pipe).update(inside)
@@ -127,57 +132,32 @@ def _pipeline(base: str) -> tuple[Any, dict[str, nn.Module]]:
     return pipe, {name: model for name, model in models.items() if name not in inside}
 
 
-def _read_parts(source: str) -> tuple[str, dict[str, tuple[Any, Any]]]:
-    """Return the class name of a pipeline, and the class and config of each of its models."""
-    from diffusers import DiffusionPipeline
-
-    pipeline: Any = DiffusionPipeline
-    index = dict(pipeline.load_config(source))
-    parts: dict[str, tuple[Any, Any]] = {}
-    for name, entry in index.items():
-        if name.startswith("_") or not isinstance(entry, list | tuple) or entry[0] is None:
-            continue
-        kind = _class(*entry)
-        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-            continue  # schedulers and tokenizers have no weights
-        if issubclass(kind, PreTrainedModel):
-            config_class: Any = kind.config_class
-            parts[name] = kind, config_class.from_pretrained(source, subfolder=name).to_dict()
-        else:
-            loads: Any = kind
-            parts[name] = kind, dict(loads.load_config(source, subfolder=name))
-    return str(index["_class_name"]), parts
-
-
-def _class(library: str, name: str) -> Any:
-    # For classes inside a diffusers pipeline's package, the library is the name of that package.
-    inside = library in ("diffusers", "transformers")
-    module = importlib.import_module(library if inside else f"diffusers.pipelines.{library}")
-    return getattr(module, name)
-
-
-def _built(kind: Any, config: Mapping[str, Any]) -> Any:
+def _config(source: str, name: str, entry: Any) -> tuple[Any, Any] | None:
+    """Return the class and the config of a pipeline's part; None if it is no model."""
+    if name.startswith("_") or not isinstance(entry, list | tuple) or entry[0] is None:
+        return None
+    kind = model_class(*entry)
+    if kind is None:
+        return None  # schedulers and tokenizers have no weights
     if issubclass(kind, PreTrainedModel):
-        config_class: Any = kind.config_class
+        return kind, kind.config_class.from_pretrained(source, subfolder=name)
+    return kind, dict(kind.load_config(source, subfolder=name))
+
+
+def _built(kind: Any, config: Any) -> Any:
+    if issubclass(kind, PreTrainedModel):
         with no_init_weights():
-            return kind(config_class(**config))
-    return kind.from_config(dict(config))
+            return kind(config)
+    return kind.from_config(config)
 
 
 def _adapter(models: ModelsConfig, llm: Any, pipe: Any) -> LLMDiffAdapter:
     make: Any = LLMDiffAdapter
     if models.start is not None:
-        folder = (
-            packaged("adapter", AdapterNotFoundError) if models.start == EMBEDDED_NAME else Path(models.start)
-        )
-        source = str(folder) if folder.is_dir() else models.start
-        try:
+        source = str(adapter_source(models.start))
+        what = f"config of adapter {models.start!r}"
+        with _reading(AdapterNotFoundError, what, "its config.json", "models.start"):
             found = dict(make.load_config(source))
-        except (OSError, ValueError) as error:
-            raise AdapterNotFoundError(
-                f"the config of adapter {models.start!r} cannot be found ({first_line(error)}): pass a folder with "
-                "its config.json instead, models.start=FOLDER"
-            ) from error
         config = {name: value for name, value in found.items() if not name.startswith("_")}
     else:
         family, denoiser = families.family_of(pipe), families.denoiser_of(pipe)

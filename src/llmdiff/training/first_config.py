@@ -27,20 +27,8 @@ _LARGEST_BATCH = {"cpu": 8}
 _MEMORY_SHARE = 0.8
 
 
-@dataclass(frozen=True, kw_only=True)
-class FirstConfig:
-    """A configuration and a report on the folder.
-
-    Fields:
-        text: the YAML file. report: lines to print.
-    """
-
-    text: str
-    report: list[str]
-
-
-def first_config(pictures: Path, *, base: str, llm: str, out: Path, device: str) -> FirstConfig:
-    """Return a configuration that trains on the pictures of a folder.
+def first_config(pictures: Path, *, base: str, llm: str, out: Path, device: str) -> tuple[str, list[str]]:
+    """Return a configuration (YAML) that trains on the pictures of a folder, and lines of a report on them.
 
     The first 500 samples are read as `prepare` reads them. The resolution is the base's own, the batch the largest
     power of two that fits the device's memory, and the number of steps grows with the number of pictures.
@@ -79,7 +67,7 @@ def first_config(pictures: Path, *, base: str, llm: str, out: Path, device: str)
     ]
     if seen.side_px < side_px / 2:
         report.append(f"the pictures are small ({seen.side_px} px), they are enlarged to {side_px} px")
-    return FirstConfig(text=yaml.safe_dump(draft, sort_keys=False, width=110), report=report)
+    return yaml.safe_dump(draft, sort_keys=False, width=110), report
 
 
 @dataclass(frozen=True, kw_only=True)

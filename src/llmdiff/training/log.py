@@ -4,43 +4,31 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from llmdiff.errors import OutputError
 from llmdiff.files import write_whole
+from llmdiff.training.processes import Processes
 
 # A figure's name => its sum and its count.
 Sums = dict[str, tuple[float, int]]
 
 
 class TrainingLog:
-    """Means of every figure over those of `every` steps that have it.
+    """Means of every figure over those of `every` steps that have it; only the main process writes."""
 
-    `gather` returns the sums of all processes. Only the main process writes.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        first_step: int,
-        *,
-        every: int,
-        gather: Callable[[Sums], list[Sums]],
-        writes: bool,
-        track: Callable[[Mapping[str, float], int], None],
-    ) -> None:
+    def __init__(self, path: Path, first_step: int, *, every: int, processes: Processes) -> None:
         self.path, self.every, self.shown = path, every, ""
-        self._gather, self._writes, self._track = gather, writes, track
+        self._processes = processes
         self._sums: Sums = {}
         self._count, self._step, self._since = 0, first_step, time.monotonic()
-        if writes and path.exists():  # remove lines that a killed run wrote after its last checkpoint
-            write_whole(
-                path,
-                "".join(f"{json.dumps(line)}\n" for line in read_log(path) if line["step"] <= first_step),
-            )
+        if processes.is_main and path.exists():
+            # Remove lines that a killed run wrote after its last checkpoint.
+            kept = [json.dumps(line) for line in read_log(path) if line["step"] <= first_step]
+            write_whole(path, "".join(f"{line}\n" for line in kept))
 
     def add(self, step: int, figures: Mapping[str, float]) -> None:
         """Add the figures of one part of a step."""
@@ -60,12 +48,12 @@ class TrainingLog:
         if not self._count:
             return
         seconds = max(time.monotonic() - self._since, 1e-9)
-        line = {"step": float(self._step)} | _means(self._gather(self._sums))
+        line = {"step": float(self._step)} | _means(self._processes.gathered(self._sums))
         line["steps_per_s"] = self._count / seconds
         if samples is not None:
             line["samples_per_s"] = samples * self._count / seconds
         line |= last
-        if self._writes:
+        if self._processes.is_main:
             self.write(line)
         self.shown = f"loss {line['loss']:.4f}"
         self._sums, self._count, self._since = {}, 0, time.monotonic()
@@ -83,7 +71,8 @@ class TrainingLog:
             raise OutputError(
                 f"{self.path} cannot be written ({error}): free disk space, then run again to resume"
             ) from error
-        self._track({name: value for name, value in line.items() if name != "step"}, int(line["step"]))
+        figures = {name: value for name, value in line.items() if name != "step"}
+        self._processes.track(figures, int(line["step"]))
 
 
 def _means(all_sums: Sequence[Sums]) -> dict[str, float]:

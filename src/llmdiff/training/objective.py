@@ -21,6 +21,7 @@ from llmdiff.errors import ConfigError
 
 Kind = Literal["epsilon", "sample", "v_prediction", "flow"]
 BUCKETS = 4
+_LEVELS = 8  # noise levels of a sample in a validation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,8 +198,6 @@ def _growing_shift(config: Any) -> Callable[[int], float]:
 def validation_losses(
     objective: Objective,
     batches: Iterable[tuple[Tensor, list[int], Callable[[Noised], Tensor]]],
-    *,
-    levels: int = 8,
 ) -> tuple[float, float]:
     """Return the sum of losses over samples and noise levels, and their number.
 
@@ -208,17 +207,12 @@ def validation_losses(
     """
     total, count = 0.0, 0
     for latents, numbers, denoise in batches:
-        noise = torch.stack(
-            [torch.randn(latents.shape[1:], generator=_generator(number)) for number in numbers]
-        )
-        for level in range(levels):
+        generators = [torch.Generator().manual_seed(0x5EED + number) for number in numbers]
+        noise = torch.stack([torch.randn(latents.shape[1:], generator=one) for one in generators])
+        for level in range(_LEVELS):
             # Every sample has another place in the slice, so all timesteps are covered.
-            places = torch.tensor([(level + (number * 0.618034) % 1) / levels for number in numbers])
+            places = torch.tensor([(level + (number * 0.618034) % 1) / _LEVELS for number in numbers])
             noised = objective.noised_at(latents, noise.to(latents), places)
             losses = objective.losses(denoise(noised), noised)
             total, count = total + float(losses.sum()), count + len(losses)
     return total, float(count)
-
-
-def _generator(number: int) -> torch.Generator:
-    return torch.Generator().manual_seed(0x5EED + number)

@@ -53,9 +53,22 @@ def create_optimizer(
         ConfigError: Muon is combined with sharding or another optimiser.
         LLMDiffError: the package of 8-bit AdamW is not installed.
     """
-    groups = _groups(parameters, config, lr_scale, muon)
-    by_muon = any(group["muon"] for group in groups)
-    if by_muon and (config.sharded or config.optimizer != "adamw"):
+    grouped: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        share, decay = lr_scale(name)
+        matrix = parameter.ndim > 1
+        # No weight decay for scalars, gains and biases.
+        grouped.setdefault((share, decay * matrix, matrix and muon(name)), []).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {
+            "params": members,
+            "lr": config.learning_rate * share,
+            "weight_decay": config.weight_decay * decay,
+            "muon": by_muon,
+        }
+        for (share, decay, by_muon), members in grouped.items()
+    ]
+    if any(group["muon"] for group in groups) and (config.sharded or config.optimizer != "adamw"):
         raise ConfigError(
             f"muon is set with optimizer {config.optimizer!r} and sharded={config.sharded}: it needs whole "
             'matrices and optimizer "adamw"; leave out one of them'
@@ -68,26 +81,3 @@ def create_optimizer(
         )
         return optimizer
     return MuonAdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
-
-
-def _groups(
-    parameters: Mapping[str, nn.Parameter],
-    config: LoopConfig,
-    lr_scale: LrScale,
-    muon: Callable[[str], bool],
-) -> list[dict[str, Any]]:
-    grouped: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
-    for name, parameter in parameters.items():
-        share, decay = lr_scale(name)
-        matrix = parameter.ndim > 1
-        # No weight decay for scalars, gains and biases.
-        grouped.setdefault((share, decay * matrix, matrix and muon(name)), []).append(parameter)
-    return [
-        {
-            "params": members,
-            "lr": config.learning_rate * share,
-            "weight_decay": config.weight_decay * decay,
-            "muon": by_muon,
-        }
-        for (share, decay, by_muon), members in grouped.items()
-    ]

@@ -6,8 +6,7 @@ training step, run on fake tensors. Validation, sample pictures and the allocato
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -57,10 +56,6 @@ class Plan:
     tokens: int
     processes: int
     measured: Measured | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the plan as plain values for JSON."""
-        return asdict(self)
 
     def text(self) -> str:
         """Return the plan as text tables."""

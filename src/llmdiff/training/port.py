@@ -24,7 +24,6 @@ from tqdm.auto import tqdm
 from llmdiff.adapter import families
 from llmdiff.adapter.attach import check_fits
 from llmdiff.adapter.card import adapter_card, source_name
-from llmdiff.adapter.installation import install
 from llmdiff.adapter.storage import CONFIG_NAME
 from llmdiff.controller import LLMController
 from llmdiff.errors import AdapterMismatchError, ConfigError, DataError, OutputError
@@ -33,7 +32,9 @@ from llmdiff.language.cache import EncodingCache
 from llmdiff.language.digests import adapter_digest, model_digest
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.language.loading import same_model_name
+from llmdiff.training.adapter_conditioning import AdapterConditioning
 from llmdiff.training.adapter_pair import AdapterPair, layer_outputs, llm_of
+from llmdiff.training.checkpoint import only_run
 from llmdiff.training.closed_form import (
     Moments,
     TokenMap,
@@ -44,7 +45,6 @@ from llmdiff.training.closed_form import (
 )
 from llmdiff.training.conditioning import Conditioned
 from llmdiff.training.loop_config import LoopConfig
-from llmdiff.training.runs import only_run
 from llmdiff.training.warm_start import BaseQueries, stored_queries, warm_start
 
 MIN_CAPTIONS = 20
@@ -182,15 +182,9 @@ def _train(
     def conditioned(indices: Sequence[int], generator: torch.Generator) -> Conditioned:
         return adapter.condition(store.batch([captions[i] for i in indices]))
 
-    def choose(rng: np.random.Generator) -> list[int]:
-        # The last caption is the empty one, for guidance, with the usual dropout of training.
-        dropped = rng.random(settings.batch_size) < 0.1
-        chosen = rng.integers(len(captions), size=settings.batch_size)
-        return list(np.where(dropped, len(captions) - 1, chosen))
-
     warm_start(
         pipe,
-        {"adapter": adapter},
+        AdapterConditioning(adapter, pair.new.llm),
         captions,
         conditioned,
         lambda: queries,
@@ -204,9 +198,8 @@ def _train(
             log_every=10,
         ),
         work,
-        installed=lambda denoiser: install(denoiser, adapter),
         batch_size=settings.batch_size,
-        choose=choose,
+        caption_dropout=0.1,  # the last caption is the empty one, for guidance
         target=layer_outputs(pair.old.adapter, pair.stores[0], pipe, captions),
         title=f"port to {pair.new.llm.id}",
         must_match=must_match,
@@ -287,11 +280,7 @@ def _save(ported: Ported, old: LLMController, out: Path, settings: PortSettings,
         "llm": ported.controller.llm.id,
         "captions": captions,
         "settings": asdict(settings),
-        "map": {
-            "tokens": ported.token_map.tokens,
-            "ridge": ported.token_map.ridge,
-            "unexplained": ported.token_map.unexplained,
-        },
+        "map": {name: getattr(ported.token_map, name) for name in ("tokens", "ridge", "unexplained")},
         "unexplained_closed_form": ported.closed_form,
         "unexplained": ported.trained,
     }

@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -54,16 +53,6 @@ class TrainingModels:
         """Return the adapter's weighted sum over the LLM's blocks; `load_models` rejects adapters without one."""
         assert self.adapter.context is not None
         return self.adapter.context
-
-    @property
-    def family(self) -> families.Family:
-        """Return the family of the base."""
-        return families.family_of(self.pipe)
-
-    @property
-    def denoiser(self) -> Any:
-        """Return the base's U-Net or transformer."""
-        return families.denoiser_of(self.pipe)
 
     def conditioning(self, training: TrainingConfig) -> AdapterConditioning:
         """Return the trainer's conditioning by LLM and adapter."""
@@ -225,14 +214,7 @@ def fill_latents(
     rng = np.random.default_rng(0)  # not used for a centre crop
     for start in range(0, len(indices), LATENT_CHUNK):
         chunk: dict[str, Tensor] = {}
-        alike: dict[int, list[int]] = defaultdict(list)
-        for index in indices[start : start + LATENT_CHUNK]:
-            alike[int(samples.rows[index, 3])].append(index)
-        for part in (
-            found[first : first + _ENCODED_TOGETHER]
-            for found in alike.values()
-            for first in range(0, len(found), _ENCODED_TOGETHER)
-        ):
+        for part in samples.batches(indices[start : start + LATENT_CHUNK], _ENCODED_TOGETHER):
             pixels = torch.stack([samples.load(index, rng)[0] for index in part])
             latents = encode_pictures(vae, pixels).half().cpu()
             chunk |= {samples.picture_name(index): one for index, one in zip(part, latents, strict=True)}

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -69,28 +69,24 @@ class StoreFiller:
         self._config, self._keys, self._context = config, keys, context
         self._device = usable_device(self._config.device)
         self._dtype = COMPUTED_IN[self._config.training.precision]
-        self._cache: CaptionStore[Any] | None = None
-        self._latents: Any = None
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, int]:
         """Process an item and return the number of new entries in the store."""
         if "captions" in item:
-            if self._cache is None:
-                self._cache = self._opened_cache()
             return {"captions": self._cache.fill(item["captions"])}
-        if self._latents is None:
-            self._latents = self._opened_latents()
         store, vae, samples = self._latents
         return {"pictures": fill_latents(store, vae, samples, item["pictures"])}
 
-    def _opened_cache(self) -> CaptionStore[Any]:
+    @cached_property
+    def _cache(self) -> CaptionStore[Any]:
         llm = DecoderLLM.from_pretrained(self._config.models.llm, device=self._device, dtype=self._dtype)
         cache = caption_store(self._config, llm, self._context.to(self._device))
         assert cache is not None  # items of captions exist only with a store
         self._check("captions", cache.key)
         return cache
 
-    def _opened_latents(self) -> tuple[Any, Any, Any]:
+    @cached_property
+    def _latents(self) -> tuple[Any, Any, Any]:
         pipe = load_base_pipeline(self._config.models.base, dtype=self._dtype)
         vae = pipe.vae.to(self._device).requires_grad_(False).eval()
         samples = load_samples(self._config, pipe)

@@ -111,10 +111,7 @@ class Processes:
 
     def gathered(self, value: _T) -> list[_T]:
         """Return the values of all processes in the order of ranks."""
-        if self.count == 1:
-            return [value]
-        found: list[_T] = gather_object([value])
-        return found
+        return list(gather_object([value]))
 
     def on_main(self, act: Callable[[], None]) -> None:
         """Run `act` on the main process while the others wait.
@@ -164,18 +161,17 @@ class Processes:
 
     def track(self, figures: Mapping[str, float], step: int) -> None:
         """Log figures in the trackers."""
-        if self._trackers:
-            self.accelerator.log(dict(figures), step=step)
+        self.accelerator.log(dict(figures), step=step)
 
     def track_picture(self, name: str, picture: Image.Image, step: int) -> None:
         """Log a picture in the trackers."""
-        for tracker in self.accelerator.trackers if self._trackers else []:
+        for tracker in self.accelerator.trackers:
             form = {"dataformats": "NHWC"} if tracker.name == _TENSORBOARD else {}
             tracker.log_images({name: np.asarray(picture.convert("RGB"))[None]}, step=step, **form)
 
     def stop_tracking(self) -> None:
         """Close the trackers."""
-        for tracker in self.accelerator.trackers if self._trackers else []:
+        for tracker in self.accelerator.trackers:
             tracker.finish()
 
     @property
@@ -195,11 +191,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 def clipped_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
     """Clip the norm of all gradients to `max_norm` and return the norm before clipping."""
-    trained = list(parameters)
-    grads = [one.grad for one in trained if one.grad is not None]
-    norm = full_tensor(nn.utils.get_total_norm(grads))
-    nn.utils.clip_grads_with_norm_(trained, max_norm, norm)
-    return float(norm)
+    return float(full_tensor(nn.utils.clip_grad_norm_(parameters, max_norm)))
 
 
 def shard_like(value: Tensor, tensor: Tensor) -> Tensor:

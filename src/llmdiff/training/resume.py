@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,30 +29,24 @@ _HARMLESS |= {"sample_every", "validate_every", "log_every"}
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
 class RunState:
     """Weights, averages and moments of a run, and the folder of its checkpoints.
 
-    `must_match` are values that must equal those of a checkpoint, besides the loop's settings; `metadata` is stored
-    with them and not compared.
+    Fields:
+        loop: settings of the loop. must_match: other values that must equal those of a checkpoint.
+        metadata: values stored with them and not compared.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        parameters: Mapping[str, nn.Parameter],
-        ema: EMAModel,
-        optimizer: torch.optim.Optimizer,
-        scaler: Any,
-        processes: Processes,
-        *,
-        loop: Mapping[str, Any],
-        must_match: Mapping[str, Any],
-        metadata: Mapping[str, Any],
-    ) -> None:
-        self.loop, self.keep_last = loop, int(loop["keep_last"])
-        self.folder, self.parameters, self.ema = folder, parameters, ema
-        self.optimizer, self.scaler, self.processes = optimizer, scaler, processes
-        self.must_match, self.metadata = must_match, {"loop": dict(loop), **metadata}
+    folder: Path
+    parameters: Mapping[str, nn.Parameter]
+    ema: EMAModel
+    optimizer: torch.optim.Optimizer
+    scaler: Any
+    processes: Processes
+    loop: Mapping[str, Any]
+    must_match: Mapping[str, Any]
+    metadata: Mapping[str, Any]
 
     def save(self, step: int, validation_loss: float | None) -> None:
         """Write a checkpoint on the main process.
@@ -64,7 +59,8 @@ class RunState:
         moments, numbers = optimizer_parts(self.optimizer)
         # All processes gather the shards; only the main process writes.
         whole = {name: full_tensor(value) for name, value in (tensors | moments).items()}
-        state: dict[str, Any] = {"extra": dict(self.must_match), "metadata": dict(self.metadata)}
+        metadata = {"loop": dict(self.loop), **self.metadata}
+        state: dict[str, Any] = {"extra": dict(self.must_match), "metadata": metadata}
         if numbers:
             state["optimizer"] = numbers
         if self.scaler is not None:
@@ -73,7 +69,7 @@ class RunState:
             state["validation_loss"] = validation_loss
         self.processes.on_main(
             lambda: save_checkpoint(
-                self.folder, step=step, tensors=whole, state=state, keep_last=self.keep_last
+                self.folder, step=step, tensors=whole, state=state, keep_last=self.loop["keep_last"]
             )
         )
 

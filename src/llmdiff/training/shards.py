@@ -11,8 +11,8 @@ from typing import Any
 
 from llmdiff.environment import check_extra
 from llmdiff.errors import DataError
-from llmdiff.training.folders import CAPTION_KEYS
-from llmdiff.training.rows import PICTURE_SUFFIXES, is_whole_text, shown
+from llmdiff.training.folders import texts_of
+from llmdiff.training.rows import PICTURE_SUFFIXES, shown
 from llmdiff.training.sources import TableSource, innermost
 
 _FORMAT = 2  # version of the table of offsets
@@ -129,17 +129,19 @@ def _damaged_at(tar: tarfile.TarFile, size: int) -> int | None:
 def _row(tar: tarfile.TarFile, path: str, key: str, parts: dict[str, tarfile.TarInfo]) -> dict[str, Any]:
     picture = next((parts[kind] for kind in _KINDS if kind in parts), None)
     place = None if picture is None else {"path": path, "offset": picture.offset_data, "size": picture.size}
-    problem = None if place else "no picture in the shard"
     captions: list[str] = []
+    problem: str | None = None
     try:
         if (written := next((parts[kind] for kind in _TEXTS if kind in parts), None)) is not None:
             captions = [_read(tar, written).decode("utf-8-sig")]
         elif (described := parts.get("json")) is not None:
-            captions = _captions_in(_read(tar, described))
+            captions, _, problem = texts_of(json.loads(_read(tar, described).decode("utf-8-sig")))
     except UnicodeDecodeError:
-        problem = problem or "caption is not UTF-8"
-    except ValueError as error:
-        problem = problem or str(error)
+        problem = "caption is not UTF-8"
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        problem = "caption: the JSON beside the picture is not an object"
+    if place is None:
+        problem = "no picture in the shard"
     return {"key": key, "picture": place, "captions": captions, "problem": problem}
 
 
@@ -148,17 +150,3 @@ def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file.seek(member.offset_data)
     content: bytes = file.read(min(member.size, _MAX_CAPTION_BYTES))
     return content
-
-
-def _captions_in(content: bytes) -> list[str]:
-    try:
-        found = json.loads(content.decode("utf-8-sig"))
-        captions: Any = next((found[key] for key in CAPTION_KEYS if found.get(key) is not None), [])
-    except UnicodeDecodeError:
-        raise
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise ValueError("caption: the JSON beside the picture is not an object") from error
-    listed = captions if isinstance(captions, list) else [captions]
-    if not all(isinstance(text, str) and is_whole_text(text) for text in listed):
-        raise ValueError("caption is not a text")
-    return listed

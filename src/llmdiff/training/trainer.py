@@ -3,6 +3,7 @@
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch._dynamo.exc import BackendCompilerFailed
@@ -10,12 +11,23 @@ from torch._dynamo.exc import BackendCompilerFailed
 from llmdiff.adapter.card import adapter_card
 from llmdiff.errors import LLMDiffError, first_line
 from llmdiff.files import write_whole
+from llmdiff.language.digests import model_digest
 from llmdiff.training.adapter_conditioning import adapter_tensors, adapter_with
 from llmdiff.training.adapter_training import AdapterTraining
-from llmdiff.training.config import TrainConfig
-from llmdiff.training.prepare import load_models, prepare
+from llmdiff.training.checkpoint import only_run
+from llmdiff.training.config import TrainConfig, WatchConfig
+from llmdiff.training.loop_config import LoopConfig
+from llmdiff.training.prepare import TrainingModels, load_models, prepare
 from llmdiff.training.processes import full_tensor, launched_process
-from llmdiff.training.runs import identity, only_run
+from llmdiff.training.resume import flat
+
+# Settings outside the loop that may change when a run resumes: paths, threads, logs. All others, also new ones, are
+# compared.
+_HARMLESS = {"out", "store", "device", "data.path", "data.threads", "data.max_bad_share"}
+_HARMLESS |= {"training.prefetch", "training.gradient_checkpointing", "training.compile"}
+_HARMLESS |= {f"watch.{name}" for name in WatchConfig.model_fields if name != "validation_samples"}
+# The loop compares these itself, except the optimiser, for which it has one name for two.
+_OF_THE_LOOP = {f"training.{name}" for name in LoopConfig.__dataclass_fields__ if name != "optimizer"}
 
 
 def train_adapter(config: TrainConfig, *, samples: int | None = None) -> Path:
@@ -65,3 +77,15 @@ def _train_adapter(config: TrainConfig, samples: int | None) -> Path:
             card = adapter_card(adapter, repo_id=config.out.absolute().name)
             adapter.save_pretrained(config.out / "adapter", card=card)
     return config.out / "adapter"
+
+
+def identity(config: TrainConfig, models: TrainingModels) -> dict[str, Any]:
+    """Return the values that must be equal when a run resumes: settings, samples, and models behind its stores."""
+    told = flat(config.model_dump(mode="json"))
+    found = {name: value for name, value in told.items() if name not in _HARMLESS | _OF_THE_LOOP}
+    found["samples"] = models.samples.fingerprint
+    if config.training.stores_encodings:
+        found["weights of the LLM"] = model_digest(models.llm.model)
+    if config.data.store_latents:
+        found["weights of the VAE"] = model_digest(models.pipe.vae)
+    return found

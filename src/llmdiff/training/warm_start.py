@@ -15,7 +15,6 @@ Source: ours. A regression of a frozen layer's outputs, as in FitNets (Romero et
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -24,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
@@ -34,7 +33,7 @@ from llmdiff.adapter.base_encoder import encode_with_base, has_text_encoder
 from llmdiff.errors import UnsupportedPipelineError
 from llmdiff.language.digests import model_digest
 from llmdiff.language.tensor_store import TensorStore
-from llmdiff.training.conditioning import Conditioned
+from llmdiff.training.conditioning import Conditioned, Conditioning
 from llmdiff.training.loop import StepPart, train
 from llmdiff.training.loop_config import LoopConfig
 from llmdiff.training.optimizers import LrScale
@@ -44,10 +43,6 @@ FromCaptions = Callable[[Sequence[int], torch.Generator], Conditioned]
 
 Target = Callable[[Sequence[int], Mapping[str, Tensor]], tuple[Mapping[str, Tensor], Tensor | None]]
 """Indices of captions, and queries by layer name => target output of each layer, and a pooled vector or None."""
-
-LayerInputs = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
-"""`encoder_hidden_states` and timesteps (B,) => the states that a layer's attention reads, and an additive mask
-(B, 1, T) or None."""
 
 POSITIONS = 16
 """Number of image states kept as queries for each picture and step."""
@@ -149,50 +144,30 @@ def stored_queries(store: Path, pipe: Any, captions: Sequence[str], **drawing: A
     return BaseQueries(states={name: kept.get(name) for name in names}, timesteps=kept.get("timesteps"))
 
 
-def _as_they_are(states: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor | None]:
-    return states, None
-
-
 def warm_start(
     pipe: Any,
-    modules: Mapping[str, nn.Module],
+    conditioning: Conditioning,
     captions: Sequence[str],
     conditioned: FromCaptions,
     queries: Callable[[], BaseQueries],
     config: LoopConfig,
     folder: Path,
     *,
-    installed: Callable[[nn.Module], AbstractContextManager[Any]],
     batch_size: int,
-    choose: Callable[[np.random.Generator], Sequence[int]] | None = None,
+    caption_dropout: float = 0.0,
     target: Target | None = None,
-    layer_inputs: LayerInputs = _as_they_are,
     lr_scale: LrScale = lambda name: (1.0, 1.0),
     muon: Callable[[str], bool] = lambda name: False,
     title: str = "warm start",
     must_match: Mapping[str, Any] | None = None,
 ) -> None:
-    """Train the parameters of `modules` that require gradients on captions alone; resumable like `train`.
+    """Train the parameters of `conditioning` that require gradients on captions alone; resumable like `train`.
 
-    Args:
-        pipe: pipeline of the base.
-        modules: modules to train by name.
-        captions: captions for the base's own text encoder, possibly plain wordings of those behind `conditioned`.
-        conditioned: indices of captions => the states that the denoiser's text attention reads inside
-            `installed(denoiser)`.
-        queries: called when the first step needs the queries.
-        config: settings of the loop, see `train`.
-        folder: folder of log and checkpoints.
-        lr_scale: factors of learning rate and weight decay.
-        muon: parameters for Muon.
-        title: name of the run.
-        must_match: values that must be equal when a run resumes.
-        installed: context in which the denoiser reads the states of `conditioned`.
-        batch_size: number of captions in a step.
-        choose: random generator => indices of a batch; None draws them uniformly.
-        target: indices and queries => target outputs; by default those of the base's own text encoder. A pooled
-            vector, if the base has one, is fitted too.
-        layer_inputs: computes the states at a layer from those of `conditioned`, in place of the denoiser.
+    `captions` are for the base's own text encoder, and may be plain wordings of those behind `conditioned`, which
+    gives the states that the denoiser's text attention reads while the conditioning is installed. With probability
+    `caption_dropout` the last caption replaces a random one. `queries` is called when the first step needs them.
+    `target` gives the outputs to match, by default those of the base's own text encoder; a pooled vector, if the base
+    has one, is fitted too.
 
     Raises:
         UnsupportedPipelineError: see `draw_queries`.
@@ -205,16 +180,17 @@ def warm_start(
 
     def step_loss(part: StepPart) -> tuple[Tensor, Mapping[str, float]]:
         rng = part.rng(config.seed, 15)
-        chosen = rng.integers(len(captions), size=batch_size) if choose is None else choose(rng)
-        indices = [int(i) for i in chosen]
+        dropped = rng.random(batch_size) < caption_dropout
+        chosen = rng.integers(len(captions), size=batch_size)
+        indices = np.where(dropped, len(captions) - 1, chosen).tolist()
         rows = torch.from_numpy(rng.integers(len(asked()), size=batch_size))
         put = {name: asked().states[name][rows].to(denoiser.device, denoiser.dtype) for name in text_layers}
         # Installed modules may change the base's layers (LoRA): compute the target without them.
         with torch.no_grad():
             wanted, wanted_pooled = learn_from(indices, put)
-        with installed(denoiser):
+        with conditioning.installed(denoiser):
             states, pooled = conditioned(indices, part.generator)
-            read, mask = layer_inputs(states, asked().timesteps[rows].to(states.device))
+            read, mask = conditioning.layer_inputs(states, asked().timesteps[rows].to(states.device))
             seen = {
                 "encoder_hidden_states": read.to(denoiser.device, denoiser.dtype),
                 "attention_mask": None if mask is None else mask.to(denoiser.device, denoiser.dtype),
@@ -232,7 +208,14 @@ def warm_start(
         return loss, figures
 
     train(
-        modules, step_loss, config, folder, title=title, lr_scale=lr_scale, muon=muon, must_match=must_match
+        conditioning.modules,
+        step_loss,
+        config,
+        folder,
+        title=title,
+        lr_scale=lr_scale,
+        muon=muon,
+        must_match=must_match,
     )
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from llmdiff.errors import LLMDiffError, first_line
-from llmdiff.workers.worker import Work, Worker
+from llmdiff.workers.processes import Work, Worker
 
 _OBJECT_STORE_BYTES = 2**28
 

@@ -12,8 +12,7 @@ from llmdiff.checks.bounds import PROCESSES
 from llmdiff.environment import check_extra
 from llmdiff.errors import ConfigError, LLMDiffError, first_line
 from llmdiff.workers.cluster import ActorSlot, cluster
-from llmdiff.workers.processes import ProcessSlot, visible_gpus
-from llmdiff.workers.worker import Work, Worker
+from llmdiff.workers.processes import ProcessSlot, Work, Worker, visible_gpus
 
 # One retry: a second kill with the same job probably has the job as its cause.
 _RETRIES = 1

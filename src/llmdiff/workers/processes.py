@@ -1,4 +1,4 @@
-"""Workers in processes of this machine."""
+"""A worker, and workers in processes of this machine."""
 
 import multiprocessing
 import os
@@ -6,15 +6,39 @@ import pickle
 import signal
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from typing import Any
 
-from llmdiff.workers.worker import Answer, Worker
+from llmdiff.errors import LLMDiffError
+
+Work = Callable[[Any], Any]
+"""Does one job: arguments => result. Both are pickled between processes."""
+
+Answer = tuple[Any, LLMDiffError | None]
+"""A result, or the user's error as a value, since a raised exception would carry tracebacks of several processes."""
 
 # For jobs that save their state on SIGTERM.
 _GRACE_S = 60.0
+
+
+class Worker:
+    """Creates its work function when the first job arrives."""
+
+    def __init__(self, make: Callable[[], Work]) -> None:
+        self._make = make
+        self._work: Work | None = None
+
+    def run(self, args: Any) -> Answer:
+        """Do one job."""
+        try:
+            if self._work is None:
+                self._work = self._make()
+            return self._work(args), None
+        except LLMDiffError as error:
+            return None, error
 
 
 class ProcessSlot:

@@ -43,7 +43,7 @@ def scores(
         str | None, typer.Option("--llm", help="An LLM: name, folder, GGUF or Hub id [the adapter's own].")
     ] = None,
     lone: Annotated[
-        Lone, typer.Option("--lone", help="What a lone token sees, without an adapter.")
+        Lone, typer.Option("--lone", help="What a lone token attends to, without an adapter.")
     ] = "token+bos",
     verbose: Verbose = False,
     *,
@@ -162,10 +162,12 @@ def probes(
             "--encoder", help='Sentence encoder: "none", folder or Hub id [minilm, where installed].'
         ),
     ] = None,
-    captions: Annotated[int, number("--captions", bounds.COUNT, help="To train each probe on.")] = 1500,
-    tests: Annotated[int, number("--tests", bounds.COUNT, help="Captions of every split.")] = 150,
-    steps: Annotated[int, number("--steps", bounds.TRAINING_STEPS, help="Of training each probe.")] = 600,
-    lone: Annotated[Lone, typer.Option("--lone", help="What a token alone sees.")] = "token+bos",
+    captions: Annotated[int, number("--captions", bounds.COUNT, help="Training captions.")] = 1500,
+    tests: Annotated[int, number("--tests", bounds.COUNT, help="Test captions of every split.")] = 150,
+    steps: Annotated[
+        int, number("--steps", bounds.TRAINING_STEPS, help="Training steps of each probe.")
+    ] = 600,
+    lone: Annotated[Lone, typer.Option("--lone", help="What a lone token attends to.")] = "token+bos",
     template: Annotated[
         str | None, typer.Option("--template", help="The LLM's text, with {prompt} in it [{prompt}].")
     ] = None,

@@ -24,10 +24,10 @@ from llmdiff.language.llm import DecoderLLM
 from llmdiff_lab.comparison.protocol_notes import protocol_notes
 from llmdiff_lab.comparison.run import Benchmark
 from llmdiff_lab.comparison.runs import Exact, exact_by_prompt, read_run
-from llmdiff_lab.comparison.settings import BenchmarkSettings, plain_settings
+from llmdiff_lab.comparison.settings import BenchmarkSettings, plain_settings, settings_like
 from llmdiff_lab.comparison.summary import differences, hardware
 from llmdiff_lab.comparison.systems import BASE
-from llmdiff_lab.rivals.registry import rival
+from llmdiff_lab.rivals.registry import reader_of
 from llmdiff_lab.world_build.build import Build
 from llmdiff_lab.world_build.presets import Preset
 from llmdiff_lab.world_build.world import WorldBuild
@@ -41,35 +41,23 @@ def comparison_settings(
     preset_name: str,
     *,
     system: str = "guided",
-    seeds: int = 1,
-    text_steps: int | None = None,
     steps: int | None = None,
-    batch: int | None = None,
-    captions: int | None = None,
-    prompts_per_split: int = 100,
-    drawing_steps: int = 20,
-    guidance_scale: float = 3.0,
+    text_steps: int | None = None,
+    **settings: Any,
 ) -> BenchmarkSettings:
-    """Return the settings of a comparison; None means the preset's value.
+    """Return the settings of a comparison, see `settings_like`; None means the preset's value.
 
     Raises:
         ConfigError: the preset or the system is unknown, or a number is out of range.
     """
-    made_with = any_preset(preset_name)
-    from_text = made_with.adapter_gain_steps + made_with.adapter_warm_steps
-    return BenchmarkSettings(
+    preset = any_preset(preset_name)
+    from_text = preset.adapter_gain_steps + preset.adapter_warm_steps
+    return settings_like(
+        preset,
         rivals=(system,),
-        seeds=seeds,
-        preset=made_with.name,
-        llm=made_with.llm,
-        steps=steps or made_with.adapter_steps,
+        steps=steps or preset.adapter_steps,
         text_steps=from_text if text_steps is None else text_steps,
-        batch=batch or made_with.adapter_batch,
-        captions=captions or made_with.adapter_captions,
-        learning_rates=(made_with.adapter_lr,),
-        prompts_per_split=prompts_per_split,
-        drawing_steps=drawing_steps,
-        guidance_scale=guidance_scale,
+        **{"seeds": 1, **settings},
     )
 
 
@@ -93,7 +81,7 @@ def compare_llms(
     """
     folders = _folders(llms, writable_folder(out) / "llms")
     (system,) = settings.rivals
-    if rival(system).needs != "llm":
+    if reader_of(system) != "llm":
         raise ConfigError(f"system {system!r} does not read an LLM: choose one that does, such as guided")
     sizes = {name: _size_and_speed(name, place, build) for name, place in folders.items()}
     base = Benchmark(build, replace(settings, rivals=(BASE,), seeds=1), out / "base", left_out={})

@@ -1,13 +1,14 @@
 """Measure the peak memory of a part of a run."""
 
 import resource
-import sys
 import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import torch
+
+from llmdiff.training.log import peak_memory_gb
 
 _STATM = Path("/proc/self/statm")
 
@@ -52,5 +53,4 @@ class PeakMemory:
 def _resident_gb() -> float:
     if _STATM.exists():
         return int(_STATM.read_text().split()[1]) * resource.getpagesize() / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    return peak_memory_gb(torch.device("cpu"))

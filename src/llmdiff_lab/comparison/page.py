@@ -8,19 +8,10 @@ from llmdiff.serving.templates import render
 from llmdiff_lab.comparison.plots import accuracy_plot, curves_plot
 from llmdiff_lab.comparison.runs import EXACT, Run
 from llmdiff_lab.comparison.tables import (
-    COST_NOTE,
-    METRIC_NOTE,
-    PREDICTION_HEADING,
-    PREDICTION_NOTE,
-    SEARCH_HEADING,
-    SEARCH_NOTE,
     accuracy_cells,
     best_first,
-    cost_rows,
-    measured_rows,
+    further_tables,
     part_rows,
-    prediction_rows,
-    search_rows,
 )
 from llmdiff_lab.inspection.figure_files import data_address
 
@@ -52,16 +43,7 @@ def benchmark_page(report: Mapping[str, Any], runs: Sequence[Run]) -> str:
         failures=failure_notes({name: system["failed_pictures"] for name, system in systems.items()}),
         accuracy_plot=accuracy_plot(systems),
         parts=part_rows(systems, ranked, intervals=True),
-        measured=measured_rows(report, ranked),
-        metric_note=METRIC_NOTE,
-        cost=cost_rows(systems, ranked),
-        cost_note=COST_NOTE,
-        search=search_rows(systems, ranked),
-        search_heading=SEARCH_HEADING,
-        search_note=SEARCH_NOTE,
-        predicted=prediction_rows(report),
-        prediction_heading=PREDICTION_HEADING,
-        prediction_note=PREDICTION_NOTE,
+        tables=further_tables(report, ranked),
         curves_plot=curves_plot(systems),
         prompts=[line["prompt"] for line in one.prompts],
         samples={

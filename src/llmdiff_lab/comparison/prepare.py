@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,10 +14,10 @@ from llmdiff.evaluation.metrics.kinds import Metric
 from llmdiff.evaluation.metrics.loading import EMBEDDED_NAME, load_metric
 from llmdiff.language.gguf import llmdiff_home
 from llmdiff_lab.comparison.run import Benchmark
-from llmdiff_lab.comparison.settings import BenchmarkSettings
+from llmdiff_lab.comparison.settings import settings_like
 from llmdiff_lab.comparison.systems import SYSTEMS, Variant, system_of
 from llmdiff_lab.rivals.encoder import chosen_encoder
-from llmdiff_lab.rivals.registry import RIVALS
+from llmdiff_lab.rivals.registry import RIVALS, reader_of
 from llmdiff_lab.world_build.build import Build
 from llmdiff_lab.world_build.presets import CPU
 from llmdiff_lab.world_build.world import WorldBuild
@@ -85,9 +86,9 @@ def choose_rivals(
     systems = [system_of(name, variants) for name in rivals]
     encoder = chosen_encoder(encoder)
     missing = {
-        name: f"no {row.needs} was given"
-        for name, row in RIVALS.items()
-        if {"encoder": encoder, "t5": t5}.get(row.needs or "", "") is None
+        name: f"no {reader_of(name)} was given"
+        for name in RIVALS
+        if {"encoder": encoder, "t5": t5}.get(reader_of(name) or "", "") is None
     }
     for one in systems:
         if one.rival in missing:
@@ -123,47 +124,27 @@ def prepare_benchmark(
     out: Path,
     choice: Choice,
     *,
-    seeds: int = 3,
-    llm: str | None = None,
     steps: int | None = None,
-    text_steps: int = 0,
-    batch: int | None = None,
-    captions: int | None = None,
-    learning_rates: Sequence[float] = (),
-    search_steps: int = 0,
-    prompts_per_split: int = 100,
-    drawing_steps: int = 20,
-    guidance_scale: float = 3.0,
-    guidance_scales: Sequence[float] = (),
-    validation_prompts: int = 20,
     metrics: Sequence[Metric] | None = None,
+    **settings: Any,
 ) -> Benchmark:
     """Return the benchmark, to run or resume. None means the preset's value, for metrics `own_metrics`.
+
+    `settings` are those of `settings_like`.
 
     Raises:
         ConfigError: a number is out of range, or the folder's benchmark has other settings.
         OutputError: `out` cannot be written.
     """
-    made_with = build.preset
-    settings = BenchmarkSettings(
+    preset = build.preset
+    chosen_settings = settings_like(
+        preset,
         rivals=choice.rivals,
         variants=choice.variants,
-        seeds=seeds,
-        preset=made_with.name,
-        llm=llm or made_with.llm,
         encoder=choice.encoder,
         t5=choice.t5,
-        steps=steps or made_with.adapter_gain_steps + made_with.adapter_warm_steps + made_with.adapter_steps,
-        text_steps=text_steps,
-        batch=batch or made_with.adapter_batch,
-        captions=captions or made_with.adapter_captions,
-        learning_rates=tuple(learning_rates) or (made_with.adapter_lr,),
-        search_steps=search_steps,
-        prompts_per_split=prompts_per_split,
-        drawing_steps=drawing_steps,
-        guidance_scale=guidance_scale,
-        guidance_scales=tuple(guidance_scales),
-        validation_prompts=validation_prompts,
+        steps=steps or preset.adapter_gain_steps + preset.adapter_warm_steps + preset.adapter_steps,
+        **settings,
     )
     chosen = own_metrics(build) if metrics is None else metrics
-    return Benchmark(build, settings, out, left_out=choice.left_out, metrics=chosen)
+    return Benchmark(build, chosen_settings, out, left_out=choice.left_out, metrics=chosen)

@@ -13,7 +13,7 @@ import json
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from llmdiff.evaluation.picture_store import DRAWN_NAME
 from llmdiff.evaluation.report import check_metrics, evaluate_suite
 from llmdiff.evaluation.suites.scenes import SceneScorer, scene_prompts, scenes_suite, world_of
 from llmdiff.evaluation.suites.suite import PromptSuite
-from llmdiff.evaluation.systems import System, pipeline_system
+from llmdiff.evaluation.systems import pipeline_system
 from llmdiff.files import read_json, writable_folder, write_whole
 from llmdiff_lab.comparison.page import benchmark_page
 from llmdiff_lab.comparison.runs import EXACT, read_run
@@ -97,7 +97,10 @@ class Benchmark:
         with tqdm(total=2 * len(runs), desc="benchmark", unit="part") as bar:
             for name, seed in runs:
                 bar.set_postfix_str(f"{name}, seed {seed}")
-                self._run(name, seed, bar.update)
+                self.trainings.train(name, seed)
+                bar.update()
+                self._evaluate(name, self.trainings.place(name, seed) / "evaluation", seed)
+                bar.update()
 
     def is_drawn(self, name: str, seed: int) -> bool:
         """Return whether this system's pictures are drawn and scored."""
@@ -130,13 +133,6 @@ class Benchmark:
             if name != BASE or seed == 0
         ]
 
-    def _run(self, name: str, seed: int, done: Callable[[int], object]) -> None:
-        place = self.trainings.place(name, seed)
-        self.trainings.train(name, seed)
-        done(1)
-        self._evaluate(name, place / "evaluation", seed)
-        done(1)
-
     def _evaluate(self, name: str, place: Path, seed: int) -> None:
         """Draw and score the missing pictures, and write the report.
 
@@ -151,8 +147,7 @@ class Benchmark:
                 _log.warning("%s: pictures of %s were not kept, %s cannot be measured", place, name, missing)
             if not missing or not kept:
                 return
-        guidance_scale = self._guidance_scale(name)
-        self._draw(name, seed, self._suite, place, guidance_scale, metrics)
+        self._draw(name, seed, self._suite, place, self._guidance_scale(name), metrics)
         gc.collect()
 
     def _guidance_scale(self, name: str) -> float:
@@ -186,15 +181,12 @@ class Benchmark:
     ) -> None:
         """Draw and score the missing pictures of a suite, with the models of one training."""
         steps = self.settings.drawing_steps
-        trained: list[tuple[System, Callable[[], AbstractContextManager[Any]]]] = []
+        trained = cache(lambda: self._trained(name, seed))  # on first use: existing pictures need no weights
 
         def system(prompts: list[str], seeds: list[int]) -> NDArray[np.uint8]:
-            if not trained:  # loaded on first use: existing pictures need no weights
-                pipe, attached = self._trained(name, seed)
-                trained.append((pipeline_system(pipe, steps=steps, guidance_scale=guidance_scale), attached))
-            draw, attached = trained[0]
+            pipe, attached = trained()
             with attached():
-                return draw(prompts, seeds)
+                return pipeline_system(pipe, steps=steps, guidance_scale=guidance_scale)(prompts, seeds)
 
         facts = {"steps": steps, "guidance_scale": guidance_scale, "training_seed": seed}
         evaluate_suite({name: system}, suite, place, metrics=metrics, settings=facts)

@@ -1,7 +1,7 @@
 """Settings of a benchmark, stored in its folder, so that it resumes only with the same settings."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ from llmdiff.checks.bounds import COUNT, GUIDANCE
 from llmdiff.errors import ConfigError
 from llmdiff.files import read_json, write_whole
 from llmdiff_lab.comparison.systems import System, Variant, check_variants, system_of
+from llmdiff_lab.world_build.presets import Preset
+from llmdiff_lab.world_build.world_presets import WorldPreset
 
 _NAME = "settings.json"
 _BASE_TIMESTEPS = 1000  # training timesteps of the embedded default's scheduler
@@ -91,6 +93,30 @@ class BenchmarkSettings:
     def gain_steps(self) -> int:
         """Return the number of first steps in which rivals with weights for every block train these."""
         return round((self.text_steps or self.steps) * _GAIN_SHARE)
+
+
+def settings_like(
+    preset: Preset | WorldPreset,
+    *,
+    llm: str | None = None,
+    batch: int | None = None,
+    captions: int | None = None,
+    learning_rates: Sequence[float] = (),
+    **fields: Any,
+) -> BenchmarkSettings:
+    """Return settings with these fields; what is missing of the others has the preset's value.
+
+    Raises:
+        ConfigError: see `BenchmarkSettings`.
+    """
+    return BenchmarkSettings(
+        preset=preset.name,
+        llm=llm or preset.llm,
+        batch=batch or preset.adapter_batch,
+        captions=captions or preset.adapter_captions,
+        learning_rates=tuple(learning_rates) or (preset.adapter_lr,),
+        **fields,
+    )
 
 
 def plain_settings(settings: BenchmarkSettings) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from llmdiff_lab.comparison.rates import DIVERGED
 from llmdiff_lab.comparison.runs import IN_FULL
 
 RELATIONS = ("right", "swapped", "wrong")
-METRIC_NOTE = (
+_METRIC_NOTE = (
     "siglip: cosine of picture and prompt; more is better. fid, kid, cmmd: distance from real renders of the same "
     "scenes; less is better. Differences have intervals over prompts. Measured with the models named in report.json; "
     "not comparable with published numbers."
@@ -24,20 +24,18 @@ METRIC_NOTE = (
 
 OVER_SEEDS = "The same, 95 % intervals over seeds"
 
-COST_NOTE = (
+_COST_NOTE = (
     "s per step: on pictures. s, training: all steps, those from captions too; what reads its captions once does so "
     "before, and that is not in it."
 )
 
-SEARCH_HEADING = "Learning rates: the loss on held-out scenes"
-SEARCH_NOTE = (
+_SEARCH_NOTE = (
     "After short trainings, with further rates where the best was the lowest or the highest; in full: where the "
     "highest rate that all tried won, or a higher one, of it and the next lower one. "
     "Less is better; seeds of one system differ by about 0.001."
 )
 
-PREDICTION_HEADING = "Can a system be chosen without drawing a picture?"
-PREDICTION_NOTE = (
+_PREDICTION_NOTE = (
     "Spearman's rank correlation of a loss with the held-out accuracy, over systems; 95 % bootstrap intervals over "
     "systems. -1: the lower the loss, the better the pictures, without exception. The loss from captions needs no "
     "picture at all: it is the last one of the steps from captions alone, before any step on pictures."
@@ -76,22 +74,27 @@ def benchmark_tables(report: Mapping[str, Any]) -> str:
             lines += _table(OVER_SEEDS, ["", "held out", "all", *splits], rows)
     head, *rows = part_rows(systems, ranked)
     lines += _table("Parts right, %, of the prompts that ask for them", head, rows)
-    measured = measured_rows(report, ranked)
-    if measured:
-        lines += [*_table("Metrics", measured[0], measured[1:]), "", METRIC_NOTE]
-    head, *rows = cost_rows(systems, ranked)
-    lines += [*_table("Cost", head, rows), "", COST_NOTE]
-    searched = search_rows(systems, ranked)
-    if searched:
-        lines += [*_table(SEARCH_HEADING, searched[0], searched[1:]), "", SEARCH_NOTE]
-    predicted = prediction_rows(report)
-    if predicted:
-        lines += [*_table(PREDICTION_HEADING, predicted[0], predicted[1:]), "", PREDICTION_NOTE]
+    for heading, (head, *rows), note in further_tables(report, ranked):
+        lines += [*_table(heading, head, rows), "", note]
     if report["left_out"]:
         lines += ["", "**Left out**", ""]
         lines += [f"- {name}: {reason}" for name, reason in report["left_out"].items()]
     lines += ["", "**Equal treatment**", "", *(f"- {line}" for line in report["treatment"])]
     return "\n".join([*lines, ""])
+
+
+def further_tables(
+    report: Mapping[str, Any], ranked: Sequence[str]
+) -> list[tuple[str, list[list[str]], str]]:
+    """Return heading, rows and note of the tables of metrics, costs, learning rates and predictions that have rows."""
+    systems = report["systems"]
+    tables = [
+        ("Metrics", _measured_rows(report, ranked), _METRIC_NOTE),
+        ("Cost", _cost_rows(systems, ranked), _COST_NOTE),
+        ("Learning rates: the loss on held-out scenes", _search_rows(systems, ranked), _SEARCH_NOTE),
+        ("Can a system be chosen without drawing a picture?", _prediction_rows(report), _PREDICTION_NOTE),
+    ]
+    return [table for table in tables if table[1]]
 
 
 def best_first(systems: Mapping[str, Any]) -> list[str]:
@@ -170,17 +173,13 @@ def part_rows(
     for name in ranked:
         parts = systems[name]["parts"]
         shown = [cell(parts[part]) if part in parts else "-" for part in asked]
-        rows.append([name, *shown, *relation_cells(systems[name])])
+        relation = systems[name].get("relation")
+        shown += [f"{100 * relation[kind]:.1f}" if relation else "-" for kind in RELATIONS]
+        rows.append([name, *shown])
     return rows
 
 
-def relation_cells(system: Mapping[str, Any]) -> list[str]:
-    """Return the percentages of right, swapped and wrong relations."""
-    relation = system.get("relation")
-    return [f"{100 * relation[kind]:.1f}" if relation else "-" for kind in RELATIONS]
-
-
-def measured_rows(report: Mapping[str, Any], ranked: Sequence[str]) -> list[list[str]]:
+def _measured_rows(report: Mapping[str, Any], ranked: Sequence[str]) -> list[list[str]]:
     """Return a header and the metrics' figures by system, with the difference from ours; empty without metrics."""
     systems = {name: report["systems"][name] for name in ranked}
     rows = metric_rows(systems)
@@ -196,8 +195,7 @@ def measured_rows(report: Mapping[str, Any], ranked: Sequence[str]) -> list[list
     return rows
 
 
-def cost_rows(systems: Mapping[str, Any], ranked: Sequence[str]) -> list[list[str]]:
-    """Return a header and the costs of training and drawing by system."""
+def _cost_rows(systems: Mapping[str, Any], ranked: Sequence[str]) -> list[list[str]]:
     rows = [[
         "system", "trained parameters", "s per step", "s, training", "s per picture", "threads", "peak memory, GB",
         "learning rate", "held-out loss",
@@ -214,8 +212,7 @@ def cost_rows(systems: Mapping[str, Any], ranked: Sequence[str]) -> list[list[st
     return rows
 
 
-def search_rows(systems: Mapping[str, Any], ranked: Sequence[str]) -> list[list[str]]:
-    """Return a header and the losses of learning rates by system; empty without a search."""
+def _search_rows(systems: Mapping[str, Any], ranked: Sequence[str]) -> list[list[str]]:
     searches = {name: systems[name]["search"] for name in ranked if "search" in systems[name]}
     if not searches:
         return []
@@ -231,15 +228,12 @@ def search_rows(systems: Mapping[str, Any], ranked: Sequence[str]) -> list[list[
     return rows
 
 
-def prediction_rows(report: Mapping[str, Any]) -> list[list[str]]:
-    """Return a head and a row for every loss of `predictions`; nothing if there are too few systems."""
-    found = report.get("prediction") or {}
-    if not found:
-        return []
-    rows = [["loss", "rank correlation with held-out accuracy", "systems"]]
-    for loss, rho in found.items():
-        rows.append([loss, f"{rho['mean']:.2f} [{rho['low']:.2f}, {rho['high']:.2f}]", str(rho["n"])])
-    return rows
+def _prediction_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    rows = [
+        [loss, f"{rho['mean']:.2f} [{rho['low']:.2f}, {rho['high']:.2f}]", str(rho["n"])]
+        for loss, rho in (report.get("prediction") or {}).items()
+    ]
+    return [["loss", "rank correlation with held-out accuracy", "systems"], *rows] if rows else []
 
 
 def _short(value: float | None) -> str:

@@ -35,7 +35,7 @@ from llmdiff_lab.comparison.settings import BenchmarkSettings
 from llmdiff_lab.comparison.systems import BASE, BASE_LONGER, TITLES, System
 from llmdiff_lab.rivals.encoder import EncoderStates
 from llmdiff_lab.rivals.readings import RivalInputs
-from llmdiff_lab.rivals.registry import create, rival
+from llmdiff_lab.rivals.registry import create, reader_of
 from llmdiff_lab.rivals.storage import load_rival, save_rival
 from llmdiff_lab.world_build.build import Build
 from llmdiff_lab.world_build.llm_adapter import adapter_config
@@ -76,7 +76,7 @@ class Trainings:
     def prepare(self, systems: Sequence[str]) -> None:
         """Draw the scenes and load the readers that trainings of these systems need."""
         rivals = [self.settings.system(name).rival for name in systems]
-        needs = {rival(name).needs for name in rivals if name not in TITLES}
+        needs = {reader_of(name) for name in rivals if name not in TITLES}
         if BASE_LONGER in systems:
             self.build.prepare_longer()
         if set(systems) - {BASE, BASE_LONGER}:
@@ -242,7 +242,7 @@ class Trainings:
             captions=captions,
             base_model_id="openmoji",
             seed=preset.seed + seed + 3,
-            **self._reader(rival(name).needs),
+            **self._reader(reader_of(name)),
         )
 
     def _reader(self, kind: str | None) -> dict[str, Any]:

@@ -4,9 +4,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from llmdiff.language.control_tokens import plain_options
 from llmdiff.types import TextEncoding
+
+
+def padded_ids(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
+    """Return the ids that a pipeline's text encoder reads, padded to its full length. Shapes: (B, S)."""
+    options = plain_options(tokenizer, prompts)
+    ids: Tensor = tokenizer(
+        list(prompts), padding="max_length", truncation=True, return_tensors="pt", **options
+    ).input_ids
+    return ids
 
 
 class BaseTextStates:
@@ -26,13 +36,7 @@ class BaseTextStates:
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> TextEncoding:
         """Return the states of the prompts. Shapes: (B, T, W), (B, T); padding rows are 0."""
-        ids = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            truncation=True,
-            return_tensors="pt",
-            **plain_options(self.tokenizer, prompts),
-        ).input_ids.to(self.text_encoder.device)
+        ids = padded_ids(self.tokenizer, prompts).to(self.text_encoder.device)
         states = self.text_encoder(ids).last_hidden_state.float()
         # The padding token is the end token. Tokens up to and including the first one are real.
         ends = (ids == self.tokenizer.eos_token_id).int()

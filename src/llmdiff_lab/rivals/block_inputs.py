@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -9,49 +10,84 @@ from llmdiff.language.blocks import run_blocks
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.types import TextEncoding
 
-Pick = Callable[[int, Tensor, Tensor], None]
-
 
 class LLMStates:
     """A frozen LLM as a source of states for our adapter; subclasses choose the states in `encode`."""
 
     num_blocks = 0
 
-    def __init__(self, llm: DecoderLLM, *, template: str | None = None, max_length: int = 512) -> None:
-        self.llm = llm
-        self.id = llm.id
-        self.hidden_size = llm.hidden_size
-        self.template = template
-        self.max_length = max_length
+    def __init__(self, llm: DecoderLLM, *, template: str | None = None) -> None:
+        self.llm, self.template = llm, template
+        self.id, self.hidden_size = llm.id, llm.hidden_size
 
-    def read(self, prompts: Sequence[str], visit: Pick) -> Tensor:
-        """Call `visit` for every block and return the token mask; see `read_blocks`."""
-        return read_blocks(self.llm, prompts, visit, template=self.template, max_length=self.max_length)
+    def read(self, prompts: Sequence[str], visit: Callable[[int, Tensor, Tensor], None]) -> Tensor:
+        """Call `visit(l, x_l, u_l)` for every block l in order and return the token mask (B, T).
 
-    def entering(self, block: int, prompts: Sequence[str]) -> TextEncoding:
-        """Return x_l, what enters block l. Shapes: (B, T, D), (B, T); padding rows are 0."""
+        x_l enters block l and x_l + u_l leaves it; x_l and u_l are (B, T, D), padding rows 0.
+        """
+        tokens = self.llm.tokenize(list(prompts), template=self.template)
+        x0 = run_blocks(self.llm, tokens, lone=None, visit=lambda index, x, u, _: visit(index, x, u))
+        return tokens.token_mask.to(x0.device)
+
+    def normed_outputs(self, blocks: Sequence[int], prompts: Sequence[str]) -> TextEncoding:
+        """Return LN(x_{l+1}) of these blocks l side by side. Shapes: (B, T, n * D), (B, T); padding rows are 0."""
+        outputs: dict[int, Tensor] = {}
+
+        def keep(index: int, x: Tensor, u: Tensor) -> None:
+            if index in blocks:
+                outputs[index] = layer_normed(x + u)
+
+        mask = self.read(prompts, keep)
+        return TextEncoding(states=torch.cat([outputs[block] for block in blocks], dim=-1), token_mask=mask)
+
+
+def layer_normed(states: Tensor) -> Tensor:
+    """Return the states with mean 0 and variance 1 per token, no weights; rows of zeros stay zeros."""
+    return F.layer_norm(states, states.shape[-1:])
+
+
+class EnteringStates(LLMStates):
+    """The states that enter one block: c = x_l.
+
+    l = 0, words without context, is an ablation of c = x_0 + sum_l g_l s_l. l = L - 1 is the penultimate layer,
+    transformers' `hidden_states[-2]`; the adapter normalises.
+
+    Source: ours (l = 0); Saharia et al. 2022 (arXiv 2205.11487) and later pipelines take a text encoder's second-last
+        layer, because the last one is specialised to predict the next token.
+    """
+
+    def __init__(self, llm: DecoderLLM, *, block: int, template: str | None = None) -> None:
+        super().__init__(llm, template=template)
+        self.block = block % llm.num_blocks
+
+    def encode(self, prompts: Sequence[str]) -> TextEncoding:
+        """Return the states of the prompts. Shapes: (B, T, D), (B, T); padding rows are 0."""
         kept: list[Tensor] = []
 
         def keep(index: int, x: Tensor, u: Tensor) -> None:
-            if index == block:
+            if index == self.block:
                 kept.append(x)
 
         mask = self.read(prompts, keep)
         return TextEncoding(states=kept[0], token_mask=mask)
 
 
-def read_blocks(
-    llm: DecoderLLM, prompts: Sequence[str], visit: Pick, *, template: str | None, max_length: int
-) -> Tensor:
-    """Call `visit(l, x_l, u_l)` for every block l in order and return the token mask (B, T).
+class Taps(LLMStates):
+    """The outputs of three blocks, at a quarter, a half and three quarters of the depth, joined on the width:
 
-    x_l enters block l and x_l + u_l leaves it; x_l and u_l are (B, T, D), padding rows 0.
+        c = [LN(x_{L/4}) ; LN(x_{L/2}) ; LN(x_{3L/4})]
+
+    Shapes: x (B, T, D) => (B, T, 3 D).
+    Source: FLUX.2 (black-forest-labs/flux2), which joins layers 10, 20 and 30 of the 40 of Mistral Small, and 9, 18 and
+        27 of the 36 of Qwen3. There the denoiser is trained on them; LN is ours, against the massive activations of
+        small LLMs.
     """
-    tokens = llm.tokenize(list(prompts), template=template, max_length=max_length)
-    x0 = run_blocks(llm, tokens, lone=None, visit=lambda index, x, u, _: visit(index, x, u))
-    return tokens.token_mask.to(x0.device)
 
+    def __init__(self, llm: DecoderLLM, *, template: str | None = None) -> None:
+        super().__init__(llm, template=template)
+        self.blocks = [max(1, round(depth * llm.num_blocks)) - 1 for depth in (0.25, 0.5, 0.75)]
+        self.hidden_size = len(self.blocks) * llm.hidden_size
 
-def layer_normed(states: Tensor) -> Tensor:
-    """Return the states with mean 0 and variance 1 per token, no weights; rows of zeros stay zeros."""
-    return F.layer_norm(states, states.shape[-1:])
+    def encode(self, prompts: Sequence[str]) -> TextEncoding:
+        """Return the three states of every token. Shapes: (B, T, 3 D), (B, T); padding rows are 0."""
+        return self.normed_outputs(self.blocks, prompts)

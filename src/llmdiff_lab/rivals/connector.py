@@ -4,6 +4,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from llmdiff.adapter.texts import negative_texts, prompt_texts
 from llmdiff.errors import AttachError, UnsupportedPipelineError
 from llmdiff.training.conditioning import Conditioning, Stage
 from llmdiff.types import TextEncoding
+from llmdiff_lab.rivals.last_hidden import LastHiddenStates
 
 _HIDDEN = -10_000.0  # the value that diffusers' U-Net adds to masked attention scores
 
@@ -28,13 +30,16 @@ class Connector(nn.Module, ABC):
     drawing; `at_step` is trained and computed at every time step.
 
     Fields:
-        id: the name of the reader.
+        source: the frozen LLM that it reads. id: its name.
         layers: attention layers that each read their own slice of the states' width; empty if all read all of it.
     """
 
-    id: str
     layers: tuple[str, ...] = ()
     keeps: Literal["encodings", "nothing"] = "encodings"
+
+    def __init__(self, source: LastHiddenStates) -> None:
+        super().__init__()
+        self.source, self.id = source, source.id
 
     @abstractmethod
     def read(self, prompts: Sequence[str]) -> Any:
@@ -108,7 +113,7 @@ class ConnectorConditioning(Conditioning):
             hook = denoiser.register_forward_pre_hook(_AtStep(connector), with_kwargs=True)
             stack.callback(hook.remove)
             for index, name in enumerate(connector.layers):
-                share = _Share(index, len(connector.layers))
+                share = partial(_own_slice, index, len(connector.layers))
                 layer = denoiser.get_submodule(name)
                 stack.callback(layer.register_forward_pre_hook(share, with_kwargs=True).remove)
             yield
@@ -126,11 +131,37 @@ class ConnectorConditioning(Conditioning):
             raise AttachError("pipe already has something attached: detach that first")
         self.train(False)
         with self.installed(families.denoiser_of(pipe)):
-            pipe.encode_prompt = _EncodePrompt(pipe, self)
+            pipe.encode_prompt = self._encode_prompt
             try:
                 yield pipe
             finally:
                 del pipe.encode_prompt
+
+    def _encode_prompt(
+        self,
+        prompt: Any,
+        device: Any,
+        num_images_per_prompt: int,
+        do_classifier_free_guidance: bool,
+        negative_prompt: Any = None,
+        **more: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Do the work of a Stable Diffusion pipeline's `encode_prompt` with the connector's states."""
+        if any(more.get(name) is not None for name in ("prompt_embeds", "negative_prompt_embeds")):
+            raise UnsupportedPipelineError(
+                "prompt_embeds are given while a connector is attached: give the prompt as text"
+            )
+        texts = prompt_texts("prompt", prompt, may_be_blank=False, weighted=False)
+        unwanted = negative_texts(negative_prompt, len(texts)) if do_classifier_free_guidance else []
+        # Each distinct text once, in one call, so that all are padded to one length.
+        every = list(dict.fromkeys([*texts, *unwanted]))
+        states = self.encode(every).to(device)
+
+        def of(wanted: list[str]) -> Tensor:
+            rows = states[[every.index(text) for text in wanted]]
+            return rows.repeat_interleave(num_images_per_prompt, dim=0)
+
+        return of(texts), of(unwanted) if unwanted else None
 
     def uses_muon(self, name: str) -> bool:
         """Return whether Muon optimises the parameter of this name."""
@@ -190,50 +221,12 @@ def _at_step(connector: Connector, states: Tensor, timesteps: Tensor) -> TextEnc
     return connector.at_step(encoding, timesteps)
 
 
-class _Share:
-    """A forward pre-hook of an attention layer: it reads its own slice of the width."""
-
-    def __init__(self, index: int, count: int) -> None:
-        self.index, self.count = index, count
-
-    def __call__(
-        self, attn: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        states = kwargs["encoder_hidden_states"].chunk(self.count, dim=-1)[self.index]
-        return args, {**kwargs, "encoder_hidden_states": states.contiguous()}
-
-
-class _EncodePrompt:
-    """Replaces `encode_prompt` of a Stable Diffusion pipeline: same arguments, the connector's states."""
-
-    def __init__(self, pipe: Any, conditioning: ConnectorConditioning) -> None:
-        self.pipe = pipe
-        self.conditioning = conditioning
-
-    def __call__(
-        self,
-        prompt: Any,
-        device: Any,
-        num_images_per_prompt: int,
-        do_classifier_free_guidance: bool,
-        negative_prompt: Any = None,
-        **more: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        if any(more.get(name) is not None for name in ("prompt_embeds", "negative_prompt_embeds")):
-            raise UnsupportedPipelineError(
-                "prompt_embeds are given while a connector is attached: give the prompt as text"
-            )
-        texts = prompt_texts("prompt", prompt, may_be_blank=False, weighted=False)
-        unwanted = negative_texts(negative_prompt, len(texts)) if do_classifier_free_guidance else []
-        # Each distinct text once, in one call, so that all are padded to one length.
-        every = list(dict.fromkeys([*texts, *unwanted]))
-        states = self.conditioning.encode(every).to(device)
-
-        def of(wanted: list[str]) -> Tensor:
-            rows = states[[every.index(text) for text in wanted]]
-            return rows.repeat_interleave(num_images_per_prompt, dim=0)
-
-        return of(texts), of(unwanted) if unwanted else None
+def _own_slice(
+    index: int, count: int, attn: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Give an attention layer its own slice of the width: a forward pre-hook."""
+    states = kwargs["encoder_hidden_states"].chunk(count, dim=-1)[index]
+    return args, {**kwargs, "encoder_hidden_states": states.contiguous()}
 
 
 def side_by_side(first: Tensor, second: TextEncoding) -> TextEncoding:

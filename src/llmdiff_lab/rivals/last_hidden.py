@@ -16,4 +16,4 @@ class LastHiddenStates(LLMStates):
 
     def encode(self, prompts: Sequence[str]) -> TextEncoding:
         """Return the states of the prompts. Shapes: (B, T, D), (B, T); padding rows are 0."""
-        return self.llm.last_hidden_states(prompts, template=self.template, max_length=self.max_length)
+        return self.llm.last_hidden_states(prompts, template=self.template)

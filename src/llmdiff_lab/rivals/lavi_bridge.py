@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.types import TextEncoding
 from llmdiff_lab.rivals.connector import Connector
+from llmdiff_lab.rivals.last_hidden import LastHiddenStates
 from llmdiff_lab.rivals.lora import LLM_LR_SHARE, RemovableLora, layers_within, lora_in
 
 RANK, DROPOUT = 32, 0.1
@@ -41,29 +42,19 @@ class LaviBridgeConnector(Connector):
 
     def __init__(
         self,
-        llm: DecoderLLM,
+        source: LastHiddenStates,
         denoiser: nn.Module,
         *,
         width: int,
-        rank: int = RANK,
-        dropout: float = DROPOUT,
         lora: Collection[Literal["denoiser", "llm"]] = ("denoiser", "llm"),
-        template: str | None = None,
-        max_length: int = 512,
     ) -> None:
-        super().__init__()
-        self.llm = llm
-        self.id = llm.id
-        self.template = template
-        self.max_length = max_length
-        middle = (llm.hidden_size + width) // 2
-        self.norm1, self.norm2 = nn.LayerNorm(llm.hidden_size), nn.LayerNorm(middle)
-        self.ff1 = _FeedForward(llm.hidden_size, middle, dropout)
-        self.ff2 = _FeedForward(middle, width, dropout)
-        self.llm_lora = llm_lora(llm, rank=rank, dropout=dropout) if "llm" in lora else None
-        self.denoiser_lora = None
-        if "denoiser" in lora:
-            self.denoiser_lora = denoiser_lora(denoiser, rank=rank, dropout=dropout)
+        super().__init__(source)
+        middle = (source.hidden_size + width) // 2
+        self.norm1, self.norm2 = nn.LayerNorm(source.hidden_size), nn.LayerNorm(middle)
+        self.ff1 = _FeedForward(source.hidden_size, middle)
+        self.ff2 = _FeedForward(middle, width)
+        self.llm_lora = llm_lora(source.llm) if "llm" in lora else None
+        self.denoiser_lora = denoiser_lora(denoiser) if "denoiser" in lora else None
 
     def read(self, prompts: Sequence[str]) -> list[str]:
         """Return the prompts themselves: the first layers are trained, so no reading can be stored."""
@@ -79,8 +70,8 @@ class LaviBridgeConnector(Connector):
 
     def _last_hidden(self, prompts: Sequence[str]) -> TextEncoding:
         """Return the LLM's last states of the kept tokens, with gradients for its LoRA."""
-        llm = self.llm
-        tokens = llm.tokenize(list(prompts), template=self.template, max_length=self.max_length)
+        llm = self.source.llm
+        tokens = llm.tokenize(list(prompts), template=self.source.template)
         rows = [ids[real].tolist() for ids, real in zip(tokens.input_ids, tokens.token_mask, strict=True)]
         # The LLM's input: the prefix (BOS first), the context, the kept tokens without their BOS.
         runs = [
@@ -117,26 +108,26 @@ class LaviBridgeConnector(Connector):
         return ".ff1." in name or ".ff2." in name
 
 
-def denoiser_lora(denoiser: nn.Module, *, rank: int = RANK, dropout: float = DROPOUT) -> RemovableLora:
+def denoiser_lora(denoiser: nn.Module) -> RemovableLora:
     """Return new LoRA layers for the layers of a U-Net that have them in LaVi-Bridge."""
-    return RemovableLora(denoiser, layers_within(denoiser, _DENOISER_KINDS), rank=rank, dropout=dropout)
+    return RemovableLora(denoiser, layers_within(denoiser, _DENOISER_KINDS), rank=RANK, dropout=DROPOUT)
 
 
-def llm_lora(llm: DecoderLLM, *, rank: int = RANK, dropout: float = DROPOUT) -> RemovableLora:
+def llm_lora(llm: DecoderLLM) -> RemovableLora:
     """Return new LoRA layers for the layers of `llm.text_model` that have them in LaVi-Bridge."""
     model = llm.text_model
     # The class is called LlamaAttention, MistralAttention and so on.
     attention = frozenset(
         type(module).__name__ for module in model.modules() if type(module).__name__.endswith("Attention")
     )
-    return RemovableLora(model, layers_within(model, attention), rank=rank, dropout=dropout)
+    return RemovableLora(model, layers_within(model, attention), rank=RANK, dropout=DROPOUT)
 
 
 class _FeedForward(nn.Module):
-    def __init__(self, width: int, out_width: int, dropout: float) -> None:
+    def __init__(self, width: int, out_width: int) -> None:
         super().__init__()
         self.proj = nn.Linear(width, 2 * 4 * width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(DROPOUT)
         self.out = nn.Linear(4 * width, out_width)
 
     def forward(self, x: Tensor) -> Tensor:

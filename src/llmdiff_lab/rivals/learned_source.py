@@ -34,9 +34,8 @@ class LearnedSource(nn.Module, ABC):
     def combine(self, raw: TextEncoding) -> TextEncoding:
         """Return the states that the adapter reads. Shapes: (B, T, n * D) => (B, T, D), or (B, T, groups, D)."""
 
-    @abstractmethod
     def calibrate(self, prompts: Sequence[str]) -> None:
-        """Set fixed scales from ordinary captions, once."""
+        """Set fixed scales from ordinary captions, once; by default there are none."""
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> TextEncoding:

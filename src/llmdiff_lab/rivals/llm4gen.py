@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmdiff.language.control_tokens import plain_options
-from llmdiff.language.llm import DecoderLLM
 from llmdiff.types import TextEncoding
+from llmdiff_lab.rivals.base_text import padded_ids
 from llmdiff_lab.rivals.connector import Connector, side_by_side
 from llmdiff_lab.rivals.last_hidden import LastHiddenStates
 from llmdiff_lab.rivals.lora import RemovableLora, lora_in
@@ -34,23 +33,19 @@ class Llm4GenConnector(Connector):
 
     def __init__(
         self,
-        llm: DecoderLLM,
+        source: LastHiddenStates,
         tokenizer: Any,
         text_encoder: Any,
         *,
         heads: int = 8,
         denoiser_lora: RemovableLora | None = None,
-        template: str | None = None,
-        max_length: int = 512,
     ) -> None:
-        super().__init__()
-        self.source = LastHiddenStates(llm, template=template, max_length=max_length)
-        self.id = llm.id
+        super().__init__(source)
         self.denoiser_lora = denoiser_lora
         self.clip = (tokenizer, text_encoder)  # in a tuple, so that it is not registered as a submodule
-        self.hidden_size, self.heads = llm.hidden_size, heads
+        self.hidden_size, self.heads = source.hidden_size, heads
         width = self.width = int(text_encoder.config.hidden_size)
-        self.llm_proj = nn.Linear(llm.hidden_size, width)
+        self.llm_proj = nn.Linear(source.hidden_size, width)
         self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
         self.v_proj, self.out_proj = nn.Linear(width, width), nn.Linear(width, width)
         self.q_norm, self.kv_norm, self.norm = (nn.LayerNorm(width) for _ in range(3))
@@ -62,11 +57,8 @@ class Llm4GenConnector(Connector):
     def read(self, prompts: Sequence[str]) -> TextEncoding:
         """Return CLIP's and the LLM's states, concatenated along the tokens, (B, S + T, max(W, D))."""
         tokenizer, text_encoder = self.clip
-        plain = plain_options(tokenizer, prompts)
-        ids = tokenizer(
-            list(prompts), padding="max_length", truncation=True, return_tensors="pt", **plain
-        ).input_ids
-        clip = text_encoder(ids.to(text_encoder.device)).last_hidden_state.float()
+        ids = padded_ids(tokenizer, prompts).to(text_encoder.device)
+        clip = text_encoder(ids).last_hidden_state.float()
         return side_by_side(clip, self.source.encode(prompts))
 
     def carried(self, raw: TextEncoding) -> TextEncoding:

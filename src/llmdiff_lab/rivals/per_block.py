@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from llmdiff.language.llm import DecoderLLM
 from llmdiff.types import TextEncoding
-from llmdiff_lab.rivals.block_inputs import layer_normed, read_blocks
 from llmdiff_lab.rivals.connector import Connector
+from llmdiff_lab.rivals.last_hidden import LastHiddenStates
 
 
 class PerBlockConnector(Connector):
@@ -25,26 +24,13 @@ class PerBlockConnector(Connector):
         small LLMs.
     """
 
-    def __init__(
-        self,
-        llm: DecoderLLM,
-        layers: Sequence[str],
-        *,
-        width: int,
-        template: str | None = None,
-        max_length: int = 512,
-    ) -> None:
-        super().__init__()
-        self.llm = llm
-        self.id = llm.id
+    def __init__(self, source: LastHiddenStates, layers: Sequence[str], *, width: int) -> None:
+        super().__init__(source)
         self.layers = tuple(layers)
-        self.template = template
-        self.max_length = max_length
-        count = len(self.layers)
-        # b(i) as an index from 0: layers are in the order in which the U-Net's modules are listed.
-        self.read_blocks = tuple(round((i + 1) * llm.num_blocks / count) - 1 for i in range(count))
-        self.read_blocks = tuple(max(0, block) for block in self.read_blocks)
-        self.projections = nn.ModuleList(nn.Linear(llm.hidden_size, width, bias=False) for _ in self.layers)
+        blocks, count = source.llm.num_blocks, len(layers)
+        # b(i) as an index from 0.
+        self.read_blocks = tuple(max(0, round((i + 1) * blocks / count) - 1) for i in range(count))
+        self.projections = nn.ModuleList(nn.Linear(source.hidden_size, width, bias=False) for _ in layers)
 
     def start(self, rms: float) -> None:
         """Initialise the projections at random, so that their outputs have this root mean square."""
@@ -54,15 +40,7 @@ class PerBlockConnector(Connector):
 
     def read(self, prompts: Sequence[str]) -> TextEncoding:
         """Return the normalised outputs of the layers' blocks side by side, (B, T, n * D)."""
-        outputs: dict[int, Tensor] = {}
-
-        def keep(index: int, x: Tensor, u: Tensor) -> None:
-            if index in self.read_blocks:
-                outputs[index] = layer_normed(x + u)
-
-        mask = read_blocks(self.llm, prompts, keep, template=self.template, max_length=self.max_length)
-        states = torch.cat([outputs[block] for block in self.read_blocks], dim=-1)
-        return TextEncoding(states=states, token_mask=mask)
+        return self.source.normed_outputs(self.read_blocks, prompts)
 
     def carried(self, raw: TextEncoding) -> TextEncoding:
         """Return all layers' states side by side, (B, T, n * W)."""

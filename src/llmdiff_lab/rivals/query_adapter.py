@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmdiff.language.control_tokens import plain_options
-from llmdiff.language.llm import DecoderLLM
 from llmdiff.types import TextEncoding
+from llmdiff_lab.rivals.base_text import padded_ids
 from llmdiff_lab.rivals.connector import Connector
 from llmdiff_lab.rivals.last_hidden import LastHiddenStates
+
+_BLOCKS = 6
 
 
 class QueryAdapterConnector(Connector):
@@ -31,37 +32,19 @@ class QueryAdapterConnector(Connector):
 
     keeps = "nothing"
 
-    def __init__(
-        self,
-        llm: DecoderLLM,
-        tokenizer: Any,
-        *,
-        width: int,
-        blocks: int = 6,
-        template: str | None = None,
-        max_length: int = 512,
-    ) -> None:
-        super().__init__()
-        self.source = LastHiddenStates(llm, template=template, max_length=max_length)
-        self.id = llm.id
+    def __init__(self, source: LastHiddenStates, tokenizer: Any, *, width: int) -> None:
+        super().__init__(source)
         self.tokenizer = tokenizer
         self.embedding = nn.Embedding(len(tokenizer), width)
         self.position = nn.Parameter(torch.zeros(int(tokenizer.model_max_length), width))
-        self.norm_llm = nn.LayerNorm(llm.hidden_size)
-        self.blocks = nn.ModuleList(_Block(width, llm.hidden_size) for _ in range(blocks))
+        self.norm_llm = nn.LayerNorm(source.hidden_size)
+        self.blocks = nn.ModuleList(_Block(width, source.hidden_size) for _ in range(_BLOCKS))
         self.out, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
         nn.init.normal_(self.embedding.weight, std=0.02)
 
     def read(self, prompts: Sequence[str]) -> tuple[Tensor, TextEncoding]:
         """Return the base tokenizer's ids (B, S) and the LLM's states (B, T, D)."""
-        ids: Tensor = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            truncation=True,
-            return_tensors="pt",
-            **plain_options(self.tokenizer, prompts),
-        ).input_ids
-        return ids, self.source.encode(prompts)
+        return padded_ids(self.tokenizer, prompts), self.source.encode(prompts)
 
     def carried(self, raw: tuple[Tensor, TextEncoding]) -> TextEncoding:
         """Return the U-Net's text states, (B, S, W); every row is read."""

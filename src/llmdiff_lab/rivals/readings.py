@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 from torch import nn
@@ -13,30 +14,22 @@ from llmdiff.language.blocks import Lone
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.training.conditioning import Conditioning
 from llmdiff_lab.rivals.base_text import BaseTextStates
-from llmdiff_lab.rivals.block_posterior import BlockPosterior
+from llmdiff_lab.rivals.block_inputs import EnteringStates, Taps
 from llmdiff_lab.rivals.connector import Connector, ConnectorConditioning, check_family
-from llmdiff_lab.rivals.consecutive import Consecutive
-from llmdiff_lab.rivals.context_only import ContextOnly
-from llmdiff_lab.rivals.decoder_posterior import DecoderPosterior
 from llmdiff_lab.rivals.ella import EllaConnector
 from llmdiff_lab.rivals.encoder import EncoderStates
-from llmdiff_lab.rivals.first_states import FirstStates
 from llmdiff_lab.rivals.last_hidden import LastHiddenStates
 from llmdiff_lab.rivals.lavi_bridge import LaviBridgeConnector, denoiser_lora, llm_lora
-from llmdiff_lab.rivals.layer_attention import LayerAttention
-from llmdiff_lab.rivals.layer_weights import LayerWeights
+from llmdiff_lab.rivals.layer_weights import LayerAttention, LayerWeights, Registers
 from llmdiff_lab.rivals.learned_source import LearnedSource
 from llmdiff_lab.rivals.llm4gen import Llm4GenConnector
 from llmdiff_lab.rivals.lora import RemovableLora
 from llmdiff_lab.rivals.norm_average import NormAverageStates
-from llmdiff_lab.rivals.penultimate import PenultimateStates
 from llmdiff_lab.rivals.per_block import PerBlockConnector
 from llmdiff_lab.rivals.query_adapter import QueryAdapterConnector
-from llmdiff_lab.rivals.registers import Registers
-from llmdiff_lab.rivals.routed_mean import RoutedMean
 from llmdiff_lab.rivals.rows import RivalRow
-from llmdiff_lab.rivals.taps import Taps
 from llmdiff_lab.rivals.two_branch import AdapterConditioning
+from llmdiff_lab.rivals.update_sum import BlockPosterior, Consecutive, ContextOnly, DecoderPosterior
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,53 +149,41 @@ def _denoiser_lora(row: RivalRow, denoiser: nn.Module) -> RemovableLora | None:
 
 
 def _connects(
-    make_connector: Callable[[RivalInputs, RivalRow, nn.Module, int], Connector], *takes: str
+    make_connector: Callable[[RivalInputs, RivalRow, LastHiddenStates, int], Connector], *takes: str
 ) -> RivalReading:
+    """Return the reading of a connector, made from the LLM's last hidden states and the width of the text states."""
+
     def make(parts: RivalInputs, row: RivalRow) -> Conditioning:
         check_family(parts.pipe)
+        assert parts.llm is not None
         denoiser = families.denoiser_of(parts.pipe)
         width = families.text_width(denoiser, families.family_of(parts.pipe))
-        connector = make_connector(parts, row, denoiser, width)
+        source = LastHiddenStates(parts.llm, template=parts.template)
+        connector = make_connector(parts, row, source, width)
         return ConnectorConditioning(connector.to(next(denoiser.parameters()).device))
 
     return RivalReading(needs="llm", takes=frozenset(takes), make=make)
 
 
-def _ella(parts: RivalInputs, row: RivalRow, denoiser: Any, width: int) -> Connector:
-    channels = int(denoiser.config.block_out_channels[0])
-    assert parts.llm is not None
-    return EllaConnector(parts.llm, width=width, time_channels=channels, template=parts.template)
+def _ella(parts: RivalInputs, row: RivalRow, source: LastHiddenStates, width: int) -> Connector:
+    denoiser: Any = families.denoiser_of(parts.pipe)
+    return EllaConnector(source, width=width, time_channels=int(denoiser.config.block_out_channels[0]))
 
 
-def _lavi(parts: RivalInputs, row: RivalRow, denoiser: nn.Module, width: int) -> Connector:
-    assert parts.llm is not None
-    return LaviBridgeConnector(
-        parts.llm, denoiser, width=width, lora=frozenset(row.lora), template=parts.template
-    )
+def _lavi(parts: RivalInputs, row: RivalRow, source: LastHiddenStates, width: int) -> Connector:
+    return LaviBridgeConnector(source, families.denoiser_of(parts.pipe), width=width, lora=row.lora)
 
 
-def _llm4gen(parts: RivalInputs, row: RivalRow, denoiser: nn.Module, width: int) -> Connector:
-    assert parts.llm is not None
+def _llm4gen(parts: RivalInputs, row: RivalRow, source: LastHiddenStates, width: int) -> Connector:
     pipe = parts.pipe
-    return Llm4GenConnector(
-        parts.llm,
-        pipe.tokenizer,
-        pipe.text_encoder,
-        denoiser_lora=_denoiser_lora(row, denoiser),
-        template=parts.template,
-    )
+    lora = _denoiser_lora(row, families.denoiser_of(pipe))
+    return Llm4GenConnector(source, pipe.tokenizer, pipe.text_encoder, denoiser_lora=lora)
 
 
-def _query_adapter(parts: RivalInputs, row: RivalRow, denoiser: nn.Module, width: int) -> Connector:
-    assert parts.llm is not None
-    return QueryAdapterConnector(parts.llm, parts.pipe.tokenizer, width=width, template=parts.template)
-
-
-def _per_block(parts: RivalInputs, row: RivalRow, denoiser: nn.Module, width: int) -> Connector:
-    assert parts.llm is not None
+def _per_block(parts: RivalInputs, row: RivalRow, source: LastHiddenStates, width: int) -> Connector:
     # In the order of the forward pass; modules are listed down, up, middle.
-    names = list(layer_groups(texts := layers.text_layers(denoiser), len(texts)))
-    connector = PerBlockConnector(parts.llm, names, width=width, template=parts.template)
+    texts = layers.text_layers(families.denoiser_of(parts.pipe))
+    connector = PerBlockConnector(source, list(layer_groups(texts, len(texts))), width=width)
     base = _base_states(parts, row).encode(list(parts.captions[:16]) or ["a photo of a cat"])
     connector.start(float(base.states[base.token_mask].square().mean().sqrt()))
     return connector
@@ -212,11 +193,6 @@ def _base_states(parts: RivalInputs, row: RivalRow) -> BaseTextStates:
     return BaseTextStates(parts.pipe.tokenizer, parts.pipe.text_encoder)
 
 
-def _routed_mean(parts: RivalInputs, row: RivalRow) -> RoutedMean:
-    assert parts.llm is not None
-    return RoutedMean(parts.llm, groups=_groups(parts, row), template=parts.template)
-
-
 READINGS: dict[str, RivalReading] = {
     "base-states": _reads(None, _base_states),
     "encoder": _reads("encoder", lambda parts, row: parts.encoder),
@@ -224,14 +200,20 @@ READINGS: dict[str, RivalReading] = {
     "t5-blocks": _reads("t5", lambda parts, row: BlockPosterior(cast(EncoderStates, parts.t5))),
     "t5-decoder-blocks": _reads("t5", lambda parts, row: DecoderPosterior(cast(EncoderStates, parts.t5))),
     "last-hidden": _reads_llm(LastHiddenStates),
-    "penultimate": _reads_llm(PenultimateStates),
+    "penultimate": _reads_llm(partial(EnteringStates, block=-1)),
     "norm-average": _reads_llm(NormAverageStates),
     "layer-weights": _reads_llm(LayerWeights),
-    "routed-mean": _reads("llm", _routed_mean, "routing"),
+    "routed-mean": _reads(
+        "llm",
+        lambda parts, row: LayerWeights(
+            cast(DecoderLLM, parts.llm), template=parts.template, groups=_groups(parts, row)
+        ),
+        "routing",
+    ),
     "layer-attention": _reads_llm(LayerAttention),
     "taps": _reads_llm(Taps),
     "registers": _reads_llm(Registers),
-    "first-states": _reads_llm(FirstStates),
+    "first-states": _reads_llm(partial(EnteringStates, block=0)),
     "context-only": _reads_llm(ContextOnly),
     "consecutive": _reads_llm(Consecutive),
     "paper": _ours("paper"),
@@ -240,5 +222,7 @@ READINGS: dict[str, RivalReading] = {
     "ella": _connects(_ella),
     "lavi-bridge": _connects(_lavi, "lora"),
     "llm4gen": _connects(_llm4gen, "lora"),
-    "query-adapter": _connects(_query_adapter),
+    "query-adapter": _connects(
+        lambda parts, row, source, width: QueryAdapterConnector(source, parts.pipe.tokenizer, width=width)
+    ),
 }

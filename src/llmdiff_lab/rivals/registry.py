@@ -1,37 +1,11 @@
 """The rivals of `rivals.yaml` by name."""
 
-from dataclasses import dataclass
-
 import torch
 
 from llmdiff.errors import ConfigError
 from llmdiff.training.conditioning import Conditioning
-from llmdiff_lab.rivals.readings import READINGS, Reader, RivalInputs, RivalReading
-from llmdiff_lab.rivals.rows import Group, RivalRow, rival_rows
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rival:
-    """One rival: its name, its row, and the reading that makes it."""
-
-    name: str
-    row: RivalRow
-    reading: RivalReading
-
-    @property
-    def title(self) -> str:
-        """Return a short description."""
-        return self.row.title
-
-    @property
-    def group(self) -> Group:
-        """Return its group in reports."""
-        return self.row.group
-
-    @property
-    def needs(self) -> Reader | None:
-        """Return the name of the frozen reader that it needs."""
-        return self.reading.needs
+from llmdiff_lab.rivals.readings import READINGS, Reader, RivalInputs
+from llmdiff_lab.rivals.rows import RivalRow, rival_rows
 
 
 def create(name: str, parts: RivalInputs) -> Conditioning:
@@ -40,27 +14,28 @@ def create(name: str, parts: RivalInputs) -> Conditioning:
     Raises:
         ConfigError: the name is unknown, or `parts` lacks the reader it needs.
     """
-    found = rival(name)
-    if found.needs is not None and getattr(parts, found.needs) is None:
-        raise ConfigError(f"rival {name!r} needs {found.needs}, which is None: load one and pass it")
+    needs = reader_of(name)
+    if needs is not None and getattr(parts, needs) is None:
+        raise ConfigError(f"rival {name!r} needs {needs}, which is None: load one and pass it")
+    row = RIVALS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(parts.seed)
-        return found.reading.make(parts, found.row)
+        return READINGS[row.reading].make(parts, row)
 
 
-def rival(name: str) -> Rival:
-    """Return the rival of this name.
+def reader_of(name: str) -> Reader | None:
+    """Return the name of the frozen reader that a rival needs.
 
     Raises:
-        ConfigError: the name is unknown.
+        ConfigError: the rival's name is unknown.
     """
     if name not in RIVALS:
         raise ConfigError(f"rival is {name!r}, expected one of {', '.join(RIVALS)}")
-    return RIVALS[name]
+    return READINGS[RIVALS[name].reading].needs
 
 
-def rival_of(name: str, row: RivalRow) -> Rival:
-    """Return the rival of a row.
+def checked(name: str, row: RivalRow) -> RivalRow:
+    """Return the row of a rival after checking it.
 
     Raises:
         ConfigError: its reading is unknown or does not use one of its fields.
@@ -69,12 +44,11 @@ def rival_of(name: str, row: RivalRow) -> Rival:
         raise ConfigError(
             f"rivals.yaml, {name}: reading is {row.reading!r}, expected one of {', '.join(READINGS)}"
         )
-    reading = READINGS[row.reading]
-    if unused := sorted(row.chosen - reading.takes):
+    if unused := sorted(row.chosen - READINGS[row.reading].takes):
         raise ConfigError(
             f"rivals.yaml, {name}: the reading {row.reading!r} does not use {', '.join(unused)}: leave it out"
         )
-    return Rival(name=name, row=row, reading=reading)
+    return row
 
 
-RIVALS: dict[str, Rival] = {name: rival_of(name, row) for name, row in rival_rows().items()}
+RIVALS: dict[str, RivalRow] = {name: checked(name, row) for name, row in rival_rows().items()}

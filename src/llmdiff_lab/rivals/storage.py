@@ -10,7 +10,7 @@ from llmdiff.checks.bounds import short
 from llmdiff.errors import AdapterMismatchError, ConfigError
 from llmdiff.training.conditioning import Conditioning
 from llmdiff_lab.rivals.readings import RivalInputs
-from llmdiff_lab.rivals.registry import create, rival
+from llmdiff_lab.rivals.registry import create
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ def save_rival(conditioning: Conditioning, name: str, parts: RivalInputs, folder
         OutputError: the folder cannot be written; no partial file is left in it.
     """
     saved = SavedRival(
-        rival=rival(name).name,
+        rival=name,
         source_id=conditioning.source_id,
         template=parts.template,
         lone=parts.lone,

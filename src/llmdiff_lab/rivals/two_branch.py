@@ -99,21 +99,15 @@ class AdapterConditioning(adapter_conditioning.AdapterConditioning):
                 )
             return
         source, learns = self.source, isinstance(self.source, LearnedSource)
-        if learns and source.learns_in_every_step:
-            yield Stage(
-                name="main",
-                keeps="nothing",
-                read=source.read,
-                condition=lambda raw, _: self.adapter.condition(source.combine(raw)),
-            )
-            return
         if learns:
-            yield Stage(
-                name="gains",
-                keeps="encodings",
-                read=source.read,
-                condition=lambda raw, _: self.adapter.condition(source.combine(raw)),
-            )
+
+            def condition(raw: TextEncoding, generator: torch.Generator | None) -> Conditioned:
+                return self.adapter.condition(source.combine(raw))
+
+            if source.learns_in_every_step:
+                yield Stage(name="main", keeps="nothing", read=source.read, condition=condition)
+                return
+            yield Stage(name="gains", keeps="encodings", read=source.read, condition=condition)
             source.requires_grad_(False)
         yield Stage(
             name="main",
@@ -139,14 +133,14 @@ class AdapterConditioning(adapter_conditioning.AdapterConditioning):
     @contextmanager
     def installed(self, denoiser: nn.Module) -> Iterator[None]:
         """Return a context in which the denoiser has the adapter's two-branch layers and its LoRA, if any."""
-        with self._extended(denoiser), install(denoiser, self.adapter):
+        with lora_in(self.denoiser_lora, denoiser), install(denoiser, self.adapter):
             yield
 
     @contextmanager
     def attached(self, pipe: Any, scale: float = 1.0) -> Iterator[Any]:
         """Return a context in which the pipeline draws with this adapter and source; `scale` as in `attach`."""
         self.train(False)
-        with self._extended(families.denoiser_of(pipe)), self._llm_extended():
+        with lora_in(self.denoiser_lora, families.denoiser_of(pipe)), self._llm_extended():
             attach(pipe, self.source, self.adapter, scale=scale)
             try:
                 yield pipe
@@ -156,9 +150,6 @@ class AdapterConditioning(adapter_conditioning.AdapterConditioning):
     def lr_share(self, name: str) -> float:
         """Return the factor of the learning rate: 1/20 for LoRA in the LLM, as in LaVi-Bridge."""
         return LLM_LR_SHARE if name.startswith("llm_lora.") else 1.0
-
-    def _extended(self, denoiser: nn.Module) -> AbstractContextManager[Any]:
-        return lora_in(self.denoiser_lora, denoiser)
 
     def _llm_extended(self) -> AbstractContextManager[Any]:
         """Return a context in which the LLM has its LoRA layers, except for the constant prefix."""

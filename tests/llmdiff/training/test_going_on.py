@@ -16,8 +16,7 @@ from llmdiff.training.config import TrainConfig
 from llmdiff.training.loop import train
 from llmdiff.training.loop_config import LoopConfig
 from llmdiff.training.resume import flat
-from llmdiff.training.runs import _HARMLESS
-from llmdiff.training.trainer import train_adapter
+from llmdiff.training.trainer import _HARMLESS, train_adapter
 
 from .odd_samples import paint
 

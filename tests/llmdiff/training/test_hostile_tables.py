@@ -128,7 +128,10 @@ def three(*, key="1", parts=None):
         ({"txt": None, "json": b"[1]"}, "caption: the JSON beside the picture is not an object"),
         ({"txt": None, "json": b"[" * 5000}, "caption: the JSON beside the picture is not an object"),
         ({"txt": None, "json": b'{"caption": {"a": 1}}'}, "caption is not a text"),
-        ({"txt": None, "json": b'{"caption": "a\\ud83d"}'}, "caption is not a text"),
+        (
+            {"txt": None, "json": b'{"caption": "a\\ud83d"}'},
+            "caption has half a character (a lone surrogate)",
+        ),
         ({"txt": None, "json": b'{"caption": "\xe9"}'}, "caption is not UTF-8"),
         ({"txt": None, "json": b"{}"}, "no caption"),
         ({"png": b"GIF89a"}, "not a picture"),

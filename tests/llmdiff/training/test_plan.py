@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from typer.testing import CliRunner
 
 from llmdiff.adapter.adapter import LLMDiffAdapter
-from llmdiff.adapter.families import family_named
+from llmdiff.adapter.families import denoiser_of, family_named, family_of
 from llmdiff.adapter.installation import install
 from llmdiff.cli.main import app
 from llmdiff.errors import ConfigError, LLMNotFoundError, PipelineNotFoundError
@@ -53,11 +53,15 @@ def test_a_plan_of_the_embedded_default_is_what_a_run_of_it_takes(embedded):
     parts = load_models(embedded, torch.device("cpu"))
     trained = [one for one in parts.adapter.parameters() if one.requires_grad]
     assert sum(plan.trained.values()) == sum(one.numel() for one in trained)
-    for name, module in (("llm", parts.llm.model), ("denoiser", parts.denoiser), ("vae", parts.pipe.vae)):
+    for name, module in (
+        ("llm", parts.llm.model),
+        ("denoiser", denoiser_of(parts.pipe)),
+        ("vae", parts.pipe.vae),
+    ):
         assert plan.frozen[name] == sum(one.numel() for one in module.parameters())
     held = plan.memory
     assert held["LLM"] == module_bytes(parts.llm.model)
-    assert held["denoiser"] == module_bytes(parts.denoiser)
+    assert held["denoiser"] == module_bytes(denoiser_of(parts.pipe))
     assert held["VAE"] == module_bytes(parts.pipe.vae)
     assert held["text encoders and other parts"] == module_bytes(parts.pipe.text_encoder)
     assert held["adapter"] == module_bytes(parts.adapter)
@@ -74,16 +78,24 @@ def test_a_plan_of_the_embedded_default_is_what_a_run_of_it_takes(embedded):
 
 def test_the_counted_step_of_the_embedded_default_is_the_real_one(embedded):
     parts = load_models(embedded, torch.device("cpu"))
-    latents = torch.randn(2, parts.denoiser.config.in_channels, 16, 16)
+    latents = torch.randn(2, denoiser_of(parts.pipe).config.in_channels, 16, 16)
     texts = TextEncoding(states=torch.randn(2, 9, 576), token_mask=torch.ones(2, 9, dtype=torch.bool))
     sizes = [Sizes(original=(64, 64), crop=(0, 0), target=(64, 64))] * 2
 
     def step():
         states, pooled = parts.adapter.condition(texts)
-        output = denoise(parts.denoiser, parts.family, latents, torch.tensor([3, 700]), states, pooled, sizes)
+        output = denoise(
+            denoiser_of(parts.pipe),
+            family_of(parts.pipe),
+            latents,
+            torch.tensor([3, 700]),
+            states,
+            pooled,
+            sizes,
+        )
         nn.functional.mse_loss(output, torch.zeros_like(latents)).backward()
 
-    with install(parts.denoiser, parts.adapter):
+    with install(denoiser_of(parts.pipe), parts.adapter):
         step()  # gradients are there from now on, as in the plan
         with flop_counter() as flops:
             step()

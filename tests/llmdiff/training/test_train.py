@@ -268,7 +268,7 @@ def test_prepare_makes_everything_once_and_train_reads_nothing_else(config, monk
 
     monkeypatch.setattr("llmdiff.language.encoding.ContextEncoding.encode", refuse)
     monkeypatch.setattr("llmdiff.training.prepare.encode_pictures", refuse)
-    monkeypatch.setattr("llmdiff.training.loading.encode_pictures", refuse)
+    monkeypatch.setattr("llmdiff.training.batches.encode_pictures", refuse)
     train_adapter(config(watch__prompts=[]))
 
 

@@ -13,6 +13,7 @@ from llmdiff.adapter.installation import install
 from llmdiff.controller import LLMController
 from llmdiff.errors import UnsupportedPipelineError
 from llmdiff.language.cache import EncodingCache
+from llmdiff.training.adapter_conditioning import AdapterConditioning
 from llmdiff.training.loop_config import LoopConfig
 from llmdiff.training.warm_start import draw_queries, stored_queries, warm_start
 
@@ -27,13 +28,12 @@ def _run(pipe, llm, folder, steps, **more):
     kept = EncodingCache(folder / "store", llm, adapter.context)
     warm_start(
         pipe,
-        {"adapter": adapter},
+        AdapterConditioning(adapter, llm),
         CAPTIONS,
         lambda indices, generator: adapter.condition(kept.batch([CAPTIONS[index] for index in indices])),
         cache(lambda: draw_queries(pipe, CAPTIONS, steps=2, positions=4)),
         LoopConfig(steps=steps, learning_rate=1e-2, lr_warmup_steps=1, log_every=10, ema_horizon=5),
         folder,
-        installed=lambda denoiser: install(denoiser, adapter),
         batch_size=4,
         **more,
     )
@@ -66,16 +66,20 @@ def test_the_layers_come_to_give_what_the_base_gives(pipe, make_llm, tmp_path):
 
 
 def test_the_first_loss_is_what_the_layers_outputs_say(sd_pipe, make_llm, tmp_path):
-    llm, chosen = make_llm(), [0, 1, 2, 3]
-    _run(sd_pipe, llm, tmp_path, 1, choose=lambda rng: chosen)
+    llm = make_llm()
+    _run(sd_pipe, llm, tmp_path, 1, caption_dropout=0.5)
     figure = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])["unexplained"]
 
+    rng = np.random.default_rng([0, 15, 0])
+    dropped = rng.random(4) < 0.5
+    chosen = [4 if drop else i for drop, i in zip(dropped, rng.integers(5, size=4), strict=True)]
+    assert 0 < dropped.sum() < 4
     torch.manual_seed(3)
     fresh = LLMController.create(llm, sd_pipe, calibration_prompts=CAPTIONS[:-1]).adapter
     base = sd_pipe.encode_prompt([CAPTIONS[i] for i in chosen], "cpu", 1, False)[0]
     states, _ = fresh.condition(fresh.context.encode(llm, [CAPTIONS[i] for i in chosen]))
     queries = draw_queries(sd_pipe, CAPTIONS, steps=2, positions=4)
-    rows = np.random.default_rng([0, 15, 0]).integers(len(queries), size=4)
+    rows = rng.integers(len(queries), size=4)
     shares = []
     for name, attn in layers.text_layers(sd_pipe.unet).items():
         z = queries.states[name][rows].float()

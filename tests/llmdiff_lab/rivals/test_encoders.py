@@ -11,9 +11,8 @@ from transformers import T5Config, T5Model
 
 from llmdiff.errors import ConfigError, LLMNotFoundError
 from llmdiff_lab.rivals.base_text import BaseTextStates
-from llmdiff_lab.rivals.block_posterior import BlockPosterior
-from llmdiff_lab.rivals.decoder_posterior import DecoderPosterior
 from llmdiff_lab.rivals.encoder import MINILM_MODULE, EncoderStates, recorded
+from llmdiff_lab.rivals.update_sum import BlockPosterior, DecoderPosterior
 
 
 @pytest.mark.parametrize(("build", "width", "blocks"), [(build_bert, 20, 3), (build_t5, 16, 2)])

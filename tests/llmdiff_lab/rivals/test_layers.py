@@ -1,28 +1,24 @@
 """Sources that read an LLM's layers, against transformers' own hidden states of the same tokens."""
 
+from functools import partial
+
 import pytest
 import torch
 from tiny.readers import PROMPTS, layer_outputs, normed
 
-from llmdiff_lab.rivals.consecutive import Consecutive
-from llmdiff_lab.rivals.context_only import ContextOnly
-from llmdiff_lab.rivals.first_states import FirstStates
+from llmdiff_lab.rivals.block_inputs import EnteringStates, Taps
 from llmdiff_lab.rivals.last_hidden import LastHiddenStates
-from llmdiff_lab.rivals.layer_attention import LayerAttention
-from llmdiff_lab.rivals.layer_weights import LayerWeights
+from llmdiff_lab.rivals.layer_weights import LayerAttention, LayerWeights, Registers
 from llmdiff_lab.rivals.norm_average import NormAverageStates
-from llmdiff_lab.rivals.penultimate import PenultimateStates
-from llmdiff_lab.rivals.registers import Registers
-from llmdiff_lab.rivals.routed_mean import RoutedMean
-from llmdiff_lab.rivals.taps import Taps
+from llmdiff_lab.rivals.update_sum import Consecutive, ContextOnly
 
 
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
         (LastHiddenStates, lambda x, last: last),
-        (PenultimateStates, lambda x, last: x[-2]),
-        (FirstStates, lambda x, last: x[0]),
+        (partial(EnteringStates, block=-1), lambda x, last: x[-2]),
+        (partial(EnteringStates, block=0), lambda x, last: x[0]),
         (NormAverageStates, lambda x, last: sum(normed(one) for one in x[1:]) / (len(x) - 1)),
     ],
 )
@@ -97,7 +93,7 @@ def test_consecutive_sums_what_a_block_adds_beyond_the_one_before(tiny_llm):
 
 @torch.no_grad()
 def test_routed_mean_is_a_softmax_mixture_for_every_group(tiny_llm):
-    source = RoutedMean(tiny_llm, groups=2)
+    source = LayerWeights(tiny_llm, groups=2)
     start = NormAverageStates(tiny_llm).encode(PROMPTS).states
     for group in range(2):
         torch.testing.assert_close(source.encode(PROMPTS).states[:, :, group], start)

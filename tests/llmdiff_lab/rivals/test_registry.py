@@ -10,7 +10,7 @@ from tiny.readers import PROMPTS, shaken
 from llmdiff.adapter import layers
 from llmdiff.adapter.manifest import write_manifest
 from llmdiff.errors import AdapterMismatchError, ConfigError, CorruptWeightsError
-from llmdiff_lab.rivals.registry import RIVALS, create, rival_of
+from llmdiff_lab.rivals.registry import RIVALS, checked, create
 from llmdiff_lab.rivals.rows import RivalRow
 from llmdiff_lab.rivals.storage import load_rival, save_rival
 
@@ -226,4 +226,4 @@ def test_lora_in_the_denoiser_begins_as_nothing_and_is_gone_after_drawing(parts,
 def test_a_row_with_fields_that_its_reading_has_no_use_for_is_refused(fields, message):
     row = RivalRow(title="a row", group="layers", **fields)
     with pytest.raises(ConfigError, match=message):
-        rival_of("a-row", row)
+        checked("a-row", row)
