@@ -27,8 +27,11 @@ def read_runs(folder: Path, system: str) -> list[Run]:
     Raises:
         ConfigError: the folder has none.
     """
-    places = sorted((folder / "runs" / system).glob("seed-*"))
-    found = [read_run(place, system, seed) for seed, place in enumerate(places)]
+    places = {
+        int(place.name.removeprefix("seed-")): place
+        for place in (folder / "runs" / system).glob("seed-[0-9]*")
+    }
+    found = [read_run(place, system, seed) for seed, place in sorted(places.items())]
     if not found:
         raise ConfigError(f"{folder}: no runs of {system!r}, expected {folder / 'runs' / system / 'seed-0'}")
     return found

@@ -43,6 +43,14 @@ def test_differences_are_means_over_seeds_by_split(folder):
     assert (pairs[0], pairs[1].split()[0], pairs[3].split()[0]) == ("pairs", "25.0", "+25.0")
 
 
+def test_runs_have_the_seeds_of_their_folders(tmp_path):
+    for seed in (0, 2, 10):
+        write_run(tmp_path, "one", seed, [float(seed == 10)], [{}])
+    found = read_runs(tmp_path, "one")
+    assert [run.seed for run in found] == [0, 2, 10]
+    assert [run.figure("scenes")[0] for run in found] == [0.0, 0.0, 1.0]
+
+
 def test_seeds_are_compared_beyond_chance(folder):
     _, one, two = seed_rows(read_runs(folder, "one"), read_runs(folder, "two"))
     # 3 of 4 agree; by chance 3/4 * 1/2 + 1/4 * 1/2 = 1/2 would.
