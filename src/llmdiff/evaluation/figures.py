@@ -27,17 +27,16 @@ def prompt_values(
     values: Values = {}
     for metric in metrics:
         found = scores.read(metric.name, metric.model_id, system)
-        names = list(dict.fromkeys(name for one in found.values() for name in one["values"]))
-        by_name: dict[str, list[float]] = {name: [] for name in names}
-        for row, some in store.prompts:
-            scored = [
-                found[job.name]["values"] if job.name in found else _failed(metric, row, names)
-                for job in some
-            ]
-            for name in names:
-                has = [one[name] for one in scored if name in one]
-                by_name[name].append(float(np.mean(has)) if has else np.nan)
-        values |= {name: np.array(row) for name, row in by_name.items()}
+        drawn = list(dict.fromkeys(name for one in found.values() for name in one["values"]))
+        prompts = [
+            [found[job.name]["values"] if job.name in found else _failed(metric, row, drawn) for job in some]
+            for row, some in store.prompts
+        ]
+        # A part may be requested only by prompts whose pictures could not be drawn.
+        failed = (name for scored in prompts for one in scored for name in one)
+        for name in dict.fromkeys([*drawn, *failed]):
+            has = [[one[name] for one in scored if name in one] for scored in prompts]
+            values[name] = np.array([float(np.mean(some)) if some else np.nan for some in has])
     return values
 
 

@@ -108,6 +108,23 @@ def test_a_picture_that_cannot_be_drawn_has_no_part_right() -> None:
         assert right <= {"relation wrong", "absent", "way up"}
 
 
+def test_a_part_that_only_undrawn_prompts_request_counts(tmp_path: Path) -> None:
+    rows = scene_prompts(4, 0, WORLD, splits=["seen", "negation"])
+    undrawn = {row.prompt for row in rows if row.expected.absent}
+    assert 0 < len(undrawn) < len(rows)
+
+    def fragile(prompts: list[str], seeds: list[int]) -> NDArray[np.uint8]:
+        if undrawn & set(prompts):
+            raise RuntimeError("the lamp went out")
+        return np.zeros((len(prompts), SCENE_SIZE_PX, SCENE_SIZE_PX, 3), dtype=np.uint8)
+
+    checker = Reader([reading_of(row.scene) for row in rows if row.prompt not in undrawn])
+    report = evaluate_suite(
+        {"fragile": fragile}, scenes_suite(rows), tmp_path, metrics=[SceneScorer(checker)], batch=1
+    )
+    assert report["systems"]["fragile"]["metrics"]["scenes: absent"]["n"] == len(undrawn)
+
+
 def test_a_checkers_files_say_which_world_it_reads(tmp_path: Path) -> None:
     WorldChecker(WORLD, channels=8).save_pretrained(tmp_path / "whole")
     SceneChecker(6).save_pretrained(tmp_path / "small")
