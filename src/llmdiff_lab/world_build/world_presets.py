@@ -41,7 +41,7 @@ class WorldPreset:
     vae_steps: int = 5_000
     vae_batch: int = 4
     vae_lr: float = 3e-3
-    decoder_steps: int = 2_500
+    decoder_steps: int = 5_000
     decoder_lr: float = 2e-3
 
     scenes: int = 48_000
