@@ -24,7 +24,7 @@ from tiny_models import tiny_llm
 
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
-from llmdiff.training import loading, loop, trainer
+from llmdiff.training import batches, loop, trainer
 from llmdiff.training.batches import Prefetcher
 from llmdiff.training.config import load_config
 
@@ -98,7 +98,7 @@ def every_part_timed(clock: Clock) -> Iterator[None]:
         (Prefetcher, "get", "data"),
         (ContextEncoding, "encode", "LLM"),
         (DecoderLLM, "block_updates", "LLM"),
-        (loading, "encode_pictures", "VAE"),
+        (batches, "encode_pictures", "VAE"),
     ]
     patches = [
         patch.object(owner, name, clock.timed(part, getattr(owner, name))) for owner, name, part in parts

@@ -17,6 +17,7 @@ from llmdiff.serving.logs import log, log_as_json
 from llmdiff.serving.settings import ServeSettings
 
 _KEEP_ALIVE_S = 30
+_BACKLOG = 2048  # of uvicorn
 
 
 class GentleServer(uvicorn.Server):
@@ -65,7 +66,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def say_listening(listener: socket.socket, what: str) -> None:
-    """Write the server's address to the log, and to a terminal."""
+    """Accept connections from now on, and write the server's address to the log, and to a terminal."""
+    # Clients may connect at this line, before uvicorn accepts; unless the socket listens, they are refused.
+    listener.listen(_BACKLOG)
     address, port = listener.getsockname()[:2]
     log("listening", host=address, port=port)
     if sys.stdout.isatty():
@@ -97,6 +100,7 @@ def run_server(
         date_header=False,
         lifespan="on",
         http=BoundedConnection,
+        backlog=_BACKLOG,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(grace_s) + 5,
     )

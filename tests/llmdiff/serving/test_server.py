@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ from llmdiff.drawing.draw import DrawingSettings, draw
 from llmdiff.drawing.models import Models, load
 from llmdiff.serving.api import create_app
 from llmdiff.serving.pipeline_drawer import PipelineDrawer
+from llmdiff.serving.server import listen, say_listening
 from llmdiff.serving.settings import ServeSettings
 from tests.llmdiff.serving.conftest import GatedDrawer, serving, wait_until
 from tests.llmdiff.serving.test_api import ASK, alone, drawn, pixels
@@ -258,3 +260,10 @@ def test_the_command_refuses_what_cannot_work(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in result.stderr
+
+
+def test_who_reads_the_address_is_not_refused() -> None:
+    with listen("127.0.0.1", 0) as listener:
+        say_listening(listener, "docs at")
+        with socket.create_connection(listener.getsockname(), timeout=5):
+            pass
