@@ -14,20 +14,24 @@ from llmdiff.language.blocks import Lone
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.training.conditioning import Conditioning
 from llmdiff_lab.rivals.base_text import BaseTextStates
-from llmdiff_lab.rivals.block_inputs import EnteringStates, Taps
+from llmdiff_lab.rivals.block_inputs import EnteringStates
 from llmdiff_lab.rivals.connector import Connector, ConnectorConditioning, check_family
 from llmdiff_lab.rivals.ella import EllaConnector
 from llmdiff_lab.rivals.encoder import EncoderStates
 from llmdiff_lab.rivals.last_hidden import LastHiddenStates
 from llmdiff_lab.rivals.lavi_bridge import LaviBridgeConnector, denoiser_lora, llm_lora
-from llmdiff_lab.rivals.layer_weights import LayerAttention, LayerWeights, Registers
+from llmdiff_lab.rivals.layer_attention import LayerAttention
+from llmdiff_lab.rivals.layer_weights import LayerWeights
 from llmdiff_lab.rivals.learned_source import LearnedSource
 from llmdiff_lab.rivals.llm4gen import Llm4GenConnector
 from llmdiff_lab.rivals.lora import RemovableLora
 from llmdiff_lab.rivals.norm_average import NormAverageStates
 from llmdiff_lab.rivals.per_block import PerBlockConnector
 from llmdiff_lab.rivals.query_adapter import QueryAdapterConnector
+from llmdiff_lab.rivals.registers import Registers
+from llmdiff_lab.rivals.routed_mean import RoutedMean
 from llmdiff_lab.rivals.rows import RivalRow
+from llmdiff_lab.rivals.taps import Taps
 from llmdiff_lab.rivals.two_branch import AdapterConditioning
 from llmdiff_lab.rivals.update_sum import BlockPosterior, Consecutive, ContextOnly, DecoderPosterior
 
@@ -205,7 +209,7 @@ READINGS: dict[str, RivalReading] = {
     "layer-weights": _reads_llm(LayerWeights),
     "routed-mean": _reads(
         "llm",
-        lambda parts, row: LayerWeights(
+        lambda parts, row: RoutedMean(
             cast(DecoderLLM, parts.llm), template=parts.template, groups=_groups(parts, row)
         ),
         "routing",

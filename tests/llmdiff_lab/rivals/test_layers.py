@@ -6,10 +6,14 @@ import pytest
 import torch
 from tiny.readers import PROMPTS, layer_outputs, normed
 
-from llmdiff_lab.rivals.block_inputs import EnteringStates, Taps
+from llmdiff_lab.rivals.block_inputs import EnteringStates
 from llmdiff_lab.rivals.last_hidden import LastHiddenStates
-from llmdiff_lab.rivals.layer_weights import LayerAttention, LayerWeights, Registers
+from llmdiff_lab.rivals.layer_attention import LayerAttention
+from llmdiff_lab.rivals.layer_weights import LayerWeights
 from llmdiff_lab.rivals.norm_average import NormAverageStates
+from llmdiff_lab.rivals.registers import Registers
+from llmdiff_lab.rivals.routed_mean import RoutedMean
+from llmdiff_lab.rivals.taps import Taps
 from llmdiff_lab.rivals.update_sum import Consecutive, ContextOnly
 
 
@@ -93,7 +97,7 @@ def test_consecutive_sums_what_a_block_adds_beyond_the_one_before(tiny_llm):
 
 @torch.no_grad()
 def test_routed_mean_is_a_softmax_mixture_for_every_group(tiny_llm):
-    source = LayerWeights(tiny_llm, groups=2)
+    source = RoutedMean(tiny_llm, groups=2)
     start = NormAverageStates(tiny_llm).encode(PROMPTS).states
     for group in range(2):
         torch.testing.assert_close(source.encode(PROMPTS).states[:, :, group], start)
