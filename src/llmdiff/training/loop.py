@@ -92,13 +92,22 @@ def train(
     A repeated call resumes from the last checkpoint in `folder`; after the last step it only loads the weights.
     torch's global seed is set before every pass. SIGTERM finishes the current step, saves and raises SystemExit(0).
 
-    `folder` is for log and checkpoints, visible to all processes; `tracking` for the files of accelerate's `trackers`,
-    by default the same. `step_loss` gives the loss of a part of a step and figures to log; `lr_scale` a parameter's
-    factors of learning rate and weight decay; `muon` whether Muon updates it, if it is a matrix. With the averaged
-    weights, `on_sample` is called with the step on the main process and may return a picture for the trackers, and
-    `validate` with (rank, processes) for the sum and number of this process's validation losses. `must_match` are
-    values that must be equal when a run resumes, besides the settings in `config` that change results; `metadata` is
-    stored with checkpoints and not compared. `samples_per_part` is for logging samples per second.
+    Args:
+        modules: modules to train by name.
+        step_loss: part of a step => its loss and figures to log.
+        config: settings of the loop.
+        folder: folder of log and checkpoints, visible to all processes.
+        title: name of the run in messages and trackers.
+        lr_scale: parameter name => its factors of learning rate and weight decay.
+        muon: parameter name => whether Muon updates it, if it is a matrix.
+        on_sample: called with the step on the main process, with the averaged weights; a returned picture goes to the
+            trackers.
+        validate: (rank, processes) => sum and number of this process's validation losses, with the averaged weights.
+        must_match: values that must be equal when a run resumes, besides the settings in `config` that change results.
+        metadata: values stored with checkpoints and not compared.
+        samples_per_part: number of samples in a part, to log samples per second.
+        trackers: names of accelerate's trackers.
+        tracking: folder of the trackers' files, by default `folder`.
 
     Raises:
         DivergedError: the loss is not finite or the gradient explodes; the weights are not updated.
