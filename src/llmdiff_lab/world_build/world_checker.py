@@ -112,9 +112,7 @@ class StepBatches:
     def of_step(self, step: int) -> tuple[list[Scene | None], NDArray[np.uint8]]:
         """Return the scenes and pictures of a step, as `training_batch` does."""
         if self._pool is None:
-            # Distort pictures in full precision, also under autocast.
-            with torch.autocast("cpu", enabled=False):
-                return training_batch(self._world, self._seed, step, self._count)
+            return training_batch(self._world, self._seed, step, self._count)
         for later in range(step, step + _AHEAD):
             if later not in self._coming:
                 self._coming[later] = self._pool.submit(

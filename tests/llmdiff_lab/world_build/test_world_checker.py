@@ -126,6 +126,8 @@ def test_spoiling_is_light_is_the_same_for_the_same_chance_and_leaves_some_pictu
     assert 0.05 < float((error == 0).float().mean()) < 0.5
     assert 0 < float(error.max()) < 0.3
     assert torch.equal(spoil(images, np.random.default_rng(3)), spoilt)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(spoil(images, np.random.default_rng(3)), spoilt)
     assert torch.equal(spoil(images, np.random.default_rng(4), clean_share=1.0), clean)
     gone = mush(clean, clean.roll(1, dims=0), np.random.default_rng(5))
     assert gone.shape == clean.shape
