@@ -160,6 +160,7 @@ class AdapterTraining:
             folder,
             batch_size=training.batch_size,
             caption_dropout=training.caption_dropout,  # the last caption is the empty one
+            lengths=[len(text) for text, _ in captions],
             title=f"{self.config.out.name}, {stage.name} from captions",
             must_match=self.must_match,
             **self._rates(),

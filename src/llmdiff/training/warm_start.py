@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -48,6 +49,7 @@ POSITIONS = 16
 """Number of image states kept as queries for each picture and step."""
 
 _DRAWN_TOGETHER = 16
+_SORTED_TOGETHER = 16  # number of batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +157,7 @@ def warm_start(
     *,
     batch_size: int,
     caption_dropout: float = 0.0,
+    lengths: Sequence[int] | None = None,
     target: Target | None = None,
     lr_scale: LrScale = lambda name: (1.0, 1.0),
     muon: Callable[[str], bool] = lambda name: False,
@@ -165,7 +168,8 @@ def warm_start(
 
     `captions` are for the base's own text encoder, and may be plain wordings of those behind `conditioned`, which
     gives the states that the denoiser's text attention reads while the conditioning is installed. With probability
-    `caption_dropout` the last caption replaces a random one. `queries` is called when the first step needs them.
+    `caption_dropout` the last caption replaces a random one. A batch has captions of similar `lengths`, by default
+    those of `captions`, so that little of it is padding. `queries` is called when the first step needs them.
     `target` gives the outputs to match, by default those of the base's own text encoder; a pooled vector, if the base
     has one, is fitted too.
 
@@ -177,11 +181,12 @@ def warm_start(
     denoiser: Any = families.denoiser_of(pipe)
     text_layers: Mapping[str, Any] = layers.text_layers(denoiser)
     asked = cache(queries)
+    sizes = np.array([*map(len, captions)] if lengths is None else lengths)
 
     def step_loss(part: StepPart) -> tuple[Tensor, Mapping[str, float]]:
         rng = part.rng(config.seed, 15)
         dropped = rng.random(batch_size) < caption_dropout
-        chosen = rng.integers(len(captions), size=batch_size)
+        chosen = alike_batch(sizes, batch_size, config.seed, part.step * part.count + part.index)
         indices = np.where(dropped, len(captions) - 1, chosen).tolist()
         rows = torch.from_numpy(rng.integers(len(asked()), size=batch_size))
         put = {name: asked().states[name][rows].to(denoiser.device, denoiser.dtype) for name in text_layers}
@@ -217,6 +222,20 @@ def warm_start(
         muon=muon,
         must_match=must_match,
     )
+
+
+def alike_batch(lengths: NDArray[np.int64], batch_size: int, seed: int, number: int) -> NDArray[np.int64]:
+    """Return the indices of the captions of batch `number`, uniform over all captions, of similar length in a batch.
+
+    The captions of several batches are drawn together, without repetition, sorted by length and cut into batches, in
+    random order.
+    """
+    together = max(1, min(_SORTED_TOGETHER, len(lengths) // batch_size))
+    window, place = divmod(number, together)
+    rng = np.random.default_rng([seed, 16, window])
+    drawn = rng.choice(len(lengths), together * batch_size, replace=batch_size > len(lengths))
+    batches = drawn[np.argsort(lengths[drawn], kind="stable")].reshape(together, batch_size)
+    return batches[rng.permutation(together)[place]]
 
 
 def base_target(pipe: Any, captions: Sequence[str]) -> Target:

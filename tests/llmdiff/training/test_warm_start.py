@@ -15,7 +15,7 @@ from llmdiff.errors import UnsupportedPipelineError
 from llmdiff.language.cache import EncodingCache
 from llmdiff.training.adapter_conditioning import AdapterConditioning
 from llmdiff.training.loop_config import LoopConfig
-from llmdiff.training.warm_start import draw_queries, stored_queries, warm_start
+from llmdiff.training.warm_start import alike_batch, draw_queries, stored_queries, warm_start
 
 CAPTIONS = ["a red cat", "two green apples", "a blue car on the left of a dog", "three dogs", ""]
 
@@ -72,7 +72,8 @@ def test_the_first_loss_is_what_the_layers_outputs_say(sd_pipe, make_llm, tmp_pa
 
     rng = np.random.default_rng([0, 15, 0])
     dropped = rng.random(4) < 0.5
-    chosen = [4 if drop else i for drop, i in zip(dropped, rng.integers(5, size=4), strict=True)]
+    batch = alike_batch(np.array([*map(len, CAPTIONS)]), 4, 0, 0)
+    chosen = [4 if drop else i for drop, i in zip(dropped, batch, strict=True)]
     assert 0 < dropped.sum() < 4
     torch.manual_seed(3)
     fresh = LLMController.create(llm, sd_pipe, calibration_prompts=CAPTIONS[:-1]).adapter
@@ -90,6 +91,23 @@ def test_the_first_loss_is_what_the_layers_outputs_say(sd_pipe, make_llm, tmp_pa
         shares.append(float(((given - wanted) ** 2).mean() / spread.mean()))
     # The store holds encodings in half precision.
     assert figure == pytest.approx(sum(shares) / len(shares), rel=1e-2)
+
+
+def test_batches_are_uniform_over_captions_and_alike_in_length():
+    lengths = np.random.default_rng(1).permutation(400)
+    batches = [alike_batch(lengths, 10, 7, number) for number in range(4000)]
+    spread = np.mean([np.ptp(lengths[batch]) for batch in batches])
+    assert spread < 0.15 * np.ptp(lengths)  # of ten random captions: 0.82
+    times = np.bincount(np.concatenate(batches), minlength=400)
+    assert times.min() > 60  # 100 +- 10
+    assert times.max() < 145
+    assert all(len(set(batch)) == 10 for batch in batches)
+    assert set(alike_batch(lengths[:3], 10, 7, 5)) <= {0, 1, 2}
+    # Short and long batches in random order, and the same ones again.
+    middle = np.array([lengths[batch].mean() for batch in batches])
+    assert abs(np.corrcoef(middle[:-1], middle[1:])[0, 1]) < 0.15
+    assert np.array_equal(alike_batch(lengths, 10, 7, 123), batches[123])
+    assert not np.array_equal(alike_batch(lengths, 10, 8, 123), batches[123])
 
 
 def test_it_goes_on_where_it_was(sd_pipe, make_llm, tmp_path):
