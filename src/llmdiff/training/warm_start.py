@@ -227,10 +227,10 @@ def warm_start(
 def alike_batch(lengths: NDArray[np.int64], batch_size: int, seed: int, number: int) -> NDArray[np.int64]:
     """Return the indices of the captions of batch `number`, uniform over all captions, of similar length in a batch.
 
-    The captions of several batches are drawn together, without repetition, sorted by length and cut into batches, in
-    random order.
+    The captions of several batches, at most a quarter of all captions so that the same ones seldom meet, are drawn
+    together without repetition, sorted by length and cut into batches, in random order.
     """
-    together = max(1, min(_SORTED_TOGETHER, len(lengths) // batch_size))
+    together = max(1, min(_SORTED_TOGETHER, len(lengths) // (4 * batch_size)))
     window, place = divmod(number, together)
     rng = np.random.default_rng([seed, 16, window])
     drawn = rng.choice(len(lengths), together * batch_size, replace=batch_size > len(lengths))
