@@ -37,8 +37,9 @@ def load_base_pipeline(base: str, *, dtype: torch.dtype, text_encoders: bool = T
         CorruptWeightsError: a file is missing or damaged, or a model lacks a weight.
         UnsupportedPipelineError: it is not one of diffusers' text-to-image pipelines, or brings code.
     """
-    place = packaged("pipeline", PipelineNotFoundError) if base == EMBEDDED_NAME else Path(base)
-    if (place / MANIFEST_NAME).is_file():
+    is_packaged = base == EMBEDDED_NAME
+    place = packaged("pipeline", PipelineNotFoundError) if is_packaged else Path(base)
+    if not is_packaged and (place / MANIFEST_NAME).is_file():
         check_manifest(place, ["model_index.json"])
     if place.is_file():
         raise PipelineNotFoundError(
@@ -166,10 +167,11 @@ def _loader(index: Mapping[str, Any]) -> Any:
 
 
 def packaged(part: str, error: type[LLMDiffError]) -> Path:
-    """Return the folder of a part of the embedded default.
+    """Return the folder of a part of the embedded default, checked against its manifest.
 
     Raises:
         error: the package does not contain it; the message says how to get it.
+        CorruptWeightsError: a file is missing or damaged.
     """
     folder = Path(str(files("llmdiff"))) / "openmoji" / "weights" / part
     if not folder.is_dir():
@@ -177,4 +179,5 @@ def packaged(part: str, error: type[LLMDiffError]) -> Path:
             f"{EMBEDDED_NAME!r} has no {part} here: this is a source tree without the trained weights; install "
             "the released package, or train them with `llmdiff-lab build --preset openmoji-cpu`"
         )
+    check_manifest(folder, [])
     return folder

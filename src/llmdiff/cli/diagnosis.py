@@ -122,11 +122,16 @@ def devices() -> Iterator[Finding]:
 
 
 def embedded_default(weights: Path | None = None) -> Iterator[Finding]:
-    """Check the shipped pipeline, adapter and checker against their manifests, and that the LLM is installed."""
+    """Check the shipped models against their manifests, and that the LLM is installed."""
     from llmdiff.adapter.manifest import check_manifest
 
     folder = weights or Path(str(files("llmdiff"))) / "openmoji" / "weights"
-    needed = {"pipeline": "model_index.json", "adapter": "config.json", "checker": "config.json"}
+    needed = {
+        "pipeline": "model_index.json",
+        "adapter": "config.json",
+        "checker": "config.json",
+        "siglip": "config.json",
+    }
     for part, file in needed.items():
         try:
             check_manifest(folder / part, [file])

@@ -235,7 +235,8 @@ def alike_batch(lengths: NDArray[np.int64], batch_size: int, seed: int, number: 
     rng = np.random.default_rng([seed, 16, window])
     drawn = rng.choice(len(lengths), together * batch_size, replace=batch_size > len(lengths))
     batches = drawn[np.argsort(lengths[drawn], kind="stable")].reshape(together, batch_size)
-    return batches[rng.permutation(together)[place]]
+    batch: NDArray[np.int64] = batches[rng.permutation(together)[place]]
+    return batch
 
 
 def base_target(pipe: Any, captions: Sequence[str]) -> Target:

@@ -57,8 +57,9 @@ def ship(
             siglip.model.half()
             siglip.save_pretrained(partial / "siglip")
         forget_local_paths(partial / "pipeline")
-        write_manifest_of_all(partial / "pipeline")
-        write_manifest_of_all(partial / "checker")
+        for part in ("pipeline", "checker", "siglip"):
+            if (partial / part).is_dir():
+                write_manifest_of_all(partial / part)
         (partial / "README.md").write_text(_card(pipe, adapter, checker, siglip, preset))
         # The weights are derived from OpenMoji's drawings, so its licence is theirs too.
         (partial / "LICENSE").write_text(artwork_licence())

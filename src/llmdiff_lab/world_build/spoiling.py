@@ -1,6 +1,8 @@
 """Distort renders like a diffusion model and its decoder, to train models that read generated pictures."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -12,11 +14,15 @@ from torch.nn import functional as F
 _CLEAN_SHARE, _JPEG_SHARE, _WARP_SHARE, _SHRUNK_SHARE = 0.25, 0.2, 0.5, 0.3
 _WARP_CELLS, _WARP_PX = 5, 2.0
 
-# Full precision also in a training step under autocast: torch.lerp refuses mixed dtypes.
-_full_precision = torch.autocast("cpu", enabled=False)
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Return a context without autocast, in which torch.lerp would meet mixed dtypes."""
+    with torch.autocast("cpu", enabled=False):
+        yield
 
 
-@_full_precision
+@_full_precision()
 def spoil(
     images: NDArray[np.uint8], rng: np.random.Generator, *, clean_share: float = _CLEAN_SHARE
 ) -> Tensor:
@@ -39,7 +45,7 @@ def spoil(
     return torch.where(torch.from_numpy(spoilt).view(-1, 1, 1, 1), _faded(pixels, rng), clean)
 
 
-@_full_precision
+@_full_precision()
 def mush(pixels: Tensor, others: Tensor, rng: np.random.Generator) -> Tensor:
     """Return pictures without recognisable things: mixed with others, or strongly blurred.
 

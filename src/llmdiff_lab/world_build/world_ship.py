@@ -69,7 +69,7 @@ def ship_world(pipe: StableDiffusionPipeline, build: Path, folder: Path, preset:
             if (build / part / "model").is_dir():
                 shutil.copytree(build / part / "model", partial / part)
         forget_local_paths(partial / "pipeline")
-        for part in ("pipeline", "checker"):
+        for part in ("pipeline", "checker", "siglip"):
             if (partial / part).is_dir():
                 write_manifest_of_all(partial / part)
         sizes = {

@@ -1,5 +1,7 @@
 """Base pipelines as people keep them: half-precision variants, single files, without a text encoder."""
 
+import shutil
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +9,12 @@ import pytest
 import torch
 from tiny.families import BUILDERS
 
+from llmdiff.adapter import base_pipeline
 from llmdiff.adapter.base_pipeline import load_base_pipeline
-from llmdiff.errors import PipelineNotFoundError
+from llmdiff.controller import LLMController
+from llmdiff.errors import CorruptWeightsError, PipelineNotFoundError
+from llmdiff.evaluation.metrics.loading import load_metric
+from llmdiff.evaluation.suites.scenes import load_checker
 
 Draw = Any
 
@@ -39,3 +45,29 @@ def loaded(path: Path) -> Any:
     pipe = load_base_pipeline(str(path), dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.mark.parametrize(
+    ("part", "file", "load"),
+    [
+        (
+            "pipeline",
+            "vae/diffusion_pytorch_model.safetensors",
+            lambda name: load_base_pipeline(name, dtype=torch.float32),
+        ),
+        ("adapter", "diffusion_pytorch_model.safetensors", LLMController.from_pretrained),
+        ("checker", "model.safetensors", load_checker),
+        ("siglip", "model.safetensors", lambda name: load_metric("siglip", name)),
+    ],
+)
+def test_a_flipped_bit_in_any_packaged_part_is_an_error(
+    part: str, file: str, load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(str(files("llmdiff")) + "/openmoji/weights", tmp_path / "openmoji" / "weights")
+    monkeypatch.setattr(base_pipeline, "files", lambda package: tmp_path)
+    damaged = tmp_path / "openmoji" / "weights" / part / file
+    content = bytearray(damaged.read_bytes())
+    content[-2] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(CorruptWeightsError, match="has SHA-256"):
+        load("openmoji")

@@ -1,7 +1,6 @@
 """The scene checker: a small detector of the things in a picture of the embedded default."""
 
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -11,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmdiff.errors import ConfigError
+from llmdiff.adapter.base_pipeline import EMBEDDED_NAME, packaged
+from llmdiff.errors import ConfigError, MetricError
 from llmdiff.evaluation.suites.verdicts import UNCLEAR, SeenScene, SeenThing
 from llmdiff.openmoji.contents import World
 from llmdiff.openmoji.scenes import SCENE_SIZE_PX
@@ -21,7 +21,6 @@ from llmdiff.world.checker_files import load_checker, save_checker
 CELL_PX = 4
 GRID = SCENE_SIZE_PX // CELL_PX
 SIZES = ("small", "normal", "big", "other")
-EMBEDDED_NAME = "openmoji"
 
 _PRESENT, _SURE, _NEAR_PX = 0.5, 0.5, 10.0
 _GROUPS = 8
@@ -150,14 +149,9 @@ class SceneChecker(nn.Module):
         return tuple(found)
 
 
-def packaged_checker() -> Path:
-    """Return the folder of the packaged checker."""
-    return Path(str(files("llmdiff"))) / "openmoji" / "weights" / "checker"
-
-
 def checker_folder(name_or_path: str | Path) -> Path:
     """Return the folder of a checker; "openmoji" is the packaged one."""
-    return packaged_checker() if name_or_path == EMBEDDED_NAME else Path(name_or_path)
+    return packaged("checker", MetricError) if name_or_path == EMBEDDED_NAME else Path(name_or_path)
 
 
 def to_checker_input(images: NDArray[np.uint8]) -> Tensor:
