@@ -192,7 +192,7 @@ class AdapterTraining:
         batches = Prefetcher(make, stride=processes, ahead=training.prefetch, end=end)
 
         def step_loss(part: StepPart) -> tuple[Tensor, Mapping[str, float]]:
-            batch = batches.get(part.step * part.count + part.index)
+            batch = batches.get(part.number)
             latents = self.loader.latents(batch)
             conditioned = stage.condition(batch.reading, part.generator)
             noised = self.objective.noised(latents, part.generator)

@@ -41,6 +41,11 @@ class StepPart:
     count: int
     generator: torch.Generator
 
+    @property
+    def number(self) -> int:
+        """Return the number of this part among those of all steps, from 0."""
+        return self.step * self.count + self.index
+
     def rng(self, *key: int) -> np.random.Generator:
         """Return this part's numpy generator for a purpose identified by `key`."""
         return np.random.default_rng([*key, self.step, *([self.index] if self.index else [])])

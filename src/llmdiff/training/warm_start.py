@@ -186,7 +186,7 @@ def warm_start(
     def step_loss(part: StepPart) -> tuple[Tensor, Mapping[str, float]]:
         rng = part.rng(config.seed, 15)
         dropped = rng.random(batch_size) < caption_dropout
-        chosen = alike_batch(sizes, batch_size, config.seed, part.step * part.count + part.index)
+        chosen = alike_batch(sizes, batch_size, config.seed, part.number)
         indices = np.where(dropped, len(captions) - 1, chosen).tolist()
         rows = torch.from_numpy(rng.integers(len(asked()), size=batch_size))
         put = {name: asked().states[name][rows].to(denoiser.device, denoiser.dtype) for name in text_layers}

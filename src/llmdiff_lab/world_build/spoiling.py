@@ -17,7 +17,7 @@ _WARP_CELLS, _WARP_PX = 5, 2.0
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """Return a context without autocast, in which torch.lerp would meet mixed dtypes."""
+    """Turn autocast off: with it, some results are bfloat16, and torch.lerp refuses mixed dtypes."""
     with torch.autocast("cpu", enabled=False):
         yield
 

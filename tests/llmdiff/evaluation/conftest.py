@@ -1,4 +1,4 @@
-"""A trained checker, where this machine has one."""
+"""The packaged checker."""
 
 import pytest
 
