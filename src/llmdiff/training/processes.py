@@ -33,6 +33,16 @@ _TENSORBOARD = "tensorboard"
 _T = TypeVar("_T")
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Return whether the device computes in bfloat16 faster than in float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        can = torch.cpu.get_capabilities()
+        return any(can.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return True
+
+
 class Processes:
     """This process and the others started by a launcher (`accelerate launch`, `torch.distributed.run`).
 

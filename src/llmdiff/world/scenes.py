@@ -29,6 +29,7 @@ _RELATION_SHARES: dict[Relation, float] = {
     "spots": 0.15,
 }
 _SHAPE_SHARE, _ACTION_SHARE, _COLOURED_SHARE = 0.08, 0.14, 0.2
+_PORTRAIT_SIDES = 0.55, 0.95
 _PLACE_SHARE, _SIZED_SHARE, _TURNED_SHARE, _ABSENT_SHARE = 0.35, 0.35, 0.05, 0.08
 
 
@@ -171,6 +172,16 @@ def any_scene(world: World, rng: random.Random) -> Scene:
     if rng.random() < _ABSENT_SHARE:
         absent = tuple(_absent(world, style, [placed.name for placed in things], rng))
     return Scene(things=tuple(things), relation=relation, background=background, place=place, absent=absent)
+
+
+def portrait(world: World, rng: random.Random) -> Scene:
+    """Return one thing on a plain background, as large as things are in scenes of twice the side."""
+    style = _chosen(rng, {style: _STYLE_SHARES[style] for style in world.styles})
+    side = rng.uniform(*_PORTRAIT_SIDES)
+    room = max(0.5 - side / 2, 0.0)
+    x, y = (0.5 + rng.uniform(-room, room) for _ in "xy")
+    placed = replace(one_thing(world, style, rng), x=round(x, 4), y=round(y, 4), side=round(side, 4))
+    return Scene(things=(placed,), relation="alone", background=rng.choice(tuple(BACKGROUNDS)))
 
 
 def laid_out(scene: Scene, rng: random.Random) -> Scene:

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from llmdiff.errors import LLMDiffError
 from llmdiff.world.captions import LONG_WORDS, Caption, caption
 from llmdiff.world.expected import Expected
-from llmdiff.world.scenes import Scene, World, any_scene, laid_out
+from llmdiff.world.scenes import Scene, World, any_scene, laid_out, portrait
 from llmdiff.world.things import COLOURS, all_things
 from llmdiff.world.voices import SPLIT_VOICES, VOICES, Wording
 from llmdiff.world.words import word_count
@@ -99,6 +99,15 @@ def sample_scene(seed: int, index: int, world: World = World()) -> Scene:  # noq
         scene = any_scene(world, rng)
         if not held_out_parts(scene):
             return laid_out(scene, rng)
+
+
+def sample_portrait(seed: int, index: int, world: World = World()) -> Scene:  # noqa: B008 (frozen)
+    """Return the training portrait of this seed and index: one thing that fills a picture of a quarter of the area."""
+    rng = random.Random(f"portrait {seed} {index}")
+    while True:
+        scene = portrait(world, rng)
+        if not held_out_parts(scene):
+            return scene
 
 
 def training_caption(scene: Scene, seed: int, index: int, wording: Wording = "rich") -> Caption:

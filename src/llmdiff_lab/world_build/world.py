@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
@@ -21,6 +21,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.base_pipeline import load_base_pipeline
 from llmdiff.evaluation.metrics.models import ImageTextModel
+from llmdiff.training.processes import has_bfloat16
 from llmdiff.training.trainer import train_adapter
 from llmdiff.world.checker import WorldChecker
 from llmdiff.world.rendering import renderers
@@ -37,6 +38,7 @@ from llmdiff_lab.world_build import (
 from llmdiff_lab.world_build.denoiser import create_pipeline, create_scheduler, create_unet
 from llmdiff_lab.world_build.llm_adapter import adapter_config
 from llmdiff_lab.world_build.stages import StagedBuild, save_model
+from llmdiff_lab.world_build.world_denoiser import PORTRAIT_SHARE, PictureSet
 from llmdiff_lab.world_build.world_presets import WorldPreset
 
 STAGES = ("vae", "scenes", "text", "latents", "denoiser", "decoder", "checker", "siglip", "adapter")
@@ -50,11 +52,18 @@ class WorldBuild(StagedBuild):
 
     shared_values = ("image_size_px", "seed", "things", "styles")
     own_values: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "scenes": ("scenes", "captions_each", "text_vocabulary", "text_captions", "text_max_tokens"),
+        "scenes": (
+            "scenes",
+            "portraits",
+            "captions_each",
+            "text_vocabulary",
+            "text_captions",
+            "text_max_tokens",
+        ),
         "text": ("text_width", "text_layers", "text_steps", "text_batch", "text_lr", "text_max_tokens"),
-        "latents": ("scenes",),
-        "scenes-rich": ("scenes", "text_vocabulary", "text_captions", "text_max_tokens"),
-        "denoiser": ("unet_",),
+        "latents": ("scenes", "portraits"),
+        "scenes-rich": ("scenes", "portraits", "text_vocabulary", "text_captions", "text_max_tokens"),
+        "denoiser": ("unet_", "portrait_"),
         "adapter": ("adapter_", "llm"),
     }
     checker_class = WorldChecker
@@ -67,6 +76,8 @@ class WorldBuild(StagedBuild):
         *,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
+        if preset.precision == "bf16" and not has_bfloat16(device):
+            preset = replace(preset, precision="no")
         super().__init__(preset, folder)
         self.preset, self.device, self.stopped = preset, device, stopped
         self._open = ExitStack()
@@ -106,22 +117,25 @@ class WorldBuild(StagedBuild):
         self.stage("vae", make)
         return self.load(AutoencoderKL, "vae").to(self.device)
 
-    def scenes(self, wording: Wording = "plain") -> world_scenes.SceneSet:
+    def scenes(
+        self, wording: Wording = "plain", view: Literal["scenes", "portraits"] = "scenes"
+    ) -> world_scenes.SceneSet:
         """Return what the training scenes show, with the base's plain captions or the adapters' rich ones."""
         stage = "scenes" if wording == "plain" else f"scenes-{wording}"
-        path = self.folder / stage / "scenes.safetensors"
+        folder = self.folder / stage
 
         def make() -> dict[str, Any]:
             self.tokenizer()
-            path.parent.mkdir(exist_ok=True)
-            world_scenes.prepare_scenes(
-                self.preset, self.folder / "tokenizer" / "tokenizer.json", self._pool, path, wording
-            )
-            scenes = world_scenes.load_scenes(path, torch.device("cpu"))
+            folder.mkdir(exist_ok=True)
+            for kind in world_scenes.views(self.preset).values():
+                path = folder / f"{kind.name}.safetensors"
+                tokenizer_file = self.folder / "tokenizer" / "tokenizer.json"
+                world_scenes.prepare_scenes(self.preset, tokenizer_file, self._pool, path, kind, wording)
+            scenes = world_scenes.load_scenes(folder / "scenes.safetensors", torch.device("cpu"))
             return world_text.caption_lengths(scenes, self.tokenizer())
 
         self.stage(stage, make)
-        return world_scenes.load_scenes(path, self.device)
+        return world_scenes.load_scenes(folder / f"{view}.safetensors", self.device)
 
     def tokenizer(self) -> CLIPTokenizer:
         """Return the base's tokenizer."""
@@ -141,19 +155,23 @@ class WorldBuild(StagedBuild):
         model: CLIPTextModel = self.load(CLIPTextModel, "text")
         return model
 
-    def latents(self) -> Tensor:
+    def latents(self, view: Literal["scenes", "portraits"] = "scenes") -> Tensor:
         """Return the scaled latents of the training scenes."""
         folder = self.folder / "latents"
 
         def make() -> dict[str, Any]:
-            folder.mkdir(exist_ok=True)
-            if not world_scenes.prepare_latents(self.preset, self.vae(), self._pool, folder, self.stopped):
-                raise SystemExit(0)
-            latents = world_scenes.load_latents(folder, torch.device("cpu"))
+            for kind in world_scenes.views(self.preset).values():
+                place = folder / kind.name
+                place.mkdir(exist_ok=True, parents=True)
+                if not world_scenes.prepare_latents(
+                    self.preset, self.vae(), self._pool, place, kind, self.stopped
+                ):
+                    raise SystemExit(0)
+            latents = world_scenes.load_latents(folder / "scenes", torch.device("cpu"))
             return {"scenes": len(latents), "latent_std": float(latents.float().std())}
 
         self.stage("latents", make)
-        return world_scenes.load_latents(folder, self.device)
+        return world_scenes.load_latents(folder / view, self.device)
 
     def denoiser(self) -> StableDiffusionPipeline:
         """Return the base pipeline before its decoder is refined."""
@@ -165,7 +183,16 @@ class WorldBuild(StagedBuild):
             unet.to(self.device, memory_format=torch.channels_last)
             pipe = create_pipeline(self.vae(), self.text(), self.tokenizer(), unet)
             pipe.to(self.device)
-            world_denoiser.train_denoiser(self.preset, self.scenes(), latents, pipe, folder)
+            sets = [PictureSet(scenes=self.scenes(), latents=latents, batch=self.preset.unet_batch)]
+            if self.preset.portraits:
+                portraits = PictureSet(
+                    scenes=self.scenes(view="portraits"),
+                    latents=self.latents("portraits"),
+                    batch=self.preset.portrait_batch,
+                    share_of_steps=PORTRAIT_SHARE,
+                )
+                sets.append(portraits)
+            world_denoiser.train_denoiser(self.preset, sets, pipe, folder)
             save_model(pipe, folder / "pipeline")
             return {"parameters": sum(parameter.numel() for parameter in unet.parameters())}
 
@@ -267,7 +294,8 @@ class WorldBuild(StagedBuild):
         settings = replace(
             self.preset, seed=self.preset.seed + seed, unet_steps=steps, unet_batch=batch, map_weight=0.0
         )
-        world_denoiser.train_denoiser(settings, self.scenes("rich"), self.latents(), pipe, folder)
+        rich = PictureSet(scenes=self.scenes("rich"), latents=self.latents(), batch=batch)
+        world_denoiser.train_denoiser(settings, [rich], pipe, folder)
 
     @cached_property
     def _pool(self) -> ProcessPoolExecutor:

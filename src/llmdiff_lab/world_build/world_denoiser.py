@@ -1,6 +1,7 @@
 """Train the world's denoiser: a U-Net with its text encoder, in the format of Stable Diffusion."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,29 @@ from llmdiff_lab.world_build.maps import MappingUNet
 from llmdiff_lab.world_build.world_presets import WorldPreset
 from llmdiff_lab.world_build.world_scenes import SceneSet, map_sizes
 
+PORTRAIT_SHARE = 1 - LoopConfig(steps=1, learning_rate=1.0).lr_decay_share
+"""Share of the steps with portraits: all before the learning rate decays."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureSet:
+    """Scenes that train a denoiser, with their latents. Shapes: latents (N, C, h, w), one for each scene.
+
+    Fields:
+        batch: number of them in each part of a step.
+        share_of_steps: the share of the steps, from the first, that use them.
+    """
+
+    scenes: SceneSet
+    latents: Tensor
+    batch: int
+    share_of_steps: float = 1.0
+
 
 def train_denoiser(
-    preset: WorldPreset, scenes: SceneSet, latents: Tensor, pipe: StableDiffusionPipeline, folder: Path
+    preset: WorldPreset, sets: Sequence[PictureSet], pipe: StableDiffusionPipeline, folder: Path
 ) -> None:
-    """Train a pipeline's U-Net, and its text encoder with a smaller learning rate.
-
-    Shapes: latents (N, C, h, w), one for each scene.
-    """
+    """Train a pipeline's U-Net, and its text encoder with a smaller learning rate, on the sum of the sets' losses."""
     unet, text_encoder = pipe.unet.train(), pipe.text_encoder.train()
     device = unet.device
     pipe.set_progress_bar_config(disable=True)
@@ -36,24 +52,35 @@ def train_denoiser(
     mapping = MappingUNet(unet, sum(sizes)).to(device)
     denoise = torch.compile(mapping) if preset.compile else mapping
     encode = torch.compile(text_encoder) if preset.compile else text_encoder
-    empty = torch.full((scenes.ids.shape[-1],), pipe.tokenizer.eos_token_id, device=device)
+    empty = torch.full((pipe.tokenizer.model_max_length,), pipe.tokenizer.eos_token_id, device=device)
     empty[0] = pipe.tokenizer.bos_token_id
 
-    def step_loss(part: StepPart) -> tuple[Tensor, Mapping[str, float]]:
-        rng = part.rng(preset.seed, 7)
-        chosen = scenes.sample(preset.unet_batch, rng)
-        ids = scenes.captions(chosen, rng)
+    def set_loss(
+        one: PictureSet, part: StepPart, rng: np.random.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        chosen = one.scenes.sample(one.batch, rng)
+        ids = one.scenes.captions(chosen, rng)
         dropped = torch.from_numpy(rng.random(len(ids)) < preset.caption_dropout).to(device)
         states = encode(torch.where(dropped[:, None], empty, ids)).last_hidden_state
-        noised = objective.noised(latents[chosen].float(), part.generator)
+        noised = objective.noised(one.latents[chosen].float(), part.generator)
         noisy = noised.latents.contiguous(memory_format=torch.channels_last)
         output, logits = denoise(noisy, noised.timesteps, states)
         velocity = objective.loss(output, noised)
-        mapped = map_loss(logits, scenes.maps[chosen], sizes)
+        mapped = map_loss(logits, one.scenes.maps[chosen], sizes)
         # The weight decays to 0, so that only the denoiser's own objective is left at the end.
         weight = preset.map_weight * (1 - part.step / preset.unet_steps)
         figures = {"velocity": float(velocity.detach()), "map": float(mapped.detach())}
         return velocity + weight * mapped, {**figures, **objective.figures(output, noised)}
+
+    def step_loss(part: StepPart) -> tuple[Tensor, Mapping[str, float]]:
+        rng = part.rng(preset.seed, 7)
+        first, *others = (one for one in sets if part.step < one.share_of_steps * preset.unet_steps)
+        loss, figures = set_loss(first, part, rng)
+        for index, one in enumerate(others, 1):
+            more, own = set_loss(one, part, rng)
+            loss = loss + more
+            figures |= {f"{name}_{index}": value for name, value in own.items()}
+        return loss, figures
 
     config = LoopConfig(
         steps=preset.unet_steps,

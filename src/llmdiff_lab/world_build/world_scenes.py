@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from llmdiff.files import whole_file
 from llmdiff.world.places import places
 from llmdiff.world.rendering import render, sprite_box
 from llmdiff.world.scenes import Scene, World
-from llmdiff.world.splits import Split, sample_scene, split_scene, training_caption
+from llmdiff.world.splits import Split, sample_portrait, sample_scene, split_scene, training_caption
 from llmdiff.world.things import BACKGROUNDS, COLOURS, STYLES
 from llmdiff.world.voices import Wording
 from llmdiff_lab.world_build.world_presets import WorldPreset
@@ -32,6 +33,28 @@ from llmdiff_lab.world_build.world_vae import encode_pictures
 MAP_SIDE = 8
 _PART, _CHUNK = 128, 4096
 _HELD_OUT_SPLITS: tuple[Split, ...] = ("pairs", "colours", "counts", "styles")
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """A kind of training pictures: how their scenes are sampled, their number and their side in pixels."""
+
+    name: Literal["scenes", "portraits"]
+    sample: Callable[[int, int, World], Scene]
+    count: int
+    size_px: int
+
+
+def views(preset: WorldPreset) -> dict[str, View]:
+    """Return the kinds of pictures that train a denoiser: scenes and, with half the side, portraits."""
+    scenes = View(name="scenes", sample=sample_scene, count=preset.scenes, size_px=preset.image_size_px)
+    portraits = View(
+        name="portraits",
+        sample=sample_portrait,
+        count=preset.portraits,
+        size_px=preset.image_size_px // 2,
+    )
+    return {view.name: view for view in (scenes, portraits) if view.count}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +122,12 @@ def _index_of(world: World) -> dict[tuple[str, str | None], int]:
     return {shown: index for index, shown in enumerate(map_classes(world))}
 
 
-def training_pictures(preset: WorldPreset, scenes: range, pool: ProcessPoolExecutor) -> NDArray[np.uint8]:
-    """Return training scenes as pictures, rendered on all cores. Shapes: (len(scenes), H, W, 3)."""
-    return np.concatenate(list(pool.map(partial(_render, preset), _parts(scenes))))
+def training_pictures(
+    preset: WorldPreset, scenes: range, pool: ProcessPoolExecutor, view: View | None = None
+) -> NDArray[np.uint8]:
+    """Return training scenes as pictures, rendered on all cores; None: full scenes. Shapes: (len(scenes), H, W, 3)."""
+    view = view or views(preset)["scenes"]
+    return np.concatenate(list(pool.map(partial(_render, preset, view), _parts(scenes))))
 
 
 def held_out_pictures(preset: WorldPreset, count: int) -> NDArray[np.uint8]:
@@ -117,10 +143,11 @@ def prepare_scenes(
     tokenizer_file: Path,
     pool: ProcessPoolExecutor,
     path: Path,
+    view: View,
     wording: Wording = "plain",
 ) -> None:
-    """Write maps and token ids of all training scenes to a file."""
-    parts = pool.map(partial(_describe, preset, tokenizer_file, wording), _parts(range(preset.scenes)))
+    """Write maps and token ids of all training scenes of a kind to a file."""
+    parts = pool.map(partial(_describe, preset, view, tokenizer_file, wording), _parts(range(view.count)))
     maps, ids = (torch.from_numpy(np.concatenate(same)) for same in zip(*parts, strict=True))
     with whole_file(path) as partial_path:
         save_file({"maps": maps, "ids": ids}, partial_path)
@@ -136,19 +163,20 @@ def prepare_latents(
     vae: AutoencoderKL,
     pool: ProcessPoolExecutor,
     folder: Path,
+    view: View,
     stopped: Callable[[], bool],
 ) -> bool:
-    """Write the latents of all training scenes to `folder` in chunks, and return whether all are finished.
+    """Write the latents of all training scenes of a kind to `folder` in chunks, and return whether all are finished.
 
     When `stopped` returns True, finished chunks are kept.
     """
-    for start in tqdm(range(0, preset.scenes, _CHUNK), desc="latents", mininterval=5):
+    for start in tqdm(range(0, view.count, _CHUNK), desc=f"latents of {view.name}", mininterval=5):
         path = folder / f"chunk-{start:08d}.safetensors"
         if path.exists():
             continue
         if stopped():
             return False
-        pictures = training_pictures(preset, range(start, min(start + _CHUNK, preset.scenes)), pool)
+        pictures = training_pictures(preset, range(start, min(start + _CHUNK, view.count)), pool, view)
         with whole_file(path) as partial_path:
             save_file({"latents": encode_pictures(vae, pictures, preset.precision)}, partial_path)
     return True
@@ -164,23 +192,23 @@ def _parts(scenes: range) -> list[range]:
     return [scenes[start : start + _PART] for start in range(0, len(scenes), _PART)]
 
 
-def _render(preset: WorldPreset, indices: range) -> NDArray[np.uint8]:
-    scenes = [sample_scene(preset.seed, index, preset.world) for index in indices]
-    return np.stack([render(scene, preset.image_size_px) for scene in scenes])
+def _render(preset: WorldPreset, view: View, indices: range) -> NDArray[np.uint8]:
+    scenes = [view.sample(preset.seed, index, preset.world) for index in indices]
+    return np.stack([render(scene, view.size_px) for scene in scenes])
 
 
 def _describe(
-    preset: WorldPreset, tokenizer_file: Path, wording: Wording, indices: range
+    preset: WorldPreset, view: View, tokenizer_file: Path, wording: Wording, indices: range
 ) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
     world, each = preset.world, preset.captions_each
-    scenes = [sample_scene(preset.seed, index, world) for index in indices]
+    scenes = [view.sample(preset.seed, index, world) for index in indices]
     texts = [
         training_caption(scene, preset.seed, index * each + i, wording).text
         for scene, index in zip(scenes, indices, strict=True)
         for i in range(each)
     ]
     ids = token_ids(tokenizer_file, texts, preset.text_max_tokens)
-    maps = np.stack([scene_map(scene, world, preset.image_size_px) for scene in scenes])
+    maps = np.stack([scene_map(scene, world, view.size_px) for scene in scenes])
     return maps, ids.reshape(len(scenes), each, -1)
 
 

@@ -25,6 +25,8 @@ def train_vae(
     """Return a VAE whose `scaling_factor` gives latents of unit variance.
 
     Shapes: pictures (N, H, W, 3).
+
+    Source: the loss on smaller latents after EQ-VAE (Kouzelis et al. 2025, arXiv 2502.09509), with scaling alone.
     """
     torch.manual_seed(preset.seed)
     vae = create_vae(preset).to(device, memory_format=torch.channels_last)
@@ -32,15 +34,16 @@ def train_vae(
         vae.encoder.compile()
         vae.decoder.compile()
     stored = torch.from_numpy(pictures).to(device)
-    side = preset.image_size_px // 2 ** (len(preset.vae_channels) - 1)
 
     def step_loss(part: StepPart) -> tuple[Tensor, dict[str, float]]:
-        images = _batch(stored, part.rng(preset.seed, 1), preset.vae_batch)
-        noise = torch.randn(len(images), preset.vae_latent_channels, side, side, generator=part.generator)
+        images = _crops(stored, part.rng(preset.seed, 1), preset.vae_batch, preset.vae_crop_px)
         posterior = vae.encode(images).latent_dist
-        output = vae.decode(posterior.mean + posterior.std * noise.to(device)).sample
-        loss, figures = _pixel_loss(output, images)
-        return loss + _KL_WEIGHT * posterior.kl().mean(), figures
+        noise = torch.randn(posterior.mean.shape, generator=part.generator)
+        latents = posterior.mean + posterior.std * noise.to(device)
+        loss, figures = _pixel_loss(vae.decode(latents).sample, images)
+        smaller = vae.decode(F.avg_pool2d(latents, 2)).sample
+        scaled, _ = _pixel_loss(smaller, F.avg_pool2d(images, 2))
+        return loss + preset.vae_scale_weight * scaled + _KL_WEIGHT * posterior.kl().mean(), figures
 
     _train(preset, {"vae": vae}, step_loss, preset.vae_steps, preset.vae_lr, folder, "vae")
     vae.eval()
@@ -64,7 +67,7 @@ def refine_decoder(
     stored, rms = torch.from_numpy(pictures).to(device), 1 / vae.config.scaling_factor
 
     def step_loss(part: StepPart) -> tuple[Tensor, dict[str, float]]:
-        images = _batch(stored, part.rng(preset.seed, 11), preset.vae_batch)
+        images = _crops(stored, part.rng(preset.seed, 11), preset.vae_batch, preset.vae_crop_px)
         with torch.no_grad():
             latents = vae.encode(images).latent_dist.mean
         noise = torch.randn(latents.shape, generator=part.generator).to(latents)
@@ -113,8 +116,14 @@ def to_images(pictures: Tensor) -> Tensor:
     return (pictures.float() / 127.5 - 1).permute(0, 3, 1, 2)
 
 
-def _batch(stored: Tensor, rng: np.random.Generator, size: int) -> Tensor:
-    return to_images(stored[torch.from_numpy(rng.integers(len(stored), size=size)).to(stored.device)])
+def _crops(stored: Tensor, rng: np.random.Generator, count: int, side_px: int) -> Tensor:
+    """Return random crops of random pictures. Shapes: stored (N, H, W, 3); result (count, 3, side_px, side_px)."""
+    chosen = rng.integers(len(stored), size=count)
+    tops, lefts = (rng.integers(stored.shape[axis] - side_px + 1, size=count) for axis in (1, 2))
+    corners = zip(chosen, tops, lefts, strict=True)
+    return to_images(
+        torch.stack([stored[i, top : top + side_px, left : left + side_px] for i, top, left in corners])
+    )
 
 
 def _pixel_loss(output: Tensor, images: Tensor) -> tuple[Tensor, dict[str, float]]:
