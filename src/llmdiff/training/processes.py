@@ -1,6 +1,7 @@
 """Training with several processes through accelerate: collectives, gradient synchronisation and trackers."""
 
 import importlib.util
+import logging
 import re
 import signal
 import threading
@@ -31,6 +32,7 @@ _TENSORBOARD = "tensorboard"
 
 
 _T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -61,6 +63,11 @@ class Processes:
         if config.precision == "fp16" and device.type == "cpu":  # accelerate would ignore it silently
             raise ConfigError(
                 'precision "fp16" needs an accelerator, and the device is cpu: use "bf16" or "no"'
+            )
+        if config.precision == "bf16" and not has_bfloat16(device):
+            _log.warning(
+                'precision "bf16": this %s has no bfloat16 instructions, steps can take 60 times as long as with "no"',
+                device.type,
             )
         # accelerate keeps the first run's precision for the whole Python process, which may have several runs.
         AcceleratorState._reset_state()

@@ -47,7 +47,7 @@ class WorldPreset:
     vae_images: int = 12_000
     vae_crop_px: int = 64
     vae_scale_weight: float = 0.25
-    vae_steps: int = 4_500
+    vae_steps: int = 3_000
     vae_batch: int = 8
     vae_lr: float = 3e-3
     decoder_steps: int = 3_000

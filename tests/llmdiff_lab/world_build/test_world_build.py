@@ -17,7 +17,7 @@ from llmdiff.errors import ConfigError, LLMDiffError
 from llmdiff.training.checkpoint import load_checkpoint
 from llmdiff.world.layouts import RELATIONS
 from llmdiff.world.rendering import sprite_box
-from llmdiff.world.splits import sample_scene, training_caption
+from llmdiff.world.splits import held_out_parts, sample_portrait, sample_scene, training_caption
 from llmdiff.world.things import COLOURS
 from llmdiff.world.vocabulary import world_of
 from llmdiff_lab.world_build.world import STAGES, WorldBuild
@@ -95,6 +95,31 @@ def test_latents_have_unit_variance_and_are_those_of_the_scenes(built):
     latents, scenes = built.latents(), built.scenes()
     assert len(latents) == len(scenes) == built.preset.scenes
     assert latents.float().std().item() == pytest.approx(1, abs=0.2)
+
+
+def test_portraits_have_one_thing_and_a_quarter_of_the_latents(built):
+    preset, latents, portraits = built.preset, built.latents("portraits"), built.scenes(view="portraits")
+    full = built.latents().shape[-1]
+    assert latents.shape == (preset.portraits, preset.vae_latent_channels, full // 2, full // 2)
+    assert len(portraits) == preset.portraits
+    for index in range(preset.portraits):
+        scene = sample_portrait(preset.seed, index, preset.world)
+        assert len(scene.things) == 1
+        assert not scene.place
+        assert not held_out_parts(scene)
+        # About as many pixels as in a scene of twice the side.
+        assert (
+            0.5 < sprite_box(scene.things[0], preset.image_size_px // 2)[2] / (preset.image_size_px / 2) <= 1
+        )
+
+
+def test_a_build_computes_in_bfloat16_only_where_that_is_faster(preset, tmp_path):
+    build = WorldBuild(replace(preset, precision="bf16"), tmp_path / "build", CPU)
+    can = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    if "flags" not in can:
+        pytest.skip("this system does not list the flags of its CPU")
+    fast = any(flag in can.split() for flag in ("avx512_bf16", "amx_bf16"))
+    assert build.preset.precision == ("bf16" if fast else "no")
 
 
 def test_token_ids_are_those_of_the_pipelines_own_tokenizer(built):
