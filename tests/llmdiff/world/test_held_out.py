@@ -223,8 +223,8 @@ def test_a_held_out_form_is_in_every_prompt_of_that_split_and_in_negations() -> 
 
 
 def test_a_smaller_world_asks_for_its_own_things_only() -> None:
-    world = World(thing_count=80, styles=("flat", "line"))
-    assert len(world.things) == 80
+    world = World(thing_count=96, styles=("flat", "line"))
+    assert len(world.things) == 96
     assert {thing.group for thing in world.things} == {thing.group for thing in all_things().values()}
     for split in SPLITS:
         for prompt in prompts(split, 20, world=world):
