@@ -1,5 +1,7 @@
 """Read users' files with size limits; write files and folders atomically."""
 
+import errno
+import glob
 import hashlib
 import json
 import os
@@ -170,8 +172,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: `path` cannot be written, or is a device, a pipe or a folder, which are never replaced.
     """
-    # Only a part of the name, which may be nearly as long as the system allows.
-    partial = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex[:12]}.partial")
+    partial = _beside(path, "partial")
     try:
         check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -200,27 +201,40 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Return a context with a new folder beside `path`, which replaces `path` on exit without an error.
 
-    An existing folder is moved aside first, so a kill in between leaves none: use a new name if that matters.
+    Several processes may write the same folder: each has its own temporary folder, and the last one stays. An existing
+    folder is moved aside first, so a kill in between leaves none: use a new name if that matters.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial, old = path.with_name(f".{path.name}.partial"), _old(path)
-    for left in (partial, old):
-        shutil.rmtree(left, ignore_errors=True)
+    partial, old = _beside(path, "partial"), _beside(path, "old")
+    name = glob.escape(path.name[:40])
+    sweep(path.parent, idle_s=IDLE_S, patterns=(f".{name}.*.partial", f".{name}.*.old"))
     try:
         partial.mkdir()
         yield partial
-        if path.exists():
-            os.rename(path, old)
-        os.rename(partial, path)
+        _replace_folder(path, partial, old)
     finally:
         for left in (partial, old):
             shutil.rmtree(left, ignore_errors=True)
 
 
+def _replace_folder(path: Path, new: Path, old: Path) -> None:
+    """Move `path`, if it exists, to `old` and `new` to `path`."""
+    while True:
+        with suppress(FileNotFoundError):
+            os.rename(path, old)
+        try:
+            os.rename(new, path)
+            return
+        except OSError as error:
+            # Another process has put its own folder there since.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+
+
 def delete_folder(path: Path) -> None:
     """Delete a folder atomically: a kill leaves it unchanged, or a hidden remainder that `sweep` deletes."""
-    old = _old(path)
-    shutil.rmtree(old, ignore_errors=True)
+    old = _beside(path, "old")
     os.rename(path, old)
     shutil.rmtree(old)
 
@@ -240,8 +254,10 @@ def sweep(parent: Path, *, idle_s: float = 0.0, patterns: Iterable[str] = (".*.o
                 rest.unlink()
 
 
-def _old(path: Path) -> Path:
-    return path.with_name(f".{path.name}.old")
+def _beside(path: Path, ending: str) -> Path:
+    """Return a hidden path beside `path` that no other process uses."""
+    # Only a part of the name, which may be nearly as long as the system allows.
+    return path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex[:12]}.{ending}")
 
 
 def not_writable(path: Path, error: OSError) -> OutputError:
