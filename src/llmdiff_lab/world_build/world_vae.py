@@ -1,4 +1,4 @@
-"""Train the VAE on scenes, and refine its decoder at the end of the build."""
+"""Train the world's VAE on scenes, and refine its decoder at the end of the build."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,31 +13,14 @@ from torch.nn import functional as F
 from llmdiff.drawing.grids import save_grid
 from llmdiff.training.loop import StepLoss, StepPart, train
 from llmdiff.training.loop_config import LoopConfig
-from llmdiff_lab.world_build.presets import Preset
-from llmdiff_lab.world_build.spoiling import to_uint8
+from llmdiff_lab.world_build.autoencoder import create_vae, to_uint8
+from llmdiff_lab.world_build.world_presets import WorldPreset
 
 _KL_WEIGHT, _DECODER_NOISE = 1e-7, 0.05
 
 
-def create_vae(preset: Preset) -> AutoencoderKL:
-    """Return an untrained VAE: each level after the first halves the image's side."""
-    levels = len(preset.vae_channels)
-    return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=preset.vae_channels,
-        layers_per_block=1,
-        latent_channels=preset.vae_latent_channels,
-        norm_num_groups=8,
-        sample_size=preset.image_size_px,
-        mid_block_add_attention=False,
-    )
-
-
 def train_vae(
-    preset: Preset, pictures: NDArray[np.uint8], folder: Path, device: torch.device
+    preset: WorldPreset, pictures: NDArray[np.uint8], folder: Path, device: torch.device
 ) -> AutoencoderKL:
     """Return a VAE whose `scaling_factor` gives latents of unit variance.
 
@@ -71,7 +54,7 @@ def train_vae(
 
 
 def refine_decoder(
-    vae: AutoencoderKL, preset: Preset, pictures: NDArray[np.uint8], folder: Path, device: torch.device
+    vae: AutoencoderKL, preset: WorldPreset, pictures: NDArray[np.uint8], folder: Path, device: torch.device
 ) -> AutoencoderKL:
     """Return the VAE after further training of its decoder; its latents, and models trained on them, do not change.
 
@@ -151,7 +134,7 @@ def _pixel_loss(output: Tensor, images: Tensor) -> tuple[Tensor, dict[str, float
 
 
 def _train(
-    preset: Preset,
+    preset: WorldPreset,
     modules: Mapping[str, nn.Module],
     step_loss: StepLoss,
     steps: int,

@@ -1,4 +1,4 @@
-"""Training of the checker: targets against rendered pixels, faults of pictures, resuming, its figures."""
+"""Training of the world's checker: targets against rendered pixels, faults of pictures, resuming, its figures."""
 
 import random
 from collections.abc import Sequence
@@ -17,13 +17,6 @@ from llmdiff.world.rendering import SCENE_SIZE_PX, backdrop, render, renderers
 from llmdiff.world.scenes import Placed, Scene, World
 from llmdiff.world.splits import SPLITS, held_out_parts
 from llmdiff.world.things import BACKGROUNDS, COLOURS, STYLES
-from llmdiff_lab.world_build.checker import (
-    StepBatches,
-    Targets,
-    targets_of,
-    train_checker,
-    training_scenes,
-)
 from llmdiff_lab.world_build.checker_figures import (
     checker_figures,
     figures_tables,
@@ -31,6 +24,13 @@ from llmdiff_lab.world_build.checker_figures import (
     pairs_read,
 )
 from llmdiff_lab.world_build.spoiling import mush, spoil, to_uint8
+from llmdiff_lab.world_build.world_checker import (
+    StepBatches,
+    Targets,
+    targets_of,
+    train_checker,
+    training_scenes,
+)
 
 WORLD = World(thing_count=40, styles=("flat", "line"))
 CPU = torch.device("cpu")

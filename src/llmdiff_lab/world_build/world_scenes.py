@@ -1,4 +1,4 @@
-"""Training scenes as tensors: pictures for the VAE; maps, captions and latents for later stages.
+"""The world's training scenes as tensors: pictures for the VAE; maps, captions and latents for later stages.
 
 Scenes are not stored: `sample_scene(seed, index)` gives the same one on every machine.
 """
@@ -21,14 +21,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from llmdiff.files import whole_file
-from llmdiff.world.rendering import render
+from llmdiff.world.places import places
+from llmdiff.world.rendering import render, sprite_box
 from llmdiff.world.scenes import Scene, World
 from llmdiff.world.splits import Split, sample_portrait, sample_scene, split_scene, training_caption
+from llmdiff.world.things import BACKGROUNDS, COLOURS, STYLES
 from llmdiff.world.voices import Wording
-from llmdiff_lab.world_build.maps import scene_map
-from llmdiff_lab.world_build.presets import Preset
-from llmdiff_lab.world_build.vae import encode_pictures
+from llmdiff_lab.world_build.world_presets import WorldPreset
+from llmdiff_lab.world_build.world_vae import encode_pictures
 
+MAP_SIDE = 8
 _PART, _CHUNK = 128, 4096
 _HELD_OUT_SPLITS: tuple[Split, ...] = ("pairs", "colours", "counts", "styles")
 
@@ -43,7 +45,7 @@ class View:
     size_px: int
 
 
-def views(preset: Preset) -> dict[str, View]:
+def views(preset: WorldPreset) -> dict[str, View]:
     """Return the kinds of pictures that train a denoiser: scenes and, with half the side, portraits."""
     scenes = View(name="scenes", sample=sample_scene, count=preset.scenes, size_px=preset.image_size_px)
     portraits = View(
@@ -79,15 +81,56 @@ class SceneSet:
         return self.ids[scenes, which].long()
 
 
+@lru_cache
+def map_classes(world: World) -> tuple[tuple[str, str | None], ...]:
+    """Return the classes of a map's cells: things (actions with their person), places and backgrounds."""
+    things = [(thing.name, who) for thing in world.things for who in (thing.who or (None,))]
+    return (*things, *((name, "place") for name in places()), *((name, "background") for name in BACKGROUNDS))
+
+
+def map_sizes(world: World) -> tuple[int, int, int]:
+    """Return the number of values of each of the three layers of a map."""
+    return len(map_classes(world)), len(COLOURS) + 1, 2 * len(STYLES) + 1
+
+
+def scene_map(scene: Scene, world: World, size_px: int) -> NDArray[np.int16]:
+    """Return class, colour and style of each cell of a scene.
+
+    Shapes: (3, MAP_SIDE, MAP_SIDE): indices into `map_classes`; 0 for natural colours, else the number of the colour;
+        0 for the background, else a number for the style, odd for upright things and even for those upside down.
+    """
+    index_of = _index_of(world)
+    centres = (np.arange(MAP_SIDE) + 0.5) * size_px / MAP_SIDE
+    cells = np.zeros((3, MAP_SIDE, MAP_SIDE), dtype=np.int16)
+    behind = (scene.place, "place") if scene.place else (scene.background or "white", "background")
+    cells[0] = index_of[behind]
+    for placed in scene.things:
+        left, top, side = sprite_box(placed, size_px)
+        rows, columns = ((low < centres) & (centres < low + side) for low in (top, left))
+        cells[:, rows[:, None] & columns[None]] = np.array(
+            [
+                index_of[placed.name, placed.who],
+                tuple(COLOURS).index(placed.colour) + 1 if placed.colour else 0,
+                2 * STYLES.index(placed.style) + 1 + placed.upside_down,
+            ]
+        )[:, None]
+    return cells
+
+
+@lru_cache
+def _index_of(world: World) -> dict[tuple[str, str | None], int]:
+    return {shown: index for index, shown in enumerate(map_classes(world))}
+
+
 def training_pictures(
-    preset: Preset, scenes: range, pool: ProcessPoolExecutor, view: View | None = None
+    preset: WorldPreset, scenes: range, pool: ProcessPoolExecutor, view: View | None = None
 ) -> NDArray[np.uint8]:
     """Return training scenes as pictures, rendered on all cores; None: full scenes. Shapes: (len(scenes), H, W, 3)."""
     view = view or views(preset)["scenes"]
     return np.concatenate(list(pool.map(partial(_render, preset, view), _parts(scenes))))
 
 
-def held_out_pictures(preset: Preset, count: int) -> NDArray[np.uint8]:
+def held_out_pictures(preset: WorldPreset, count: int) -> NDArray[np.uint8]:
     """Return pictures of scenes that training never shows. Shapes: (count, H, W, 3)."""
     rng = random.Random(f"held out pictures {preset.seed}")
     splits = _HELD_OUT_SPLITS
@@ -96,7 +139,7 @@ def held_out_pictures(preset: Preset, count: int) -> NDArray[np.uint8]:
 
 
 def prepare_scenes(
-    preset: Preset,
+    preset: WorldPreset,
     tokenizer_file: Path,
     pool: ProcessPoolExecutor,
     path: Path,
@@ -116,7 +159,7 @@ def load_scenes(path: Path, device: torch.device) -> SceneSet:
 
 
 def prepare_latents(
-    preset: Preset,
+    preset: WorldPreset,
     vae: AutoencoderKL,
     pool: ProcessPoolExecutor,
     folder: Path,
@@ -149,13 +192,13 @@ def _parts(scenes: range) -> list[range]:
     return [scenes[start : start + _PART] for start in range(0, len(scenes), _PART)]
 
 
-def _render(preset: Preset, view: View, indices: range) -> NDArray[np.uint8]:
+def _render(preset: WorldPreset, view: View, indices: range) -> NDArray[np.uint8]:
     scenes = [view.sample(preset.seed, index, preset.world) for index in indices]
     return np.stack([render(scene, view.size_px) for scene in scenes])
 
 
 def _describe(
-    preset: Preset, view: View, tokenizer_file: Path, wording: Wording, indices: range
+    preset: WorldPreset, view: View, tokenizer_file: Path, wording: Wording, indices: range
 ) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
     world, each = preset.world, preset.captions_each
     scenes = [view.sample(preset.seed, index, world) for index in indices]
