@@ -14,6 +14,8 @@ import torch
 
 from llmdiff.training.checkpoint import checkpoints
 from llmdiff.training.log import read_log
+from llmdiff.training.loop_config import LoopConfig
+from llmdiff.training.processes import Processes
 
 from .tiny_run import Runs, final_weights
 
@@ -147,3 +149,12 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(runs, undistur
 def test_a_full_disk_stops_both_processes(runs, tmp_path):
     assert runs.finish(tmp_path, 2, full_at=7) == [1, 1]
     assert "the main process stopped" in (tmp_path / "stderr-1").read_text()
+
+
+def test_bfloat16_that_the_cpu_lacks_is_named(tmp_path, caplog, monkeypatch):
+    config = LoopConfig(steps=1, learning_rate=1.0, precision="bf16")
+    for lacks in (False, True):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda lacks=lacks: {"avx512_bf16": not lacks})
+        caplog.clear()
+        Processes(config, torch.device("cpu"), tmp_path)
+        assert ("has no bfloat16 instructions" in caplog.text) == lacks
