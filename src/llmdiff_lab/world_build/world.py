@@ -62,7 +62,7 @@ class WorldBuild(StagedBuild):
         ),
         "text": ("text_width", "text_layers", "text_steps", "text_batch", "text_lr", "text_max_tokens"),
         "latents": ("scenes", "portraits"),
-        "scenes-rich": ("scenes", "portraits", "text_vocabulary", "text_captions", "text_max_tokens"),
+        "scenes-rich": ("scenes", "text_vocabulary", "text_captions", "text_max_tokens"),
         "denoiser": ("unet_", "portrait_"),
         "adapter": ("adapter_", "llm"),
     }
@@ -128,6 +128,8 @@ class WorldBuild(StagedBuild):
             self.tokenizer()
             folder.mkdir(exist_ok=True)
             for kind in world_scenes.views(self.preset).values():
+                if wording != "plain" and kind.name == "portraits":
+                    continue  # only the base is trained on portraits
                 path = folder / f"{kind.name}.safetensors"
                 tokenizer_file = self.folder / "tokenizer" / "tokenizer.json"
                 world_scenes.prepare_scenes(self.preset, tokenizer_file, self._pool, path, kind, wording)
