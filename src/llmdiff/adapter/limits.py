@@ -72,6 +72,17 @@ def check_steps(pipe: Any, steps: int, *, name: str = "steps") -> None:
         )
 
 
+def guidance_arguments(pipe: Any, scale: float) -> dict[str, float]:
+    """Return the argument by which the pipeline's call takes the scale of classifier-free guidance.
+
+    Pipelines of Qwen-Image call it `true_cfg_scale`; their `guidance_scale` is an input of distilled denoisers. In
+    Flux, whose `true_cfg_scale` is 1 unless it is set, guidance_scale is that input.
+    """
+    own = inspect.signature(type(pipe).__call__).parameters.get("true_cfg_scale")
+    guided = own is not None and own.default > 1 and not _config(pipe).get("guidance_embeds")
+    return {"true_cfg_scale" if guided else "guidance_scale": scale}
+
+
 def warn_of_unread_negative(pipe: Any, guidance_scale: float) -> None:
     """Warn if a negative prompt has no effect in a pipeline whose call takes one."""
     family = families.family_of(pipe)
@@ -85,7 +96,7 @@ def warn_of_unread_negative(pipe: Any, guidance_scale: float) -> None:
         guiders = [one for one in (pipe.guider, getattr(pipe, "ocr_guider", None)) if one is not None]
         if not any(one._enabled and one.num_conditions > 1 for one in guiders):
             why = ": the pipeline's guider reads none; give the pipeline another guider"
-    elif by != "guidance_scale":
+    elif by not in guidance_arguments(pipe, guidance_scale):
         own = taken[by].default
         if own <= above:
             why = (

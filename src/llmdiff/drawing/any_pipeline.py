@@ -5,6 +5,8 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from llmdiff.adapter.limits import guidance_arguments
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -20,9 +22,15 @@ _ONE_FRAME: dict[str, Any] = {
 def pictures(pipe: Any, prompts: Sequence[str], **asked: Any) -> list["Image"]:
     """Return a picture for each prompt; arguments in `asked` that the pipeline does not take are dropped.
 
-    Warn about a guidance scale or negative prompt that it does not take.
+    `guidance_scale` is the scale of classifier-free guidance, whatever the pipeline calls it. Warn about a guidance
+    scale or negative prompt that it does not take.
     """
     wanted = inspect.signature(type(pipe).__call__).parameters
+    if (scale := asked.get("guidance_scale")) is not None:
+        asked = {name: value for name, value in asked.items() if name != "guidance_scale"}
+        asked |= guidance_arguments(pipe, scale)
+        if "true_cfg_scale" in asked and scale > 1 and asked.get("negative_prompt") is None:
+            asked["negative_prompt"] = [""] * len(prompts)  # without one, these pipelines do not guide
     takes_all = any(row.kind is row.VAR_KEYWORD for row in wanted.values())
     given = {name: value for name, value in asked.items() if name in wanted or takes_all}
     for name in ("guidance_scale", "negative_prompt"):

@@ -21,6 +21,7 @@ from llmdiff.adapter.processors import KeysValues
 from llmdiff.adapter.settings import Control, as_control
 from llmdiff.adapter.texts import plain_text
 from llmdiff.controller import LLMController
+from llmdiff.drawing.any_pipeline import pictures
 from llmdiff.errors import ConfigError, PromptError, UnsupportedPipelineError
 from llmdiff.language.rewording import readings
 from llmdiff.language.saved_encodings import SavedEncodings
@@ -113,13 +114,14 @@ def draw_with_maps(
             watch.next_step()
             return tensors
 
-        picture = pipe(
-            prompt,
+        (picture,) = pictures(
+            pipe,
+            [prompt],
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
             generator=torch.Generator().manual_seed(seed),
             callback_on_step_end=after_step,
-        ).images[0]
+        )
     return watch.maps(picture, side=side)
 
 

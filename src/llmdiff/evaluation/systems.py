@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from llmdiff.adapter.decoding import decoding_checked
 from llmdiff.adapter.limits import check_steps
 from llmdiff.adapter.settings import Control, as_control
+from llmdiff.drawing.any_pipeline import pictures
 from llmdiff.drawing.models import Models, load
 
 BASE, OURS = "base", "llm"
@@ -31,20 +32,20 @@ def pipeline_system(pipe: Any, *, steps: int = 20, guidance_scale: float = 3.0, 
 
     @torch.inference_mode()
     def draw(prompts: list[str], seeds: list[int]) -> NDArray[np.uint8]:
-        pictures: list[NDArray[np.uint8]] = []
+        drawn: list[NDArray[np.uint8]] = []
         for start in range(0, len(prompts), batch):
             # On the CPU, so that a seed gives the same noise on every machine.
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch]]
             with decoding_checked(pipe):
-                images = pipe(
+                images = pictures(
+                    pipe,
                     prompts[start : start + batch],
                     num_inference_steps=steps,
                     guidance_scale=guidance_scale,
                     generator=generators,
-                    output_type="np",
-                ).images
-            pictures.append((np.asarray(images) * 255).round().astype(np.uint8))
-        return np.concatenate(pictures)
+                )
+            drawn += [np.asarray(image) for image in images]
+        return np.stack(drawn)
 
     return draw
 

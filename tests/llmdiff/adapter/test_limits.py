@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from llmdiff.adapter.limits import (
     check_steps,
     fitted_size_px,
+    guidance_arguments,
     own_size_px,
     side_multiple_px,
     warn_of_unread_negative,
@@ -153,7 +154,7 @@ def test_just_the_negative_prompts_that_change_nothing_are_told_of(
         "height": 32,
         "width": 32,
         **DRAW_OPTIONS.get(type(pipe).__name__, {}),
-        "guidance_scale": scale,
+        **guidance_arguments(pipe, scale),
     }
     wanted = inspect.signature(type(pipe).__call__).parameters
     options = {name: value for name, value in options.items() if name in wanted}

@@ -24,3 +24,26 @@ def test_pictures_of_the_asked_size_are_drawn(family: str) -> None:
     else:
         drawn = pictures(pipe, ["a cat", "two dog"], **asked)
     assert [picture.size for picture in drawn] == [(side, side)] * 2
+
+
+def test_the_guidance_scale_reaches_pipelines_that_name_it_otherwise() -> None:
+    pipe: Any = BUILDERS["qwen-image"]()
+    side = 2 * side_multiple_px(pipe)
+
+    def latents(**asked: Any) -> torch.Tensor:
+        """The tiny model's pictures differ by less than a step of 8 bits."""
+        steps: list[torch.Tensor] = []
+
+        def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            steps.append(tensors["latents"])
+            return tensors
+
+        asked |= {"num_inference_steps": 2, "height": side, "width": side, "max_sequence_length": 64}
+        generator = torch.Generator().manual_seed(1)
+        pictures(pipe, ["a cat"], generator=generator, callback_on_step_end=after_step, **asked)
+        return steps[-1]
+
+    by_hand = latents(true_cfg_scale=6.0, negative_prompt=[""])
+    assert torch.equal(latents(guidance_scale=6.0), by_hand)
+    assert not torch.equal(latents(guidance_scale=3.0), by_hand)
+    assert torch.equal(latents(guidance_scale=1.0), latents())
