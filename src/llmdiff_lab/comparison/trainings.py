@@ -21,7 +21,7 @@ from diffusers import StableDiffusionPipeline
 
 from llmdiff.adapter.base_pipeline import load_base_pipeline
 from llmdiff.errors import DivergedError
-from llmdiff.files import whole_folder, write_whole
+from llmdiff.files import write_whole
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.training.adapter_training import AdapterTraining
 from llmdiff.training.conditioning import Conditioning
@@ -40,6 +40,7 @@ from llmdiff_lab.rivals.storage import load_rival, save_rival
 from llmdiff_lab.world_build.build import Build
 from llmdiff_lab.world_build.llm_adapter import adapter_config
 from llmdiff_lab.world_build.presets import Preset
+from llmdiff_lab.world_build.stages import save_model
 from llmdiff_lab.world_build.world import WorldBuild
 from llmdiff_lab.world_build.world_presets import WorldPreset
 
@@ -195,8 +196,7 @@ class Trainings:
         steps, batch = self.settings.steps + self.settings.text_steps, self.settings.batch
         with PeakMemory(self.build.device) as memory:
             self.build.train_longer(pipe, place / "training", steps=steps, batch=batch, seed=seed)
-        with whole_folder(place / "model") as partial:
-            pipe.save_pretrained(partial)
+        save_model(pipe, place / "model")
         trained = sum(
             parameter.numel()
             for module in (pipe.unet, pipe.text_encoder)

@@ -104,6 +104,13 @@ class StagedBuild:
 
 
 def save_model(model: Any, folder: Path) -> None:
-    """Save a diffusers or transformers object whole or not at all."""
-    with whole_folder(folder) as partial:
-        model.save_pretrained(partial)
+    """Save a diffusers or transformers object whole or not at all; of several processes the first one writes.
+
+    On the others transformers writes no weights, so a folder of theirs must not replace the first one's.
+    """
+    several = torch.distributed.is_initialized()
+    if not several or torch.distributed.get_rank() == 0:
+        with whole_folder(folder) as partial:
+            model.save_pretrained(partial)
+    if several:
+        torch.distributed.barrier()
