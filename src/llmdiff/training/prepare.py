@@ -20,6 +20,7 @@ from llmdiff.adapter.limits import check_steps
 from llmdiff.controller import LLMController
 from llmdiff.errors import ConfigError
 from llmdiff.language.cache import CaptionStore, EncodingCache, ScoreCache
+from llmdiff.language.calibration import CALIBRATION_CAPTIONS
 from llmdiff.language.digests import model_digest
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
@@ -33,7 +34,6 @@ from llmdiff.training.warm_start import check_warm_start
 LATENT_CHUNK = 256  # number of pictures in one file
 _ENCODED_TOGETHER = 16
 _LATENT_FORMAT = 3  # version of the files, of how pictures are opened and of how latents are scaled
-_CALIBRATION_CAPTIONS = 256
 COMPUTED_IN = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _log = logging.getLogger(__name__)
@@ -227,7 +227,7 @@ def _adapter(config: TrainConfig, llm: DecoderLLM, pipe: Any, samples: Samples) 
     models = config.models
     if models.start is not None:
         return LLMController.from_pretrained(models.start, llm=llm).adapter
-    rows = np.random.default_rng(0).permutation(len(samples))[:_CALIBRATION_CAPTIONS]
+    rows = np.random.default_rng(0).permutation(len(samples))[:CALIBRATION_CAPTIONS]
     captions = [samples.texts(int(row))[0][0] for row in rows]
     return LLMController.create(
         llm,

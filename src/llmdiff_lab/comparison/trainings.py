@@ -22,6 +22,7 @@ from diffusers import StableDiffusionPipeline
 from llmdiff.adapter.base_pipeline import load_base_pipeline
 from llmdiff.errors import DivergedError
 from llmdiff.files import write_whole
+from llmdiff.language.calibration import CALIBRATION_CAPTIONS
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.training.adapter_training import AdapterTraining
 from llmdiff.training.conditioning import Conditioning
@@ -44,7 +45,6 @@ from llmdiff_lab.world_build.stages import save_model
 from llmdiff_lab.world_build.world import WorldBuild
 from llmdiff_lab.world_build.world_presets import WorldPreset
 
-_CALIBRATION_CAPTIONS = 256
 WARMUP_SHARE = 0.1
 """Largest share of a stage's steps for the warm-up, so that short stages also decay to zero."""
 
@@ -233,7 +233,7 @@ class Trainings:
 
     def _parts(self, name: str, seed: int, *, calibrate: bool = True) -> RivalInputs:
         preset = self.preset
-        count = min(_CALIBRATION_CAPTIONS, len(self._samples)) if calibrate else 0
+        count = min(CALIBRATION_CAPTIONS, len(self._samples)) if calibrate else 0
         captions = [text for index in range(count) for text, _ in self._samples.texts(index)]
         return RivalInputs(
             pipe=self.pipe,

@@ -7,6 +7,7 @@ import torch
 
 from llmdiff.errors import ConfigError
 from llmdiff.language.blocks import Lone
+from llmdiff.language.calibration import CALIBRATION_CAPTIONS
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.language.score_groups import GroupedScores, encode_groups, sum_groups
@@ -15,7 +16,6 @@ from llmdiff_lab.inspection.caption_bank import GroupBank, by_length, in_batches
 
 Sum = Literal["paper", "guided", "plain"]
 _BATCH = 16
-_CALIBRATION_CAPTIONS = 128
 
 
 class BlockSums:
@@ -34,7 +34,7 @@ class BlockSums:
         """Read the captions, the shortest first, with a progress bar of this title."""
         self.llm = llm
         self.scales = ContextEncoding(llm.num_blocks, llm.hidden_size, lone=lone, template=template)
-        self.scales.calibrate(llm, captions[:_CALIBRATION_CAPTIONS])
+        self.scales.calibrate(llm, captions[:CALIBRATION_CAPTIONS])
         order = by_length(captions)
         batches = in_batches([captions[index] for index in order], batch=_BATCH, title=title)
         self._bank = GroupBank(
