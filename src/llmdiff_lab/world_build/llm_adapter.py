@@ -7,11 +7,10 @@ import torch
 
 from llmdiff.training.config import TrainConfig
 from llmdiff_lab.world_build.presets import Preset
-from llmdiff_lab.world_build.world_presets import WorldPreset
 
 
 def adapter_config(
-    preset: Preset | WorldPreset,
+    preset: Preset,
     out: Path,
     *,
     base: str,
