@@ -7,10 +7,11 @@ import torch
 
 from llmdiff.training.config import TrainConfig
 from llmdiff_lab.world_build.presets import Preset
+from llmdiff_lab.world_build.world_presets import WorldPreset
 
 
 def adapter_config(
-    preset: Preset,
+    preset: Preset | WorldPreset,
     out: Path,
     *,
     base: str,

@@ -19,7 +19,7 @@ from llmdiff.drawing.pictures import Panel, read_metadata, sheet
 
 GOLDEN = Path(__file__).parent / "golden"
 # Of `make demo`.
-DEMO_PROMPT = "the bird that looks as if it wore a dinner jacket under a rocket"
+DEMO_PROMPT = "what takes off from an airport, above what a forest is made of"
 LEAST_EXACT, MOST_MEAN, MOST = 0.99, 0.02, 2
 
 pytestmark = pytest.mark.slow
@@ -44,7 +44,7 @@ def alike(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
 
 def golden_demo() -> tuple[list[Image.Image], list[Image.Image]]:
     """The base's four pictures and the LLM's, of seeds 0 to 3."""
-    size = 128
+    size = 64
     with Image.open(GOLDEN / "demo.png") as image:
         rows = [
             [image.crop((x, y, x + size, y + size)) for x in range(0, image.width, size)] for y in (0, size)
