@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from llmdiff.errors import CorruptWeightsError, UnsupportedLLMError, first_line
+from llmdiff.errors import CorruptWeightsError, OutputError, UnsupportedLLMError, first_line
 from llmdiff.files import IDLE_S, file_sha256, sweep
 from llmdiff.language.whole_weights import check_faults, load_whole
 
@@ -135,8 +135,14 @@ def _write_safetensors(path: Path, reader: Any, folder: Path) -> None:
         plain = type(model)(config)
     plain.load_state_dict(weights, assign=True)
     plain.tie_weights()
+    # In a group of processes, transformers writes weights only in the first one; every process converts for itself.
+    plain.should_save_on_this_rank = lambda is_main_process: is_main_process
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if not list(folder.glob("*.safetensors")):
+        raise OutputError(
+            f"{path}: transformers wrote no weights to {folder}; convert it outside a group of processes"
+        )
 
 
 def _check_all_read(path: Path, reader: Any, model: Any) -> None:

@@ -149,6 +149,19 @@ def test_damaged_conversion_is_made_again(home: Path, tmp_path: Path, llama: Dec
     assert [entry.name for entry in (home / "llms").iterdir()] == [converted.name]
 
 
+def convert_in_group(rank: int, folder: str) -> None:
+    meeting = f"file://{folder}/meeting"
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    os.environ["LLMDIFF_HOME"] = f"{folder}/home-{rank}"
+    DecoderLLM.from_pretrained(folder, gguf_file="tiny.gguf")
+    torch.distributed.destroy_process_group()
+
+
+def test_every_process_of_a_group_can_convert(tmp_path: Path, llama: DecoderLLM) -> None:
+    write_gguf(llama, tmp_path / "tiny.gguf")
+    torch.multiprocessing.spawn(convert_in_group, (str(tmp_path),), nprocs=2)
+
+
 @pytest.mark.hostile("weights")
 @pytest.mark.parametrize(
     ("spoilt", "words"),
