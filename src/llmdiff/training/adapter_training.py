@@ -124,8 +124,7 @@ class AdapterTraining:
         if not is_trained:
             indices = [*samples, *self.validation] if stage.name == "main" else samples
             captions = [text for text, _ in captions_of(self.samples, indices)]
-            with self.process.main_process_first():
-                fill_shown(store, captions, f"reading for {stage.name}")
+            fill_shown(store, captions, f"reading for {stage.name}", self.process)
         return store.batch
 
     def _from_captions(

@@ -2,10 +2,11 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,12 +30,15 @@ from llmdiff.training.adapter_conditioning import AdapterConditioning
 from llmdiff.training.config import TrainConfig, TrainingConfig
 from llmdiff.training.data import Samples, check_samples
 from llmdiff.training.denoise import check_trainable, encode_pictures, side_multiple_px
+from llmdiff.training.processes import launched_process
 from llmdiff.training.warm_start import check_warm_start
 
 LATENT_CHUNK = 256  # number of pictures in one file
 _ENCODED_TOGETHER = 16
 _LATENT_FORMAT = 3  # version of the files, of how pictures are opened and of how latents are scaled
 COMPUTED_IN = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+_Item = TypeVar("_Item")
 
 _log = logging.getLogger(__name__)
 
@@ -142,25 +146,41 @@ def captions_of(samples: Samples, indices: Iterable[int]) -> list[tuple[str, str
 def prepare(config: TrainConfig, models: TrainingModels) -> dict[str, int]:
     """Compute missing entries of the store and return their numbers; an interrupted call can be repeated.
 
-    With `gains: first` captions are stored as scores for the training of gains; encodings need trained gains.
+    With `gains: first` captions are stored as scores for the training of gains; encodings need trained gains. Of
+    several processes each computes its share and waits for the others; the numbers are those of its share.
     """
     made = {"captions": 0, "pictures": 0}
+    process = launched_process(config.device)
     if (store := caption_store(config, models.llm, models.context)) is not None:
-        made["captions"] = fill_shown(store, captions_to_read(config, models.samples), "encoding captions")
+        captions = captions_to_read(config, models.samples)
+        made["captions"] = fill_shown(store, captions, "encoding captions", process)
     if config.data.store_latents:
         vae, samples = models.pipe.vae, models.samples
         latents = latent_store(config, vae, samples)
-        missing = missing_latents(latents, samples)
-        with tqdm(total=len(missing), desc="encoding pictures", mininterval=2, disable=not missing) as bar:
+        with (
+            _own_share(missing_latents(latents, samples), process) as missing,
+            tqdm(total=len(missing), desc="encoding pictures", mininterval=2, disable=not missing) as bar,
+        ):
             made["pictures"] = fill_latents(latents, vae, samples, missing, progress=bar.update)
     return made
 
 
-def fill_shown(store: CaptionStore[Any], captions: Sequence[str], title: str) -> int:
-    """Fill a store like `CaptionStore.fill`, with a progress bar."""
+def fill_shown(store: CaptionStore[Any], captions: Sequence[str], title: str, process: Any) -> int:
+    """Fill a store like `CaptionStore.fill`, with a progress bar; of several processes each reads its share."""
     missing = [text for chunk in store.missing_chunks(captions) for text in chunk]
-    with tqdm(total=len(missing), desc=title, mininterval=2, disable=not missing) as bar:
-        return store.fill(missing, progress=bar.update)
+    with (
+        _own_share(missing, process) as own,
+        tqdm(total=len(own), desc=title, mininterval=2, disable=not own) as bar,
+    ):
+        return store.fill(own, progress=bar.update)
+
+
+@contextmanager
+def _own_share(missing: list[_Item], process: Any) -> Iterator[list[_Item]]:
+    """Yield this process's share of what is missing; the context ends when every process has finished its own."""
+    process.wait_for_everyone()  # all have listed what is missing before one of them writes
+    yield missing[process.process_index :: process.num_processes]
+    process.wait_for_everyone()
 
 
 def captions_to_read(config: TrainConfig, samples: Samples) -> list[str]:

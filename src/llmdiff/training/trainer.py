@@ -55,11 +55,11 @@ def train_adapter(config: TrainConfig, *, samples: int | None = None) -> Path:
 def _train_adapter(config: TrainConfig, samples: int | None) -> Path:
     process = launched_process(config.device)
     with only_run(config.out) if process.is_main_process else nullcontext():
-        # The first process checks samples and fills the store before the others use it.
+        # The first process checks samples before the others use them.
         with process.main_process_first():
             models = load_models(config, process.device)
-            models = replace(models, samples=replace(models.samples, rows=models.samples.rows[:samples]))
-            prepare(config, models)
+        models = replace(models, samples=replace(models.samples, rows=models.samples.rows[:samples]))
+        prepare(config, models)
         training = AdapterTraining(
             config,
             models.pipe,
