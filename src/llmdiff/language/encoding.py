@@ -279,7 +279,7 @@ class ContextEncoding(nn.Module):
             shape = (int(token_mask.sum()), self.hidden_size)
             eps = torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32)
             noise = c.new_zeros(*token_mask.shape, self.hidden_size)
-            noise[token_mask] = eps.to(c.device)
+            noise[token_mask] = eps.to(c)
             c = c + amplitude.to(c.dtype) * (noise if self.routed is None else noise[..., None, :])
         return torch.where(token_mask[(...,) + (None,) * (c.ndim - 2)], c, 0.0)
 

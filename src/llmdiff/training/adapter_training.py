@@ -29,7 +29,7 @@ from llmdiff.training.prepare import captions_of, fill_shown, latent_store, spli
 from llmdiff.training.processes import installed_trackers, launched_process
 from llmdiff.training.sample_sheet import draw_samples
 from llmdiff.training.step_models import compiled, idle_models, on_device
-from llmdiff.training.warm_start import stored_queries, warm_start
+from llmdiff.training.warm_start import stored_as_they_are, stored_queries, warm_start
 
 WARM_START, _READINGS = "warm-start", "readings"
 _QUERY_CAPTIONS = 256
@@ -136,7 +136,9 @@ class AdapterTraining:
         plain = [plain for _, plain in captions]
 
         def conditioned(indices: Sequence[int], generator: torch.Generator) -> Conditioned:
-            return stage.condition(read([captions[i][0] for i in indices]), generator)
+            with stored_as_they_are(self.denoiser.device):
+                reading = read([captions[i][0] for i in indices])
+            return stage.condition(reading, generator)
 
         # The same queries for every seed of the run, so that runs share them.
         drawn = np.random.default_rng(0).permutation(len(plain))[:_QUERY_CAPTIONS]
@@ -266,8 +268,7 @@ class AdapterTraining:
     ) -> Iterator[Any]:
         numbers = {self.validation[n]: n for n in range(rank, len(self.validation), processes)}
         for indices in self.samples.batches(numbers, self.config.training.batch_size):
-            # Without autocast, as in the loader's threads: it cannot stack stored float16 with float32.
-            with torch.autocast(self.denoiser.device.type, enabled=False):
+            with stored_as_they_are(self.denoiser.device):
                 batch = self.loader.load(read, indices, np.random.default_rng(0))
             conditioned = stage.condition(batch.reading, None)
 

@@ -180,7 +180,12 @@ def warm_start(
     learn_from = target or base_target(pipe, captions)
     denoiser: Any = families.denoiser_of(pipe)
     text_layers: Mapping[str, Any] = layers.text_layers(denoiser)
-    asked = cache(queries)
+
+    @cache
+    def asked() -> BaseQueries:
+        with stored_as_they_are(denoiser.device):
+            return queries()
+
     sizes = np.array([*map(len, captions)] if lengths is None else lengths)
 
     def step_loss(part: StepPart) -> tuple[Tensor, Mapping[str, float]]:
@@ -222,6 +227,11 @@ def warm_start(
         muon=muon,
         must_match=must_match,
     )
+
+
+def stored_as_they_are(device: torch.device) -> torch.autocast:
+    """Return a context without autocast: on a CPU it cannot join stored float16 values in a run in bfloat16."""
+    return torch.autocast(device.type, enabled=False)
 
 
 def alike_batch(lengths: NDArray[np.int64], batch_size: int, seed: int, number: int) -> NDArray[np.int64]:

@@ -75,8 +75,11 @@ def test_the_adapter_learns_to_give_for_free_wordings_what_the_base_gives_for_pl
     assert lines[-1]["unexplained"] < 0.5 * lines[0]["unexplained"]
 
 
-def test_gains_first_are_learned_from_captions_too(captions_only, tmp_path):
-    path = captions_only(training__gains="first", training__gain_steps=2, watch__prompts=[])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_gains_first_are_learned_from_captions_too(captions_only, tmp_path, precision):
+    path = captions_only(
+        training__gains="first", training__gain_steps=2, training__precision=precision, watch__prompts=[]
+    )
     train_adapter(load_config(path, []))
     learned = load_file(next((tmp_path / "run" / "adapter").glob("*.safetensors")))
     assert len(learned["context.gamma"].unique()) > 1
