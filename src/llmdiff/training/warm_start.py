@@ -38,6 +38,7 @@ from llmdiff.training.conditioning import Conditioned, Conditioning
 from llmdiff.training.loop import StepPart, train
 from llmdiff.training.loop_config import LoopConfig
 from llmdiff.training.optimizers import LrScale
+from llmdiff.training.processes import attention_kernel
 
 FromCaptions = Callable[[Sequence[int], torch.Generator], Conditioned]
 """Indices of captions => `encoder_hidden_states` and a pooled vector or None; the generator is for noise."""
@@ -198,7 +199,7 @@ def warm_start(
         # Installed modules may change the base's layers (LoRA): compute the target without them.
         with torch.no_grad():
             wanted, wanted_pooled = learn_from(indices, put)
-        with conditioning.installed(denoiser):
+        with conditioning.installed(denoiser), attention_kernel(denoiser.device):
             states, pooled = conditioned(indices, part.generator)
             read, mask = conditioning.layer_inputs(states, asked().timesteps[rows].to(states.device))
             seen = {
