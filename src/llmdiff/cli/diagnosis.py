@@ -6,6 +6,7 @@ import platform
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +124,8 @@ def devices() -> Iterator[Finding]:
 def embedded_default(weights: Path | None = None) -> Iterator[Finding]:
     """Check the shipped models against their manifests, and that the LLM is installed."""
     from llmdiff.adapter.manifest import check_manifest
-    from llmdiff.world.packaged import WEIGHTS
 
-    folder = weights or WEIGHTS
+    folder = weights or Path(str(files("llmdiff"))) / "openmoji" / "weights"
     needed = {
         "pipeline": "model_index.json",
         "adapter": "config.json",

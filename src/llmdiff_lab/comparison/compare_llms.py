@@ -29,7 +29,9 @@ from llmdiff_lab.comparison.summary import differences, hardware
 from llmdiff_lab.comparison.systems import BASE
 from llmdiff_lab.rivals.registry import reader_of
 from llmdiff_lab.world_build.build import Build
-from llmdiff_lab.world_build.presets import Preset, find_preset
+from llmdiff_lab.world_build.presets import Preset
+from llmdiff_lab.world_build.world import WorldBuild
+from llmdiff_lab.world_build.world_presets import WorldPreset, any_preset
 
 _SEEN: Literal["seen"] = "seen"
 _TIMED_PROMPTS = 16
@@ -48,7 +50,7 @@ def comparison_settings(
     Raises:
         ConfigError: the preset or the system is unknown, or a number is out of range.
     """
-    preset = find_preset(preset_name)
+    preset = any_preset(preset_name)
     from_text = preset.adapter_gain_steps + preset.adapter_warm_steps
     return settings_like(
         preset,
@@ -60,7 +62,7 @@ def comparison_settings(
 
 
 def compare_llms(
-    build: Build,
+    build: Build | WorldBuild,
     out: Path,
     llms: Sequence[str],
     settings: BenchmarkSettings,
@@ -128,7 +130,7 @@ def _folders(llms: Sequence[str], parent: Path) -> dict[str, Path]:
     return folders
 
 
-def _size_and_speed(name: str, place: Path, build: Build) -> dict[str, Any]:
+def _size_and_speed(name: str, place: Path, build: Build | WorldBuild) -> dict[str, Any]:
     """Return an LLM's size, and the seconds that it takes to encode one prompt; measured once."""
     kept = place / "llm.json"
     if kept.exists():
@@ -147,7 +149,7 @@ def _size_and_speed(name: str, place: Path, build: Build) -> dict[str, Any]:
     return found
 
 
-def seconds_per_encoding(llm: DecoderLLM, made_with: Preset) -> float:
+def seconds_per_encoding(llm: DecoderLLM, made_with: Preset | WorldPreset) -> float:
     """Return the median time to encode one prompt alone, under the preset's template, as the adapter reads it."""
     context = ContextEncoding(
         llm.num_blocks, llm.hidden_size, lone=made_with.adapter_lone, template=made_with.adapter_template

@@ -42,7 +42,8 @@ _HEAVY = (
     "llmdiff_lab.inspection.probe_table.measure_probes",
     "llmdiff_lab.comparison.fill.Recipe.benchmark",
     "llmdiff_lab.comparison.prepare.prepare_build",
-    "llmdiff_lab.world_build.slices.run_build",
+    "llmdiff_lab.world_build.build.run_build",
+    "llmdiff_lab.world_build.world_slices.run_world_build",
 )
 
 _APPLICATIONS = (app, laboratory)

@@ -1,0 +1,157 @@
+"""The scenes suite of the world: its prompts, its verdicts, and which world a checker stands for."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from llmdiff.errors import ConfigError, CorruptWeightsError
+from llmdiff.evaluation.report import evaluate_suite
+from llmdiff.evaluation.suites.scenes import (
+    SceneScorer,
+    WorldPrompt,
+    load_checker,
+    scene_prompts,
+    scenes_suite,
+    world_of,
+    world_of_pipeline,
+)
+from llmdiff.evaluation.suites.scenes_check import SceneChecker
+from llmdiff.evaluation.tables import report_tables
+from llmdiff.world.checker import WorldChecker
+from llmdiff.world.reading import Reading, matches, reading_of
+from llmdiff.world.rendering import SCENE_SIZE_PX, render
+from llmdiff.world.scenes import World
+from llmdiff.world.splits import SPLITS
+from llmdiff.world.vocabulary import WORLD_FILE
+
+WORLD = World(thing_count=96, styles=("flat", "line"))
+
+
+class Reader(WorldChecker):
+    """Sees what it is told to, in the order of the pictures."""
+
+    def __init__(self, seen: Sequence[Reading]) -> None:
+        super().__init__(WORLD, channels=8)
+        self.seen = list(seen)
+
+    def read(self, images: NDArray[np.uint8], *, batch: int = 64) -> list[Reading]:
+        found, self.seen = self.seen[: len(images)], self.seen[len(images) :]
+        return found
+
+
+def drawn(rows: Sequence[WorldPrompt]) -> Any:
+    """A system that draws what its rows ask for."""
+    scenes = {row.prompt: row.scene for row in rows}
+    return lambda prompts, seeds: np.stack([render(scenes[prompt]) for prompt in prompts])
+
+
+def test_prompts_of_every_split_are_the_same_every_time_and_a_longer_suite_begins_with_the_shorter() -> None:
+    rows = scene_prompts(3, 1, WORLD)
+    assert [row.split for row in rows] == [split for split in SPLITS for _ in range(3)]
+    assert rows == scene_prompts(3, 1, WORLD)
+    assert rows != scene_prompts(3, 2, WORLD)
+    longer = scene_prompts(5, 1, WORLD)
+    assert [row for row in longer if int(row.id.split("-")[-1]) < 3] == rows
+    suite = scenes_suite(rows)
+    assert set(suite.meanings) == set(SPLITS)
+    assert len({row.id for row in rows}) == len({row.seeds(1, 0)[0] for row in suite.prompts}) == len(rows)
+    assert suite.sha256 != scenes_suite(scene_prompts(3, 2, WORLD)).sha256
+    assert suite.reference is not None
+    assert suite.reference().shape == (len(rows), SCENE_SIZE_PX, SCENE_SIZE_PX, 3)
+
+
+@pytest.mark.hostile("numbers and options")
+def test_a_split_of_the_other_world_is_refused() -> None:
+    with pytest.raises(ConfigError, match="phrasings"):
+        scene_prompts(1, 0, WORLD, splits=["phrasings"])  # type: ignore[call-overload]
+    with pytest.raises(ConfigError, match="prompts_per_split"):
+        scene_prompts(0, 0, WORLD)
+
+
+def test_figures_agree_with_the_verdicts_on_what_was_read(tmp_path: Path) -> None:
+    rows = scene_prompts(4, 0, WORLD, splits=["seen", "colours", "negation", "styles"])
+    right = [reading_of(row.scene) for row in rows]
+    wrong = right[1:] + right[:1]
+    verdicts = [matches(row.expected, reading) for row, reading in zip(rows, wrong, strict=True)]
+    systems = {"perfect": drawn(rows), "shifted": drawn(rows)}
+    report = evaluate_suite(
+        systems, scenes_suite(rows), tmp_path, metrics=[SceneScorer(Reader(right + wrong))], batch=8
+    )
+    perfect, shifted = (report["systems"][name]["metrics"] for name in systems)
+    assert all(
+        figures["mean"] == 1
+        for name, figures in perfect.items()
+        if "swapped" not in name and "wrong" not in name
+    )
+    assert shifted["scenes"]["mean"] == np.mean([verdict.exact for verdict in verdicts]) < 0.5
+    for part in ("things", "count", "colours", "style", "place", "absent"):
+        asked = [verdict.parts[part] for verdict in verdicts if part in verdict.parts]
+        assert shifted[f"scenes: {part}"]["mean"] == pytest.approx(np.mean(asked))
+        assert shifted[f"scenes: {part}"]["n"] == len(asked)
+    scored = (tmp_path / "scores" / "scenes" / "shifted.jsonl").read_text().splitlines()
+    faults = [tuple(json.loads(line)["faults"]) for line in scored]
+    assert faults == [verdict.faults for verdict in verdicts]
+    assert "shifted" in report_tables(report)
+
+
+def test_a_picture_that_cannot_be_drawn_has_no_part_right() -> None:
+    for row in scene_prompts(2, 0, WORLD):
+        failed = SceneScorer(Reader([])).failed(row)
+        assert failed["score"] == 0
+        # What must not be there is not, and nothing stands on its head.
+        right = {name for name, value in failed["parts"].items() if value}
+        assert right <= {"relation wrong", "absent", "way up"}
+
+
+def test_a_part_that_only_undrawn_prompts_request_counts(tmp_path: Path) -> None:
+    rows = scene_prompts(4, 0, WORLD, splits=["seen", "negation"])
+    undrawn = {row.prompt for row in rows if row.expected.absent}
+    assert 0 < len(undrawn) < len(rows)
+
+    def fragile(prompts: list[str], seeds: list[int]) -> NDArray[np.uint8]:
+        if undrawn & set(prompts):
+            raise RuntimeError("the lamp went out")
+        return np.zeros((len(prompts), SCENE_SIZE_PX, SCENE_SIZE_PX, 3), dtype=np.uint8)
+
+    checker = Reader([reading_of(row.scene) for row in rows if row.prompt not in undrawn])
+    report = evaluate_suite(
+        {"fragile": fragile}, scenes_suite(rows), tmp_path, metrics=[SceneScorer(checker)], batch=1
+    )
+    assert report["systems"]["fragile"]["metrics"]["scenes: absent"]["n"] == len(undrawn)
+
+
+def test_a_checkers_files_say_which_world_it_reads(tmp_path: Path) -> None:
+    WorldChecker(WORLD, channels=8).save_pretrained(tmp_path / "whole")
+    SceneChecker(6).save_pretrained(tmp_path / "small")
+    assert world_of(load_checker(tmp_path / "whole")) == WORLD
+    small = load_checker(tmp_path / "small")
+    assert isinstance(small, SceneChecker)
+    assert world_of(small).objects == 6  # type: ignore[union-attr]
+    with pytest.raises(CorruptWeightsError, match="not a readable"):
+        load_checker(tmp_path)
+
+
+def test_a_pipeline_that_names_its_world_is_asked_that_worlds_prompts(tmp_path: Path) -> None:
+    small, checker = SceneChecker(6), WorldChecker(WORLD, channels=8)
+    assert world_of_pipeline(str(tmp_path), checker) == WORLD
+    assert world_of_pipeline("someone/a-model-of-the-hub", small) == world_of(small)
+    saved = {"thing_count": 20, "styles": ["flat"]}
+    (tmp_path / WORLD_FILE).write_text(json.dumps(saved))
+    assert world_of_pipeline(str(tmp_path), checker) == World(thing_count=20, styles=("flat",))
+
+
+@pytest.mark.hostile("weights")
+@pytest.mark.parametrize(
+    "checker", [SceneChecker(6), WorldChecker(World(thing_count=20), channels=8)], ids=["small", "whole"]
+)
+def test_a_checker_that_cannot_read_all_that_a_pipeline_draws_is_refused(
+    tmp_path: Path, checker: SceneChecker | WorldChecker
+) -> None:
+    (tmp_path / WORLD_FILE).write_text(json.dumps({"thing_count": 96, "styles": ["flat", "line"]}))
+    with pytest.raises(ConfigError, match=r"cannot read [0-9]+ of the 96 things"):
+        world_of_pipeline(str(tmp_path), checker)
