@@ -21,9 +21,11 @@ from tiny.pipelines import build_llm, build_sd
 from docs.calls import check_calls
 from docs.pages import KINDS, PAGES, ROOT, Block, blocks, commands, every_block
 from docs.shell import check_command, check_verb
+from llmdiff.cli.main import app
 from llmdiff.controller import LLMController
 from llmdiff.evaluation.tables import percent
 from llmdiff.language.llm import DecoderLLM
+from llmdiff_lab.cli.main import app as laboratory
 
 BLOCKS = every_block()
 PYTHON = [block for block in BLOCKS if block.language == "python"]
@@ -212,8 +214,9 @@ def test_a_page_works_from_top_to_bottom(page: Path, tmp_path: Path) -> None:
 
 def check_server(block: Block, folder: Path, environment: dict[str, str]) -> None:
     """The last command of a block listens, answers 200 and ends with status 0 when told to."""
-    *_, words = [words for words in commands(block.script) if words[0] == "llmdiff"]
-    url = f"http://127.0.0.1:{check_verb(words[1:]).params['port']}{block.more}"
+    *_, words = [words for words in commands(block.script) if words[0] in ("llmdiff", "llmdiff-lab")]
+    verb = check_verb(words[1:], app if words[0] == "llmdiff" else laboratory)
+    url = f"http://127.0.0.1:{verb.params['port']}{block.more}"
     log = folder / "server.log"
     with log.open("w") as file:
         server = subprocess.Popen(words, cwd=folder, env=environment, stdout=file, stderr=file)
