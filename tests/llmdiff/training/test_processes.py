@@ -15,7 +15,7 @@ import torch
 from llmdiff.training.checkpoint import checkpoints
 from llmdiff.training.log import read_log
 from llmdiff.training.loop_config import LoopConfig
-from llmdiff.training.processes import Processes
+from llmdiff.training.processes import Processes, attention_kernel
 
 from .tiny_run import Runs, final_weights
 
@@ -158,3 +158,11 @@ def test_bfloat16_that_the_cpu_lacks_is_named(tmp_path, caplog, monkeypatch):
         caplog.clear()
         Processes(config, torch.device("cpu"), tmp_path)
         assert ("has no bfloat16 instructions" in caplog.text) == lacks
+
+
+@pytest.mark.parametrize("in_bfloat16", [False, True])
+def test_only_training_in_bfloat16_leaves_the_fused_attention_kernel(in_bfloat16):
+    cpu = torch.device("cpu")
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=in_bfloat16), attention_kernel(cpu):
+        assert torch.backends.cuda.flash_sdp_enabled() != in_bfloat16
+    assert torch.backends.cuda.flash_sdp_enabled()
