@@ -11,7 +11,7 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.tx
 EXTRAS ?=
 TEST_WORKERS ?= 2
 TEST_ARGS ?=
-DEMO_PROMPT ?= what takes off from an airport, above what a forest is made of
+DEMO_PROMPT ?= the bird that looks as if it wore a dinner jacket under a rocket
 SOURCES := $(shell find src -type f -not -name '*.pyc')
 
 .PHONY: setup setup-light demo test docs wheel release browser screenshots lint clean
@@ -39,7 +39,7 @@ demo: out/demo.png
 
 out/demo.png: $(LIGHT) $(SOURCES)
 	$(BIN)/llmdiff compare "$(DEMO_PROMPT)" --seed 0 --out $@
-	@echo 'to draw your own: source .venv/bin/activate, then llmdiff generate "three frogs"'
+	@echo 'to draw your own: source .venv/bin/activate, then llmdiff generate "three balloons"'
 
 # Workers share the cores, so each keeps to one thread.
 test: $(READY)

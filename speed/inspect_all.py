@@ -26,7 +26,7 @@ from llmdiff.controller import LLMController
 from llmdiff.drawing.attention_maps import draw_with_maps
 from llmdiff.environment import command_line, versions
 from llmdiff.errors import ConfigError
-from llmdiff.evaluation.suites.scenes_check import SceneChecker
+from llmdiff.evaluation.suites.scenes import load_checker
 from llmdiff.files import writable_folder, write_whole
 from llmdiff_lab.inspection.attention_plots import save_maps
 from llmdiff_lab.inspection.denoising import load_encoder, read_denoising
@@ -92,7 +92,7 @@ class Inspection:
         return denoising_table(reports)
 
     def pointing(self) -> str:
-        checker = SceneChecker.from_pretrained(self.chosen.checker)
+        checker = load_checker(self.chosen.checker)
         record = pointing.play(
             self.controller, self.pipe, checker, scenes=self.chosen.scenes, steps=self.chosen.steps
         )

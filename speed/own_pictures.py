@@ -8,54 +8,58 @@ prompts with an invented word, and on prompts without one, which should not beco
 
 import argparse
 import json
+import random
 import re
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from PIL import Image
 
 from llmdiff.controller import LLMController
 from llmdiff.environment import provenance
 from llmdiff.evaluation.report import evaluate_suite
-from llmdiff.evaluation.suites.scenes import ScenePrompt, SceneScorer, scenes_suite
-from llmdiff.evaluation.suites.scenes_check import SceneChecker
+from llmdiff.evaluation.suites.scenes import ScenePrompt, SceneScorer, load_checker, scenes_suite
 from llmdiff.evaluation.systems import controller_systems
 from llmdiff.evaluation.tables import percent
 from llmdiff.files import write_whole
-from llmdiff.openmoji.captions import caption
-from llmdiff.openmoji.contents import World
-from llmdiff.openmoji.scenes import Content, draw, lay_out
 from llmdiff.training.config import TrainConfig
 from llmdiff.training.first_config import first_config
 from llmdiff.training.trainer import train_adapter
+from llmdiff.world.captions import Caption, caption
+from llmdiff.world.packaged import packaged_world
+from llmdiff.world.rendering import render
+from llmdiff.world.scenes import Scene
+from llmdiff.world.splits import sample_scene
+from llmdiff.world.voices import PLAIN
 
-INVENTED = {"car": "wug", "cat": "dax", "house": "blicket", "frog": "fep"}
+INVENTED = {"car": "wug", "cat": "dax", "house": "blicket", "horse": "fep"}
 _NAMES = re.compile(rf"\b({'|'.join(INVENTED)})(s?)\b")
 
 
-def scenes(seed: int, *, invented: bool) -> Iterator[tuple[Content, str, int]]:
-    """Yield scenes with at least one of the four things, or none of them: content, caption, seed of the layout."""
-    world = World()
+# Every thing by its first name.
+_VOICE = replace(PLAIN, other_name_share=0.0, description_share=0.0)
+
+
+def scenes(seed: int, *, invented: bool) -> Iterator[tuple[Scene, Caption, str]]:
+    """Yield scenes with at least one of the four things, or none of them: scene, caption, text with invented words."""
+    world = packaged_world()
     for number in range(10**9):
-        rng = np.random.default_rng([seed, number])
-        content = world.training_content(rng)
-        if invented == any(item.name in INVENTED for item in content.items):
-            text = caption(content, world, rng, wording="plain")
-            told = _NAMES.sub(lambda found: INVENTED[found[1]] + found[2], text)
-            yield content, told, int(rng.integers(2**31))
+        scene = sample_scene(seed, number, world)
+        if invented == any(placed.name in INVENTED for placed in scene.things):
+            told = caption(scene, _VOICE, random.Random(f"own pictures {seed} {number}"))
+            yield scene, told, _NAMES.sub(lambda found: INVENTED[found[1]] + found[2], told.text)
 
 
 def write_folder(folder: Path, count: int) -> None:
     """Write pictures with captions as a user has them; returns nothing."""
     folder.mkdir(parents=True)
-    for number, (content, text, seed) in zip(range(count), scenes(1, invented=True), strict=False):
-        picture = draw(lay_out(content, np.random.default_rng(seed)))
-        Image.fromarray(picture).save(folder / f"{number:05d}.png")
+    for number, (scene, _, text) in zip(range(count), scenes(1, invented=True), strict=False):
+        Image.fromarray(render(scene)).save(folder / f"{number:05d}.png")
         (folder / f"{number:05d}.txt").write_text(f"{text}\n")
 
 
@@ -65,8 +69,10 @@ def prompts(count: int) -> list[ScenePrompt]:
     for tag, invented in (("invented words", True), ("other words", False)):
         found = zip(range(count), scenes(2, invented=invented), strict=False)
         rows += [
-            ScenePrompt(id=f"{tag}-{number:05d}", prompt=text, tags=(tag,), content=content, seed=seed)
-            for number, (content, text, seed) in found
+            ScenePrompt(
+                id=f"{tag}-{number:05d}", prompt=text, tags=(tag,), expected=told.expected, scene=scene
+            )
+            for number, (scene, told, text) in found
         ]
     return rows
 
@@ -80,7 +86,7 @@ def measured(adapter: str, rows: list[ScenePrompt], steps: int, folder: Path) ->
         {"llm": systems["llm"]},
         scenes_suite(rows),
         folder,
-        metrics=[SceneScorer(SceneChecker.from_pretrained("openmoji"))],
+        metrics=[SceneScorer(load_checker("openmoji"))],
         settings={"steps": steps},
     )
     by_tag = report["systems"]["llm"]["metrics_by_tag"]

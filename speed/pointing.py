@@ -18,41 +18,41 @@ from tqdm.auto import tqdm
 from llmdiff.controller import LLMController
 from llmdiff.drawing.attention_maps import Branch, draw_with_maps
 from llmdiff.evaluation.statistics import bootstrap_mean
-from llmdiff.evaluation.suites.scenes import scene_prompts
-from llmdiff.evaluation.suites.scenes_check import SceneChecker
+from llmdiff.evaluation.suites.scenes import load_checker, scene_prompts
 from llmdiff.files import write_whole
-from llmdiff.openmoji.contents import World
-from llmdiff.openmoji.scenes import SCENE_SIZE_PX
+from llmdiff.world.checker import WorldChecker
+from llmdiff.world.layouts import OPPOSITE
+from llmdiff.world.things import all_things
 
 BRANCHES: tuple[Branch, ...] = ("both", "pretrained", "new")
-_REACH_PX = 12.5  # half of a pair's size
+_REACH = 0.205  # half of the side of a thing in a pair, as a share of the picture
 
 
 def play(
-    controller: LLMController, pipe: Any, checker: SceneChecker, *, scenes: int, steps: int
+    controller: LLMController, pipe: Any, checker: WorldChecker, *, scenes: int, steps: int
 ) -> dict[str, Any]:
     """Return the record of the game: accuracy of every branch over the drawn objects, with intervals."""
-    world = World(objects=checker.objects)
     hits: dict[str, list[float]] = {branch: [] for branch in BRANCHES}
     drawn = 0
     with tqdm(total=scenes, desc="scenes") as bar:
-        for row in scene_prompts(20 * scenes, 1, world, splits=("seen",)):
-            named = [(item, _name_in(row.prompt, world.thing(item.name))) for item in row.content.items]
-            if row.content.relation is None or not all(name for _, name in named):
+        for row in scene_prompts(40 * scenes, 1, checker.world, splits=("seen",)):
+            named = {thing.name: _word_in(row.prompt, thing.name) for thing in row.expected.things}
+            if row.expected.relation not in OPPOSITE or not all(named.values()):
                 continue
-            maps = draw_with_maps(controller, pipe, row.prompt, 1.0, seed=row.seed, steps=steps)
+            (seed,) = row.seeds(1, 0)
+            maps = draw_with_maps(controller, pipe, row.prompt, 1.0, seed=seed, steps=steps)
             seen = {thing.name: thing for thing in checker.read(np.asarray(maps.picture)[None])[0].things}
             drawn += 1
             bar.update()
-            for item, name in named:
-                if item.name in seen and any(word.text == name for word in maps.words):
-                    thing = seen[item.name]
+            for name, text in named.items():
+                if name in seen and any(word.text == text for word in maps.words):
+                    thing = seen[name]
                     for branch in BRANCHES:
-                        x, y = (share * SCENE_SIZE_PX for share in maps.peak(str(name), branch))
-                        hits[branch].append(max(abs(x - thing.x_px), abs(y - thing.y_px)) <= _REACH_PX)
+                        x, y = maps.peak(str(text), branch)
+                        hits[branch].append(max(abs(x - thing.x), abs(y - thing.y)) <= _REACH)
             if drawn == scenes:
                 break
-    chance = (2 * _REACH_PX / SCENE_SIZE_PX) ** 2
+    chance = (2 * _REACH) ** 2
     record: dict[str, Any] = {"scenes": drawn, "chance": round(chance, 4), "steps": steps}
     for branch, values in hits.items():
         if not values:  # the checker saw none of the objects
@@ -74,18 +74,17 @@ def main() -> None:
     controller = LLMController.from_pretrained(chosen.adapter)
     pipe = controller.load_pipeline()
     pipe.set_progress_bar_config(disable=True)
-    checker = SceneChecker.from_pretrained("openmoji")
+    checker = load_checker("openmoji")
     record = play(controller, pipe, checker, scenes=chosen.scenes, steps=chosen.steps)
     for branch in BRANCHES:
         print(f"{branch:12s} {record[branch]}; chance {record['chance']:.3f}")
     write_whole(chosen.out, json.dumps(record | {"adapter": chosen.adapter}, indent=1) + "\n")
 
 
-def _name_in(prompt: str, thing: Any) -> str | None:
-    """Return the thing's name if it is a single word of the prompt; None for shapes and descriptions."""
-    if thing is None:
-        return None
-    return next((name for name in thing.names if name in prompt.replace(",", "").split()), None)
+def _word_in(prompt: str, name: str) -> str | None:
+    """Return the word of the prompt that names this thing; None if it has another description."""
+    words = prompt.replace(",", "").replace(".", "").split()
+    return next((noun.text for noun in all_things()[name].names if noun.text in words), None)
 
 
 if __name__ == "__main__":

@@ -17,23 +17,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from local_server import served
 
 from llmdiff.adapter.settings import Control
 from llmdiff.controller import LLMController
 from llmdiff.environment import command_line, versions
 from llmdiff.evaluation.statistics import bootstrap_mean, paired_difference
-from llmdiff.evaluation.suites.scenes import SceneScorer, scene_prompts
-from llmdiff.evaluation.suites.scenes_check import SceneChecker
+from llmdiff.evaluation.suites.scenes import SceneScorer, load_checker, scene_prompts
 from llmdiff.evaluation.systems import controller_systems
 from llmdiff.evaluation.tables import percent
 from llmdiff.files import write_whole
 from llmdiff.language.closed_llm import ClosedLLM, ClosedLLMSettings
 from llmdiff.language.packaged import EMBEDDED_NAME, packaged_llm_folder
 from llmdiff.language.rewording import Rewording
-from llmdiff.openmoji.captions import caption
-from llmdiff.openmoji.contents import World
+from llmdiff.world.checker import WorldChecker
+from llmdiff.world.splits import training_caption
 
 # Small models repeat themselves without end under the library's own instruction.
 SHORT = "Rewrite the description as one short sentence with simple words. Answer with that sentence alone."
@@ -65,14 +63,13 @@ class Told(ClosedLLM):
 
 
 def compare(
-    controller: LLMController, checker: SceneChecker, rewording: Rewording, chosen: argparse.Namespace
+    controller: LLMController, checker: WorldChecker, rewording: Rewording, chosen: argparse.Namespace
 ) -> dict[str, Any]:
     """Return the accuracy of base, LLM, LLM with rewording and LLM with plain answers by split, and the gains."""
-    world, rng = World(objects=checker.objects), np.random.default_rng(0)
     suite = scene_prompts(
         chosen.prompts,
         0,
-        world,
+        checker.world,
         splits=chosen.splits.split(","),  # type: ignore[arg-type]
     )
     pipe = controller.load_pipeline()
@@ -81,7 +78,7 @@ def compare(
 
     told = Told(
         rewording.closed.settings,
-        words={row.prompt: caption(row.content, world, rng, wording="plain") for row in suite},
+        words={row.prompt: training_caption(row.scene, 0, 0, "plain").text for row in suite},
     )
 
     systems = {"base": base, "llm": llm}
@@ -95,7 +92,9 @@ def compare(
             one["score"]
             for at in range(0, len(suite), _BATCH)
             for rows in [suite[at : at + _BATCH]]
-            for one in scorer.judge(system([row.prompt for row in rows], [row.seed for row in rows]), rows)
+            for one in scorer.judge(
+                system([row.prompt for row in rows], [row.seeds(1, 0)[0] for row in rows]), rows
+            )
         ]
         for name, system in systems.items()
     }
@@ -141,7 +140,7 @@ def main() -> None:
     parser.add_argument("--max-characters", type=int, default=200)
     parser.add_argument("--adapter", default="openmoji")
     parser.add_argument("--checker", default="openmoji")
-    parser.add_argument("--splits", default="synonyms,indirect")
+    parser.add_argument("--splits", default="synonyms,descriptions")
     parser.add_argument("--prompts", type=int, default=100, help="of every split")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--answers", type=Path, default=Path("runs/answers"), help="where answers are kept")
@@ -151,7 +150,7 @@ def main() -> None:
         parser.error("--reword-url and --reword-model: got one, expected both or none")
     local = str(packaged_llm_folder(EMBEDDED_NAME)) if chosen.reword_url is None else ""
     controller = LLMController.from_pretrained(chosen.adapter)
-    checker = SceneChecker.from_pretrained(chosen.checker)
+    checker = load_checker(chosen.checker)
     with served(local) if local else nullcontext(chosen.reword_url) as url:
         settings = ClosedLLMSettings(
             url=url,

@@ -13,18 +13,16 @@ from typing import Any
 
 from llmdiff.controller import LLMController
 from llmdiff.evaluation.report import evaluate_suite
-from llmdiff.evaluation.suites.scenes import SceneScorer, scene_prompts, scenes_suite
-from llmdiff.evaluation.suites.scenes_check import SceneChecker
+from llmdiff.evaluation.suites.scenes import SceneScorer, load_checker, scene_prompts, scenes_suite
 from llmdiff.evaluation.systems import BASE, System, controller_systems
 from llmdiff.evaluation.tables import report_tables
 from llmdiff.files import writable_folder
-from llmdiff.openmoji.contents import World
 
 
 def sweep(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return the report of the base, once, and of every scale above 0."""
     controller = LLMController.from_pretrained(chosen.adapter)
-    checker = SceneChecker.from_pretrained("openmoji")
+    checker = load_checker("openmoji")
     drawing = {"steps": chosen.steps, "guidance_scale": chosen.guidance_scale}
     systems: dict[str, System] = {}
     pipe = controller.load_pipeline()
@@ -32,7 +30,7 @@ def sweep(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
         base, ours = controller_systems(controller, pipe, control=scale, **drawing).values()
         systems.setdefault(BASE, base)
         systems[f"scale {scale:g}"] = ours
-    suite = scenes_suite(scene_prompts(chosen.prompts, chosen.seed, World(objects=checker.objects)))
+    suite = scenes_suite(scene_prompts(chosen.prompts, chosen.seed, checker.world))
     return evaluate_suite(
         systems, suite, folder, metrics=[SceneScorer(checker)], settings=drawing, seed=chosen.seed
     )

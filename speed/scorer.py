@@ -7,13 +7,11 @@ Writes OUT.json and OUT.md. Minutes on one core.
 
 import argparse
 import json
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 from llmdiff.environment import command_line, versions
-from llmdiff.evaluation.suites.scenes import load_checker, world_of
-from llmdiff.world.checker import WorldChecker
+from llmdiff.evaluation.suites.scenes import load_checker
 from llmdiff_lab.inspection.scorer_check import check_scorer, scorer_tables
 from llmdiff_lab.world_build.checker_figures import checker_figures, figures_tables
 
@@ -28,13 +26,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="where to write, without suffix")
     chosen = parser.parse_args()
     checker = load_checker(chosen.checker)
-    tables: Callable[..., str]
-    if isinstance(checker, WorldChecker):
-        report, tables = checker_figures(checker, renders=chosen.renders, seed=chosen.seed), figures_tables
-    else:
-        world = world_of(checker)
-        report = check_scorer(checker.read, world, renders=chosen.renders, seed=chosen.seed)
-        tables = scorer_tables
+    options = {"renders": chosen.renders, "seed": chosen.seed}
+    report = checker_figures(checker, **options) | check_scorer(checker.read, checker.world, **options)
     report |= {
         "checker": chosen.checker,
         "command": command_line(),
@@ -43,8 +36,12 @@ def main() -> None:
     }
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     chosen.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    chosen.out.with_suffix(".md").write_text(tables(report, markdown=True))
-    print(tables(report))
+    for markdown in (True, False):
+        text = "\n\n".join(tables(report, markdown=markdown) for tables in (figures_tables, scorer_tables))
+        if markdown:
+            chosen.out.with_suffix(".md").write_text(text)
+        else:
+            print(text)
 
 
 if __name__ == "__main__":

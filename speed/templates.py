@@ -13,14 +13,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from llmdiff.evaluation.statistics import bootstrap_mean
 from llmdiff.language.encoding import ContextEncoding
 from llmdiff.language.llm import DecoderLLM
-from llmdiff.openmoji.captions import caption
-from llmdiff.openmoji.contents import World
+from llmdiff.world.expected import Expected
+from llmdiff.world.layouts import OPPOSITE
+from llmdiff.world.packaged import packaged_world
+from llmdiff.world.scenes import World
+from llmdiff.world.splits import Split, prompts
 from llmdiff_lab.inspection.block_sums import BlockSums
 from llmdiff_lab.inspection.caption_bank import EncodingBank, by_length, in_batches
 from llmdiff_lab.inspection.probes import Targets, correct_answers, probe_answers, train_probe
@@ -35,18 +37,18 @@ TEMPLATES = {
     "<|im_start|>assistant\n",
 }
 ENCODINGS = ("paper", "guided", "plain", "last hidden")
-SPLITS = ("seen", "pairs", "phrasings", "synonyms", "indirect")
+SPLITS: tuple[Split, ...] = ("seen", "pairs", "forms", "synonyms", "descriptions")
 
 
-def pairs(world: World, split: str, count: int, seed: int) -> tuple[list[Any], list[str]]:
-    """Return contents that are pairs, with captions in the words of a split."""
-    rng = np.random.default_rng([seed, SPLITS.index(split)])
-    contents: list[Any] = []
-    while len(contents) < count:
-        content = world.content(split, rng)  # type: ignore[arg-type]
-        if content.relation is not None:
-            contents.append(content)
-    return contents, [caption(content, world, rng, split) for content in contents]  # type: ignore[arg-type]
+def pairs(world: World, split: Split, count: int, seed: int) -> tuple[list[Expected], list[str]]:
+    """Return requirements of pairs in a relation, with captions in the words of a split."""
+    # About a third of all scenes are such pairs.
+    found = [
+        row for row in prompts(split, 10 * count, seed=seed, world=world) if row.expected.relation in OPPOSITE
+    ]
+    if len(found) < count:
+        raise SystemExit(f"split {split} has {len(found)} pairs among {10 * count} prompts, expected {count}")
+    return [row.expected for row in found[:count]], [row.text for row in found[:count]]
 
 
 class Encoded:
@@ -126,7 +128,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
     started = time.monotonic()
-    rows = measure(DecoderLLM.from_pretrained(chosen.llm), World(objects=24), chosen)
+    rows = measure(DecoderLLM.from_pretrained(chosen.llm), packaged_world(), chosen)
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     record = {"llm": chosen.llm, "rows": rows, "seconds": round(time.monotonic() - started)}
     chosen.out.write_text(json.dumps(record, indent=1) + "\n")

@@ -60,7 +60,7 @@ def settings(options: argparse.Namespace, folder: Path) -> TrainConfig:
             "data": {
                 "kind": "scenes",
                 "scenes": options.steps * options.batch_size,
-                "resolution_px": 64,
+                "resolution_px": 128,
                 "aspect_buckets": False,
                 "store_latents": True,
             },

@@ -65,7 +65,7 @@ PLACES = {
     "ui": "serving.ui",
     "serve": "serving|lab.study",
     "inspect": "lab.inspection",
-    "train": "training|openmoji|lab.world_build",
+    "train": "training|lab.world_build",
 }
 
 

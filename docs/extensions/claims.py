@@ -2,14 +2,19 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from llmdiff.evaluation.tables import figure_text, markdown_table, percent
+
+RESULTS = Path(__file__).parents[1] / "results"
+# Names of splits in records of the first world.
+FIRST_WORLD_SPLITS = {"descriptions": "indirect"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +24,7 @@ class Figure:
     what: str
     record: str
     at: str
+    split: str | None = None
     less: str | None = None
     points: bool = True
 
@@ -36,17 +42,48 @@ class Claim:
 
 
 def read_claims() -> list[Claim]:
-    """Return the claims of claims.yaml."""
+    """Return the claims of claims.yaml, without figures of splits that their record lacks."""
     rows = yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text(encoding="utf-8"))
-    return [Claim(**{**row, "figures": [Figure(**one) for one in row.get("figures", ())]}) for row in rows]
+    for row in rows:
+        figures = (_placed(Figure(**one)) for one in row.get("figures", ()))
+        row["figures"] = [figure for figure in figures if figure is not None]
+    return [Claim(**row) for row in rows]
+
+
+def _placed(figure: Figure) -> Figure | None:
+    """Return the figure with its place in the record; None if the record lacks its split."""
+    if figure.split is None:
+        return figure
+    for split in (figure.split, FIRST_WORLD_SPLITS.get(figure.split)):
+        place = figure.at.format(split=split)
+        try:
+            _at(_record(RESULTS / f"{figure.record}.json"), place)
+        except KeyError:
+            continue
+        return replace(figure, at=place)
+    return None
+
+
+@lru_cache
+def _record(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _at(record: Any, place: str) -> Any:
+    for key in place.split("."):
+        record = record[key]
+    return record
 
 
 CLAIMS = read_claims()
 
 
-def claims_text(results: Path) -> str:
-    """Return a section for each claim: its text, the figures with their intervals, the verdict, the commands."""
-    return "\n".join(line for claim in CLAIMS for line in _section(claim, results))
+def claims_text(results: Path, first_world: Collection[str] = ()) -> str:
+    """Return a section for each claim: its text, the figures with their intervals, the verdict, the commands.
+
+    `first_world`: the names of records that are marked as those of the first world.
+    """
+    return "\n".join(line for claim in CLAIMS for line in _section(claim, results, first_world))
 
 
 def verdict(intervals: Sequence[Mapping[str, float]]) -> str:
@@ -68,15 +105,11 @@ def difference(ours: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, A
     return {"mean": mean, "low": mean - below, "high": mean + above, "how": "unpaired"}
 
 
-def _section(claim: Claim, results: Path) -> list[str]:
+def _section(claim: Claim, results: Path, first_world: Collection[str]) -> list[str]:
     lines = [f"### {claim.title}", "", f"*{claim.says}*", ""]
-    records: dict[str, Any] = {}
+    records = {figure.record: _record(results / f"{figure.record}.json") for figure in claim.figures}
     intervals = []
     for figure in claim.figures:
-        if figure.record not in records:
-            records[figure.record] = json.loads(
-                (results / f"{figure.record}.json").read_text(encoding="utf-8")
-            )
         found = _at(records[figure.record], figure.at)
         if figure.less is not None:
             found = difference(found, _at(records[figure.record], figure.less))
@@ -87,7 +120,8 @@ def _section(claim: Claim, results: Path) -> list[str]:
         [
             figure.what,
             f"{percent(one, sign=True)} points" if figure.points else figure_text(one, sign=True),
-            f"[record](../generated/results-{figure.record}.md)",
+            f"[record](../generated/results-{figure.record}.md)"
+            + (", first world" if figure.record in first_world else ""),
         ]
         for figure, one in zip(claim.figures, intervals, strict=True)
     ]
@@ -96,9 +130,3 @@ def _section(claim: Claim, results: Path) -> list[str]:
     for record in records.values():
         lines += [f"    {record['command']}", ""]
     return lines
-
-
-def _at(record: Any, place: str) -> Any:
-    for key in place.split("."):
-        record = record[key]
-    return record

@@ -5,7 +5,9 @@ from typing import Any
 
 from claims import claims_text
 from reference_pages import api_page, command_line, configuration, packages
-from result_pages import RESULTS, findings, result_page
+from result_pages import ABOUT_FIRST_WORLD, FIRST_WORLD, RESULTS, findings, result_page, splits_table
+
+from llmdiff.world.splits import SPLIT_MEANINGS
 
 
 def write_pages(folder: Path) -> None:
@@ -15,7 +17,9 @@ def write_pages(folder: Path) -> None:
         "command-line.md": command_line(),
         "configuration.md": configuration(),
         "findings.inc": findings(),
-        "claims.inc": claims_text(RESULTS),
+        "claims.inc": claims_text(RESULTS, FIRST_WORLD),
+        "first-world.inc": ABOUT_FIRST_WORLD,
+        "splits.inc": splits_table(SPLIT_MEANINGS),
     }
     for package in packages():
         pages[f"api-{package}.md"] = api_page(package)

@@ -22,7 +22,7 @@ HEADINGS = {
     "llmdiff.training": "training an adapter",
     "llmdiff.evaluation": "evaluation",
     "llmdiff.serving": "the page and the image API",
-    "llmdiff.openmoji": "the embedded default",
+    "llmdiff.world": "the embedded default",
     "llmdiff.workers": "many jobs at once",
     "llmdiff_lab": "the laboratory",
     "llmdiff_lab.rivals": "other ways to condition",

@@ -4,7 +4,6 @@ import io
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,9 @@ import pytest
 from PIL import Image
 
 from llmdiff.drawing.models import Models
+from llmdiff.world.packaged import WEIGHTS
 from tests.llmdiff.serving.conftest import save_models
 
-SHIPPED = Path(str(files("llmdiff"))) / "openmoji" / "weights"
 FLAGS = ("no-sandbox", "disable-gpu", "disable-background-networking", "disable-component-update")
 FLAGS += ("disable-sync", "no-first-run")
 # Generous: these tests also run beside other work.
@@ -83,7 +82,7 @@ def models(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Models:
     """Tiny random models; for screenshots that are kept, the shipped ones, if they are there."""
-    if request.config.getoption("--screenshots") and SHIPPED.is_dir():
+    if request.config.getoption("--screenshots") and WEIGHTS.is_dir():
         return Models(adapter="openmoji", device="cpu")
     if not _saved:
         adapter = save_models(tmp_path_factory.mktemp("models"), make_sd(), make_llm())

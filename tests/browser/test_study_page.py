@@ -24,7 +24,7 @@ PROMPTS = (
     "the reptile that hides in its shell, on a pink background",
     INJECTED,
     "looking from left to right: a mushroom, then a house",
-    "what takes off from an airport, above what a forest is made of",
+    "the bird that looks as if it wore a dinner jacket under a rocket",
 )
 QUESTIONS = ("alignment", "quality", "details")
 

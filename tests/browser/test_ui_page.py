@@ -17,7 +17,7 @@ from llmdiff.serving.settings import UiSettings
 from llmdiff.serving.studio import Studio
 from llmdiff.serving.ui_examples import EXAMPLES, OPENING
 from llmdiff.serving.ui_server import create_ui_app
-from tests.browser.conftest import SHIPPED
+from tests.browser.conftest import WEIGHTS
 from tests.llmdiff.serving.conftest import serving
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -143,7 +143,7 @@ def test_the_keyboard_draws_and_a_seed_can_be_used_again(ui: Any, visit: Any) ->
 def test_the_embedded_default_opens_with_a_picture(visit: Any, shoot: Any) -> None:
     from playwright.sync_api import expect
 
-    if not SHIPPED.is_dir():
+    if not WEIGHTS.is_dir():
         pytest.skip("the embedded default's weights are not here")
     with ExitStack() as running:
         studio = Studio()
@@ -154,7 +154,7 @@ def test_the_embedded_default_opens_with_a_picture(visit: Any, shoot: Any) -> No
         page = visit(url)
         pictures = page.locator("#sides a > img")
         expect(pictures).to_have_count(2)
-        assert pictures.first.evaluate("image => image.decode().then(() => image.naturalWidth)") >= 64
+        assert pictures.first.evaluate("image => image.decode().then(() => image.naturalWidth)") >= 128
         expect(field(page, "prompt")).to_have_value(OPENING)
         example = EXAMPLES["New words (in no training caption)"][0]
         page.get_by_text(example).first.click()

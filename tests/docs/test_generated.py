@@ -103,6 +103,7 @@ def test_every_key_of_the_configuration_is_in_the_reference() -> None:
 def test_every_record_has_its_page(path: Path) -> None:
     page, record = results.result_page(path), json.loads(path.read_text())
     assert page.startswith(f"# {results.title_of(path)}\n")
+    assert (results.ABOUT_FIRST_WORLD in page) == (path.stem in results.FIRST_WORLD)
     if "systems" in record:
         for system in record["systems"].values():
             exact = system["overall"] if "overall" in system else system["metrics"]["scenes"]

@@ -142,12 +142,12 @@ def test_the_table_in_the_readme_is_the_recorded_one() -> None:
 
 
 def test_the_readme_says_what_the_shipped_adapter_was_measured_to_do() -> None:
-    systems = json.loads((ROOT / "docs" / "results" / "scenes.json").read_text())["systems"]
-    base, llm = (100 * systems[name]["metrics"]["scenes"]["mean"] for name in ("base", "llm"))
+    record = json.loads((ROOT / "docs" / "results" / "scenes.json").read_text())
+    base, llm = (100 * record["systems"][name]["metrics"]["scenes"]["mean"] for name in ("base", "llm"))
     shown = (ROOT / "README.md").read_text()
     assert (
-        f"draws {llm:.1f} % of 600 prompts exactly right; the pipeline's own text encoder draws {base:.1f} %"
-        in shown
+        f"draws {llm:.1f} % of {record['suite']['prompts']:,} prompts exactly right; the pipeline's own text encoder "
+        f"draws {base:.1f} %" in shown
     )
 
 

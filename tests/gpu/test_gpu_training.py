@@ -16,7 +16,7 @@ from llmdiff.workers.jobs import Workers
 from llmdiff_lab.comparison.fill import Recipe, fill
 from llmdiff_lab.comparison.prepare import choose_rivals
 from llmdiff_lab.world_build.build import Build
-from llmdiff_lab.world_build.presets import preset
+from llmdiff_lab.world_build.presets import find_preset
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -100,7 +100,7 @@ def test_systems_of_a_benchmark_side_by_side(tmp_path: Path) -> None:
     llm: Any = build_llm()
     llm.model.save_pretrained(tmp_path / "llm")
     llm.tokenizer.save_pretrained(tmp_path / "llm")
-    settings = preset("openmoji-test", llm=str(tmp_path / "llm"))
+    settings = find_preset("test", llm=str(tmp_path / "llm"))
     Build(settings, tmp_path / "build", torch.device("cuda")).run("checker")
     names = [
         "base",

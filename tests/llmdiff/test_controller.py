@@ -241,7 +241,7 @@ def test_a_folder_that_names_a_known_class_is_loaded_by_it(
 def test_the_embedded_default_that_was_not_built_says_how(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_llm: Any, pipe: Any
 ) -> None:
-    monkeypatch.setattr("llmdiff.adapter.base_pipeline.files", lambda package: tmp_path)
+    monkeypatch.setattr("llmdiff.adapter.base_pipeline.WEIGHTS", tmp_path)
     with pytest.raises(AdapterNotFoundError, match=r"llmdiff-lab build"):
         LLMController.from_pretrained("openmoji")
     with pytest.raises(PipelineNotFoundError, match=r"llmdiff-lab build"):

@@ -21,6 +21,8 @@ WEIGHTS = (
     "checker/model.safetensors",
     "pipeline/unet/diffusion_pytorch_model.safetensors",
     "pipeline/vae/diffusion_pytorch_model.safetensors",
+    "pipeline/world.json",
+    "siglip/model.safetensors",
     "LICENSE",
 )
 
@@ -40,8 +42,8 @@ def test_wheel_and_source_carry_the_embedded_default_and_nothing_that_is_not_the
     with tarfile.open(built["sdist"]) as archive:
         source = archive.getnames()
     for name in WEIGHTS:
-        assert f"llmdiff/openmoji/weights/{name}" in wheel
-        assert any(member.endswith(f"src/llmdiff/openmoji/weights/{name}") for member in source)
+        assert f"llmdiff/world/weights/{name}" in wheel
+        assert any(member.endswith(f"src/llmdiff/world/weights/{name}") for member in source)
     assert "llmdiff/py.typed" in wheel
     assert not [name for name in wheel if not name.startswith(("llmdiff/", "llmdiff_adapter-"))]
     for part in ("tests/test_cli.py", "docs/conf.py", "configs/openmoji-smollm2.yaml", "CITATION.cff"):
@@ -83,7 +85,7 @@ def test_the_installed_wheel_draws_from_another_folder(built: dict[str, Path], t
     assert "everything needed for drawing is installed" in run(command, "doctor")
     run(command, "generate", "a red apple", "--out", "apple.png", "--seed", "0")
     picture = Image.open(elsewhere / "apple.png")
-    assert picture.size == (64, 64)
+    assert picture.size == (128, 128)
     # A picture of something: neither one colour nor noise around grey.
     low, high = picture.convert("L").getextrema()
     assert high - low > 60

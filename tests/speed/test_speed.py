@@ -172,6 +172,7 @@ def test_the_page_of_the_speed_record_has_its_entries(script):
 def test_a_run_that_misses_the_goal_is_measured_and_not_entered(script, tmp_path, capsys):
     few = [
         "data.scenes=100",
+        "data.things=20",
         "training.gain_steps=1",
         "training.gain_captions=4",
         "training.warm_start_steps=2",
@@ -181,8 +182,8 @@ def test_a_run_that_misses_the_goal_is_measured_and_not_entered(script, tmp_path
     where = ["--record", str(tmp_path / "record.json"), "--name", "short", "--prompts", "1"]
     entry = script("speed_record").main([config, *few, *where])
     assert entry["seconds"] > 0
-    assert entry["exact_match"]["n"] == 6
-    assert "no entry, expected 70 % of 600 prompts" in capsys.readouterr().out
+    assert entry["exact_match"]["n"] == 11
+    assert "no entry, expected 70 % of all prompts" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 

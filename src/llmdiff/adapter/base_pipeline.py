@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from llmdiff.errors import (
     first_line,
 )
 from llmdiff.language.whole_weights import damage_named, hide_loading_bars, load_whole
+from llmdiff.world.packaged import NO_WEIGHTS, WEIGHTS
 
 EMBEDDED_NAME = "openmoji"
 # diffusion_pytorch_model.fp16.safetensors, model.fp16-00001-of-00002.safetensors
@@ -173,11 +173,8 @@ def packaged(part: str, error: type[LLMDiffError]) -> Path:
         error: the package does not contain it; the message says how to get it.
         CorruptWeightsError: a file is missing or damaged.
     """
-    folder = Path(str(files("llmdiff"))) / "openmoji" / "weights" / part
+    folder = WEIGHTS / part
     if not folder.is_dir():
-        raise error(
-            f"{EMBEDDED_NAME!r} has no {part} here: this is a source tree without the trained weights; install "
-            "the released package, or train them with `llmdiff-lab build --preset openmoji-cpu`"
-        )
+        raise error(f"{EMBEDDED_NAME!r} has no {part} here: {NO_WEIGHTS}")
     check_manifest(folder, [])
     return folder

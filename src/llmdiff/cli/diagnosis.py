@@ -6,7 +6,6 @@ import platform
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +123,9 @@ def devices() -> Iterator[Finding]:
 def embedded_default(weights: Path | None = None) -> Iterator[Finding]:
     """Check the shipped models against their manifests, and that the LLM is installed."""
     from llmdiff.adapter.manifest import check_manifest
+    from llmdiff.world.packaged import WEIGHTS
 
-    folder = weights or Path(str(files("llmdiff"))) / "openmoji" / "weights"
+    folder = weights or WEIGHTS
     needed = {
         "pipeline": "model_index.json",
         "adapter": "config.json",

@@ -99,7 +99,7 @@ Ray = Annotated[bool, typer.Option("--ray", help="Run the workers on the Ray clu
 
 # Options of the verbs that train and measure on the embedded default: benchmark, compare-llms.
 BenchmarkOut = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder for all files.")]
-Preset = Annotated[str, typer.Option("--preset", help="openmoji-cpu (the shipped world), cpu or gpu.")]
+Preset = Annotated[str, typer.Option("--preset", help="Size of the models: cpu (the shipped ones) or gpu.")]
 Checker = Annotated[str, typer.Option("--checker", help="Folder of the checker that reads the pictures.")]
 Fluent = Annotated[
     Path | None,

@@ -19,20 +19,17 @@ def world(
     out: Annotated[
         Path | None, typer.Option("--out", help="Also write a picture of all of them to this PNG file.")
     ] = None,
-    style: Annotated[str, typer.Option("--style", help="Style of that picture: flat, line, 3d.")] = "flat",
+    style: Annotated[str, typer.Option("--style", help="Style of that picture: flat or line.")] = "flat",
     fluent: Fluent = None,
 ) -> None:
-    """List what the scenes of `llmdiff.world` contain: things by group, colours, backgrounds, places, styles."""
+    """List what the embedded default can draw: things by group, colours, backgrounds, places, styles."""
     set_up(verbose=False)
     from llmdiff.drawing.pictures import check_writable, save_png
-    from llmdiff.openmoji.contents import World as ShippedToday
+    from llmdiff.world.packaged import packaged_world
     from llmdiff.world.places import places
-    from llmdiff.world.scenes import World
     from llmdiff.world.things import BACKGROUNDS, COLOURS
-    from llmdiff.world.vocabulary import shipped_world
 
-    shipped = shipped_world()
-    known = shipped or World()
+    known = packaged_world()
     things = list(known.things)
     groups = {name: list(same) for name, same in groupby(things, key=lambda thing: thing.group)}
     if group is not None and group not in groups:
@@ -50,13 +47,6 @@ def world(
 
         use_fluent(fluent)
         sheet = contact_sheet([thing for same in shown.values() for thing in same], style=style)
-    if shipped is None:
-        names = ", ".join(thing.name for thing in ShippedToday().things)
-        typer.echo(
-            "note: the pipeline that ships today was trained on a smaller world, and of these things knows only "
-            f"{names}",
-            err=True,
-        )
     for name, same in shown.items():
         typer.echo(f"{name} ({len(same)}): {', '.join(thing.name for thing in same)}")
     if group is None:

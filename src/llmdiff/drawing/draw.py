@@ -145,7 +145,8 @@ def prompt_notice(pipe: Any, prompt: str) -> str | None:
 
     None also if the pipeline's folder names no world.
     """
-    from llmdiff.world.vocabulary import unknown_prompt_notice, world_of
+    from llmdiff.world.packaged import world_of
+    from llmdiff.world.vocabulary import unknown_prompt_notice
 
     folder = pipe.config.get("_name_or_path")
     world = world_of(folder) if folder else None

@@ -32,7 +32,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _SUFFIX = ".png"
-# Smaller pictures are enlarged on sheets by nearest neighbour, so that 64 x 64 pixels are visible.
+# Smaller pictures are enlarged on sheets by nearest neighbour.
 _MIN_TILE_PX = 192
 _GAP_PX = 12
 

@@ -55,7 +55,7 @@ def _page(schema: dict[str, Any]) -> str:
     ]
     example = (
         "curl http://127.0.0.1:8000/v1/images/generations -H 'Content-Type: application/json' \\\n"
-        '  -d \'{"prompt": "three frogs", "seed": 3, "response_format": "b64_json"}\''
+        '  -d \'{"prompt": "three balloons", "seed": 3, "response_format": "b64_json"}\''
     )
     return render("api.html", schema=schema, arguments=arguments, example=example)
 

@@ -1,29 +1,30 @@
-"""Example prompts that are hard for the base's text encoder, and the words of the embedded default's world."""
+"""Example prompts of every kind, and the words of the embedded default's world."""
 
 from collections.abc import Mapping, Sequence
 
 from llmdiff.adapter.base_pipeline import EMBEDDED_NAME
 
 # Drawn when the page opens.
-OPENING, OPENING_SEED = "what takes off from an airport, above what a forest is made of", 0
+OPENING, OPENING_SEED = "the bird that looks as if it wore a dinner jacket under a rocket", 0
 
-# With words of the embedded default's world; each group tests one ability. From the same seeds the LLM draws them
-# exactly right, and the base's text encoder does not.
+# With words of the embedded default's world; each group tests one ability.
 EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "Things that are described, not named": (
         OPENING,
-        "the animal that croaks by the pond below what sits on the head of a queen",
-        "what astronauts travel in, above the place with a roof, walls and a front door",
-        "the reptile that hides in its shell, on a pink background",
+        "the thing that Ringo Starr played, above the thing that Mary Poppins flies with",
     ),
-    "Long sentences": (
-        "I would like to see a picture with a pink background, and in its left half there should be a frog, while "
-        "in its right half, next to the frog, there should be a turtle",
-        "looking from top to bottom: first a ghost, and then, underneath the ghost, a house, and everything behind "
-        "the two of them is purple",
+    "People doing something, in new words": ("a woman swaying to the music to the left of a lion",),
+    "Long descriptions": (
+        "In the top left corner there is a house. The top right corner shows a woman who is juggling balls. A green "
+        "square can be seen in the bottom right corner. As for the bottom left corner, it shows a turtle. Another part "
+        "of the picture, the middle, shows a crescent moon. The mood is calm, and the light is the same everywhere.",
     ),
-    "New sentence forms (in no training caption)": ("looking from left to right: a mushroom, then a house",),
-    "New words (in no training caption)": ("an automobile to the right of a tortoise",),
+    "Colours": ("a pink umbrella above a green circle",),
+    "Numbers": ("two tents and three balloons together on a gray background",),
+    "New sentence forms (in no training caption)": ("In the left half a plane, in the right half a cat.",),
+    "New words (in no training caption)": ("a grizzly to the right of a two-wheeler",),
+    "What must not be there": ("A sailboat between the moon and a bicycle. Skip a key.",),
+    "Styles": ("a black-and-white drawing of a castle to the right of a horse",),
 }
 
 
@@ -34,12 +35,17 @@ def own_world(adapter: str) -> bool:
 
 def known_words() -> Mapping[str, Sequence[str]]:
     """Return words that the embedded default's captions use, by group."""
-    from llmdiff.openmoji.contents import World
-    from llmdiff.openmoji.world import RELATIONS, SHAPE_COLOURS, SHAPES
+    from llmdiff.world.layouts import OPPOSITE, SPOTS
+    from llmdiff.world.packaged import packaged_world
+    from llmdiff.world.places import places
+    from llmdiff.world.things import COLOURS
 
+    world = packaged_world()
     return {
-        "Things": [thing.names[0] for thing in World().things],
-        "Shapes": SHAPES,
-        "Colours": list(SHAPE_COLOURS),
-        "Where": list(RELATIONS),
+        "Things": [thing.name for thing in world.things if not thing.is_action],
+        "Actions": [thing.name for thing in world.things if thing.is_action],
+        "Colours": list(COLOURS),
+        "Where": [*OPPOSITE, "between", *SPOTS],
+        "Places": list(places()),
+        "Styles": list(world.styles),
     }

@@ -2,7 +2,7 @@
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,7 +11,7 @@ from llmdiff.training.captions import captions_source
 from llmdiff.training.fields import Name, Real, Section, Share, Side, Whole
 from llmdiff.training.folders import folder_source
 from llmdiff.training.rows import Source
-from llmdiff.training.scene_sources import SceneSource, Wording, WorldSource
+from llmdiff.training.scene_sources import SceneSource, Wording
 from llmdiff.training.shapes import Shapes
 from llmdiff.training.shards import shards_source
 from llmdiff.training.sources import hub_source
@@ -23,22 +23,20 @@ class DataConfig(Section):
     Fields:
         path: a folder, a pattern of tar shards, a data set's name, or, with kind "captions", a file of captions
             without pictures for training from captions alone, see `training.captions`.
-        scenes: number of drawn scenes: kind "scenes" has `objects` things, kind "world" has `things` things (null:
-            all) in `styles`.
+        scenes: number of drawn scenes, of kind "scenes"; they have `things` things (null: all) in `styles`.
         wording: "reworded" uses more words in captions of scenes than the base was trained with.
         store_latents: encode every picture once; this needs a constant crop: `crop: centre`, `flip: false`.
 
     Units: `*_px` in pixels.
     """
 
-    kind: Literal["folder", "shards", "hub", "captions", "scenes", "world"]
+    kind: Literal["folder", "shards", "hub", "captions", "scenes"]
     path: Name = ""
     split: Name = "train"
     image_column: Name = "image"
     caption_columns: tuple[Name, ...] = ("text",)
     scenes: Annotated[Whole, Field(ge=1, le=100_000_000)] = 20_000
-    objects: Annotated[Whole, Field(ge=1, le=10_000)] = 24
-    things: Annotated[Whole, Field(ge=20, le=10_000)] | None = None
+    things: Annotated[Whole, Field(ge=20, le=10_000)] | None = 72
     styles: tuple[Literal["flat", "line", "3d"], ...] = ("flat", "line")
     wording: Wording = "training"
     resolution_px: Side = 512
@@ -54,11 +52,14 @@ class DataConfig(Section):
 
     def source(self, cache: Path) -> Source:
         """Return the source of samples."""
-        if self.generated:
-            drawn: dict[str, Any] = {"image_size_px": self.resolution_px, "wording": self.wording}
-            if self.kind == "scenes":
-                return SceneSource(self.scenes, objects=self.objects, **drawn)
-            return WorldSource(self.scenes, things=self.things, styles=self.styles, **drawn)
+        if self.kind == "scenes":
+            return SceneSource(
+                self.scenes,
+                things=self.things,
+                styles=self.styles,
+                image_size_px=self.resolution_px,
+                wording=self.wording,
+            )
         if not self.path:
             raise ConfigError(f"data.path is empty, expected the path of the {self.kind}: set it")
         if self.kind == "folder":
@@ -74,11 +75,6 @@ class DataConfig(Section):
             caption_columns=self.caption_columns,
             cache=cache,
         )
-
-    @property
-    def generated(self) -> bool:
-        """Return whether the data are drawn scenes."""
-        return self.kind in ("scenes", "world")
 
     @model_validator(mode="after")
     def _one_cut(self) -> Self:

@@ -98,12 +98,17 @@ class Objective:
             min_snr_gamma=min_snr_gamma,
         )
 
-    def noised(self, latents: Float[Tensor, "B C h w"], generator: torch.Generator) -> Noised:
-        """Return latents with fresh noise at random timesteps."""
+    def noised(
+        self, latents: Float[Tensor, "B C h w"], generator: torch.Generator, *, power: float = 1.0
+    ) -> Noised:
+        """Return latents with fresh noise at random timesteps.
+
+        A `power` below 1 prefers high noise, where a picture's content and layout are decided.
+        """
         noise = torch.randn(latents.shape, generator=generator).to(latents)
         # Stratified: one timestep from each of B equal slices of the schedule, for less noise in the gradient.
         count = len(latents)
-        shares = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+        shares = ((torch.arange(count) + torch.rand(count, generator=generator)) / count) ** power
         if self.kind == "flow":
             # Logit-normal: more timesteps at medium noise.
             shares = torch.sigmoid(torch.special.ndtri(shares.clamp(1e-4, 1 - 1e-4)))

@@ -114,7 +114,7 @@ def make_plan(
         if training.steps and not data.store_latents:
             batch = pixels.expand(training.batch_size, -1, -1, -1)
             parts["vae"] = counted(lambda: encode_pictures(models.pipe.vae, batch))
-    samples = samples or (data.scenes if data.generated else 1_000_000)
+    samples = samples or (data.scenes if data.kind == "scenes" else 1_000_000)
     cache = _cache(models, config, latents, tokens)
     read = cache["grouped scores" if training.gains == "learned" and training.score_groups else "encodings"]
     stored = training.stores_encodings * read + data.store_latents * cache["latents"]

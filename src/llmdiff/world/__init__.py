@@ -2,5 +2,6 @@
 
 `things`, `places`, `forms`: the tables in `data/`. `scenes`, `layouts`: scenes as data. `captions`, `phrases`,
 `voices`: their captions. `splits`: training scenes and held-out scenes. `artwork`, `rendering`, `sheets`: pictures.
-This package does not depend on models or training.
+`checker`, `reading`, `expected`: what a picture shows, compared with its caption. `packaged`: the trained models. This
+package does not depend on training.
 """

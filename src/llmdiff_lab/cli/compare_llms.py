@@ -32,7 +32,7 @@ def compare_llms(
     ] = "smollm2-135m,gemma3-270m",
     system: Annotated[str, typer.Option("--system", help="Rival to train on each LLM.")] = "guided",
     seeds: Annotated[int, number("--seeds", Bounds(1, 1000), help="Number of trainings on every LLM.")] = 1,
-    preset: Preset = "openmoji-cpu",
+    preset: Preset = "cpu",
     build: Build = None,
     begin: Begin = None,
     fluent: Fluent = None,

@@ -129,7 +129,7 @@ def denoising(
     ],
     out: Out = Path("denoising"),
     texts: Annotated[
-        Path | None, typer.Option("--texts", help="A file of texts, one a line [captions of emoji scenes].")
+        Path | None, typer.Option("--texts", help="A file of texts, one a line [captions of drawn scenes].")
     ] = None,
     number: Annotated[int, number("--number", Bounds(20, 1_000_000), help="Number of texts.")] = 1000,
     verbose: Verbose = False,

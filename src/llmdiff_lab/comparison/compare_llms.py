@@ -29,9 +29,7 @@ from llmdiff_lab.comparison.summary import differences, hardware
 from llmdiff_lab.comparison.systems import BASE
 from llmdiff_lab.rivals.registry import reader_of
 from llmdiff_lab.world_build.build import Build
-from llmdiff_lab.world_build.presets import Preset
-from llmdiff_lab.world_build.world import WorldBuild
-from llmdiff_lab.world_build.world_presets import WorldPreset, any_preset
+from llmdiff_lab.world_build.presets import Preset, find_preset
 
 _SEEN: Literal["seen"] = "seen"
 _TIMED_PROMPTS = 16
@@ -50,7 +48,7 @@ def comparison_settings(
     Raises:
         ConfigError: the preset or the system is unknown, or a number is out of range.
     """
-    preset = any_preset(preset_name)
+    preset = find_preset(preset_name)
     from_text = preset.adapter_gain_steps + preset.adapter_warm_steps
     return settings_like(
         preset,
@@ -62,7 +60,7 @@ def comparison_settings(
 
 
 def compare_llms(
-    build: Build | WorldBuild,
+    build: Build,
     out: Path,
     llms: Sequence[str],
     settings: BenchmarkSettings,
@@ -130,7 +128,7 @@ def _folders(llms: Sequence[str], parent: Path) -> dict[str, Path]:
     return folders
 
 
-def _size_and_speed(name: str, place: Path, build: Build | WorldBuild) -> dict[str, Any]:
+def _size_and_speed(name: str, place: Path, build: Build) -> dict[str, Any]:
     """Return an LLM's size, and the seconds that it takes to encode one prompt; measured once."""
     kept = place / "llm.json"
     if kept.exists():
@@ -149,7 +147,7 @@ def _size_and_speed(name: str, place: Path, build: Build | WorldBuild) -> dict[s
     return found
 
 
-def seconds_per_encoding(llm: DecoderLLM, made_with: Preset | WorldPreset) -> float:
+def seconds_per_encoding(llm: DecoderLLM, made_with: Preset) -> float:
     """Return the median time to encode one prompt alone, under the preset's template, as the adapter reads it."""
     context = ContextEncoding(
         llm.num_blocks, llm.hidden_size, lone=made_with.adapter_lone, template=made_with.adapter_template

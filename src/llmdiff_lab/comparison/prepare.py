@@ -8,29 +8,26 @@ from typing import Any
 
 import torch
 
-from llmdiff.adapter.base_pipeline import packaged
-from llmdiff.errors import ConfigError, MetricError, PipelineNotFoundError
+from llmdiff.adapter.base_pipeline import EMBEDDED_NAME
+from llmdiff.errors import ConfigError, MetricError
 from llmdiff.evaluation.metrics.kinds import Metric
-from llmdiff.evaluation.metrics.loading import EMBEDDED_NAME, load_metric
-from llmdiff.language.gguf import llmdiff_home
+from llmdiff.evaluation.metrics.loading import load_metric
 from llmdiff_lab.comparison.run import Benchmark
 from llmdiff_lab.comparison.settings import settings_like
 from llmdiff_lab.comparison.systems import SYSTEMS, Variant, system_of
 from llmdiff_lab.rivals.encoder import chosen_encoder
 from llmdiff_lab.rivals.registry import RIVALS, reader_of
 from llmdiff_lab.world_build.build import Build
-from llmdiff_lab.world_build.presets import CPU
-from llmdiff_lab.world_build.world import WorldBuild
-from llmdiff_lab.world_build.world_presets import WorldPreset, any_preset
-from llmdiff_lab.world_build.world_slices import take_fluent
+from llmdiff_lab.world_build.presets import CPU, find_preset
+from llmdiff_lab.world_build.slices import build_folder, shipped_folder, take_fluent
+from llmdiff_lab.world_build.stages import is_done
 
-SHIPPED = "shipped"
 _OWN_METRICS = ("siglip", "fid", "cmmd")
 
 
 def prepare_build(
     name: str, folder: Path | None, begin: str | None, device: torch.device, *, fluent: Path | None = None
-) -> Build | WorldBuild:
+) -> Build:
     """Return a build with a base and a checker; build them if necessary.
 
     `begin` takes base and checker from "shipped" or from a folder written by the build's `--ship`. With None, the
@@ -41,19 +38,15 @@ def prepare_build(
         ConfigError: the preset is unknown.
         PipelineNotFoundError: `begin` is "shipped", but the package has no weights.
     """
-    settings = any_preset(name)
-    build: Build | WorldBuild
-    if isinstance(settings, WorldPreset):
-        take_fluent(settings, fluent)
-        build = WorldBuild(settings, folder or llmdiff_home() / "builds" / f"world-{settings.name}", device)
-    else:
-        build = Build(settings, folder or llmdiff_home() / "builds" / settings.name, device)
-    if begin is None and settings.name == CPU.name and not (build.folder / "checker" / "done.json").exists():
-        begin = SHIPPED
+    preset = find_preset(name)
+    take_fluent(preset, fluent)
+    build = Build(preset, build_folder(preset, folder), device)
+    if begin is None and preset.name == CPU.name and not is_done(build.folder / "checker"):
+        begin = "shipped"
     if begin is not None:
-        shipped = begin == SHIPPED
-        build.begin_from(packaged("pipeline", PipelineNotFoundError).parent if shipped else Path(begin))
-    build.run("checker")
+        build.begin_from(shipped_folder(begin))
+    build.pipeline()
+    build.checker()
     return build
 
 
@@ -108,19 +101,19 @@ def choose_rivals(
     )
 
 
-def own_metrics(build: Build | WorldBuild) -> list[Metric]:
+def own_metrics(build: Build) -> list[Metric]:
     """Return SigLIP score, FID and CMMD on the SigLIP of the build's scenes; none where it has none."""
     device = str(build.device)
     if build.preset.name == CPU.name:
         with suppress(MetricError):  # a source tree without weights
             return [load_metric(name, EMBEDDED_NAME, device=device) for name in _OWN_METRICS]
-    if (build.folder / "siglip" / "done.json").exists():
+    if is_done(build.folder / "siglip"):
         return [load_metric(name, build.folder / "siglip" / "model", device=device) for name in _OWN_METRICS]
     return []
 
 
 def prepare_benchmark(
-    build: Build | WorldBuild,
+    build: Build,
     out: Path,
     choice: Choice,
     *,

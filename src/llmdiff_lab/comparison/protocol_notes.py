@@ -1,7 +1,7 @@
 """Notes on the protocol of a benchmark for its report: equal treatment of systems, and exceptions."""
 
 from llmdiff_lab.comparison.settings import BenchmarkSettings
-from llmdiff_lab.world_build.world_presets import any_preset
+from llmdiff_lab.world_build.presets import find_preset
 
 
 def protocol_notes(settings: BenchmarkSettings) -> list[str]:
@@ -86,7 +86,7 @@ def _readers(settings: BenchmarkSettings) -> str:
 
 
 def _rates(settings: BenchmarkSettings) -> list[str]:
-    preset = any_preset(settings.preset)
+    preset = find_preset(settings.preset)
     rates = ", ".join(f"{rate:g}" for rate in settings.learning_rates)
     rest = (
         f"These are the rates of matrices and vectors; gates, gains and layer weights learn at "

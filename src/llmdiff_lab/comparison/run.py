@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from llmdiff.evaluation.metrics.kinds import Metric
 from llmdiff.evaluation.picture_store import DRAWN_NAME
 from llmdiff.evaluation.report import check_metrics, evaluate_suite
-from llmdiff.evaluation.suites.scenes import SceneScorer, scene_prompts, scenes_suite, world_of
+from llmdiff.evaluation.suites.scenes import SceneScorer, scene_prompts, scenes_suite
 from llmdiff.evaluation.suites.suite import PromptSuite
 from llmdiff.evaluation.systems import pipeline_system
 from llmdiff.files import read_json, writable_folder, write_whole
@@ -38,7 +38,6 @@ from llmdiff_lab.comparison.tables import benchmark_tables, made_with
 from llmdiff_lab.comparison.trainings import Trainings
 from llmdiff_lab.rivals.two_branch import AdapterConditioning
 from llmdiff_lab.world_build.build import Build
-from llmdiff_lab.world_build.world import WorldBuild
 
 # The suite's prompts are of seed 0.
 _VALIDATION_SEED = 1
@@ -50,7 +49,7 @@ class Benchmark:
 
     def __init__(
         self,
-        build: Build | WorldBuild,
+        build: Build,
         settings: BenchmarkSettings,
         folder: Path,
         *,
@@ -79,7 +78,7 @@ class Benchmark:
 
     @cached_property
     def _suite(self) -> PromptSuite:
-        world = world_of(self._scorer.checker)
+        world = self._scorer.checker.world
         return scenes_suite(scene_prompts(self.settings.prompts_per_split, 0, world))
 
     def run(self, *, command: str) -> dict[str, Any]:
@@ -167,7 +166,7 @@ class Benchmark:
 
     @cached_property
     def _validation(self) -> PromptSuite:
-        world, count = world_of(self._scorer.checker), self.settings.validation_prompts
+        world, count = self._scorer.checker.world, self.settings.validation_prompts
         tested = {row.prompt for row in self._suite.prompts}
         # Twice as many, as some may be in the suite.
         found = [row for row in scene_prompts(2 * count, _VALIDATION_SEED, world) if row.prompt not in tested]

@@ -11,7 +11,6 @@ from llmdiff.errors import ConfigError
 from llmdiff.files import read_json, write_whole
 from llmdiff_lab.comparison.systems import System, Variant, check_variants, system_of
 from llmdiff_lab.world_build.presets import Preset
-from llmdiff_lab.world_build.world_presets import WorldPreset
 
 _NAME = "settings.json"
 _BASE_TIMESTEPS = 1000  # training timesteps of the embedded default's scheduler
@@ -96,7 +95,7 @@ class BenchmarkSettings:
 
 
 def settings_like(
-    preset: Preset | WorldPreset,
+    preset: Preset,
     *,
     llm: str | None = None,
     batch: int | None = None,

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 
-from llmdiff.adapter.base_pipeline import load_base_pipeline
+from llmdiff.adapter.base_pipeline import EMBEDDED_NAME, load_base_pipeline
 from llmdiff.errors import DivergedError
 from llmdiff.files import write_whole
 from llmdiff.language.calibration import CALIBRATION_CAPTIONS
@@ -42,8 +42,6 @@ from llmdiff_lab.world_build.build import Build
 from llmdiff_lab.world_build.llm_adapter import adapter_config
 from llmdiff_lab.world_build.presets import Preset
 from llmdiff_lab.world_build.stages import save_model
-from llmdiff_lab.world_build.world import WorldBuild
-from llmdiff_lab.world_build.world_presets import WorldPreset
 
 WARMUP_SHARE = 0.1
 """Largest share of a stage's steps for the warm-up, so that short stages also decay to zero."""
@@ -52,13 +50,13 @@ WARMUP_SHARE = 0.1
 class Trainings:
     """The trainings of one benchmark, in its folder of runs."""
 
-    def __init__(self, build: Build | WorldBuild, settings: BenchmarkSettings, folder: Path) -> None:
+    def __init__(self, build: Build, settings: BenchmarkSettings, folder: Path) -> None:
         self.build, self.settings, self.folder = build, settings, folder
         self.rates = RateSearch(
             folder, settings.learning_rates, settings.search_steps / settings.steps, self._loss_after
         )
         self._readers: dict[str, Any] = {}
-        self.preset: Preset | WorldPreset = replace(
+        self.preset: Preset = replace(
             build.preset,
             adapter_gain_steps=settings.gain_steps,
             adapter_warm_steps=settings.text_steps and settings.text_steps - settings.gain_steps,
@@ -133,7 +131,7 @@ class Trainings:
         fill_latents(store, vae, samples, missing_latents(store, samples))
         return samples
 
-    def _config(self, preset: Preset | WorldPreset, folder: Path, seed: int = 0) -> TrainConfig:
+    def _config(self, preset: Preset, folder: Path, seed: int = 0) -> TrainConfig:
         return adapter_config(
             preset,
             folder,
@@ -177,7 +175,7 @@ class Trainings:
         )
 
     def _train_on_captions(
-        self, name: str, preset: Preset | WorldPreset, conditioning: Conditioning, folder: Path, seed: int = 0
+        self, name: str, preset: Preset, conditioning: Conditioning, folder: Path, seed: int = 0
     ) -> int:
         """Train on the captions, the same for all seeds, and return the number of trained parameters."""
         training = AdapterTraining(
@@ -240,7 +238,7 @@ class Trainings:
             template=preset.adapter_template,
             lone=preset.adapter_lone,
             captions=captions,
-            base_model_id="openmoji",
+            base_model_id=EMBEDDED_NAME,
             seed=preset.seed + seed + 3,
             **self._reader(reader_of(name)),
         )
@@ -261,7 +259,7 @@ def _discard(place: Path) -> None:
         shutil.rmtree(made)
 
 
-def _scaled(preset: Preset | WorldPreset, times: float) -> Preset | WorldPreset:
+def _scaled(preset: Preset, times: float) -> Preset:
     """Return the preset with `times` as many steps of each kind."""
     return replace(
         preset,

@@ -9,10 +9,12 @@ from llmdiff_lab.inspection.figure_files import save_record
 
 KINDS = {
     "objects": "every thing by name and in its place",
-    "named": "every thing by name, in either place",
-    "colours": "the colour of every shape",
-    "count": "how many, of two and more",
-    "relation": "both things of a pair, their axis and order",
+    "named": "every thing by name, in any place",
+    "colours": "every colour",
+    "count": "how many of each, where there are several",
+    "relation": "the relation and its things in order",
+    "place": "the place",
+    "style": "the style",
     "all": "every answer right",
 }
 _PLOTTED = ("objects", "colours", "count", "relation")

@@ -2,22 +2,21 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from llmdiff.errors import ConfigError
 from llmdiff.evaluation.statistics import bootstrap_mean, paired_difference
-from llmdiff.evaluation.suites.scenes import ScenePrompt, scene_prompts
+from llmdiff.evaluation.suites.scenes import scene_prompts
 from llmdiff.files import read_json, write_whole
 from llmdiff.language.blocks import Lone
 from llmdiff.language.llm import DecoderLLM
-from llmdiff.openmoji.captions import caption
-from llmdiff.openmoji.contents import SPLITS, Split, World
-from llmdiff.openmoji.scenes import Content
+from llmdiff.world.packaged import packaged_world
+from llmdiff.world.scenes import World
+from llmdiff.world.splits import SPLITS, Split, sample_scene, training_caption
 from llmdiff_lab.inspection.block_sums import BlockSums, Sum
 from llmdiff_lab.inspection.caption_bank import EncodingBank, by_length, in_batches
 from llmdiff_lab.inspection.probes import Batch, Targets, correct_answers, probe_answers, train_probe
@@ -35,7 +34,7 @@ TITLES = {
 REFERENCE = "last layer"
 _SUMS: tuple[Sum, ...] = ("guided", "paper")
 _BATCH = 32
-_STREAM = 13
+_SEED = 13  # plus that of the settings; not that of the shipped models' training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +46,7 @@ class ProbeSettings:
         tests: number of test captions of every split.
         steps, batch: number of training steps, and captions per step.
         template: text around the caption that the LLM reads.
+        world: the world of the captions, by default that of the packaged models.
         encoder: a sentence encoder to compare with; None: no encoder.
 
     Raises:
@@ -61,7 +61,7 @@ class ProbeSettings:
     batch: int = 64
     lone: Lone = "token+bos"
     template: str | None = None
-    objects: int = 24
+    world: World = field(default_factory=packaged_world)
     splits: tuple[Split, ...] = SPLITS
     seed: int = 0
 
@@ -129,15 +129,15 @@ class _Captions:
     """The captions of training and of every split in one list, and their targets."""
 
     def __init__(self, settings: ProbeSettings) -> None:
-        world, rng = World(objects=settings.objects), np.random.default_rng([settings.seed, _STREAM])
-        contents = [world.training_content(rng) for _ in range(settings.captions)]
-        self.texts = [caption(content, world, rng) for content in contents]
-        self.trained = Targets.of(contents, world)
+        world, seed = settings.world, settings.seed + _SEED
+        scenes = (sample_scene(seed, index, world) for index in range(settings.captions))
+        captions = [training_caption(scene, seed, index, "plain") for index, scene in enumerate(scenes)]
+        self.texts = [one.text for one in captions]
+        self.trained = Targets.of([one.expected for one in captions], world)
         self.tested: dict[str, tuple[int, Targets]] = {}
         for split in settings.splits:
             rows = scene_prompts(settings.tests, settings.seed, world, splits=(split,))
-            asked: list[Content] = [row.content for row in rows if isinstance(row, ScenePrompt)]
-            self.tested[split] = (len(self.texts), Targets.of(asked, world))
+            self.tested[split] = (len(self.texts), Targets.of([row.expected for row in rows], world))
             self.texts += [row.prompt for row in rows]
 
 

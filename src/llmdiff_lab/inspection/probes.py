@@ -7,47 +7,64 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmdiff.openmoji.contents import World
-from llmdiff.openmoji.scenes import Content
-from llmdiff.openmoji.world import SHAPE_COLOURS, SHAPES
 from llmdiff.types import TextEncoding
+from llmdiff.world.expected import Expected, ExpectedThing
+from llmdiff.world.layouts import RELATIONS, SPOTS, Relation
+from llmdiff.world.places import places
+from llmdiff.world.scenes import World
+from llmdiff.world.things import COLOURS, STYLES
 
 Batch = Callable[[Sequence[int]], TextEncoding]
 """Indices of captions => their encodings; may be differentiable in gains."""
 
-HEADS = ("first", "second", "first_colour", "second_colour", "count", "axis")
-_MAX_COUNT, _AXES = 4, 3
+_MOST_KINDS, _MOST_COUNT = 5, 6
+_KINDS = range(1, _MOST_KINDS + 1)
+HEADS = (
+    *(f"name {i}" for i in _KINDS),
+    *(f"colour {i}" for i in _KINDS),
+    *(f"count {i}" for i in _KINDS),
+    "relation",
+    "place",
+    "style",
+)
+_NAMES, _COLOURS, _COUNTS = (slice(start, start + _MOST_KINDS) for start in range(0, 15, _MOST_KINDS))
+_RELATION, _PLACE, _STYLE = range(15, 18)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """The right answers to a probe's questions.
+    """The right answers to a probe's questions about captions.
 
-    The questions: what stands first (left, top, or alone) and second, in which colours, how many, along which axis.
-    "None" is an answer, too. `sizes`: number of possible answers per question.
+    The questions: the name, colour and number of each kind of thing, their relation, the place and the style. "None" is
+    an answer, too. The order of the kinds is that of the relation: from left to right, from top to bottom, or by
+    `world.layouts.SPOTS`; else that of the caption. `sizes`: number of possible answers per question.
 
-    Shapes: table (N, 6) int64, in the order of `HEADS`.
+    Shapes: table (N, 18) int64, in the order of `HEADS`.
     """
 
     table: Tensor
     sizes: tuple[int, ...]
 
     @classmethod
-    def of(cls, contents: Sequence[Content], world: World) -> "Targets":
-        """Return the targets of contents."""
-        names = [*(thing.name for thing in world.things), *SHAPES, None]
-        colours = [*SHAPE_COLOURS, None]
+    def of(cls, captions: Sequence[Expected], world: World) -> "Targets":
+        """Return the targets of captions, given their requirements."""
+        names = [*(thing.name for thing in world.things), None]
+        colours, numbers = [*COLOURS, None], [*range(1, _MOST_COUNT + 1), None]
+        relations, settings = [*RELATIONS, None], [*places(), None]
+        styles: list[str | None] = [*STYLES, None]
         rows = []
-        for content in contents:
-            items = [(item.name, item.colour) for item in content.items]
-            if content.relation in ("right", "below"):
-                items.reverse()
-            (first, first_colour), (second, second_colour) = [*items, (None, None)][:2]
-            axis = 0 if content.relation is None else 1 + (content.relation in ("above", "below"))
-            things = names.index(first), names.index(second)
-            its_colours = colours.index(first_colour), colours.index(second_colour)
-            rows.append((*things, *its_colours, content.count - 1, axis))
-        sizes = (len(names), len(names), len(colours), len(colours), _MAX_COUNT, _AXES)
+        for caption in captions:
+            relation, things = _in_order(caption)
+            rows.append([
+                *(names.index(thing.name if thing else None) for thing in things),
+                *(colours.index(thing.colour if thing else None) for thing in things),
+                *(numbers.index(thing.count if thing else None) for thing in things),
+                relations.index(relation),
+                settings.index(caption.place),
+                styles.index(caption.style),
+            ])  # fmt: skip
+        per_kind = (len(options) for options in (names, colours, numbers) for _ in range(_MOST_KINDS))
+        sizes = (*per_kind, len(relations), len(settings), len(styles))
         return cls(table=torch.tensor(rows), sizes=sizes)
 
     def __len__(self) -> int:
@@ -119,7 +136,7 @@ def train_probe(
 
 @torch.no_grad()
 def probe_answers(probe: AttentionProbe, batch: Batch, targets: Targets) -> Tensor:
-    """Return the probe's answers for captions, (N, 6) int64, as `Targets.table`."""
+    """Return the probe's answers for captions, (N, 18) int64, as `Targets.table`."""
     rows = []
     for start in range(0, len(targets), 100):
         encoding = batch(list(range(start, min(start + 100, len(targets)))))
@@ -132,24 +149,37 @@ def probe_answers(probe: AttentionProbe, batch: Batch, targets: Targets) -> Tens
 def correct_answers(answers: Tensor, targets: Targets) -> dict[str, Tensor]:
     """Return whether the answers are correct, by kind of content, for the captions that have such content.
 
-    "objects": every thing by name, in its place; "named": the same in either place; "colours": the colour of every
-    shape; "count": the number of things, from two; "relation": axis and order of a pair; "all": every answer.
+    "objects": every thing by name, in its place; "named": the same in any place; "colours": every colour; "count": the
+    numbers of all things, where there are several of a kind; "relation": the relation and its things in order;
+    "place"; "style"; "all": every answer.
 
     Shapes: (N,) bool each, with another N for each kind.
     """
     true = targets.table
     right = answers == true
-    first, second, first_colour, second_colour, count, axis = range(len(HEADS))
-    pair = true[:, axis] > 0
-    none = targets.sizes[first_colour] - 1
-    coloured = (true[:, [first_colour, second_colour]] != none).any(1)
-    turned = (answers[:, first] == true[:, second]) & (answers[:, second] == true[:, first])
-    placed = right[:, first] & right[:, second]
+    none = torch.tensor(targets.sizes) - 1
+    given = true != none
+    placed = right[:, _NAMES].all(1)
+    named = (answers[:, _NAMES].sort(1).values == true[:, _NAMES].sort(1).values).all(1)
+    several = (given[:, _COUNTS] & (true[:, _COUNTS] > 0)).any(1)
     return {
         "objects": placed,
-        "named": placed | turned,
-        "colours": right[coloured][:, [first_colour, second_colour]].all(1),
-        "count": right[true[:, count] > 0, count],
-        "relation": (right[:, axis] & placed)[pair],
+        "named": named,
+        "colours": right[given[:, _COLOURS].any(1), _COLOURS].all(1),
+        "count": right[several, _COUNTS].all(1),
+        "relation": (right[:, _RELATION] & placed)[given[:, _RELATION]],
+        "place": right[given[:, _PLACE], _PLACE],
+        "style": right[given[:, _STYLE], _STYLE],
         "all": right.all(1),
     }
+
+
+def _in_order(caption: Expected) -> tuple[Relation | None, list[ExpectedThing | None]]:
+    """Return a caption's relation and its things in `_MOST_KINDS` slots; "right" is "left" with the order reversed."""
+    relation, things = caption.relation, list(caption.things)
+    if relation in ("corner", "spots"):
+        return relation, [next((thing for thing in things if thing.spot == spot), None) for spot in SPOTS]
+    if relation in ("right", "below"):
+        relation = "left" if relation == "right" else "above"
+        things.reverse()
+    return relation, [*things, *[None] * (_MOST_KINDS - len(things))]

@@ -1,5 +1,6 @@
 """Measure the reliability of the scorer: its verdicts on real renders against the ground truth."""
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -9,18 +10,18 @@ from numpy.typing import NDArray
 
 from llmdiff.errors import ConfigError
 from llmdiff.evaluation.statistics import bootstrap_mean, cohens_kappa
-from llmdiff.evaluation.suites.scenes_check import to_checker_input
-from llmdiff.evaluation.suites.verdicts import SeenScene, Verdict, scene_as_seen, verdict
 from llmdiff.evaluation.tables import figure_text, text_table
-from llmdiff.openmoji.contents import World
-from llmdiff.openmoji.scenes import Content
-from llmdiff_lab.world_build.checker import real_renders, spoil
-from llmdiff_lab.world_build.dataset import near_miss
-from llmdiff_lab.world_build.spoiling import to_uint8
+from llmdiff.world.expected import Expected
+from llmdiff.world.reading import FAULTS_OF, Reading, expected_of, matches, reading_of
+from llmdiff.world.rendering import render
+from llmdiff.world.scenes import World
+from llmdiff_lab.world_build.checker_figures import held_out_scenes
+from llmdiff_lab.world_build.near_misses import near_miss
+from llmdiff_lab.world_build.spoiling import spoil, to_uint8
 
-Reader = Callable[[NDArray[np.uint8]], Sequence[SeenScene]]
+Reader = Callable[[NDArray[np.uint8]], Sequence[Reading]]
 """Pictures (N, H, W, 3) => the content seen in each."""
-_PARTS = ("things", "colours", "count", "relation", "size", "background")
+_PARTS = tuple(FAULTS_OF)
 
 
 def check_scorer(read: Reader, world: World, *, renders: int = 900, seed: int = 0) -> dict[str, Any]:
@@ -36,16 +37,18 @@ def check_scorer(read: Reader, world: World, *, renders: int = 900, seed: int = 
     """
     if renders < 2:
         raise ConfigError(f"renders: got {renders}, expected at least 2")
-    rng = np.random.default_rng([seed, 14])
-    contents, scenes, images = real_renders(world, rng, renders, 64)
-    truths = [scene_as_seen(scene) for scene in scenes]
+    rng, others = np.random.default_rng([seed, 14]), random.Random(f"near misses {seed}")
+    scenes = [scene for _, scene in held_out_scenes(world, renders, seed)]
+    images = np.stack([render(scene) for scene in scenes])
+    captions = [expected_of(scene) for scene in scenes]
     asked = {
-        "own": contents,
-        "near miss": [near_miss(content, world, rng, held_out=True) for content in contents],
-        # The index plus seven is another content of another split.
-        "shuffled": [contents[(index + 7) % renders] for index in range(renders)],
+        "own": captions,
+        "near miss": [expected_of(near_miss(scene, world, others)) for scene in scenes],
+        # The index plus seven is a scene of another split.
+        "shuffled": [captions[(index + 7) % renders] for index in range(renders)],
     }
-    spoilt = to_uint8(spoil(to_checker_input(images), rng, clean_share=0.0))
+    truths = [reading_of(scene) for scene in scenes]
+    spoilt = to_uint8(spoil(images, rng, clean_share=0.0))
     return {
         "renders": renders,
         "seed": seed,
@@ -82,22 +85,21 @@ def scorer_tables(report: dict[str, Any], *, markdown: bool = False) -> str:
 
 
 def _compared(
-    seen: Sequence[SeenScene], truths: Sequence[SeenScene], asked: dict[str, list[Content]]
+    seen: Sequence[Reading], truths: Sequence[Reading], asked: dict[str, list[Expected]]
 ) -> dict[str, Any]:
     captions: dict[str, Any] = {}
     agree: dict[str, list[bool]] = {part: [] for part in _PARTS}
     verdicts_of, true_of = [], []
-    for name, contents in asked.items():
-        ours = [verdict(content, one) for content, one in zip(contents, seen, strict=True)]
-        theirs = [verdict(content, one) for content, one in zip(contents, truths, strict=True)]
+    for name, requirements in asked.items():
+        ours = [matches(expected, one) for expected, one in zip(requirements, seen, strict=True)]
+        theirs = [matches(expected, one) for expected, one in zip(requirements, truths, strict=True)]
         verdicts, true = (np.array([one.exact for one in found]) for found in (ours, theirs))
         captions[name] = _row(verdicts, true)
         verdicts_of.append(verdicts)
         true_of.append(true)
         for one, other in zip(ours, theirs, strict=True):
-            for part in _PARTS:
-                if getattr(other, part) is not None:
-                    agree[part].append(_part(one, part) == _part(other, part))
+            for part, is_right in other.parts.items():
+                agree[part].append(one.parts[part] == is_right)
     captions["all"] = _row(np.concatenate(verdicts_of), np.concatenate(true_of))
     return {
         "captions": captions,
@@ -113,8 +115,3 @@ def _row(verdicts: NDArray[np.bool_], true: NDArray[np.bool_]) -> dict[str, Any]
         "false_right": float((verdicts & ~true).mean()),
         "false_wrong": float((~verdicts & true).mean()),
     }
-
-
-def _part(found: Verdict, part: str) -> bool:
-    value = getattr(found, part)
-    return value == "right" if part == "relation" else bool(value)

@@ -1,219 +1,330 @@
-"""Rebuilds the embedded default from nothing: `llmdiff-lab build --preset openmoji-cpu`.
+"""Build the models of the embedded default from nothing, for `llmdiff-lab build --preset cpu`.
 
-Stages, each resumable after a kill and skipped once done: vae, scenes, text, denoiser, decoder, checker, adapter,
-siglip. `--only STAGE` runs one, and before it only those that it takes something from.
-Every stage keeps its log, its loss curve and its samples beside its weights; `--ship FOLDER` then writes what the
-package carries. `--from shipped` begins with the base and the checker that the package carries, so that only
-scenes are drawn and an adapter trained: minutes instead of hours.
+Stages: vae, scenes, text, latents, denoiser, decoder, checker, siglip, adapter. Each is resumable and skipped once
+done. `vae`, `scenes` with `text`, and `checker` are independent of each other; `siglip` needs only the tokenizer,
+`adapter` the denoiser. Every stage's folder has its log, loss curve and samples besides its weights.
 """
 
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
-from importlib.resources import files
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
-from transformers import CLIPTextModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.base_pipeline import load_base_pipeline
-from llmdiff.drawing.models import usable_device
+from llmdiff.adapter.manifest import check_manifest
+from llmdiff.errors import ConfigError
 from llmdiff.evaluation.metrics.models import ImageTextModel
-from llmdiff.evaluation.suites.scenes_check import SceneChecker
-from llmdiff.language.gguf import llmdiff_home
+from llmdiff.language.whole_weights import load_whole
+from llmdiff.training.processes import has_bfloat16
 from llmdiff.training.trainer import train_adapter
-from llmdiff_lab.world_build import autoencoder, checker, dataset, denoiser, llm_adapter, siglip, text_encoder
-from llmdiff_lab.world_build.presets import Preset, preset
-from llmdiff_lab.world_build.ship import ship
-from llmdiff_lab.world_build.stages import StagedBuild, save_model
+from llmdiff.world.checker import WorldChecker
+from llmdiff.world.packaged import world_of
+from llmdiff.world.rendering import renderers
+from llmdiff.world.voices import Wording
+from llmdiff_lab.world_build import checker, checker_figures, denoiser, scenes, siglip, text_encoder, vae
+from llmdiff_lab.world_build.denoiser import PORTRAIT_SHARE, PictureSet
+from llmdiff_lab.world_build.llm_adapter import adapter_config
+from llmdiff_lab.world_build.presets import Preset
+from llmdiff_lab.world_build.scenes import SceneSet
+from llmdiff_lab.world_build.stages import is_done, run_stage, save_model
 
-# Which values of a preset make a stage what it is, by how their names begin; beside those that all stages share.
-_SHARED_VALUES = ("objects", "image_size_px", "seed")
-_OWN_VALUES = {"denoiser": ("unet_",), "scenes": ("scenes",), "adapter": ("adapter_", "llm")}
-
-STAGES = ("vae", "scenes", "text", "denoiser", "decoder", "checker", "adapter", "siglip")
+STAGES = ("vae", "scenes", "text", "latents", "denoiser", "decoder", "checker", "siglip", "adapter")
+# Stages whose results only the denoiser's training needs.
+_INPUTS = ("scenes", "latents")
 
 
-class Build(StagedBuild):
-    """One build of the embedded default in a folder; each finished stage records the settings it was made with."""
+class Build:
+    """One build of the embedded default in a folder; each finished stage has a `done.json`.
 
-    shared_values = _SHARED_VALUES
-    own_values = _OWN_VALUES
-    checker_class = SceneChecker
+    `stopped` says whether to stop between the parts of a stage that does not train.
+    """
 
-    def __init__(self, settings: Preset, folder: Path, device: torch.device) -> None:
-        super().__init__(settings, folder)
-        self.preset, self.device = settings, device
+    def __init__(
+        self,
+        preset: Preset,
+        folder: Path,
+        device: torch.device,
+        *,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        if preset.precision == "bf16" and not has_bfloat16(device):
+            preset = replace(preset, precision="no")
+        self.preset, self.folder, self.device, self.stopped = preset, folder, device, stopped
+        self._open = ExitStack()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> "Build":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
 
     def run(self, until: str = STAGES[-1]) -> None:
-        """Run every stage up to and including `until`."""
+        """Run every stage up to and including `until`, without the inputs of a denoiser that is trained.
+
+        Raises:
+            SystemExit: the build was stopped; run again to resume.
+        """
         for stage in STAGES[: STAGES.index(until) + 1]:
-            getattr(self, stage)()
+            if self.stopped():
+                raise SystemExit(0)
+            if stage in _INPUTS and is_done(self.folder / "denoiser"):
+                continue
+            if not is_done(self.folder / stage):
+                getattr(self, stage)()
+
+    def begin_from(self, weights: Path) -> None:
+        """Take base, checker and SigLIP from a folder that `--ship` wrote; stages already done in this build stay.
+
+        Raises:
+            ConfigError: the models there are of another world than the preset's.
+            LLMDiffError: the folder lacks a part, or its weights are damaged.
+        """
+        for part in ("pipeline", "checker", "siglip"):
+            check_manifest(weights / part, [])
+        if (world := world_of(weights / "pipeline")) != self.preset.world:
+            raise ConfigError(f"--from {weights}: got models of {world}, expected {self.preset.world}")
+        pipe = load_base_pipeline(str(weights / "pipeline"), dtype=torch.float32)
+        siglip = ImageTextModel.from_pretrained(weights / "siglip")
+        siglip.model.half()  # as its stage saves it
+        if not (self.folder / "tokenizer").exists():
+            save_model(pipe.tokenizer, self.folder / "tokenizer")
+        parts = {
+            "vae/model": pipe.vae,
+            "text/model": pipe.text_encoder,
+            "denoiser/pipeline": pipe,
+            "decoder/model": pipe.vae,
+            "checker/model": WorldChecker.from_pretrained(weights / "checker"),
+            "siglip/model": siglip,
+        }
+        for place, model in parts.items():
+
+            def take(model: Any = model, place: Path = self.folder / place) -> dict[str, Any]:
+                save_model(model, place)
+                return {"from": "weights that were trained before"}
+
+            self._stage(place.partition("/")[0], take)
 
     def vae(self) -> AutoencoderKL:
         """Return the autoencoder."""
 
         def make() -> dict[str, Any]:
-            model = autoencoder.train_vae(self.preset, self.folder / "vae", self.device)
-            psnr = autoencoder.held_out_psnr_db(model, self.preset)
-            save_model(model, self.folder / "vae" / "model")
-            return {"held_out_psnr_db": psnr}
+            folder, pictures = self.folder / "vae", range(self.preset.vae_images)
+            model = vae.train_vae(
+                self.preset,
+                scenes.training_pictures(self.preset, pictures, self._pool),
+                folder,
+                self.device,
+            )
+            save_model(model, folder / "model")
+            return {"held_out_psnr_db": self._psnr_db(model, folder)}
 
-        self.stage("vae", make)
-        return self.load(AutoencoderKL, "vae").to(self.device)
+        self._stage("vae", make)
+        return self._load(AutoencoderKL, "vae").to(self.device)
 
-    def scenes(self) -> dataset.SceneData:
-        """Return the training scenes with their latents."""
+    def scenes(self, wording: Wording = "plain", view: Literal["scenes", "portraits"] = "scenes") -> SceneSet:
+        """Return what the training scenes show, with the base's plain captions or the adapters' rich ones."""
+        stage = "scenes" if wording == "plain" else f"scenes-{wording}"
+        folder = self.folder / stage
 
         def make() -> dict[str, Any]:
-            data = dataset.load_or_make(self.preset, self.vae(), self.folder / "scenes")
-            return {"scenes": len(data.contents), "latent_std": float(data.latents.float().std())}
+            self.tokenizer()
+            folder.mkdir(exist_ok=True)
+            for kind in scenes.views(self.preset).values():
+                if wording != "plain" and kind.name == "portraits":
+                    continue  # only the base is trained on portraits
+                path = folder / f"{kind.name}.safetensors"
+                tokenizer_file = self.folder / "tokenizer" / "tokenizer.json"
+                scenes.prepare_scenes(self.preset, tokenizer_file, self._pool, path, kind, wording)
+            made = scenes.load_scenes(folder / "scenes.safetensors", torch.device("cpu"))
+            return text_encoder.caption_lengths(made, self.tokenizer())
 
-        self.stage("scenes", make)
-        return dataset.load_or_make(self.preset, self.vae(), self.folder / "scenes")
+        self._stage(stage, make)
+        return scenes.load_scenes(folder / f"{view}.safetensors", self.device)
+
+    def tokenizer(self) -> CLIPTokenizer:
+        """Return the base's tokenizer."""
+        return text_encoder.create_tokenizer(self.preset, self.folder / "tokenizer")
 
     def text(self) -> CLIPTextModel:
-        """Return the base's text encoder, as trained on captions and latents alone."""
+        """Return the base's text encoder after its training on captions and maps."""
 
         def make() -> dict[str, Any]:
-            model = text_encoder.train_text_encoder(
-                self.preset, self.scenes(), self.tokenizer(), self.folder / "text", self.device
+            torch.manual_seed(self.preset.seed + 1)
+            model = text_encoder.create_text_encoder(self.preset, self.tokenizer())
+            text_encoder.train_text_encoder(
+                model, self.preset, self.scenes(), self.tokenizer(), self.folder / "text", self.device
             )
             save_model(model, self.folder / "text" / "model")
             return {}
 
-        self.stage("text", make)
-        model: CLIPTextModel = self.load(CLIPTextModel, "text")
+        self._stage("text", make)
+        model: CLIPTextModel = self._load(CLIPTextModel, "text")
         return model
 
-    def tokenizer(self) -> Any:
-        """Return the base's tokenizer."""
-        return text_encoder.create_tokenizer(self.preset, self.folder / "tokenizer")
+    def latents(self, view: Literal["scenes", "portraits"] = "scenes") -> Tensor:
+        """Return the scaled latents of the training scenes."""
+        folder = self.folder / "latents"
+
+        def make() -> dict[str, Any]:
+            for kind in scenes.views(self.preset).values():
+                place = folder / kind.name
+                place.mkdir(exist_ok=True, parents=True)
+                if not scenes.prepare_latents(self.preset, self.vae(), self._pool, place, kind, self.stopped):
+                    raise SystemExit(0)
+            latents = scenes.load_latents(folder / "scenes", torch.device("cpu"))
+            return {"scenes": len(latents), "latent_std": float(latents.float().std())}
+
+        self._stage("latents", make)
+        return scenes.load_latents(folder / view, self.device)
 
     def denoiser(self) -> StableDiffusionPipeline:
         """Return the base pipeline before its decoder is refined."""
 
         def make() -> dict[str, Any]:
-            pipe = denoiser.train_denoiser(
-                self.preset,
-                self.scenes(),
-                self.vae(),
-                self.text(),
-                self.tokenizer(),
-                self.folder / "denoiser",
-                self.device,
-            )
-            save_model(pipe, self.folder / "denoiser" / "pipeline")
-            return {}
+            folder, latents = self.folder / "denoiser", self.latents()
+            torch.manual_seed(self.preset.seed + 2)
+            unet = denoiser.create_unet(self.preset, latents.shape[-1])
+            unet.to(self.device, memory_format=torch.channels_last)
+            pipe = denoiser.create_pipeline(self.vae(), self.text(), self.tokenizer(), unet)
+            pipe.to(self.device)
+            sets = [PictureSet(scenes=self.scenes(), latents=latents, batch=self.preset.unet_batch)]
+            if self.preset.portraits:
+                portraits = PictureSet(
+                    scenes=self.scenes(view="portraits"),
+                    latents=self.latents("portraits"),
+                    batch=self.preset.portrait_batch,
+                    share_of_steps=PORTRAIT_SHARE,
+                )
+                sets.append(portraits)
+            denoiser.train_denoiser(self.preset, sets, pipe, folder)
+            save_model(pipe, folder / "pipeline")
+            return {"parameters": sum(parameter.numel() for parameter in unet.parameters())}
 
-        self.stage("denoiser", make)
+        self._stage("denoiser", make)
         pipe: StableDiffusionPipeline = load_base_pipeline(
             str(self.folder / "denoiser" / "pipeline"), dtype=torch.float32
         )
         pipe.set_progress_bar_config(disable=True)
         return pipe.to(self.device)
 
-    def checker(self) -> SceneChecker:
-        """Return what reads pictures back."""
+    def decoder(self) -> AutoencoderKL:
+        """Return the autoencoder after further training of its decoder."""
 
         def make() -> dict[str, Any]:
-            model = checker.train_checker(self.preset, self.folder / "checker", self.device)
-            model.figures = checker.held_out_exact(model, self.preset)
-            save_model(model, self.folder / "checker" / "model")
+            folder, pictures = self.folder / "decoder", range(self.preset.vae_images)
+            model = vae.refine_decoder(
+                self.vae(),
+                self.preset,
+                scenes.training_pictures(self.preset, pictures, self._pool),
+                folder,
+                self.device,
+            )
+            save_model(model, folder / "model")
+            return {"held_out_psnr_db": self._psnr_db(model, folder)}
+
+        self._stage("decoder", make)
+        return self._load(AutoencoderKL, "decoder").to(self.device)
+
+    def checker(self) -> WorldChecker:
+        """Return the checker of pictures."""
+
+        def make() -> dict[str, Any]:
+            preset, folder = self.preset, self.folder / "checker"
+            model = checker.train_checker(
+                preset.world,
+                steps=preset.checker_steps,
+                batch=preset.checker_batch,
+                lr=preset.checker_lr,
+                folder=folder,
+                device=self.device,
+                seed=preset.seed,
+                channels=preset.checker_channels,
+                precision=preset.precision,
+                # One process renders too slowly for a GPU; on a CPU the cores are busy with training.
+                pool=self._pool if self.device.type == "cuda" else None,
+            )
+            model.figures = checker_figures.checker_figures(model, renders=preset.checker_renders)
+            save_model(model, folder / "model")
             return {"held_out": model.figures}
 
-        self.stage("checker", make)
-        return SceneChecker.from_pretrained(self.folder / "checker" / "model").to(self.device)
+        self._stage("checker", make)
+        return WorldChecker.from_pretrained(self.folder / "checker" / "model").to(self.device)
 
     def siglip(self) -> ImageTextModel:
-        """Return the SigLIP of scenes and captions, trained first if it is not there."""
+        """Return the SigLIP of scenes and captions."""
 
         def make() -> dict[str, Any]:
-            model = siglip.train_siglip(self.preset, self.tokenizer(), self.folder / "siglip", self.device)
-            figures = siglip.held_out_order(model, self.preset)
+            preset, folder = self.preset, self.folder / "siglip"
+            model = siglip.train_siglip(preset, self.tokenizer(), folder, self.device)
+            figures = siglip.held_out_order(model, preset, preset.siglip_renders)
             model.model.half()
-            save_model(model, self.folder / "siglip" / "model")
+            save_model(model, folder / "model")
             return {"held_out": figures}
 
-        self.stage("siglip", make)
+        self._stage("siglip", make)
         return ImageTextModel.from_pretrained(self.folder / "siglip" / "model", device=str(self.device))
 
-    def decoder(self) -> AutoencoderKL:
-        """Return the autoencoder with its decoder trained on."""
-
-        def make() -> dict[str, Any]:
-            model = autoencoder.refine_decoder(self.vae(), self.preset, self.folder / "decoder", self.device)
-            psnr = autoencoder.held_out_psnr_db(model, self.preset)
-            save_model(model, self.folder / "decoder" / "model")
-            return {"held_out_psnr_db": psnr}
-
-        self.stage("decoder", make)
-        return self.load(AutoencoderKL, "decoder").to(self.device)
-
     def adapter(self) -> LLMDiffAdapter:
-        """Return the trained adapter."""
+        """Return the adapter, trained as `llmdiff train` does."""
 
         def make() -> dict[str, Any]:
             self.denoiser()
             folder, base = self.folder / "adapter", str(self.folder / "denoiser" / "pipeline")
-            config = llm_adapter.adapter_config(self.preset, folder, base=base, device=self.device)
-            model = LLMDiffAdapter.from_pretrained(train_adapter(config))
-            model.register_to_config(base_model_id="openmoji")
-            save_model(model, folder / "model")
+            config = adapter_config(
+                self.preset, folder, base=base, device=self.device, precision=self.preset.precision
+            )
+            save_model(LLMDiffAdapter.from_pretrained(train_adapter(config)), folder / "model")
             return {}
 
-        self.stage("adapter", make)
+        self._stage("adapter", make)
         adapter: LLMDiffAdapter = LLMDiffAdapter.from_pretrained(
             self.folder / "adapter" / "model", device=self.device
         )
         return adapter
 
     def pipeline(self) -> StableDiffusionPipeline:
-        """The base pipeline as it ships: the trained denoiser with the refined decoder."""
+        """Return the base pipeline as it ships: the trained denoiser with the refined decoder."""
         pipe = self.denoiser()
         pipe.register_modules(vae=self.decoder(), scheduler=denoiser.create_scheduler())
         return pipe
 
     def prepare_longer(self) -> None:
         """Make what `train_longer` needs, unless it is there."""
-        self.scenes()
+        self.scenes("rich")
+        self.latents()
 
     def train_longer(
         self, pipe: StableDiffusionPipeline, folder: Path, *, steps: int, batch: int, seed: int
     ) -> None:
         """Train the base's denoiser and text encoder on, on the captions that adapters are trained on."""
-        settings = replace(self.preset, seed=self.preset.seed + seed, unet_steps=steps, unet_batch=batch)
-        denoiser.train_on(settings, self.scenes(), pipe, folder, wording=settings.adapter_wording)
+        settings = replace(
+            self.preset, seed=self.preset.seed + seed, unet_steps=steps, unet_batch=batch, map_weight=0.0
+        )
+        rich = PictureSet(scenes=self.scenes("rich"), latents=self.latents(), batch=batch)
+        denoiser.train_denoiser(settings, [rich], pipe, folder)
 
+    def _stage(self, name: str, make: Callable[[], dict[str, Any]]) -> None:
+        run_stage(self.folder / name, self.preset, make)
 
-def run_build(
-    preset_name: str,
-    out: Path | None,
-    *,
-    until: str = STAGES[-1],
-    only: str | None = None,
-    begin: str | None = None,
-    ship_to: Path | None = None,
-    device: str | None = None,
-) -> None:
-    """Run the stages of a build, each unless it is done; then write what the package carries to `ship_to`, if given.
+    def _load(self, kind: Any, stage: str) -> Any:
+        """Return the model saved by a stage."""
+        place = self.folder / stage / "model"
+        return load_whole(kind, place, what=str(place), use_safetensors=True)
 
-    `begin` is "shipped" or a folder that an earlier build shipped to: base and checker are taken from there.
+    @cached_property
+    def _pool(self) -> ProcessPoolExecutor:
+        """Return the rendering processes, started on first use."""
+        return self._open.enter_context(renderers())
 
-    Raises:
-        ConfigError: no such preset or device, or a stage was made with other values.
-    """
-    settings = preset(preset_name)
-    folder = out or llmdiff_home() / "builds" / settings.name
-    build = Build(settings, folder, torch.device(usable_device(device)))
-    if begin is not None:
-        shipped = Path(str(files("llmdiff"))) / "openmoji" / "weights"
-        build.begin_from(shipped if begin == "shipped" else Path(begin))
-    if only is not None:
-        getattr(build, only)()
-    else:
-        build.run(until)
-    if ship_to is not None:
-        parts = build.pipeline(), build.adapter(), build.checker()
-        ship(*parts, ship_to, preset=settings, siglip=build.siglip())
+    def _psnr_db(self, model: AutoencoderKL, folder: Path) -> float:
+        return vae.psnr_db(model, scenes.held_out_pictures(self.preset, 512), folder / "held-out.png")

@@ -1,8 +1,12 @@
-"""Training of the scene checker: real renders of every split, spoilt a little as drawn pictures are."""
+"""Train the checker on renders of all kinds of scenes with the distortions of generated pictures."""
 
-from collections import Counter
-from dataclasses import replace
+import random
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -10,184 +14,251 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from llmdiff.evaluation.suites.scenes_check import (
-    CELL_PX,
-    GRID,
-    SIZES,
-    CheckerOutput,
-    SceneChecker,
-    to_checker_input,
-)
-from llmdiff.evaluation.suites.verdicts import SIZE_OF_PX, verdict
-from llmdiff.openmoji.contents import SPLITS, World
-from llmdiff.openmoji.scenes import Content, Scene, content_of, draw, lay_out
-from llmdiff.openmoji.world import BACKGROUNDS, SHAPE_COLOURS
 from llmdiff.training.loop import StepPart, train
 from llmdiff.training.loop_config import LoopConfig
-from llmdiff_lab.world_build import spoiling
-from llmdiff_lab.world_build.presets import Preset
+from llmdiff.world.artwork import picture
+from llmdiff.world.checker import (
+    CELL_PX,
+    GRID,
+    TYPICAL_SHARE,
+    CellOutput,
+    CheckerOutput,
+    WorldChecker,
+    to_checker_input,
+)
+from llmdiff.world.places import places
+from llmdiff.world.rendering import SCENE_SIZE_PX, render, sprite_box
+from llmdiff.world.scenes import Placed, Scene, World, any_scene, laid_out
+from llmdiff.world.things import BACKGROUNDS, COLOURS, STYLES, Style
+from llmdiff_lab.world_build.spoiling import mush, spoil, to_uint8
 
-_REACH_PX, _MARGIN_PX = 3.2, 5.5
+# Cells within the reach of a centre are positive; those between reach and margin are ignored.
+_REACH_PX, _MARGIN_PX = 6.4, 11.0
 _IGNORE = -1
-_MUSH_SHARE, _CLEAN_SHARE = 0.08, 0.25
+_MUSH_SHARE = 0.06
+_EVEN_STYLES_SHARE, _TURNED_SHARE = 0.5, 0.12
+_STREAM = 9
+# Number of steps whose pictures are rendered in advance, enough for many processes.
+_AHEAD = 32
 
 
-def train_checker(preset: Preset, folder: Path, device: torch.device) -> SceneChecker:
-    """A trained checker; run again after a kill, the training resumes.
+def train_checker(
+    world: World,
+    *,
+    steps: int,
+    batch: int,
+    lr: float,
+    folder: Path,
+    device: torch.device,
+    seed: int = 0,
+    channels: int = 64,
+    precision: Literal["no", "bf16"] = "bf16",
+    pool: ProcessPoolExecutor | None = None,
+    checkpoint_every_s: float = 180.0,
+) -> WorldChecker:
+    """Return a trained checker of this world; an interrupted training resumes in the next call.
 
-    The checker learns held-out pairs and colours too: it must know what the evaluation may show.
+    The checker is trained on held-out contents too, because the evaluation may show them. `pool`, from
+    `llmdiff.world.rendering.renderers`, renders the next steps in parallel, with the same results.
     """
-    torch.manual_seed(preset.seed + 3)
-    checker = SceneChecker(preset.objects).to(device)
-    world = World(objects=preset.objects)
+    torch.manual_seed(seed)
+    checker = WorldChecker(world, channels=channels).to(device)
+    checker.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    batches = StepBatches(world, seed, batch, pool)
 
     def step_loss(part: StepPart) -> tuple[Tensor, dict[str, float]]:
-        rng = part.rng(preset.seed, 9)
-        _, scenes, images = real_renders(world, rng, preset.checker_batch, preset.image_size_px)
-        pixels = spoil(to_checker_input(images), rng)
-        mush = rng.random(len(scenes)) < _MUSH_SHARE
-        if mush.any():
-            nothing = spoiling.mush(pixels, pixels.roll(1, dims=0), rng)
-            pixels[torch.from_numpy(mush)] = nothing[torch.from_numpy(mush)]
-        output = checker(pixels.to(device))
-        losses = _losses(
-            output, _targets(checker, scenes, mush).to(device), torch.from_numpy(mush).to(device)
-        )
+        scenes, images = batches.of_step(part.step)
+        pixels = to_checker_input(images).to(device)
+        losses = _losses(checker, checker(pixels), targets_of(checker, scenes, device))
         return torch.stack(list(losses.values())).sum(), {k: float(v.detach()) for k, v in losses.items()}
 
     config = LoopConfig(
-        steps=preset.checker_steps, learning_rate=preset.checker_lr, seed=preset.seed, ema_horizon=100
+        steps=steps,
+        learning_rate=lr,
+        seed=seed,
+        lr_schedule="trapezoid",  # so that a run can be prolonged
+        ema_horizon=100,
+        precision=precision,
+        checkpoint_every_s=checkpoint_every_s,
     )
-    train({"checker": checker}, step_loss, config, folder, title="checker")
+    train({"checker": checker}, step_loss, config, folder, title="checker", muon=_uses_muon)
     return checker.eval()
 
 
-def held_out_exact(checker: SceneChecker, preset: Preset, count: int = 2000) -> dict[str, float]:
-    """Shares of fresh renders that the checker reads exactly: in all, by part, spoilt, and by chance.
+def training_batch(
+    world: World, seed: int, step: int, count: int
+) -> tuple[list[Scene | None], NDArray[np.uint8]]:
+    """Return the scenes of a step, None for an empty picture, and their distorted pictures.
 
-    `exact` compares everything that a render shows, background and size included; `spoilt` does so on renders
-    with the blur, noise and colour shift of training; `shuffled` compares each with what the next render's
-    caption asks for, the chance level; `mush` is the share of pictures of nothing in which a thing is seen.
+    Shapes: (count, H, W, 3) uint8.
     """
-    world, rng = World(objects=preset.objects), np.random.default_rng([preset.seed, 10])
-    tally: Counter[str] = Counter()
-    asked_of: Counter[str] = Counter()
-    for start in range(0, count, 200):
-        contents, scenes, images = real_renders(world, rng, min(200, count - start), preset.image_size_px)
-        asked = [full_content(content, scene) for content, scene in zip(contents, scenes, strict=True)]
-        seen = checker.read(images)
-        for content, one in zip(asked, seen, strict=True):
-            result = verdict(content, one)
-            parts = {
-                name: getattr(result, name) for name in ("things", "colours", "count", "size", "background")
-            }
-            parts |= {"exact": result.exact, "relation": result.relation and result.relation == "right"}
-            asked_of.update(name for name, part in parts.items() if part is not None)
-            tally.update(name for name, part in parts.items() if part)
-        pixels = to_checker_input(images)
-        nothing = spoiling.mush(pixels, pixels.roll(1, dims=0), rng)
-        for name, changed in (("spoilt", spoil(pixels, rng, clean_share=0.0)), ("mush", nothing)):
-            again = checker.read(spoiling.to_uint8(changed))
-            asked_of[name] += len(again)
-            if name == "mush":
-                tally[name] += sum(bool(one.things) for one in again)
-            else:
-                tally[name] += sum(verdict(c, one).exact for c, one in zip(asked, again, strict=True))
-        asked_of["shuffled"] += len(seen)
-        tally["shuffled"] += sum(
-            verdict(content, one).exact for content, one in zip(contents, seen[-1:] + seen[:-1], strict=True)
-        )
-    return {name: round(tally[name] / asked_of[name], 4) for name in sorted(asked_of)} | {"renders": count}
+    rng = np.random.default_rng([seed, _STREAM, step])
+    scenes = training_scenes(world, random.Random(int(rng.integers(2**62))), count)
+    pixels = spoil(np.stack([render(scene) for scene in scenes]), rng)
+    is_mush = torch.from_numpy(rng.random(count) < _MUSH_SHARE)
+    pixels[is_mush] = mush(pixels[is_mush], pixels.roll(1, dims=0)[is_mush], rng)
+    kept = [None if gone else scene for scene, gone in zip(scenes, is_mush.tolist(), strict=True)]
+    return kept, to_uint8(pixels)
 
 
-def real_renders(
-    world: World, rng: np.random.Generator, count: int, image_size_px: int
-) -> tuple[list[Content], list[Scene], NDArray[np.uint8]]:
-    """Contents from every split in turn, their layouts and pictures. Shapes: (count, H, W, 3) uint8."""
-    contents = [world.content(SPLITS[i % len(SPLITS)], rng) for i in range(count)]
-    scenes = [lay_out(content, rng) for content in contents]
-    return contents, scenes, np.stack([draw(scene, image_size_px=image_size_px) for scene in scenes])
+class StepBatches:
+    """The batches of all steps; a pool renders the next ones in advance."""
+
+    def __init__(self, world: World, seed: int, count: int, pool: ProcessPoolExecutor | None) -> None:
+        self._world, self._seed, self._count, self._pool = world, seed, count, pool
+        self._coming: dict[int, Future[tuple[list[Scene | None], NDArray[np.uint8]]]] = {}
+
+    def of_step(self, step: int) -> tuple[list[Scene | None], NDArray[np.uint8]]:
+        """Return the scenes and pictures of a step, as `training_batch` does."""
+        if self._pool is None:
+            return training_batch(self._world, self._seed, step, self._count)
+        for later in range(step, step + _AHEAD):
+            if later not in self._coming:
+                self._coming[later] = self._pool.submit(
+                    _in_worker, self._world, self._seed, later, self._count
+                )
+        return self._coming.pop(step).result()
 
 
-def spoil(pixels: Tensor, rng: np.random.Generator, *, clean_share: float = _CLEAN_SHARE) -> Tensor:
-    """Pictures with the faults of drawn ones: light blur, noise, a shift of the colours; some stay clean.
+def _in_worker(
+    world: World, seed: int, step: int, count: int
+) -> tuple[list[Scene | None], NDArray[np.uint8]]:
+    torch.set_num_threads(1)  # there is a process for each core
+    return training_batch(world, seed, step, count)
 
-    Shapes: (N, 3, H, W) in -1..1, as the result.
+
+def training_scenes(world: World, rng: random.Random, count: int) -> list[Scene]:
+    """Return scenes of all kinds, held-out parts included; rare styles and things upside down more often."""
+    scenes = []
+    for _ in range(count):
+        chosen = world
+        if rng.random() < _EVEN_STYLES_SHARE:
+            chosen = _of_style(world, rng.choice(world.styles))
+        scene = any_scene(chosen, rng)
+        if scene.relation != "group":
+            turned = (rng.random() < _TURNED_SHARE and placed.thing.turns for placed in scene.things)
+            things = [
+                replace(placed, upside_down=placed.upside_down or turn)
+                for placed, turn in zip(scene.things, turned, strict=True)
+            ]
+            scene = replace(scene, things=tuple(things))
+        scenes.append(laid_out(scene, rng))
+    return scenes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """The checker's targets for a batch of pictures.
+
+    Shapes: presence (B, 16, 16): 1, 0, or -1 for ignored cells; cells (3, N): picture, row and column of each cell
+    with a thing; kinds, colours, styles, turned (N,), -1 if ignored; box (N, 4); behind (B,).
     """
-    count = len(pixels)
 
-    def strength(most: float) -> Tensor:
-        values = rng.uniform(0, most, size=(count, 1, 1, 1)) * (rng.random((count, 1, 1, 1)) >= clean_share)
-        return torch.from_numpy(values.astype(np.float32))
-
-    # The picture and its (1, 2, 1) / 4 blur, mixed: a standard deviation of 0 to 0.7 pixels, often the most.
-    soft = spoiling.blur(pixels, torch.tensor([1.0, 2.0, 1.0]) / 4)
-    pixels = torch.lerp(pixels, soft, strength(1.2).clamp(max=1.0))
-    noise = torch.from_numpy(rng.standard_normal(tuple(pixels.shape), dtype=np.float32))
-    shift = torch.from_numpy(rng.uniform(-1, 1, size=(count, 3, 1, 1)).astype(np.float32))
-    gain = 1 + strength(0.08) * torch.from_numpy(
-        rng.choice([-1.0, 1.0], size=(count, 1, 1, 1)).astype(np.float32)
-    )
-    return (pixels * gain + strength(0.08) * shift + strength(0.1) * noise).clamp(-1, 1)
+    presence: Tensor
+    cells: Tensor
+    kinds: Tensor
+    colours: Tensor
+    styles: Tensor
+    turned: Tensor
+    box: Tensor
+    behind: Tensor
 
 
-class _Targets:
-    """Indices of the right classes per cell; -1 where a cell does not count. Shapes: (B, 16, 16), (B,)."""
-
-    def __init__(self, things: Tensor, colours: Tensor, sizes: Tensor, background: Tensor) -> None:
-        self.things, self.colours, self.sizes, self.background = things, colours, sizes, background
-
-    def to(self, device: torch.device) -> "_Targets":
-        return _Targets(
-            self.things.to(device), self.colours.to(device), self.sizes.to(device), self.background.to(device)
-        )
-
-
-def _targets(checker: SceneChecker, scenes: list[Scene], mush: NDArray[np.bool_]) -> _Targets:
-    shape = (len(scenes), GRID, GRID)
-    things = np.zeros(shape, dtype=np.int64)
-    colours, sizes = np.full(shape, _IGNORE, dtype=np.int64), np.full(shape, _IGNORE, dtype=np.int64)
+def targets_of(checker: WorldChecker, scenes: Sequence[Scene | None], device: torch.device) -> Targets:
+    """Return the targets of renders of these scenes; None is an empty picture."""
+    presence = np.zeros((len(scenes), GRID, GRID), dtype=np.int64)
+    kind_of = {kind: i for i, kind in enumerate(checker.kinds)}
+    colours, behinds = list(COLOURS), [*places(), *BACKGROUNDS]
     centres = (np.arange(GRID) + 0.5) * CELL_PX
-    index_of = {name: i + 1 for i, name in enumerate(checker.class_names)}
+    cells: list[tuple[int, int, int]] = []
+    rows: list[tuple[int, int, int, int]] = []
+    boxes: list[tuple[float, float, float, float]] = []
     for i, scene in enumerate(scenes):
-        if mush[i]:
-            continue
-        for placed in scene.placed:
-            distance = np.hypot(centres[None, :] - placed.x_px, centres[:, None] - placed.y_px)
-            # Between the two radii either answer would do.
-            things[i][distance < _MARGIN_PX] = _IGNORE
-            here = distance < _REACH_PX
-            things[i][here] = index_of[placed.item.name]
-            sizes[i][here] = SIZES.index(SIZE_OF_PX.get(placed.size_px, "other"))
-            if placed.item.colour is not None:
-                colours[i][here] = list(SHAPE_COLOURS).index(placed.item.colour)
-    names = list(BACKGROUNDS)
-    backgrounds = [_IGNORE if mush[i] else names.index(scene.background) for i, scene in enumerate(scenes)]
-    return _Targets(
-        torch.from_numpy(things),
-        torch.from_numpy(colours),
-        torch.from_numpy(sizes),
-        torch.tensor(backgrounds),
+        for placed in scene.things if scene else ():
+            left, top, side = sprite_box(placed)
+            x, y = left + side / 2, top + side / 2
+            width, height = (share * side / SCENE_SIZE_PX for share in inked_shares(placed))
+            distance = np.hypot(centres[None, :] - x, centres[:, None] - y)
+            presence[i][(distance < _MARGIN_PX) & (presence[i] == 0)] = _IGNORE
+            painted = placed.thing.colours and placed.style != "line"
+            colour = colours.index(placed.colour) if placed.colour else len(colours)
+            for row, column in np.argwhere(distance < _REACH_PX).tolist():
+                presence[i, row, column] = 1
+                cells.append((i, row, column))
+                rows.append((
+                    kind_of[placed.name, placed.who],
+                    colour if painted else _IGNORE,
+                    STYLES.index(placed.style),
+                    int(placed.upside_down) if placed.thing.turns else _IGNORE,
+                ))  # fmt: skip
+                boxes.append((
+                    x / CELL_PX - column - 0.5,
+                    y / CELL_PX - row - 0.5,
+                    float(np.log(width / TYPICAL_SHARE)),
+                    float(np.log(height / TYPICAL_SHARE)),
+                ))  # fmt: skip
+    per_cell = torch.tensor(rows, dtype=torch.long).view(-1, 4).T
+    behind = [
+        behinds.index(scene.place or scene.background or "white") if scene else _IGNORE for scene in scenes
+    ]
+    found = Targets(
+        presence=torch.from_numpy(presence),
+        cells=torch.tensor(cells, dtype=torch.long).view(-1, 3).T,
+        kinds=per_cell[0],
+        colours=per_cell[1],
+        styles=per_cell[2],
+        turned=per_cell[3],
+        box=torch.tensor(boxes).view(-1, 4),
+        behind=torch.tensor(behind),
     )
+    return Targets(**{field.name: getattr(found, field.name).to(device) for field in fields(Targets)})
 
 
-def _losses(output: CheckerOutput, targets: _Targets, mush: Tensor) -> dict[str, Tensor]:
-    filled = (targets.things > 0).sum().clamp(min=1)
+def inked_shares(placed: Placed) -> tuple[float, float]:
+    """Return the width and height of a thing's visible part as shares of its square."""
+    return _inked(placed.name, placed.style, placed.who)
 
-    def summed(logits: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(logits, target, ignore_index=_IGNORE, reduction="sum")
 
+@lru_cache(maxsize=8192)
+def _inked(name: str, style: str, who: str | None) -> tuple[float, float]:
+    alpha = picture(name, style, None, who)[..., 3]
+    across, down = (int(np.ptp(np.flatnonzero(alpha.max(axis) > 5))) + 1 for axis in (0, 1))
+    return across / alpha.shape[1], down / alpha.shape[0]
+
+
+def _uses_muon(name: str) -> bool:
+    """Return whether Muon optimises a matrix: those between the first layer and the heads."""
+    return name.split(".")[1] in ("fine", "middle", "coarse", "up", "join")
+
+
+@lru_cache
+def _of_style(world: World, style: Style) -> World:
+    return replace(world, styles=(style,))
+
+
+def _losses(checker: WorldChecker, output: CheckerOutput, targets: Targets) -> dict[str, Tensor]:
+    picture, row, column = targets.cells
+    said: CellOutput = checker.describe(output.features[picture, :, row, column])
+    counts = (targets.presence >= 0).float()
+    presence = F.binary_cross_entropy_with_logits(
+        output.presence.float(), targets.presence.clamp(min=0).float(), counts, reduction="sum"
+    )
+    asked_turned = (targets.turned >= 0).float()
+    turned = F.binary_cross_entropy_with_logits(
+        said.turned.float(), targets.turned.clamp(min=0).float(), asked_turned, reduction="sum"
+    )
+    filled = max(len(targets.kinds), 1)
     return {
-        "things": summed(output.things, targets.things) / filled,
-        "colours": 0.5 * summed(output.colours, targets.colours) / filled,
-        "sizes": 0.2 * summed(output.sizes, targets.sizes) / filled,
-        "background": 0.5 * summed(output.background, targets.background) / max(1, int((~mush).sum())),
+        "presence": presence / filled,
+        "kinds": _summed(said.kinds, targets.kinds) / filled,
+        "colours": _summed(said.colours, targets.colours) / filled,
+        "styles": 0.3 * _summed(said.styles, targets.styles) / filled,
+        "turned": 0.5 * turned / filled,
+        "box": F.smooth_l1_loss(said.box.float(), targets.box, beta=0.1, reduction="sum") / filled,
+        "behind": 0.5 * _summed(output.behind, targets.behind) / len(targets.behind),
     }
 
 
-def full_content(content: Content, scene: Scene) -> Content:
-    """Everything that a scene shows: the background and a single thing's size filled in."""
-    full = content_of(scene, content)
-    if content.relation is None and content.count == 1 and content.size is None:
-        return replace(full, size=SIZE_OF_PX.get(scene.placed[0].size_px))
-    return full
+def _summed(logits: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(logits.float(), target, ignore_index=_IGNORE, reduction="sum")

@@ -1,4 +1,4 @@
-"""Measure the reliability of the world's checker on new renders of every split, clean and distorted."""
+"""Measure the reliability of the checker on new renders of every split, clean and distorted."""
 
 import random
 from collections import Counter

@@ -1,8 +1,8 @@
-"""The embedded default's base: a U-Net trained with its text encoder, in Stable Diffusion's own format."""
+"""Train the denoiser: a U-Net with its text encoder, in the format of Stable Diffusion."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,20 +12,21 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from llmdiff.adapter.decoding import decoding_checked
 from llmdiff.drawing.grids import save_grid
-from llmdiff.openmoji.captions import Wording, caption
-from llmdiff.openmoji.contents import SPLITS
 from llmdiff.training.loop import StepPart, train
 from llmdiff.training.loop_config import LoopConfig
 from llmdiff.training.objective import Objective
-from llmdiff_lab.world_build.dataset import SceneData
-from llmdiff_lab.world_build.maps import MappingUNet, map_classes, map_loss
+from llmdiff.training.processes import attention_kernel
+from llmdiff.world.splits import SPLITS, prompts
+from llmdiff_lab.world_build.maps import MappingUNet, map_loss, map_sizes
 from llmdiff_lab.world_build.presets import Preset
-from llmdiff_lab.world_build.text_encoder import token_ids
-from llmdiff_lab.world_build.world_presets import WorldPreset
+from llmdiff_lab.world_build.scenes import SceneSet
+
+PORTRAIT_SHARE = 1 - LoopConfig(steps=1, learning_rate=1.0).lr_decay_share
+"""Share of the steps with portraits: all before the learning rate decays."""
 
 
 def create_scheduler() -> DDIMScheduler:
-    """v-prediction with zero terminal SNR: flat backgrounds of any brightness can be reached from pure noise.
+    """Return a scheduler of v-prediction with zero terminal SNR, which can draw backgrounds of any brightness.
 
     Source: Lin et al. 2023 (arXiv 2305.08891); Salimans and Ho 2022 for v.
     """
@@ -43,8 +44,8 @@ def create_scheduler() -> DDIMScheduler:
     )
 
 
-def create_unet(preset: Preset | WorldPreset, latent_side: int) -> UNet2DConditionModel:
-    """An untrained U-Net; its finest level has no attention, where convolutions cost most."""
+def create_unet(preset: Preset, latent_side: int) -> UNet2DConditionModel:
+    """Return an untrained U-Net; its finest level has no attention, where convolutions cost most."""
     coarser = len(preset.unet_channels) - 1
     return UNet2DConditionModel(
         sample_size=latent_side,
@@ -65,7 +66,7 @@ def create_unet(preset: Preset | WorldPreset, latent_side: int) -> UNet2DConditi
 def create_pipeline(
     vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
 ) -> StableDiffusionPipeline:
-    """The four parts as a plain Stable Diffusion pipeline."""
+    """Return the four models as a Stable Diffusion pipeline."""
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
@@ -78,84 +79,83 @@ def create_pipeline(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class PictureSet:
+    """Scenes that train a denoiser, with the latents of the first N. Shapes: latents (N, C, h, w).
+
+    Fields:
+        batch: number of them in each part of a step.
+        share_of_steps: the share of the steps, from the first, that use them.
+    """
+
+    scenes: SceneSet
+    latents: Tensor
+    batch: int
+    share_of_steps: float = 1.0
+
+
 def train_denoiser(
-    preset: Preset,
-    data: SceneData,
-    vae: AutoencoderKL,
-    text_encoder: Any,
-    tokenizer: CLIPTokenizer,
-    folder: Path,
-    device: torch.device,
-) -> StableDiffusionPipeline:
-    """The trained base pipeline. The text encoder goes on learning, at a smaller rate, from the denoiser's loss."""
-    torch.manual_seed(preset.seed + 2)
-    unet = create_unet(preset, data.latents.shape[-1]).to(device, memory_format=torch.channels_last)
-    pipe = create_pipeline(vae, text_encoder.to(device), tokenizer, unet)
-    train_on(preset, data, pipe, folder)
-    return pipe
-
-
-def train_on(
-    preset: Preset,
-    data: SceneData,
-    pipe: StableDiffusionPipeline,
-    folder: Path,
-    *,
-    wording: Wording = "training",
+    preset: Preset, sets: Sequence[PictureSet], pipe: StableDiffusionPipeline, folder: Path
 ) -> None:
-    """Train a pipeline's denoiser and text encoder, from wherever they are, for the preset's steps."""
-    unet, text_encoder, tokenizer = pipe.unet.train(), pipe.text_encoder.train(), pipe.tokenizer
+    """Train a pipeline's U-Net, and its text encoder with a smaller learning rate, on the sum of the sets' losses."""
+    unet, text_encoder = pipe.unet.train(), pipe.text_encoder.train()
     device = unet.device
     pipe.set_progress_bar_config(disable=True)
     objective = Objective.of(create_scheduler())
-    mapping = MappingUNet(unet, len(map_classes(data.world))).to(device)
+    sizes = map_sizes(preset.world)
+    mapping = MappingUNet(unet, sum(sizes)).to(device)
     denoise = torch.compile(mapping) if preset.compile else mapping
     encode = torch.compile(text_encoder) if preset.compile else text_encoder
+    empty = torch.full((pipe.tokenizer.model_max_length,), pipe.tokenizer.eos_token_id, device=device)
+    empty[0] = pipe.tokenizer.bos_token_id
 
-    def step_loss(part: StepPart) -> tuple[Tensor, Mapping[str, float]]:
-        rng = part.rng(preset.seed, 7)
-        indices = rng.integers(len(data.contents), size=preset.unet_batch)
-        captions = data.captions(indices, rng, wording)
-        kept = rng.random(len(captions)) >= preset.caption_dropout
-        ids = token_ids(tokenizer, [text if keep else "" for text, keep in zip(captions, kept, strict=True)])
-        states = encode(ids.to(device)).last_hidden_state
-        latents = data.latents[indices].float().to(device)
-        noised = objective.noised(latents, part.generator)
+    def set_loss(
+        one: PictureSet, part: StepPart, rng: np.random.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        chosen = one.scenes.sample(one.batch, rng, among=len(one.latents))
+        ids = one.scenes.captions(chosen, rng)
+        dropped = torch.from_numpy(rng.random(len(ids)) < preset.caption_dropout).to(device)
+        states = encode(torch.where(dropped[:, None], empty, ids)).last_hidden_state
+        noised = objective.noised(one.latents[chosen].float(), part.generator, power=preset.unet_noise_power)
         noisy = noised.latents.contiguous(memory_format=torch.channels_last)
         output, logits = denoise(noisy, noised.timesteps, states)
         velocity = objective.loss(output, noised)
-        mapped = map_loss(logits, data.maps[indices])
-        # Its weight falls to 0: in the end only the denoiser's own objective counts.
-        weight = preset.unet_map_weight * (1 - part.step / preset.unet_steps)
-        figures = {
-            "velocity": float(velocity.detach()),
-            "map": float(mapped.detach()),
-            **objective.figures(output, noised),
-        }
-        return velocity + weight * mapped, figures
+        mapped = map_loss(logits, one.scenes.maps[chosen], sizes)
+        # The weight decays to 0, so that only the denoiser's own objective is left at the end.
+        weight = preset.map_weight * (1 - part.step / preset.unet_steps)
+        figures = {"velocity": float(velocity.detach()), "map": float(mapped.detach())}
+        return velocity + weight * mapped, {**figures, **objective.figures(output, noised)}
+
+    def step_loss(part: StepPart) -> tuple[Tensor, Mapping[str, float]]:
+        rng = part.rng(preset.seed, 7)
+        first, *others = (one for one in sets if part.step < one.share_of_steps * preset.unet_steps)
+        with attention_kernel(device):
+            loss, figures = set_loss(first, part, rng)
+            for index, one in enumerate(others, 1):
+                more, own = set_loss(one, part, rng)
+                loss = loss + more
+                figures |= {f"{name}_{index}": value for name, value in own.items()}
+        return loss, figures
 
     config = LoopConfig(
         steps=preset.unet_steps,
         learning_rate=preset.unet_lr,
-        lr_warmup_steps=300,
+        lr_warmup_steps=100,
         lr_schedule="trapezoid",
         seed=preset.seed,
-        ema_horizon=1000,
-        sample_every=500,
+        ema_horizon=preset.unet_ema_horizon,
+        sample_every=preset.sample_every,
+        precision=preset.precision,
     )
-
-    def sample(step: int) -> None:
-        save_samples(pipe, data, folder / "samples" / f"step-{step:06d}.png", seed=preset.seed)
-
     train(
         {"unet": unet, "text": text_encoder, "map": mapping.head},
         step_loss,
         config,
         folder,
         title="denoiser",
-        muon=lambda name: preset.unet_muon and name.startswith("unet.") and uses_muon(name),
-        lr_scale=lambda name: (preset.unet_text_lr_share if name.startswith("text.") else 1.0, 1.0),
-        on_sample=sample,
+        muon=lambda name: name.startswith("unet.") and uses_muon(name),
+        lr_scale=lambda name: (preset.text_lr_share if name.startswith("text.") else 1.0, 1.0),
+        on_sample=lambda step: save_samples(preset, pipe, folder / "samples" / f"step-{step:06d}.png"),
     )
     mapping.hook.remove()
     unet.eval()
@@ -163,28 +163,32 @@ def train_on(
 
 
 def uses_muon(name: str) -> bool:
-    """Whether a matrix of the U-Net lies between others; first, last and time layers are left to AdamW."""
+    """Return whether Muon optimises a matrix of the U-Net: not those of the first, last and time layers."""
     return name.split(".")[1] in ("down_blocks", "mid_block", "up_blocks") and "time_emb" not in name
 
 
 @torch.no_grad()
-def save_samples(
-    pipe: StableDiffusionPipeline, data: SceneData, path: Path, *, seed: int, count: int = 24
-) -> None:
-    """Draw the same captions of every split each time and saves them as one labelled picture."""
-    rng = np.random.default_rng([seed, 8])
-    splits = [SPLITS[i % len(SPLITS)] if i % 2 else "seen" for i in range(count)]
-    captions = [caption(data.world.content(split, rng), data.world, rng, split) for split in splits]
+def save_samples(preset: Preset, pipe: StableDiffusionPipeline, path: Path) -> None:
+    """Draw a constant set of prompts, half of them from the split "seen", and save them as one labelled picture."""
+    others = [split for split in SPLITS if split not in ("seen", "long")]
+    seen = prompts("seen", preset.sample_count, world=preset.world)
+    texts = [
+        seen[i].text
+        if i % 2 == 0
+        else prompts(others[i // 2 % len(others)], 2, world=preset.world)[i % 4 // 2].text
+        for i in range(preset.sample_count)
+    ]
+    was_training = pipe.unet.training
     pipe.unet.eval()
     with decoding_checked(pipe):
         images = pipe(
-            captions,
+            texts,
             num_inference_steps=20,
             guidance_scale=3.0,
-            generator=torch.Generator().manual_seed(seed),
+            generator=torch.Generator().manual_seed(preset.seed),
             output_type="np",
-            height=pipe.vae.config.sample_size,
-            width=pipe.vae.config.sample_size,
+            height=preset.image_size_px,
+            width=preset.image_size_px,
         ).images
-    pipe.unet.train()
-    save_grid((images * 255).round().astype(np.uint8), captions, path, columns=6)
+    pipe.unet.train(was_training)
+    save_grid((images * 255).round().astype(np.uint8), texts, path, columns=6)

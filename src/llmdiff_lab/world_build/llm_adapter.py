@@ -1,17 +1,16 @@
 """The configuration of an adapter's training on the embedded default's scenes, for `llmdiff train`."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from llmdiff.training.config import TrainConfig
 from llmdiff_lab.world_build.presets import Preset
-from llmdiff_lab.world_build.world_presets import WorldPreset
 
 
 def adapter_config(
-    preset: Preset | WorldPreset,
+    preset: Preset,
     out: Path,
     *,
     base: str,
@@ -20,6 +19,7 @@ def adapter_config(
     seed: int | None = None,
     validate_once: bool = False,
     lr_warmup_share: float = 1.0,
+    precision: Literal["no", "bf16"] = "no",
 ) -> TrainConfig:
     """Return the configuration that trains the preset's adapter; for "cpu" it is `configs/openmoji-smollm2.yaml`.
 
@@ -68,6 +68,7 @@ def adapter_config(
                 "warm_start_steps": before if from_captions else 0,
                 "lr_share_after_warm_start": preset.adapter_lr_share_after_text,
                 "caption_dropout": preset.caption_dropout,
+                "precision": precision,
                 "seed": preset.seed if seed is None else seed,
                 "checkpoint_every_s": 180,
             },

@@ -1,6 +1,6 @@
-"""What lies where in a scene, cell by cell: what the base's denoiser is asked, in training, to know of a picture."""
+"""Maps of scenes: what each cell of a picture shows, the target of auxiliary losses."""
 
-from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -10,43 +10,60 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmdiff.openmoji.contents import World
-from llmdiff.openmoji.scenes import SCENE_SIZE_PX, Item, Scene
-from llmdiff.openmoji.world import BACKGROUNDS, SHAPE_COLOURS, SHAPES
+from llmdiff.world.places import places
+from llmdiff.world.rendering import sprite_box
+from llmdiff.world.scenes import Scene, World
+from llmdiff.world.things import BACKGROUNDS, COLOURS, STYLES
 
 MAP_SIDE = 8
-_CELL_PX = SCENE_SIZE_PX // MAP_SIDE
 
 
-def map_classes(world: World) -> tuple[Item | str, ...]:
-    """What a cell can show: an object, a shape in a colour, or else the name of the background."""
-    things = [Item(name=thing.name) for thing in world.things]
-    shapes = [Item(name=shape, colour=colour) for shape in SHAPES for colour in SHAPE_COLOURS]
-    return (*things, *shapes, *BACKGROUNDS)
+@lru_cache
+def map_classes(world: World) -> tuple[tuple[str, str | None], ...]:
+    """Return the classes of a map's cells: things (actions with their person), places and backgrounds."""
+    things = [(thing.name, who) for thing in world.things for who in (thing.who or (None,))]
+    return (*things, *((name, "place") for name in places()), *((name, "background") for name in BACKGROUNDS))
 
 
-def scene_maps(scenes: Sequence[Scene], world: World) -> NDArray[np.uint8]:
-    """The class of every cell of every scene: that of the thing whose frame covers the cell's middle.
+def map_sizes(world: World) -> tuple[int, int, int]:
+    """Return the number of values of each of the three layers of a map."""
+    return len(map_classes(world)), len(COLOURS) + 1, 2 * len(STYLES) + 1
 
-    Shapes: (N, MAP_SIDE, MAP_SIDE) uint8, indices into `map_classes`.
+
+def scene_map(scene: Scene, world: World, size_px: int) -> NDArray[np.int16]:
+    """Return class, colour and style of each cell of a scene.
+
+    Shapes: (3, MAP_SIDE, MAP_SIDE): indices into `map_classes`; 0 for natural colours, else the number of the colour;
+        0 for the background, else a number for the style, odd for upright things and even for those upside down.
     """
-    index_of = {shown: index for index, shown in enumerate(map_classes(world))}
-    centres = (np.arange(MAP_SIDE) + 0.5) * _CELL_PX
-    maps = np.empty((len(scenes), MAP_SIDE, MAP_SIDE), dtype=np.uint8)
-    for cells, scene in zip(maps, scenes, strict=True):
-        cells[:] = index_of[scene.background]
-        for placed in scene.placed:
-            reach = placed.size_px / 2
-            rows, columns = np.abs(centres - placed.y_px) < reach, np.abs(centres - placed.x_px) < reach
-            cells[np.ix_(rows, columns)] = index_of[placed.item]
-    return maps
+    index_of = _index_of(world)
+    centres = (np.arange(MAP_SIDE) + 0.5) * size_px / MAP_SIDE
+    cells = np.zeros((3, MAP_SIDE, MAP_SIDE), dtype=np.int16)
+    behind = (scene.place, "place") if scene.place else (scene.background or "white", "background")
+    cells[0] = index_of[behind]
+    for placed in scene.things:
+        left, top, side = sprite_box(placed, size_px)
+        rows, columns = ((low < centres) & (centres < low + side) for low in (top, left))
+        cells[:, rows[:, None] & columns[None]] = np.array(
+            [
+                index_of[placed.name, placed.who],
+                tuple(COLOURS).index(placed.colour) + 1 if placed.colour else 0,
+                2 * STYLES.index(placed.style) + 1 + placed.upside_down,
+            ]
+        )[:, None]
+    return cells
+
+
+@lru_cache
+def _index_of(world: World) -> dict[tuple[str, str | None], int]:
+    return {shown: index for index, shown in enumerate(map_classes(world))}
 
 
 class MappingUNet(nn.Module):
-    """A U-Net that also says what its decoder's middle features believe to lie where; only for training.
+    """A U-Net that also predicts the map from the middle features of its decoder; only for training.
 
-    A denoiser learns slowly which word asks for which thing, because a wrong thing of the right colour costs it
-    little squared error. Asking its features for the thing itself shortens that.
+    A denoiser learns slowly which word means which thing, because a wrong thing of the right colour increases its
+    squared error only a little. Predicting the thing from its features makes it faster.
 
     Source: after Yu et al. 2024 (REPA, arXiv 2410.06940), with the scene's known content in place of another
     network's features.
@@ -64,7 +81,7 @@ class MappingUNet(nn.Module):
     def forward(
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The U-Net's output, and logits of the map.
+        """Return the U-Net's output, and logits of the map.
 
         Shapes: sample and output (B, C, h, w); logits (B, classes, MAP_SIDE, MAP_SIDE).
         """
@@ -76,9 +93,13 @@ class MappingUNet(nn.Module):
         self._features = output[0]
 
 
-def map_loss(logits: Tensor, maps: Tensor) -> Tensor:
-    """The mean cross-entropy over cells.
+def map_loss(logits: Tensor, maps: Tensor, sizes: tuple[int, ...], cells: Tensor | None = None) -> Tensor:
+    """Return the cross-entropy of maps, averaged over cells and summed over layers.
 
-    Shapes: logits (B, classes, MAP_SIDE, MAP_SIDE); maps (B, MAP_SIDE, MAP_SIDE) integers; result ().
+    Shapes: logits (B, sum of sizes, S, S); maps (B, layers, S, S) integers; cells, those that count (default: all),
+        (B, S, S) booleans; result ().
     """
-    return F.cross_entropy(logits.float(), maps.to(logits.device, torch.long))
+    layers = torch.split(logits.float(), list(sizes), dim=1)
+    losses = [F.cross_entropy(layer, maps[:, i].long(), reduction="none") for i, layer in enumerate(layers)]
+    loss = torch.stack(losses).sum(0)
+    return (loss if cells is None else loss[cells]).mean()

@@ -1,145 +1,165 @@
-"""A small SigLIP of scenes and captions, trained on real renders: the SigLIP score of the embedded default."""
+"""Train a small SigLIP on renders of scenes and their captions, for the SigLIP score of the embedded default."""
 
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
 from llmdiff.evaluation.metrics.models import ImageTextModel
-from llmdiff.evaluation.suites.verdicts import scene_as_seen, verdict
-from llmdiff.openmoji.captions import caption
-from llmdiff.openmoji.contents import SPLITS, World
-from llmdiff.openmoji.scenes import Content, Item, Scene, draw, lay_out
-from llmdiff.openmoji.world import OPPOSITE, RELATIONS
 from llmdiff.training.loop import StepPart, train
 from llmdiff.training.loop_config import LoopConfig
-from llmdiff_lab.world_build.checker import spoil
-from llmdiff_lab.world_build.dataset import near_miss
-from llmdiff_lab.world_build.maps import MAP_SIDE, map_classes, map_loss, scene_maps
+from llmdiff.world.captions import Caption, caption
+from llmdiff.world.layouts import OPPOSITE, SPOTS
+from llmdiff.world.reading import matches, reading_of
+from llmdiff.world.rendering import render
+from llmdiff.world.scenes import Scene, World, any_scene, laid_out
+from llmdiff.world.voices import RICH, SPLIT_VOICES
+from llmdiff_lab.world_build.maps import MAP_SIDE, map_classes, map_loss, map_sizes, scene_map
+from llmdiff_lab.world_build.near_misses import near_miss
 from llmdiff_lab.world_build.presets import Preset
-from llmdiff_lab.world_build.spoiling import blur, to_uint8
-from llmdiff_lab.world_build.text_encoder import token_ids
-from llmdiff_lab.world_build.world_siglip import create_siglip, sigmoid_loss, to_pixels
+from llmdiff_lab.world_build.spoiling import blur, spoil, to_uint8
 
 _MAP_WEIGHT, _FACT_WEIGHT = 1.0, 0.5
-# Where a thing may be said to be: alone or one of several, or on a side of another thing.
-_PLACES = ("1", "2", "3", "4", *RELATIONS)
+_STREAM = "siglip"
+_VOICES = (RICH, *SPLIT_VOICES.values())
+# Numbers and positions of things in captions.
+_PLACES = (*map(str, range(1, 7)), *OPPOSITE, *SPOTS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionedRenders:
-    """Scenes in pairs of near misses, each with a caption. Shapes: pixels (N, 3, H, W) in -1..1."""
+class CaptionedScenes:
+    """Scenes in pairs that differ in one respect, each with a caption."""
 
-    captions: tuple[str, ...]
-    contents: tuple[Content, ...]
     scenes: tuple[Scene, ...]
-    pixels: Tensor
+    captions: tuple[Caption, ...]
+
+    @property
+    def texts(self) -> list[str]:
+        """Return the texts of the captions."""
+        return [one.text for one in self.captions]
 
 
-def captioned_renders(
-    world: World, rng: np.random.Generator, count: int, image_size_px: int
-) -> CaptionedRenders:
-    """Real renders of every split in turn, each followed by a near miss of it, with captions in the split's words.
+def captioned_scenes(world: World, rng: random.Random, count: int) -> CaptionedScenes:
+    """Return scenes of all kinds, each followed by a near miss of it, with captions in all voices.
 
-    What judges pictures has to know held-out contents and words too, like the checker.
+    Held-out contents and words are included, as for the checker, because the model has to judge them.
     """
-    contents: list[Content] = []
-    captions: list[str] = []
-    for index in range(count // 2):
-        split = SPLITS[index % len(SPLITS)]
-        content = world.content(split, rng)
-        other = near_miss(content, world, rng, held_out=True)
-        contents += [content, other]
-        # Not every thing has synonyms and held-out descriptions, so a near miss is named in other words.
-        captions += [
-            caption(content, world, rng, split),
-            caption(other, world, rng, ("seen", "phrasings")[index % 2]),
-        ]
-    scenes = [lay_out(content, rng) for content in contents]
-    images = np.stack([draw(scene, image_size_px=image_size_px) for scene in scenes])
-    return CaptionedRenders(
-        captions=tuple(captions), contents=tuple(contents), scenes=tuple(scenes), pixels=to_pixels(images)
-    )
+    scenes: list[Scene] = []
+    captions: list[Caption] = []
+    while len(scenes) < count:
+        first = laid_out(any_scene(world, rng), rng)
+        for scene in (first, near_miss(first, world, rng)):
+            scenes.append(scene)
+            captions.append(caption(scene, rng.choice(_VOICES), rng))
+    return CaptionedScenes(scenes=tuple(scenes[:count]), captions=tuple(captions[:count]))
 
 
-def fits(renders: CaptionedRenders) -> NDArray[np.bool_]:
-    """Which captions are true of which scenes: "a cat" is true of every picture of one cat.
+def fits(shown: CaptionedScenes) -> NDArray[np.bool_]:
+    """Return which captions are true for which scenes: "a cat" is true for every picture of one cat.
 
     Shapes: (N, N), captions by scenes.
     """
-    seen = [scene_as_seen(scene) for scene in renders.scenes]
-    names = [sorted(thing.name for thing in one.things) for one in seen]
-    true = np.eye(len(seen), dtype=bool)
-    for i, content in enumerate(renders.contents):
-        for j, one in enumerate(seen):
-            if i != j and names[i] == names[j]:
-                true[i, j] = verdict(content, one).exact
+    readings = [reading_of(scene) for scene in shown.scenes]
+    names = [sorted(thing.name for thing in reading.things) for reading in readings]
+    true = np.eye(len(readings), dtype=bool)
+    for i, text in enumerate(shown.captions):
+        asked = sorted(text.expected.counts.elements())
+        for j, reading in enumerate(readings):
+            if i != j and asked == names[j]:
+                true[i, j] = matches(text.expected, reading).exact
     return true
 
 
-def scene_facts(contents: Sequence[Content], world: World) -> Tensor:
-    """What is stated of things, each fact a class: a thing with its number alone, or with its side of a pair.
+def scene_facts(scenes: Sequence[Scene], world: World) -> Tensor:
+    """Return the facts of scenes as classes: a thing with its number, its side of a pair, or its spot.
 
-    "A cat left of a car" and "a car right of a cat" state the same two facts. Shapes: (N, facts), 0 or 1.
+    Shapes: (N, facts), 0 or 1.
     """
-    things = [shown for shown in map_classes(world) if isinstance(shown, Item)]
-    facts = torch.zeros(len(contents), len(things), len(_PLACES))
-    for row, content in zip(facts, contents, strict=True):
-        places = (
-            [str(content.count)]
-            if content.relation is None
-            else [content.relation, OPPOSITE[content.relation]]
-        )
-        for item, place in zip(content.items, places, strict=True):
-            row[things.index(item), _PLACES.index(place)] = 1
+    kinds = [kind for kind in map_classes(world) if kind[1] not in ("place", "background")]
+    facts = torch.zeros(len(scenes), len(kinds), len(_PLACES))
+    for row, scene in zip(facts, scenes, strict=True):
+        sides = {0: scene.relation, 1: OPPOSITE.get(scene.relation, "")}
+        for index, (placed, count) in enumerate(scene.groups):
+            side = placed.spot or (sides.get(index) if scene.relation in OPPOSITE else str(count))
+            row[kinds.index((placed.name, placed.who)), _PLACES.index(str(side))] = 1
     return facts.flatten(1)
+
+
+def create_siglip(preset: Preset, tokenizer: CLIPTokenizer) -> ImageTextModel:
+    """Return an untrained SigLIP of the preset's size, with its image processor and this tokenizer."""
+    size = {
+        "hidden_size": preset.siglip_width,
+        "intermediate_size": 2 * preset.siglip_width,
+        "num_hidden_layers": preset.siglip_layers,
+        "num_attention_heads": max(2, preset.siglip_width // 32),
+    }
+    text = size | {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": preset.text_max_tokens,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    # One patch for every cell of the maps in training.
+    vision = size | {"image_size": preset.image_size_px, "patch_size": preset.image_size_px // MAP_SIDE}
+    model: Any = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
+    with torch.no_grad():  # SigLIP's initialisation, with the bias for this batch size
+        model.logit_scale.fill_(math.log(10))
+        model.logit_bias.fill_(-math.log(preset.siglip_batch))
+    side = {"height": preset.image_size_px, "width": preset.image_size_px}
+    return ImageTextModel(model, SiglipImageProcessorPil(size=side), tokenizer)
 
 
 def train_siglip(
     preset: Preset, tokenizer: CLIPTokenizer, folder: Path, device: torch.device
 ) -> ImageTextModel:
-    """A trained SigLIP of scenes; run again after a kill, the training resumes.
+    """Return a trained SigLIP of scenes; an interrupted training resumes in the next call.
 
     Source: Zhai et al. 2023 (arXiv 2303.15343), its sigmoid loss over all pairs of a batch. Deviations: a caption is
-    right for every scene that shows what it says, not for its own alone; the patches are asked what lies where, and
-    both embeddings, through one linear layer, which thing is where, because small transformers learn that slowly
-    from captions; and pictures are spoilt a little, as drawn ones are.
+    positive for every scene for which it is true, not only for its own; auxiliary losses predict the map from the
+    patches, and the facts from both embeddings through one linear layer, because small transformers learn positions
+    slowly from captions; and pictures are distorted like generated ones.
     """
     torch.manual_seed(preset.seed + 4)
     created = create_siglip(preset, tokenizer)
     model = created.model.to(device).train()
-    world = World(objects=preset.objects)
-    mapping = nn.Linear(preset.siglip_width, len(map_classes(world))).to(device)
+    world = preset.world
+    sizes = map_sizes(world)
+    mapping = nn.Linear(preset.siglip_width, sum(sizes)).to(device)
     telling = nn.Linear(preset.siglip_width, scene_facts([], world).shape[1]).to(device)
-    nn.init.constant_(telling.bias, -math.log(telling.out_features))  # a fact is rare: one or two of all
+    nn.init.constant_(telling.bias, -math.log(telling.out_features))  # a scene has one to five of all facts
 
     def step_loss(part: StepPart) -> tuple[Tensor, dict[str, float]]:
-        rng = part.rng(preset.seed, 12)
-        renders = captioned_renders(world, rng, preset.siglip_batch, preset.image_size_px)
-        vision = model.vision_model(pixel_values=spoil(renders.pixels, rng).to(device))
-        ids = token_ids(tokenizer, list(renders.captions)).to(device)
-        read = model.text_model(input_ids=ids).pooler_output
-        texts = F.normalize(read, dim=-1)
-        images = F.normalize(vision.pooler_output, dim=-1)
-        logits = model.logit_scale.exp() * texts @ images.T + model.logit_bias
-        matching = sigmoid_loss(logits, torch.from_numpy(fits(renders)).to(device))
+        shown = captioned_scenes(
+            world, random.Random(f"{_STREAM} {preset.seed} {part.step}"), preset.siglip_batch
+        )
+        images = np.stack([render(scene, preset.image_size_px) for scene in shown.scenes])
+        vision = model.vision_model(pixel_values=spoil(images, part.rng(preset.seed, 12)).to(device))
+        ids = tokenizer(shown.texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        read = model.text_model(input_ids=ids.to(device)).pooler_output
+        pictures, texts = F.normalize(vision.pooler_output, dim=-1), F.normalize(read, dim=-1)
+        logits = model.logit_scale.exp() * texts @ pictures.T + model.logit_bias
+        matching = sigmoid_loss(logits, torch.from_numpy(fits(shown)).to(device))
         cells = mapping(vision.last_hidden_state).transpose(1, 2).unflatten(2, (MAP_SIDE, MAP_SIDE))
-        mapped = map_loss(cells, torch.from_numpy(scene_maps(renders.scenes, world)))
-        stated = scene_facts(renders.contents, world).to(device)
+        maps = np.stack([scene_map(scene, world, preset.image_size_px) for scene in shown.scenes])
+        mapped = map_loss(cells, torch.from_numpy(maps).to(device), sizes)
+        facts = scene_facts(shown.scenes, world).to(device)
         told = torch.stack(
             [
-                F.binary_cross_entropy_with_logits(telling(one), stated, reduction="sum") / len(stated)
+                F.binary_cross_entropy_with_logits(telling(one), facts, reduction="sum") / len(facts)
                 for one in (vision.pooler_output, read)
             ]
         ).mean()
-        right = (logits.argmax(0) == torch.arange(len(ids), device=device)).float().mean()
+        right = (logits.argmax(0) == torch.arange(len(logits), device=device)).float().mean()
         losses = {"matching": matching, "map": mapped, "facts": told}
         figures = {name: float(loss.detach()) for name, loss in losses.items()} | {"accuracy": float(right)}
         return matching + _MAP_WEIGHT * mapped + _FACT_WEIGHT * told, figures
@@ -150,6 +170,8 @@ def train_siglip(
         seed=preset.seed,
         lr_warmup_steps=min(50, preset.siglip_steps),
         ema_horizon=60,
+        precision=preset.precision,
+        checkpoint_every_s=180,
     )
     train(
         {"siglip": model, "map": mapping, "facts": telling},
@@ -157,38 +179,50 @@ def train_siglip(
         config,
         folder,
         title="siglip",
-        # Two single numbers, which have far to go in few steps.
+        # A higher rate for the two scalars, which have to change much in few steps.
         lr_scale=lambda name: (5.0, 0.0) if "logit_" in name else (1.0, 1.0),
         muon=lambda name: ".layers." in name and name.endswith(".weight") and "norm" not in name,
     )
     return ImageTextModel(model, created.image_processor, tokenizer)
 
 
-def held_out_order(trained: ImageTextModel, preset: Preset, count: int = 1200) -> dict[str, float]:
-    """Shares of fresh renders and captions that the model puts in the right order; one half is chance.
+def sigmoid_loss(logits: Tensor, true: Tensor) -> Tensor:
+    """Return SigLIP's loss of a batch.
 
-    Of a render and a caption that is true of it, the cosine has to be higher than that of: `near_miss`, the caption of
-    a scene that differs in one respect; `shuffled`, the caption of some other scene; `blurred` and `noised`, the
-    spoilt render.
+    Shapes: logits and true (N, N), captions by scenes; result ().
+    Source: Zhai et al. 2023, section 3.2, with `true` in place of the diagonal.
     """
-    world, rng = World(objects=preset.objects), np.random.default_rng([preset.seed, 13])
-    right: dict[str, list[NDArray[np.bool_]]] = {
-        name: [] for name in ("near_miss", "shuffled", "blurred", "noised")
-    }
-    for _ in range(0, count, 120):
-        renders = captioned_renders(world, rng, 120, preset.image_size_px)
-        true, texts = fits(renders), trained.embed_texts(renders.captions)
-        kernel = torch.exp(-(torch.arange(-8, 9).float() ** 2) / (2 * 3.0**2))
-        noise = torch.from_numpy(rng.normal(0, 0.6, renders.pixels.shape).astype(np.float32))
-        spoilt = {"blurred": blur(renders.pixels, kernel / kernel.sum()), "noised": renders.pixels + noise}
-        cosines = (texts @ trained.embed_pictures(to_uint8(renders.pixels)).T).numpy()
-        itself = cosines.diagonal()
-        places = np.arange(len(texts))
-        for name, others in (("near_miss", places ^ 1), ("shuffled", np.roll(places, 7))):
-            counts = ~true[others, places]
-            right[name].append((itself > cosines[others, places])[counts])
-        for name, pixels in spoilt.items():
-            worse = (texts * trained.embed_pictures(to_uint8(pixels))).sum(1).numpy()
-            right[name].append(itself > worse)
+    # -1 / N sum_i sum_j log sigmoid(z_ij (t x_i . y_j + b)),  z_ij = 1 where true, else -1
+    return -F.logsigmoid(torch.where(true, logits, -logits)).sum(1).mean()
+
+
+def held_out_order(trained: ImageTextModel, preset: Preset, count: int = 1200) -> dict[str, float]:
+    """Return the accuracy of the model in comparisons on held-out renders and captions; chance is one half.
+
+    The cosine of a render and a true caption has to be higher than that with: `near_miss`, the caption of a scene that
+    differs in one respect; `shuffled`, the caption of another scene; `blurred` and `noised`, the distorted render.
+    """
+    rng = np.random.default_rng([preset.seed, 13])
+    right: dict[str, list[NDArray[np.bool_]]] = {}
+    for start in range(0, count, 120):
+        shown = captioned_scenes(preset.world, random.Random(f"{_STREAM} held out {start}"), 120)
+        images = np.stack([render(scene, preset.image_size_px) for scene in shown.scenes])
+        true, texts, pixels = fits(shown), trained.embed_texts(shown.texts), to_pixels(images)
+        kernel = torch.exp(-(torch.arange(-16, 17).float() ** 2) / (2 * 6.0**2))
+        noise = torch.from_numpy(rng.normal(0, 0.6, pixels.shape).astype(np.float32))
+        spoilt = {"blurred": blur(pixels, kernel / kernel.sum()), "noised": pixels + noise}
+        cosines = (texts @ trained.embed_pictures(images).T).numpy()
+        itself, rows = cosines.diagonal(), np.arange(len(texts))
+        for name, others in (("near_miss", rows ^ 1), ("shuffled", np.roll(rows, 7))):
+            counts = ~true[others, rows]
+            right.setdefault(name, []).append((itself > cosines[others, rows])[counts])
+        for name, worse in spoilt.items():
+            cosine = (texts * trained.embed_pictures(to_uint8(worse))).sum(1).numpy()
+            right.setdefault(name, []).append(itself > cosine)
     shares = {name: round(float(np.concatenate(values).mean()), 4) for name, values in right.items()}
     return shares | {"renders": count}
+
+
+def to_pixels(images: NDArray[np.uint8]) -> Tensor:
+    """Return the image processor's output for pictures of its size: (N, H, W, 3) => (N, 3, H, W) in -1..1."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1

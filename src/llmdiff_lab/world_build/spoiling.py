@@ -70,7 +70,7 @@ def blur(pixels: Tensor, kernel: Tensor) -> Tensor:
 
 def to_uint8(pixels: Tensor) -> NDArray[np.uint8]:
     """Return pictures of pixels in -1..1. Shapes: (N, 3, H, W) => (N, H, W, 3)."""
-    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    return ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def _jpeg(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:

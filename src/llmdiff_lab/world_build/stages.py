@@ -1,106 +1,75 @@
-"""A build in a folder: resumable stages that run once and record their settings."""
+"""The stages of a build: each runs once and records its settings."""
 
 import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
-from llmdiff.adapter.base_pipeline import load_base_pipeline
-from llmdiff.adapter.manifest import check_manifest
 from llmdiff.errors import ConfigError
-from llmdiff.evaluation.metrics.models import ImageTextModel
 from llmdiff.files import whole_folder, write_whole
-from llmdiff.language.whole_weights import load_whole
 from llmdiff.training.curves import save_curve
+from llmdiff_lab.world_build.presets import Preset
+
+# Prefixes of the settings that all stages depend on, and of those of each stage (default: its own name).
+_SHARED_VALUES = ("image_size_px", "seed", "things", "styles")
+_OWN_VALUES: Mapping[str, tuple[str, ...]] = {
+    "scenes": (
+        "scenes",
+        "text_scenes",
+        "portraits",
+        "captions_each",
+        "text_vocabulary",
+        "text_captions",
+        "text_max_tokens",
+    ),
+    "text": (
+        "text_width",
+        "text_layers",
+        "text_reader_layers",
+        "text_scenes",
+        "text_steps",
+        "text_batch",
+        "text_lr",
+        "text_max_tokens",
+    ),
+    "latents": ("scenes", "portraits"),
+    "scenes-rich": ("scenes", "text_vocabulary", "text_captions", "text_max_tokens"),
+    "denoiser": ("unet_", "portrait_"),
+    "adapter": ("adapter_", "llm"),
+}
 
 
-class StagedBuild:
-    """The stages of one build; each finished one has a `done.json` with its figures and its settings.
+def is_done(folder: Path) -> bool:
+    """Return whether the stage in this folder is done."""
+    return (folder / "done.json").exists()
 
-    `own_values` maps a stage to the prefixes of the settings that it depends on (default: its own name),
-    `shared_values` are prefixes of settings that all stages depend on. `checker_class` is the class of the checker.
+
+def run_stage(folder: Path, preset: Preset, make: Callable[[], dict[str, Any]]) -> None:
+    """Run the stage of this folder unless it is done; `make` returns the figures to record in `done.json`.
+
+    Raises:
+        ConfigError: the stage was made with other settings.
     """
-
-    shared_values: ClassVar[tuple[str, ...]] = ("image_size_px", "seed")
-    own_values: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    checker_class: ClassVar[Any]
-
-    def __init__(self, settings: Any, folder: Path) -> None:
-        self.settings, self.folder = settings, folder
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def stage(self, name: str, make: Callable[[], dict[str, Any]]) -> None:
-        """Run a stage unless it is done; `make` returns the figures to record.
-
-        Raises:
-            ConfigError: the stage was made with other settings.
-        """
-        done = self.folder / name / "done.json"
-        if done.exists():
-            self._check_values(name, json.loads(done.read_text()).get("preset", {}))
-            return
-        print(f"== {name}", flush=True)
-        started = time.monotonic()
-        figures = make()
-        for log in (self.folder / name).rglob("log.jsonl"):
-            save_curve(log, log.with_name("loss.png"))
-        record: dict[str, Any] = {
-            **figures,
-            "last_run_s": round(time.monotonic() - started),
-            "preset": asdict(self.settings),
-        }
-        write_whole(done, json.dumps(record, indent=1))
-        print(f"== {name}: {json.dumps(figures)}", flush=True)
-
-    def is_done(self, name: str) -> bool:
-        """Return whether a stage is done."""
-        return (self.folder / name / "done.json").exists()
-
-    def load(self, kind: Any, stage: str) -> Any:
-        """Return the model saved by a stage."""
-        place = self.folder / stage / "model"
-        return load_whole(kind, place, what=str(place), use_safetensors=True)
-
-    def begin_from(self, weights: Path) -> None:
-        """Take base, checker and SigLIP from a folder that `--ship` wrote; stages already done in this build stay.
-
-        Raises:
-            LLMDiffError: the folder lacks a part, or its weights are damaged.
-        """
-        check_manifest(weights / "pipeline", ["model_index.json"])
-        pipe = load_base_pipeline(str(weights / "pipeline"), dtype=torch.float32)
-        if not (self.folder / "tokenizer").exists():
-            save_model(pipe.tokenizer, self.folder / "tokenizer")
-        parts = {
-            "vae": (pipe.vae, "model"),
-            "text": (pipe.text_encoder, "model"),
-            "denoiser": (pipe, "pipeline"),
-            "decoder": (pipe.vae, "model"),
-            "checker": (self.checker_class.from_pretrained(weights / "checker"), "model"),
-        }
-        if (weights / "siglip").is_dir():
-            parts["siglip"] = (ImageTextModel.from_pretrained(weights / "siglip"), "model")
-        for stage, (model, name) in parts.items():
-
-            def take(model: Any = model, place: Path = self.folder / stage / name) -> dict[str, Any]:
-                save_model(model, place)
-                return {"from": "weights that were trained before"}
-
-            self.stage(stage, take)
-
-    def _check_values(self, stage: str, was: dict[str, Any]) -> None:
-        begins = (*self.shared_values, *self.own_values.get(stage, (f"{stage}_",)))
-        now = json.loads(json.dumps(asdict(self.settings)))
-        for value in now:
-            if value.startswith(begins) and value in was and was[value] != now[value]:
-                raise ConfigError(
-                    f"{self.folder / stage} was made with {value} {was[value]!r}, the preset has {now[value]!r}: "
-                    "delete that folder to build it again, or use another one"
-                )
+    done = folder / "done.json"
+    if done.exists():
+        _check_values(folder, preset, json.loads(done.read_text(encoding="utf-8")).get("preset", {}))
+        return
+    print(f"== {folder.name}", flush=True)
+    started = time.monotonic()
+    figures = make()
+    for log in folder.rglob("log.jsonl"):
+        save_curve(log, log.with_name("loss.png"))
+    record: dict[str, Any] = {
+        **figures,
+        "last_run_s": round(time.monotonic() - started),
+        "preset": asdict(preset),
+    }
+    write_whole(done, json.dumps(record, indent=1))
+    print(f"== {folder.name}: {json.dumps(figures)}", flush=True)
 
 
 def save_model(model: Any, folder: Path) -> None:
@@ -114,3 +83,14 @@ def save_model(model: Any, folder: Path) -> None:
             model.save_pretrained(partial)
     if several:
         torch.distributed.barrier()
+
+
+def _check_values(folder: Path, preset: Preset, was: dict[str, Any]) -> None:
+    begins = (*_SHARED_VALUES, *_OWN_VALUES.get(folder.name, (f"{folder.name}_",)))
+    now = json.loads(json.dumps(asdict(preset)))
+    for value in now:
+        if value.startswith(begins) and value in was and was[value] != now[value]:
+            raise ConfigError(
+                f"{folder} was made with {value} {was[value]!r}, the preset has {now[value]!r}: "
+                "delete that folder to build it again, or use another one"
+            )

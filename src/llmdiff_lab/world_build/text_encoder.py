@@ -1,8 +1,7 @@
-"""The embedded default's own text encoder: CLIP-style, trained contrastively against a small image tower."""
+"""Train the text encoder on captions and maps of scenes, before a denoiser reads it."""
 
 import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,64 +9,67 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from llmdiff.openmoji.captions import caption
-from llmdiff.openmoji.contents import World
 from llmdiff.training.loop import StepPart, train
 from llmdiff.training.loop_config import LoopConfig
-from llmdiff_lab.world_build.dataset import SceneData
+from llmdiff.training.processes import attention_kernel
+from llmdiff.world.splits import sample_scene, training_caption
+from llmdiff_lab.world_build.maps import MAP_SIDE, map_loss, map_sizes
 from llmdiff_lab.world_build.presets import Preset
-from llmdiff_lab.world_build.world_presets import WorldPreset
+from llmdiff_lab.world_build.scenes import SceneSet
+from llmdiff_lab.world_build.stages import save_model
 
-_VOCABULARY_SIZE = 1_000
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
-class ImageTower(nn.Module):
-    """Scene latents (B, C, 16, 16) => embeddings (B, width); it exists to train the text encoder against."""
+class MapReader(nn.Module):
+    """Predicts the hidden cells of a scene's map from its other cells and the states of its caption.
 
-    def __init__(self, latent_channels: int, width: int, channels: int = 64) -> None:
+    It reads the states by cross-attention over all of them, as a denoiser does, and so teaches a text encoder what a
+    denoiser needs, for a hundredth of the cost: which thing has which number, colour and place.
+
+    Source: masked prediction of discrete cells from text after Chang et al. 2023 (Muse, arXiv 2301.00704).
+    """
+
+    def __init__(self, sizes: tuple[int, ...], width: int, layers: int) -> None:
         super().__init__()
-
-        def level(inputs: int, outputs: int) -> list[nn.Module]:
-            return [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.GroupNorm(8, outputs), nn.SiLU()]
-
-        self.layers = nn.Sequential(
-            nn.Conv2d(latent_channels, channels, 3, padding=1),
-            nn.SiLU(),
-            *level(channels, 2 * channels),
-            nn.Conv2d(2 * channels, 2 * channels, 3, padding=1),
-            nn.SiLU(),
-            *level(2 * channels, 3 * channels),
-            nn.Flatten(),
-            nn.LazyLinear(2 * width),
-            nn.SiLU(),
-            nn.Linear(2 * width, width),
+        self.sizes = sizes
+        # The last row of a table is that of hidden cells.
+        self.tables = nn.ModuleList(nn.Embedding(size + 1, width) for size in sizes)
+        self.places = nn.Parameter(torch.randn(MAP_SIDE**2, width))
+        block = nn.TransformerDecoderLayer(
+            width,
+            max(2, width // 40),
+            4 * width,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
         )
+        self.blocks = nn.TransformerDecoder(block, layers, norm=nn.LayerNorm(width))
+        self.head = nn.Linear(width, sum(sizes))
 
-    def forward(self, latents: Tensor) -> Tensor:
-        """Return what the latents show, as one vector each."""
-        output: Tensor = self.layers(latents)
-        return output
+    def forward(self, maps: Tensor, hidden: Tensor, states: Tensor) -> Tensor:
+        """Return logits of all cells.
 
-
-class Projections(nn.Module):
-    """The contrastive head: a text projection and the learned temperature, as in CLIP."""
-
-    def __init__(self, text_width: int, width: int) -> None:
-        super().__init__()
-        self.text = nn.Linear(text_width, width, bias=False)
-        self.log_temperature = nn.Parameter(torch.tensor(float(np.log(1 / 0.07))))
+        Shapes: maps (B, 3, S, S) integers; hidden (B, S, S) booleans; states (B, T, width) => (B, classes, S, S).
+        """
+        cells: Tensor = self.places
+        for i, (table, size) in enumerate(zip(self.tables, self.sizes, strict=True)):
+            cells = cells + table(maps[:, i].long().masked_fill(hidden, size).flatten(1))
+        logits: Tensor = self.head(self.blocks(cells, states))
+        return logits.transpose(1, 2).reshape(len(maps), sum(self.sizes), *hidden.shape[1:])
 
 
 def create_tokenizer(preset: Preset, folder: Path) -> CLIPTokenizer:
-    """A CLIP tokenizer whose merges come from training captions; unseen words fall into pieces."""
+    """Return the CLIP tokenizer; create it from plain training captions if it does not exist."""
     if not (folder / "tokenizer_config.json").exists():
-        train_tokenizer(_captions(preset), _VOCABULARY_SIZE, preset.text_max_tokens, folder)
-    saved: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder)
-    return saved
+        scenes = (sample_scene(preset.seed, index, preset.world) for index in range(preset.text_captions))
+        captions = (training_caption(scene, preset.seed, i, "plain").text for i, scene in enumerate(scenes))
+        train_tokenizer(captions, preset.text_vocabulary, preset.text_max_tokens, folder)
+    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder)
+    return tokenizer
 
 
 def train_tokenizer(captions: Iterable[str], vocabulary_size: int, max_tokens: int, folder: Path) -> None:
@@ -87,14 +89,12 @@ def train_tokenizer(captions: Iterable[str], vocabulary_size: int, max_tokens: i
         show_progress=False,
     )
     bpe.train_from_iterator(captions, trainer)
-    bpe.save(str(folder.with_suffix(".partial")))
-    vocabulary, merges = _vocabulary(folder.with_suffix(".partial"))
-    os.unlink(folder.with_suffix(".partial"))
-    CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_tokens).save_pretrained(folder)
+    vocabulary, merges = _vocabulary(bpe)
+    save_model(CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_tokens), folder)
 
 
-def create_text_encoder(preset: Preset | WorldPreset, tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """An untrained CLIP text encoder of the preset's size."""
+def create_text_encoder(preset: Preset, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Return an untrained CLIP text encoder of the preset's size."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -110,39 +110,33 @@ def create_text_encoder(preset: Preset | WorldPreset, tokenizer: CLIPTokenizer) 
     )
 
 
-def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    """Ids padded to the tokenizer's length, as Stable Diffusion pipelines pad them. Shapes: (B, 40) int64."""
-    ids: Tensor = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    return ids
-
-
 def train_text_encoder(
-    preset: Preset, data: SceneData, tokenizer: CLIPTokenizer, folder: Path, device: torch.device
-) -> CLIPTextModel:
-    """A text encoder whose end-of-text state finds its scene among the others of a batch.
-
-    Source: Radford et al. 2021 (CLIP), symmetric cross-entropy over the batch; half of every batch are near misses.
-    """
-    torch.manual_seed(preset.seed + 1)
-    encoder: Any = create_text_encoder(preset, tokenizer)
-    encoder.to(device)
-    tower = ImageTower(data.latents.shape[1], 2 * preset.text_width)
-    tower(data.latents[:2].float())  # gives the lazy layer its width
-    tower.to(device)
-    head = Projections(preset.text_width, 2 * preset.text_width).to(device)
+    model: Any,
+    preset: Preset,
+    scenes: SceneSet,
+    tokenizer: CLIPTokenizer,
+    folder: Path,
+    device: torch.device,
+) -> None:
+    """Train a CLIP text encoder together with a `MapReader` that reads its states."""
+    model.to(device).train()
+    sizes = map_sizes(preset.world)
+    reader = MapReader(sizes, preset.text_width, preset.text_reader_layers).to(device)
 
     def step_loss(part: StepPart) -> tuple[Tensor, dict[str, float]]:
         rng = part.rng(preset.seed, 5)
-        indices = data.near_misses(preset.text_batch, rng)
-        ids = token_ids(tokenizer, data.captions(indices, rng))
-        ids = ids[:, : int((ids != tokenizer.eos_token_id).sum(1).max()) + 1].to(device)
-        texts = F.normalize(head.text(encoder(ids).pooler_output), dim=-1)
-        images = F.normalize(tower(data.latents[indices].float().to(device)), dim=-1)
-        logits = head.log_temperature.exp().clamp(max=100) * texts @ images.T
-        target = torch.arange(len(indices), device=device)
-        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-        right = (logits.argmax(1) == target).float().mean()
-        return loss, {"accuracy": float(right)}
+        chosen = scenes.sample(preset.text_batch, rng)
+        ids, maps = scenes.captions(chosen, rng), scenes.maps[chosen]
+        # Attention is causal, so padding after the longest caption can be cut off.
+        ids = ids[:, : int((ids != tokenizer.eos_token_id).sum(1).max()) + 1]
+        # Mostly hidden: what cannot be seen in other cells must come from the caption.
+        share = np.sqrt(rng.random((len(chosen), 1, 1)))
+        hidden = torch.from_numpy(rng.random((len(chosen), MAP_SIDE, MAP_SIDE)) < share).to(device)
+        with attention_kernel(device):
+            logits = reader(maps, hidden, model(ids).last_hidden_state)
+        loss = map_loss(logits, maps, sizes, hidden)
+        right = (logits[:, : sizes[0]].argmax(1) == maps[:, 0])[hidden]
+        return loss, {"right_cells": float(right.float().mean())}
 
     config = LoopConfig(
         steps=preset.text_steps,
@@ -150,23 +144,25 @@ def train_text_encoder(
         seed=preset.seed,
         ema_horizon=100,
         weight_decay=0.05,
+        precision=preset.precision,
     )
-    modules = {"text": encoder, "image": tower, "head": head}
-    train(modules, step_loss, config, folder, title="text encoder")
-    encoder.eval()
-    trained: CLIPTextModel = encoder
-    return trained
+    train({"text": model, "reader": reader}, step_loss, config, folder, title="text encoder")
+    model.eval()
 
 
-def _captions(preset: Preset) -> Iterator[str]:
-    world, rng = World(objects=preset.objects), np.random.default_rng([preset.seed, 6])
-    for _ in range(20_000):
-        yield caption(world.training_content(rng), world, rng)
+def caption_lengths(scenes: SceneSet, tokenizer: CLIPTokenizer) -> dict[str, float]:
+    """Return statistics of the captions' lengths in tokens."""
+    lengths = (scenes.ids != tokenizer.eos_token_id).sum(-1).flatten().cpu().numpy() + 1
+    return {
+        "mean_tokens": float(lengths.mean()),
+        "full_share": float((lengths > scenes.ids.shape[-1] - 1).mean()),
+        "median_tokens": float(np.median(lengths)),
+    }
 
 
-def _vocabulary(path: Path) -> tuple[dict[str, int], list[Any]]:
-    """Tokens with their ids, and merges; ids are given anew, because training numbers letters in any order."""
-    model = json.loads(path.read_text())["model"]
+def _vocabulary(bpe: Tokenizer) -> tuple[dict[str, int], list[Any]]:
+    """Return tokens with new ids, and merges; the ids from training are not reproducible."""
+    model = json.loads(bpe.to_str())["model"]
     merges = [tuple(merge) for merge in model["merges"]]
     merged = ["".join(merge) for merge in merges]
     specials = [_START, _END]

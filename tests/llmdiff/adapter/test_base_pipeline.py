@@ -1,7 +1,6 @@
 """Base pipelines as people keep them: half-precision variants, single files, without a text encoder."""
 
 import shutil
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from llmdiff.controller import LLMController
 from llmdiff.errors import CorruptWeightsError, PipelineNotFoundError
 from llmdiff.evaluation.metrics.loading import load_metric
 from llmdiff.evaluation.suites.scenes import load_checker
+from llmdiff.world.packaged import WEIGHTS
 
 Draw = Any
 
@@ -63,9 +63,9 @@ def loaded(path: Path) -> Any:
 def test_a_flipped_bit_in_any_packaged_part_is_an_error(
     part: str, file: str, load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(str(files("llmdiff")) + "/openmoji/weights", tmp_path / "openmoji" / "weights")
-    monkeypatch.setattr(base_pipeline, "files", lambda package: tmp_path)
-    damaged = tmp_path / "openmoji" / "weights" / part / file
+    shutil.copytree(WEIGHTS, tmp_path / "weights")
+    monkeypatch.setattr(base_pipeline, "WEIGHTS", tmp_path / "weights")
+    damaged = tmp_path / "weights" / part / file
     content = bytearray(damaged.read_bytes())
     content[-2] ^= 1
     damaged.write_bytes(content)

@@ -3,16 +3,15 @@
 import importlib.metadata
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
-import llmdiff
 from llmdiff.cli import diagnosis as doctor
 from llmdiff.cli.main import app
 from llmdiff.language.packaged import PACKAGED
+from llmdiff.world import packaged
 
 
 def test_everything_that_the_tests_run_on_is_found_and_right(tmp_path, monkeypatch):
@@ -38,13 +37,12 @@ def test_everything_that_the_tests_run_on_is_found_and_right(tmp_path, monkeypat
 
 
 def test_a_changed_weight_is_named_and_the_exit_status_is_1(tmp_path, monkeypatch):
-    weights = Path(llmdiff.__file__).parent / "openmoji" / "weights"
-    copy = tmp_path / "openmoji" / "weights"
-    shutil.copytree(weights, copy)
+    copy = tmp_path / "weights"
+    shutil.copytree(packaged.WEIGHTS, copy)
     damaged = copy / "checker" / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\0\0")
     shutil.rmtree(copy / "adapter")
-    monkeypatch.setattr(doctor, "files", lambda package: tmp_path)
+    monkeypatch.setattr(packaged, "WEIGHTS", copy)
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 1
     assert f"! checker: {damaged} has SHA-256" in result.stdout

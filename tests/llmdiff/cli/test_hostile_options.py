@@ -42,8 +42,7 @@ _HEAVY = (
     "llmdiff_lab.inspection.probe_table.measure_probes",
     "llmdiff_lab.comparison.fill.Recipe.benchmark",
     "llmdiff_lab.comparison.prepare.prepare_build",
-    "llmdiff_lab.world_build.build.run_build",
-    "llmdiff_lab.world_build.world_slices.run_world_build",
+    "llmdiff_lab.world_build.slices.run_build",
 )
 
 _APPLICATIONS = (app, laboratory)

@@ -1,4 +1,5 @@
-"""The shipped default draws the pictures that it drew before: `golden/` holds them, drawn on an x86 CPU.
+"""The shipped default draws the pictures that it drew before: `golden/` holds them, drawn on an x86 CPU by
+`draw_golden.py`.
 
 The bounds: with other instruction sets (SSE 4, AVX2, AVX-512) and numbers of threads at least 99.98 % of all values
 were the same and none was more than 1 of 255 off. The least change of what is drawn (scale 0.99 instead of 1) leaves
@@ -17,9 +18,8 @@ from typer.testing import CliRunner
 from llmdiff.cli.main import app
 from llmdiff.drawing.pictures import Panel, read_metadata, sheet
 
-GOLDEN = Path(__file__).parent / "golden"
-# Of `make demo`.
-DEMO_PROMPT = "what takes off from an airport, above what a forest is made of"
+from .draw_golden import DEMO_PROMPT, GOLDEN, PROMPT, SEED
+
 LEAST_EXACT, MOST_MEAN, MOST = 0.99, 0.02, 2
 
 pytestmark = pytest.mark.slow
@@ -44,7 +44,7 @@ def alike(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
 
 def golden_demo() -> tuple[list[Image.Image], list[Image.Image]]:
     """The base's four pictures and the LLM's, of seeds 0 to 3."""
-    size = 64
+    size = 128
     with Image.open(GOLDEN / "demo.png") as image:
         rows = [
             [image.crop((x, y, x + size, y + size)) for x in range(0, image.width, size)] for y in (0, size)
@@ -72,7 +72,7 @@ def test_the_demo_is_what_it_was(tmp_path: Path) -> None:
 
 def test_generate_draws_what_it_drew(tmp_path: Path) -> None:
     out = tmp_path / "a.png"
-    run(["generate", "a cat above a red apple", "--seed", 7, "--out", out])
+    run(["generate", PROMPT, "--seed", SEED, "--out", out])
     assert alike(pixels(out), pixels(GOLDEN / "generate.png"))
     made = read_metadata(out)
     assert (made["llm"], made["adapter"], made["seed"]) == ("smollm2-135m", "openmoji", "7")

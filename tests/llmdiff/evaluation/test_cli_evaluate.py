@@ -16,7 +16,6 @@ from llmdiff.adapter import LLMDiffAdapter
 from llmdiff.cli.main import app
 from llmdiff.controller import LLMController
 from llmdiff.evaluation.suites.scenes import scene_prompts
-from llmdiff.evaluation.suites.scenes_check import SceneChecker
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.world.checker import WorldChecker
 from llmdiff.world.scenes import World
@@ -35,7 +34,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     llm.tokenizer.save_pretrained(root / "llm")
     loaded = DecoderLLM.from_pretrained(root / "llm")
     LLMController.create(loaded, pipe, base_model_id=str(root / "pipe")).save_pretrained(root / "adapter")
-    SceneChecker(6).save_pretrained(root / "checker")
+    WorldChecker(World(thing_count=20, styles=("flat", "line")), channels=8).save_pretrained(root / "checker")
     save_image_text("clip", root / "clip")
     save_vision("vit", root / "vit")
     (root / "mine.jsonl").write_text(
@@ -126,7 +125,7 @@ def test_the_prompts_are_those_of_the_world_that_the_pipeline_was_trained_on(
     models: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(models / "pipe", tmp_path / "pipe")
-    world = {"thing_count": 20, "styles": ["flat", "line"]}
+    world = {"thing_count": 40, "styles": ["flat", "line"]}
     (tmp_path / "pipe" / "world.json").write_text(json.dumps(world))
     adapter = LLMDiffAdapter.from_pretrained(models / "adapter")
     adapter.register_to_config(llm_id=str(models / "llm"), base_model_id=str(tmp_path / "pipe"))
@@ -149,14 +148,14 @@ def test_the_prompts_are_those_of_the_world_that_the_pipeline_was_trained_on(
 
     refused = run(models / "checker")
     assert refused.exit_code == 1
-    assert "cannot read 20 of the 20 things" in refused.stderr
+    assert "cannot read 20 of the 40 things" in refused.stderr
     done = run(tmp_path / "checker")
     assert done.exit_code == 0, done.output
     assert set(report(tmp_path / "out")["systems"]["llm"]["metrics_by_tag"]) == set(SPLITS)
     lines = (tmp_path / "out" / "prompts.jsonl").read_text().splitlines()
     asked = {json.loads(line)["prompt"] for line in lines}
     assert asked == {
-        row.prompt for row in scene_prompts(1, 0, World(thing_count=20, styles=("flat", "line")))
+        row.prompt for row in scene_prompts(1, 0, World(thing_count=40, styles=("flat", "line")))
     }
 
 

@@ -16,40 +16,51 @@ from llmdiff.errors import ConfigError, LLMDiffError, OutputError
 from llmdiff.evaluation.picture_store import DRAWN_NAME
 from llmdiff.evaluation.report import evaluate_suite
 from llmdiff.evaluation.suites.scenes import ScenePrompt, SceneScorer, scene_prompts, scenes_suite
-from llmdiff.evaluation.suites.scenes_check import SceneChecker
-from llmdiff.evaluation.suites.verdicts import SeenScene, scene_as_seen
+from llmdiff.evaluation.suites.suite import SuitePrompt
 from llmdiff.evaluation.systems import System, controller_systems, pipeline_system
 from llmdiff.evaluation.tables import report_tables
-from llmdiff.openmoji.contents import SPLITS, World
-from llmdiff.openmoji.scenes import draw, lay_out
+from llmdiff.world.checker import WorldChecker
+from llmdiff.world.layouts import OPPOSITE
+from llmdiff.world.reading import Reading, reading_of
+from llmdiff.world.scenes import World
+from llmdiff.world.splits import SPLITS
 
-WORLD = World(objects=6)
+WORLD = World(thing_count=40, styles=("flat", "line"))
+
+
+def untrained() -> WorldChecker:
+    return WorldChecker(WORLD, channels=8).eval()
+
+
+def seed_of(row: SuitePrompt) -> int:
+    (seed,) = row.seeds(1, 0)
+    return seed
 
 
 def render(rows: Sequence[ScenePrompt]) -> System:
-    """A system that draws what its rows ask for: it looks the content up by the seed."""
-    contents = {row.seed: row.content for row in rows}
+    """A system that draws what its rows ask for: it looks the scene up by the seed."""
+    by_seed = {seed_of(row): row for row in rows}
 
     def system(prompts: list[str], seeds: list[int]) -> NDArray[np.uint8]:
-        return np.stack([draw(lay_out(contents[seed], np.random.default_rng(seed))) for seed in seeds])
+        return np.stack([by_seed[seed].render() for seed in seeds])
 
     return system
 
 
-class Reader(SceneChecker):
+class Reader(WorldChecker):
     """Sees what it is told to, in the order of the pictures."""
 
-    def __init__(self, seen: Sequence[SeenScene]) -> None:
-        super().__init__(6)
+    def __init__(self, seen: Sequence[Reading]) -> None:
+        super().__init__(WORLD, channels=8)
         self.seen = list(seen)
 
-    def read(self, images: NDArray[np.uint8], *, batch: int = 64) -> list[SeenScene]:
+    def read(self, images: NDArray[np.uint8], *, batch: int = 64) -> list[Reading]:
         found, self.seen = self.seen[: len(images)], self.seen[len(images) :]
         return found
 
 
 def evaluate(
-    systems: Mapping[str, System], rows: Sequence[ScenePrompt], checker: SceneChecker, out: Path, **more: Any
+    systems: Mapping[str, System], rows: Sequence[ScenePrompt], checker: WorldChecker, out: Path, **more: Any
 ) -> dict[str, Any]:
     return evaluate_suite(systems, scenes_suite(rows), out, metrics=[SceneScorer(checker)], **more)
 
@@ -60,19 +71,19 @@ def prompt_lines(out: Path, system: str) -> list[dict[str, Any]]:
 
 
 def test_figures_agree_with_a_hand_count(tmp_path: Path) -> None:
-    rows = scene_prompts(40, 0, WORLD, splits=["seen", "pairs"])
-    related = [row for row in rows if row.content.relation is not None]
-    others = [row for row in rows if row.content.relation is None and row.content.background is not None]
-    rows = [others[0], others[1], related[0], related[1]]
-    right = [scene_as_seen(lay_out(row.content, np.random.default_rng(row.seed))) for row in rows]
+    rows = scene_prompts(60, 0, WORLD, splits=["seen", "pairs"])
+    related = [row for row in rows if row.expected.relation in OPPOSITE and row.expected.background is None]
+    others = [row for row in rows if row.expected.relation is None and row.expected.background is not None]
+    rows = [others[0], others[1], related[0], related[-1]]
+    right = [reading_of(row.scene) for row in rows]
 
-    def turned(seen: SeenScene) -> SeenScene:
+    def turned(seen: Reading) -> Reading:
         first, second = seen.things
-        there = {"x_px": second.x_px, "y_px": second.y_px}, {"x_px": first.x_px, "y_px": first.y_px}
+        there = {"x": second.x, "y": second.y}, {"x": first.x, "y": first.y}
         things = tuple(replace(one, **at) for one, at in zip(seen.things, there, strict=True))
         return replace(seen, things=things)
 
-    nothing = SeenScene(things=(), background="")
+    nothing = Reading(things=(), place=right[3].place)
     other_background = replace(right[1], background="no such")
     # base: right, wrong things, swapped, nothing. llm: right, another background, right, swapped.
     base = [right[0], replace(right[1], things=()), turned(right[2]), nothing]
@@ -90,7 +101,7 @@ def test_figures_agree_with_a_hand_count(tmp_path: Path) -> None:
         assert base_found[f"scenes: relation {kind}"]["mean"] == of_base
         assert ours_found[f"scenes: relation {kind}"]["mean"] == of_ours
         assert ours_found[f"scenes: relation {kind}"]["n"] == 2
-    asked = sum(row.content.background is not None for row in rows)
+    asked = sum(row.expected.background is not None for row in rows)
     assert ours_found["scenes: background"]["n"] == asked
     assert ours_found["scenes: background"]["mean"] == pytest.approx((asked - 1) / asked)
     by_tag = figures["llm"]["metrics_by_tag"]
@@ -114,10 +125,10 @@ def test_everything_is_written_and_every_system_gets_the_same(tmp_path: Path) ->
         return note
 
     systems = {name: noted(name, render(suite)) for name in calls}
-    checker = SceneChecker(6).eval()
+    checker = untrained()
     checker.figures = {"exact": 0.99}
     report = evaluate(systems, suite, checker, tmp_path, batch=4, settings={"steps": 2}, command="test")
-    assert calls["base"] == calls["llm"] == [(row.prompt, row.seed) for row in suite]
+    assert calls["base"] == calls["llm"] == [(row.prompt, seed_of(row)) for row in suite]
     assert json.loads((tmp_path / "report.json").read_text()) == report
     assert set(report) >= {"systems", "suite", "checker", "versions", "command", "date", "seconds_per_image"}
     assert report["checker"] == {"exact": 0.99}
@@ -141,12 +152,12 @@ def test_everything_is_written_and_every_system_gets_the_same(tmp_path: Path) ->
 
 def test_a_wrong_answer_of_a_system_is_named(tmp_path: Path) -> None:
     def floats(prompts: list[str], seeds: list[int]) -> Any:
-        return np.zeros((len(prompts), 64, 64, 3))
+        return np.zeros((len(prompts), 128, 128, 3))
 
     with pytest.raises(LLMDiffError, match="system odd: gave float64"):
-        evaluate({"odd": floats}, scene_prompts(1, 0, WORLD), SceneChecker(6), tmp_path)
+        evaluate({"odd": floats}, scene_prompts(1, 0, WORLD), untrained(), tmp_path)
     with pytest.raises(ConfigError, match="systems"):
-        evaluate({}, scene_prompts(1, 0, WORLD), SceneChecker(6), tmp_path)
+        evaluate({}, scene_prompts(1, 0, WORLD), untrained(), tmp_path)
     assert not (tmp_path / "report.json").exists()
 
 
@@ -158,7 +169,7 @@ def test_an_unwritable_folder_is_refused_before_anything_is_drawn(tmp_path: Path
 
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(OutputError, match="cannot be written"):
-            evaluate({"base": never}, scene_prompts(1, 0, WORLD), SceneChecker(6), out)
+            evaluate({"base": never}, scene_prompts(1, 0, WORLD), untrained(), out)
 
 
 def test_a_picture_does_not_depend_on_its_batch(sd_pipe: Any) -> None:
@@ -175,7 +186,7 @@ def test_base_and_controlled_pipeline_are_evaluated(tmp_path: Path, sd_pipe: Any
     sd_pipe.save_pretrained(tmp_path / "base")
     controller = LLMController.create(tiny_llm, sd_pipe, base_model_id=str(tmp_path / "base"))
     systems = controller_systems(controller, controller.load_pipeline(), steps=2)
-    report = evaluate(systems, scene_prompts(1, 0, WORLD), SceneChecker(6).eval(), tmp_path / "out")
+    report = evaluate(systems, scene_prompts(1, 0, WORLD), untrained(), tmp_path / "out")
     assert list(report["systems"]) == ["base", "llm"]
     assert report["systems"]["llm"]["metrics"]["scenes"]["n"] == len(SPLITS)
     base, llm = (sorted((tmp_path / "out" / DRAWN_NAME / name).glob("*.png")) for name in ("base", "llm"))
@@ -183,10 +194,10 @@ def test_base_and_controlled_pipeline_are_evaluated(tmp_path: Path, sd_pipe: Any
 
 
 def test_real_renders_are_right_and_shuffled_ones_are_not(
-    tmp_path: Path, trained_checker: SceneChecker
+    tmp_path: Path, trained_checker: WorldChecker
 ) -> None:
-    suite = scene_prompts(25, 3, World(objects=trained_checker.objects))
-    shifted = [replace(row, content=suite[i - 7].content) for i, row in enumerate(suite)]
+    suite = scene_prompts(25, 3, trained_checker.world)
+    shifted = [replace(row, scene=suite[i - 7].scene) for i, row in enumerate(suite)]
     systems = {"perfect": render(suite), "shuffled": render(shifted)}
     report = evaluate(systems, suite, trained_checker, tmp_path)
     assert report["systems"]["perfect"]["metrics"]["scenes"]["mean"] >= 0.97
@@ -194,10 +205,10 @@ def test_real_renders_are_right_and_shuffled_ones_are_not(
 
 
 def test_a_picture_that_cannot_be_drawn_is_wrong_counted_and_said(
-    tmp_path: Path, trained_checker: SceneChecker, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, trained_checker: WorldChecker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    suite = scene_prompts(3, 3, World(objects=trained_checker.objects), splits=["seen", "pairs"])
-    broken = {suite[1].seed, suite[4].seed, suite[5].seed}
+    suite = scene_prompts(3, 3, trained_checker.world, splits=["seen", "pairs"])
+    broken = {seed_of(suite[1]), seed_of(suite[4]), seed_of(suite[5])}
     perfect = render(suite)
 
     def fragile(prompts: list[str], seeds: list[int]) -> NDArray[np.uint8]:
@@ -213,8 +224,11 @@ def test_a_picture_that_cannot_be_drawn_is_wrong_counted_and_said(
     ):
         # Every part that the prompt asks for counts, drawn or not.
         assert set(line["values"]) == set(other["values"])
-        if row.seed in broken:
-            assert {name for name, value in line["values"].items() if value} <= {"scenes: relation wrong"}
+        if seed_of(row) in broken:
+            assert {name for name, value in line["values"].items() if value} <= {
+                "scenes: relation wrong",
+                "scenes: way up",
+            }
     assert "fragile: 3 of 6 pictures could not be drawn" in report_tables(report)
     assert "perfect: " not in report_tables(report)
     said = [record.getMessage() for record in caplog.records if "could not be drawn" in record.getMessage()]
@@ -228,5 +242,5 @@ def test_a_system_that_draws_nothing_is_no_result(tmp_path: Path) -> None:
         raise RuntimeError("no lamp")
 
     with pytest.raises(LLMDiffError, match="no lamp"):
-        evaluate({"dead": dead}, scene_prompts(1, 0, WORLD), SceneChecker(6), tmp_path, batch=2)
+        evaluate({"dead": dead}, scene_prompts(1, 0, WORLD), untrained(), tmp_path, batch=2)
     assert not (tmp_path / "report.json").exists()

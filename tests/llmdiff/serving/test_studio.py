@@ -16,7 +16,8 @@ from llmdiff.drawing.draw import DrawingSettings, draw
 from llmdiff.drawing.models import Models, load
 from llmdiff.errors import AdapterNotFoundError, LLMDiffError
 from llmdiff.serving.studio import Drawn, Loading, Notice, Step, Studio
-from llmdiff.world.vocabulary import WORLD_FILE
+from llmdiff.world.packaged import save_world
+from llmdiff.world.scenes import World
 
 ORDER = DrawingSettings(prompt="a red cat", negative_prompt="a dog", seed=7, number=2, steps=3)
 
@@ -74,11 +75,11 @@ def test_a_prompt_without_a_word_of_the_pipelines_world_is_told_so_once(
     models = Models(adapter=str(adapter))
     base = Path(json.loads((adapter / "config.json").read_text())["base_model_id"])
     orders = [replace(ORDER, number=2, steps=1, prompt=prompt) for prompt in ("a red cat", "submarines")]
-    (base / WORLD_FILE).write_text(json.dumps({"thing_count": 40, "styles": ["flat"]}))
+    save_world(World(thing_count=40, styles=("flat",)), base)
     try:
         notices = [[one for one in studio.draw(order, models) if isinstance(one, Notice)] for order in orders]
     finally:
-        (base / WORLD_FILE).unlink()
+        (base / "world.json").unlink()
     assert [len(found) for found in notices] == [0, 1]
     assert "llmdiff world" in notices[1][0].text
 

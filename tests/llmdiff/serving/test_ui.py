@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from html import unescape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,8 @@ from llmdiff.serving.studio import Studio
 from llmdiff.serving.ui_drawer import Drawer
 from llmdiff.serving.ui_examples import EXAMPLES
 from llmdiff.serving.ui_server import create_ui_app
+from llmdiff.world.packaged import WEIGHTS
 
-SHIPPED = Path(str(files("llmdiff"))) / "openmoji" / "weights"
 INJECTED = "a <img src=x onerror=alert(1)> ${alert(2)} {{alert(3)}} `cat`"
 
 
@@ -429,11 +428,11 @@ def test_the_command_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.Mo
     assert "llmdiff-adapter[ui]" in refused()
 
 
-@pytest.mark.skipif(SHIPPED.is_dir(), reason="the embedded default's weights are there")
+@pytest.mark.skipif(WEIGHTS.is_dir(), reason="the embedded default's weights are there")
 def test_without_the_shipped_weights_the_command_says_so() -> None:
     line = refused()
     assert "'openmoji' has no adapter here" in line
-    assert "llmdiff_lab.world_build.build" in line
+    assert "llmdiff-lab build" in line
 
 
 def test_every_choice_asks_the_closed_llm_that_the_command_names() -> None:

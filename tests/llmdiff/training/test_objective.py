@@ -111,6 +111,15 @@ def test_every_quarter_of_the_timesteps_is_reached_and_logged():
     assert figures == pytest.approx({f"loss_quarter_{i}": 1.0 for i in (1, 2, 3, 4)})
 
 
+def test_a_power_below_one_prefers_high_noise():
+    objective, latents = Objective.of(DDIMScheduler()), torch.zeros(4000, 1, 1, 1)
+    even = objective.noised(latents, _generator())
+    noisy = objective.noised(latents, _generator(), power=0.45)
+    torch.testing.assert_close(noisy.shares, even.shares**0.45)
+    # The mean of u ** p is 1 / (1 + p).
+    assert float(noisy.timesteps.float().mean()) == pytest.approx(1000 / 1.45, abs=2)
+
+
 def test_validation_does_not_depend_on_batches_or_processes():
     objective = Objective.of(DDIMScheduler())
 

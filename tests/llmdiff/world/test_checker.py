@@ -16,7 +16,7 @@ from llmdiff.world.reading import UNCLEAR, SeenThing
 from llmdiff.world.rendering import sprite_box
 from llmdiff.world.scenes import Placed, World
 from llmdiff.world.things import BACKGROUNDS, STYLES
-from llmdiff_lab.world_build.world_checker import inked_shares
+from llmdiff_lab.world_build.checker import inked_shares
 
 WORLD = World(thing_count=20)
 KINDS = [(thing.name, who) for thing in WORLD.things for who in thing.who or (None,)]

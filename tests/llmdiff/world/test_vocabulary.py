@@ -1,12 +1,10 @@
 """Whether a prompt has a word of a world."""
 
-import json
-
 import pytest
 
 from llmdiff.world.scenes import World
 from llmdiff.world.splits import SPLITS, prompts
-from llmdiff.world.vocabulary import WORLD_FILE, known_names, unknown_prompt_notice, world_of
+from llmdiff.world.vocabulary import known_names, unknown_prompt_notice
 
 SMALL = World(thing_count=96, styles=("flat", "line"))
 
@@ -39,9 +37,3 @@ def test_no_prompt_of_the_evaluation_is_unknown():
     for split in SPLITS:
         for prompt in prompts(split, 20, world=SMALL):
             assert unknown_prompt_notice(prompt.text, SMALL) is None, prompt.text
-
-
-def test_the_folder_of_a_pipeline_names_its_world(tmp_path):
-    assert world_of(tmp_path) is None
-    (tmp_path / WORLD_FILE).write_text(json.dumps({"thing_count": 96, "styles": ["flat", "line"]}))
-    assert world_of(tmp_path) == SMALL

@@ -7,8 +7,8 @@ import pytest
 import torch
 from tiny.pipelines import build_llm
 
-from llmdiff_lab.world_build.world import WorldBuild
-from llmdiff_lab.world_build.world_presets import world_preset
+from llmdiff_lab.world_build.build import Build
+from llmdiff_lab.world_build.presets import find_preset
 
 
 @pytest.fixture(scope="package")
@@ -21,8 +21,8 @@ def llm_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="package")
-def built(tmp_path_factory: pytest.TempPathFactory, llm_folder: str) -> WorldBuild:
+def built(tmp_path_factory: pytest.TempPathFactory, llm_folder: str) -> Build:
     folder: Path = tmp_path_factory.mktemp("build")
-    build = WorldBuild(world_preset("test", llm=llm_folder), folder, torch.device("cpu"))
+    build = Build(find_preset("test", llm=llm_folder), folder, torch.device("cpu"))
     build.run("checker")
     return build

@@ -14,7 +14,7 @@ from llmdiff_lab.cli.main import app
 from llmdiff_lab.comparison import compare_llms as comparing
 from llmdiff_lab.comparison.compare_page import comparison_tables, save_comparison
 from llmdiff_lab.comparison.settings import BenchmarkSettings
-from llmdiff_lab.world_build.presets import preset
+from llmdiff_lab.world_build.presets import CPU
 
 SETTINGS = BenchmarkSettings(
     rivals=("guided",),
@@ -48,14 +48,14 @@ def done(built, llms, tmp_path_factory):
 
 
 def test_settings_are_the_presets_unless_others_are_asked_for():
-    made_with = preset("openmoji-cpu")
-    kept = comparing.comparison_settings("openmoji-cpu", batch=7)
+    made_with = CPU
+    kept = comparing.comparison_settings("cpu", batch=7)
     assert kept.text_steps == made_with.adapter_gain_steps + made_with.adapter_warm_steps
     assert (kept.steps, kept.captions) == (made_with.adapter_steps, made_with.adapter_captions)
     assert (kept.batch, kept.rivals) == (7, ("guided",))
-    assert comparing.comparison_settings("openmoji-cpu", text_steps=0).text_steps == 0
+    assert comparing.comparison_settings("cpu", text_steps=0).text_steps == 0
     with pytest.raises(ConfigError, match="rivals: got 'guide'"):
-        comparing.comparison_settings("openmoji-cpu", system="guide")
+        comparing.comparison_settings("cpu", system="guide")
 
 
 def test_llms_are_listed_by_size_with_figures_and_costs(done, llms):

@@ -8,13 +8,12 @@ import torch
 from llmdiff.evaluation.metrics.kinds import PictureMetric
 from llmdiff_lab.comparison.prepare import own_metrics
 from llmdiff_lab.world_build.build import Build
-from llmdiff_lab.world_build.presets import preset
-from llmdiff_lab.world_build.world import WorldBuild
+from llmdiff_lab.world_build.presets import CPU
 
 
 def test_a_build_is_measured_by_its_own_siglip_once_it_has_one(built, tmp_path):
     shutil.copytree(built.folder, tmp_path / "build")
-    build = WorldBuild(built.preset, tmp_path / "build", torch.device("cpu"))
+    build = Build(built.preset, tmp_path / "build", torch.device("cpu"))
     assert own_metrics(build) == []
     model = build.siglip()
     metrics = own_metrics(build)
@@ -28,5 +27,5 @@ def test_a_build_is_measured_by_its_own_siglip_once_it_has_one(built, tmp_path):
 
 
 def test_builds_of_the_shipped_preset_share_the_shipped_siglip(tmp_path):
-    metrics = own_metrics(Build(preset("openmoji-cpu"), tmp_path, torch.device("cpu")))
+    metrics = own_metrics(Build(CPU, tmp_path, torch.device("cpu")))
     assert [metric.model_id for metric in metrics] == ["openmoji"] * 3

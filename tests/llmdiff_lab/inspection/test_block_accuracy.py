@@ -13,6 +13,7 @@ from llmdiff.errors import ConfigError
 from llmdiff.evaluation.suites.scenes import SceneScorer, load_checker, suite_of_pipeline
 from llmdiff.evaluation.systems import pipeline_system
 from llmdiff.language.llm import DecoderLLM
+from llmdiff.world.splits import SPLITS
 from llmdiff_lab.cli.main import app
 from llmdiff_lab.inspection.block_accuracy import block_settings, learned_weights, measure_blocks
 from llmdiff_lab.inspection.block_plots import block_figure
@@ -50,12 +51,15 @@ def test_the_command_draws_each_setting_and_goes_on(reading_adapter, tmp_path):
     report = json.loads((out / "blocks.json").read_text())
     blocks = len(report["weights"]["gamma"])
     assert len(report["without"]) == len(report["alone"]) == blocks
-    assert report["prompts"] == 6
-    assert all(row["n"] == 6 for row in (*report["without"], *report["alone"], report["all"], report["none"]))
+    assert report["prompts"] == len(SPLITS)
+    assert all(
+        row["n"] == len(SPLITS)
+        for row in (*report["without"], *report["alone"], report["all"], report["none"])
+    )
     assert (out / "blocks.md").read_text().count("\n| ") == blocks + 1
     assert Image.open(out / "blocks.png").width > 500
     drawn = {path: path.stat().st_mtime_ns for path in out.glob("drawn/*/*.png")}
-    assert len(drawn) == 6 * (2 + 2 * blocks)
+    assert len(drawn) == len(SPLITS) * (2 + 2 * blocks)
     assert CliRunner().invoke(app, arguments).exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in out.glob("drawn/*/*.png")} == drawn
 
@@ -76,13 +80,14 @@ def test_a_setting_draws_as_its_gains_do(reading_adapter, scorer, tmp_path):
     draw = pipeline_system(pipe, steps=2, guidance_scale=3.0)
     first = suite.prompts[0]
     with controller.attached(pipe, block_gains={1: 0.0}):
-        expected = draw([first.prompt], [first.seed])[0]
+        expected = draw([first.prompt], first.seeds(1, 0))[0]
     without, whole = (
         np.asarray(Image.open(tmp_path / "drawn" / name / "00000-0.png"))
         for name in ("without block 1", "all blocks")
     )
-    np.testing.assert_array_equal(without, expected)
-    assert (without != whole).any()
+    # The prompt was drawn in a batch with the others, which rounds otherwise.
+    assert np.abs(without.astype(int) - expected).max() <= 1
+    assert (without != whole).mean() > 0.01
     # What the figure shows of the difference is the difference of the two accuracies.
     shares = {
         name: np.mean(

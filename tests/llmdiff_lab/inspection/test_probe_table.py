@@ -8,6 +8,8 @@ from transformers import BertConfig, BertModel
 from typer.testing import CliRunner
 
 from llmdiff.errors import ConfigError
+from llmdiff.world.scenes import World
+from llmdiff.world.splits import SPLITS
 from llmdiff_lab.cli.main import app
 from llmdiff_lab.inspection import probe_table
 from llmdiff_lab.inspection.block_sums import BlockSums
@@ -15,7 +17,8 @@ from llmdiff_lab.inspection.probe_plots import probe_tables, save_probes
 from llmdiff_lab.inspection.probe_table import ProbeSettings, measure_probes
 from llmdiff_lab.inspection.texts import read_texts
 
-FEW = {"captions": 24, "tests": 6, "steps": 4, "batch": 8, "objects": 6}
+WORLD = World(thing_count=20, styles=("flat", "line"))
+FEW = {"captions": 24, "tests": 6, "steps": 4, "batch": 8, "world": WORLD}
 
 
 @pytest.fixture
@@ -59,13 +62,11 @@ def test_every_row_has_its_figures_and_a_second_run_measures_nothing(folders, tm
     assert list(record["table"]) == ["guided", "paper", "last layer", "norm-average", "encoder"]
     assert set(record["differences"]) == set(record["table"]) - {"last layer"}
     for splits in record["table"].values():
-        assert list(splits) == ["seen", "pairs", "colours", "phrasings", "synonyms", "indirect"]
+        assert list(splits) == list(SPLITS)
         for kinds in splits.values():
             assert all(0 <= row["low"] <= row["mean"] <= row["high"] <= 1 for row in kinds.values())
             assert kinds["all"]["n"] == 6
-        # A pair of objects has no shapes, and so no colours to read.
-        assert "colours" not in splits["pairs"]
-        assert splits["colours"]["colours"]["n"] == 6
+        assert splits["colours"]["colours"]["n"] == splits["styles"]["style"]["n"] == 6
 
     def refused(*args, **more):
         raise AssertionError("measured again")

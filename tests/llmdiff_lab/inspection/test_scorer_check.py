@@ -9,18 +9,18 @@ from numpy.typing import NDArray
 
 from llmdiff.errors import ConfigError
 from llmdiff.evaluation.statistics import cohens_kappa
-from llmdiff.evaluation.suites.verdicts import SeenScene, scene_as_seen
-from llmdiff.openmoji.contents import World
+from llmdiff.world.reading import Reading, reading_of
+from llmdiff.world.rendering import render
+from llmdiff.world.scenes import World
 from llmdiff_lab.inspection.scorer_check import check_scorer, scorer_tables
-from llmdiff_lab.world_build.checker import real_renders
+from llmdiff_lab.world_build.checker_figures import held_out_scenes
 
-WORLD = World(objects=6)
-RENDERS = 120
+WORLD = World(thing_count=40, styles=("flat", "line"))
+RENDERS = 110
 
 
-def truths() -> list[SeenScene]:
-    _, scenes, _ = real_renders(WORLD, np.random.default_rng([0, 14]), RENDERS, 64)
-    return [scene_as_seen(scene) for scene in scenes]
+def truths() -> list[Reading]:
+    return [reading_of(scene) for _, scene in held_out_scenes(WORLD, RENDERS, seed=0)]
 
 
 def test_a_reader_without_fault_agrees_and_shuffled_captions_are_chance() -> None:
@@ -56,12 +56,12 @@ def test_faults_of_a_reader_show_where_they_are() -> None:
 def test_pictures_are_those_of_the_scenes_and_spoilt_ones_differ_a_little() -> None:
     given: list[NDArray[np.uint8]] = []
 
-    def read(images: NDArray[np.uint8]) -> Sequence[SeenScene]:
+    def read(images: NDArray[np.uint8]) -> Sequence[Reading]:
         given.append(images)
         return truths()
 
     check_scorer(read, WORLD, renders=RENDERS)
-    _, _, images = real_renders(WORLD, np.random.default_rng([0, 14]), RENDERS, 64)
+    images = np.stack([render(scene) for _, scene in held_out_scenes(WORLD, RENDERS, seed=0)])
     clean, spoilt = given
     assert (clean == images).all()
     assert 0 < np.abs(clean.astype(int) - spoilt).mean() < 30

@@ -18,13 +18,14 @@ from llmdiff.cli.main import app
 from llmdiff.drawing.pictures import read_metadata
 from llmdiff.evaluation.report import evaluate_suite
 from llmdiff.evaluation.suites.scenes import scene_prompts, scenes_suite
-from llmdiff.evaluation.suites.scenes_check import SceneChecker
-from llmdiff.openmoji.contents import SPLITS, World
+from llmdiff.world.checker import WorldChecker
+from llmdiff.world.scenes import World
+from llmdiff.world.splits import SPLITS
 from llmdiff_lab.cli.main import app as laboratory
 from llmdiff_lab.study.api import create_study_app
 from tests.llmdiff.serving.conftest import save_models
 
-WORLD = World(objects=6)
+WORLD = World(thing_count=20, styles=("flat", "line"))
 
 
 def run(*arguments: object) -> Result:
@@ -48,7 +49,7 @@ def test_from_an_evaluation_to_a_report_on_the_command_line(
     make_sd: Callable[..., Any], make_llm: Callable[..., Any], tmp_path: Path
 ) -> None:
     adapter = save_models(tmp_path / "models", make_sd(), make_llm())
-    SceneChecker(6).eval().save_pretrained(tmp_path / "checker")
+    WorldChecker(WORLD, channels=8).eval().save_pretrained(tmp_path / "checker")
     options = ("--prompts", 1, "--steps", 1, "--adapter", adapter, "--checker", tmp_path / "checker")
     run("evaluate", "--out", tmp_path / "figures", *options)
     kept = {name: tmp_path / "figures" / "drawn" / name for name in ("base", "llm")}
@@ -56,7 +57,7 @@ def test_from_an_evaluation_to_a_report_on_the_command_line(
     for name, folder in kept.items():
         facts = [read_metadata(path) for path in sorted(folder.iterdir())]
         assert [one["prompt"] for one in facts] == [row.prompt for row in suite]
-        assert [one["seed"] for one in facts] == [str(row.seed) for row in suite]
+        assert [one["seed"] for one in facts] == [str(row.seeds(1, 0)[0]) for row in suite]
         assert {one["system"] for one in facts} == {name}
 
     sources = [part for name, folder in kept.items() for part in ("--system", f"{name}={folder}")]
@@ -68,7 +69,7 @@ def test_from_an_evaluation_to_a_report_on_the_command_line(
     with TestClient(server) as http:
         rater = f"/api/raters/{http.post('/api/raters').json()['rater']}"
         total = http.get(rater).json()["total"]
-        assert total == len(SPLITS) + 2
+        assert total == len(SPLITS) + 4  # one attention check for every three pairs, rounded up
         for position in range(total):
             pair = http.get(f"{rater}/pairs/{position}").json()
             # A picture in noise is none of those that were drawn.
@@ -109,9 +110,13 @@ def test_pictures_of_an_evaluation_say_how_they_were_made(tmp_path: Path) -> Non
         paths = sorted((tmp_path / "drawn" / name).iterdir())
         assert len(paths) == len(rows)
         for row, path in zip(rows, paths, strict=True):
-            assert (np.asarray(Image.open(path)) == (level, row.seed % 256, 0)).all()
+            assert (np.asarray(Image.open(path)) == (level, row.seeds(1, 0)[0] % 256, 0)).all()
             said = read_metadata(path)
-            assert (said["prompt"], said["seed"], said["tags"]) == (row.prompt, str(row.seed), row.split)
+            assert (said["prompt"], said["seed"], said["tags"]) == (
+                row.prompt,
+                str(row.seeds(1, 0)[0]),
+                row.split,
+            )
             assert said["system"] == name
 
 

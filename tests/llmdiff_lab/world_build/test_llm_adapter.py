@@ -7,7 +7,7 @@ import torch
 
 from llmdiff.training.config import load_config
 from llmdiff_lab.world_build.llm_adapter import adapter_config
-from llmdiff_lab.world_build.presets import CPU, PRESETS, preset
+from llmdiff_lab.world_build.presets import CPU, PRESETS, find_preset
 
 CONFIG = Path(__file__).parents[3] / "configs" / "openmoji-smollm2.yaml"
 
@@ -21,7 +21,7 @@ def test_the_builds_configuration_is_the_one_in_the_file():
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("text_steps", [0, 100])
 def test_every_preset_has_a_configuration(name, text_steps, tmp_path):
-    made_with = preset(name, adapter_warm_steps=text_steps)
+    made_with = find_preset(name, adapter_warm_steps=text_steps)
     config = adapter_config(made_with, tmp_path, base="base", device=torch.device("cpu"), seed=7)
     training = config.training
     gains = made_with.adapter_gain_steps

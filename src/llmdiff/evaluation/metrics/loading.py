@@ -5,7 +5,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from llmdiff.adapter.base_pipeline import packaged
+from llmdiff.adapter.base_pipeline import EMBEDDED_NAME, packaged
 from llmdiff.errors import ConfigError, MetricError
 from llmdiff.evaluation.metrics.alignment import CLIPScore, SigLIPScore
 from llmdiff.evaluation.metrics.distribution import CMMD, FID, KID
@@ -15,7 +15,6 @@ from llmdiff.evaluation.metrics.preference import HPSv2, PickScore
 from llmdiff.evaluation.metrics.quality import CLIPIQA
 
 PLUGIN_GROUP = "llmdiff.metrics"
-EMBEDDED_NAME = "openmoji"
 _OWN: tuple[Any, ...] = (SigLIPScore, CLIPScore, CLIPIQA, FID, KID, CMMD, Diversity, PickScore, HPSv2)
 METRICS: dict[str, Any] = {kind.name: kind for kind in _OWN}
 

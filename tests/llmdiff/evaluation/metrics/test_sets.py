@@ -25,16 +25,17 @@ from llmdiff.evaluation.metrics.diversity import Diversity
 from llmdiff.evaluation.metrics.kinds import Pictures
 from llmdiff.evaluation.metrics.models import VisionModel
 from llmdiff.evaluation.metrics.reference import read_reference, set_features
-from llmdiff.openmoji.contents import World
-from llmdiff.openmoji.scenes import draw, lay_out
+from llmdiff.world.rendering import render
+from llmdiff.world.scenes import World
+from llmdiff.world.splits import sample_scene
 
 RNG = np.random.default_rng(1)
 X, Y = RNG.normal(size=(40, 6)), RNG.normal(0.4, 1.5, size=(30, 6)) @ RNG.normal(size=(6, 6))
 
 
 def renders(seed: int, count: int) -> Pictures:
-    rng, world = np.random.default_rng(seed), World(objects=6)
-    return np.stack([draw(lay_out(world.content("seen", rng), rng)) for _ in range(count)])
+    world = World(thing_count=20, styles=("flat",))
+    return np.stack([render(sample_scene(seed, index, world), 64) for index in range(count)])
 
 
 def test_frechet_distance_against_the_product_of_covariances() -> None:
@@ -127,8 +128,7 @@ def test_spoilt_renders_are_further_from_real_ones(metric: Any, folders: dict[st
 def test_the_same_pictures_in_a_folder_are_at_no_distance(
     folders: dict[str, Path], tmp_path: Path, side_px: int
 ) -> None:
-    scenes = np.stack([draw(lay_out(World(objects=6).content("seen", RNG), RNG)) for _ in range(40)])
-    drawn = [np.asarray(Image.fromarray(one).resize((side_px, side_px), 3)) for one in scenes]
+    drawn = [np.asarray(Image.fromarray(one).resize((side_px, side_px), 3)) for one in renders(3, 40)]
     for number, picture in enumerate(drawn):
         Image.fromarray(picture).save(tmp_path / f"{number:02d}.png")
     reference = read_reference(tmp_path)
