@@ -3,6 +3,11 @@
 from llmdiff_lab.comparison.settings import BenchmarkSettings
 from llmdiff_lab.world_build.presets import find_preset
 
+_PRECISIONS = {
+    "no": "All is computed in float32.",
+    "bf16": "The LLM and the trainings compute in bfloat16; trained weights and pictures are float32.",
+}
+
 
 def protocol_notes(settings: BenchmarkSettings) -> list[str]:
     """Return the notes, one string each."""
@@ -43,7 +48,7 @@ def _training(settings: BenchmarkSettings) -> str:
         alike = "; in a step on pictures all see the same captions, pictures and noise"
     return (
         f"Every rival is trained for {first} of {settings.batch} captions, on the same {settings.captions} captions "
-        f"and their scenes{alike}."
+        f"and their scenes{alike}. {_PRECISIONS[settings.precision]}"
     )
 
 

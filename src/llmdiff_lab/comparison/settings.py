@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llmdiff.checks.bounds import COUNT, GUIDANCE
 from llmdiff.errors import ConfigError
@@ -37,6 +37,7 @@ class BenchmarkSettings:
         guidance_scales: scales that every system tries with the first seed on `validation_prompts` prompts of every
             split that are not in the suite; the one with the most correct pictures is used. If empty, all systems draw
             at `guidance_scale`.
+        precision: of the LLM's weights and of the trainings' forward and backward passes; "no" is float32.
 
     Units: `steps`, `text_steps` and `search_steps` in optimiser steps, `drawing_steps` in denoising steps.
 
@@ -62,6 +63,7 @@ class BenchmarkSettings:
     guidance_scale: float = 3.0
     guidance_scales: tuple[float, ...] = ()
     validation_prompts: int = 20
+    precision: Literal["no", "bf16"] = "no"
     protocol: int = PROTOCOL
 
     def __post_init__(self) -> None:
@@ -114,7 +116,7 @@ def settings_like(
         batch=batch or preset.adapter_batch,
         captions=captions or preset.adapter_captions,
         learning_rates=tuple(learning_rates) or (preset.adapter_lr,),
-        **fields,
+        **({"precision": preset.precision} | fields),
     )
 
 
@@ -133,7 +135,7 @@ def keep_settings(settings: BenchmarkSettings, folder: Path) -> None:
     path = folder / _NAME
     now = plain_settings(settings)
     if path.exists():
-        was = read_json(path)
+        was = {"precision": "no"} | read_json(path)
         if was.get("protocol", 1) != settings.protocol:
             raise ConfigError(
                 f"{folder} has a benchmark of protocol {was.get('protocol', 1)}, but this version uses protocol "

@@ -29,7 +29,7 @@ from llmdiff.training.conditioning import Conditioning
 from llmdiff.training.config import TrainConfig
 from llmdiff.training.data import Samples
 from llmdiff.training.log import read_log
-from llmdiff.training.prepare import fill_latents, latent_store, load_samples, missing_latents
+from llmdiff.training.prepare import COMPUTED_IN, fill_latents, latent_store, load_samples, missing_latents
 from llmdiff_lab.comparison.memory import PeakMemory
 from llmdiff_lab.comparison.rates import DIVERGED, RateSearch, held_out_loss
 from llmdiff_lab.comparison.settings import BenchmarkSettings
@@ -141,6 +141,7 @@ class Trainings:
             seed=preset.seed + seed,
             validate_once=True,
             lr_warmup_share=WARMUP_SHARE,
+            precision=self.settings.precision,
         )
 
     def _train_rival(self, system: System, place: Path, seed: int) -> None:
@@ -249,8 +250,11 @@ class Trainings:
             return {}
         if kind not in self._readers:
             name, device = getattr(self.settings, kind), self.build.device
-            load: Any = DecoderLLM.from_pretrained if kind == "llm" else EncoderStates.from_pretrained
-            self._readers[kind] = load(name, device=device)
+            if kind == "llm":
+                dtype = COMPUTED_IN[self.settings.precision]
+                self._readers[kind] = DecoderLLM.from_pretrained(name, device=device, dtype=dtype)
+            else:
+                self._readers[kind] = EncoderStates.from_pretrained(name, device=device)
         return {kind: self._readers[kind]}
 
 

@@ -50,7 +50,8 @@ class RemovableLora(nn.Module):
         self.down = nn.ModuleDict()
         self.up = nn.ModuleDict()
         for name, layer in self._layers.items():
-            down, up = layer.lora_A[_NAME], layer.lora_B[_NAME]
+            # Trained weights are float32, also in a model of half precision.
+            down, up = layer.lora_A[_NAME].float(), layer.lora_B[_NAME].float()
             nn.init.normal_(down.weight, std=1 / rank)
             nn.init.zeros_(up.weight)
             self.down[name.replace(".", "/")] = down.requires_grad_(True)

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -22,6 +23,7 @@ from llmdiff_lab.cli.main import app
 from llmdiff_lab.comparison import run as running
 from llmdiff_lab.comparison import trainings
 from llmdiff_lab.comparison.prepare import choose_rivals, prepare_benchmark
+from llmdiff_lab.comparison.protocol_notes import protocol_notes
 from llmdiff_lab.comparison.systems import Variant
 
 SMALL = {"steps": 6, "prompts_per_split": 1, "drawing_steps": 1}
@@ -74,6 +76,21 @@ def test_parameters_are_counted_of_all_stages(done):
     assert costs["base-longer"] == sum(
         p.numel() for part in (pipe.unet, pipe.text_encoder) for p in part.parameters()
     )
+
+
+@pytest.mark.parametrize(
+    "name", ["last-hidden", "layer-weights", "routed", "ella", "llm4gen-lora", "registers", "refined-both-lora"]
+)
+def test_a_system_is_trained_in_bfloat16_with_weights_in_float32(built, tmp_path, name):
+    plan = benchmark(built, tmp_path, [name], seeds=1, text_steps=3, precision="bf16")
+    plan.trainings.train(name, 0)
+    assert plan.trainings.pipe.unet.dtype == torch.float32
+    conditioning = plan.trainings.conditioning(name, 0)
+    assert {p.dtype for module in conditioning.modules.values() for p in module.parameters()} == {torch.float32}
+    with conditioning.attached(plan.trainings.pipe):
+        picture = plan.trainings.pipe("a cat", num_inference_steps=1, output_type="np").images[0]
+    assert np.isfinite(picture).all()
+    assert any("bfloat16" in note for note in protocol_notes(plan.settings))
 
 
 def test_seeds_differ_and_their_seed_is_all_that_does(done):
