@@ -21,6 +21,7 @@ RESULT_TITLES = {
     "blocks": "Which of the LLM's blocks count",
     "compare-llms": "Several LLMs, the same adapter",
     "denoising": "Is an LLM a diffusion model?",
+    "forty-prompts": "Forty prompts of a stranger",
     "own-pictures": "What own pictures teach",
     "performance": "Speed and memory",
     "pointing": "The pointing game",
@@ -43,7 +44,7 @@ ABOUT_FIRST_WORLD = (
 # Names of the records in RESULTS that were made on the first world. Remove a name when its record is made again.
 FIRST_WORLD = frozenset({
     "attention", "benchmark", "benchmark-parts", "benchmark-refined", "blocks", "compare-llms", "denoising",
-    "own-pictures", "performance", "pointing", "probes", "proxy", "scale", "scenes", "scorer", "scores",
+    "own-pictures", "performance", "pointing", "probes", "proxy", "scale", "scorer", "scores",
     "speed-record", "training-speed", "warm-start",
 })  # fmt: skip
 

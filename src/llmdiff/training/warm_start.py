@@ -49,6 +49,8 @@ Target = Callable[[Sequence[int], Mapping[str, Tensor]], tuple[Mapping[str, Tens
 POSITIONS = 16
 """Number of image states kept as queries for each picture and step."""
 
+# Variance of a layer below which its errors count less, as a share of the layers' mean variance.
+_LEAST_VARIANCE = 0.02
 _DRAWN_TOGETHER = 16
 _SORTED_TOGETHER = 16  # number of batches
 
@@ -206,11 +208,8 @@ def warm_start(
                 "encoder_hidden_states": read.to(denoiser.device, denoiser.dtype),
                 "attention_mask": None if mask is None else mask.to(denoiser.device, denoiser.dtype),
             }
-            errors = [
-                unexplained(attn(put[name], **seen).float(), wanted[name])
-                for name, attn in text_layers.items()
-            ]
-        loss = torch.stack(errors).mean()
+            given = {name: attn(put[name], **seen).float() for name, attn in text_layers.items()}
+        loss = unexplained(given, wanted)
         figures = {"unexplained": float(loss.detach())}
         if pooled is not None and wanted_pooled is not None:
             wrong = F.mse_loss(pooled.float(), wanted_pooled.float()) / wanted_pooled.float().var()
@@ -271,10 +270,16 @@ def base_target(pipe: Any, captions: Sequence[str]) -> Target:
     return target
 
 
-def unexplained(given: Tensor, wanted: Tensor) -> Tensor:
-    """Return the unexplained share of the variance of a layer's target output: mean squared error / variance."""
-    variance = (wanted - wanted.mean((0, 1))).square().mean()
-    share: Tensor = (given - wanted).square().mean() / variance.clamp(min=1e-12)
+def unexplained(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Tensor:
+    """Return the unexplained share of the variance of the layers' target outputs, the mean over the layers.
+
+    A layer's share is mean squared error / variance. A layer that varies far less than the others counts less: it
+    adds little to the denoiser's states, and what it adds are a few outliers.
+    """
+    errors = torch.stack([(given[name] - wanted[name]).square().mean() for name in wanted])
+    variances = torch.stack([(one - one.mean((0, 1))).square().mean() for one in wanted.values()])
+    least = (_LEAST_VARIANCE * variances.mean()).clamp(min=1e-12)
+    share: Tensor = (errors / variances.clamp(min=least)).mean()
     return share
 
 

@@ -15,7 +15,7 @@ from llmdiff.errors import UnsupportedPipelineError
 from llmdiff.language.cache import EncodingCache
 from llmdiff.training.adapter_conditioning import AdapterConditioning
 from llmdiff.training.loop_config import LoopConfig
-from llmdiff.training.warm_start import alike_batch, draw_queries, stored_queries, warm_start
+from llmdiff.training.warm_start import alike_batch, draw_queries, stored_queries, unexplained, warm_start
 
 CAPTIONS = ["a red cat", "two green apples", "a blue car on the left of a dog", "three dogs", ""]
 
@@ -145,3 +145,19 @@ def assert_same(one, other):
     assert torch.equal(one.timesteps, other.timesteps)
     assert one.states.keys() == other.states.keys()
     assert all(torch.equal(one.states[name], value) for name, value in other.states.items())
+
+
+def test_a_layer_that_hardly_varies_counts_less():
+    generator = torch.Generator().manual_seed(0)
+    wanted = {
+        name: size * torch.randn(64, 8, 16, generator=generator) for name, size in (("a", 3.0), ("b", 0.01))
+    }
+    # As large as the second layer's outputs: nothing of it is explained.
+    given = {"a": wanted["a"], "b": torch.zeros_like(wanted["b"])}
+    assert float(unexplained(given, wanted)) < 0.01
+    assert float(unexplained({**given, "a": torch.zeros_like(wanted["a"])}, wanted)) == pytest.approx(
+        0.5, abs=0.02
+    )
+    alike = {name: one / one.std() for name, one in wanted.items()}
+    half = {"a": alike["a"], "b": torch.zeros_like(alike["b"])}
+    assert float(unexplained(half, alike)) == pytest.approx(0.5, abs=0.02)

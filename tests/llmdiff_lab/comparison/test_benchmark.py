@@ -79,14 +79,17 @@ def test_parameters_are_counted_of_all_stages(done):
 
 
 @pytest.mark.parametrize(
-    "name", ["last-hidden", "layer-weights", "routed", "ella", "llm4gen-lora", "registers", "refined-both-lora"]
+    "name",
+    ["last-hidden", "layer-weights", "routed", "ella", "llm4gen-lora", "registers", "refined-both-lora"],
 )
 def test_a_system_is_trained_in_bfloat16_with_weights_in_float32(built, tmp_path, name):
     plan = benchmark(built, tmp_path, [name], seeds=1, text_steps=3, precision="bf16")
     plan.trainings.train(name, 0)
     assert plan.trainings.pipe.unet.dtype == torch.float32
     conditioning = plan.trainings.conditioning(name, 0)
-    assert {p.dtype for module in conditioning.modules.values() for p in module.parameters()} == {torch.float32}
+    assert {p.dtype for module in conditioning.modules.values() for p in module.parameters()} == {
+        torch.float32
+    }
     with conditioning.attached(plan.trainings.pipe):
         picture = plan.trainings.pipe("a cat", num_inference_steps=1, output_type="np").images[0]
     assert np.isfinite(picture).all()
