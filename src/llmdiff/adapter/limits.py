@@ -83,6 +83,12 @@ def guidance_arguments(pipe: Any, scale: float) -> dict[str, float]:
     return {"true_cfg_scale" if guided else "guidance_scale": scale}
 
 
+def reads_guidance(pipe: Any) -> bool:
+    """Return whether a pipeline's `guidance_scale` has an effect; in Flux it is an input that not all models have."""
+    by_other = families.family_of(pipe).guided_by == "true_cfg_scale"
+    return not by_other or bool(_config(pipe).get("guidance_embeds"))
+
+
 def warn_of_unread_negative(pipe: Any, guidance_scale: float) -> None:
     """Warn if a negative prompt has no effect in a pipeline whose call takes one."""
     family = families.family_of(pipe)

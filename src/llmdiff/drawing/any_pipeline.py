@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from llmdiff.adapter.limits import guidance_arguments
+from llmdiff.adapter.limits import guidance_arguments, reads_guidance
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,6 +39,12 @@ def pictures(pipe: Any, prompts: Sequence[str], **asked: Any) -> list["Image"]:
                 f"{name} has no effect: {type(pipe).__name__} takes none; leave it out, or set its own guider",
                 stacklevel=3,
             )
+    if given.get("guidance_scale", 1.0) > 1 and not reads_guidance(pipe):
+        warnings.warn(
+            f"guidance_scale has no effect: the denoiser of this {type(pipe).__name__} is distilled and reads none; "
+            "leave it at 1",
+            stacklevel=3,
+        )
     given |= {name: value for name, value in _ONE_FRAME.items() if name in wanted}
     result = pipe(prompt=list(prompts), output_type="pil", **given)
     if hasattr(result, "images"):

@@ -110,8 +110,8 @@ class Preset:
     adapter_refiner_layers: int = 4
     adapter_captions: int = 16_000
     adapter_gain_steps: int = 140
-    adapter_warm_steps: int = 2_500
-    adapter_steps: int = 350
+    adapter_warm_steps: int = 4_800
+    adapter_steps: int = 400
     adapter_lr_share_after_text: float = 0.3
     adapter_batch: int = 96
     adapter_muon: bool = True

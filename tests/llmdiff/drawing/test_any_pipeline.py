@@ -1,5 +1,6 @@
 """Every family's pipelines draw pictures by the same arguments, videos as one frame."""
 
+import warnings
 from typing import Any
 
 import pytest
@@ -47,3 +48,15 @@ def test_the_guidance_scale_reaches_pipelines_that_name_it_otherwise() -> None:
     assert torch.equal(latents(guidance_scale=6.0), by_hand)
     assert not torch.equal(latents(guidance_scale=3.0), by_hand)
     assert torch.equal(latents(guidance_scale=1.0), latents())
+
+
+def test_a_scale_that_a_distilled_denoiser_does_not_read_is_said() -> None:
+    pipe: Any = BUILDERS["flux"]()
+    side = 2 * side_multiple_px(pipe)
+    asked = {"num_inference_steps": 1, "height": side, "width": side, "max_sequence_length": 32}
+    pipe.transformer.register_to_config(guidance_embeds=False)
+    with pytest.warns(UserWarning, match="guidance_scale has no effect: the denoiser of this FluxPipeline"):
+        pictures(pipe, ["a cat"], guidance_scale=3.0, **asked)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pictures(pipe, ["a cat"], guidance_scale=1.0, **asked)
