@@ -11,7 +11,7 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.tx
 EXTRAS ?=
 TEST_WORKERS ?= 2
 TEST_ARGS ?=
-DEMO_PROMPT ?= the bird that looks as if it wore a dinner jacket under a rocket
+DEMO_PROMPT ?= a spacecraft above a fortress on a blue background
 SOURCES := $(shell find src -type f -not -name '*.pyc')
 
 .PHONY: setup setup-light demo test docs wheel release browser screenshots lint clean

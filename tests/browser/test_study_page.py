@@ -24,7 +24,7 @@ PROMPTS = (
     "the reptile that hides in its shell, on a pink background",
     INJECTED,
     "looking from left to right: a mushroom, then a house",
-    "the bird that looks as if it wore a dinner jacket under a rocket",
+    "a spacecraft above a fortress on a blue background",
 )
 QUESTIONS = ("alignment", "quality", "details")
 

@@ -18,7 +18,7 @@ def _add(verb: Callable[..., None], example: str) -> None:
     app.command(example.split()[1], cls=Verb, epilog=example)(verb)
 
 
-_add(draw.generate, 'llmdiff generate "the bird that looks as if it wore a dinner jacket under a rocket"')
+_add(draw.generate, 'llmdiff generate "a spacecraft above a fortress on a blue background"')
 _add(draw.compare, 'llmdiff compare "an automobile to the right of a tortoise" --number 2 --save-size 256')
 _add(draw.batch, "llmdiff batch prompts.txt --out pictures")
 _add(encode.encode, "llmdiff encode prompts.txt --out encodings")

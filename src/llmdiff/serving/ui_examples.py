@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from llmdiff.adapter.base_pipeline import EMBEDDED_NAME
 
 # Drawn when the page opens.
-OPENING, OPENING_SEED = "the bird that looks as if it wore a dinner jacket under a rocket", 0
+OPENING, OPENING_SEED = "a spacecraft above a fortress on a blue background", 0
 
 # With words of the embedded default's world; each group tests one ability.
 EXAMPLES: Mapping[str, tuple[str, ...]] = {
+    "New words (in no training caption)": (OPENING, "a grizzly to the right of a two-wheeler"),
     "Things that are described, not named": (
-        OPENING,
+        "the berry that is eaten with cream at Wimbledon, on a pink background",
         "the thing that Ringo Starr played, above the thing that Mary Poppins flies with",
     ),
     "People doing something, in new words": ("a woman swaying to the music to the left of a lion",),
@@ -22,7 +23,6 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "Colours": ("a pink umbrella above a green circle",),
     "Numbers": ("two tents and three balloons together on a gray background",),
     "New sentence forms (in no training caption)": ("In the left half a plane, in the right half a cat.",),
-    "New words (in no training caption)": ("a grizzly to the right of a two-wheeler",),
     "What must not be there": ("A sailboat between the moon and a bicycle. Skip a key.",),
     "Styles": ("a black-and-white drawing of a castle to the right of a horse",),
 }

@@ -10,7 +10,7 @@ from llmdiff.drawing.models import Models, load
 
 GOLDEN = Path(__file__).parent / "golden"
 # Of `make demo`.
-DEMO_PROMPT = "the bird that looks as if it wore a dinner jacket under a rocket"
+DEMO_PROMPT = "a spacecraft above a fortress on a blue background"
 PROMPT, SEED = "a cat above a red apple", 7
 
 
