@@ -100,7 +100,13 @@ def test_encodings_beside_an_llm_and_folders_of_another_origin_are_refused(model
 
 @pytest.mark.parametrize(
     ("fields", "draws_alone"),
-    [({}, True), ({"scale": 1.0}, True), ({"scale": 0.5}, False), ({"keep_base_text": True}, False)],
+    [
+        ({}, True),
+        ({"scale": 1.0}, True),
+        ({"scale": 0.5}, False),
+        ({"keep_base_text": True}, False),
+        ({"layer_scale": "mid_block.*=0.5"}, False),
+    ],
 )
 def test_text_encoders_are_loaded_where_they_are_asked(
     models: Path, fields: dict[str, Any], draws_alone: bool
