@@ -179,4 +179,4 @@ def test_another_llm_gets_a_new_adapter(tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     with Image.open(out) as image:
-        assert image.size == (64, 64)
+        assert image.size == (128, 128)

@@ -124,6 +124,7 @@ def test_a_negative_prompt_that_changes_nothing_is_told_of(family: str, scale: f
         one = draw(pipe, settings(negative_prompt="green", **order), 3)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("ignore", "guidance_scale has no effect")  # the tiny Flux is distilled
         other = draw(pipe, settings(**order), 3)
     assert one.tobytes() == other.tobytes()
 

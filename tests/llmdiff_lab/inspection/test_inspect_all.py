@@ -56,7 +56,7 @@ def test_the_proxy_is_measured_against_the_llm_alone_on_the_same_prompts(
     finally:
         endpoint.close()
     record = json.loads((tmp_path / "proxy.json").read_text())
-    assert set(record["splits"]) == {"synonyms", "indirect"}
+    assert set(record["splits"]) == {"synonyms", "descriptions"}
     for row in record["splits"].values():
         assert set(row["accuracy"]) == {"base", "llm", "llm reworded", "llm told"}
         assert all(figures["n"] == 2 for figures in row["accuracy"].values())
@@ -66,5 +66,5 @@ def test_the_proxy_is_measured_against_the_llm_alone_on_the_same_prompts(
     # One of the four was refused when it was asked.
     assert [row["answer"] for row in record["examples"]].count("") == 1
     assert record["splits"]["synonyms"]["answered"] == 0.5
-    assert record["splits"]["indirect"]["answered"] == 1.0
+    assert record["splits"]["descriptions"]["answered"] == 1.0
     assert "gain" in capsys.readouterr().out
