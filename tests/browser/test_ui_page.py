@@ -156,7 +156,7 @@ def test_the_embedded_default_opens_with_a_picture(visit: Any, shoot: Any) -> No
         expect(pictures).to_have_count(2)
         assert pictures.first.evaluate("image => image.decode().then(() => image.naturalWidth)") >= 128
         expect(field(page, "prompt")).to_have_value(OPENING)
-        example = EXAMPLES["New words (in no training caption)"][0]
+        example = EXAMPLES["New words (in no training caption)"][1]
         page.get_by_text(example).first.click()
         expect(field(page, "prompt")).to_have_value(example)
         page.get_by_text("What this small model knows").click()
