@@ -116,20 +116,7 @@ class Build:
 
     def vae(self) -> AutoencoderKL:
         """Return the autoencoder."""
-
-        def make() -> dict[str, Any]:
-            folder, pictures = self.folder / "vae", range(self.preset.vae_images)
-            model = vae.train_vae(
-                self.preset,
-                scenes.training_pictures(self.preset, pictures, self._pool),
-                folder,
-                self.device,
-            )
-            save_model(model, folder / "model")
-            return {"held_out_psnr_db": self._psnr_db(model, folder)}
-
-        self._stage("vae", make)
-        return self._load(AutoencoderKL, "vae").to(self.device)
+        return self._autoencoder("vae", vae.train_vae)
 
     def scenes(self, wording: Wording = "plain", view: Literal["scenes", "portraits"] = "scenes") -> SceneSet:
         """Return what the training scenes show, with the base's plain captions or the adapters' rich ones."""
@@ -219,21 +206,7 @@ class Build:
 
     def decoder(self) -> AutoencoderKL:
         """Return the autoencoder after further training of its decoder."""
-
-        def make() -> dict[str, Any]:
-            folder, pictures = self.folder / "decoder", range(self.preset.vae_images)
-            model = vae.refine_decoder(
-                self.vae(),
-                self.preset,
-                scenes.training_pictures(self.preset, pictures, self._pool),
-                folder,
-                self.device,
-            )
-            save_model(model, folder / "model")
-            return {"held_out_psnr_db": self._psnr_db(model, folder)}
-
-        self._stage("decoder", make)
-        return self._load(AutoencoderKL, "decoder").to(self.device)
+        return self._autoencoder("decoder", lambda *given: vae.refine_decoder(self.vae(), *given))
 
     def checker(self) -> WorldChecker:
         """Return the checker of pictures."""
@@ -316,6 +289,20 @@ class Build:
     def _stage(self, name: str, make: Callable[[], dict[str, Any]]) -> None:
         run_stage(self.folder / name, self.preset, make)
 
+    def _autoencoder(self, stage: str, train: Callable[..., AutoencoderKL]) -> AutoencoderKL:
+        """Return the autoencoder of a stage that trains it on pictures."""
+
+        def make() -> dict[str, Any]:
+            folder, pictures = self.folder / stage, range(self.preset.vae_images)
+            made = scenes.training_pictures(self.preset, pictures, self._pool)
+            model = train(self.preset, made, folder, self.device)
+            save_model(model, folder / "model")
+            held_out = scenes.held_out_pictures(self.preset, 512)
+            return {"held_out_psnr_db": vae.psnr_db(model, held_out, folder / "held-out.png")}
+
+        self._stage(stage, make)
+        return self._load(AutoencoderKL, stage).to(self.device)
+
     def _load(self, kind: Any, stage: str) -> Any:
         """Return the model saved by a stage."""
         place = self.folder / stage / "model"
@@ -325,6 +312,3 @@ class Build:
     def _pool(self) -> ProcessPoolExecutor:
         """Return the rendering processes, started on first use."""
         return self._open.enter_context(renderers())
-
-    def _psnr_db(self, model: AutoencoderKL, folder: Path) -> float:
-        return vae.psnr_db(model, scenes.held_out_pictures(self.preset, 512), folder / "held-out.png")

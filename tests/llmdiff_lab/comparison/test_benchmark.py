@@ -86,6 +86,9 @@ def test_a_system_is_trained_in_bfloat16_with_weights_in_float32(built, tmp_path
     plan = benchmark(built, tmp_path, [name], seeds=1, text_steps=3, precision="bf16")
     plan.trainings.train(name, 0)
     assert plan.trainings.pipe.unet.dtype == torch.float32
+    config = plan.trainings._config(plan.trainings.preset, tmp_path)
+    assert config.training.precision == "bf16"
+    assert plan.trainings._reader("llm")["llm"].model.dtype == torch.bfloat16
     conditioning = plan.trainings.conditioning(name, 0)
     assert {p.dtype for module in conditioning.modules.values() for p in module.parameters()} == {
         torch.float32
