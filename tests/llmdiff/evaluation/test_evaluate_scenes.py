@@ -25,6 +25,8 @@ from llmdiff.world.reading import Reading, reading_of
 from llmdiff.world.scenes import World
 from llmdiff.world.splits import SPLITS
 
+from .told_reader import Reader
+
 WORLD = World(thing_count=40, styles=("flat", "line"))
 
 
@@ -45,18 +47,6 @@ def render(rows: Sequence[ScenePrompt]) -> System:
         return np.stack([by_seed[seed].render() for seed in seeds])
 
     return system
-
-
-class Reader(WorldChecker):
-    """Sees what it is told to, in the order of the pictures."""
-
-    def __init__(self, seen: Sequence[Reading]) -> None:
-        super().__init__(WORLD, channels=8)
-        self.seen = list(seen)
-
-    def read(self, images: NDArray[np.uint8], *, batch: int = 64) -> list[Reading]:
-        found, self.seen = self.seen[: len(images)], self.seen[len(images) :]
-        return found
 
 
 def evaluate(
@@ -89,7 +79,7 @@ def test_figures_agree_with_a_hand_count(tmp_path: Path) -> None:
     base = [right[0], replace(right[1], things=()), turned(right[2]), nothing]
     ours = [right[0], other_background, right[2], turned(right[3])]
     figures = evaluate(
-        {"base": render(rows), "llm": render(rows)}, rows, Reader(base + ours), tmp_path, batch=4
+        {"base": render(rows), "llm": render(rows)}, rows, Reader(WORLD, base + ours), tmp_path, batch=4
     )["systems"]
     base_found, ours_found = figures["base"]["metrics"], figures["llm"]["metrics"]
     assert (base_found["scenes"]["mean"], base_found["scenes"]["n"]) == (0.25, 4)

@@ -22,24 +22,14 @@ from llmdiff.evaluation.suites.scenes import (
 from llmdiff.evaluation.tables import report_tables
 from llmdiff.world.checker import WorldChecker
 from llmdiff.world.packaged import packaged_world, save_world
-from llmdiff.world.reading import Reading, matches, reading_of
+from llmdiff.world.reading import matches, reading_of
 from llmdiff.world.rendering import SCENE_SIZE_PX, render
 from llmdiff.world.scenes import World
 from llmdiff.world.splits import SPLITS
 
+from ..told_reader import Reader
+
 WORLD = World(thing_count=96, styles=("flat", "line"))
-
-
-class Reader(WorldChecker):
-    """Sees what it is told to, in the order of the pictures."""
-
-    def __init__(self, seen: Sequence[Reading]) -> None:
-        super().__init__(WORLD, channels=8)
-        self.seen = list(seen)
-
-    def read(self, images: NDArray[np.uint8], *, batch: int = 64) -> list[Reading]:
-        found, self.seen = self.seen[: len(images)], self.seen[len(images) :]
-        return found
 
 
 def drawn(rows: Sequence[ScenePrompt]) -> Any:
@@ -78,7 +68,7 @@ def test_figures_agree_with_the_verdicts_on_what_was_read(tmp_path: Path) -> Non
     verdicts = [matches(row.expected, reading) for row, reading in zip(rows, wrong, strict=True)]
     systems = {"perfect": drawn(rows), "shifted": drawn(rows)}
     report = evaluate_suite(
-        systems, scenes_suite(rows), tmp_path, metrics=[SceneScorer(Reader(right + wrong))], batch=8
+        systems, scenes_suite(rows), tmp_path, metrics=[SceneScorer(Reader(WORLD, right + wrong))], batch=8
     )
     perfect, shifted = (report["systems"][name]["metrics"] for name in systems)
     assert all(
@@ -99,7 +89,7 @@ def test_figures_agree_with_the_verdicts_on_what_was_read(tmp_path: Path) -> Non
 
 def test_a_picture_that_cannot_be_drawn_has_no_part_right() -> None:
     for row in scene_prompts(2, 0, WORLD):
-        failed = SceneScorer(Reader([])).failed(row)
+        failed = SceneScorer(Reader(WORLD, [])).failed(row)
         assert failed["score"] == 0
         # What must not be there is not, and nothing stands on its head.
         right = {name for name, value in failed["parts"].items() if value}
@@ -116,7 +106,7 @@ def test_a_part_that_only_undrawn_prompts_request_counts(tmp_path: Path) -> None
             raise RuntimeError("the lamp went out")
         return np.zeros((len(prompts), SCENE_SIZE_PX, SCENE_SIZE_PX, 3), dtype=np.uint8)
 
-    checker = Reader([reading_of(row.scene) for row in rows if row.prompt not in undrawn])
+    checker = Reader(WORLD, [reading_of(row.scene) for row in rows if row.prompt not in undrawn])
     report = evaluate_suite(
         {"fragile": fragile}, scenes_suite(rows), tmp_path, metrics=[SceneScorer(checker)], batch=1
     )
