@@ -18,8 +18,9 @@ from llmdiff.adapter.starting import init_from_base
 from llmdiff.adapter.storage import ReadTensors, load_adapter_files, save_adapter_files
 from llmdiff.adapter.true_weights import place_of
 from llmdiff.checks.validation import keywords_of, settings_from
-from llmdiff.errors import AdapterMismatchError
+from llmdiff.errors import AdapterMismatchError, ConfigError
 from llmdiff.language.encoding import ContextEncoding
+from llmdiff.language.routing import RoutingForm
 from llmdiff.types import TextEncoding
 
 # Encoded by the base's text encoder when an adapter is created, to measure the size of its text states.
@@ -172,6 +173,24 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         for module in adapter.children():
             module.to(place_of(denoiser, pipe))
         return adapter
+
+    def with_routing(self, groups: int, form: RoutingForm = "signed") -> Self:
+        """Return a copy in which groups of attention layers have gains of their own, at first the shared ones.
+
+        The copy draws the same pictures until it is trained.
+
+        Raises:
+            ConfigError: the adapter has groups already, or sums no blocks.
+        """
+        if self.context is None or self.groups > 1:
+            found = "it sums no blocks" if self.context is None else f"it has {self.groups} groups"
+            raise ConfigError(f"routing is {groups}, but the adapter cannot be given groups: {found}")
+        config = {name: value for name, value in self.config.items() if not name.startswith("_")}
+        make: Any = type(self)
+        twin: Self = make(**config | {"routing": groups, "routing_form": form})
+        twin.load_state_dict({**twin.state_dict(), **self.state_dict()})
+        twin.to(self.device)
+        return twin
 
     def save_pretrained(  # type: ignore[override, unused-ignore]
         self, save_directory: str | Path, *, dtype: torch.dtype | None = None, card: str | None = None

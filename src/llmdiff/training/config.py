@@ -38,7 +38,8 @@ _MAX_CONFIG_BYTES = 2**20
 class ModelsConfig(AdapterSettings):
     """LLM and base pipeline as names, folders or Hub ids, and the settings of a new adapter.
 
-    `start` is an adapter to continue training; the other settings are then those of that adapter.
+    `start` is an adapter to continue training; the other settings are then those of that adapter, but `routing` above 1
+    gives groups of attention layers their own gains in an adapter without groups, at first the adapter's.
     """
 
     llm: Name

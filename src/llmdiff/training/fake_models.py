@@ -159,6 +159,8 @@ def _adapter(models: ModelsConfig, llm: Any, pipe: Any) -> LLMDiffAdapter:
         with _reading(AdapterNotFoundError, what, "its config.json", "models.start"):
             found = dict(make.load_config(source))
         config = {name: value for name, value in found.items() if not name.startswith("_")}
+        if models.routing > 1:
+            config |= {"routing": models.routing, "routing_form": models.routing_form}
     else:
         family, denoiser = families.family_of(pipe), families.denoiser_of(pipe)
         text = llm.config.get_text_config(decoder=True)

@@ -246,7 +246,15 @@ def fill_latents(
 def _adapter(config: TrainConfig, llm: DecoderLLM, pipe: Any, samples: Samples) -> LLMDiffAdapter:
     models = config.models
     if models.start is not None:
-        return LLMController.from_pretrained(models.start, llm=llm).adapter
+        started = LLMController.from_pretrained(models.start, llm=llm).adapter
+        if models.routing in (1, started.groups):
+            return started
+        if config.training.gains == "frozen":
+            raise ConfigError(
+                f"models.routing is {models.routing}, but training.gains is frozen, so all groups would keep the gains "
+                f"of {models.start!r}: set gains to first or learned, or leave routing out"
+            )
+        return started.with_routing(models.routing, models.routing_form)
     rows = np.random.default_rng(0).permutation(len(samples))[:CALIBRATION_CAPTIONS]
     captions = [samples.texts(int(row))[0][0] for row in rows]
     return LLMController.create(

@@ -25,7 +25,8 @@ class LaviBridgeConnector(Connector):
         FF1: D -> (D + W) / 2,   FF2: (D + W) / 2 -> W
 
     and LoRA of rank 32 in every projection of the LLM's attention, and in every layer of the U-Net's residual
-    blocks, attentions and gated feed-forwards. The LLM runs in every training step, with gradients.
+    blocks, attentions and gated feed-forwards. With LoRA in it, the LLM runs in every training step, with gradients;
+    without, its states are read once.
 
     Shapes: h (B, T, D) => (B, T, W).
     Source: Zhao et al. 2024 (arXiv 2403.07860) and the released code (rank 32, dropout 0.1; 4096 -> 2432 -> 768
@@ -37,8 +38,6 @@ class LaviBridgeConnector(Connector):
     Args:
         lora: models with LoRA; without any, only the feed-forward stages are trained.
     """
-
-    keeps = "nothing"
 
     def __init__(
         self,
@@ -54,15 +53,18 @@ class LaviBridgeConnector(Connector):
         self.ff1 = _FeedForward(source.hidden_size, middle)
         self.ff2 = _FeedForward(middle, width)
         self.llm_lora = llm_lora(source.llm) if "llm" in lora else None
+        self.keeps = "encodings" if self.llm_lora is None else "nothing"
         self.denoiser_lora = denoiser_lora(denoiser) if "denoiser" in lora else None
 
-    def read(self, prompts: Sequence[str]) -> list[str]:
-        """Return the prompts themselves: the first layers are trained, so no reading can be stored."""
-        return list(prompts)
+    def read(self, prompts: Sequence[str]) -> list[str] | TextEncoding:
+        """Return the LLM's last states; with LoRA in it the prompts themselves, because its states change."""
+        return self.source.encode(prompts) if self.llm_lora is None else list(prompts)
 
-    def carried(self, raw: Sequence[str]) -> TextEncoding:
-        """Return the U-Net's text states of the prompts, (B, T, W)."""
-        last = self._last_hidden(raw)
+    def carried(self, raw: Sequence[str] | TextEncoding) -> TextEncoding:
+        """Return the U-Net's text states of the prompts or of the LLM's last states, (B, T, W)."""
+        last = raw if isinstance(raw, TextEncoding) else self._last_hidden(raw)
+        device = self.norm1.weight.device
+        last = TextEncoding(states=last.states.to(device), token_mask=last.token_mask.to(device))
         states = self.ff2(self.norm2(self.ff1(self.norm1(last.states))))
         return TextEncoding(
             states=states.masked_fill(~last.token_mask[..., None], 0), token_mask=last.token_mask
@@ -83,12 +85,8 @@ class LaviBridgeConnector(Connector):
         for b, (run, row) in enumerate(zip(runs, rows, strict=True)):
             ids[b, : len(run)] = torch.tensor(run)
             places[b, 1 : len(row)] = torch.arange(len(run) - len(row) + 1, len(run))
-        # Padding is on the right and attention is causal: no real token attends to padding. Without LoRA, no
-        # parameter before the feed-forward stages is trained.
-        with (
-            lora_in(self.llm_lora, llm.text_model),
-            torch.set_grad_enabled(torch.is_grad_enabled() and self.llm_lora is not None),
-        ):
+        # Padding is on the right and attention is causal: no real token attends to padding.
+        with lora_in(self.llm_lora, llm.text_model):
             output: Any = llm.text_model(input_ids=ids.to(llm.device), use_cache=False)
         last: Tensor = output.last_hidden_state.float()
         places, mask = places.to(last.device), tokens.token_mask.to(last.device)

@@ -25,6 +25,7 @@ from llmdiff.training.checkpoint import checkpoints, load_checkpoint
 from llmdiff.training.config import TrainConfig, load_config
 from llmdiff.training.log import read_log
 from llmdiff.training.objective import Objective
+from llmdiff.training.plan import make_plan
 from llmdiff.training.prepare import load_models, prepare
 from llmdiff.training.trainer import train_adapter
 
@@ -140,6 +141,33 @@ def test_every_way_of_training_runs_and_changes_the_adapter(config, changes, tmp
     assert ("context.routed.kappa" in moved) == ("models__routing" in changes)
     assert ("context.h_raw" in moved) == changes.get("training__noise", True)
     assert all(value.dtype == torch.float32 and value.isfinite().all() for value in after.values())
+
+
+def test_groups_are_given_to_a_trained_adapter_without_groups(config, tmp_path):
+    plain = train_adapter(config("plain", watch__prompts=[]))
+    started = {"models__start": str(plain), "models__routing": 2, "watch__prompts": []}
+    with pytest.raises(ConfigError, match=r"models.routing is 2, but training.gains is frozen"):
+        train_adapter(config("frozen", **started))
+    changes = {**started, "training__gains": "learned", "training__steps": 1}
+    before = load_models(config("routed", **changes), torch.device("cpu")).adapter
+    assert before.groups == 2
+    for name, value in _weights(plain).items():
+        assert torch.equal(before.state_dict()[name], value), name
+    routed = train_adapter(config("routed", **changes))
+    assert _weights(routed)["context.routed.gamma"].any()
+    planned = make_plan(config("routed", **changes)).trained
+    assert sum(planned.values()) == sum(one.numel() for one in before.parameters() if one.requires_grad)
+    again = config("again", **started | {"models__start": str(routed)})
+    assert (
+        load_models(again, torch.device("cpu")).adapter.groups == 2
+    )  # its own groups, which may stay frozen
+    with pytest.raises(
+        ConfigError, match="routing is 4, but the adapter cannot be given groups: it has 2 groups"
+    ):
+        load_models(
+            config("more", **changes | {"models__start": str(routed), "models__routing": 4}),
+            torch.device("cpu"),
+        )
 
 
 @pytest.mark.parametrize("sharded", [False, True])
