@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.types import TextEncoding
@@ -75,22 +76,30 @@ class LaviBridgeConnector(Connector):
         llm = self.source.llm
         tokens = llm.tokenize(list(prompts), template=self.source.template)
         rows = [ids[real].tolist() for ids, real in zip(tokens.input_ids, tokens.token_mask, strict=True)]
-        # The LLM's input: the prefix (BOS first), the context, the kept tokens without their BOS.
-        runs = [
-            [*tokens.prefix_ids, *context, *row[1:]]
-            for context, row in zip(tokens.context_ids, rows, strict=True)
-        ]
-        ids = torch.zeros(len(runs), max(map(len, runs)), dtype=torch.int64)
+        # A constant prefix is run once for all rows, which gives the same states and gradients; an LLM that cannot
+        # cache it reads it in every row. Its first token is BOS, which the rows have as well.
+        own = tokens.prefix_ids if llm.reading.whole_texts else ()
+        runs = [[*own, *context, *row[1:]] for context, row in zip(tokens.context_ids, rows, strict=True)]
+        ids = torch.zeros(len(runs), max(1, *map(len, runs)), dtype=torch.int64, device=llm.device)
         places = torch.zeros(tokens.input_ids.shape, dtype=torch.int64)
         for b, (run, row) in enumerate(zip(runs, rows, strict=True)):
             ids[b, : len(run)] = torch.tensor(run)
-            places[b, 1 : len(row)] = torch.arange(len(run) - len(row) + 1, len(run))
+            places[b, 1 : len(row)] = torch.arange(len(run) - len(row) + 1, len(run)) + (not own)
         # Padding is on the right and attention is causal: no real token attends to padding.
         with lora_in(self.llm_lora, llm.text_model):
-            output: Any = llm.text_model(input_ids=ids.to(llm.device), use_cache=False)
-        last: Tensor = output.last_hidden_state.float()
+            if own:
+                last: Tensor = llm.text_model(input_ids=ids, use_cache=False).last_hidden_state
+            else:
+                cache = DynamicCache()
+                prefix = ids.new_tensor([tokens.prefix_ids])
+                first = llm.text_model(
+                    input_ids=prefix, past_key_values=cache, use_cache=True
+                ).last_hidden_state
+                cache.batch_repeat_interleave(len(runs))
+                rest = llm.text_model(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+                last = torch.cat([first[:, :1].expand(len(runs), -1, -1), rest], dim=1)
         places, mask = places.to(last.device), tokens.token_mask.to(last.device)
-        kept = last.gather(1, places[..., None].expand(-1, -1, last.shape[-1]))
+        kept = last.float().gather(1, places[..., None].expand(-1, -1, last.shape[-1]))
         return TextEncoding(states=kept, token_mask=mask)
 
     def extended(self, denoiser: nn.Module) -> AbstractContextManager[Any]:

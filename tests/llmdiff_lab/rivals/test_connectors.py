@@ -137,6 +137,29 @@ def test_lavi_bridge_reads_the_llm_with_its_lora_merged(parts):
         assert got.token_mask[b].sum() == len(expected)
 
 
+def test_a_prefix_run_once_gives_the_states_and_gradients_of_whole_texts(parts):
+    parts = replace(parts, template="the photo of {prompt}")
+    connector = create("lavi-bridge", parts).connector.eval()
+    shaken(connector.llm_lora.up)
+    cached = parts.llm.reading
+    found = {}
+    for way in (
+        cached,
+        replace(cached, lone_calls="masked"),
+    ):  # the second runs every text from its first token
+        parts.llm.reading = way
+        states = connector.carried(["", *PROMPTS]).states
+        connector.zero_grad()
+        states.square().sum().backward()
+        lora = connector.llm_lora.named_parameters()
+        found[way.whole_texts] = [states.detach(), *(parameter.grad.clone() for _, parameter in lora)]
+    parts.llm.reading = cached
+    assert len(found[True]) > 8
+    for once, whole in zip(found[False], found[True], strict=True):
+        assert whole.any()
+        torch.testing.assert_close(once, whole, atol=1e-4, rtol=1e-3)
+
+
 def last_states(parts, prompt):
     return parts.llm.last_hidden_states([prompt], template=parts.template).states
 
