@@ -4,7 +4,7 @@ import gc
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -134,7 +134,7 @@ def load(models: Models, *, base_draws: bool = True) -> tuple["LLMController", A
     """Return the controller and the pipeline, on the device, not attached yet.
 
     With `base_draws=False` the caller draws with the LLM in control only. The base's own text encoders are then loaded
-    only if the LLM may not draw alone: at a scale below 1, with `keep_base_text` or `layer_scale`.
+    only if the LLM does not draw alone, see `Control.reads_base`.
 
     Raises:
         ConfigError: the device is not available.
@@ -149,7 +149,7 @@ def load(models: Models, *, base_draws: bool = True) -> tuple["LLMController", A
         models.pipeline,
         device=device,
         dtype=getattr(torch, models.dtype),
-        text_encoders=base_draws or models.keep_base_text or scale < 1 or models.layer_scale is not None,
+        text_encoders=base_draws or replace(models.control, scale=scale).reads_base,
     )
     # Progress bars on a terminal only: in a log they are pages of partial lines.
     pipe.set_progress_bar_config(disable=None, desc="drawing", leave=False)
