@@ -85,6 +85,7 @@ def _adapter(parts: RivalInputs, source: Any, row: RivalRow, **context: Any) -> 
         hidden_size=source.hidden_size,
         base_model_id=parts.base_model_id,
         refiner_layers=row.refiner_layers,
+        refiner_width=source.hidden_size if row.refiner_width == 0 else row.refiner_width,
         routing=_groups(parts, row),
         routing_form=row.routing_form,
         **context,
@@ -112,7 +113,7 @@ def _reads(
                 source.calibrate(parts.captions)
         return AdapterConditioning(_adapter(parts, source, row), source)
 
-    return RivalReading(needs=needs, takes=frozenset({"refiner_layers", *takes}), make=make)
+    return RivalReading(needs=needs, takes=frozenset({"refiner_layers", "refiner_width", *takes}), make=make)
 
 
 def _reads_llm(source: Callable[..., Any]) -> RivalReading:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny.pipelines import build_llm
 from tiny.readers import PROMPTS, shaken
 
 from llmdiff.adapter import layers
@@ -148,6 +149,17 @@ def test_a_refined_row_is_its_plain_one_with_a_refiner(parts, plain):
     assert {one.split(".")[1] for one in more} == {"refiner"}
     assert type(refined.source) is type(before.source)
     assert refined.source_id == before.source_id
+
+
+def test_a_wide_refiner_has_the_width_of_the_llm_and_fixed_gains(parts):
+    text_width = parts.pipe.unet.config.cross_attention_dim
+    parts = replace(parts, llm=build_llm(hidden_size=2 * text_width))
+    widths = {
+        name: create(name, parts).adapter.refiner.to_inside.out_features
+        for name in ("refined", "refined-wide")
+    }
+    assert widths == {"refined": text_width, "refined-wide": 2 * text_width}
+    assert not any("context.gamma" in name for name in create("refined-wide", parts).trainable())
 
 
 def test_one_branch_is_the_sum_without_the_other_term(parts):
