@@ -2,7 +2,8 @@
 
     python -m llmdiff_lab.comparison.versus FOLDER lavi-bridge refined
 
-FOLDER is the folder of a benchmark, or what `docs/results/benchmark-runs.tar.xz` unpacks to. No models are needed.
+FOLDER is the folder of a benchmark, or what `docs/results/benchmark-first-world-runs.tar.xz` unpacks to. No models are
+needed.
 """
 
 import sys

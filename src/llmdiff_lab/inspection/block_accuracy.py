@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmdiff.adapter.adapter import LLMDiffAdapter
+from llmdiff.adapter.layer_groups import layer_groups
 from llmdiff.adapter.settings import Control
 from llmdiff.controller import LLMController
 from llmdiff.errors import ConfigError
@@ -50,7 +52,8 @@ def measure_blocks(
     """Draw the suite with each of `block_settings`; return the learned weights and the accuracies.
 
     `all`, `none` and `alone` are shares of prompts drawn exactly right, `without` is the difference to `all` on the
-    same prompts, with 95 % intervals over prompts; `without` and `alone` have one entry for each block.
+    same prompts, with 95 % intervals over prompts; `without` and `alone` have one entry for each block. `groups` are
+    the names of the attention layers of each column of the weights.
 
     Pictures and scores stay in `folder`; run again, it goes on where it was. `settings` identify the models, so that
     a folder with pictures of others is refused.
@@ -93,6 +96,7 @@ def measure_blocks(
         "prompts": len(suite.prompts),
         "settings": report["settings"],
         "weights": learned_weights(context),
+        "groups": attention_groups(controller.adapter),
         "all": asdict(bootstrap_mean(exact[ALL])),
         "none": asdict(bootstrap_mean(exact[NONE])),
         "without": [
@@ -101,6 +105,12 @@ def measure_blocks(
         "alone": [asdict(bootstrap_mean(exact[f"block {block} alone"])) for block in blocks],
         **{name: report[name] for name in ("checker", "versions", "command", "date")},
     }
+
+
+def attention_groups(adapter: LLMDiffAdapter) -> list[list[str]]:
+    """Return the names of the attention layers of every group that has gains of its own; one group without routing."""
+    groups = layer_groups(adapter.config.cross_attention, adapter.groups)
+    return [[name for name in groups if groups[name] == group] for group in range(adapter.groups)]
 
 
 def learned_weights(context: ContextEncoding) -> dict[str, list[list[float]]]:

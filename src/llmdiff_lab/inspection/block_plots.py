@@ -29,8 +29,22 @@ def block_table(report: dict[str, Any], *, markdown: bool = False) -> str:
     return (
         f"{text_table(rows, markdown)}\n\nAll blocks: {percent(report['all'])} %; no block, which leaves x_0 alone: "
         f"{percent(report['none'])} %. {report['prompts']} prompts, drawn exactly right; 95 % bootstrap intervals over "
-        "prompts. With routing, one weight for each group of attention layers."
+        f"prompts.{_groups_text(report['groups'])}"
     )
+
+
+def _groups_text(groups: list[list[str]]) -> str:
+    if len(groups) == 1:
+        return ""
+    named = "; ".join(
+        f"{number}: {', '.join(_short(name) for name in part)}" for number, part in enumerate(groups)
+    )
+    return f" One weight for each group of attention layers: {named}."
+
+
+def _short(layer: str) -> str:
+    """Return "up_blocks.1.attentions.0" of the name of an attention layer inside it."""
+    return layer.partition(".transformer_blocks")[0]
 
 
 def block_figure(report: dict[str, Any]) -> Any:
@@ -46,7 +60,7 @@ def block_figure(report: dict[str, Any]) -> Any:
     places = figure.subplots(panels + 2, 1)
     if routed:
         for place, (name, values) in zip(places, weights.items(), strict=False):
-            _heat_map(figure, place, values, name)
+            _heat_map(figure, place, values, name, report["groups"])
     else:
         for name, values in weights.items():
             places[0].plot([row[0] for row in values], marker=".", label=name)
@@ -70,12 +84,20 @@ def _bars(place: Any, rows: list[dict[str, float]], title: str, unit: str) -> No
     place.set(title=f"{title}, 95 % intervals over prompts", xlabel="block", ylabel=unit)
 
 
-def _heat_map(figure: Any, place: Any, values: list[list[float]], name: str) -> None:
-    groups = [list(column) for column in zip(*values, strict=True)]
-    most = max(abs(value) for row in groups for value in row) or 1.0
+def _heat_map(figure: Any, place: Any, values: list[list[float]], name: str, groups: list[list[str]]) -> None:
+    """Draw the weights of every group (rows) and block (columns), white at 1, where they start."""
+    rows = [list(column) for column in zip(*values, strict=True)]
+    most = max(abs(value - 1) for row in rows for value in row) or 1.0
     image = place.imshow(
-        groups, aspect="auto", cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest", origin="lower"
+        rows,
+        aspect="auto",
+        cmap="RdBu_r",
+        vmin=1 - most,
+        vmax=1 + most,
+        interpolation="nearest",
+        origin="lower",
     )
-    place.set(title=f"learned {name} by group of attention layers", xlabel="block", ylabel="group")
-    place.set_yticks(range(len(groups)))
+    place.set(title=f"learned {name} by group of attention layers (1: as at the start)", xlabel="block")
+    labels = [f"{_short(part[0])}{f' and {len(part) - 1} more' if part[1:] else ''}" for part in groups]
+    place.set_yticks(range(len(rows)), labels, fontsize=8)
     figure.colorbar(image, ax=place, shrink=0.9)

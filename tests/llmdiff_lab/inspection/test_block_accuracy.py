@@ -15,8 +15,13 @@ from llmdiff.evaluation.systems import pipeline_system
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.world.splits import SPLITS
 from llmdiff_lab.cli.main import app
-from llmdiff_lab.inspection.block_accuracy import block_settings, learned_weights, measure_blocks
-from llmdiff_lab.inspection.block_plots import block_figure
+from llmdiff_lab.inspection.block_accuracy import (
+    attention_groups,
+    block_settings,
+    learned_weights,
+    measure_blocks,
+)
+from llmdiff_lab.inspection.block_plots import block_figure, block_table
 
 
 @pytest.fixture(scope="module")
@@ -117,5 +122,18 @@ def test_routed_weights_have_a_column_for_each_group(tiny_llm, sd_pipe):
     assert np.shape(weights["gamma"]) == np.shape(weights["kappa"]) == (tiny_llm.num_blocks, 2)
     row = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 10}
     rows = [row] * tiny_llm.num_blocks
-    figure = block_figure({"weights": weights, "without": rows, "alone": rows, "all": row, "none": row})
+    groups = attention_groups(controller.adapter)
+    assert [name for part in groups for name in part] == sorted(
+        controller.adapter.config.cross_attention, key=_runs
+    )
+    report = {"weights": weights, "groups": groups, "without": rows, "alone": rows, "all": row, "none": row}
+    figure = block_figure(report)
     assert [place.get_title()[:13] for place in figure.axes[:2]] == ["learned gamma", "learned kappa"]
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert [label.split(".")[0] for label in labels] == [part[0].split(".")[0] for part in groups]
+    assert len(labels) == 2
+    assert f"1: {groups[1][0].partition('.transformer')[0]}" in block_table({**report, "prompts": 10})
+
+
+def _runs(name):
+    return ("down", "mid", "up").index(name.partition("_")[0]), name
