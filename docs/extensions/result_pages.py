@@ -44,7 +44,7 @@ ABOUT_FIRST_WORLD = (
 )
 # Names of the records in RESULTS that were made on the first world. Remove a name when its record is made again.
 FIRST_WORLD = frozenset({
-    "attention", "benchmark-first-world", "benchmark-parts", "benchmark-refined", "blocks", "compare-llms", "denoising",
+    "attention", "benchmark-first-world", "benchmark-parts", "benchmark-refined", "compare-llms", "denoising",
     "own-pictures", "performance", "pointing", "probes", "proxy", "scale", "scorer", "scores",
     "speed-record", "training-speed", "warm-start",
 })  # fmt: skip
