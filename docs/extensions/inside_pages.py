@@ -72,7 +72,7 @@ def opening(record: Record) -> list[str]:
         f"{_accuracy(systems[best]['held_out'])} %"
         + (
             f"; the base as it is draws {_accuracy(systems['base']['held_out'])} %."
-            if "base" in systems
+            if "base" in systems and best != "base"
             else "."
         )
     ]

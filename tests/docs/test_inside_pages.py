@@ -184,6 +184,10 @@ def test_a_benchmark_says_where_ours_is_better_and_where_worse(tmp_path: Path) -
     opening = inside.opening(record)[2]
     assert "; the base as it is draws 20.0 [10" in opening
     assert "Ours, `guided`, draws 40.0 [30.0, 50.0] %, against `ella` +20.0 [+15.0, +25.0] points" in opening
+    record["systems"]["base"] = system(held_out=share(0.7), ours_above=above)
+    opening = inside.opening(record)[2]
+    assert "`base` (" in opening
+    assert "the base as it is" not in opening
 
 
 def test_other_records_are_none_of_these() -> None:
