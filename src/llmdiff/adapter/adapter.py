@@ -174,22 +174,28 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
             module.to(place_of(denoiser, pipe))
         return adapter
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments that make an adapter of the same shapes."""
+        return {name: value for name, value in self.config.items() if not name.startswith("_")}
+
     def with_routing(self, groups: int, form: RoutingForm = "signed") -> Self:
         """Return a copy in which groups of attention layers have gains of their own, at first the shared ones.
 
-        The copy draws the same pictures until it is trained.
+        The copy draws the same pictures until it is trained. An adapter with as many groups is returned as it is.
 
         Raises:
-            ConfigError: the adapter has groups already, or sums no blocks.
+            ConfigError: the adapter has another number of groups already, or sums no blocks.
         """
+        if groups == self.groups:
+            return self
         if self.context is None or self.groups > 1:
             found = "it sums no blocks" if self.context is None else f"it has {self.groups} groups"
             raise ConfigError(f"routing is {groups}, but the adapter cannot be given groups: {found}")
-        config = {name: value for name, value in self.config.items() if not name.startswith("_")}
         make: Any = type(self)
-        twin: Self = make(**config | {"routing": groups, "routing_form": form})
+        with torch.device(self.device):
+            twin: Self = make(**self.arguments | {"routing": groups, "routing_form": form})
         twin.load_state_dict({**twin.state_dict(), **self.state_dict()})
-        twin.to(self.device)
         return twin
 
     def save_pretrained(  # type: ignore[override, unused-ignore]
@@ -207,8 +213,7 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         for name, tensor in self.state_dict().items():
             keep = dtype is None or name.startswith("context.") or not tensor.is_floating_point()
             tensors[name] = tensor.detach().to("cpu", None if keep else dtype).contiguous()
-        config = {name: value for name, value in self.config.items() if not name.startswith("_")}
-        config = {"_class_name": type(self).__name__, **config}
+        config = {"_class_name": type(self).__name__, **self.arguments}
         save_adapter_files(Path(save_directory), config, tensors, card=card)
 
     @classmethod

@@ -188,8 +188,7 @@ def adapter_with(adapter: LLMDiffAdapter, state: Mapping[str, Tensor]) -> LLMDif
     """Return an adapter of the same configuration with copies of these tensors, in eval mode."""
     make: Any = LLMDiffAdapter
     device = next(iter(state.values())).device
-    config = {name: value for name, value in adapter.config.items() if not name.startswith("_")}
-    twin: LLMDiffAdapter = make(**config).to(device)
+    twin: LLMDiffAdapter = make(**adapter.arguments).to(device)
     twin.load_state_dict({name: value.detach() for name, value in state.items()})
     twin.eval()
     return twin

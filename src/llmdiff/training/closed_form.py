@@ -206,8 +206,11 @@ def empty_adapter(old: LLMDiffAdapter, llm: DecoderLLM) -> LLMDiffAdapter:
     A block's gains are those of the old LLM's blocks at the same depth; scales are 1, see `ContextEncoding.calibrate`.
     The other weights are random.
     """
-    config = {name: value for name, value in old.config.items() if not name.startswith("_")}
-    config |= {"llm_id": llm.id, "num_blocks": llm.num_blocks, "hidden_size": llm.hidden_size}
+    config = old.arguments | {
+        "llm_id": llm.id,
+        "num_blocks": llm.num_blocks,
+        "hidden_size": llm.hidden_size,
+    }
     if old.refiner is not None:
         config["refiner_width"] = old.refiner.to_inside.out_features
     make: Any = LLMDiffAdapter

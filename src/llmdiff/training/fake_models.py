@@ -159,8 +159,6 @@ def _adapter(models: ModelsConfig, llm: Any, pipe: Any) -> LLMDiffAdapter:
         with _reading(AdapterNotFoundError, what, "its config.json", "models.start"):
             found = dict(make.load_config(source))
         config = {name: value for name, value in found.items() if not name.startswith("_")}
-        if models.routing > 1:
-            config |= {"routing": models.routing, "routing_form": models.routing_form}
     else:
         family, denoiser = families.family_of(pipe), families.denoiser_of(pipe)
         text = llm.config.get_text_config(decoder=True)
@@ -176,4 +174,4 @@ def _adapter(models: ModelsConfig, llm: Any, pipe: Any) -> LLMDiffAdapter:
             **models.model_dump(include=set(AdapterSettings.model_fields)),
         }
     adapter: LLMDiffAdapter = make(**config)
-    return adapter
+    return adapter if models.routing == 1 else adapter.with_routing(models.routing, models.routing_form)

@@ -247,9 +247,9 @@ def _adapter(config: TrainConfig, llm: DecoderLLM, pipe: Any, samples: Samples) 
     models = config.models
     if models.start is not None:
         started = LLMController.from_pretrained(models.start, llm=llm).adapter
-        if models.routing in (1, started.groups):
+        if models.routing == 1:
             return started
-        if config.training.gains == "frozen":
+        if started.groups == 1 and config.training.gains == "frozen":
             raise ConfigError(
                 f"models.routing is {models.routing}, but training.gains is frozen, so all groups would keep the gains "
                 f"of {models.start!r}: set gains to first or learned, or leave routing out"

@@ -143,10 +143,8 @@ def test_a_prefix_run_once_gives_the_states_and_gradients_of_whole_texts(parts):
     shaken(connector.llm_lora.up)
     cached = parts.llm.reading
     found = {}
-    for way in (
-        cached,
-        replace(cached, lone_calls="masked"),
-    ):  # the second runs every text from its first token
+    from_the_start = replace(cached, lone_calls="masked")  # every text is run from its first token
+    for way in (cached, from_the_start):
         parts.llm.reading = way
         states = connector.carried(["", *PROMPTS]).states
         connector.zero_grad()
@@ -393,6 +391,8 @@ def test_without_lora_only_the_two_stages_learn(parts):
     read = connector.read(PROMPTS)  # once for all steps: nothing before the stages learns
     assert connector.keeps == "encodings"
     assert not read.states.requires_grad
+    connector.carried(read).states.sum().backward()
+    assert all(parameter.grad is None for parameter in parts.llm.model.parameters())
     connector.eval()
     bridge = create("lavi-bridge", parts).connector.eval()  # its LoRA adds nothing yet
     bridge.load_state_dict({**bridge.state_dict(), **connector.state_dict()})
