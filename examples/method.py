@@ -167,14 +167,13 @@ class TwoBranchProcessor:  # in place of a diffusers attention layer's own proce
 
 
 class Adapter(nn.Module):  # all that is trained, by the names of the library's LLMDiffAdapter
-    def __init__(self, unet, num_blocks, hidden_size, *, refiner_layers=4, **encoding):
+    def __init__(self, unet, num_blocks, hidden_size, *, refiner_layers=2, refiner_width=None, **encoding):
         super().__init__()
         self.context = ContextEncoding(num_blocks, hidden_size, **encoding)
         self.norm = nn.LayerNorm(hidden_size)
-        text_width = unet.config.cross_attention_dim
-        width = min(hidden_size, text_width, 1024)
+        width = refiner_width or min(hidden_size, 1024)
         self.refiner = Refiner(hidden_size, width, refiner_layers) if refiner_layers else None
-        self.phi = nn.Linear(hidden_size, text_width)
+        self.phi = nn.Linear(hidden_size, unet.config.cross_attention_dim)
         layers = cross_attention(unet).items()
         self.branches = nn.ModuleDict({name: Branch(attn, hidden_size) for name, attn in layers})
 
@@ -229,7 +228,8 @@ def main():
         llm = AutoModelForCausalLM.from_pretrained(args.llm, dtype=torch.float32).eval()
         tokenizer = AutoTokenizer.from_pretrained(args.llm)
     read = partial(read_blocks, llm, tokenizer, template=shipped.adapter.config.template)
-    adapter = Adapter(pipe.unet, llm.config.num_hidden_layers, llm.config.hidden_size)
+    refiner = {name: shipped.adapter.config[name] for name in ("refiner_layers", "refiner_width")}
+    adapter = Adapter(pipe.unet, llm.config.num_hidden_layers, llm.config.hidden_size, **refiner)
     if args.llm:
         adapter.context.calibrate([read(text) for text in (args.prompt, "two red apples", "a house")])
     else:

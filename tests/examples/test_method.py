@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.families import family_of
 from llmdiff.adapter.installation import install
+from llmdiff.adapter.refiner import LAYERS
 from llmdiff.controller import LLMController
 from llmdiff.language.llm import DecoderLLM
 from llmdiff.training.denoise import denoise
@@ -63,7 +64,7 @@ def both(llm: DecoderLLM, pipe: Any, **options: Any) -> tuple[LLMController, Any
     controller = LLMController.create(llm, pipe, template=TEMPLATE, calibration_prompts=PROMPTS, **options)
     shaken(controller.adapter)
     paper = options.get("encoding") == "paper"
-    layers = options.get("refiner_layers", 4)
+    layers = options.get("refiner_layers", LAYERS)
     plain = method.Adapter(pipe.unet, 3, 16, guided=not paper, refiner_layers=layers)
     plain.load_state_dict(controller.adapter.state_dict())
     return controller, plain
@@ -95,7 +96,7 @@ def test_scales_are_the_librarys() -> None:
         torch.testing.assert_close(scale, getattr(controller.adapter.context, name), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("options", [{}, {"encoding": "paper", "refiner_layers": 0}, {"refiner_layers": 2}])
+@pytest.mark.parametrize("options", [{}, {"encoding": "paper", "refiner_layers": 0}, {"refiner_layers": 4}])
 def test_text_states_and_picture_are_the_librarys(options: dict[str, Any], draw: Callable[..., Any]) -> None:
     llm, pipe = llm_of("llama"), build_sd()
     controller, plain = both(llm, pipe, **options)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from llmdiff.adapter import families, layers
 from llmdiff.adapter.processors import CrossAttentionBranch
-from llmdiff.adapter.refiner import TokenRefiner, inside_width
+from llmdiff.adapter.refiner import TokenRefiner, narrow
 from llmdiff.adapter.saved_config import SavedConfig, check_saved
 from llmdiff.adapter.settings import AdapterSettings
 from llmdiff.adapter.starting import init_from_base
@@ -59,7 +59,8 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         self.norm = nn.LayerNorm(hidden_size)
         self.refiner: TokenRefiner | None = None
         if saved.refiner_layers:
-            width = saved.refiner_width or inside_width(hidden_size, text_width)
+            # Files of earlier versions have no width: it was this one.
+            width = saved.refiner_width or narrow(hidden_size, text_width)
             self.refiner = TokenRefiner(hidden_size, layers=saved.refiner_layers, width=width)
         self.phi = nn.Linear(hidden_size, text_width)
         self.pooled = None if saved.pooled_width is None else nn.Linear(hidden_size, saved.pooled_width)
@@ -165,9 +166,7 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
             text_width=families.text_width(denoiser, family),
             pooled_width=families.pooled_width(denoiser, family, pipe),
             cross_attention=layers.layer_table(denoiser),
-            **settings_from(AdapterSettings, settings, fields).model_dump(
-                include=set(AdapterSettings.model_fields)
-            ),
+            **settings_from(AdapterSettings, settings, fields).fields_for(hidden_size),
         )
         init_from_base(adapter, pipe, family, denoiser, sample_prompts)
         for module in adapter.children():

@@ -7,15 +7,23 @@ from torch import Tensor, nn
 from llmdiff.adapter.layers import heads_of, merge_heads
 from llmdiff.errors import ConfigError
 
-LAYERS = 4
-"""Default number of refiner layers of a new adapter."""
+LAYERS = 2
+"""Default number of blocks of a new adapter's refiner."""
 
 _HEAD_WIDTH = 32
 _WIDEST = 1024
 
 
-def inside_width(hidden_size: int, text_width: int) -> int:
-    """Return the default width of a refiner's blocks: the smaller of both widths, at most 1,024."""
+def wide(hidden_size: int) -> int:
+    """Return the default width of a refiner's blocks: the LLM's, at most 1,024."""
+    return min(hidden_size, _WIDEST)
+
+
+def narrow(hidden_size: int, text_width: int) -> int:
+    """Return the smaller of the LLM's width and that of the denoiser's text states, at most 1,024.
+
+    The width of a saved refiner whose config has none.
+    """
     return min(hidden_size, text_width, _WIDEST)
 
 

@@ -54,7 +54,11 @@ class LayerConfig(Settings):
 
 
 class SavedConfig(AdapterSettings):
-    """The arguments of `LLMDiffAdapter`; files without `refiner_layers` are older than the refiner and have none."""
+    """The arguments of `LLMDiffAdapter`.
+
+    Files of earlier versions: those without `refiner_layers` have no refiner; those without `refiner_width` have one of
+    `refiner.narrow` blocks.
+    """
 
     llm_id: Name
     num_blocks: Annotated[int, Field(ge=0, le=_MAX_BLOCKS)]

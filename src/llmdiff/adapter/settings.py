@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from llmdiff.adapter.gain_settings import check_block_gains, check_layer_scale
-from llmdiff.adapter.refiner import LAYERS
+from llmdiff.adapter.refiner import LAYERS, wide
 from llmdiff.checks.bounds import SCALE, short
 from llmdiff.checks.validation import settings_from
 from llmdiff.errors import ConfigError
@@ -28,12 +28,17 @@ class AdapterSettings(EncodingSettings):
     Fields:
         scale: recommended scale, the default of `attach`; above 0 and at most 1.
         refiner_layers: blocks of the `TokenRefiner`; 0 omits it, as in the paper.
-        refiner_width: their width; None: the smaller of both widths, at most 1,024.
+        refiner_width: their width; None: the LLM's, at most 1,024.
     """
 
     scale: Annotated[float, Field(gt=0, le=1)] = 1.0
     refiner_layers: Annotated[int, Field(ge=0, le=MAX_REFINER_LAYERS)] = LAYERS
     refiner_width: Width | None = None
+
+    def fields_for(self, hidden_size: int) -> dict[str, Any]:
+        """Return the fields of a new adapter for an LLM of this width, with the refiner's width as a number."""
+        found = self.model_dump(include=set(AdapterSettings.model_fields))
+        return found | {"refiner_width": self.refiner_width or wide(hidden_size)}
 
 
 @dataclass(frozen=True, kw_only=True)

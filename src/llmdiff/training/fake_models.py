@@ -14,7 +14,6 @@ from transformers.initialization import no_init_weights
 from llmdiff.adapter import families, layers
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.base_pipeline import EMBEDDED_NAME, model_class, packaged
-from llmdiff.adapter.settings import AdapterSettings
 from llmdiff.controller import adapter_source
 from llmdiff.errors import (
     AdapterNotFoundError,
@@ -171,7 +170,7 @@ def _adapter(models: ModelsConfig, llm: Any, pipe: Any) -> LLMDiffAdapter:
             "text_width": families.text_width(denoiser, family),
             "pooled_width": families.pooled_width(denoiser, family),
             "cross_attention": layers.layer_table(denoiser),
-            **models.model_dump(include=set(AdapterSettings.model_fields)),
+            **models.fields_for(text.hidden_size),
         }
     adapter: LLMDiffAdapter = make(**config)
     return adapter if models.routing == 1 else adapter.with_routing(models.routing, models.routing_form)

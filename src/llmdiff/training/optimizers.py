@@ -80,4 +80,5 @@ def create_optimizer(
             groups, lr=config.learning_rate, betas=config.betas
         )
         return optimizer
-    return MuonAdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
+    muon_dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    return MuonAdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused, muon_dtype=muon_dtype)

@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 
 from torch import nn
 
-from llmdiff.adapter import families, layers
+from llmdiff.adapter import families, layers, refiner
 from llmdiff.adapter.adapter import LLMDiffAdapter
 from llmdiff.adapter.layer_groups import layer_groups
 from llmdiff.language.blocks import Lone
@@ -85,13 +85,21 @@ def _adapter(parts: RivalInputs, source: Any, row: RivalRow, **context: Any) -> 
         hidden_size=source.hidden_size,
         base_model_id=parts.base_model_id,
         refiner_layers=row.refiner_layers,
-        refiner_width=source.hidden_size if row.refiner_width == 0 else row.refiner_width,
+        refiner_width=_refiner_width(parts, source, row),
         routing=_groups(parts, row),
         routing_form=row.routing_form,
         **context,
         **more,
     )
     return adapter
+
+
+def _refiner_width(parts: RivalInputs, source: Any, row: RivalRow) -> int:
+    """Return the width of the refiner's blocks."""
+    if row.refiner_width == "wide":
+        return refiner.wide(source.hidden_size)
+    text_width = families.text_width(families.denoiser_of(parts.pipe), families.family_of(parts.pipe))
+    return refiner.narrow(source.hidden_size, text_width)
 
 
 def _groups(parts: RivalInputs, row: RivalRow) -> int:

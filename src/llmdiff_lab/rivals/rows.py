@@ -22,8 +22,9 @@ class RivalRow(Settings):
     Fields:
         title: a short description. group: its group in reports.
         reading: a name in `readings.READINGS`.
-        refiner_layers: number of blocks of our adapter's refiner. refiner_width: their width; None: the adapter's
-            default, the smaller of reader and denoiser; 0: the reader's.
+        refiner_layers: number of blocks of our adapter's refiner.
+        refiner_width: "wide" blocks are as wide as the reader, "narrow" ones as the smaller of the reader and the
+            denoiser's text states; at most 1,024.
         routing: number of groups of attention layers with separate states; 0: one for each layer.
         routing_form: form of `RoutedGains`.
         lora: models with trained LoRA: "denoiser", "llm".
@@ -36,7 +37,7 @@ class RivalRow(Settings):
     group: Group
     reading: str
     refiner_layers: Annotated[int, Field(ge=0, le=64)] = 0
-    refiner_width: Annotated[int, Field(ge=0, le=4096)] | None = None
+    refiner_width: Literal["wide", "narrow"] = "narrow"
     routing: Annotated[int, Field(ge=0, le=4096)] = 1
     routing_form: RoutingForm = "signed"
     lora: list[Side] = Field(default_factory=list)

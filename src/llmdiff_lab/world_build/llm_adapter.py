@@ -46,6 +46,7 @@ def adapter_config(
                 "lone": preset.adapter_lone,
                 "template": preset.adapter_template,
                 "refiner_layers": preset.adapter_refiner_layers,
+                "refiner_width": preset.adapter_refiner_width,
             },
             "data": {
                 **preset.adapter_data,

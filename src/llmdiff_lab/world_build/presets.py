@@ -107,7 +107,8 @@ class Preset:
     adapter_encoding: Literal["guided", "paper"] = "guided"
     adapter_lone: Literal["token", "token+bos"] = "token+bos"
     adapter_template: str | None = SIMPLE_WORDS
-    adapter_refiner_layers: int = 4
+    adapter_refiner_layers: int = 2
+    adapter_refiner_width: int | None = None
     adapter_captions: int = 16_000
     adapter_gain_steps: int = 140
     adapter_warm_steps: int = 4_800
@@ -130,7 +131,8 @@ class Preset:
         return World(thing_count=self.things, styles=self.styles)
 
 
-CPU = Preset(name="cpu")
+# The shipped adapter is older than the default refiner.
+CPU = Preset(name="cpu", adapter_refiner_layers=4, adapter_refiner_width=160)
 GPU = Preset(
     name="gpu",
     things=None,

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 
 from llmdiff.adapter import LLMDiffAdapter, attach
 from llmdiff.adapter.adapter import uses_muon
-from llmdiff.adapter.refiner import LAYERS, TokenRefiner, inside_width
-from llmdiff.adapter.storage import CONFIG_NAME
+from llmdiff.adapter.manifest import write_manifest
+from llmdiff.adapter.refiner import LAYERS, TokenRefiner, narrow, wide
+from llmdiff.adapter.storage import CONFIG_NAME, WEIGHTS_NAME
 from llmdiff.errors import ConfigError
 from llmdiff.types import TextEncoding
 
@@ -84,6 +85,7 @@ def test_a_new_adapter_says_what_it_says_without_its_refiner(
     adapter = LLMDiffAdapter.create(pipe, llm_id=tiny_llm.id, **sizes)
     assert adapter.refiner is not None
     assert len(adapter.refiner.blocks) == LAYERS
+    assert adapter.refiner.to_inside.out_features == adapter.config.refiner_width == tiny_llm.hidden_size
     plain = make_adapter(pipe, tiny_llm, refiner_layers=0)
     assert plain.refiner is None
     # The random numbers of the refiner come before those of the rest.
@@ -133,10 +135,23 @@ def test_it_is_saved_and_drawn_with_and_older_adapters_have_none(
     assert older.state_dict().keys() == plain.state_dict().keys()
 
 
+def test_a_file_without_a_width_has_a_narrow_refiner(pipe: Any, tmp_path: Path) -> None:
+    width = pipe.unet.config.cross_attention_dim
+    adapter = LLMDiffAdapter.create(
+        pipe, llm_id="an llm", hidden_size=2 * width, num_blocks=2, refiner_layers=4, refiner_width=width
+    )
+    adapter.save_pretrained(tmp_path)
+    path = tmp_path / CONFIG_NAME
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"refiner_width": None}))
+    write_manifest(tmp_path, [CONFIG_NAME, WEIGHTS_NAME])
+    again = LLMDiffAdapter.from_pretrained(tmp_path)
+    for name, tensor in adapter.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+
+
 def test_its_size_and_what_muon_takes() -> None:
-    assert inside_width(576, 160) == 160
-    assert inside_width(512, 768) == 512
-    assert inside_width(4096, 4096) == 1024
+    assert (wide(576), wide(4096)) == (576, 1024)
+    assert (narrow(576, 160), narrow(512, 768), narrow(4096, 4096)) == (160, 512, 1024)
     names = [f"refiner.{name}" for name, _ in TokenRefiner(8, layers=1, width=8).named_parameters()]
     taken = {name for name in names if uses_muon(name)}
     assert "refiner.blocks.0.widen.weight" in taken

@@ -9,13 +9,16 @@ from llmdiff.training.loop_config import LoopConfig
 from llmdiff.training.muon import MuonAdamW, orthogonalise
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (5, 40), (40, 5)])
-def test_orthogonalised_matrices_keep_their_singular_vectors(shape):
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-4), (torch.bfloat16, 0.04)])
+@pytest.mark.parametrize("shape", [(8, 8), (5, 40), (40, 5), (48, 64)])
+def test_orthogonalised_matrices_keep_their_singular_vectors(shape, dtype, atol):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-    seen = left.T @ orthogonalise(matrix) @ right.T  # diagonal where the singular vectors are the same
+    found = orthogonalise(matrix.to(dtype))
+    assert found.dtype == dtype
+    seen = left.T @ found.float() @ right.T  # diagonal where the singular vectors are the same
     values = seen.diagonal()
-    assert torch.allclose(seen, torch.diag(values), atol=1e-4)
+    assert torch.allclose(seen, torch.diag(values), atol=atol)
     assert values.min() > 0.5
     assert values.max() < 1.3
 
