@@ -38,8 +38,9 @@ _MAX_CONFIG_BYTES = 2**20
 class ModelsConfig(AdapterSettings):
     """LLM and base pipeline as names, folders or Hub ids, and the settings of a new adapter.
 
-    `start` is an adapter to continue training; the other settings are then those of that adapter, but `routing` above 1
-    gives groups of attention layers their own gains in an adapter without groups, at first the adapter's.
+    `start` is an adapter to continue training. All settings of a new adapter are then that adapter's, and others than
+    the defaults are errors; but `routing` above 1 gives groups of attention layers their own gains in an adapter
+    without groups, at first the adapter's.
     """
 
     llm: Name
@@ -47,6 +48,17 @@ class ModelsConfig(AdapterSettings):
     start: Name | None = None
     encoding: Encoding = "guided"
     clip: Positive = 3.0
+
+    @model_validator(mode="after")
+    def _start_has_its_own(self) -> Self:
+        for name in AdapterSettings.model_fields if self.start else ():
+            value = getattr(self, name)
+            if not name.startswith("routing") and value != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} is {short(value)}, but start is {short(self.start)}, and a trained adapter keeps its own "
+                    f"{name}: leave out {name} or start"
+                )
+        return self
 
 
 class TrainingConfig(Section):
