@@ -1,7 +1,7 @@
 """Requirements of captions, in a form that a checker compares with the contents of a picture."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from llmdiff.world.layouts import Relation
 
@@ -45,20 +45,3 @@ class Expected:
         for thing in self.things:
             total[thing.name] += thing.count
         return total
-
-    @property
-    def coloured(self) -> Counter[tuple[str, str]]:
-        """Return the required number of things by name and colour, for things with a required colour."""
-        total: Counter[tuple[str, str]] = Counter()
-        for thing in self.things:
-            if thing.colour is not None:
-                total[thing.name, thing.colour] += thing.count
-        return total
-
-    def as_dict(self) -> dict[str, object]:
-        """Return the requirements for JSON, without open ones."""
-        kept = {key: value for key, value in asdict(self).items() if value}
-        kept["things"] = [
-            {key: value for key, value in asdict(thing).items() if value} for thing in self.things
-        ]
-        return kept
