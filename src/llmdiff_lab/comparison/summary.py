@@ -22,7 +22,8 @@ from llmdiff_lab.comparison.systems import BASE, System
 _SEEN = "seen"
 _FEWEST_SYSTEMS = 4
 _RELATIONS = ("right", "swapped", "wrong")
-# Our system in a report, with which all others are compared: the first of these that it has.
+# Our systems. The first of these that a report has is compared with all others, also in metrics; so are, by exact
+# match, the rest of them and those that are trained for longer.
 _OURS = ("refined-wide", "refined", "guided")
 _SHARED = "{} systems at a time shared the machine: seconds are longer than those of one alone."
 
@@ -45,7 +46,7 @@ def summarise_runs(
     right = {name: exact_by_prompt(found) for name, found in by_name.items()}
     values = {name: values_by_prompt(found) for name, found in by_name.items()}
     ours = next((name for name in _OURS if name in right), None)
-    longer = [name for name in names if ours is not None and settings.system(name).is_longer(ours)]
+    also = [name for name in names if name != ours and settings.system(name).is_alone(_OURS)]
     for name, system in systems.items():
         if name != BASE and BASE in right:
             system["differences_to_base"] = differences(right[name], right[BASE])
@@ -53,9 +54,9 @@ def summarise_runs(
             system["ours_above"] = differences(right[ours], right[name])
             above_it = metric_differences(values[ours], values[name])
             system["metrics_ours_above"] = metric_figures(above_it, {})["metrics"]
-        above = {one: differences(right[one], right[name]) for one in longer if one != name}
+        above = {one: differences(right[one], right[name]) for one in also if one != name}
         if above:
-            system["longer_above"] = above
+            system["also_above"] = above
     first = runs[0].report
     return {
         "systems": systems,

@@ -1,6 +1,6 @@
 """The systems of a benchmark: the base, rivals, and rivals trained for longer or drawn mixed with the base."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -62,9 +62,9 @@ class System:
         """Return the group of systems that it belongs to."""
         return "base" if self.rival in TITLES else RIVALS[self.rival].group
 
-    def is_longer(self, rival: str) -> bool:
-        """Return whether it is this rival, trained for other than the settings' steps, and drawn alone."""
-        return self.rival == rival and self.steps != 1 and self.scale is None
+    def is_alone(self, rivals: Collection[str]) -> bool:
+        """Return whether it is one of these rivals, trained for any number of steps, and drawn without the base."""
+        return self.rival in rivals and self.scale is None
 
 
 def read_variants(path: Path) -> dict[str, Variant]:

@@ -115,15 +115,15 @@ def ranking(report: Mapping[str, Any]) -> str:
 def _differences(
     report: Mapping[str, Any], ranked: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, Mapping[str, Any]]]]:
-    """Yield headings with differences by system: ours minus it, ours trained longer minus it, it minus the base."""
+    """Yield headings with differences by system: ours minus it, others of ours minus it, it minus the base."""
     systems, over = report["systems"], "points, same prompts, 95 % intervals over prompts"
     above = {name: systems[name]["ours_above"] for name in ranked if "ours_above" in systems[name]}
     yield f"{report['ours']} above the others: {over}", above
-    longer = {name: systems[name].get("longer_above", {}) for name in ranked}
-    for one in dict.fromkeys(one for found in longer.values() for one in found):
+    also = {name: systems[name].get("also_above", {}) for name in ranked}
+    for one in dict.fromkeys(one for found in also.values() for one in found):
         yield (
             f"{one} above the others: {over}",
-            {k: found[one] for k, found in longer.items() if one in found},
+            {k: found[one] for k, found in also.items() if one in found},
         )
     to_base = {
         name: systems[name]["differences_to_base"]

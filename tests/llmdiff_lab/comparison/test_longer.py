@@ -46,10 +46,10 @@ def test_a_rival_takes_as_many_more_steps_of_every_kind_as_its_variant_says(buil
     assert report["systems"]["longer"]["title"] == title
     assert report["systems"]["longer-mixed"]["title"] == f"{title}; drawn at scale 0.3"
     assert report["systems"]["longer"]["group"] == "ours"
-    above = report["systems"]["guided"]["longer_above"]
+    above = report["systems"]["guided"]["also_above"]
     assert list(above) == ["longer"]  # a mixture is none of ours alone
-    assert list(report["systems"]["longer-mixed"]["longer_above"]) == ["longer"]
-    assert "longer_above" not in report["systems"]["longer"]
+    assert list(report["systems"]["longer-mixed"]["also_above"]) == ["longer"]
+    assert "also_above" not in report["systems"]["longer"]
     ours = report["systems"]["longer"]["ours_above"]
     assert {part: gap["mean"] for part, gap in above["longer"].items()} == {
         part: -gap["mean"] for part, gap in ours.items()
