@@ -61,6 +61,7 @@ class LLMDiffAdapter(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-igno
         if saved.refiner_layers:
             # Files of earlier versions have no width: it was this one.
             width = saved.refiner_width or narrow(hidden_size, text_width)
+            self.register_to_config(refiner_width=width)
             self.refiner = TokenRefiner(hidden_size, layers=saved.refiner_layers, width=width)
         self.phi = nn.Linear(hidden_size, text_width)
         self.pooled = None if saved.pooled_width is None else nn.Linear(hidden_size, saved.pooled_width)

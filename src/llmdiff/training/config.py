@@ -1,7 +1,7 @@
 """The configuration of a training run: one YAML file; unknown keys are errors."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -32,15 +32,17 @@ from llmdiff.training.fields import (
 from llmdiff.training.loop_config import LoopConfig
 from llmdiff.training.yaml_text import parse_yaml
 
+if TYPE_CHECKING:
+    from llmdiff.adapter.adapter import LLMDiffAdapter
+
 _MAX_CONFIG_BYTES = 2**20
 
 
 class ModelsConfig(AdapterSettings):
     """LLM and base pipeline as names, folders or Hub ids, and the settings of a new adapter.
 
-    `start` is an adapter to continue training. All settings of a new adapter are then that adapter's, and others than
-    the defaults are errors; but `routing` above 1 gives groups of attention layers their own gains in an adapter
-    without groups, at first the adapter's.
+    `start` is an adapter to continue training; the other settings are then those of that adapter, but `routing` above 1
+    gives groups of attention layers their own gains in an adapter without groups, at first the adapter's.
     """
 
     llm: Name
@@ -49,16 +51,22 @@ class ModelsConfig(AdapterSettings):
     encoding: Encoding = "guided"
     clip: Positive = 3.0
 
-    @model_validator(mode="after")
-    def _start_has_its_own(self) -> Self:
-        for name in AdapterSettings.model_fields if self.start else ():
+    def continued(self, adapter: "LLMDiffAdapter") -> "LLMDiffAdapter":
+        """Return the adapter of `start`, with groups of attention layers if `routing` asks for them.
+
+        Raises:
+            ConfigError: a setting is neither the default nor the adapter's own.
+        """
+        own = adapter.arguments
+        for name in AdapterSettings.model_fields:
             value = getattr(self, name)
-            if not name.startswith("routing") and value != type(self).model_fields[name].default:
-                raise ValueError(
-                    f"{name} is {short(value)}, but start is {short(self.start)}, and a trained adapter keeps its own "
-                    f"{name}: leave out {name} or start"
+            default = type(self).model_fields[name].default
+            if not name.startswith("routing") and value not in (own[name], default):
+                raise ConfigError(
+                    f"models.{name} is {short(value)}, but in the adapter of models.start {short(self.start)} it is "
+                    f"{short(own[name])}: leave out models.{name}, or models.start to train a new adapter"
                 )
-        return self
+        return adapter if self.routing == 1 else adapter.with_routing(self.routing, self.routing_form)
 
 
 class TrainingConfig(Section):

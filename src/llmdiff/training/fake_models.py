@@ -157,20 +157,20 @@ def _adapter(models: ModelsConfig, llm: Any, pipe: Any) -> LLMDiffAdapter:
         what = f"config of adapter {models.start!r}"
         with _reading(AdapterNotFoundError, what, "its config.json", "models.start"):
             found = dict(make.load_config(source))
-        config = {name: value for name, value in found.items() if not name.startswith("_")}
-    else:
-        family, denoiser = families.family_of(pipe), families.denoiser_of(pipe)
-        text = llm.config.get_text_config(decoder=True)
-        config = {
-            "llm_id": models.llm,
-            "num_blocks": text.num_hidden_layers,
-            "hidden_size": text.hidden_size,
-            "family": family.name,
-            "base_model_id": models.base,
-            "text_width": families.text_width(denoiser, family),
-            "pooled_width": families.pooled_width(denoiser, family),
-            "cross_attention": layers.layer_table(denoiser),
-            **models.fields_for(text.hidden_size),
-        }
-    adapter: LLMDiffAdapter = make(**config)
-    return adapter if models.routing == 1 else adapter.with_routing(models.routing, models.routing_form)
+        return models.continued(
+            make(**{name: value for name, value in found.items() if not name.startswith("_")})
+        )
+    family, denoiser = families.family_of(pipe), families.denoiser_of(pipe)
+    text = llm.config.get_text_config(decoder=True)
+    adapter: LLMDiffAdapter = make(
+        llm_id=models.llm,
+        num_blocks=text.num_hidden_layers,
+        hidden_size=text.hidden_size,
+        family=family.name,
+        base_model_id=models.base,
+        text_width=families.text_width(denoiser, family),
+        pooled_width=families.pooled_width(denoiser, family),
+        cross_attention=layers.layer_table(denoiser),
+        **models.fields_for(text.hidden_size),
+    )
+    return adapter

@@ -247,14 +247,12 @@ def _adapter(config: TrainConfig, llm: DecoderLLM, pipe: Any, samples: Samples) 
     models = config.models
     if models.start is not None:
         started = LLMController.from_pretrained(models.start, llm=llm).adapter
-        if models.routing == 1:
-            return started
-        if started.groups == 1 and config.training.gains == "frozen":
+        if started.groups == 1 < models.routing and config.training.gains == "frozen":
             raise ConfigError(
                 f"models.routing is {models.routing}, but training.gains is frozen, so all groups would keep the gains "
                 f"of {models.start!r}: set gains to first or learned, or leave routing out"
             )
-        return started.with_routing(models.routing, models.routing_form)
+        return models.continued(started)
     rows = np.random.default_rng(0).permutation(len(samples))[:CALIBRATION_CAPTIONS]
     captions = [samples.texts(int(row))[0][0] for row in rows]
     return LLMController.create(

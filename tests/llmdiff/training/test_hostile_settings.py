@@ -59,15 +59,6 @@ def test_every_number_has_an_end(path: Path, name: str) -> None:
     assert name in refused(path, f"{name}={10**19}")
 
 
-def test_a_trained_adapter_keeps_its_own_settings(path: Path) -> None:
-    message = (
-        "refiner_layers is 4, but start is 'openmoji', and a trained adapter keeps its own refiner_layers"
-    )
-    assert message in refused(path, "models.start=openmoji", "models.refiner_layers=4")
-    assert "template is 'A {prompt}'" in refused(path, "models.start=openmoji", "models.template=A {prompt}")
-    assert load_config(path, ["models.start=openmoji", "models.refiner_layers=2"]).models.start == "openmoji"
-
-
 def test_no_and_off_are_text_and_truth_is_still_read(path: Path) -> None:
     found = load_config(
         path, ["training.precision=no", "data.flip=no", "training.noise=off", "data.aspect_buckets=false"]

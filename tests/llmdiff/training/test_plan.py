@@ -48,6 +48,19 @@ def embedded(tmp_path_factory):
     )
 
 
+def test_a_trained_adapter_keeps_its_own_settings(embedded):
+    def with_models(**changes):
+        return embedded.model_copy(update={"models": embedded.models.model_copy(update=changes)})
+
+    assert make_plan(with_models(refiner_layers=4, refiner_width=160)).trained == make_plan(embedded).trained
+    other = with_models(refiner_layers=3)
+    message = "models.refiner_layers is 3, but in the adapter of models.start 'openmoji' it is 4: leave out"
+    with pytest.raises(ConfigError, match=message):
+        make_plan(other)
+    with pytest.raises(ConfigError, match=message):
+        load_models(other, torch.device("cpu"))
+
+
 def test_a_plan_of_the_embedded_default_is_what_a_run_of_it_takes(embedded):
     plan = make_plan(embedded)
     parts = load_models(embedded, torch.device("cpu"))
