@@ -26,7 +26,7 @@ def test_card_names_the_models_and_how_to_load(pipe: Any, make_llm: Any) -> None
     assert 'LLMController.from_pretrained("someone/an-adapter")' in found.text
     assert "# an-adapter" in found.text
     assert "512 tokens" in found.text
-    assert "| refiner | 4 layers of width 16 |" in found.text
+    assert "| refiner | 2 layers of width 16 |" in found.text
     assert "| default scale | 1 (1: the LLM alone) |" in found.text
     assert "load it yourself" not in found.text
     rows = [line for line in found.text.splitlines() if line.startswith("| template")]
