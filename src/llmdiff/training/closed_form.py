@@ -211,8 +211,6 @@ def empty_adapter(old: LLMDiffAdapter, llm: DecoderLLM) -> LLMDiffAdapter:
         "num_blocks": llm.num_blocks,
         "hidden_size": llm.hidden_size,
     }
-    if old.refiner is not None:
-        config["refiner_width"] = old.refiner.to_inside.out_features
     make: Any = LLMDiffAdapter
     new: LLMDiffAdapter = make(**config).to(next(old.parameters()).device)
     assert old.context is not None

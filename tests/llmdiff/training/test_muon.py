@@ -7,6 +7,7 @@ from torch import nn
 from llmdiff.training.loop import train
 from llmdiff.training.loop_config import LoopConfig
 from llmdiff.training.muon import MuonAdamW, orthogonalise
+from llmdiff.training.optimizers import create_optimizer
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-4), (torch.bfloat16, 0.04)])
@@ -70,6 +71,19 @@ def test_the_first_update_of_a_convolution_is_its_orthogonalised_gradient():
     seen = (u.T @ change @ v.T).diagonal()[:rank]
     assert ((seen > 0.5) & (seen < 1.3)).all()
     assert weight.grad is None
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("no", torch.float32), ("bf16", torch.bfloat16)])
+def test_updates_are_orthogonalised_in_the_precision_of_the_training(precision, dtype):
+    weight = nn.Parameter(torch.zeros(5, 40))
+    gradient = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
+    weight.grad = gradient.clone()
+    config = LoopConfig(steps=1, learning_rate=0.1, weight_decay=0.0, precision=precision)
+    create_optimizer({"w": weight}, config, lambda name: (1, 1), lambda name: True, fused=False).step()
+    wanted = torch.lerp(gradient, 0.05 * gradient, 0.95)  # Nesterov's momentum in the first step
+    expected = -0.1 * 0.2 * 40**0.5 * orthogonalise(wanted.to(dtype)).float()
+    # The two dtypes differ by 7e-4 here.
+    torch.testing.assert_close(weight.detach(), expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (5, 40), (40, 5), (6, 4, 3, 3)])

@@ -265,7 +265,10 @@ def test_ours_is_the_refined_one_where_there_is_one_and_nobody_where_there_is_no
     both = summarise_runs(runs, SETTINGS, command="", left_out={})
     assert both["ours"] == "refined"
     assert "ours_above" in both["systems"]["guided"]
+    assert list(both["systems"]["ella"]["also_above"]) == ["guided"]
+    assert "also_above" not in both["systems"]["guided"]
     assert "refined above the others" in benchmark_tables(both)
+    assert "guided above the others" in benchmark_tables(both)
     assert "refined - this, siglip" in benchmark_page(both, runs)
     others = [run for run in runs if run.system in ("base", "ella")]
     without = summarise_runs(others, SETTINGS, command="", left_out={})
