@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -17,11 +16,11 @@ from llmdiff.adapter.families import denoiser_of
 from llmdiff.adapter.installation import installation_on
 from llmdiff.adapter.layers import heads_of
 from llmdiff.adapter.limits import check_steps
-from llmdiff.adapter.processors import KeysValues
 from llmdiff.adapter.settings import Control, as_control
 from llmdiff.adapter.texts import plain_text
 from llmdiff.controller import LLMController
 from llmdiff.drawing.any_pipeline import pictures
+from llmdiff.drawing.attention_sums import AttentionSums, attention_shares
 from llmdiff.errors import ConfigError, PromptError, UnsupportedPipelineError
 from llmdiff.language.rewording import readings
 from llmdiff.language.saved_encodings import SavedEncodings
@@ -128,7 +127,7 @@ def draw_with_maps(
 class WordWatch:
     """Attention maps of one picture while it is drawn; call `next_step` after every denoising step."""
 
-    def __init__(self, prompt: str, words: tuple[Word, ...], watcher: "_Watcher") -> None:
+    def __init__(self, prompt: str, words: tuple[Word, ...], watcher: AttentionSums) -> None:
         self._prompt, self._words, self._watcher = prompt, words, watcher
         self.next_step = watcher.next_step
 
@@ -171,7 +170,7 @@ def watching_words(controller: LLMController, pipe: Any, prompt: str) -> Iterato
     words = words_of(llm.tokenizer, tokens.input_ids[0][tokens.token_mask[0]].tolist(), text)
     if not words:
         raise PromptError(f"prompt is {prompt!r}, expected at least one word to look for")
-    with _watching(pipe, int(tokens.token_mask.sum())) as watcher:
+    with watching_layers(pipe, int(tokens.token_mask.sum())) as watcher:
         yield WordWatch(prompt, words, watcher)
 
 
@@ -199,18 +198,11 @@ def _is_mark(piece: str) -> bool:
     return all(unicodedata.category(letter)[0] in "PZC" for letter in letters)
 
 
-class _Watcher:
-    """Sums the attention of all layers for every step and size of feature map.
-
-    Shapes: a step's sums (3, N, T): pretrained, new, both; of the conditional half of the batch only.
-    """
+class _Watcher(AttentionSums):
+    """Sums the attention of attached layers: pretrained, new, both; of the conditional half of the batch only."""
 
     def __init__(self, token_count: int) -> None:
-        self._tokens = token_count
-        self._steps: list[dict[int, tuple[Tensor, int]]] = [{}]
-
-    def next_step(self) -> None:
-        self._steps.append({})
+        super().__init__(kinds=3, token_count=token_count)
 
     def __call__(self, layer: TwoBranchAttention, hidden_states: Tensor, texts: LayerTexts) -> None:
         attn, branch = layer.attn, layer.branch
@@ -220,32 +212,24 @@ class _Watcher:
                 "turn attention slicing and the like off"
             )
         image = hidden_states[-1:]  # one prompt, one picture: the last row is the conditional one
-        pretrained = _shares(heads_of(attn.to_q(image), attn.heads, attn.norm_q), texts.projected, attn.scale)
-        new = _shares(heads_of(branch.to_q(image), branch.heads, attn.norm_q), texts.llm_states, None)
+        pretrained = attention_shares(
+            heads_of(attn.to_q(image), attn.heads, attn.norm_q), texts.projected, attn.scale
+        )
+        new = attention_shares(
+            heads_of(branch.to_q(image), branch.heads, attn.norm_q), texts.llm_states, None
+        )
         first, second = (gate.abs().float() for gate in branch.gates())
         both = (first * pretrained + second * new) / (first + second).clamp(min=1e-9)
-        seen = torch.stack([pretrained, new, both])[..., : self._tokens].cpu()
-        sums, layers = self._steps[-1].get(seen.shape[1], (torch.zeros(()), 0))
-        self._steps[-1][seen.shape[1]] = (sums + seen, layers + 1)
-
-    def maps(self, height_by_width: float, side: int) -> Tensor:
-        """Return the means over layers, (3, steps, T, side, side)."""
-        steps: list[Tensor] = []
-        for sizes in self._steps:
-            if not sizes:  # opened after the last step
-                continue
-            total, count = torch.zeros(3, self._tokens, side, side), 0
-            for places, (sums, layers) in sizes.items():
-                rows = max(1, round((places * height_by_width) ** 0.5))
-                grid = sums.transpose(1, 2).reshape(3, self._tokens, rows, places // rows)
-                total += F.interpolate(grid, (side, side), mode="bilinear", align_corners=False)
-                count += layers
-            steps.append(total / count)
-        return torch.stack(steps, dim=1)
+        self.add(torch.stack([pretrained, new, both]))
 
 
 @contextmanager
-def _watching(pipe: Any, token_count: int) -> Iterator[_Watcher]:
+def watching_layers(pipe: Any, token_count: int) -> Iterator[AttentionSums]:
+    """Return a context that records the attention of the attached layers: pretrained, new, both.
+
+    Raises:
+        UnsupportedPipelineError: the denoiser has no attached cross-attention.
+    """
     installation = installation_on(denoiser_of(pipe))
     layers = [] if installation is None else list(installation.layers.values())
     watched = [layer for layer in layers if isinstance(layer, TwoBranchAttention)]
@@ -261,14 +245,3 @@ def _watching(pipe: Any, token_count: int) -> Iterator[_Watcher]:
     finally:
         for layer in watched:
             layer.watch = None
-
-
-def _shares(query: Tensor, text: KeysValues, scale: float | None) -> Tensor:
-    """Return softmax weights averaged over heads: query (1, H, N, d), keys (B, H, T, d) => (N, T) float32."""
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    logits = query.float() @ text.key[-1:].float().transpose(-1, -2) * scale
-    if text.mask is not None:
-        mask = text.mask[-1:]
-        logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask
-    weights: Tensor = logits.softmax(-1).mean(1)[0]
-    return weights

@@ -15,11 +15,11 @@ def protocol_notes(settings: BenchmarkSettings) -> list[str]:
         _training(settings),
         _readers(settings),
         "The base's denoiser, its text encoder and the readers of the prompts are frozen, but for LaVi-Bridge, whose "
-        "LoRA changes denoiser and LLM, refined-lora and refined-wide-lora, which have it in the denoiser, and "
-        "refined-llm-lora, which has it in the LLM, behind what stands before every prompt (refined-both-lora has "
-        "both). LLM4GEN and per-block injection were published with a trained denoiser, LLM4GEN also with a loss on "
-        "entities; here it is frozen for them as for ours, and llm4gen-lora has LoRA in it. What is trained, and how "
-        "much of it, is in the table of costs.",
+        "LoRA changes denoiser and LLM, mlp-denoiser-lora, refined-lora and refined-wide-lora, which have it in the "
+        "denoiser, and refined-llm-lora, which has it in the LLM, behind what stands before every prompt "
+        "(refined-both-lora has both). LLM4GEN and per-block injection were published with a trained denoiser, "
+        "LLM4GEN also with a loss on entities; here it is frozen for them as for ours, and llm4gen-lora has LoRA in "
+        "it. What is trained, and how much of it, is in the table of costs.",
         "Optimiser (AdamW, with Muon for matrices inside a trained part), schedule, weight decay, clipping and the "
         "average of the weights are the same. Every stage warms up for at most a tenth of its steps, then decays to "
         "zero.",

@@ -11,8 +11,9 @@ OUT/logs/   logs of several workers, see `fill`
 import gc
 import json
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from llmdiff.evaluation.suites.scenes import SceneScorer, scene_prompts, scenes_
 from llmdiff.evaluation.suites.suite import PromptSuite
 from llmdiff.evaluation.systems import pipeline_system
 from llmdiff.files import read_json, writable_folder, write_whole
+from llmdiff.training.conditioning import Conditioning
 from llmdiff_lab.comparison.page import benchmark_page
 from llmdiff_lab.comparison.runs import EXACT, read_run
 from llmdiff_lab.comparison.settings import BenchmarkSettings, keep_settings
@@ -73,12 +75,13 @@ class Benchmark:
         check_metrics(self.metrics, self._suite, 1, has_reference=False)
 
     @cached_property
-    def _scorer(self) -> SceneScorer:
+    def scorer(self) -> SceneScorer:
+        """Return the scorer with the build's checker."""
         return SceneScorer(self.build.checker())
 
     @cached_property
     def _suite(self) -> PromptSuite:
-        world = self._scorer.checker.world
+        world = self.scorer.checker.world
         return scenes_suite(scene_prompts(self.settings.prompts_per_split, 0, world))
 
     def run(self, *, command: str) -> dict[str, Any]:
@@ -137,7 +140,7 @@ class Benchmark:
 
         If the pictures were deleted, existing figures are kept, and a warning names those that cannot be measured.
         """
-        metrics: list[Any] = [self._scorer, *self.metrics]
+        metrics: list[Any] = [self.scorer, *self.metrics]
         if (place / "report.json").exists():
             measured = read_json(place / "report.json")["metrics"]
             missing = [one.name for one in metrics if measured.get(one.name) != one.model_id]
@@ -155,18 +158,22 @@ class Benchmark:
         Ties go to the lowest. The pictures are those of the first seed. Validation prompts are from the suite's splits
         but not in the suite.
         """
-        shares: dict[float, float] = {}
-        for scale in sorted(self.settings.guidance_scales):
-            place = self.trainings.folder / name / "guidance" / f"{scale:g}"
-            if not (place / "report.json").exists():
-                self._draw(name, 0, self._validation, place, scale, [self._scorer])
-            lines = (place / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
-            shares[scale] = float(np.mean([json.loads(line)["values"][EXACT] for line in lines]))
+        scales = sorted(self.settings.guidance_scales)
+        shares = {scale: float(self.validation_exact(name, scale).mean()) for scale in scales}
         return max(shares, key=lambda scale: shares[scale]) if shares else self.settings.guidance_scale
 
+    def validation_exact(self, name: str, guidance_scale: float) -> NDArray[np.float64]:
+        """Return whether the first seed draws each validation prompt right at a guidance scale. Shapes: (prompts,)."""
+        place = self.trainings.folder / name / "guidance" / f"{guidance_scale:g}"
+        if not (place / "report.json").exists():
+            self._draw(name, 0, self.validation, place, guidance_scale, [self.scorer])
+        lines = (place / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+        return np.array([json.loads(line)["values"][EXACT] for line in lines], dtype=np.float64)
+
     @cached_property
-    def _validation(self) -> PromptSuite:
-        world, count = self._scorer.checker.world, self.settings.validation_prompts
+    def validation(self) -> PromptSuite:
+        """Return the prompts of the suite's splits that are not in the suite."""
+        world, count = self.scorer.checker.world, self.settings.validation_prompts
         tested = {row.prompt for row in self._suite.prompts}
         # Twice as many, as some may be in the suite.
         found = [row for row in scene_prompts(2 * count, _VALIDATION_SEED, world) if row.prompt not in tested]
@@ -180,27 +187,39 @@ class Benchmark:
     ) -> None:
         """Draw and score the missing pictures of a suite, with the models of one training."""
         steps = self.settings.drawing_steps
-        trained = cache(lambda: self._trained(name, seed))  # on first use: existing pictures need no weights
+        drawer = cache(lambda: self.drawer(name, seed))  # on first use: existing pictures need no weights
 
         def system(prompts: list[str], seeds: list[int]) -> NDArray[np.uint8]:
-            pipe, attached = trained()
-            with attached():
-                return pipeline_system(pipe, steps=steps, guidance_scale=guidance_scale)(prompts, seeds)
+            with drawer().attached():
+                draw = pipeline_system(drawer().pipe, steps=steps, guidance_scale=guidance_scale)
+                return draw(prompts, seeds)
 
         facts = {"steps": steps, "guidance_scale": guidance_scale, "training_seed": seed}
         evaluate_suite({name: system}, suite, place, metrics=metrics, settings=facts)
 
-    def _trained(
-        self, name: str, seed: int
-    ) -> tuple[StableDiffusionPipeline, Callable[[], AbstractContextManager[Any]]]:
-        """Return the pipeline that draws for a system, and what has to be around it while it does."""
+    def drawer(self, name: str, seed: int) -> "Drawer":
+        """Return the models that draw for a system."""
         pipe, scale = self.trainings.pipe, self.settings.system(name).scale
         if name == BASE:
-            return pipe, nullcontext
+            return Drawer(pipe)
         if name == BASE_LONGER:
-            return self.trainings.longer(seed), nullcontext
-        conditioning = self.trainings.conditioning(name, seed)
-        if scale is None:
-            return pipe, lambda: conditioning.attached(pipe)
-        assert isinstance(conditioning, AdapterConditioning)
-        return pipe, lambda: conditioning.attached(pipe, scale)
+            return Drawer(self.trainings.longer(seed))
+        return Drawer(pipe, self.trainings.conditioning(name, seed), scale)
+
+
+@dataclass(frozen=True)
+class Drawer:
+    """A pipeline, what is attached to it while it draws (None: nothing), and at which scale (None: alone)."""
+
+    pipe: StableDiffusionPipeline
+    conditioning: Conditioning | None = None
+    scale: float | None = None
+
+    def attached(self) -> AbstractContextManager[Any]:
+        """Return a context in which the pipeline draws for the system."""
+        if self.conditioning is None:
+            return nullcontext()
+        if self.scale is None:
+            return self.conditioning.attached(self.pipe)
+        assert isinstance(self.conditioning, AdapterConditioning)
+        return self.conditioning.attached(self.pipe, self.scale)

@@ -126,6 +126,25 @@ def plain_settings(settings: BenchmarkSettings) -> dict[str, Any]:
     return plain
 
 
+def read_settings(folder: Path) -> BenchmarkSettings:
+    """Return the settings of the benchmark in a folder.
+
+    Raises:
+        ConfigError: the folder has no benchmark, or one of another protocol.
+    """
+    path = folder / _NAME
+    if not path.exists():
+        raise ConfigError(
+            f"{folder} has no benchmark, expected {path}: give the --out of llmdiff-lab benchmark"
+        )
+    was = _of_this_protocol(path, PROTOCOL)
+    variants = {name: Variant.model_validate(one) for name, one in was.pop("variants", {}).items()}
+    plain: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in was.items()
+    }
+    return BenchmarkSettings(**plain, variants=variants)
+
+
 def keep_settings(settings: BenchmarkSettings, folder: Path) -> None:
     """Write the settings to the folder, or compare them with existing ones.
 
@@ -135,12 +154,7 @@ def keep_settings(settings: BenchmarkSettings, folder: Path) -> None:
     path = folder / _NAME
     now = plain_settings(settings)
     if path.exists():
-        was = {"precision": "no"} | read_json(path)
-        if was.get("protocol", 1) != settings.protocol:
-            raise ConfigError(
-                f"{folder} has a benchmark of protocol {was.get('protocol', 1)}, but this version uses protocol "
-                f"{settings.protocol}, whose figures are not comparable: use another folder"
-            )
+        was = _of_this_protocol(path, settings.protocol)
         changed = [
             key
             for key in now
@@ -154,3 +168,13 @@ def keep_settings(settings: BenchmarkSettings, folder: Path) -> None:
                 f"{now[changed[0]]!r}: use another folder, or the same value"
             )
     write_whole(path, json.dumps(now, indent=1) + "\n")
+
+
+def _of_this_protocol(path: Path, protocol: int) -> dict[str, Any]:
+    was: dict[str, Any] = {"precision": "no"} | read_json(path)
+    if was.get("protocol", 1) != protocol:
+        raise ConfigError(
+            f"{path.parent} has a benchmark of protocol {was.get('protocol', 1)}, but this version uses protocol "
+            f"{protocol}, whose figures are not comparable: use another folder"
+        )
+    return was

@@ -276,7 +276,16 @@ def test_every_layer_reads_its_own_block(parts, draw):
     assert count(connector) == 4 * 16 * 24
 
 
-CONNECTORS = ["ella", "llm4gen", "llm4gen-lora", "lavi-bridge", "mlp-lora", "per-block", "query-adapter"]
+CONNECTORS = [
+    "ella",
+    "llm4gen",
+    "llm4gen-lora",
+    "lavi-bridge",
+    "mlp-lora",
+    "mlp-denoiser-lora",
+    "per-block",
+    "query-adapter",
+]
 
 
 @pytest.mark.parametrize("name", CONNECTORS)
@@ -382,6 +391,13 @@ def test_lora_in_the_llm_learns_at_a_twentieth_of_the_rate(parts):
         slow = {one for one, share in shares.items() if share != 1}
         assert slow == {one for one in shares if "llm_lora." in one}
         assert {shares[one] for one in slow} == {1 / 20}
+
+
+def test_lora_in_the_denoiser_only_leaves_the_llm_frozen(parts):
+    connector = create("mlp-denoiser-lora", parts).connector
+    names = {name.partition(".")[0] for name, _ in connector.named_parameters()}
+    assert names == {"norm1", "norm2", "ff1", "ff2", "denoiser_lora"}
+    assert connector.keeps == "encodings"
 
 
 def test_without_lora_only_the_two_stages_learn(parts):
