@@ -15,6 +15,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 # Headings of the pages of results; others have the record's name.
 RESULT_TITLES = {
     "attention": "Where the picture follows a word",
+    "behaviour": "How the base, LaVi-Bridge and ours draw",
     "benchmark": "Ways to condition, trained alike",
     "benchmark-first-world": "Ways to condition, on the first world",
     "benchmark-parts": "Ours with single parts removed",
@@ -49,6 +50,9 @@ FIRST_WORLD = frozenset({
     "speed-record", "training-speed", "warm-start",
 })  # fmt: skip
 
+# A record with one of these keys has its page in a text beside it.
+_KEYS_BESIDE = frozenset({"claims", "entries", "without", "exact by guidance scale"})
+
 
 def title_of(path: Path) -> str:
     """Return the heading of a record's page."""
@@ -63,9 +67,7 @@ def result_page(path: Path) -> str:
         lines += ["```{note}", ABOUT_FIRST_WORLD, "```", ""]
     source = f"[`docs/results/{path.name}`](../results/{path.name})"
     end = ["", f"All that was recorded: {source}.", ""]
-    if (
-        "claims" in record or "entries" in record or "without" in record
-    ):  # a text beside the record is the page
+    if not _KEYS_BESIDE.isdisjoint(record):
         return "\n".join([*lines, _beside(path), *end])
     if kind_of(record) == "benchmark":
         lines += opening(record)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llmdiff.environment import check_extra, command_line
+from llmdiff.environment import check_extra, provenance
 from llmdiff.errors import ConfigError, LLMDiffError
 from llmdiff.evaluation.statistics import bootstrap_mean, paired_difference
 from llmdiff.evaluation.suites.scenes import ScenePrompt
@@ -90,7 +90,7 @@ def compare_behaviour(benchmark: Benchmark, systems: Sequence[str]) -> tuple[dic
             seen[label] = read_noun_figures(benchmark.scorer.checker, maps, kind)
         shown += maps[:_SHOWN]
     record = {
-        "command": command_line(),
+        **provenance(),
         "scenes": len(rows),
         "prompts of two nouns": len(nouns),
         "settings": {name: getattr(settings, name) for name in ("drawing_steps", "guidance_scale")},
@@ -132,7 +132,8 @@ def behaviour_tables(record: Mapping[str, Any]) -> str:
         **guidance.FIGURES,
         **attention.FIGURES,
     }
-    parts = [f"Made with `{record['command']}`"]
+    picture = "![Pictures of the base and of each system, with their attention to two nouns](behaviour.png)"
+    parts = [f"Made with `{record['command']}`", picture]
     for title, about in _SECTIONS.items():
         means = record[title]["means"]
         names = list(next(iter(means.values())))
