@@ -7,6 +7,7 @@ Writes OUT/behaviour.json, OUT/behaviour.md and OUT/behaviour.png. Pictures of t
 FOLDER/runs/SYSTEM/guidance/, so that a second call draws only what is missing.
 """
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -90,7 +91,6 @@ def compare_behaviour(benchmark: Benchmark, systems: Sequence[str]) -> tuple[dic
             seen[label] = read_noun_figures(benchmark.scorer.checker, maps, kind)
         shown += maps[:_SHOWN]
     record = {
-        **provenance(),
         "scenes": len(rows),
         "prompts of two nouns": len(nouns),
         "settings": {name: getattr(settings, name) for name in ("drawing_steps", "guidance_scale")},
@@ -207,7 +207,8 @@ def main(arguments: Sequence[str]) -> str:
     check_extra("benchmark", "matplotlib", "peft")
     out = writable_folder(Path(arguments[1]))
     benchmark, systems = load_benchmark(Path(arguments[0])), list(arguments[2:])
-    record, shown = compare_behaviour(benchmark, systems)
+    found, shown = compare_behaviour(benchmark, systems)
+    record = provenance(shlex.join(["python", "-m", "llmdiff_lab.comparison.behaviour", *arguments])) | found
     tables = behaviour_tables(record)
     save_record("behaviour", record, tables, behaviour_figure(systems, shown), out)
     return tables
