@@ -59,10 +59,16 @@ def compare_behaviour(benchmark: Benchmark, systems: Sequence[str]) -> tuple[dic
     Differences are those of the first system to each other one, on the same prompts.
 
     Raises:
+        ConfigError: the benchmark's validation prompts have too few with two nouns.
         LLMDiffError: a system has no trained model in the folder.
     """
     rows = [row for row in benchmark.validation.prompts if isinstance(row, ScenePrompt)]
     nouns = two_nouns(rows)
+    if len(nouns) < _SHOWN:
+        raise ConfigError(
+            f"validation_prompts is {benchmark.settings.validation_prompts}: {len(nouns)} of these prompts have two "
+            f"nouns, expected at least {_SHOWN}; use a benchmark with more"
+        )
     exact: dict[str, dict[str, NDArray[np.float64]]] = {}
     told: dict[str, dict[str, NDArray[np.float64]]] = {}
     seen: dict[str, dict[str, NDArray[np.float64]]] = {}
@@ -96,7 +102,7 @@ def compare_behaviour(benchmark: Benchmark, systems: Sequence[str]) -> tuple[dic
         "settings": {name: getattr(settings, name) for name in ("drawing_steps", "guidance_scale")},
         "exact by guidance scale": _summary(exact, systems[0]),
         "guidance": _summary(told, systems[0]),
-        "attention": _summary(seen, next(label for label in seen if label.startswith(systems[0]))),
+        "attention": _summary(seen, systems[0] if systems[0] in seen else f"{systems[0]}, both"),
     }
     return record, shown
 
