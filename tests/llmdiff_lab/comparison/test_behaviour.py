@@ -188,6 +188,12 @@ def test_the_whole_comparison(plan, monkeypatch, tmp_path):
         assert picture.size[0] > 500
 
 
+def test_too_few_prompts_of_two_nouns_are_an_error_before_anything_is_drawn(plan, monkeypatch):
+    monkeypatch.setattr(behaviour, "two_nouns", lambda rows: rows[:1])
+    with pytest.raises(ConfigError, match="validation_prompts is 2: 1 of these prompts"):
+        compare_behaviour(plan, ["guided"])
+
+
 def test_arguments_are_checked():
     with pytest.raises(ConfigError, match="expected FOLDER OUT SYSTEM"):
         main(["a", "b"])
