@@ -14,7 +14,7 @@ from llmdiff.evaluation.suites.scenes import scene_prompts
 from llmdiff.world.reading import Reading, SeenThing
 from llmdiff_lab.comparison import behaviour
 from llmdiff_lab.comparison.attention import FIGURES, NounMaps, draw_noun_maps, noun_figures, two_nouns
-from llmdiff_lab.comparison.behaviour import main
+from llmdiff_lab.comparison.behaviour import compare_behaviour, main
 from llmdiff_lab.comparison.guidance import guidance_figures, predictions
 from llmdiff_lab.comparison.prepare import choose_rivals, prepare_benchmark
 from llmdiff_lab.comparison.settings import read_settings
