@@ -171,7 +171,14 @@ def _intervals(record: Any) -> Iterator[tuple[float, float, float]]:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/explanation/findings.md"])
 def test_intervals_in_sentences_are_recorded_ones(page: str) -> None:
-    names = ("scenes", "benchmark", "benchmark-first-world", "benchmark-refined", "benchmark-parts")
+    names = (
+        "scenes",
+        "behaviour",
+        "benchmark",
+        "benchmark-first-world",
+        "benchmark-refined",
+        "benchmark-parts",
+    )
     results = ROOT / "docs" / "results"
     known = [
         found for name in names for found in _intervals(json.loads((results / f"{name}.json").read_text()))

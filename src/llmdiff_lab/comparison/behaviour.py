@@ -2,7 +2,7 @@
 
     python -m llmdiff_lab.comparison.behaviour FOLDER OUT lavi-bridge refined-wide
 
-FOLDER is the folder of a benchmark with the trained models of these systems (seed 0). The base is compared as well.
+FOLDER is the folder of a benchmark with the base's pictures and the trained models of these systems (seed 0).
 Writes OUT/behaviour.json, OUT/behaviour.md and OUT/behaviour.png. Pictures of the validation prompts are kept in
 FOLDER/runs/SYSTEM/guidance/, so that a second call draws only what is missing.
 """
@@ -29,6 +29,7 @@ from llmdiff_lab.comparison.attention import NounMaps, draw_noun_maps, read_noun
 from llmdiff_lab.comparison.guidance import guidance_figures, predictions
 from llmdiff_lab.comparison.prepare import prepare_build
 from llmdiff_lab.comparison.run import Benchmark
+from llmdiff_lab.comparison.runs import EXACT, read_run
 from llmdiff_lab.comparison.settings import read_settings
 from llmdiff_lab.comparison.systems import BASE
 from llmdiff_lab.inspection.figure_files import save_record
@@ -36,7 +37,7 @@ from llmdiff_lab.inspection.figure_files import save_record
 SCALES = (1.0, 2.0, 3.0, 5.0, 8.0)
 """Guidance scales at which every system draws the validation prompts."""
 _SHOWN = 2  # prompts in the figure
-_PERCENT = ("words", "order", "caption gap", "blank gap", "guidance gap")
+_PERCENT = ("exact", "words", "order", "caption gap", "blank gap", "guidance gap")
 
 Values = Mapping[str, Mapping[str, NDArray[np.float64]]]
 """Figures of every prompt or scene: system (and kind of map), then figure => (prompts,)."""
@@ -69,12 +70,14 @@ def compare_behaviour(benchmark: Benchmark, systems: Sequence[str]) -> tuple[dic
             f"validation_prompts is {benchmark.settings.validation_prompts}: {len(nouns)} of these prompts have two "
             f"nouns, expected at least {_SHOWN}; use a benchmark with more"
         )
+    suite: dict[str, dict[str, NDArray[np.float64]]] = {}
     exact: dict[str, dict[str, NDArray[np.float64]]] = {}
     told: dict[str, dict[str, NDArray[np.float64]]] = {}
     seen: dict[str, dict[str, NDArray[np.float64]]] = {}
     shown: list[NounMaps] = []
     from_base = None
     for name in dict.fromkeys((BASE, *systems)):
+        suite[name] = {"exact": read_run(benchmark.trainings.place(name, 0), name, 0).figure(EXACT)}
         exact[name] = {f"{scale:g}": benchmark.validation_exact(name, scale) for scale in SCALES}
         drawer = benchmark.drawer(name, 0)
         found = predictions(drawer.pipe, drawer.attached, rows)
@@ -100,6 +103,7 @@ def compare_behaviour(benchmark: Benchmark, systems: Sequence[str]) -> tuple[dic
         "scenes": len(rows),
         "prompts of two nouns": len(nouns),
         "settings": {name: getattr(settings, name) for name in ("drawing_steps", "guidance_scale")},
+        "suite": _summary(suite, systems[0]),
         "exact by guidance scale": _summary(exact, systems[0]),
         "guidance": _summary(told, systems[0]),
         "attention": _summary(seen, systems[0] if systems[0] in seen else f"{systems[0]}, both"),
@@ -134,6 +138,7 @@ def _difference(ours: NDArray[np.float64], other: NDArray[np.float64]) -> dict[s
 def behaviour_tables(record: Mapping[str, Any]) -> str:
     """Return the record's means as Markdown."""
     heads = {
+        "exact": "exact match",
         **{f"{scale:g}": f"guidance {scale:g}" for scale in SCALES},
         **guidance.FIGURES,
         **attention.FIGURES,
@@ -153,9 +158,12 @@ def behaviour_tables(record: Mapping[str, Any]) -> str:
 
 
 _SECTIONS = {
+    "suite": (
+        "Prompts of the benchmark's suite drawn exactly right, %. All intervals here are 95 % bootstrap intervals over "
+        "prompts."
+    ),
     "exact by guidance scale": (
-        "Prompts drawn exactly right, %, by guidance scale: {scenes} prompts that are not in the benchmark's suite. "
-        "All intervals here are 95 % bootstrap intervals over prompts."
+        "Prompts drawn exactly right, %, by guidance scale: {scenes} prompts that are not in the suite."
     ),
     "guidance": (
         "The denoiser's predictions for the noisy scenes of these prompts, at 8 noise levels, compared with those "

@@ -17,6 +17,7 @@ from llmdiff_lab.comparison.attention import FIGURES, NounMaps, draw_noun_maps, 
 from llmdiff_lab.comparison.behaviour import compare_behaviour, main
 from llmdiff_lab.comparison.guidance import guidance_figures, predictions
 from llmdiff_lab.comparison.prepare import choose_rivals, prepare_benchmark
+from llmdiff_lab.comparison.runs import read_run
 from llmdiff_lab.comparison.settings import read_settings
 from llmdiff_lab.comparison.systems import Variant
 
@@ -28,15 +29,14 @@ def plan(built, tmp_path_factory):
     plan = prepare_benchmark(
         built,
         tmp_path_factory.mktemp("behaviour"),
-        choose_rivals(NAMES, variants={"guided-x2": Variant(rival="guided", steps=2)}),
+        choose_rivals(("base", *NAMES), variants={"guided-x2": Variant(rival="guided", steps=2)}),
         seeds=1,
         steps=6,
         prompts_per_split=1,
         validation_prompts=2,
         drawing_steps=2,
     )
-    for name in NAMES:
-        plan.trainings.train(name, 0)
+    plan.fill()
     return plan
 
 
@@ -183,6 +183,10 @@ def test_the_whole_comparison(plan, monkeypatch, tmp_path):
         "guided, new",
         "guided, both",
     ]
+    runs = {name: read_run(plan.trainings.place(name, 0), name, 0).figure("scenes") for name in NAMES}
+    assert record["suite"]["means"]["guided"]["exact"]["mean"] == runs["guided"].mean()
+    difference = record["suite"]["lavi-bridge minus"]["guided"]["exact"]
+    assert difference["mean"] == (runs["lavi-bridge"] - runs["guided"]).mean()
     assert record["guidance"]["means"]["base"]["guidance gap"]["mean"] == 0
     with Image.open(tmp_path / "behaviour.png") as picture:
         assert picture.size[0] > 500
