@@ -60,7 +60,7 @@ def compare_behaviour(benchmark: Benchmark, systems: Sequence[str]) -> tuple[dic
     Differences are those of the first system to each other one, on the same prompts.
 
     Raises:
-        ConfigError: the benchmark's validation prompts have too few with two nouns.
+        ConfigError: a system is not evaluated in the folder, or too few of its validation prompts have two nouns.
         LLMDiffError: a system has no trained model in the folder.
     """
     rows = [row for row in benchmark.validation.prompts if isinstance(row, ScenePrompt)]
@@ -76,10 +76,17 @@ def compare_behaviour(benchmark: Benchmark, systems: Sequence[str]) -> tuple[dic
     seen: dict[str, dict[str, NDArray[np.float64]]] = {}
     shown: list[NounMaps] = []
     from_base = None
-    for name in dict.fromkeys((BASE, *systems)):
+    names = list(dict.fromkeys((BASE, *systems)))
+    for name in names:
+        if not benchmark.is_drawn(name, 0):
+            raise ConfigError(
+                f"{benchmark.folder} has no evaluation of {name!r} with seed 0: run llmdiff-lab benchmark with "
+                f"--rivals {name} first"
+            )
+    drawers = {name: benchmark.drawer(name, 0) for name in names}
+    for name, drawer in drawers.items():
         suite[name] = {"exact": read_run(benchmark.trainings.place(name, 0), name, 0).figure(EXACT)}
         exact[name] = {f"{scale:g}": benchmark.validation_exact(name, scale) for scale in SCALES}
-        drawer = benchmark.drawer(name, 0)
         found = predictions(drawer.pipe, drawer.attached, rows)
         from_base = found if from_base is None else from_base
         told[name] = guidance_figures(found, from_base)

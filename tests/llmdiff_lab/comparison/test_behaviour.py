@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from llmdiff.drawing.attention_maps import Word
-from llmdiff.errors import ConfigError
+from llmdiff.errors import AdapterNotFoundError, ConfigError
 from llmdiff.evaluation.suites.scenes import scene_prompts
 from llmdiff.world.reading import Reading, SeenThing
 from llmdiff_lab.comparison import behaviour
@@ -196,6 +196,19 @@ def test_too_few_prompts_of_two_nouns_are_an_error_before_anything_is_drawn(plan
     monkeypatch.setattr(behaviour, "two_nouns", lambda rows: rows[:1])
     with pytest.raises(ConfigError, match="validation_prompts is 2: 1 of these prompts"):
         compare_behaviour(plan, ["guided"])
+
+
+def test_what_is_missing_is_an_error_before_anything_is_drawn(plan, monkeypatch, tmp_path):
+    monkeypatch.setattr(type(plan), "validation_exact", lambda *_: pytest.fail("drawn"))
+    with pytest.raises(
+        ConfigError, match="no evaluation of 'mlp-lora' with seed 0: run llmdiff-lab benchmark"
+    ):
+        compare_behaviour(plan, ["guided", "mlp-lora"])
+    model = plan.trainings.place("ella", 0) / "model"
+    model.rename(tmp_path / "model")  # as in the recorded runs, which have no weights
+    with pytest.raises(AdapterNotFoundError):
+        compare_behaviour(plan, ["guided", "ella"])
+    (tmp_path / "model").rename(model)
 
 
 def test_arguments_are_checked():
