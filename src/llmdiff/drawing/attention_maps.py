@@ -1,7 +1,7 @@
 """Attention maps: where in the picture the denoiser attends to each word, in both branches of every attached layer."""
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -108,20 +108,36 @@ def draw_with_maps(
             "scale is 0: the base alone draws, without attention to the LLM's words; choose a scale above 0"
         )
     with controller.attached(pipe, control), watching_words(controller, pipe, prompt) as watch:
-
-        def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            watch.next_step()
-            return tensors
-
-        (picture,) = pictures(
-            pipe,
-            [prompt],
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            generator=torch.Generator().manual_seed(seed),
-            callback_on_step_end=after_step,
+        picture = draw_watched(
+            pipe, prompt, watch.next_step, seed=seed, steps=steps, guidance_scale=guidance_scale
         )
     return watch.maps(picture, side=side)
+
+
+def draw_watched(
+    pipe: Any,
+    prompt: str,
+    next_step: Callable[[], None],
+    *,
+    seed: int,
+    steps: int,
+    guidance_scale: float,
+) -> Image.Image:
+    """Draw one picture with a pipeline as it is, and call `next_step` after every denoising step."""
+
+    def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        next_step()
+        return tensors
+
+    (picture,) = pictures(
+        pipe,
+        [prompt],
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        generator=torch.Generator().manual_seed(seed),
+        callback_on_step_end=after_step,
+    )
+    return picture
 
 
 class WordWatch:

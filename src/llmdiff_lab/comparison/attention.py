@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from llmdiff.adapter.families import denoiser_of
 from llmdiff.adapter.layers import heads_of, text_keys_values
 from llmdiff.adapter.processors import KeysValues
-from llmdiff.drawing.any_pipeline import pictures
-from llmdiff.drawing.attention_maps import Word, watching_layers, words_of
+from llmdiff.drawing.attention_maps import Word, draw_watched, watching_layers, words_of
 from llmdiff.drawing.attention_sums import AttentionSums, attention_shares
 from llmdiff.errors import ConfigError
 from llmdiff.evaluation.suites.scenes import ScenePrompt
@@ -91,25 +90,17 @@ def draw_noun_maps(
     count, words = _words(pipe, conditioning, row.prompt)
     watching = watching_layers if isinstance(conditioning, AdapterConditioning) else _watching_own
     with watching(pipe, count) as sums:
-
-        def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            sums.next_step()
-            return tensors
-
-        (picture,) = pictures(
+        picture = draw_watched(
             pipe,
-            [row.prompt],
-            num_inference_steps=steps,
+            row.prompt,
+            sums.next_step,
+            seed=row.seeds(1, 0)[0],
+            steps=steps,
             guidance_scale=guidance_scale,
-            generator=torch.Generator().manual_seed(row.seeds(1, 0)[0]),
-            callback_on_step_end=after_step,
         )
     means = sums.maps(1.0, _SIDE).mean(1)
-    # Of no words too: a tokenizer may know none of a prompt's.
-    merged = torch.stack(
-        [means[:, :0].sum(1), *(means[:, word.start : word.end].sum(1) for word in words)], dim=1
-    )
-    merged = merged[:, 1:]
+    of_words = [means[:, word.start : word.end].sum(1) for word in words]
+    merged = torch.stack(of_words, dim=1) if words else means[:, :0]
     kinds = ("pretrained", "new", "both") if len(merged) == 3 else ("its own",)
     return NounMaps(row=row, picture=picture, words=words, maps=dict(zip(kinds, merged, strict=True)))
 
